@@ -1,0 +1,57 @@
+# Everything happens in .venv; nothing is installed by hand. `make help` lists the targets.
+PYTHON ?= python3.11
+BIN := .venv/bin
+# PyTorch's CPU build: from PyTorch's public index, or, where pip is told of a folder
+# of wheels (find-links) or TORCH_INDEX is empty, from where pip already finds it.
+# pip knows the CPU build by its local version (+cpu); macOS wheels carry none.
+TORCH := 2.13.0
+ifeq ($(shell uname -s),Darwin)
+TORCH_INDEX ?=
+TORCH_SPEC := torch==$(TORCH)
+else
+TORCH_INDEX ?= $(if $(shell $(PYTHON) -m pip config list 2>/dev/null | grep find-links),,https://download.pytorch.org/whl/cpu)
+TORCH_SPEC := torch==$(TORCH)+cpu
+endif
+
+.PHONY: help install demo test check fix bench dev readme clean
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*## /\t/'
+
+install: .venv/.installed  ## make .venv with everything: refloom, the embedded model's runtime, the tools
+
+.venv/.installed: pyproject.toml Makefile
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH_SPEC)
+	$(BIN)/pip install --quiet -e '.[local,dev]'
+	touch $@
+
+demo: install  ## make real rows on the embedded model; no key
+	$(BIN)/refloom demo
+
+test: install  ## run the tests
+	$(BIN)/python -m pytest
+
+check: install  ## format, lint, types, import law, README
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m benchmarks.readme --check
+
+fix: install  ## format and mend what ruff can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: install  ## measure refloom's own cost (needs Go for the mock endpoint)
+	$(BIN)/python benchmarks/own_cost.py
+
+readme: install  ## redraw the README's generated parts
+	$(BIN)/python -m benchmarks.readme
+
+dev: install  ## serve the graphs for LangGraph Studio on 127.0.0.1:2024; no key, nothing sent out
+	LANGGRAPH_CLI_NO_ANALYTICS=1 LANGGRAPH_NO_VERSION_CHECK=true LANGSMITH_TRACING=false \
+	$(BIN)/langgraph dev --no-browser --host 127.0.0.1 --n-jobs-per-worker 8
+
+clean:  ## remove what the other targets made
+	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .langgraph_api demo-run

@@ -1,0 +1,1 @@
+"""What is remembered: references, what was learned from them, instructions there are."""

@@ -1,0 +1,1 @@
+"""What each step does: one file, one function, one prompt."""

@@ -1,0 +1,71 @@
+"""The candidate against the criteria: rules first, then the judge, then what it adds up to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from langgraph.runtime import Runtime
+
+from memory.embed import Embed, cosine
+from nodes.context import Context
+from nodes.criteria import Facts, apply_rules, verdict
+from nodes.generate import place_of
+from nodes.judge import Judged, judge
+from nodes.llm import Complete
+from nodes.state import Attempt, SampleState, Verdict, no_usage
+from nodes.verdicts import decide
+
+
+async def critique(
+    state: SampleState, runtime: Runtime[Context], *, complete: Complete, embed: Embed
+) -> dict[str, Any]:
+    """Judge the candidate and say how the sample stands.
+
+    Reads `instruction`, `candidate`, `criteria`, `attempts`; writes `attempts`, `status`,
+    `reason`, `usage`. A `must` rule that fails saves the judge's call.
+    """
+    context = runtime.context or Context()
+    rules = apply_rules(await _facts(state, context, embed))
+    musts = {c["id"] for c in state["criteria"] if c["must"]}
+    if any(v["verdict"] == "fail" and v["criterion_id"] in musts for v in rules):
+        judged = _unasked(state)
+    else:
+        judged = await judge(
+            complete,
+            context,
+            place_of(state),
+            instruction=state["instruction"],
+            response=state["candidate"],
+            criteria=state["criteria"],
+            draw=len(state.get("attempts", [])),
+        )
+    attempt: Attempt = {
+        "response": state["candidate"],
+        "verdicts": _in_order(state, [*judged.verdicts, *rules]),
+    }
+    decision = decide([*state.get("attempts", []), attempt], state["criteria"], context)
+    return {
+        "attempts": [attempt],
+        "status": decision.status,
+        "reason": decision.reason,
+        "usage": judged.usage,
+    }
+
+
+async def _facts(state: SampleState, context: Context, embed: Embed) -> Facts:
+    bar = state.get("topic_bar")
+    near = None
+    if context.method == "logodds" and bar is not None and state["candidate"].strip():
+        near = await cosine(embed, state["instruction"], state["candidate"])
+    return Facts(state["instruction"], state["candidate"], state["references"], near, bar)
+
+
+def _unasked(state: SampleState) -> Judged:
+    reason = "The judge was not asked, since a rule fails."
+    asked = [c for c in state["criteria"] if c["judged_by"] == "judge"]
+    return Judged([verdict(c["id"], "unknown", reason) for c in asked], no_usage())
+
+
+def _in_order(state: SampleState, verdicts: list[Verdict]) -> list[Verdict]:
+    by_id = {v["criterion_id"]: v for v in verdicts}
+    return [by_id[c["id"]] for c in state["criteria"] if c["id"] in by_id]

@@ -1,0 +1,179 @@
+"""An OpenAI-compatible endpoint as a `Complete`: what it can do is found out once, and remembered.
+
+langchain-openai configures the client. Calls go to it directly, since its message layer costs
+more than a millisecond a call; with tracing or callbacks on they go through it, so that Studio
+shows them as runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from nodes.faults import adjust, failure_of
+from nodes.llm import Call, ProviderStopped, Reply
+from nodes.wire import MODES, raw_reply, request_body
+
+TIMEOUT_S = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where calls go. `base_url` None is OpenAI's own; the key never shows in a repr."""
+
+    base_url: str | None = None
+    api_key: str = field(default="", repr=False)
+
+
+Resolve = Callable[[str, bool], Awaitable[Endpoint]]
+
+
+async def from_environment(model: str, judge: bool) -> Endpoint:
+    """The endpoint for a model name: one that a package registered, else the environment's.
+
+    Packages register under the entry point group `refloom.models`; `local` is such a name.
+    Raises `ProviderStopped` when there is neither a registered model nor an endpoint.
+    """
+    registered = _registered().get(model)
+    if registered is not None:
+        return await asyncio.to_thread(registered)
+    base_url, key = os.environ.get("OPENAI_BASE_URL"), os.environ.get("OPENAI_API_KEY")
+    if judge:
+        base_url = os.environ.get("JUDGE_BASE_URL") or base_url
+        key = os.environ.get("JUDGE_API_KEY") or key
+    if not base_url and not key:
+        raise ProviderStopped(
+            f"no endpoint for model {model!r}: set OPENAI_BASE_URL and OPENAI_API_KEY, "
+            "or use the embedded model 'local'"
+        )
+    return Endpoint(base_url, key or "")
+
+
+@cache
+def _registered() -> dict[str, Callable[[], Endpoint]]:
+    found = {}
+    for point in entry_points(group="refloom.models"):
+        found[point.name] = point.load()
+    return found
+
+
+@dataclass(slots=True)
+class _Known:
+    """What was found out about a model at an endpoint."""
+
+    mode: int = 0
+    without: frozenset[str] = frozenset()
+
+
+class Connection:
+    """A `Complete` over the endpoints that `resolve` names; one client an endpoint and loop.
+
+    `max_retries` are the client's own; a run that retries by itself sets 0.
+    """
+
+    def __init__(self, resolve: Resolve = from_environment, *, max_retries: int = 2) -> None:
+        self._resolve = resolve
+        self._max_retries = max_retries
+        self._known: dict[tuple[str | None, str], _Known] = {}
+        self._models: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Any, Any]] = (
+            WeakKeyDictionary()
+        )
+
+    async def __call__(self, call: Call) -> Reply:
+        """Send the call the best way this endpoint knows; see `nodes.llm.Complete`."""
+        endpoint = await self._resolve(call.model, call.judge)
+        model = self._model(endpoint, call.model)
+        known = self._known.setdefault((endpoint.base_url, call.model), _Known())
+        while True:
+            mode, without = known.mode, known.without
+            try:
+                return await self._send(model, call, mode, without)
+            except Exception as error:  # noqa: BLE001 - every fault is told apart and raised anew
+                fault = failure_of(error, call, mode)
+            if isinstance(fault, Exception):
+                raise fault
+            if (known.mode, known.without) == (mode, without):
+                known.mode, known.without = adjust(fault, mode, without)
+
+    async def _send(self, model: Any, call: Call, mode: int, without: frozenset[str]) -> Reply:
+        body = request_body(call, MODES[mode], without)
+        if _watched():
+            return await _through_langchain(model, body)
+        raw = await model.root_async_client.post(
+            "/chat/completions", cast_to=object, body={"model": call.model, **body}
+        )
+        return raw_reply(raw)
+
+    def _model(self, endpoint: Endpoint, name: str) -> Any:
+        models = self._models.setdefault(asyncio.get_running_loop(), {})
+        if (endpoint, name) not in models:
+            models[endpoint, name] = _chat_model(endpoint, name, self._max_retries)
+        return models[endpoint, name]
+
+    async def aclose(self) -> None:
+        """Close the clients of the running loop."""
+        models = self._models.pop(asyncio.get_running_loop(), {})
+        for model in models.values():
+            await model.root_async_client.close()
+
+
+def _chat_model(endpoint: Endpoint, name: str, max_retries: int) -> Any:
+    from langchain_openai import ChatOpenAI
+    from openai import DefaultAioHttpClient
+
+    return ChatOpenAI(
+        model=name,
+        base_url=endpoint.base_url,
+        api_key=endpoint.api_key or "none",
+        timeout=TIMEOUT_S,
+        max_retries=max_retries,
+        http_async_client=DefaultAioHttpClient(timeout=TIMEOUT_S),
+        stream_usage=False,
+    )
+
+
+def _watched() -> bool:
+    """Whether anybody listens to runs: LangSmith tracing, or callbacks of the caller's."""
+    from langchain_core.runnables.config import ensure_config
+    from langsmith.utils import tracing_is_enabled
+
+    callbacks: Any = ensure_config().get("callbacks")
+    handlers = getattr(callbacks, "handlers", callbacks) or []
+    listening = [h for h in handlers if not type(h).__module__.startswith("langgraph")]
+    return bool(listening) or bool(tracing_is_enabled())
+
+
+async def _through_langchain(model: Any, body: dict[str, Any]) -> Reply:
+    """The same request as a LangChain run; its message holds what the raw answer does."""
+    messages = body["messages"]
+    settings = {k: v for k, v in body.items() if k not in ("messages",)}
+    said = await model.ainvoke([(m["role"], m["content"]) for m in messages], **settings)
+    meta, extra = said.response_metadata, said.additional_kwargs
+    calls = [{"function": {"arguments": _arguments(c)}} for c in said.tool_calls]
+    return raw_reply(
+        {
+            "choices": [
+                {
+                    "finish_reason": meta.get("finish_reason"),
+                    "logprobs": meta.get("logprobs"),
+                    "message": {
+                        "content": said.content if isinstance(said.content, str) else None,
+                        "refusal": extra.get("refusal"),
+                        "tool_calls": calls,
+                    },
+                }
+            ],
+            "usage": meta.get("token_usage"),
+        }
+    )
+
+
+def _arguments(tool_call: Any) -> str:
+    return json.dumps(tool_call["args"], ensure_ascii=False)

@@ -1,0 +1,119 @@
+"""What an endpoint's error means: this call is lost, every call is, or ask in another way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from nodes.llm import Call, CallFailed, ProviderStopped
+from nodes.wire import MODES
+
+TRANSIENT = ("timeout", "connection", "rate_limit", "server")
+# The words by which an endpoint refuses a way of asking for the answer's shape.
+_REFUSALS = {
+    "json_schema": ("response_format", "json_schema", "structured output", "grammar", "guided"),
+    "tools": ("tool", "function"),
+    "json_object": ("response_format", "json_object", "json mode"),
+}
+_OPTIONAL = ("seed", "temperature", "max_tokens")
+
+
+@dataclass(frozen=True, slots=True)
+class Lower:
+    """The endpoint refuses `what`: the mode in use, or one optional field."""
+
+    what: str
+
+
+class Transient(CallFailed):
+    """A call that may succeed when made again; `retry_after` is what the endpoint asked for."""
+
+    retry_after: float | None = None
+
+
+def adjust(fault: Lower, mode: int, without: frozenset[str]) -> tuple[int, frozenset[str]]:
+    """What to use from now on."""
+    if fault.what in _OPTIONAL:
+        return mode, without | {fault.what}
+    return mode + 1, without
+
+
+def failure_of(error: Exception, call: Call, mode: int) -> Exception | Lower:
+    """The failure that an exception of the OpenAI client stands for, or what to lower.
+
+    What is no client error is given back as it is.
+    """
+    import openai
+
+    if isinstance(error, openai.APITimeoutError):
+        return Transient(call.stage, "timeout", "the endpoint did not answer in time")
+    if isinstance(error, openai.APIConnectionError):
+        cause = error.__cause__ or error
+        return Transient(call.stage, "connection", f"no connection to the endpoint: {cause}")
+    if not isinstance(error, openai.APIStatusError):
+        if isinstance(error, openai.OpenAIError | ValueError):
+            return Transient(call.stage, "server", f"the endpoint's answer is no JSON: {error}")
+        return error
+    status, text = error.status_code, _told(error)
+    if status in (400, 422):
+        return _refused(call, status, text, mode)
+    return _by_status(call, status, text, error)
+
+
+def _refused(call: Call, status: int, text: str, mode: int) -> Exception | Lower:
+    low = text.lower()
+    if "content_filter" in low or "content management policy" in low or "responsibleai" in low:
+        return CallFailed(
+            call.stage, "filtered", "the endpoint's content filter refused the prompt"
+        )
+    if "context_length" in low or "context length" in low or "too long" in low:
+        return CallFailed(call.stage, "too_long", f"the prompt is too long: {text[:200]}")
+    if call.answer is None and "logprobs" in low:
+        return ProviderStopped(
+            "the endpoint gives no log-probabilities; judge with --judge-method verdict"
+        )
+    if call.answer is not None and any(w in low for w in _REFUSALS.get(MODES[mode], ())):
+        return Lower(MODES[mode])
+    for name in _OPTIONAL:
+        if name in low:
+            return Lower(name)
+    if "model" in low and ("not exist" in low or "not found" in low or "unknown" in low):
+        return _no_model(call, text)
+    return CallFailed(call.stage, "bad_request", f"status {status}: {text[:300]}")
+
+
+def _by_status(call: Call, status: int, text: str, error: Any) -> Exception:
+    if status in (401, 403):
+        return ProviderStopped(
+            f"the endpoint refused the key (status {status}): check OPENAI_API_KEY"
+            + (" or JUDGE_API_KEY" if call.judge else "")
+        )
+    if status == 404:
+        return _no_model(call, text)
+    if status == 429 and ("insufficient_quota" in text or "billing" in text.lower()):
+        return ProviderStopped("the endpoint's quota is used up: see your plan and billing there")
+    kind = {408: "timeout", 409: "server", 429: "rate_limit"}.get(status)
+    if kind is None and status < 500:
+        return CallFailed(call.stage, "bad_request", f"status {status}: {text[:300]}")
+    failure = Transient(call.stage, kind or "server", f"status {status}: {text[:300]}")
+    failure.retry_after = _seconds(error.response.headers.get("retry-after"))
+    return failure
+
+
+def _no_model(call: Call, text: str) -> ProviderStopped:
+    return ProviderStopped(
+        f"the endpoint knows no model {call.model!r} (or no such address): check --model and "
+        f"--base-url ({text[:200]})"
+    )
+
+
+def _told(error: Any) -> str:
+    body = error.body
+    return f"{body}" if body else str(error.message)
+
+
+def _seconds(value: str | None) -> float | None:
+    try:
+        return max(float(value), 0.0) if value else None
+    except ValueError:
+        return None

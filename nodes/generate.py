@@ -1,0 +1,45 @@
+"""The first candidate response to an instruction."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from langgraph.runtime import Runtime
+
+from nodes.context import Context
+from nodes.llm import Answer, Complete, Place, ask, make_call
+from nodes.state import SampleState
+from prompts import render
+
+
+class Generated(Answer):
+    """What a generation brings."""
+
+    response: str
+
+
+def place_of(state: SampleState) -> Place:
+    """Where in a run the sample's calls belong."""
+    seed, slot = state["seed"], state.get("slot", 0)
+    round_, position = seed.get("round", 0), seed.get("position", 0)
+    return Place(seed.get("id", ""), f"{round_}/{slot}", (round_, position, slot))
+
+
+async def generate(
+    state: SampleState, runtime: Runtime[Context], *, complete: Complete
+) -> dict[str, Any]:
+    """Write a candidate after the example of the first reference, with the criteria in view.
+
+    Reads `instruction`, `references`, `criteria`; writes `candidate`, `usage`.
+    """
+    context = runtime.context or Context()
+    drawn = [c for c in state["criteria"] if c["reference_id"] is not None]
+    messages = render(
+        "generate",
+        reference=next(iter(state["references"]), None),
+        criteria=drawn,
+        instruction=state["instruction"],
+    )
+    call = make_call("generate", messages, Generated, context, place_of(state))
+    asked = await ask(complete, call, Generated)
+    return {"candidate": asked.answer.response, "usage": asked.usage}

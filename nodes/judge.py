@@ -1,0 +1,182 @@
+"""Judging a response by criteria in two ways: written verdicts, and one-token log-odds."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, cast
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from nodes.context import Context
+from nodes.criteria import ANSWERS_ID, verdict
+from nodes.llm import Answer, Call, CallFailed, Complete, Place, ask, make_call
+from nodes.state import Criterion, Outcome, Usage, Verdict, add_usage, no_usage
+from prompts import render
+
+_FOLD = str.maketrans({"“": '"', "”": '"', "„": '"', "«": '"', "»": '"', "‘": "'", "’": "'"})
+_MARKS = re.compile(r"[\s\"'`]+")
+
+
+class Judgement(BaseModel):
+    """One written verdict. Read leniently: one bad verdict must not cost the others."""
+
+    model_config = ConfigDict(json_schema_extra={"additionalProperties": False})
+
+    criterion_id: str
+    reason: str
+    evidence: str
+    verdict: Annotated[str, Field(json_schema_extra={"enum": ["pass", "fail", "not_applicable"]})]
+
+
+class Critiqued(Answer):
+    """What a critique brings: a verdict for every criterion."""
+
+    verdicts: list[Judgement | Any]
+
+    @classmethod
+    def model_json_schema(cls, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """The strict shape that is asked for: verdicts only."""
+        schema = super().model_json_schema(*args, **kwargs)
+        schema["properties"]["verdicts"]["items"] = {"$ref": "#/$defs/Judgement"}
+        return schema
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """Verdicts in the order of the criteria, and what they used."""
+
+    verdicts: list[Verdict]
+    usage: Usage
+
+
+async def judge(
+    complete: Complete,
+    context: Context,
+    place: Place,
+    *,
+    instruction: str,
+    response: str,
+    criteria: Sequence[Criterion],
+    draw: int = 0,
+) -> Judged:
+    """Judge a response by every judge criterion, in the way the context says."""
+    asked = [c for c in criteria if c["judged_by"] == "judge"]
+    if not asked:
+        return Judged([], no_usage())
+    way = by_log_odds if context.method == "logodds" else by_verdict
+    return await way(complete, context, place, instruction, response, asked, draw)
+
+
+async def by_verdict(
+    complete: Complete,
+    context: Context,
+    place: Place,
+    instruction: str,
+    response: str,
+    criteria: Sequence[Criterion],
+    draw: int,
+) -> Judged:
+    """Ask for reason, evidence and verdict; ask once more for those that cannot be trusted.
+
+    A verdict that is missing, misspelt or rests on words that are not in the response is unknown.
+    """
+    found: dict[str, Verdict] = {}
+    usage = no_usage()
+    for again in (0, 1):
+        open_ = [c for c in criteria if c["id"] not in found]
+        if not open_:
+            break
+        messages = render("critique", criteria=open_, instruction=instruction, response=response)
+        call = make_call("critique", messages, Critiqued, context, place, draw * 2 + again)
+        try:
+            asked = await ask(complete, call, Critiqued)
+        except CallFailed as failed:
+            if failed.kind not in ("malformed", "empty", "cut"):
+                failed.usage = add_usage(usage, failed.usage)
+                raise
+            usage = add_usage(usage, failed.usage)
+            break
+        usage = add_usage(usage, asked.usage)
+        for read in (_trusted(item, response) for item in asked.answer.verdicts):
+            if read is not None and any(c["id"] == read["criterion_id"] for c in open_):
+                found.setdefault(read["criterion_id"], read)
+    unread = "The judge gave no verdict on this that could be read and checked."
+    verdicts = [found.get(c["id"]) or verdict(c["id"], "unknown", unread) for c in criteria]
+    return Judged(verdicts, usage)
+
+
+def _trusted(item: Any, response: str) -> Verdict | None:
+    """The verdict as kept, or None if it cannot be read or its evidence is not there."""
+    try:
+        got = item if isinstance(item, Judgement) else Judgement.model_validate(item)
+    except ValidationError:
+        return None
+    said = got.verdict.strip().lower()
+    if said not in ("pass", "fail", "not_applicable"):
+        return None
+    if said == "not_applicable" and got.criterion_id == ANSWERS_ID:
+        return None
+    evidence = got.evidence.strip()
+    needs = said == "pass" or (said == "fail" and evidence)
+    if needs and not _quoted(evidence, response):
+        return None
+    return verdict(got.criterion_id, cast(Outcome, said), got.reason.strip(), evidence)
+
+
+def _quoted(evidence: str, response: str) -> bool:
+    folded = fold(evidence)
+    return bool(folded) and folded in fold(response)
+
+
+def fold(text: str) -> str:
+    r"""Text with white space and quote marks made alike, for finding quotes.
+
+    >>> fold("say “so”\n now") == fold("say 'so' now")
+    True
+    """
+    return _MARKS.sub(" ", text.translate(_FOLD)).strip(" .…").casefold()
+
+
+async def by_log_odds(
+    complete: Complete,
+    context: Context,
+    place: Place,
+    instruction: str,
+    response: str,
+    criteria: Sequence[Criterion],
+    draw: int,
+) -> Judged:
+    """Ask one yes/no token a criterion; its log-odds pass above the criterion's bar.
+
+    The questions come one after another, so that the endpoint's prefix cache serves all but the
+    first.
+    """
+    verdicts, usage = [], no_usage()
+    for number, criterion in enumerate(criteria):
+        text = criterion["text"]
+        messages = render("question", instruction=instruction, response=response, text=text)
+        call = make_call("critique", messages, None, context, place, draw * 64 + number)
+        score, used = await log_odds(complete, call)
+        usage = add_usage(usage, used)
+        bar = criterion.get("bar") or 0.0
+        reason = f"log-odds {score:.2f}, bar {bar:.2f}"
+        outcome: Outcome = "pass" if score > bar else "fail"
+        verdicts.append(verdict(criterion["id"], outcome, reason, score=round(score, 4)))
+    return Judged(verdicts, usage)
+
+
+async def log_odds(complete: Complete, call: Call) -> tuple[float, Usage]:
+    """Log P(yes) - log P(no) of the first token; both floored at 1e-4, so within about 9.2."""
+    reply = await complete(replace(call, temperature=0.0))
+    if reply.odds is None:
+        raise CallFailed(
+            call.stage,
+            "malformed",
+            "the endpoint gave no log-probabilities; judge with --judge-method verdict",
+            reply.usage,
+        )
+    yes, no = reply.odds.get("yes", 0.0) + 1e-4, reply.odds.get("no", 0.0) + 1e-4
+    return math.log(yes / no), reply.usage

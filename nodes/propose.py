@@ -1,0 +1,129 @@
+"""New instructions for a seed, each new to the run before anything is paid for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, Protocol
+
+from langgraph.runtime import Runtime
+
+from memory.novelty import NoveltyFilter
+from nodes.context import Context
+from nodes.llm import Answer, CallFailed, Complete, Place, ask, make_call
+from nodes.state import Seed, State, Usage, add_usage, no_usage
+from prompts import render
+
+Admit = Callable[[str], bool]
+
+
+class Turn(Protocol):
+    """The seam for the order of work: a seed waits for its turn, then has instructions admitted.
+
+    Within the turn `admit(instruction)` says whether the instruction is new to the run, and
+    remembers it if so.
+    """
+
+    def __call__(self, seed: Seed, context: Context) -> AbstractAsyncContextManager[Admit]:
+        """Wait for the seed's turn; leaving it lets the next seed in."""
+        ...
+
+
+@asynccontextmanager
+async def alone(seed: Seed, context: Context) -> Any:
+    """The `Turn` of a seed that is not part of a run: new is what differs from its siblings."""
+    known = NoveltyFilter(context.novelty_threshold)
+
+    def admit(instruction: str) -> bool:
+        fresh = known.collision(instruction) is None
+        if fresh:
+            known.add(instruction, "")
+        return fresh
+
+    yield admit
+
+
+class Proposed(Answer):
+    """What a proposal brings."""
+
+    instructions: list[str]
+
+
+async def propose(
+    state: State, runtime: Runtime[Context], *, complete: Complete, turn: Turn
+) -> dict[str, Any]:
+    """Propose the seed's new instructions; with `answer_seeds` the seed is the instruction.
+
+    Reads `seed`, `references`, `learned`; writes `instructions`, one place a slot, None where an
+    instruction was no news. Asks once more, told what to differ from, when too few are new.
+    """
+    context = runtime.context or Context()
+    seed = state["seed"]
+    if context.answer_seeds:
+        async with turn(seed, context) as admit:
+            text = seed["instruction"]
+            return {"instructions": [text if admit(text) else None]}
+    taken = [seed["instruction"], *(r["instruction"] for r in state["references"])]
+    near = NoveltyFilter(context.novelty_threshold)
+    for text in taken:
+        near.add(text, "")
+    usage = no_usage()
+    try:
+        first, usage = await _ask(state, context, complete, [], 0)
+        async with turn(seed, context) as admit:
+            kept = _admitted(first, near, admit, context.per_seed)
+            if len(kept) < context.per_seed:
+                second, used = await _ask_again(state, context, complete, first, kept)
+                usage = add_usage(usage, used)
+                kept += _admitted(second, near, admit, context.per_seed - len(kept))
+    except CallFailed as failed:
+        failure = {"stage": failed.stage, "kind": failed.kind, "message": failed.message}
+        return {"failure": failure, "usage": add_usage(usage, failed.usage)}
+    return {"instructions": kept + [None] * (context.per_seed - len(kept)), "usage": usage}
+
+
+def _admitted(texts: Sequence[str], near: NoveltyFilter, admit: Admit, most: int) -> list[str]:
+    """The first `most` of those unlike the seed and its references, and new to the run."""
+    kept: list[str] = []
+    for text in texts:
+        if len(kept) < most and near.collision(text) is None and admit(text):
+            kept.append(text)
+    return kept
+
+
+async def _ask_again(
+    state: State, context: Context, complete: Complete, first: list[str], kept: list[str]
+) -> tuple[list[str], Usage]:
+    """Ask for others; if that fails, what was kept of the first is still good."""
+    try:
+        return await _ask(state, context, complete, first, 1)
+    except CallFailed as failed:
+        if not kept:
+            raise
+        return [], failed.usage
+
+
+async def _ask(
+    state: State, context: Context, complete: Complete, avoid: Sequence[str], draw: int
+) -> tuple[list[str], Usage]:
+    seed, learned = state["seed"], state.get("learned", [])
+    messages = render(
+        "propose",
+        count=context.per_seed,
+        seed=seed["instruction"],
+        references=[r for r in state["references"] if r["instruction"] != seed["instruction"]],
+        subject_areas=_phrases(learned, "subject_areas"),
+        relevant_skills=_phrases(learned, "relevant_skills"),
+        avoid=avoid,
+    )
+    round_ = seed.get("round", 0)
+    place = Place(seed.get("id", ""), str(round_), (round_, seed.get("position", 0)))
+    asked = await ask(
+        complete, make_call("propose", messages, Proposed, context, place, draw), Proposed
+    )
+    texts = [t.strip() for t in asked.answer.instructions if t.strip()]
+    return texts[: context.per_seed], asked.usage
+
+
+def _phrases(learned: Sequence[dict[str, Any]], key: str) -> list[str]:
+    return list(dict.fromkeys(p for entry in learned for p in entry[key]))[:8]

@@ -1,0 +1,80 @@
+"""The first step: check the input, and find the references that bear on the seed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from langgraph.runtime import Runtime
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from memory.index import Reference, Search, content_id
+from nodes.context import Context
+from nodes.state import Seed, State, no_usage
+
+
+class BadInput(Exception):
+    """The input has no usable seed or reference; the message says which field and why."""
+
+
+class _Seed(BaseModel):
+    model_config = ConfigDict(extra="allow", str_strip_whitespace=True)
+
+    instruction: str = Field(min_length=1, max_length=100_000)
+    id: str | None = None
+    round: int = Field(0, ge=0)
+    position: int = Field(0, ge=0)
+
+
+class _Reference(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    instruction: str = Field(min_length=1)
+    response: str = Field(min_length=1)
+    id: str | None = None
+
+
+class _Input(BaseModel):
+    seed: _Seed
+    references: list[_Reference] = Field(default_factory=list, max_length=20)
+
+
+async def retrieve(state: State, runtime: Runtime[Context], *, search: Search) -> dict[str, Any]:
+    """Retrieve the references of a seed; those the input carries are taken as they are.
+
+    Reads `seed`, `references`; writes `seed` with its id, `references`, `usage`.
+    """
+    context = runtime.context or Context()
+    seed, references = checked(state)
+    if not references:
+        references = await search(seed["instruction"], context.references_per_seed)
+    if not references and context.feedback == "reference":
+        raise BadInput("references: none were given, and the index has none")
+    return {"seed": seed, "references": references, "usage": no_usage(), "samples": []}
+
+
+def checked(state: State) -> tuple[Seed, list[Reference]]:
+    """The input's seed and references with ids. Raises `BadInput` naming the first wrong field."""
+    try:
+        given = _Input.model_validate(
+            {"seed": state.get("seed"), "references": state.get("references") or []}
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise BadInput(f"{where}: {first['msg']}") from error
+    text = given.seed.instruction
+    seed: Seed = {
+        "id": given.seed.id or content_id(text),
+        "instruction": text,
+        "round": given.seed.round,
+        "position": given.seed.position,
+    }
+    references: list[Reference] = [
+        {
+            "id": r.id or content_id(r.instruction, r.response),
+            "instruction": r.instruction,
+            "response": r.response,
+        }
+        for r in given.references
+    ]
+    return seed, references

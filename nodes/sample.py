@@ -1,0 +1,132 @@
+"""One slot of a seed: run its loop, and write down what became of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from functools import wraps
+from typing import Any, Protocol, TypeVar
+
+from langgraph.runtime import Runtime
+
+from memory.index import content_id
+from nodes.context import Context
+from nodes.llm import CallFailed
+from nodes.state import Attempt, Failure, SampleState, no_usage
+from nodes.verdicts import best_of
+from prompts import version
+
+S = TypeVar("S")
+Record = dict[str, Any]
+RECORD_CRITERION = ("id", "text", "must", "reference_id", "quote", "judged_by")
+
+
+class Loop(Protocol):
+    """The compiled `sample` graph."""
+
+    async def ainvoke(self, state: Any, /) -> Any:
+        """Run it to its end."""
+        ...
+
+
+class Start(Protocol):
+    """The seam for admission: whether a slot may start now; waits until that is known."""
+
+    async def __call__(self, slot: tuple[int, int, int]) -> bool:
+        """False: enough rows are accepted, the slot is not begun."""
+        ...
+
+
+class Finish(Protocol):
+    """The seam for results: a finished sample's record, before anything else sees it."""
+
+    async def __call__(self, record: Record) -> None:
+        """Keep the record."""
+        ...
+
+
+async def at_once(slot: tuple[int, int, int]) -> bool:
+    """The `Start` of a seed that is not part of a run."""
+    return True
+
+
+async def not_kept(record: Record) -> None:
+    """The `Finish` of a seed that is not part of a run."""
+
+
+def failing_softly(
+    node: Callable[..., Awaitable[dict[str, Any]]],
+) -> Callable[..., Awaitable[dict[str, Any]]]:
+    """Turn a failed call inside a sample's node into that sample's `failed`, with what it used."""
+
+    @wraps(node)
+    async def run(state: SampleState, runtime: Runtime[Context]) -> dict[str, Any]:
+        try:
+            return await node(state, runtime)
+        except CallFailed as failed:
+            return {"status": "failed", "failure": failure_of(failed), "usage": failed.usage}
+
+    return run
+
+
+def failure_of(failed: CallFailed) -> Failure:
+    """The failure as state and record keep it."""
+    return {"stage": failed.stage, "kind": failed.kind, "message": failed.message}
+
+
+async def sample(
+    state: SampleState,
+    runtime: Runtime[Context],
+    *,
+    loop: Loop,
+    start: Start,
+    finish: Finish,
+) -> dict[str, Any]:
+    """Run the loop of one slot and give its record; a slot that may not start gives nothing.
+
+    Reads a slot's `instruction`, `references`, `criteria`; writes `samples`.
+    """
+    context = runtime.context or Context()
+    seed = state["seed"]
+    slot = (seed.get("round", 0), seed.get("position", 0), state["slot"])
+    if not await start(slot):
+        return {"samples": []}
+    # A slot whose seed failed before it had an instruction has no loop to run.
+    final = state if "failure" in state else await loop.ainvoke(state)
+    record = record_of({**state, **final}, slot, context)
+    await finish(record)
+    return {"samples": [record]}
+
+
+def record_of(state: SampleState, slot: tuple[int, int, int], context: Context) -> Record:
+    """The line of accepted, rejected or failed.jsonl that a finished sample becomes."""
+    attempts: list[Attempt] = state.get("attempts", [])
+    criteria = state.get("criteria", [])
+    status = "failed" if "failure" in state else state["status"]
+    response = None
+    if attempts:
+        response = attempts[best_of(attempts, criteria, context)]["response"]
+    seed_id = state["seed"].get("id", "")
+    record: Record = {
+        "id": content_id(seed_id, *map(str, slot)),
+        "seed_id": seed_id,
+        "slot": list(slot),
+        "instruction": state.get("instruction"),
+        "response": response if attempts else state.get("candidate"),
+        "status": status,
+        "reason": state.get("reason") if status == "rejected" else None,
+        "reference_ids": [r["id"] for r in state.get("references", [])],
+        "criteria": [{key: c[key] for key in RECORD_CRITERION} for c in criteria],  # type: ignore[literal-required]
+        "attempts": attempts,
+        "feedback": context.feedback,
+        "model": context.model,
+        "judge_model": context.judge,
+        "prompt_version": version(),
+        "random_seed": context.random_seed,
+        "usage": state.get("usage", no_usage()),
+        "cost_usd": None,
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    if status == "failed":
+        record["error"] = state["failure"]
+    return record

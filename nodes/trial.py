@@ -1,0 +1,113 @@
+"""The trial of criteria: each is tried on its own reference and on spoiled responses to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from memory.embed import Embed, cosine
+from memory.index import Reference
+from nodes.context import Context
+from nodes.criteria import ANSWERS_ID, answers_instruction
+from nodes.judge import judge
+from nodes.llm import Complete, Place
+from nodes.spoil import another_topic, spoiled
+from nodes.state import Criterion, Usage, Verdict, add_usage, no_usage
+
+# A gap of log-odds within this is noise: two mismatched responses differ by as much.
+NOISE = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What a trial leaves: the criteria that stand, the bars, and how many came to what."""
+
+    criteria: list[Criterion]
+    answers_bar: float | None
+    topic_bar: float | None
+    counts: dict[str, int]
+    usage: Usage
+
+
+async def try_criteria(
+    complete: Complete,
+    embed: Embed,
+    context: Context,
+    place: Place,
+    reference: Reference,
+    criteria: Sequence[Criterion],
+) -> Trial:
+    """Keep what tells the reference from worse answers to its own instruction.
+
+    A criterion its own reference fails is dropped; one that every spoiled response passes too is
+    no more than a `should`. By log-odds each criterion gets its bar here, the midpoint of its own
+    and its spoiled scores, and none of them stays a `must`.
+    """
+    counts = {"earned": 0, "demoted": 0, "dropped": 0}
+    topic_bar = await _topic_bar(embed, reference) if context.method == "logodds" else None
+    if not context.try_criteria:
+        untried: list[Criterion] = [_as_should(c, context, None) for c in criteria]
+        return Trial(untried, None, topic_bar, counts, no_usage())
+    every = [answers_instruction(None), *criteria]
+    usage = no_usage()
+
+    async def verdicts(response: str, draw: int) -> dict[str, Verdict]:
+        nonlocal usage
+        judged = await judge(
+            complete,
+            context,
+            place,
+            instruction=reference["instruction"],
+            response=response,
+            criteria=[{**c, "bar": None} for c in every],
+            draw=draw,
+        )
+        usage = add_usage(usage, judged.usage)
+        return {v["criterion_id"]: v for v in judged.verdicts}
+
+    own = await verdicts(reference["response"], 0)
+    worse = spoiled(reference["instruction"], reference["response"])
+    bad = [await verdicts(text, draw) for draw, text in enumerate(worse.values(), 1)]
+    kept: list[Criterion] = []
+    for criterion in criteria:
+        id_ = criterion["id"]
+        outcome, bar = _outcome(own[id_], [b[id_] for b in bad], context)
+        counts[outcome] += 1
+        if outcome != "dropped":
+            standing = _as_should(criterion, context, bar)
+            kept.append({**standing, "must": standing["must"] and outcome == "earned"})
+    answers_bar = _bar(own[ANSWERS_ID], [b[ANSWERS_ID] for b in bad])
+    return Trial(kept, answers_bar, topic_bar, counts, usage)
+
+
+def _as_should(criterion: Criterion, context: Context, bar: float | None) -> Criterion:
+    must = criterion["must"] and context.method == "verdict"
+    return {**criterion, "must": must, "bar": bar}
+
+
+def _outcome(own: Verdict, bad: Sequence[Verdict], context: Context) -> tuple[str, float | None]:
+    if context.method == "verdict":
+        if own["verdict"] != "pass":
+            return "dropped", None
+        return ("demoted" if all(b["verdict"] == "pass" for b in bad) else "earned"), None
+    bar = _bar(own, bad)
+    if bar is None or own["score"] is None:
+        return "dropped", None
+    gap = 2 * (own["score"] - bar)
+    return ("dropped" if gap <= 0 else "demoted" if gap <= NOISE else "earned"), bar
+
+
+def _bar(own: Verdict, bad: Sequence[Verdict]) -> float | None:
+    """The midpoint of the reference's own score and the mean of its spoiled ones."""
+    scores = [b["score"] for b in bad if b["score"] is not None]
+    if own["score"] is None or not scores:
+        return None
+    return round((own["score"] + sum(scores) / len(scores)) / 2, 4)
+
+
+async def _topic_bar(embed: Embed, reference: Reference) -> float:
+    """Halfway between the cosines of the reference's own and a mismatched response."""
+    instruction = reference["instruction"]
+    own = await cosine(embed, instruction, reference["response"])
+    mismatched = another_topic(instruction, reference["response"])
+    return round((own + await cosine(embed, instruction, mismatched)) / 2, 4)

@@ -1,0 +1,103 @@
+"""What verdicts add up to: whether an attempt will do, which is best, whether to go on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from nodes.context import Context
+from nodes.state import Attempt, Criterion, Reason, Status, Verdict
+
+PATIENCE = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Where a sample stands: its status, why if rejected, and its best attempt's place."""
+
+    status: Status
+    reason: Reason | None
+    best: int
+
+
+def passes(verdict: Verdict) -> bool:
+    """Whether a verdict stands in no one's way; unknown never does."""
+    return verdict["verdict"] in ("pass", "not_applicable")
+
+
+def settled(attempt: Attempt, criteria: Sequence[Criterion], context: Context) -> bool:
+    """Whether all `must` criteria pass, and the share of judged `should` criteria asked for.
+
+    By log-odds the `should` criteria only rank: measured on the embedded model, requiring them
+    rejects most good answers.
+    """
+    found = {v["criterion_id"]: passes(v) for v in attempt["verdicts"]}
+    if not all(found.get(c["id"], False) for c in criteria if c["must"]):
+        return False
+    shoulds = [c["id"] for c in criteria if not c["must"] and c["judged_by"] == "judge"]
+    if not shoulds or context.method == "logodds":
+        return True
+    return sum(found.get(id_, False) for id_ in shoulds) >= context.should_share * len(shoulds)
+
+
+def better(new: Attempt, old: Attempt, criteria: Sequence[Criterion], context: Context) -> bool:
+    """Whether `new` replaces `old`: it breaks nothing that passed, and is worth more.
+
+    By log-odds a score may dip under its bar by chance, so there only a broken `must` counts.
+    """
+    firm = {c["id"] for c in criteria if c["must"] or context.method == "verdict"}
+    kept = {v["criterion_id"] for v in new["verdicts"] if passes(v)}
+    if any(
+        passes(v) and v["criterion_id"] not in kept
+        for v in old["verdicts"]
+        if v["criterion_id"] in firm
+    ):
+        return False
+    return _worth(new, criteria) > _worth(old, criteria)
+
+
+def _worth(attempt: Attempt, criteria: Sequence[Criterion]) -> tuple[int, int, float]:
+    by_id = {c["id"]: c for c in criteria}
+    musts = shoulds = 0
+    margins = []
+    for verdict in attempt["verdicts"]:
+        criterion = by_id.get(verdict["criterion_id"])
+        if criterion is None:
+            continue
+        musts += passes(verdict) and criterion["must"]
+        shoulds += passes(verdict) and not criterion["must"]
+        if verdict["score"] is not None and criterion["judged_by"] == "judge":
+            margins.append(verdict["score"] - (criterion.get("bar") or 0.0))
+    return musts, shoulds, sum(margins) / len(margins) if margins else 0.0
+
+
+def best_of(attempts: Sequence[Attempt], criteria: Sequence[Criterion], context: Context) -> int:
+    """The place of the best attempt: the first that will do, else the last that was better."""
+    best = 0
+    for i, attempt in enumerate(attempts):
+        if settled(attempt, criteria, context):
+            return i
+        if i and better(attempt, attempts[best], criteria, context):
+            best = i
+    return best
+
+
+def decide(
+    attempts: Sequence[Attempt], criteria: Sequence[Criterion], context: Context
+) -> Decision:
+    """Whether to accept, to reject and why, or to refine once more.
+
+    Ends on: an attempt that will do; `max_attempts`; two rounds without a better attempt; nothing
+    that a refinement could be told (verdicts unknown, none failed).
+    """
+    best = best_of(attempts, criteria, context)
+    if settled(attempts[best], criteria, context):
+        return Decision("accepted", None, best)
+    failed = [v["criterion_id"] for v in attempts[best]["verdicts"] if v["verdict"] == "fail"]
+    over = len(attempts) >= context.max_attempts or context.feedback == "none" or not failed
+    stuck = len(attempts) - 1 - best >= PATIENCE
+    if over or stuck:
+        if "not-copied" in failed:
+            return Decision("rejected", "copied", best)
+        return Decision("rejected", "criteria" if over else "no_progress", best)
+    return Decision("open", None, best)

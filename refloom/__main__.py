@@ -1,0 +1,5 @@
+"""`python -m refloom`."""
+
+from refloom.cli import main
+
+main()

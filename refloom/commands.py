@@ -1,0 +1,180 @@
+"""What each command of `refloom` does; the exit status is what they return."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import signal
+import sys
+from argparse import Namespace
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+from refloom.data.read import BadFile, Source
+from refloom.settings import Settings, load
+
+EXIT = {"done": 0, "short": 3, "interrupted": 130, "stopped": 4}
+
+
+def run(given: Namespace, flags: dict[str, Any]) -> int:
+    """Make rows from references and seeds into a directory, or go on with what is there."""
+    settings = load(flags, given.config)
+    references = Source(given.references, as_reference=True, skip_bad_lines=given.skip_bad_lines)
+    seeds = None
+    if given.seeds is not None:
+        seeds = Source(
+            given.seeds,
+            as_reference=False,
+            skip_bad_lines=given.skip_bad_lines,
+            limit=settings.limit,
+        )
+    return _make(settings, references, seeds, given.out, show_rows=False)
+
+
+def demo(given: Namespace, flags: dict[str, Any]) -> int:
+    """Make rows from the bundled references and seeds on the embedded model."""
+    settings = Settings(
+        model="local",
+        references_per_seed=1,
+        max_criteria=3,
+        max_attempts=2,
+        limit=None if given.all else 4,
+    )
+    folder = files("refloom.demo")
+    with as_file(folder / "references.jsonl") as references, as_file(folder / "seeds.jsonl") as s:
+        sys.stderr.write(
+            "refloom demo: the embedded model writes and judges on this machine; no key is used.\n"
+            "It is small: this shows the whole way of a row, not rows worth training on.\n"
+        )
+        status = _make(
+            settings,
+            Source(references, as_reference=True),
+            Source(s, as_reference=False, limit=settings.limit),
+            given.out,
+            show_rows=True,
+        )
+    with (given.out / "accepted.jsonl").open(encoding="utf-8") as file:
+        for _, line in zip(range(3), file, strict=False):
+            row = json.loads(line)
+            _say(f"> {row['instruction']}\n{row['response']}\n")
+    return status
+
+
+def _make(
+    settings: Settings, references: Source, seeds: Source | None, out: Path, *, show_rows: bool
+) -> int:
+    from refloom.runs.display import Progress
+    from refloom.runs.engine import Run
+
+    progress = None if settings.quiet else Progress(show_rows=show_rows)
+    session = Run(settings, references, seeds, out, progress)
+    summary = asyncio.run(_until_signalled(session))
+    counts = summary.counts
+    _say(
+        f"{summary.status}: {counts['accepted']} accepted, {counts['rejected']} rejected, "
+        f"{counts['failed']} failed, {counts['pending']} pending, {counts['duplicates']} "
+        f"duplicates, {summary.more['calls']['paid']} calls paid, in {summary.seconds:.0f} s\n"
+        f"rows: {out / 'accepted.jsonl'}"
+    )
+    return EXIT[summary.status]
+
+
+async def _until_signalled(session: Any) -> Any:
+    """Run; a first Ctrl-C or SIGTERM lets what is in flight end, a second one stops at once."""
+    work = asyncio.create_task(session.go())
+    asked = 0
+
+    def stop() -> None:
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            sys.stderr.write("stopping: what is in flight is finished; once more to stop now\n")
+            session.stop()
+        else:
+            work.cancel()
+
+    loop = asyncio.get_running_loop()
+    with contextlib.suppress(NotImplementedError):
+        for name in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(name, stop)
+    return await work
+
+
+def status(given: Namespace, flags: dict[str, Any]) -> int:
+    """Say how a run stands, whether it is running, ended, or was killed."""
+    from refloom.runs.files import status_of
+
+    said = status_of(given.directory)
+    if given.json:
+        _say(json.dumps(said, indent=2, ensure_ascii=False))
+        return 0
+    _say(said["status"] + (f" (pid {said['pid']})" if "pid" in said else ""))
+    for group in ("counts", "criteria", "calls", "usage"):
+        pairs = (f"{k} {v}" for k, v in said.get(group, {}).items() if k != "by_stage")
+        _say(f"  {group}: " + ", ".join(pairs))
+    stages = said["calls"].get("by_stage", {})
+    _say("  calls by stage: " + (", ".join(f"{k} {v}" for k, v in stages.items()) or "none"))
+    return 0
+
+
+def export(given: Namespace, flags: dict[str, Any]) -> int:
+    """Write a run's accepted rows as training data."""
+    from refloom.data.export import rows
+    from refloom.runs.files import replace_lines
+    from refloom.runs.journal import records
+
+    if given.file.suffix != ".jsonl":
+        raise BadFile(f"{given.file}: exports are written as .jsonl; name it so")
+    accepted = records(given.directory / "journal.sqlite", "accepted")
+    try:
+        count = replace_lines(given.file, rows(accepted, given.format))
+    except OSError as error:
+        raise BadFile(f"{given.file}: cannot be written ({error.strerror})") from error
+    _say(f"{count} rows in {given.file}")
+    return 0
+
+
+def index_build(given: Namespace, flags: dict[str, Any]) -> int:
+    """Embed references and keep them as an index."""
+    from memory.embed import Embedder
+    from memory.index import ReferenceIndex, write_references
+
+    references = list(Source(given.file, as_reference=True))
+    if not references:
+        raise BadFile(f"{given.file}: no usable row")
+    index = ReferenceIndex(
+        references, Embedder(given.embedding_model), given.out, given.embedding_model
+    )
+    write_references(given.out, references)
+    _say(f"{asyncio.run(index.build())} references in {given.out}")
+    return 0
+
+
+def index_search(given: Namespace, flags: dict[str, Any]) -> int:
+    """Show the references an index finds for a text."""
+    from memory.embed import Embedder
+    from memory.index import ReferenceIndex, read_references
+
+    references = read_references(given.directory / "references.jsonl")
+    index = ReferenceIndex(
+        references, Embedder(given.embedding_model), given.directory, given.embedding_model
+    )
+    for found in asyncio.run(index.search(given.text, given.k)):
+        _say(f"{found['score']:.3f}  {found['id']}  {found['instruction'][:100]!r}")
+    return 0
+
+
+def model_pull(given: Namespace, flags: dict[str, Any]) -> int:
+    """Fetch the embedded model and the default embedding model into the user's cache."""
+    from memory.weights import minilm
+    from refloom.local.pull import pull
+
+    _say(str(pull(from_hub=given.from_hub)))
+    _say(str(minilm()))
+    return 0
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")

@@ -1,0 +1,1 @@
+"""References and seeds written for refloom, so that a newcomer has something to run."""

@@ -1,0 +1,1 @@
+"""Making rows and losing none."""

@@ -1,0 +1,195 @@
+"""The one order of work: who is admitted when, so that rows do not depend on timing.
+
+Slots are admitted in the order (round, seed position, place in the seed). A seed's novelty is
+decided in its turn, against everything admitted before it, whatever became of that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from memory.novelty import NoveltyFilter
+from nodes.context import Context
+from nodes.propose import Admit
+from nodes.sample import Record
+from nodes.state import Seed
+from refloom.runs.journal import Journal
+
+Slot = tuple[int, int, int]
+
+
+class Order:
+    """Admits the slots of a run in order, and starts one only while it can still be wanted."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        context: Context,
+        *,
+        seeds: int,
+        target: int | None,
+        max_candidates: int | None,
+    ) -> None:
+        self._journal = journal
+        self._seeds = seeds
+        self._target = target
+        self._max_candidates = max_candidates
+        self._novelty = NoveltyFilter(context.novelty_threshold)
+        self._exact: set[str] = set()
+        self._next = 0
+        self._turns: dict[int, asyncio.Future[None]] = {}
+        self._queue: deque[Slot] = deque()
+        self._changed = asyncio.Condition()
+        self._in_flight = 0
+        self.candidates = self.accepted = self.rejected = self.failed = self.duplicates = 0
+        self.new_in_round: dict[int, int] = {}
+
+    def enough(self) -> bool:
+        """Whether no further slot is wanted."""
+        full = self._target is not None and self.accepted >= self._target
+        return full or self._spent()
+
+    def _spent(self) -> bool:
+        return self._max_candidates is not None and self.candidates >= self._max_candidates
+
+    @asynccontextmanager
+    async def turn(self, seed: Seed, context: Context) -> AsyncIterator[Admit]:
+        """See `nodes.propose.Turn`. What was admitted is written down as the turn ends.
+
+        Seeds that are answered as they are count as duplicates only when their text is the same.
+        """
+        await self._reach(seed)
+        admitted: list[str] = []
+        duplicates = 0
+
+        def admit(text: str) -> bool:
+            nonlocal duplicates
+            fresh = self._fresh(text, context)
+            if fresh:
+                admitted.append(text)
+            duplicates += not fresh
+            return fresh
+
+        yield admit
+        await self._close(seed, admitted, duplicates, len(admitted))
+
+    def _fresh(self, text: str, context: Context) -> bool:
+        if context.answer_seeds:
+            fresh = text not in self._exact
+        else:
+            fresh = self._novelty.collision(text) is None
+        if fresh:
+            self._remember(text, context)
+        return fresh
+
+    def _remember(self, text: str, context: Context) -> None:
+        if context.answer_seeds:
+            self._exact.add(text)
+        else:
+            self._novelty.add(text, "")
+
+    async def _close(self, seed: Seed, admitted: list[str], duplicates: int, slots: int) -> None:
+        place = (seed["round"], seed["position"])
+        self._journal.put_soon(
+            "INSERT OR REPLACE INTO turns VALUES (?, ?, ?, ?, ?)",
+            *place,
+            json.dumps(admitted),
+            duplicates,
+            slots,
+        )
+        await self._pass(seed, slots, duplicates)
+
+    async def _pass(self, seed: Seed, slots: int, duplicates: int) -> None:
+        place = (seed["round"], seed["position"])
+        self._queue.extend((*place, slot) for slot in range(slots))
+        self.duplicates += duplicates
+        self.new_in_round[place[0]] = self.new_in_round.get(place[0], 0) + slots
+        self._next += 1
+        waiting = self._turns.pop(self._next, None)
+        if waiting is not None and not waiting.done():
+            waiting.set_result(None)
+        await self._tell()
+
+    async def replay(self, seed: Seed, context: Context, statuses: dict[int, str]) -> bool:
+        """Pass a seed's turn as the journal has it. True if all its slots are finished there."""
+        rows = await asyncio.to_thread(
+            self._journal.read,
+            "SELECT admitted, duplicates, slots FROM turns WHERE round = ? AND position = ?",
+            seed["round"],
+            seed["position"],
+        )
+        if not rows or any(slot not in statuses for slot in range(rows[0][2])):
+            return False
+        admitted, duplicates, slots = json.loads(rows[0][0]), rows[0][1], rows[0][2]
+        await self._reach(seed)
+        for text in admitted:
+            self._remember(text, context)
+        await self._pass(seed, slots, duplicates)
+        for slot in range(slots):
+            if await self.start((seed["round"], seed["position"], slot)):
+                await self._count(statuses[slot])
+        return True
+
+    async def _reach(self, seed: Seed) -> None:
+        number = seed["round"] * self._seeds + seed["position"]
+        if number > self._next:
+            turn = asyncio.get_running_loop().create_future()
+            self._turns[number] = turn
+            await turn
+
+    async def lost(self, seed: Seed) -> None:
+        """Pass the turn of a seed that failed before it came: it leaves one failed slot."""
+        if self._passed(seed):
+            return
+        await self._reach(seed)
+        await self._close(seed, [], 0, 1)
+
+    def _passed(self, seed: Seed) -> bool:
+        return self._next > seed["round"] * self._seeds + seed["position"]
+
+    async def start(self, slot: Slot) -> bool:
+        """See `nodes.sample.Start`: slots start in order while accepted + in flight < target."""
+        seed: Seed = {"instruction": "", "round": slot[0], "position": slot[1]}
+        if not self._passed(seed):
+            await self.lost(seed)
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._may(slot) is not None)
+            begun = bool(self._may(slot))
+            if begun:
+                self._queue.popleft()
+                self._in_flight += 1
+                self.candidates += 1
+            self._changed.notify_all()
+        return begun
+
+    def _may(self, slot: Slot) -> bool | None:
+        """Whether a slot may start: yes, no, or not known yet."""
+        if self.enough():
+            return False
+        if not self._queue or self._queue[0] != slot:
+            return None
+        if self._target is None:
+            return True
+        return True if self.accepted + self._in_flight < self._target else None
+
+    async def finished(self, record: Record) -> None:
+        """Count a sample that was begun and has ended."""
+        await self._count(record["status"])
+
+    async def _count(self, status: str) -> None:
+        self._in_flight -= 1
+        if status == "accepted":
+            self.accepted += 1
+        elif status == "rejected":
+            self.rejected += 1
+        else:
+            self.failed += 1
+        await self._tell()
+
+    async def _tell(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
