@@ -37,7 +37,7 @@ check: install  ## format, lint, types, import law, README
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m benchmarks.readme --check
+	$(BIN)/python docs/redraw.py --check
 
 fix: install  ## format and mend what ruff can
 	$(BIN)/ruff format .
@@ -47,7 +47,7 @@ bench: install  ## measure refloom's own cost (needs Go for the mock endpoint)
 	$(BIN)/python benchmarks/own_cost.py
 
 readme: install  ## redraw the README's generated parts
-	$(BIN)/python -m benchmarks.readme
+	$(BIN)/python docs/redraw.py
 
 dev: install  ## serve the graphs for LangGraph Studio on 127.0.0.1:2024; no key, nothing sent out
 	LANGGRAPH_CLI_NO_ANALYTICS=1 LANGGRAPH_NO_VERSION_CHECK=true LANGSMITH_TRACING=false \

@@ -45,7 +45,7 @@ class Characteristics:
             chosen = self._store or store or self._fallback
             task = asyncio.ensure_future(self._recall(key, make, chosen))
             self._making[at] = task
-            task.add_done_callback(lambda _: self._making.pop(at, None))
+            task.add_done_callback(lambda done: self._made(at, done))
         # One waiter's cancellation must not take the making from the others.
         try:
             learned = await asyncio.shield(task)
@@ -54,6 +54,12 @@ class Characteristics:
             raise
         self._tell(reference_id, learned)
         return learned
+
+    def _made(self, at: tuple[int, str], done: asyncio.Task[Learned]) -> None:
+        self._making.pop(at, None)
+        if not done.cancelled():
+            # Looked at here, so that asyncio does not complain when every waiter was cancelled.
+            done.exception()
 
     def _tell(self, reference_id: str, learned: Learned | None) -> None:
         if self._heard is not None:

@@ -57,7 +57,9 @@ class Embedder:
 def _load(model: str) -> Any:
     path = str(weights.minilm()) if model == DEFAULT_MODEL else model
     from sentence_transformers import SentenceTransformer
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     try:
         return SentenceTransformer(path, device="cpu")
     except (OSError, ValueError) as error:

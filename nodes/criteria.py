@@ -23,9 +23,10 @@ _REFUSAL = re.compile(
     r"|^\W*i (cannot|can'?t|can not|won'?t) (assist|help|provide|answer|complete|fulfil|comply)",
     re.IGNORECASE,
 )
+# TODO counts in capitals only: "todo" is a common word of Spanish and Portuguese.
 _PLACEHOLDER = re.compile(
-    # Only in capitals: "todo" is a common word of Spanish and Portuguese.
-    r"(?i:\[(?:insert|your|add|enter|fill in|name of)\b[^\]\n]{0,60}\])|\bTODO\b|(?i:\blorem ipsum\b)"
+    r"(?i:\[(?:insert|your|add|enter|fill in|name of)\b[^\]\n]{0,60}\])"
+    r"|\bTODO\b|(?i:\blorem ipsum\b)"
 )
 _PROMPT_TALK = re.compile(
     r"\bthe reference (response|answer|instruction|pair)\b|\bthe criteria\b|\bthe feedback\b",

@@ -11,7 +11,7 @@ import asyncio
 import json
 import os
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.metadata import entry_points
 from typing import Any
@@ -26,10 +26,14 @@ TIMEOUT_S = 600.0
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where calls go. `base_url` None is OpenAI's own; the key never shows in a repr."""
+    """Where calls go. `base_url` None is OpenAI's own; the key never shows in a repr.
+
+    `most_tokens` bounds every answer, for a model that may never come to its end.
+    """
 
     base_url: str | None = None
     api_key: str = field(default="", repr=False)
+    most_tokens: int | None = None
 
 
 Resolve = Callable[[str, bool], Awaitable[Endpoint]]
@@ -90,6 +94,8 @@ class Connection:
         """Send the call the best way this endpoint knows; see `nodes.llm.Complete`."""
         endpoint = await self._resolve(call.model, call.judge)
         model = self._model(endpoint, call.model)
+        if endpoint.most_tokens is not None:
+            call = replace(call, max_tokens=min(call.max_tokens, endpoint.most_tokens))
         known = self._known.setdefault((endpoint.base_url, call.model), _Known())
         while True:
             mode, without = known.mode, known.without

@@ -24,6 +24,8 @@ from prompts import render, version
 
 MOST = 4
 ALIKE = 0.8
+# A characteristic that starts so does not complete "The response ...".
+NO_VERBS = frozenset({"the", "a", "an", "this", "these", "there", "its", "no", "all", "each"})
 
 
 class Characteristic(BaseModel):
@@ -31,9 +33,8 @@ class Characteristic(BaseModel):
 
     model_config = ConfigDict(json_schema_extra={"additionalProperties": False})
 
-    # The quote first, so that the text is drawn from it.
-    quote: str
     text: str
+    quote: str
     must: bool
 
 
@@ -162,7 +163,7 @@ def _criteria(found: Sequence[Characteristic], reference: Reference) -> list[Cri
     criteria: list[Criterion] = []
     for one in found[:MOST]:
         text = general_part(_completing(one.text), reference["instruction"], reference["response"])
-        if text is not None:
+        if text is not None and text.split()[0] not in NO_VERBS:
             criteria.append(
                 {
                     "id": f"c{content_id(reference['id'], text)[:8]}",

@@ -45,10 +45,11 @@ def failure_of(error: Exception, call: Call, mode: int) -> Exception | Lower:
     """
     import openai
 
-    if isinstance(error, openai.APITimeoutError):
+    cause = error.__cause__ or error
+    # A refused connection comes as a timeout, too, through the aiohttp transport.
+    if isinstance(error, openai.APITimeoutError) and "Connect" not in type(cause).__name__:
         return Transient(call.stage, "timeout", "the endpoint did not answer in time")
     if isinstance(error, openai.APIConnectionError):
-        cause = error.__cause__ or error
         return Transient(call.stage, "connection", f"no connection to the endpoint: {cause}")
     if not isinstance(error, openai.APIStatusError):
         if isinstance(error, openai.OpenAIError | ValueError):

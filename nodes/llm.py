@@ -29,7 +29,14 @@ STAGES: tuple[Stage, ...] = (
     "compare",
 )
 # Writing wants variety, judging wants none.
-TEMPERATURE = {"extract": 0.3, "critique": 0.0, "feedback": 0.3, "compare": 0.0}
+TEMPERATURE = {
+    "extract": 0.3,
+    "generate": 0.7,
+    "refine": 0.7,
+    "critique": 0.0,
+    "feedback": 0.3,
+    "compare": 0.0,
+}
 MAX_TOKENS = {"extract": 1200, "propose": 1500, "generate": 3000, "refine": 4000}
 ASKS = 3
 
@@ -94,8 +101,11 @@ class CallFailed(Exception):
         self.usage = usage or no_usage()
 
 
-class ProviderStopped(Exception):
-    """No call can succeed: wrong key, unknown model, no quota, no endpoint. Says what to do."""
+class ProviderStopped(RuntimeError):
+    """No call can succeed: wrong key, unknown model, no quota, no endpoint. Says what to do.
+
+    A `RuntimeError`, since the server shows a client few other errors' messages.
+    """
 
 
 @dataclass(frozen=True, slots=True)

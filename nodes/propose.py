@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Protocol
@@ -10,11 +11,14 @@ from langgraph.runtime import Runtime
 
 from memory.novelty import NoveltyFilter
 from nodes.context import Context
+from nodes.criteria import Facts, no_placeholder
 from nodes.llm import Answer, CallFailed, Complete, Place, ask, make_call
 from nodes.state import Seed, State, Usage, add_usage, no_usage
 from prompts import render
 
 Admit = Callable[[str], bool]
+LEAST_ROOM = 400
+_OF_THE_PROMPT = re.compile(r"\bthe (?:seed|references?)\b", re.IGNORECASE)
 
 
 class Turn(Protocol):
@@ -82,6 +86,18 @@ async def propose(
     return {"instructions": kept + [None] * (context.per_seed - len(kept)), "usage": usage}
 
 
+def fit(text: str, taken: Sequence[str]) -> bool:
+    """Whether a proposal reads as an instruction: not overlong, without blanks or prompt talk.
+
+    A weak model writes an answer in place of a question; that is several times as long as the
+    seed and references are.
+    """
+    most = max(LEAST_ROOM, 3 * max(map(len, taken), default=0))
+    blank = no_placeholder(Facts("", text, ()))["verdict"] == "fail"
+    spoken = _OF_THE_PROMPT.search(text) and not any(_OF_THE_PROMPT.search(t) for t in taken)
+    return len(text) <= most and not spoken and not blank
+
+
 def _admitted(texts: Sequence[str], near: NoveltyFilter, admit: Admit, most: int) -> list[str]:
     """The first `most` of those unlike the seed and its references, and new to the run."""
     kept: list[str] = []
@@ -121,7 +137,9 @@ async def _ask(
     asked = await ask(
         complete, make_call("propose", messages, Proposed, context, place, draw), Proposed
     )
+    taken = [seed["instruction"], *(r["instruction"] for r in state["references"])]
     texts = [t.strip() for t in asked.answer.instructions if t.strip()]
+    texts = [t for t in texts if fit(t, taken)]
     return texts[: context.per_seed], asked.usage
 
 

@@ -12,8 +12,11 @@ from nodes.context import Context
 from nodes.state import Seed, State, no_usage
 
 
-class BadInput(Exception):
-    """The input has no usable seed or reference; the message says which field and why."""
+class BadInput(ValueError):
+    """The input has no usable seed or reference; the message says which field and why.
+
+    A `ValueError`, since the server shows a client no other error's message.
+    """
 
 
 class _Seed(BaseModel):

@@ -11,18 +11,40 @@ _LINK = re.compile(
     r"[,;:(]|\b(?:of|for|about|on|to|in|with|from|by|at|as|using|including|such|so|that|which|how|"
     r"why|when|where|between|into|while|making|and)\b"
 )
+_TRAILING = re.compile(
+    r"(?:\W+(?:of|for|about|on|to|in|with|from|by|at|as|and|or|but|the|a|an|its|their|how|why|what|"
+    r"when|where|which|that|each|all|both))*\W*$"
+)
 STEM = 5
 LEAST_WORDS = 3
 
 # Words that say how a text is made or asked for, not what it is about.
 _GENERAL = frozenset(files("nodes").joinpath("general_words.txt").read_text("utf-8").split())
-_GENERAL_STEMS = frozenset(word[:STEM] for word in _GENERAL)
+
+
+def stem(word: str) -> str:
+    """The beginning a word shares with its other forms: at most five letters, no ending.
+
+    >>> [stem(w) for w in ("tides", "tide", "knotting", "knot", "sewing", "sew")]
+    ['tid', 'tid', 'knot', 'knot', 'sew', 'sew']
+    """
+    for ending in ("ing", "ed", "es", "s", "er", "ly"):
+        if word.endswith(ending) and len(word) - len(ending) >= 3:
+            word = word[: -len(ending)]
+            break
+    word = word.rstrip("e")
+    if len(word) > 3 and word[-1] == word[-2]:
+        word = word[:-1]
+    return word[:STEM]
+
+
+_GENERAL_STEMS = frozenset(stem(word) for word in _GENERAL)
 
 
 def names_its_topic(text: str, instruction: str, response: str) -> bool:
     """Whether a characteristic shares a content word with its reference's instruction.
 
-    Compared by stems of five letters. The response's own rarer words count as well: names,
+    Compared by stems. The response's own rarer words count as well: names,
     numbers, and long words that it repeats.
 
     >>> names_its_topic("names the oven temperature", "How hot should my oven be?", "200 degrees.")
@@ -50,7 +72,7 @@ def general_part(text: str, instruction: str, response: str) -> str | None:
         return text
     cuts = [m.start() for m in _LINK.finditer(text)]
     for cut in reversed(cuts):
-        part = text[:cut].rstrip(" ,;:")
+        part = _TRAILING.sub("", text[:cut]).rstrip(" ,;:(")
         if len(part.split()) < LEAST_WORDS:
             return None
         if not names_its_topic(part, instruction, response):
@@ -63,7 +85,7 @@ def _words(text: str) -> list[str]:
 
 
 def _stems(words: list[str]) -> set[str]:
-    return {w[:STEM] for w in words} - _GENERAL_STEMS
+    return {stem(w) for w in words} - _GENERAL_STEMS
 
 
 def _rare(response: str) -> list[str]:

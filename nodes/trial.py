@@ -48,26 +48,8 @@ async def try_criteria(
     if not context.try_criteria:
         untried: list[Criterion] = [_as_should(c, context, None) for c in criteria]
         return Trial(untried, None, topic_bar, counts, no_usage())
-    every = [answers_instruction(None), *criteria]
-    usage = no_usage()
-
-    async def verdicts(response: str, draw: int) -> dict[str, Verdict]:
-        nonlocal usage
-        judged = await judge(
-            complete,
-            context,
-            place,
-            instruction=reference["instruction"],
-            response=response,
-            criteria=[{**c, "bar": None} for c in every],
-            draw=draw,
-        )
-        usage = add_usage(usage, judged.usage)
-        return {v["criterion_id"]: v for v in judged.verdicts}
-
-    own = await verdicts(reference["response"], 0)
-    worse = spoiled(reference["instruction"], reference["response"])
-    bad = [await verdicts(text, draw) for draw, text in enumerate(worse.values(), 1)]
+    every: list[Criterion] = [answers_instruction(None), *criteria]
+    (own, *bad), usage = await _judged(complete, context, place, reference, every)
     kept: list[Criterion] = []
     for criterion in criteria:
         id_ = criterion["id"]
@@ -78,6 +60,32 @@ async def try_criteria(
             kept.append({**standing, "must": standing["must"] and outcome == "earned"})
     answers_bar = _bar(own[ANSWERS_ID], [b[ANSWERS_ID] for b in bad])
     return Trial(kept, answers_bar, topic_bar, counts, usage)
+
+
+async def _judged(
+    complete: Complete,
+    context: Context,
+    place: Place,
+    reference: Reference,
+    criteria: Sequence[Criterion],
+) -> tuple[list[dict[str, Verdict]], Usage]:
+    """The verdicts on the reference's own response, then on each spoiled one."""
+    worse = spoiled(reference["instruction"], reference["response"])
+    found: list[dict[str, Verdict]] = []
+    usage = no_usage()
+    for draw, response in enumerate((reference["response"], *worse.values())):
+        judged = await judge(
+            complete,
+            context,
+            place,
+            instruction=reference["instruction"],
+            response=response,
+            criteria=criteria,
+            draw=draw,
+        )
+        usage = add_usage(usage, judged.usage)
+        found.append({v["criterion_id"]: v for v in judged.verdicts})
+    return found, usage
 
 
 def _as_should(criterion: Criterion, context: Context, bar: float | None) -> Criterion:

@@ -116,6 +116,12 @@ class Settings(BaseSettings):
         return self.judge_model or self.model
 
     @property
+    def calls_at_once(self) -> int:
+        """How many calls may be in flight; an embedded model gains nothing by more than one."""
+        local = embedded(self.model) and embedded(self.judge)
+        return self.concurrency or (1 if local else 16)
+
+    @property
     def most_candidates(self) -> int | None:
         """After how many candidates to stop, so that a judge nothing pleases ends the run too."""
         return self.max_candidates or (10 * self.target if self.target else None)

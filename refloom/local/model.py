@@ -20,10 +20,11 @@ from nodes.llm import ProviderStopped
 from refloom.local.pull import MODELS, pull
 
 # Two conversations are kept, so that questions on one response find it in the cache although
-# another sample's call came between. On two cores more than one at a time buys nothing.
+# another sample's call came between.
 SLOTS = 2
 CONTEXT_TOKENS = 6144
-CONCURRENCY = 1
+# A small model that has lost its way writes blanks until it is stopped.
+MOST_TOKENS = 512
 
 _running: dict[Path, tuple[Any, Endpoint]] = {}
 _lock = threading.Lock()
@@ -63,7 +64,7 @@ def _start(path: Path) -> tuple[Any, Endpoint]:
             server = xllamacpp.Server(_parameters(xllamacpp, path, key))
         except RuntimeError as error:
             raise ProviderStopped(f"{path}: the model could not be loaded: {error}") from error
-    return server, Endpoint(server.listening_address + "/v1", key)
+    return server, Endpoint(server.listening_address + "/v1", key, MOST_TOKENS)
 
 
 def _parameters(xllamacpp: Any, path: Path, key: str) -> Any:

@@ -70,9 +70,15 @@ class JournaledCalls:
         if under_way is None:
             under_way = asyncio.ensure_future(pay())
             self._under_way[key] = under_way
-            under_way.add_done_callback(lambda _: self._under_way.pop(key, None))
+            under_way.add_done_callback(lambda done: self._ended(key, done))
         # A sample that is given up must not take the call from another that waits for it.
         return await asyncio.shield(under_way)
+
+    def _ended(self, key: bytes, done: asyncio.Future[Reply]) -> None:
+        self._under_way.pop(key, None)
+        if not done.cancelled():
+            # Looked at here, so that asyncio does not complain when every waiter was cancelled.
+            done.exception()
 
     async def _pay(self, key: bytes, call: Call) -> Reply:
         async with self._limiter.place(call.order):

@@ -20,7 +20,6 @@ from nodes.endpoint import Connection
 from nodes.llm import Complete
 from nodes.sample import Finish, Record, Start
 from refloom.data.read import Source
-from refloom.local import model as local
 from refloom.runs.calls import JournaledCalls
 from refloom.runs.files import Summary, counted, write_files
 from refloom.runs.journal import Journal
@@ -28,7 +27,7 @@ from refloom.runs.limits import Limiter
 from refloom.runs.order import Order, Slot
 from refloom.runs.where import Addresses
 from refloom.runs.work import Work, statuses
-from refloom.settings import Settings, embedded
+from refloom.settings import Settings
 
 WINDOW = 64
 
@@ -112,8 +111,7 @@ class Run:
         addresses: Addresses,
     ) -> str:
         settings = self.settings
-        local_only = embedded(settings.model) and embedded(settings.judge)
-        limiter = Limiter(settings.concurrency or (local.CONCURRENCY if local_only else 16))
+        limiter = Limiter(settings.calls_at_once)
         connection = Connection(addresses.resolve, max_retries=0)
         calls = self._calls = JournaledCalls(
             self.tools.complete or connection,

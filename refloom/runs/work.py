@@ -33,7 +33,11 @@ class Work:
         self._graph, self._settings, self._seeds = graph, settings, seeds
         self._journal, self._order, self._calls = journal, order, calls
         self._context = settings.context()
-        self._window = asyncio.Semaphore(max(WINDOW, 2 * (settings.concurrency or 16)))
+        # One call at a time means one seed at a time: rows come early, and the endpoint's prefix
+        # cache keeps what the next call wants.
+        at_once = settings.calls_at_once
+        window = 1 if at_once == 1 else max(WINDOW, 2 * at_once)
+        self._window = asyncio.Semaphore(window)
         self._tasks: set[asyncio.Task[None]] = set()
         self._fault: BaseException | None = None
 

@@ -1,0 +1,71 @@
+"""Redraw the generated parts of README.md, or with --check say whether they are stale."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from graph.builder import build_graph
+from refloom.settings import Settings
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+def drawing() -> str:
+    """The graph as mermaid, with the plain names of the inner loop."""
+    drawn = build_graph().get_graph(xray=True).draw_mermaid(with_styles=False)
+    plain = drawn.replace("sample\\3a__end__", "ended").replace("sample\\3a", "")
+    plain = plain.replace("\t", "  ").replace("subgraph sample", 'subgraph sample["one sample"]')
+    return f"```mermaid\n{plain.strip()}\n```"
+
+
+def settings() -> str:
+    """Every setting with its flag, default and meaning."""
+    rows = ["| flag of `refloom run` | default | what |", "|---|---|---|"]
+    for name, field in Settings.model_fields.items():
+        flag = name.replace("_", "-")
+        flag = f"no-{flag}" if field.default is True else flag
+        default = "" if field.default_factory or field.default is None else f"`{field.default}`"
+        shown = f"`--{flag}`" if name != "stages" else "`[stages.NAME]` in the config file"
+        about = (field.description or "").replace("|", "\\|")
+        rows.append(f"| {shown} | {default} | {about} |")
+    return "\n".join(rows)
+
+
+def imports() -> str:
+    """What import-linter says of the one-way law."""
+    command = [sys.executable, "-c", "from importlinter.cli import lint_imports_command as m; m()"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=README.parent)
+    said = done.stdout[done.stdout.index("Contracts\n") :]
+    return "```\n" + re.sub(r"\n{2,}", "\n", said).replace("---------\n", "").strip() + "\n```"
+
+
+PARTS = {"graph": drawing, "settings": settings, "imports": imports}
+
+
+def redrawn(text: str) -> str:
+    """README's text with every generated part made anew."""
+    for name, make in PARTS.items():
+        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+        found = pattern.search(text)
+        if found is not None:
+            made = f"{found.group(1)}{make()}\n{found.group(2)}"
+            text = text[: found.start()] + made + text[found.end() :]
+    return text
+
+
+def main() -> None:
+    """Write the parts, or check them."""
+    now = README.read_text(encoding="utf-8")
+    fresh = redrawn(now)
+    if "--check" in sys.argv:
+        if fresh != now:
+            sys.exit("README.md is stale: run `make readme`")
+        return
+    README.write_text(fresh, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,433 @@
+"""The index over references: what it finds, what it keeps, what it refuses."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fakes import letters, words
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from memory.index import (
+    IndexUnusable,
+    ReferenceIndex,
+    content_id,
+    default_references,
+    mmr,
+    read_references,
+    write_references,
+)
+
+quick = settings(max_examples=120, deadline=None, database=None)
+
+
+class Counting:
+    """An embedding by letters that keeps every text it was asked for."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self.calls = 0
+
+    async def __call__(self, texts):
+        self.calls += 1
+        self.texts += texts
+        await asyncio.sleep(0)
+        return await letters(texts)
+
+
+def reference(id_: str, instruction: str) -> dict:
+    return {"id": id_, "instruction": instruction, "response": f"answer to {instruction}"}
+
+
+def references(n: int, key: str = "") -> list[dict]:
+    return [reference(f"r{i}", f"{words(f'{key}{i}', 8)}?") for i in range(n)]
+
+
+def opened(given_, directory: Path | None = None, model: str = "m", embed=None) -> ReferenceIndex:
+    return ReferenceIndex(given_, embed or Counting(), directory, model)
+
+
+async def found_ids(index: ReferenceIndex, text: str, k: int) -> list[str]:
+    return [r["id"] for r in await index.search(text, k)]
+
+
+def gains(scores, vectors, chosen: list[int]) -> dict[int, float]:
+    """What each row not yet chosen would add, by the formula and nothing else."""
+    out = {}
+    for i in range(len(scores)):
+        if i not in chosen:
+            nearest = max((float(np.dot(vectors[i], vectors[j])) for j in chosen), default=0.0)
+            out[i] = 0.7 * float(scores[i]) - 0.3 * nearest
+    return out
+
+
+def is_mmr(order: list[int], scores, vectors, given_first: int = 0) -> bool:
+    """Whether each step takes a row of the greatest gain (a hair's breadth of rounding aside)."""
+    for step in range(given_first, len(order)):
+        possible = gains(scores, vectors, order[:step])
+        if order[step] not in possible or possible[order[step]] < max(possible.values()) - 1e-5:
+            return False
+    return True
+
+
+@quick
+@given(st.integers(0, 12), st.integers(0, 14), st.integers(0, 2**31), st.booleans())
+def test_mmr_takes_the_greatest_gain_at_every_step(n, k, seed, with_first):
+    draw = np.random.default_rng(seed)
+    vectors = draw.normal(size=(n, 5)).astype(np.float32)
+    if n > 2:
+        vectors[1] = vectors[0]
+    scores = draw.uniform(-1, 1, n).astype(np.float32)
+    first = [int(draw.integers(n))] if with_first and n else []
+    order = mmr(scores, vectors, k, first)
+    assert len(order) == max(min(k, n), len(first)) == len(set(order))
+    assert order[: len(first)] == first
+    assert is_mmr(order, scores, vectors, len(first))
+
+
+def test_mmr_prefers_another_thing_to_more_of_the_same():
+    vectors = np.array([[1, 0], [1, 0], [0, 1]], np.float32)
+    scores = np.array([0.9, 0.9, 0.5], np.float32)
+    assert mmr(scores, vectors, 3, []) == [0, 2, 1]
+    assert mmr(scores, vectors, 2, [2]) == [2, 0]
+
+
+@pytest.mark.parametrize("seed", range(12))
+async def test_a_search_is_mmr_over_the_exact_scores(seed):
+    draw = random.Random(seed)
+    given_ = references(draw.randint(1, 24), f"{seed} ")
+    k = draw.randint(max(1, len(given_) // 8), 9)
+    query = words(f"query {seed}", 7)
+    found = await found_ids(opened(given_), query, k)
+    vectors = await letters([r["instruction"] for r in given_])
+    scores = vectors @ (await letters([query]))[0]
+    order = [next(i for i, r in enumerate(given_) if r["id"] == id_) for id_ in found]
+    assert len(order) == min(k, len(given_))
+    assert is_mmr(order, scores, vectors)
+
+
+async def test_scores_are_cosines_and_the_best_one_is_that_of_exact_search():
+    given_ = references(300)
+    query = words("anything", 9)
+    found = await opened(given_).search(query, 1)
+    scores = (await letters([r["instruction"] for r in given_])) @ (await letters([query]))[0]
+    assert found[0]["id"] == given_[int(scores.argmax())]["id"]
+    assert found[0]["score"] == pytest.approx(float(scores.max()), abs=1e-3)
+    assert "score" not in given_[int(scores.argmax())]
+
+
+@pytest.mark.parametrize("k", [2, 5])
+async def test_what_is_found_is_among_the_nearest_by_exact_search(k):
+    given_ = references(300)
+    query = words("anything", 9)
+    scores = (await letters([r["instruction"] for r in given_])) @ (await letters([query]))[0]
+    nearest = {given_[i]["id"] for i in np.argsort(-scores)[: 8 * k]}
+    found = await found_ids(opened(given_), query, k)
+    assert len(found) == k
+    assert found[0] == given_[int(scores.argmax())]["id"]
+    assert set(found) <= nearest
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 7])
+@pytest.mark.parametrize("around", ["{}", "  {}\n"])
+async def test_the_reference_with_this_very_instruction_comes_first(k, around):
+    given_ = references(40)
+    index = opened(given_)
+    for own in random.Random(k).sample(given_, 10):
+        found = await index.search(around.format(own["instruction"]), k)
+        assert found[0]["id"] == own["id"]
+        assert len({r["id"] for r in found}) == k
+
+
+async def test_of_two_references_with_one_instruction_the_earlier_comes_first():
+    given_ = [reference("a", "Why?"), reference("b", "Why?"), reference("c", "How so?")]
+    for k in (1, 2, 3):
+        assert (await found_ids(opened(given_), "Why?", k))[0] == "a"
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="memory/index.py:_pick: with more references of an equal vector than the pool holds "
+    "(k * MMR_POOL) the very instruction may not be in the pool, and then is not put first",
+)
+async def test_the_very_instruction_comes_first_among_many_of_an_equal_vector():
+    text = "why do tides rise and fall"
+    cased = ["".join(c.upper() if n >> i & 1 else c for i, c in enumerate(text)) for n in range(64)]
+    given_ = [reference(f"r{i}", t) for i, t in enumerate(cased)]
+    index = opened(given_)
+    assert [(await found_ids(index, t, 2))[0] for t in cased] == [r["id"] for r in given_]
+
+
+@pytest.mark.parametrize(("n", "k", "expected"), [(0, 3, 0), (2, 3, 2), (5, 0, 0), (5, -1, 0)])
+async def test_there_are_at_most_k_and_at_most_all(n, k, expected):
+    assert len(await opened(references(n)).search("anything at all", k)) == expected
+
+
+async def test_a_run_of_seeds_that_are_references_embeds_nothing():
+    embed = Counting()
+    given_ = references(20)
+    index = opened(given_, embed=embed)
+    for r in given_:
+        assert await found_ids(index, r["instruction"], 1) == [r["id"]]
+    assert embed.calls == 0
+
+
+async def test_searches_at_once_build_the_vectors_once(tmp_path):
+    embed = Counting()
+    index = opened(references(9), tmp_path, embed=embed)
+    await asyncio.gather(*(index.search(words(str(i), 4), 2) for i in range(8)))
+    built = [t for t in embed.texts if t.endswith("?")]
+    assert sorted(built) == sorted(r["instruction"] for r in references(9))
+
+
+async def test_vectors_are_kept_on_disk_and_used_again(tmp_path):
+    given_ = references(30)
+    assert await opened(given_, tmp_path / "deep" / "index").build() == 30
+    before = await found_ids(opened(given_), "a new question", 5)
+    embed = Counting()
+    index = opened(given_, tmp_path / "deep" / "index", embed=embed)
+    assert await found_ids(index, "a new question", 5) == before
+    assert embed.texts == ["a new question"]
+    assert not list(tmp_path.rglob("*.new"))
+
+
+async def test_adding_references_embeds_only_the_new_ones(tmp_path):
+    given_ = references(10)
+    await opened(given_[:6], tmp_path).build()
+    embed = Counting()
+    await opened(given_, tmp_path, embed=embed).build()
+    assert embed.texts == [r["instruction"] for r in given_[6:]]
+    embed = Counting()
+    await opened(given_, tmp_path, embed=embed).build()
+    assert embed.texts == []
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_references_left_out_added_and_moved_keep_their_own_vectors(tmp_path, seed):
+    draw = random.Random(seed)
+    every = references(12)
+    for _ in range(4):
+        given_ = draw.sample(every, draw.randint(1, 12))
+        index = opened(given_, tmp_path)
+        await assert_right(index, given_)
+
+
+async def assert_right(index: ReferenceIndex, given_) -> None:
+    """Each reference is found by a text with its very vector, and scores 1 there."""
+    for r in given_:
+        found = await index.search(r["instruction"].upper(), 1)
+        assert (found[0]["id"], found[0]["score"]) == (r["id"], pytest.approx(1.0, abs=1e-3))
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="memory/index.py:_build: kept vectors are found by the reference's id alone, so with a "
+    "shared --memory a reference of the same own id and another text gets the old text's vector",
+)
+async def test_a_reference_whose_text_has_changed_under_its_id_is_embedded_anew(tmp_path):
+    await opened([reference("1", "why tides"), reference("2", "how ships")], tmp_path).build()
+    given_ = [reference("1", "which quartz"), reference("2", "how ships")]
+    await assert_right(opened(given_, tmp_path), given_)
+
+
+async def test_no_directory_keeps_nothing(tmp_path):
+    await opened(references(3), None).build()
+    assert list(tmp_path.iterdir()) == []
+
+
+async def refused(given_, directory: Path, model: str = "m") -> str:
+    with pytest.raises(IndexUnusable) as refusal:
+        await opened(given_, directory, model).build()
+    return str(refusal.value)
+
+
+def assert_says_how_to_rebuild(said: str, directory: Path) -> None:
+    assert str(directory) in said
+    assert "Remove index.json and references.faiss" in said
+
+
+async def test_an_index_of_another_embedding_model_is_refused_and_named(tmp_path):
+    await opened(references(3), tmp_path).build()
+    kept = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    said = await refused(references(3), tmp_path, "another/model")
+    assert "'m'" in said
+    assert "'another/model'" in said
+    assert_says_how_to_rebuild(said, tmp_path)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == kept
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.5, 0.9, 0.999])
+async def test_truncated_vectors_are_refused(tmp_path, share):
+    await opened(references(20), tmp_path).build()
+    path = tmp_path / "references.faiss"
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    assert_says_how_to_rebuild(await refused(references(20), tmp_path), tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"no faiss file at all", b"IxFI" + b"\xff" * 60])
+async def test_vectors_that_are_none_are_refused(tmp_path, content):
+    await opened(references(4), tmp_path).build()
+    (tmp_path / "references.faiss").write_bytes(content)
+    assert_says_how_to_rebuild(await refused(references(4), tmp_path), tmp_path)
+
+
+async def test_missing_vectors_are_refused(tmp_path):
+    await opened(references(4), tmp_path).build()
+    (tmp_path / "references.faiss").unlink()
+    assert_says_how_to_rebuild(await refused(references(4), tmp_path), tmp_path)
+
+
+def valid(**changed) -> str:
+    manifest = {"format": 1, "embedding_model": "m", "dimensions": 64, "ids": ["r0", "r1"]}
+    return json.dumps(manifest | changed)
+
+
+of_no_object = pytest.mark.xfail(
+    strict=True,
+    reason="memory/index.py:_load: a manifest that is JSON but of another shape raises TypeError, "
+    "which is not among the faults turned into IndexUnusable",
+)
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        "",
+        "{",
+        "\x00\x00",
+        "{}",
+        '{"format": 1}',
+        valid(format=2),
+        valid(format="1"),
+        valid(ids=["r0"]),
+        valid(ids=["r0", "r1", "r2"]),
+        pytest.param("[]", marks=of_no_object),
+        pytest.param("null", marks=of_no_object),
+        pytest.param("7", marks=of_no_object),
+        pytest.param(valid(ids=None), marks=of_no_object),
+        pytest.param(valid(ids=2), marks=of_no_object),
+    ],
+)
+async def test_a_broken_manifest_is_refused(tmp_path, manifest):
+    await opened(references(2), tmp_path).build()
+    (tmp_path / "index.json").write_text(manifest)
+    assert_says_how_to_rebuild(await refused(references(2), tmp_path), tmp_path)
+
+
+async def test_a_manifest_that_is_no_text_is_refused(tmp_path):
+    await opened(references(2), tmp_path).build()
+    (tmp_path / "index.json").write_bytes(b"\xff\xfe\x00")
+    assert_says_how_to_rebuild(await refused(references(2), tmp_path), tmp_path)
+
+
+async def test_an_index_can_be_rebuilt_as_the_message_says(tmp_path):
+    await opened(references(5), tmp_path).build()
+    (tmp_path / "references.faiss").write_bytes(b"")
+    await refused(references(5), tmp_path)
+    for name in ("index.json", "references.faiss"):
+        (tmp_path / name).unlink()
+    await assert_right(opened(references(5), tmp_path), references(5))
+
+
+async def crashed_save(directory: Path, before, after) -> None:
+    """An index as a crash leaves it that came after the vectors and before the manifest."""
+    if before:
+        await opened(before, directory).build()
+    whole = directory.with_name("whole")
+    if before:
+        shutil.copytree(directory, whole)
+    await opened(after, whole).build()
+    directory.mkdir(exist_ok=True)
+    for path in whole.iterdir():
+        if path.name != "index.json":
+            shutil.copy(path, directory)
+    shutil.copy(whole / "index.json", directory / "index.json.new")
+
+
+async def test_a_crash_while_the_files_are_written_aside_leaves_the_old_index(tmp_path):
+    given_ = references(4)
+    await opened(given_[:3], tmp_path).build()
+    (tmp_path / "references.faiss.new").write_bytes(b"half of")
+    (tmp_path / "index.json.new").write_text('{"format": 1, "ids": [')
+    embed = Counting()
+    index = opened(given_, tmp_path, embed=embed)
+    await index.build()
+    assert embed.texts == [given_[3]["instruction"]]
+    await assert_right(index, given_)
+    assert not list(tmp_path.glob("*.new"))
+
+
+async def test_a_crash_before_the_first_manifest_is_built_anew(tmp_path):
+    given_ = references(4)
+    await crashed_save(tmp_path / "index", [], given_)
+    await assert_right(opened(given_, tmp_path / "index"), given_)
+    await assert_right(opened(given_, tmp_path / "index"), given_)
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="memory/index.py:_save: two renames; a crash between them leaves new vectors under the "
+    "old manifest, and the next opening is refused until a person removes the files",
+)
+async def test_a_crash_while_references_are_added_leaves_a_usable_index(tmp_path):
+    given_ = references(6)
+    await crashed_save(tmp_path / "index", given_[:4], given_)
+    await assert_right(opened(given_, tmp_path / "index"), given_)
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="memory/index.py:_load: vectors and manifest are matched by their number only, so after "
+    "a crash between the two renames of _save ids get the vectors of other references",
+)
+async def test_a_crash_while_references_change_places_gives_no_id_anothers_vector(tmp_path):
+    given_ = references(4)
+    await crashed_save(tmp_path / "index", given_, given_[::-1])
+    await assert_right(opened(given_, tmp_path / "index"), given_)
+
+
+async def test_an_index_keeps_no_vector_it_was_not_given_a_text_for(tmp_path):
+    await opened(references(3), tmp_path).build()
+    manifest = json.loads((tmp_path / "index.json").read_text())
+    assert manifest["ids"] == ["r0", "r1", "r2"]
+    assert manifest["embedding_model"] == "m"
+
+
+def test_references_come_back_as_they_were_written(tmp_path):
+    given_ = [reference("r", "L'été\u2028\n\x00 潮汐 😀 </seed> {{x}}"), *references(2)]
+    write_references(tmp_path / "new", given_)
+    write_references(tmp_path / "new", given_)
+    assert read_references(tmp_path / "new" / "references.jsonl") == given_
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff", None])
+def test_references_that_cannot_be_read_say_how_to_build_them(tmp_path, content):
+    path = tmp_path / "references.jsonl"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(IndexUnusable, match="refloom index build"):
+        read_references(path)
+
+
+def test_the_environment_names_the_default_references(tmp_path, monkeypatch):
+    write_references(tmp_path, references(2))
+    monkeypatch.setenv("REFLOOM_INDEX", str(tmp_path))
+    assert default_references() == (references(2), tmp_path)
+    monkeypatch.delenv("REFLOOM_INDEX")
+    bundled, kept_in = default_references()
+    assert kept_in is None
+    assert all(r["instruction"] and r["response"] for r in bundled)
+
+
+@given(st.lists(st.text(max_size=5), max_size=4))
+@quick
+def test_a_content_id_is_stable_and_short(parts):
+    assert content_id(*parts) == content_id(*parts)
+    assert len(content_id(*parts)) == 12
+    assert content_id("a", "b") != content_id("ab")

@@ -1,0 +1,414 @@
+"""The order of work: whatever the timing, the same slots are admitted, begun and counted."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from memory.novelty import NoveltyFilter
+from nodes.context import Context
+from refloom.runs.order import Order
+
+thorough = settings(max_examples=150, deadline=None, database=None)
+PROPOSALS = [
+    "why do tides rise twice a day",
+    "why do tides rise twice each day",
+    "how do ships keep off a lee shore",
+    "how do ships keep clear of a lee shore",
+    "which stars does a navigator need",
+    "what makes fog over cold water",
+    "name the parts of an anchor",
+    "name all the parts of an anchor",
+]
+
+
+class Turns:
+    """A journal of turns alone."""
+
+    def __init__(self) -> None:
+        self.turns: dict[tuple[int, int], tuple[str, int, int]] = {}
+        self.order: list[tuple[int, int]] = []
+
+    def put_soon(self, sql: str, *values) -> None:
+        assert "turns" in sql
+        self.order.append(values[:2])
+        self.turns[values[:2]] = values[2:]
+
+    def read(self, sql: str, *values) -> list:
+        return [self.turns[values]] if values in self.turns else []
+
+
+@dataclass
+class Seen:
+    """What became of a run: the turns, what was begun in which order, and the counts."""
+
+    order: Order
+    journal: Turns
+    turns: list[int] = field(default_factory=list)
+    begun: list[tuple[int, int, int]] = field(default_factory=list)
+    refused: set[tuple[int, int, int]] = field(default_factory=set)
+    in_flight: int = 0
+    most_wanted: int = 0
+
+    @property
+    def counts(self) -> dict[str, int]:
+        names = ("candidates", "accepted", "rejected", "failed", "duplicates")
+        return {n: getattr(self.order, n) for n in names}
+
+    @property
+    def admitted(self) -> dict[tuple[int, int], list[str]]:
+        return {place: json.loads(row[0]) for place, row in self.journal.turns.items()}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What each seed proposes (None: it is lost before its turn) and how each slot would end."""
+
+    proposals: list[list[str] | None]
+    ends: dict[tuple[int, int], str]
+    target: int | None = None
+    max_candidates: int | None = None
+
+    def status(self, position: int, slot: int) -> str:
+        if self.proposals[position] is None:
+            return "failed"
+        return self.ends.get((position, slot), "accepted")
+
+
+def new_order(plan: Plan, journal: Turns, context: Context) -> Order:
+    return Order(
+        journal,
+        context,
+        seeds=len(plan.proposals),
+        target=plan.target,
+        max_candidates=plan.max_candidates,
+    )
+
+
+async def run(plan: Plan, timing: random.Random, context: Context | None = None) -> Seen:
+    """All seeds at once, each step of each after a random number of turns of the loop."""
+    context = context or Context(model="m")
+    journal = Turns()
+    order = new_order(plan, journal, context)
+    seen = Seen(order, journal)
+
+    async def a_while() -> None:
+        for _ in range(timing.choice([0, 0, 1, 2, 7, 30])):
+            await asyncio.sleep(0)
+
+    async def one_slot(slot) -> None:
+        await a_while()
+        if not await order.start(slot):
+            seen.refused.add(slot)
+            return
+        seen.begun.append(slot)
+        seen.in_flight += 1
+        seen.most_wanted = max(seen.most_wanted, order.accepted + seen.in_flight)
+        await a_while()
+        seen.in_flight -= 1
+        await order.finished({"status": plan.status(slot[1], slot[2])})
+
+    async def one_seed(position: int) -> None:
+        seed = {"instruction": "x", "round": 0, "position": position}
+        await a_while()
+        texts = plan.proposals[position]
+        if texts is None:
+            await one_slot((0, position, 0))
+            return
+        async with order.turn(seed, context) as admit:
+            seen.turns.append(position)
+            kept = 0
+            for text in texts:
+                await a_while()
+                kept += admit(text)
+            seen.turns.append(position)
+        await asyncio.gather(*(one_slot((0, position, slot)) for slot in range(kept)))
+
+    async with asyncio.timeout(20):
+        await asyncio.gather(*(one_seed(p) for p in range(len(plan.proposals))))
+    return seen
+
+
+def by_hand(plan: Plan, threshold: float = 0.7) -> dict:
+    """The same, one thing after another."""
+    known = NoveltyFilter(threshold)
+    admitted, queue, duplicates = {}, [], 0
+    for position, texts in enumerate(plan.proposals):
+        kept = []
+        for text in texts or []:
+            if known.collision(text) is None:
+                known.add(text, "")
+                kept.append(text)
+            else:
+                duplicates += 1
+        admitted[0, position] = kept
+        slots = 1 if texts is None else len(kept)
+        queue += [(0, position, slot) for slot in range(slots)]
+    counts = {"candidates": 0, "accepted": 0, "rejected": 0, "failed": 0, "duplicates": duplicates}
+    begun = []
+    for slot in queue:
+        if plan.target is not None and counts["accepted"] >= plan.target:
+            break
+        if plan.max_candidates is not None and counts["candidates"] >= plan.max_candidates:
+            break
+        begun.append(slot)
+        counts["candidates"] += 1
+        counts[plan.status(slot[1], slot[2])] += 1
+    return {
+        "begun": begun,
+        "refused": set(queue) - set(begun),
+        "counts": counts,
+        "admitted": admitted,
+    }
+
+
+proposals_of = st.lists(
+    st.one_of(st.none(), st.lists(st.sampled_from(PROPOSALS), max_size=4)), min_size=1, max_size=8
+)
+ends_of = st.dictionaries(
+    st.tuples(st.integers(0, 7), st.integers(0, 3)),
+    st.sampled_from(["accepted", "rejected", "failed"]),
+    max_size=16,
+)
+plans = st.builds(
+    Plan,
+    proposals_of,
+    ends_of,
+    target=st.one_of(st.none(), st.integers(1, 8)),
+    max_candidates=st.one_of(st.none(), st.integers(1, 12)),
+)
+
+
+@thorough
+@given(plans, st.integers(0, 2**32))
+def test_whatever_the_timing_it_is_as_if_one_came_after_the_other(plan, timing):
+    seen = asyncio.run(run(plan, random.Random(timing)))
+    expected = by_hand(plan)
+    assert seen.begun == expected["begun"]
+    assert seen.refused == expected["refused"]
+    assert seen.counts == expected["counts"]
+    assert seen.admitted == expected["admitted"]
+    assert seen.journal.order == sorted(seen.journal.order)
+    if plan.target is not None:
+        assert seen.most_wanted <= plan.target
+
+
+@thorough
+@given(proposals_of, st.integers(0, 2**32))
+def test_turns_do_not_overlap_and_come_in_order(proposals, timing):
+    seen = asyncio.run(run(Plan(proposals, {}), random.Random(timing)))
+    with_turn = [p for p, texts in enumerate(proposals) if texts is not None]
+    assert seen.turns == [p for p in with_turn for _ in range(2)]
+
+
+@thorough
+@given(
+    st.lists(st.integers(0, 4), min_size=1, max_size=8),
+    st.lists(st.sampled_from(["accepted", "rejected", "failed"]), min_size=32, max_size=32),
+    st.integers(1, 10),
+    st.integers(0, 2**32),
+)
+def test_a_target_is_met_exactly_by_the_shortest_prefix_that_holds_it(sizes, ends, target, timing):
+    texts = iter([f"w{i} x{i} y{i}" for i in range(40)])
+    proposals = [[next(texts) for _ in range(n)] for n in sizes]
+    queue = [(0, p, s) for p, n in enumerate(sizes) for s in range(n)]
+    outcome = dict(zip(queue, ends, strict=False))
+    plan = Plan(proposals, {(p, s): e for (_, p, s), e in outcome.items()}, target=target)
+    seen = asyncio.run(run(plan, random.Random(timing)))
+    reached = [i for i, _ in enumerate(queue) if accepted(queue[: i + 1], outcome) == target]
+    shortest = reached[0] + 1 if reached else len(queue)
+    assert seen.begun == queue[:shortest]
+    assert seen.order.accepted == min(target, accepted(queue, outcome))
+
+
+def accepted(slots, outcome) -> int:
+    return sum(outcome[slot] == "accepted" for slot in slots)
+
+
+@pytest.mark.parametrize("timing", range(5))
+async def test_a_seed_lost_before_its_turn_does_not_block_the_others(timing):
+    plan = Plan([None, ["a b c"], None, None, ["d e f"], None], {})
+    seen = await run(plan, random.Random(timing))
+    assert seen.begun == [(0, p, 0) for p in range(6)]
+    assert seen.counts["failed"] == 4
+    assert seen.counts["accepted"] == 2
+
+
+async def test_a_seed_that_fails_inside_its_turn_leaves_one_failed_slot_and_lets_others_in():
+    context, journal = Context(model="m"), Turns()
+    order = new_order(Plan([None] * 3, {}), journal, context)
+
+    async def good(position):
+        async with order.turn({"instruction": "", "round": 0, "position": position}, context) as ad:
+            assert ad(f"w{position}")
+        assert await order.start((0, position, 0))
+        await order.finished({"status": "accepted"})
+
+    async def bad(position):
+        with pytest.raises(KeyError):
+            async with order.turn({"instruction": "", "round": 0, "position": position}, context):
+                raise KeyError
+        assert await order.start((0, position, 0))
+        await order.finished({"status": "failed"})
+
+    async with asyncio.timeout(5):
+        await asyncio.gather(good(2), bad(1), good(0))
+    assert (order.accepted, order.failed, order.candidates) == (2, 1, 3)
+    assert journal.order == [(0, 0), (0, 1), (0, 2)]
+    assert journal.turns[0, 1] == ("[]", 0, 1)
+
+
+async def test_a_turn_waits_for_all_earlier_ones_and_for_no_later_one():
+    context = Context(model="m")
+    order = new_order(Plan([None] * 3, {}), Turns(), context)
+    entered = []
+
+    async def one(position, gate):
+        async with order.turn({"instruction": "", "round": 0, "position": position}, context):
+            entered.append(position)
+            await gate.wait()
+
+    gates = [asyncio.Event() for _ in range(3)]
+    tasks = [asyncio.create_task(one(p, gates[p])) for p in (2, 1, 0)]
+    for expected in ([0], [0, 1], [0, 1, 2]):
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert entered == expected
+        gates[len(expected) - 1].set()
+    await asyncio.gather(*tasks)
+
+
+async def test_later_rounds_follow_earlier_ones():
+    context, journal = Context(model="m"), Turns()
+    order = new_order(Plan([None] * 2, {}), journal, context)
+
+    async def one(round_, position):
+        seed = {"instruction": "", "round": round_, "position": position}
+        async with order.turn(seed, context) as admit:
+            admit(f"r{round_} p{position}")
+        assert await order.start((round_, position, 0))
+        await order.finished({"status": "accepted"})
+
+    places = [(r, p) for r in range(3) for p in range(2)]
+    async with asyncio.timeout(5):
+        await asyncio.gather(*(one(*place) for place in reversed(places)))
+    assert journal.order == places
+    assert order.new_in_round == {0: 2, 1: 2, 2: 2}
+
+
+@pytest.mark.parametrize(
+    ("proposals", "duplicates"),
+    [
+        ([["a b c", "a b c"]], 1),
+        ([["a b c"], ["A, b: c!"]], 1),
+        ([["a b c"], ["c b a"]], 0),
+        ([[PROPOSALS[0], PROPOSALS[1]], [PROPOSALS[1], PROPOSALS[2]]], 2),
+        ([[], []], 0),
+    ],
+)
+async def test_duplicates_are_counted_and_take_no_slot(proposals, duplicates):
+    seen = await run(Plan(proposals, {}), random.Random(0))
+    total = sum(map(len, proposals))
+    assert seen.counts["duplicates"] == duplicates
+    assert seen.counts["candidates"] == total - duplicates
+    assert sum(row[1] for row in seen.journal.turns.values()) == duplicates
+
+
+async def test_an_instruction_is_new_against_all_admitted_before_whatever_became_of_them():
+    for end in ("accepted", "rejected", "failed"):
+        seen = await run(Plan([["a b c"], ["a b c"]], {(0, 0): end}), random.Random(1))
+        assert seen.admitted == {(0, 0): ["a b c"], (0, 1): []}
+
+
+async def test_seeds_that_are_answered_as_they_are_are_duplicates_only_if_the_same():
+    context = Context(model="m", answer_seeds=True)
+    plan = Plan([["Why tides?"], ["why tides"], ["Why tides?"], ["Why tides? "]], {})
+    seen = await run(plan, random.Random(2), context)
+    assert seen.begun == [(0, 0, 0), (0, 1, 0), (0, 3, 0)]
+    assert seen.counts["duplicates"] == 1
+
+
+async def test_the_novelty_threshold_is_that_of_the_settings():
+    context = Context(model="m", novelty_threshold=1.0)
+    seen = await run(Plan([[PROPOSALS[0], PROPOSALS[1]]], {}), random.Random(2), context)
+    assert seen.counts["duplicates"] == 0
+
+
+@pytest.mark.parametrize("most", [1, 3, 5, 9])
+async def test_no_more_candidates_are_begun_than_asked_for(most):
+    plan = Plan([[f"w{p} x{p}"] for p in range(6)], {}, max_candidates=most)
+    seen = await run(plan, random.Random(most))
+    assert seen.begun == [(0, p, 0) for p in range(min(most, 6))]
+    assert seen.order.enough() == (most <= 6)
+
+
+async def test_candidates_that_fail_count_towards_the_most():
+    ends = {(p, 0): "failed" for p in range(6)}
+    plan = Plan([[f"w{p} x{p}"] for p in range(6)], ends, target=2, max_candidates=4)
+    seen = await run(plan, random.Random(0))
+    assert seen.counts == {
+        "candidates": 4,
+        "accepted": 0,
+        "rejected": 0,
+        "failed": 4,
+        "duplicates": 0,
+    }
+
+
+@thorough
+@given(plans, st.integers(0, 2**32), st.data())
+def test_a_run_that_is_taken_up_again_ends_as_it_would_have(plan, timing, data):
+    """Some seeds of the first session are finished; they are replayed, the others made anew."""
+
+    async def resumed() -> Seen:
+        first = await run(plan, random.Random(timing))
+        begun = set(first.begun)
+        cut = data.draw(st.integers(0, len(plan.proposals)))
+        journal = Turns()
+        journal.turns = {k: v for k, v in first.journal.turns.items() if k[1] < cut}
+        context = Context(model="m")
+        order = new_order(plan, journal, context)
+        seen = Seen(order, journal)
+        sleep = random.Random(timing + 1)
+
+        async def one_seed(position) -> None:
+            seed = {"instruction": "", "round": 0, "position": position}
+            kept = {
+                s: plan.status(position, s)
+                for _, p, s in begun
+                if p == position and (0, position) in journal.turns
+            }
+            for _ in range(sleep.randint(0, 9)):
+                await asyncio.sleep(0)
+            if await order.replay(seed, context, kept):
+                seen.begun += [(0, position, s) for s in kept]
+                return
+            texts = plan.proposals[position]
+            slots = 1
+            if texts is not None:
+                async with order.turn(seed, context) as admit:
+                    slots = sum([admit(t) for t in texts])
+            await asyncio.gather(*(one_slot((0, position, s), kept) for s in range(slots)))
+
+        async def one_slot(slot, kept) -> None:
+            if await order.start(slot):
+                seen.begun.append(slot)
+                for _ in range(sleep.randint(0, 9)):
+                    await asyncio.sleep(0)
+                await order.finished({"status": plan.status(slot[1], slot[2])})
+
+        async with asyncio.timeout(20):
+            await asyncio.gather(*(one_seed(p) for p in range(len(plan.proposals))))
+        return seen
+
+    seen = asyncio.run(resumed())
+    expected = by_hand(plan)
+    assert sorted(seen.begun) == expected["begun"]
+    assert seen.counts == expected["counts"]
+    assert seen.admitted == expected["admitted"]

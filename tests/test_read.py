@@ -1,0 +1,662 @@
+"""Reading references and seeds: every shape and kind of file, and what is wrong with a file."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from memory.index import content_id
+from refloom.data.read import BadFile, Source
+
+quick = settings(max_examples=80, deadline=None, database=None)
+HARD = "Say “so”,\nthen: \\frac{1}{2}\t潮汐 😀 \u202e \u2028 <|im_end|> {{ x }}"
+PAIR = {"instruction": "Why?", "response": "So."}
+
+
+def write(path: Path, rows) -> Path:
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), "utf-8")
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(rows, ensure_ascii=False, indent=1), "utf-8")
+    elif path.suffix == ".parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    elif path.suffix == ".csv":
+        with path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, list(dict.fromkeys(k for r in rows for k in r)))
+            writer.writeheader()
+            writer.writerows(rows)
+    return path
+
+
+def references(given_, **more) -> list:
+    return list(Source(given_, as_reference=True, **more))
+
+
+def seeds(given_, **more) -> list:
+    return list(Source(given_, as_reference=False, **more))
+
+
+def pairs(items) -> list[tuple[str, str]]:
+    return [(i["instruction"], i["response"]) for i in items]
+
+
+FLAT = {
+    "alpaca": ({"instruction": "Why?", "input": "", "output": "So."}, "Why?"),
+    "alpaca with an input": (
+        {"instruction": "Add.", "input": "1, 2", "output": "So."},
+        "Add.\n\n1, 2",
+    ),
+    "alpaca with a blank input": ({"instruction": "Why?", "input": " \n", "output": "So."}, "Why?"),
+    "alpaca without an input": ({"instruction": "Why?", "output": "So."}, "Why?"),
+    "response": (PAIR, "Why?"),
+    "response with an input": ({**PAIR, "input": "1, 2"}, "Why?\n\n1, 2"),
+    "completion": ({"prompt": "Why?", "completion": "So."}, "Why?"),
+    "more keys": ({**PAIR, "category": "x", "text": "Why? So."}, "Why?"),
+    "hard text": ({"instruction": HARD, "response": "So."}, HARD),
+}
+
+
+def turns(who, what, *said):
+    return [{who: a, what: b} for a, b in said]
+
+
+NESTED = {
+    "messages": {"messages": turns("role", "content", ("user", "Why?"), ("assistant", "So."))},
+    "messages after a system message": {
+        "messages": turns(
+            "role", "content", ("system", "Be kind."), ("user", "Why?"), ("assistant", "So.")
+        )
+    },
+    "messages of many turns": {
+        "messages": turns(
+            "role",
+            "content",
+            ("user", "Why?"),
+            ("assistant", "So."),
+            ("user", "And then?"),
+            ("assistant", "Then this."),
+        )
+    },
+    "LIMA": {"conversations": ["Why?", "So."], "source": "lima"},
+    "LIMA of many turns": {"conversations": ["Why?", "So.", "And then?", "Then this."]},
+    "ShareGPT": {"conversations": turns("from", "value", ("human", "Why?"), ("gpt", "So."))},
+    "ShareGPT with other names": {
+        "conversations": turns("from", "value", ("user", "Why?"), ("assistant", "So."))
+    },
+    "ShareGPT of many turns": {
+        "conversations": turns(
+            "from", "value", ("system", "x"), ("human", "Why?"), ("gpt", "So."), ("human", "And?")
+        )
+    },
+    "Self-Instruct": {"instruction": "Why?", "instances": [{"input": "", "output": "So."}]},
+    "Self-Instruct with more instances": {
+        "instruction": "Why?",
+        "instances": [{"input": "", "output": "So."}, {"input": "x", "output": "Other."}],
+    },
+}
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet", ".csv"])
+@pytest.mark.parametrize("name", FLAT)
+def test_a_flat_shape_is_read_from_every_kind_of_file(tmp_path, name, suffix):
+    row, instruction = FLAT[name]
+    path = write(tmp_path / f"given{suffix}", [row])
+    found = references(path)
+    assert pairs(found) == [(instruction, "So.")]
+    assert found[0]["id"] == content_id(instruction, "So.")
+    assert [s["instruction"] for s in seeds(path)] == [instruction]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet"])
+@pytest.mark.parametrize("name", NESTED)
+def test_a_nested_shape_is_read_as_its_first_question_and_answer(tmp_path, name, suffix):
+    path = write(tmp_path / f"given{suffix}", [NESTED[name]])
+    assert pairs(references(path)) == [("Why?", "So.")]
+    assert [s["instruction"] for s in seeds(path)] == ["Why?"]
+    assert pairs(references([NESTED[name]])) == [("Why?", "So.")]
+
+
+def test_self_instruct_joins_the_input_of_its_first_instance():
+    row = {"instruction": "Add.", "instances": [{"input": "1, 2", "output": "3"}]}
+    assert pairs(references([row])) == [("Add.\n\n1, 2", "3")]
+
+
+@pytest.mark.parametrize(
+    ("row", "instruction"),
+    [
+        ({"instruction": "Why?"}, "Why?"),
+        ({"instruction": "Add.", "input": "1, 2"}, "Add.\n\n1, 2"),
+        ({"prompt": "Why?"}, "Why?"),
+        ({"turns": ["Why?", "And then?"]}, "Why?"),
+        ({"conversations": ["Why?"]}, "Why?"),
+        ({"messages": [{"role": "user", "content": "Why?"}]}, "Why?"),
+        ({"instruction": "Why?", "instances": []}, "Why?"),
+        ({"instruction": "Why?", "output": ""}, "Why?"),
+        ("  Why?\n", "Why?"),
+    ],
+)
+def test_a_seed_needs_no_response_and_a_reference_does(row, instruction):
+    assert [s["instruction"] for s in seeds([row])] == [instruction]
+    source = Source([row], as_reference=True)
+    assert list(source) == []
+    assert source.report.skipped_count == 1
+
+
+def test_a_text_file_is_one_seed_a_line(tmp_path):
+    path = tmp_path / "seeds.txt"
+    path.write_bytes("\ufeffWhy?\r\n\r\n  how so \n\n潮汐\nlast".encode())
+    assert [s["instruction"] for s in seeds(path)] == ["Why?", "how so", "潮汐", "last"]
+
+
+def test_a_text_file_holds_no_references(tmp_path):
+    path = tmp_path / "seeds.txt"
+    path.write_text("Why?\n")
+    with pytest.raises(BadFile, match=r"seeds\.txt: no usable row; line 1"):
+        Source(path, as_reference=True).scan()
+
+
+WRONG_TYPES = "refloom/data/shapes.py:_self_instruct: 'instances' of a wrong type is no Unfit row"
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"question": "Why?", "answer": "So."},
+        {"text": "Why? So."},
+        {},
+        {"instruction": "Why?"},
+        {"instruction": None, "response": "So."},
+        {"instruction": "", "response": "So."},
+        {"instruction": " \n", "response": "So."},
+        {"instruction": 7, "response": "So."},
+        {"instruction": ["Why?"], "response": "So."},
+        {"instruction": "Why?", "response": None},
+        {"instruction": "Why?", "response": " "},
+        {"instruction": "Why?", "response": 7},
+        {"instruction": "Why?", "response": {"text": "So."}},
+        {"instruction": "Why?", "input": 3, "output": "So."},
+        {"prompt": [{"role": "user", "content": "Why?"}], "completion": "So."},
+        {"messages": None},
+        {"messages": []},
+        {"messages": "Why?"},
+        {"messages": ["Why?", "So."]},
+        {"messages": [{"role": "assistant", "content": "So."}]},
+        {"messages": [{"role": "user", "content": "Why?"}]},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "Why?"}]}]},
+        {"messages": [{"role": "user", "content": "Why?"}, {"role": "user", "content": "So."}]},
+        {"messages": [{"role": ["user"], "content": "Why?"}, {"role": "assistant"}]},
+        {"messages": [{"role": "user", "content": "Why?"}, None]},
+        {"conversations": []},
+        {"conversations": {}},
+        {"conversations": ["Why?"]},
+        {"conversations": ["Why?", 7]},
+        {"conversations": [{"from": "human", "value": "Why?"}]},
+        {"conversations": [{"from": "human"}, {"from": "gpt", "value": "So."}]},
+        {"instruction": "Why?", "instances": []},
+        {"instruction": "Why?", "instances": None},
+        {"instruction": "Why?", "instances": ["So."]},
+        {"instruction": "Why?", "instances": [{"output": 7}]},
+        pytest.param(
+            {"instruction": "Why?", "instances": {"output": "So."}},
+            marks=pytest.mark.xfail(strict=True, raises=KeyError, reason=WRONG_TYPES),
+        ),
+        pytest.param(
+            {"instruction": "Why?", "instances": 7},
+            marks=pytest.mark.xfail(strict=True, raises=TypeError, reason=WRONG_TYPES),
+        ),
+        "Why?",
+        "",
+        7,
+        None,
+        True,
+        ["Why?", "So."],
+    ],
+    ids=repr,
+)
+def test_a_reference_of_no_use_is_skipped_and_named(tmp_path, row):
+    path = write(tmp_path / "given.jsonl", [PAIR, row, {**PAIR, "instruction": "How?"}])
+    source = Source(path, as_reference=True)
+    assert [i for i, _ in pairs(source)] == ["Why?", "How?"]
+    assert source.report.skipped_count == 1
+    named = source.report.skipped[0]
+    assert (named["file"], named["line"]) == (str(path), 2)
+    assert named["why"]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"seed": "Why?"},
+        {"instruction": ""},
+        {"turns": []},
+        {"turns": "Why?"},
+        {"turns": [7]},
+        7,
+        None,
+        ["Why?"],
+        pytest.param(
+            "",
+            marks=pytest.mark.xfail(
+                strict=True,
+                reason="refloom/data/read.py:_seed: a row that is an empty text is taken as a seed "
+                "(and then ends the whole run with BadInput)",
+            ),
+        ),
+        pytest.param(
+            " \n",
+            marks=pytest.mark.xfail(
+                strict=True, reason="refloom/data/read.py:_seed: as above, a blank text"
+            ),
+        ),
+    ],
+    ids=repr,
+)
+def test_a_seed_of_no_use_is_skipped_and_named(row):
+    source = Source(["Why?", row], as_reference=False)
+    assert [s["instruction"] for s in source] == ["Why?"]
+    assert [(s["file"], s["line"]) for s in source.report.skipped] == [("rows given", 2)]
+
+
+def test_a_row_of_no_known_shape_is_named_by_its_keys():
+    source = Source([{"question": "Why?", "answer": "So."}, PAIR], as_reference=True)
+    assert len(list(source)) == 1
+    assert "answer, question" in source.report.skipped[0]["why"]
+
+
+def test_rows_of_several_shapes_are_read_from_one_file_and_counted(tmp_path):
+    rows = [PAIR, NESTED["LIMA"], NESTED["messages"], {**PAIR, "instruction": "How?"}, {"x": 1}]
+    source = Source(write(tmp_path / "mixed.jsonl", rows), as_reference=True)
+    report = source.scan()
+    assert (report.taken, report.skipped_count) == (4, 1)
+    assert report.shapes == {"instruction/response": 2, "conversations": 1, "messages": 1}
+
+
+def test_no_more_than_a_thousand_skipped_rows_are_named_and_all_are_counted():
+    source = Source([PAIR, *[{"x": i} for i in range(1500)]], as_reference=True)
+    report = source.scan()
+    assert (len(report.skipped), report.skipped_count) == (1000, 1500)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet", ".csv"])
+def test_a_file_in_which_no_row_fits_is_bad_and_says_why(tmp_path, suffix):
+    path = write(tmp_path / f"given{suffix}", [{"question": "Why?"}, {"question": "How?"}])
+    with pytest.raises(BadFile) as refusal:
+        Source(path, as_reference=True, skip_bad_lines=True).scan()
+    said = str(refusal.value)
+    assert said.startswith(f"{path}: no usable row; line ")
+    assert "question" in said
+    assert "messages" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("e.jsonl", b""),
+        ("e.jsonl", b"\n\n  \n"),
+        ("e.jsonl", b"\xef\xbb\xbf"),
+        ("e.json", b"[]"),
+        ("e.csv", b""),
+        ("e.csv", b"instruction,response\n"),
+        ("e.txt", b"\n \n"),
+    ],
+)
+def test_an_empty_file_is_bad(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(BadFile, match=r"e\.\w+: no usable row \(it is empty\)"):
+        Source(path, as_reference=False).scan()
+
+
+def test_no_rows_at_all_are_bad():
+    for given_ in ([], iter([])):
+        with pytest.raises(BadFile, match="no usable row"):
+            Source(given_, as_reference=True).scan()
+
+
+def lines_with(seventh: bytes) -> bytes:
+    good = [json.dumps({"instruction": f"Why {i}?", "response": "So."}).encode() for i in range(10)]
+    good[6] = seventh
+    return b"\n".join(good) + b"\n"
+
+
+@pytest.mark.parametrize(
+    "seventh",
+    [
+        b'{"instruction": "Why?", "response": "So."',
+        b"{'instruction': 'Why?'}",
+        b"Why?",
+        b'{"instruction": "Why?", "response": "So."} {"more": 1}',
+        b'{"instruction": "caf\xe9", "response": "So."}',
+        b'{"instruction": "Why\x00?", "response": "So."}',
+        b'{"instruction": "Why?", "response": "So."}\x00',
+        b"\x00" * 30,
+        b"\xff\xfe{\x00}\x00",
+        b"[" * 100_000,
+        b'{"a":' * 50_000,
+        b'{"instruction": "Why?", "n": ' + b"9" * 5000 + b"}",
+    ],
+    ids=lambda b: repr(b[:40]),
+)
+def test_a_line_that_cannot_be_parsed_is_named_or_skipped_if_asked(tmp_path, seventh):
+    path = tmp_path / "given.jsonl"
+    path.write_bytes(lines_with(seventh))
+    with pytest.raises(BadFile) as refusal:
+        references(path)
+    assert f"{path}: line 7 " in str(refusal.value)
+    assert "--skip-bad-lines" in str(refusal.value)
+    assert len(str(refusal.value)) < 600
+    source = Source(path, as_reference=True, skip_bad_lines=True)
+    report = source.scan()
+    assert (report.taken, report.skipped_count) == (9, 1)
+    assert [(s["file"], s["line"]) for s in report.skipped] == [(str(path), 7)]
+    assert "Why 6?" not in [i for i, _ in pairs(source)]
+
+
+def test_what_comes_before_a_bad_line_is_yielded_before_it_is_found(tmp_path):
+    path = tmp_path / "given.jsonl"
+    path.write_bytes(lines_with(b"{"))
+    reading = iter(Source(path, as_reference=True))
+    assert [next(reading)["instruction"] for _ in range(6)] == [f"Why {i}?" for i in range(6)]
+    with pytest.raises(BadFile):
+        next(reading)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"{", "is no JSON"),
+        (b"", "is no JSON"),
+        (b'{"instruction": "Why?"}', "must hold a list"),
+        (b'"Why?"', "must hold a list"),
+        (b'[{"instruction": "Why?"},]', "is no JSON"),
+        (b"[" * 100_000, "is no JSON"),
+        (b'{"instruction": "Why?"}\n{"instruction": "How?"}\n', "is no JSON"),
+    ],
+    ids=lambda v: repr(v[:30]),
+)
+def test_a_json_file_that_is_no_list_is_bad(tmp_path, content, told):
+    path = tmp_path / "given.json"
+    path.write_bytes(content)
+    with pytest.raises(BadFile) as refusal:
+        seeds(path)
+    assert str(refusal.value).startswith(f"{path}: ")
+    assert told in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("g.jsonl", b'{"instruction": "Why?", "response": "So."}\n'),
+        ("g.json", b'[{"instruction": "Why?", "response": "So."}]'),
+        ("g.csv", b"instruction,response\r\nWhy?,So.\r\n"),
+    ],
+)
+def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_bytes(b"\xef\xbb\xbf" + content)
+    assert pairs(references(path)) == [("Why?", "So.")]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("g.txt", b"Why?\ncaf\xe9\n"),
+        ("g.csv", b"instruction,response\nWhy?,So.\ncaf\xe9,So.\n"),
+        ("g.json", b'["Why?",\n"caf\xe9"\n]'),
+        ("g.txt", "Why?\n".encode("utf-16")),
+    ],
+)
+def test_text_that_is_no_utf_8_is_bad_in_every_kind_of_file(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(BadFile, match=r"line \d is no UTF-8"):
+        seeds(path)
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="refloom/data/read.py:_lines says that a line with NUL bytes is bad; only JSON refuses",
+)
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("g.txt", b"How?\nWhy\x00?\n"), ("g.csv", b"instruction\nWhy\x00?\n")],
+)
+def test_nul_bytes_are_bad_in_text_and_csv_too(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(BadFile, match="line 2 "):
+        seeds(path)
+
+
+def test_an_escaped_nul_is_text_as_any_other(tmp_path):
+    path = write(tmp_path / "g.jsonl", [{"instruction": "Why\x00?", "response": "So.\x00"}])
+    assert pairs(references(path)) == [("Why\x00?", "So.\x00")]
+
+
+def test_a_line_of_ten_megabytes_is_read(tmp_path):
+    long = "tide " * 2_000_000
+    path = write(tmp_path / "g.jsonl", [PAIR, {"instruction": "Why?", "response": long}])
+    assert pairs(references(path))[1] == ("Why?", long)
+
+
+@pytest.mark.xfail(
+    strict=True,
+    raises=BadFile,
+    reason="refloom/data/read.py:_csv: the csv module's own limit of 131,072 characters a field",
+)
+def test_a_long_field_of_a_csv_file_is_read(tmp_path):
+    long = "tide " * 40_000
+    path = write(tmp_path / "g.csv", [{"instruction": "Why?", "response": long}])
+    assert pairs(references(path)) == [("Why?", long)]
+
+
+def test_a_deeply_nested_value_that_is_not_asked_for_does_no_harm(tmp_path):
+    path = tmp_path / "g.jsonl"
+    deep = "[" * 400 + "]" * 400
+    path.write_text(f'{{"instruction": "Why?", "response": "So.", "extra": {deep}}}\n')
+    assert pairs(references(path)) == [("Why?", "So.")]
+
+
+def test_csv_fields_hold_line_breaks_quotes_and_commas(tmp_path):
+    path = tmp_path / "g.csv"
+    path.write_bytes(b'instruction,response\r\n"Why,\r\n""so""?","a\nb"\r\nHow?,So.\r\n')
+    assert pairs(references(path)) == [('Why,\r\n"so"?', "a\nb"), ("How?", "So.")]
+
+
+def test_csv_rows_that_are_short_or_long_are_rows(tmp_path):
+    path = tmp_path / "g.csv"
+    path.write_text("instruction,response\nWhy?\nHow?,So.,more,and more\n\nWhen?,Now.\n")
+    source = Source(path, as_reference=True)
+    assert pairs(source) == [("How?", "So."), ("When?", "Now.")]
+    assert [s["line"] for s in source.report.skipped] == [2]
+
+
+BROKEN_CSV = b"instruction,response\nHow?,So.\nWhy\rthis?,So.\nWhen?,Now.\n"
+
+
+def test_a_csv_file_that_cannot_be_parsed_is_bad(tmp_path):
+    path = tmp_path / "g.csv"
+    path.write_bytes(BROKEN_CSV)
+    with pytest.raises(BadFile, match=r"g\.csv: line \d is no CSV"):
+        references(path)
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="refloom/data/read.py:_csv: line_num does not count the line that csv.Error is about",
+)
+def test_a_csv_line_that_cannot_be_parsed_is_named(tmp_path):
+    path = tmp_path / "g.csv"
+    path.write_bytes(BROKEN_CSV)
+    with pytest.raises(BadFile, match="line 3 is no CSV"):
+        references(path)
+
+
+@pytest.mark.xfail(
+    strict=True,
+    raises=BadFile,
+    reason="refloom/data/read.py:_csv passes no `bad`: --skip-bad-lines, which its message advises, "
+    "does not help",
+)
+def test_a_csv_line_that_cannot_be_parsed_is_skipped_if_asked(tmp_path):
+    path = tmp_path / "g.csv"
+    path.write_bytes(BROKEN_CSV)
+    source = Source(path, as_reference=True, skip_bad_lines=True)
+    assert pairs(source) == [("How?", "So."), ("When?", "Now.")]
+    assert source.report.skipped_count == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"no parquet", b"PAR1" + b"\xff" * 40 + b"PAR1"])
+def test_a_file_that_is_no_parquet_is_bad(tmp_path, content):
+    path = tmp_path / "g.parquet"
+    path.write_bytes(content)
+    with pytest.raises(BadFile, match=r"g\.parquet: is no parquet file"):
+        references(path)
+
+
+def test_a_truncated_parquet_file_is_bad(tmp_path):
+    path = write(tmp_path / "g.parquet", [PAIR] * 2000)
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(BadFile):
+        references(path)
+
+
+def test_parquet_is_read_over_the_edges_of_its_batches(tmp_path):
+    rows = [{"instruction": f"Why {i}?", "response": "So."} for i in range(2500)]
+    rows[1500] = {"instruction": None, "response": "So."}
+    source = Source(write(tmp_path / "g.parquet", rows), as_reference=True)
+    assert [i for i, _ in pairs(source)] == [r["instruction"] for r in rows if r["instruction"]]
+    assert [s["line"] for s in source.report.skipped] == [1501]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".txt", ".parquet"])
+def test_a_missing_file_is_named(tmp_path, suffix, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path in (f"gone{suffix}", tmp_path / f"gone{suffix}"):
+        with pytest.raises(BadFile) as refusal:
+            Source(path, as_reference=True).scan()
+        assert str(refusal.value) == f"{path}: no such file"
+
+
+def test_a_missing_path_without_a_suffix_is_named(tmp_path):
+    with pytest.raises(BadFile, match="gone: no such file"):
+        seeds(tmp_path / "gone")
+
+
+def test_a_file_of_an_unknown_kind_is_refused_with_those_that_are_known(tmp_path):
+    path = tmp_path / "g.xlsx"
+    path.write_bytes(b"PK")
+    with pytest.raises(BadFile, match=r"g\.xlsx: unknown kind of file; known are .*\.parquet"):
+        seeds(path)
+
+
+def test_a_directory_is_a_dataset_or_bad(tmp_path):
+    empty, full = tmp_path / "empty", tmp_path / "full"
+    empty.mkdir()
+    full.mkdir()
+    write(full / "train.jsonl", [PAIR, {**PAIR, "instruction": "How?"}])
+    with pytest.raises(BadFile, match="empty: is neither a file nor a dataset"):
+        seeds(empty)
+    assert pairs(references(full)) == [("Why?", "So."), ("How?", "So.")]
+
+
+def test_a_directory_with_the_name_of_a_file_is_bad(tmp_path):
+    path = tmp_path / "seeds.jsonl"
+    path.mkdir()
+    with pytest.raises(BadFile, match=r"seeds\.jsonl"):
+        seeds(path)
+
+
+@pytest.mark.parametrize(
+    ("own", "id_"),
+    [
+        ({"id": "mine"}, "mine"),
+        ({"id": 7}, "7"),
+        ({"id": 0}, "0"),
+        ({"id": ""}, None),
+        ({"id": " "}, None),
+        ({"id": None}, None),
+        ({"id": ["x"]}, None),
+        ({}, None),
+    ],
+)
+def test_an_id_is_the_rows_own_else_a_hash_of_its_content(own, id_):
+    assert references([{**PAIR, **own}])[0]["id"] == (id_ or content_id("Why?", "So."))
+    assert seeds([{**PAIR, **own}])[0]["id"] == (id_ or content_id("Why?"))
+
+
+def test_a_content_hash_tells_contents_apart_and_shapes_not():
+    one, other = references([PAIR, {**PAIR, "response": "No."}])
+    assert one["id"] != other["id"]
+    assert references([{"prompt": "Why?", "completion": "So."}])[0]["id"] == one["id"]
+    assert seeds(["Why?"])[0]["id"] == seeds([{"instruction": "Why?"}])[0]["id"]
+
+
+def test_a_reference_keeps_its_source_licence_and_tags():
+    more = {"source": "forum", "license": "CC0", "tags": ["a", 7], "category": "x"}
+    assert references([{**PAIR, **more, "id": "r"}]) == [
+        {"id": "r", **PAIR, "source": "forum", "license": "CC0", "tags": ["a", "7"]}
+    ]
+    assert references([{**PAIR, "source": 1, "license": None, "tags": "a", "id": "r"}]) == [
+        {"id": "r", **PAIR}
+    ]
+
+
+rows_of = st.lists(
+    st.one_of(
+        st.fixed_dictionaries(
+            {"instruction": st.text("ab?潮 \n", max_size=6), "response": st.text("xy", max_size=3)},
+            optional={"id": st.integers(0, 3), "source": st.just("s")},
+        ),
+        st.fixed_dictionaries({"prompt": st.text("ab", max_size=3)}),
+        st.just({"x": 1}),
+    ),
+    max_size=12,
+)
+
+
+@quick
+@given(rows_of, st.integers(0, 12))
+def test_reading_again_gives_the_same_items_and_the_same_report(rows, limit):
+    source = Source(iter(rows), as_reference=True, limit=limit)
+    first, report = list(source), source.report
+    assert list(source) == first == references(rows)[:limit]
+    assert source.report == report
+
+
+@quick
+@given(rows_of, rows_of, st.booleans())
+def test_a_digest_of_the_first_items_tells_appending_from_changing(rows, more, as_reference):
+    before = Source([*rows, PAIR], as_reference=as_reference)
+    after = Source([*rows, PAIR, *more], as_reference=as_reference)
+    report = before.scan()
+    assert after.digest_of(report.taken) == report.digest
+    changed = Source([*rows, {**PAIR, "instruction": "Who?"}, *more], as_reference=as_reference)
+    assert changed.digest_of(report.taken) != report.digest
+
+
+def test_a_file_that_became_shorter_has_another_digest():
+    report = Source(["a", "b", "c"], as_reference=False).scan()
+    assert Source(["a", "b"], as_reference=False).digest_of(3) != report.digest
+    assert Source(["a", "c", "b"], as_reference=False).digest_of(3) != report.digest
+
+
+def test_two_readings_at_once_do_not_disturb_each_other(tmp_path):
+    path = write(tmp_path / "g.jsonl", [{"instruction": f"Why {i}?"} for i in range(50)])
+    source = Source(path, as_reference=False)
+    assert all(a == b for a, b in zip(source, source, strict=True))
+
+
+def test_a_limit_takes_the_first_and_reads_no_further(tmp_path):
+    path = tmp_path / "g.jsonl"
+    path.write_bytes(lines_with(b"{"))
+    source = Source(path, as_reference=True, limit=3)
+    assert source.scan().taken == 3
+    assert [i for i, _ in pairs(source)] == ["Why 0?", "Why 1?", "Why 2?"]

@@ -1,0 +1,1119 @@
+"""Whole runs with a scripted model: rows, counts, and what a stop, a fault or a change does."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import tempfile
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fakes import (
+    USAGE,
+    Endpoint,
+    ScriptedModel,
+    answer,
+    error,
+    letters,
+    prompt_of,
+    stage_of,
+    tagged,
+    verdicts,
+    words,
+)
+from nodes.llm import Call, CallFailed, ProviderStopped, Reply
+from refloom import synthesize
+from refloom.data.read import BadFile, Source
+from refloom.runs.calls import JournaledCalls
+from refloom.runs.engine import Run, Tools
+from refloom.runs.files import status_of
+from refloom.runs.journal import Journal, JournalUnusable, holder
+from refloom.runs.limits import Limiter
+from refloom.settings import Settings
+
+STATUSES = ("accepted", "rejected", "failed")
+RECORD = {
+    *("id", "seed_id", "slot", "instruction", "response", "status", "reason", "reference_ids"),
+    *("criteria", "attempts", "feedback", "model", "judge_model", "prompt_version"),
+    *("random_seed", "usage", "cost_usd", "created"),
+}
+COUNTS = {
+    *("seeds", "candidates", "accepted", "rejected", "failed", "pending", "duplicates"),
+    *("contaminated", "references", "references_failed", "rows_skipped"),
+}
+SEEDS = [words(f"seed {i}", 8) for i in range(8)]
+
+
+@pytest.fixture(autouse=True)
+async def one_worker():
+    """One thread for all blocking work.
+
+    The journal's lock can be let go only by the thread that took it (see test_journal.py); without
+    that fault this fixture is not needed.
+    """
+    with ThreadPoolExecutor(1) as worker:
+        asyncio.get_running_loop().set_default_executor(worker)
+        yield
+
+
+def references(n: int = 3) -> list[dict[str, str]]:
+    return [
+        {
+            "id": f"r{i}",
+            "instruction": words(f"reference {i}", 10) + "?",
+            "response": words(f"first {i}", 30) + ". " + words(f"then {i}", 20) + ".",
+        }
+        for i in range(n)
+    ]
+
+
+def run_of(
+    out: Path,
+    model: Any,
+    seeds: Sequence[Any] | None = SEEDS[:3],
+    *,
+    given: Sequence[Any] | None = None,
+    on_record: Callable[[dict[str, Any]], None] | None = None,
+    **settings: Any,
+) -> Run:
+    return Run(
+        Settings(**{"model": "m", **settings}),
+        Source(references() if given is None else given, as_reference=True),
+        None if seeds is None else Source(seeds, as_reference=False),
+        out,
+        on_record,
+        Tools(complete=model, embed=letters),
+    )
+
+
+async def made(out: Path, model: Any, *args: Any, **more: Any) -> dict[str, Any]:
+    """Run to the end; return what run.json then says."""
+    async with asyncio.timeout(20):
+        await run_of(out, model, *args, **more).go()
+    return told(out)
+
+
+def told(out: Path) -> dict[str, Any]:
+    said: dict[str, Any] = json.loads((out / "run.json").read_text(encoding="utf-8"))
+    return said
+
+
+def rows(out: Path, status: str) -> list[dict[str, Any]]:
+    text = (out / f"{status}.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.split("\n")[:-1]]
+
+
+def every_row(out: Path) -> list[dict[str, Any]]:
+    found = [row for status in STATUSES for row in rows(out, status)]
+    return sorted(found, key=lambda row: row["slot"])
+
+
+def lasting(out: Path) -> list[dict[str, Any]]:
+    """The rows without what may differ from run to run."""
+    passing = ("created", "usage", "cost_usd")
+    return [{k: v for k, v in row.items() if k not in passing} for row in every_row(out)]
+
+
+def assert_adds_up(out: Path) -> None:
+    """What run.json counts is what is in the files, and in the journal."""
+    said = told(out)
+    counts = said["counts"]
+    assert set(counts) == COUNTS
+    for status in STATUSES:
+        found = rows(out, status)
+        assert counts[status] == len(found)
+        assert all(row["status"] == status for row in found)
+        assert [row["slot"] for row in found] == sorted(row["slot"] for row in found)
+    slots = [tuple(row["slot"]) for row in every_row(out)]
+    assert len(slots) == len(set(slots))
+    ended = counts["accepted"] + counts["rejected"] + counts["failed"]
+    assert counts["candidates"] == ended + counts["pending"]
+    assert counts["contaminated"] <= counts["rejected"]
+    assert said["calls"]["paid"] == sum(said["calls"]["by_stage"].values())
+    assert said["usage"]["calls"] == said["calls"]["paid"]
+    assert not list(out.glob("*.new"))
+
+
+def content_of(call: Call) -> str:
+    """All that makes a call's answer what it is."""
+    rest = (call.answer.__name__ if call.answer else None, call.model, call.judge, call.seed)
+    return repr((call.stage, call.messages, rest, call.temperature, call.max_tokens, call.room))
+
+
+def number_of(text: str) -> int:
+    return int.from_bytes(sha256(text.encode()).digest()[:4], "big")
+
+
+class Watched:
+    """A model in front of another: counts calls by content, and does something at one of them."""
+
+    def __init__(self, model: Any, at: int = 0, then: Callable[[], Any] = lambda: None) -> None:
+        self.model, self.at, self.then = model, at, then
+        self.begun = 0
+        self.answered: Counter[str] = Counter()
+
+    async def __call__(self, call: Call) -> Reply:
+        self.begun += 1
+        if self.begun == self.at:
+            self.then()
+        reply = await self.model(call)
+        self.answered[content_of(call)] += 1
+        return reply
+
+
+class Mixed(ScriptedModel):
+    """A model of varied success, all of it fixed by what it is asked."""
+
+    def __init__(self) -> None:
+        super().__init__(propose=self._propose, generate=self._generate, critique=self._critique)
+
+    def _propose(self, call: Call) -> Any:
+        said = answer("propose", prompt_of(call), call.seed)
+        if call.seed % 4 == 0:
+            said["instructions"][0] = "which quartz river has umber and violet banks"
+        return said
+
+    def _generate(self, call: Call) -> Any:
+        if number_of(prompt_of(call)) % 5 == 0:
+            return CallFailed("generate", "bad_request", "not this one")
+        return answer("generate", prompt_of(call), call.seed)
+
+    def _critique(self, call: Call) -> Any:
+        response = tagged(prompt_of(call), "response")[-1]
+        candidate = not any(r["response"] == response for r in references())
+        bad = candidate and number_of(response) % 2 == 0
+        return verdicts(prompt_of(call), "fail" if bad else "pass")
+
+    async def __call__(self, call: Call) -> Reply:
+        for _ in range(number_of(prompt_of(call)) % 5):
+            await asyncio.sleep(0)
+        return await super().__call__(call)
+
+
+# --- what a run leaves -------------------------------------------------------------------------
+
+
+async def test_a_run_of_an_agreeable_model_accepts_a_row_a_seed(tmp_path):
+    model = ScriptedModel()
+    said = await made(tmp_path, model)
+    assert said["status"] == "done"
+    assert said["counts"] == {
+        **dict.fromkeys(COUNTS, 0),
+        **{"seeds": 3, "candidates": 3, "accepted": 3, "references": 3},
+    }
+    assert said["criteria"] == {"proposed": 6, "earned": 0, "demoted": 6, "dropped": 0}
+    assert said["calls"]["by_stage"]["extract"] == 3
+    assert said["calls"]["by_stage"]["propose"] == said["calls"]["by_stage"]["generate"] == 3
+    assert said["calls"]["paid"] == len(model.calls)
+    assert (said["calls"]["reused"], said["calls"]["retried"]) == (0, 0)
+    assert said["usage"]["prompt_tokens"] == 10 * len(model.calls)
+    assert said["usage"]["cached_tokens"] == 4 * len(model.calls)
+    assert said["usage"]["completion_tokens"] == 5 * len(model.calls)
+    assert said["cost_usd"] is None
+    assert said["seconds"] > 0
+    assert said["settings"]["model"] == "m"
+    assert len(said["fingerprint"]) == 16
+    assert_adds_up(tmp_path)
+
+
+async def test_a_record_has_the_keys_of_the_design_and_no_other(tmp_path):
+    await made(tmp_path, Mixed(), SEEDS, per_seed=3)
+    by_status = {status: rows(tmp_path, status) for status in STATUSES}
+    assert all(by_status.values())
+    for status, found in by_status.items():
+        for row in found:
+            assert set(row) == RECORD | ({"error"} if status == "failed" else set())
+            assert set(row["usage"]) == set(USAGE)
+            for criterion in row["criteria"]:
+                keys = {"id", "text", "must", "reference_id", "quote", "judged_by"}
+                assert set(criterion) == keys
+            for attempt in row["attempts"]:
+                assert set(attempt) == {"response", "verdicts"}
+                for verdict in attempt["verdicts"]:
+                    keys = {"criterion_id", "verdict", "reason", "evidence", "score"}
+                    assert set(verdict) == keys
+                    assert verdict["verdict"] in ("pass", "fail", "not_applicable", "unknown")
+            assert (row["model"], row["judge_model"], row["feedback"]) == ("m", "m", "reference")
+    assert all(row["reason"] is None for row in by_status["accepted"] + by_status["failed"])
+    assert all(row["reason"] in ("criteria", "no_progress") for row in by_status["rejected"])
+    for row in by_status["failed"]:
+        assert row["error"] == {
+            "stage": "generate",
+            "kind": "bad_request",
+            "message": "not this one",
+        }
+        assert row["instruction"]
+        assert row["response"] is None
+    assert_adds_up(tmp_path)
+
+
+async def test_the_response_of_a_record_is_that_of_one_of_its_attempts(tmp_path):
+    await made(tmp_path, Mixed(), SEEDS)
+    for row in rows(tmp_path, "accepted") + rows(tmp_path, "rejected"):
+        assert row["response"] in [a["response"] for a in row["attempts"]]
+        assert 1 <= len(row["attempts"]) <= 3
+
+
+async def test_ids_are_the_seeds_own_and_records_have_their_own(tmp_path):
+    seeds = [{"id": "mine", "instruction": SEEDS[0]}, {"instruction": SEEDS[1]}]
+    await made(tmp_path, ScriptedModel(), seeds, per_seed=2)
+    found = every_row(tmp_path)
+    assert [row["seed_id"] for row in found][:2] == ["mine", "mine"]
+    assert len({row["id"] for row in found}) == 4
+    assert [row["slot"] for row in found] == [[0, 0, 0], [0, 0, 1], [0, 1, 0], [0, 1, 1]]
+
+
+async def test_without_seeds_every_reference_is_its_own_seed(tmp_path):
+    said = await made(tmp_path, ScriptedModel(), None, references_per_seed=1)
+    assert said["counts"]["seeds"] == 3
+    found = rows(tmp_path, "accepted")
+    assert [(row["seed_id"], row["reference_ids"]) for row in found] == [
+        (f"r{i}", [f"r{i}"]) for i in range(3)
+    ]
+
+
+async def test_each_record_is_told_of_once_it_is_kept(tmp_path):
+    heard: list[dict[str, Any]] = []
+    await made(tmp_path, Mixed(), SEEDS, on_record=heard.append, per_seed=2)
+    assert sorted(heard, key=lambda row: row["slot"]) == every_row(tmp_path)
+
+
+async def test_rows_do_not_depend_on_concurrency(tmp_path):
+    for concurrency in (1, 3, 50):
+        said = await made(
+            tmp_path / str(concurrency), Mixed(), SEEDS, per_seed=3, concurrency=concurrency
+        )
+        assert said["counts"]["duplicates"] > 0
+    assert lasting(tmp_path / "1") == lasting(tmp_path / "3") == lasting(tmp_path / "50")
+
+
+async def test_rows_that_were_skipped_are_counted_and_named(tmp_path):
+    said = await made(tmp_path, ScriptedModel(), [SEEDS[0], {"question": "x"}, 7])
+    assert said["counts"]["rows_skipped"] == 2
+    assert [s["line"] for s in said["skipped"]] == [2, 3]
+    assert_adds_up(tmp_path)
+
+
+async def test_a_file_that_cannot_be_read_is_refused_before_anything_is_made(tmp_path):
+    (tmp_path / "seeds.jsonl").write_text('{"instruction": "Why?"}\n{')
+    model = ScriptedModel()
+    run = run_of(tmp_path / "out", model)
+    run.seeds = Source(tmp_path / "seeds.jsonl", as_reference=False)
+    with pytest.raises(BadFile, match="line 2"):
+        await run.go()
+    assert model.calls == []
+    assert not (tmp_path / "out").exists()
+
+
+# --- what goes wrong ---------------------------------------------------------------------------
+
+
+async def test_one_failing_call_is_one_failed_sample_and_its_siblings_go_on(tmp_path):
+    seen = []
+
+    def once(call: Call) -> Any:
+        seen.append(call)
+        if len(seen) == 2:
+            return CallFailed("generate", "filtered", "not that")
+        return answer("generate", prompt_of(call), call.seed)
+
+    said = await made(tmp_path, ScriptedModel(generate=once), SEEDS[:2], per_seed=3)
+    assert (said["counts"]["accepted"], said["counts"]["failed"]) == (5, 1)
+    (failed,) = rows(tmp_path, "failed")
+    assert failed["error"] == {"stage": "generate", "kind": "filtered", "message": "not that"}
+    assert_adds_up(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("stage", "failed", "kind"),
+    [("propose", 1, "bad_request"), ("critique", 3, "bad_request"), ("generate", 3, "bad_request")],
+)
+async def test_a_stage_that_fails_for_one_seed_fails_that_seed_alone(tmp_path, stage, failed, kind):
+    marked = SEEDS[1]
+
+    def for_one(call: Call) -> Any:
+        prompt = prompt_of(call)
+        if marked in prompt or "of seed 1" in prompt:
+            return CallFailed(stage, kind, "no")
+        return answer(stage, prompt, call.seed)
+
+    def propose(call: Call) -> Any:
+        said = answer("propose", prompt_of(call), call.seed)
+        if marked in prompt_of(call):
+            said["instructions"] = [t + " of seed 1" for t in said["instructions"]]
+        return said
+
+    stages = {"propose": propose} | {stage: for_one}
+    said = await made(tmp_path, ScriptedModel(**stages), per_seed=3)
+    assert said["counts"]["failed"] == failed
+    assert said["counts"]["accepted"] == 6
+    for row in rows(tmp_path, "failed"):
+        assert row["slot"][1] == 1
+        assert row["error"]["stage"] == stage
+        assert (row["instruction"] is None) == (stage == "propose")
+    assert_adds_up(tmp_path)
+
+
+async def test_a_reference_that_cannot_be_learned_from_is_left_out(tmp_path):
+    bad = references()[1]["response"]
+
+    def extract(call: Call) -> Any:
+        if bad in prompt_of(call):
+            return CallFailed("extract", "refused", "no")
+        return answer("extract", prompt_of(call), call.seed)
+
+    said = await made(tmp_path, ScriptedModel(extract=extract))
+    assert said["counts"]["references_failed"] == 1
+    assert said["counts"]["accepted"] == 3
+    assert all(
+        c["reference_id"] != "r1" for row in every_row(tmp_path) for c in row["criteria"]
+    )
+    assert_adds_up(tmp_path)
+
+
+@pytest.mark.parametrize("target", [None, 4])
+@pytest.mark.parametrize("stage", ["extract", "propose", "generate", "critique", "every"])
+async def test_a_run_in_which_every_call_fails_ends(tmp_path, stage, target):
+    class Failing(ScriptedModel):
+        async def __call__(self, call: Call) -> Reply:
+            if stage in (call.stage, "every"):
+                raise CallFailed(call.stage, "refused", "no")
+            return await super().__call__(call)
+
+    said = await made(tmp_path, Failing(), target=target, max_candidates=target and 7)
+    assert said["status"] == ("short" if target else "done")
+    counts = said["counts"]
+    assert counts["accepted"] == 0
+    assert counts["failed"] == counts["candidates"] == (7 if target else 3)
+    assert_adds_up(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("max_attempts", "attempts", "reason"),
+    [(1, 1, "criteria"), (3, 3, "criteria"), (6, 3, "no_progress")],
+)
+async def test_a_judge_that_never_passes_ends_with_rejected(
+    tmp_path, max_attempts, attempts, reason
+):
+    model = ScriptedModel(critique=lambda call: verdicts(prompt_of(call), "fail"))
+    said = await made(tmp_path, model, max_attempts=max_attempts)
+    assert said["counts"]["rejected"] == said["counts"]["candidates"] == 3
+    for row in rows(tmp_path, "rejected"):
+        assert len(row["attempts"]) == attempts
+        assert row["reason"] == reason
+        assert row["response"]
+    assert rows(tmp_path, "accepted") == []
+    assert_adds_up(tmp_path)
+
+
+async def test_a_judge_that_never_passes_ends_a_run_with_a_target_too(tmp_path):
+    model = ScriptedModel(critique=lambda call: verdicts(prompt_of(call), "fail"))
+    said = await made(tmp_path, model, target=2, max_attempts=1)
+    assert said["status"] == "short"
+    assert said["counts"]["rejected"] == said["counts"]["candidates"] == 20
+    assert_adds_up(tmp_path)
+
+
+@pytest.mark.parametrize("said_of", ["", "I think it is fine.", '{"verdicts": []}', "{"])
+async def test_a_judge_that_cannot_be_read_accepts_nothing(tmp_path, said_of):
+    said = await made(tmp_path, ScriptedModel(critique=lambda call: said_of), SEEDS[:1])
+    assert said["counts"]["accepted"] == 0
+    assert said["counts"]["candidates"] == 1
+    assert_adds_up(tmp_path)
+
+
+async def test_a_model_that_proposes_nothing_new_ends_the_run(tmp_path):
+    def same(call: Call) -> Any:
+        return {"instructions": ["which quartz river has umber and violet banks"]}
+
+    said = await made(tmp_path, ScriptedModel(propose=same), target=5)
+    assert said["status"] == "short"
+    assert said["counts"]["accepted"] == said["counts"]["candidates"] == 1
+    assert said["counts"]["duplicates"] > 1
+    assert_adds_up(tmp_path)
+
+
+async def test_a_provider_that_stops_ends_the_run_and_what_was_paid_is_kept(tmp_path):
+    def out_of_quota(call: Call) -> Any:
+        return ProviderStopped("the quota is used up")
+
+    with pytest.raises(ProviderStopped, match="quota"):
+        await made(tmp_path, ScriptedModel(generate=out_of_quota))
+    said = told(tmp_path)
+    assert said["status"] == "stopped"
+    assert said["calls"]["by_stage"]["extract"] == 3
+    assert said["counts"]["pending"] == said["counts"]["candidates"] > 0
+    assert_adds_up(tmp_path)
+    again = Watched(ScriptedModel())
+    said = await made(tmp_path, again)
+    assert said["counts"]["accepted"] == 3
+    assert not any(c.stage == "extract" for c in again.model.calls)
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="nodes/retrieve.py:checked raises BadInput, which is no CallFailed: one seed that is "
+    "read but not taken by the graph ends the whole run, with a traceback",
+)
+@pytest.mark.parametrize("seed", ["x" * 100_001, "half an emoji \ud83d", ""], ids=lambda s: s[:9])
+async def test_a_seed_that_the_graph_does_not_take_costs_itself_alone(tmp_path, seed):
+    said = await made(tmp_path, ScriptedModel(), [SEEDS[0], seed, SEEDS[1]])
+    assert said["counts"]["accepted"] >= 2
+    assert_adds_up(tmp_path)
+
+
+@pytest.mark.xfail(
+    strict=True,
+    raises=UnicodeEncodeError,
+    reason="memory/index.py:write_references cannot write a lone surrogate, which JSON can hold "
+    "and refloom/data/read.py lets through",
+)
+async def test_a_reference_with_half_an_emoji_does_not_end_the_run(tmp_path):
+    given = [*references(), {"instruction": "Why \ud83d?", "response": "So."}]
+    said = await made(tmp_path, ScriptedModel(), given=given)
+    assert said["counts"]["accepted"] == 3
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.xfail(
+    strict=True,
+    raises=TimeoutError,
+    reason="refloom/runs/journal.py:_write: a record with a lone surrogate (here in a refusal that "
+    "the error quotes) ends the writing thread, and the run waits for ever",
+)
+async def test_a_refusal_with_half_an_emoji_is_a_failed_sample(tmp_path):
+    refusal = Reply(None, "stop", dict(USAGE), refusal="no \ud83d")
+    run = run_of(tmp_path, ScriptedModel(generate=lambda call: refusal), SEEDS[:1])
+    async with asyncio.timeout(1.5):
+        await run.go()
+    assert told(tmp_path)["counts"]["failed"] == 1
+
+
+# --- how much is made --------------------------------------------------------------------------
+
+
+async def test_duplicate_seeds_are_seeds_but_their_instructions_are_new(tmp_path):
+    said = await made(tmp_path, Watched(ScriptedModel()), [SEEDS[0]] * 3 + [SEEDS[1]])
+    assert said["counts"]["seeds"] == 4
+    assert said["counts"]["duplicates"] > 0
+    instructions = [row["instruction"] for row in every_row(tmp_path)]
+    assert len(instructions) == len(set(instructions)) == said["counts"]["candidates"]
+    assert_adds_up(tmp_path)
+
+
+async def test_a_call_is_made_once_in_a_run(tmp_path):
+    model = Watched(Mixed())
+    said = await made(tmp_path, model, [*SEEDS, SEEDS[0]], per_seed=3, concurrency=2)
+    assert max(model.answered.values()) == 1
+    assert said["calls"]["paid"] == len(model.answered)
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="refloom/runs/calls.py:__call__ looks for what the journal held when it was opened "
+    "(Journal._known is never added to): an equal call later in the same session is paid again, "
+    "and the answer that is used is not the one that is kept",
+)
+async def test_an_equal_call_later_in_the_session_is_answered_from_the_journal(tmp_path):
+    replies = iter(range(9))
+
+    async def send(call: Call) -> Reply:
+        return Reply(str(next(replies)), "stop", dict(USAGE))
+
+    journal = Journal(tmp_path)
+    try:
+        calls = JournaledCalls(send, journal, Limiter(2), address=str, stages={})
+        call = Call("generate", ({"role": "user", "content": "x"},), None, "m", False, 1, 0.0, 1)
+        assert [(await calls(call)).text for _ in range(3)] == ["0", "0", "0"]
+        assert calls.counts["paid"] == 1
+    finally:
+        journal.close()
+
+
+@pytest.mark.parametrize("concurrency", [1, 7, 40])
+@pytest.mark.parametrize("target", [1, 4, 11])
+async def test_a_target_is_met_exactly(tmp_path, target, concurrency):
+    model = Mixed()
+    said = await made(tmp_path, model, SEEDS, per_seed=2, target=target, concurrency=concurrency)
+    assert said["status"] == "done"
+    assert said["counts"]["accepted"] == target == len(rows(tmp_path, "accepted"))
+    assert said["counts"]["pending"] == 0
+    last = every_row(tmp_path)[-1]
+    assert last["status"] == "accepted"
+    assert_adds_up(tmp_path)
+
+
+async def test_what_a_target_starts_is_the_beginning_of_what_a_higher_one_starts(tmp_path):
+    for target in (3, 9):
+        await made(tmp_path / str(target), Mixed(), SEEDS, per_seed=2, target=target)
+    few, many = lasting(tmp_path / "3"), lasting(tmp_path / "9")
+    assert many[: len(few)] == few
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="refloom/runs/work.py:_in_order looks at a round's count of new instructions before all "
+    "of its seeds have had their turn (order.new_in_round is 0 after a first seed without news): "
+    "the run ends short of its target, depending on timing",
+)
+async def test_a_round_is_over_when_all_of_its_seeds_have_had_their_turn(tmp_path):
+    """One seed has no news any more; the other's first row takes long, and it needs many."""
+    exhausted, fresh = SEEDS[:2]
+    proposed = written = 0
+
+    def generate(call: Call) -> Any:
+        nonlocal written
+        written += 1
+        return {"response": "A fine answer." if written == 75 else "TODO"}
+
+    class Uneven(ScriptedModel):
+        async def __call__(self, call: Call) -> Reply:
+            nonlocal proposed
+            if call.stage == "generate" and not written:
+                before = -1
+                while before != proposed:
+                    before = proposed
+                    await asyncio.sleep(0.15)
+            elif call.stage == "propose" and fresh in prompt_of(call):
+                proposed += 1
+                await asyncio.sleep(0.005)
+            return await super().__call__(call)
+
+    def propose(call: Call) -> Any:
+        if exhausted in prompt_of(call):
+            return {"instructions": ["which quartz river has umber and violet banks"]}
+        return answer("propose", prompt_of(call), call.seed)
+
+    model = Uneven(propose=propose, generate=generate)
+    few = {"feedback": "none", "references_per_seed": 1, "target": 1, "max_candidates": 200}
+    said = await made(tmp_path, model, [exhausted, fresh], **few)
+    assert (said["status"], said["counts"]["candidates"]) == ("done", 75)
+
+
+async def test_no_more_candidates_are_made_than_asked_for(tmp_path):
+    said = await made(tmp_path, ScriptedModel(), SEEDS, per_seed=3, max_candidates=5)
+    assert said["counts"]["accepted"] == said["counts"]["candidates"] == 5
+    assert_adds_up(tmp_path)
+
+
+async def test_each_seed_has_as_many_rows_as_asked_for_and_those_that_fail_are_counted(tmp_path):
+    said = await made(tmp_path, Mixed(), SEEDS, per_seed=3)
+    counts = said["counts"]
+    assert counts["failed"] > 0
+    assert counts["rejected"] > 0
+    assert counts["accepted"] > 0
+    assert counts["candidates"] <= 3 * len(SEEDS)
+    assert all(row["slot"][2] < 3 for row in every_row(tmp_path))
+    assert_adds_up(tmp_path)
+
+
+async def test_with_answer_seeds_the_seeds_themselves_are_answered(tmp_path):
+    model = ScriptedModel()
+    seeds = [*SEEDS, SEEDS[2], "  " + SEEDS[3]]
+    said = await made(tmp_path, model, seeds, answer_seeds=True)
+    assert [row["instruction"] for row in every_row(tmp_path)] == SEEDS
+    assert model.asked("propose") == []
+    assert said["counts"]["duplicates"] == 2
+    assert said["counts"]["candidates"] == said["counts"]["accepted"] == 8
+    assert_adds_up(tmp_path)
+
+
+async def test_answered_seeds_that_are_alike_but_not_the_same_are_all_answered(tmp_path):
+    seeds = ["why do tides rise twice a day", "why do tides rise twice a day?"]
+    said = await made(tmp_path, ScriptedModel(), seeds, answer_seeds=True)
+    assert said["counts"]["accepted"] == 2
+
+
+# --- taking a run up again ---------------------------------------------------------------------
+
+
+_undisturbed: dict[int, list[dict[str, Any]]] = {}
+
+
+async def undisturbed(folder: Path, per_seed: int) -> list[dict[str, Any]]:
+    if per_seed not in _undisturbed:
+        await made(folder, Mixed(), SEEDS, per_seed=per_seed)
+        _undisturbed[per_seed] = lasting(folder)
+    return _undisturbed[per_seed]
+
+
+async def stopped_and_resumed(out: Path, at: int, per_seed: int) -> Counter[str]:
+    first = Watched(Mixed(), at)
+    run = run_of(out, first, SEEDS, per_seed=per_seed, concurrency=4)
+    first.then = run.stop
+    async with asyncio.timeout(20):
+        await run.go()
+    assert told(out)["status"] == "interrupted"
+    assert_adds_up(out)
+    second = Watched(Mixed())
+    said = await made(out, second, SEEDS, per_seed=per_seed)
+    assert said["status"] == "done"
+    assert_adds_up(out)
+    return first.answered + second.answered
+
+
+@pytest.mark.parametrize("at", [1, 9, 24, 33, 42])
+async def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path, at):
+    answered = await stopped_and_resumed(tmp_path / "out", at, 1)
+    assert lasting(tmp_path / "out") == await undisturbed(tmp_path / "whole", 1)
+    assert max(answered.values()) == 1
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.xfail(
+    strict=False,
+    reason="refloom/runs/journal.py:_write: of a seed's samples the one that may begin no further "
+    "call cancels the others, one of them while it writes its record, which ends the journal's "
+    "thread (see test_journal.py); not every time, so this mark is not strict",
+)
+@pytest.mark.parametrize("at", [46, 61, 81, 96])
+async def test_a_stop_among_the_samples_of_one_seed_loses_nothing(tmp_path, at, monkeypatch):
+    died: list[Any] = []
+    monkeypatch.setattr(threading, "excepthook", died.append)
+    answered = await stopped_and_resumed(tmp_path / "out", at, 3)
+    assert died == []
+    assert lasting(tmp_path / "out") == await undisturbed(tmp_path / "whole", 3)
+    assert max(answered.values()) == 1
+
+
+@pytest.mark.parametrize("at", [2, 20, 30])
+async def test_a_run_that_was_cut_off_goes_on_as_if_it_had_not_been(tmp_path, at):
+    first = Watched(Mixed(), at)
+    cut_off = asyncio.create_task(run_of(tmp_path / "out", first, SEEDS, concurrency=4).go())
+    first.then = cut_off.cancel
+    async with asyncio.timeout(20):
+        await asyncio.wait([cut_off])
+    assert cut_off.cancelled()
+    assert holder(tmp_path / "out") is None
+    said = await made(tmp_path / "out", Mixed(), SEEDS)
+    assert said["status"] == "done"
+    assert lasting(tmp_path / "out") == await undisturbed(tmp_path / "whole", 1)
+    assert_adds_up(tmp_path / "out")
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="refloom/runs/calls.py:_once: calls under way belong to nobody; when a run is cancelled "
+    "or faults they go on, and then wait for ever for a journal that is closed",
+)
+async def test_a_run_that_was_cut_off_leaves_no_task_behind(tmp_path):
+    before = asyncio.all_tasks()
+    model = Watched(Mixed(), 20)
+    cut_off = asyncio.create_task(run_of(tmp_path, model, SEEDS, concurrency=4).go())
+    model.then = cut_off.cancel
+    await asyncio.wait([cut_off])
+    await asyncio.sleep(0.1)
+    left = [t for t in asyncio.all_tasks() - before if "JournaledCalls" in repr(t)]
+    for task in left:
+        task.cancel()
+    assert left == []
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="refloom/runs/engine.py:Run.stop before the calls are made (while files are read and "
+    "the journal is opened) is forgotten",
+)
+async def test_a_run_that_is_stopped_before_its_first_call_makes_none(tmp_path):
+    model = ScriptedModel()
+    run = run_of(tmp_path, model)
+    run.stop()
+    async with asyncio.timeout(20):
+        await run.go()
+    assert model.calls == []
+    assert told(tmp_path)["status"] == "interrupted"
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="memory/characteristics.py:recall tells `heard` of an interrupted making as of a failed "
+    "one: run.json then counts references that nothing is wrong with as failed",
+)
+async def test_a_stop_while_references_are_learned_is_no_failure_of_theirs(tmp_path):
+    model = Watched(ScriptedModel(), 4)
+    run = run_of(tmp_path, model, concurrency=1)
+    model.then = run.stop
+    await run.go()
+    assert told(tmp_path)["counts"]["references_failed"] == 0
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="refloom/runs/engine.py:_heard writes down what it hears of a reference first: one that "
+    "failed for one seed and was learned for the next is counted as failed, its criteria not",
+)
+async def test_a_reference_that_is_learned_at_the_second_try_is_not_counted_as_failed(tmp_path):
+    failed = asyncio.Event()
+
+    def extract(call: Call) -> Any:
+        if not failed.is_set():
+            failed.set()
+            return CallFailed("extract", "filtered", "not now")
+        return answer("extract", prompt_of(call), call.seed)
+
+    async def embed(texts: Sequence[str]) -> Any:
+        if SEEDS[1] in texts:
+            await failed.wait()
+            await asyncio.sleep(0.05)
+        return await letters(list(texts))
+
+    run = run_of(tmp_path, ScriptedModel(extract=extract), SEEDS[:2], given=references(1))
+    run.tools.embed = embed
+    async with asyncio.timeout(20):
+        await run.go()
+    said = told(tmp_path)
+    assert (said["counts"]["failed"], said["counts"]["accepted"]) == (1, 1)
+    assert said["counts"]["references_failed"] == 0
+    assert said["criteria"]["proposed"] == 2
+
+
+async def test_a_finished_run_is_done_at_once_when_taken_up_again(tmp_path):
+    before = await made(tmp_path, Mixed(), SEEDS, per_seed=2)
+    kept = lasting(tmp_path)
+    model = ScriptedModel()
+    after = await made(tmp_path, model, SEEDS, per_seed=2)
+    assert model.calls == []
+    assert lasting(tmp_path) == kept
+    assert after["counts"] == before["counts"]
+    assert after["calls"]["paid"] == before["calls"]["paid"]
+    assert after["criteria"] == before["criteria"]
+
+
+async def test_appended_seeds_are_taken_up_and_the_others_are_kept(tmp_path):
+    await made(tmp_path, Mixed(), SEEDS[:5])
+    kept = lasting(tmp_path)
+    model = Watched(Mixed())
+    said = await made(tmp_path, model, SEEDS)
+    assert said["counts"]["seeds"] == 8
+    assert [r for r in lasting(tmp_path) if r["slot"][1] < 5] == kept
+    assert {r["slot"][1] for r in lasting(tmp_path)} > {5, 6}
+    assert_adds_up(tmp_path)
+
+
+async def test_appended_references_are_taken_up_and_finished_rows_are_kept(tmp_path):
+    await made(tmp_path, ScriptedModel(), SEEDS[:2])
+    kept = lasting(tmp_path)
+    said = await made(tmp_path, ScriptedModel(), SEEDS[:4], given=references(5))
+    assert said["counts"]["references"] == 5
+    assert lasting(tmp_path)[:2] == kept
+    assert said["counts"]["accepted"] == 4
+    model = ScriptedModel()
+    await made(tmp_path / "own", ScriptedModel(), None)
+    said = await made(tmp_path / "own", model, None, given=references(5))
+    assert said["counts"]["seeds"] == said["counts"]["accepted"] == 5
+    assert len(model.asked("generate")) == 2
+
+
+async def test_a_higher_target_continues(tmp_path):
+    await made(tmp_path / "once", Mixed(), SEEDS, target=12)
+    before = Watched(Mixed())
+    await made(tmp_path / "twice", before, SEEDS, target=4)
+    assert len(rows(tmp_path / "twice", "accepted")) == 4
+    after = Watched(Mixed())
+    said = await made(tmp_path / "twice", after, SEEDS, target=12)
+    assert said["counts"]["accepted"] == 12
+    assert lasting(tmp_path / "twice") == lasting(tmp_path / "once")
+    assert max((before.answered + after.answered).values()) == 1
+    assert_adds_up(tmp_path / "twice")
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"concurrency": 3},
+        {"quiet": True},
+        {"target": 4},
+        {"memory": "elsewhere"},
+        {"limit": 9},
+    ],
+    ids=str,
+)
+async def test_what_makes_no_other_rows_may_differ(tmp_path, changed):
+    if "memory" in changed:
+        changed = {"memory": tmp_path / "elsewhere"}
+    await made(tmp_path / "out", ScriptedModel(), target=3)
+    said = await made(tmp_path / "out", ScriptedModel(), **{"target": 3, **changed})
+    assert said["status"] == "done"
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"model": "another"},
+        {"judge_model": "another"},
+        {"judge_method": "logodds"},
+        {"embedding_model": "another"},
+        {"base_url": "http://127.0.0.1:9/v1"},
+        {"per_seed": 2},
+        {"answer_seeds": True},
+        {"references_per_seed": 2},
+        {"max_attempts": 4},
+        {"max_criteria": 2},
+        {"should_share": 0.25},
+        {"try_criteria": False},
+        {"novelty_threshold": 0.6},
+        {"feedback": "generic"},
+        {"random_seed": 5},
+        {"stages": {"generate": {"temperature": 0.125}}},
+    ],
+    ids=str,
+)
+async def test_any_other_setting_that_differs_is_refused_and_named(tmp_path, changed):
+    if not (tmp_path / "run.json").exists():
+        await made(tmp_path, ScriptedModel(), SEEDS[:1])
+    before = (tmp_path / "run.json").read_bytes()
+    model = ScriptedModel()
+    with pytest.raises(JournalUnusable) as refusal:
+        await made(tmp_path, model, SEEDS[:1], **changed)
+    ((name, value),) = changed.items()
+    assert name in str(refusal.value)
+    assert (str(value) if not isinstance(value, dict) else "0.125") in str(refusal.value)
+    assert "another --out" in str(refusal.value)
+    assert model.calls == []
+    assert (tmp_path / "run.json").read_bytes() == before
+    assert holder(tmp_path) is None
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="refloom/settings.py:MAY_DIFFER lets a lower --target through (design section 3: only a "
+    "higher one); the run then is `done` with more rows than its target",
+)
+async def test_a_lower_target_is_refused(tmp_path):
+    await made(tmp_path, ScriptedModel(), target=4)
+    with pytest.raises(JournalUnusable, match="target"):
+        await made(tmp_path, ScriptedModel(), target=2)
+
+
+def changed_rows(kind: str) -> dict[str, Any]:
+    other = references()
+    other[1] = {**other[1], "response": "Another response altogether."}
+    return {
+        "a seed changed": {"seeds": [SEEDS[0], "something else", SEEDS[2]]},
+        "a seed left out": {"seeds": SEEDS[:2]},
+        "seeds in another order": {"seeds": SEEDS[2::-1]},
+        "a seed put before": {"seeds": [SEEDS[5], *SEEDS[:3]]},
+        "a reference changed": {"given": other},
+        "a reference left out": {"given": references()[:2]},
+        "references in another order": {"given": references()[::-1]},
+    }[kind]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("a seed changed", "a seed left out", "seeds in another order", "a seed put before"),
+        *("a reference changed", "a reference left out", "references in another order"),
+    ],
+)
+async def test_rows_that_are_not_only_appended_are_refused(tmp_path, kind):
+    await made(tmp_path, ScriptedModel())
+    kept = {p.name: p.read_bytes() for p in tmp_path.glob("*.json*")}
+    model = ScriptedModel()
+    with pytest.raises(JournalUnusable, match="references" if "reference" in kind else "seeds"):
+        await made(tmp_path, model, **changed_rows(kind))
+    assert model.calls == []
+    assert {p.name: p.read_bytes() for p in tmp_path.glob("*.json*")} == kept
+
+
+async def test_a_second_run_in_the_same_directory_at_once_is_refused(tmp_path):
+    model = Watched(ScriptedModel(), 5)
+    run = run_of(tmp_path, model)
+    refused: list[Any] = []
+
+    async def second() -> None:
+        with pytest.raises(JournalUnusable, match="pid") as refusal:
+            await run_of(tmp_path, ScriptedModel()).go()
+        refused.append(refusal)
+
+    tasks: list[asyncio.Task[None]] = []
+    model.then = lambda: tasks.append(asyncio.create_task(second()))
+    summary = await run.go()
+    await asyncio.gather(*tasks)
+    assert len(refused) == 1
+    assert summary.counts["accepted"] == 3
+
+
+async def test_the_status_of_a_run_is_brought_up_to_date_from_its_journal(tmp_path):
+    await made(tmp_path, Mixed(), SEEDS)
+    said = status_of(tmp_path)
+    assert said["status"] == "done"
+    assert said["counts"] == told(tmp_path)["counts"]
+    (tmp_path / "run.json").unlink()
+    assert status_of(tmp_path)["status"] == "interrupted"
+    assert status_of(tmp_path)["counts"]["accepted"] == len(rows(tmp_path, "accepted"))
+    with pytest.raises(JournalUnusable):
+        status_of(tmp_path / "gone")
+
+
+# --- memory that is shared ---------------------------------------------------------------------
+
+
+def learning(model: ScriptedModel) -> list[Call]:
+    """The calls that learn from references: extractions, and trials of what was extracted."""
+    asked_of = {r["instruction"] for r in references()}
+    return [
+        c
+        for c in model.calls
+        if c.stage == "extract"
+        or (c.stage == "critique" and tagged(prompt_of(c), "instruction")[-1] in asked_of)
+    ]
+
+
+async def test_a_second_run_that_shares_the_memory_learns_nothing_anew(tmp_path):
+    first, second = ScriptedModel(), ScriptedModel()
+    memory = tmp_path / "memory"
+    before = await made(tmp_path / "a", first, SEEDS[:3], memory=memory)
+    after = await made(tmp_path / "b", second, SEEDS[3:6], memory=memory)
+    assert len(learning(first)) == 3 + 3 * 4
+    assert learning(second) == []
+    assert after["criteria"] == before["criteria"]
+    assert after["counts"]["accepted"] == 3
+    assert not (tmp_path / "b" / "memory").exists()
+
+
+async def test_what_was_learned_is_learned_anew_for_another_model(tmp_path):
+    memory = tmp_path / "memory"
+    await made(tmp_path / "a", ScriptedModel(), SEEDS[:1], memory=memory)
+    for name, changed in {"b": {"model": "x"}, "c": {"try_criteria": False}}.items():
+        model = ScriptedModel()
+        await made(tmp_path / name, model, SEEDS[:1], memory=memory, **changed)
+        assert len(model.asked("extract")) == 3
+
+
+async def test_a_run_without_trials_makes_no_trial_call(tmp_path):
+    model = ScriptedModel()
+    await made(tmp_path, model, try_criteria=False)
+    assert {c.stage for c in learning(model)} == {"extract"}
+
+
+# --- the Python API ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def endpoint(monkeypatch, tmp_path):
+    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "JUDGE_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    with Endpoint() as endpoint:
+        yield endpoint
+
+
+def settings_for(endpoint: Endpoint, **more: Any) -> Settings:
+    given = {"model": "m", "base_url": endpoint.url, "references_per_seed": 1}
+    return Settings(**{**given, "try_criteria": False, **more})
+
+
+def left_behind(folder: Path) -> list[str]:
+    threads = [t.name for t in threading.enumerate() if t.name == "journal"]
+    return [p.name for p in (folder / "tmp").iterdir()] + threads
+
+
+async def test_synthesize_yields_records_and_leaves_nothing_behind(tmp_path, endpoint):
+    before = asyncio.all_tasks()
+    found = [r async for r in synthesize(references(4), settings=settings_for(endpoint))]
+    assert [r["status"] for r in found] == ["accepted"] * 4
+    assert sorted(r["seed_id"] for r in found) == ["r0", "r1", "r2", "r3"]
+    assert all(set(r) == RECORD for r in found)
+    assert left_behind(tmp_path) == []
+    assert [t for t in asyncio.all_tasks() - before if "langgraph" not in repr(t)] == []
+    assert endpoint.in_flight == 0
+
+
+async def test_synthesize_takes_paths_and_iterables(tmp_path, endpoint):
+    path = tmp_path / "references.jsonl"
+    path.write_text("".join(json.dumps(r) + "\n" for r in references(2)))
+    for given in (path, str(path), iter(references(2)), tuple(references(2))):
+        found = [r async for r in synthesize(given, settings=settings_for(endpoint))]
+        assert len(found) == 2
+    seeds = [{"instruction": references(2)[0]["instruction"]}]
+    found = [r async for r in synthesize(path, seeds, settings_for(endpoint))]
+    assert [r["reference_ids"] for r in found] == [["r0"]]
+
+
+async def test_synthesize_yields_failed_samples_too(tmp_path, endpoint):
+    endpoint.script = lambda body, _: error(400, "no") if stage_of(body) == "generate" else None
+    found = [r async for r in synthesize(references(2), settings=settings_for(endpoint))]
+    assert [r["status"] for r in found] == ["failed", "failed"]
+
+
+async def test_synthesize_with_a_directory_keeps_the_run_and_takes_it_up_again(tmp_path, endpoint):
+    out = tmp_path / "out"
+    settings = settings_for(endpoint)
+    first = [r async for r in synthesize(references(2), settings=settings, out=out)]
+    asked = len(endpoint.bodies)
+    second = [r async for r in synthesize(references(3), settings=settings, out=str(out))]
+    assert (len(first), len(second)) == (2, 1)
+    assert len(rows(out, "accepted")) == 3
+    assert [stage_of(b) for b in endpoint.bodies[asked:]].count("propose") == 1
+    assert_adds_up(out)
+
+
+@pytest.mark.parametrize("closing", [True, False])
+async def test_synthesize_stops_cleanly_when_the_consumer_breaks_off(tmp_path, endpoint, closing):
+    settings = settings_for(endpoint, concurrency=2)
+    seen = 0
+    if closing:
+        async with aclosing(synthesize(references(12), settings=settings)) as records:
+            async for _ in records:
+                seen += 1
+                break
+    else:
+        async for _ in synthesize(references(12), settings=settings):
+            seen += 1
+            break
+        while left_behind(tmp_path):
+            await asyncio.sleep(0.01)
+    assert seen == 1
+    assert left_behind(tmp_path) == []
+    asked = len(endpoint.bodies)
+    await asyncio.sleep(0.1)
+    assert len(endpoint.bodies) <= asked + 2
+    assert asked < 36
+
+
+async def test_synthesize_can_be_cancelled_by_its_consumer(tmp_path, endpoint):
+    started = asyncio.Event()
+
+    async def consume() -> None:
+        async for _ in synthesize(references(8), settings=settings_for(endpoint, concurrency=1)):
+            started.set()
+
+    task = asyncio.create_task(consume())
+    await asyncio.wait_for(started.wait(), 10)
+    task.cancel()
+    await asyncio.wait([task])
+    assert task.cancelled()
+    while left_behind(tmp_path):
+        await asyncio.sleep(0.01)
+
+
+async def test_synthesize_raises_what_ends_the_run_after_what_was_made(tmp_path, endpoint):
+    endpoint.script = lambda body, _: error(401, "no") if stage_of(body) == "generate" else None
+    with pytest.raises(ProviderStopped, match="OPENAI_API_KEY"):
+        async for _ in synthesize(references(2), settings=settings_for(endpoint)):
+            pytest.fail("nothing can have been made")
+    with pytest.raises(BadFile, match="no such file"):
+        async for _ in synthesize(tmp_path / "gone.jsonl", settings=settings_for(endpoint)):
+            pytest.fail("nothing can have been made")
+    assert left_behind(tmp_path) == []
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="refloom/runs/synthesize.py builds the seeds' Source without the settings' limit (only "
+    "the command line and seedless runs heed it)",
+)
+async def test_synthesize_heeds_the_limit_of_its_settings(tmp_path, endpoint):
+    seeds = [{"instruction": r["instruction"]} for r in references(4)]
+    settings = settings_for(endpoint, limit=2)
+    assert len([r async for r in synthesize(references(4), seeds, settings)]) == 2
