@@ -106,16 +106,18 @@ def novel(texts: Iterable[str], threshold: float = 0.7) -> Iterator[int]:
             yield i
 
 
-def copied_run(text: str, source: str, words: int) -> str | None:
+def copied_run(text: str, source: str, words: int, allowed: str = "") -> str | None:
     """The first run of `words` words that `text` takes from `source`, or None.
+
+    A run that `allowed` holds as well does not count.
 
     >>> copied_run("so we rise with the sea", "Boats rise with the sea each day.", 4)
     'rise with the sea'
     """
-    theirs = tokens(source)
-    runs = {tuple(theirs[i : i + words]) for i in range(len(theirs) - words + 1)}
-    ours = tokens(text)
-    for i in range(len(ours) - words + 1):
-        if tuple(ours[i : i + words]) in runs:
-            return " ".join(ours[i : i + words])
-    return None
+    runs = set(_runs(source, words)) - set(_runs(allowed, words))
+    return next((" ".join(run) for run in _runs(text, words) if run in runs), None)
+
+
+def _runs(text: str, words: int) -> Iterator[tuple[str, ...]]:
+    found = tokens(text)
+    return (tuple(found[i : i + words]) for i in range(len(found) - words + 1))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from json import JSONDecodeError
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -17,20 +18,23 @@ M = TypeVar("M", bound=BaseModel)
 _THINK = re.compile(r"^\s*<think(?:ing)?>.*?</think(?:ing)?>", re.DOTALL | re.IGNORECASE)
 _FENCED = re.compile(r"^\s*```[a-zA-Z0-9]*\s*\n(.*)\n\s*```\s*$", re.DOTALL)
 _ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|.)", re.DOTALL)
-# What follows \b, \f, \n, \r, \t in LaTeX commands, and hardly ever a backspace, form feed, line
-# break or tab. The second table is for texts that show elsewhere that backslashes are not escaped.
+# What begins a LaTeX command after \b, \f, \n, \r, \t. A backspace or form feed before a letter
+# never does anything else in text. The second table is for texts that show elsewhere that their
+# backslashes are not escaped: there, names that could be words after a line break or tab count too.
 _SURE = {
-    "b": r"(?:eta|egin|ar|inom|ig[lr]?|mod|oldsymbol|ullet|ecause|ackslash|ot|f)\b",
-    "f": r"(?:rac|orall|lat|ootnotesize)\b",
-    "n": r"(?:abla|otin|exists)\b",
-    "r": r"(?:ho|ight|ightarrow|angle|floor|ceil)\b",
-    "t": r"(?:heta|imes|ext(?:bf|it|tt|rm)?\{|frac|ilde|herefore|riangle)",
+    "b": r"[A-Za-z]",
+    "f": r"[A-Za-z]",
+    "n": r"(?:abla|otin|ewcommand|oindent|ormalsize)(?![A-Za-z])",
+    "r": r"(?:ho|ight[a-z]*|angle|floor|ceil|vert|ef)(?![A-Za-z])",
+    "t": r"(?:heta|imes|frac|ilde|herefore|riangle)(?![a-z])|ext\w*\s?\{",
 }
 _DOUBTFUL = _SURE | {
-    "n": r"(?:abla|otin|exists|eq|mid|eg|ot|u|e(?=[ \\{\d]))\b",
-    "r": r"(?:ho|ight\w*|angle|floor|ceil|m)\b",
-    "t": r"(?:heta|imes|ext\w*|frac|ilde|herefore|riangle\w*|au|op|o|anh?)\b",
+    "n": r"(?:abla|otin|exists|eq|mid|eg|ot|u|e(?=[ \\{\d])|ewline)(?![A-Za-z])|ewcommand|oindent",
+    "r": r"(?:ho|ight[a-z]*|angle|floor|ceil|vert|ef|m)(?![A-Za-z])",
+    "t": r"(?:heta|imes|ext\w*|frac|ilde|herefore|riangle\w*|au|op|o|anh?)(?![A-Za-z])",
 }
+# How many opening braces are tried: prose before the answer may hold one.
+MOST_STARTS = 5
 _DECODER = json.JSONDecoder(strict=False)
 
 
@@ -48,7 +52,7 @@ def read_answer(text: str, answer: type[M]) -> M:
     >>> read_answer('<think>hm</think>```json\n{"response": "\\frac{1}{2}"}\n```', Said).response
     '\\frac{1}{2}'
     """
-    value = _json(strip_wrapping(text))
+    value = _whole(_json(strip_wrapping(text)))
     try:
         return answer.model_validate(value)
     except ValidationError as error:
@@ -65,14 +69,27 @@ def strip_wrapping(text: str) -> str:
 
 
 def _json(text: str) -> Any:
-    start = text.find("{")
-    if start < 0:
+    starts = [m.start() for m in re.finditer(r"\{", text)][:MOST_STARTS]
+    if not starts:
         raise Unreadable("no JSON object was found")
-    literal = _literal_escapes(text[start:])
-    try:
-        value, _ = _DECODER.raw_decode(literal)
-    except json.JSONDecodeError as error:
-        raise Unreadable(f"not valid JSON: {error.msg} at character {error.pos}") from error
+    first: Exception | None = None
+    for start in starts:
+        try:
+            return _DECODER.raw_decode(_literal_escapes(text[start:]))[0]
+        except (ValueError, RecursionError) as error:
+            first = first or error
+    said = f"{first.msg} at character {first.pos}" if isinstance(first, JSONDecodeError) else first
+    raise Unreadable(f"not valid JSON: {said}")
+
+
+def _whole(value: Any) -> Any:
+    """The value with half surrogate pairs replaced, which no file could hold as UTF-8."""
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, list):
+        return [_whole(one) for one in value]
+    if isinstance(value, dict):
+        return {key: _whole(one) for key, one in value.items()}
     return value
 
 

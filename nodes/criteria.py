@@ -18,14 +18,15 @@ ANSWERS_ID = "answers-instruction"
 
 _REFUSAL = re.compile(
     r"\bas an ai( language)? model\b"
-    r"|^\W*(i'?m|i am) (very |really )?sorry,? but (i|as an)\b"
-    r"|^\W*(i'?m|i am) (unable|not able) to (assist|help|provide|answer|complete|fulfil)"
-    r"|^\W*i (cannot|can'?t|can not|won'?t) (assist|help|provide|answer|complete|fulfil|comply)",
+    r"|^\W*(i['’]?m|i am) (very |really )?sorry,? but (i|as an)\b"
+    r"|^\W*(i['’]?m|i am) (unable|not able) to (assist|help|provide|answer|complete|fulfil)"
+    r"|^\W*i (cannot|can['’]?t|can not|won['’]?t) "
+    r"(assist|help|provide|answer|complete|fulfil|comply)",
     re.IGNORECASE,
 )
 # TODO counts in capitals only: "todo" is a common word of Spanish and Portuguese.
 _PLACEHOLDER = re.compile(
-    r"(?i:\[(?:insert|your|add|enter|fill in|name of)\b[^\]\n]{0,60}\])"
+    r"(?i:\[(?:insert|your|add|enter|fill in|name of)\b(?!\()[^\]\n]{0,60}\](?!\())"
     r"|\bTODO\b|(?i:\blorem ipsum\b)"
 )
 _PROMPT_TALK = re.compile(
@@ -65,9 +66,11 @@ def verdict(
 
 def _absent(id_: str, pattern: re.Pattern[str], facts: Facts, reason: str) -> Verdict:
     """Fail if the response holds the pattern; what the instruction itself holds is allowed."""
-    found = pattern.search(facts.response)
-    if found and not pattern.search(facts.instruction):
-        return verdict(id_, "fail", reason, found.group(0).strip())
+    allowed = facts.instruction.casefold()
+    for found in pattern.finditer(facts.response):
+        said = found.group(0).strip()
+        if said.casefold() not in allowed:
+            return verdict(id_, "fail", reason, said)
     return verdict(id_, "pass")
 
 
@@ -89,6 +92,8 @@ def finished(facts: Facts) -> Verdict:
 
 def no_refusal(facts: Facts) -> Verdict:
     """Fail the set phrases of a refusal."""
+    if _REFUSAL.search(facts.instruction):
+        return verdict("no-refusal", "pass")
     return _absent("no-refusal", _REFUSAL, facts, "The response refuses with a set phrase.")
 
 
@@ -105,8 +110,10 @@ def no_prompt_talk(facts: Facts) -> Verdict:
 def not_copied(facts: Facts) -> Verdict:
     """Fail a long run of words taken from a reference, unless the instruction holds it too."""
     for reference in facts.references:
-        run = copied_run(facts.response, reference["response"], COPIED_WORDS)
-        if run and not copied_run(facts.instruction, run, COPIED_WORDS):
+        run = copied_run(
+            facts.response, reference["response"], COPIED_WORDS, allowed=facts.instruction
+        )
+        if run:
             reason = f"{COPIED_WORDS} words in a row are those of reference {reference['id']}."
             return verdict("not-copied", "fail", reason, run)
     return verdict("not-copied", "pass")

@@ -8,7 +8,6 @@ shows them as runs.
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
@@ -21,6 +20,7 @@ from nodes.faults import adjust, failure_of
 from nodes.llm import Call, ProviderStopped, Reply
 from nodes.wire import MODES, raw_reply, request_body
 
+RAW = "raw"
 TIMEOUT_S = 600.0
 
 
@@ -50,8 +50,10 @@ async def from_environment(model: str, judge: bool) -> Endpoint:
         return await asyncio.to_thread(registered)
     base_url, key = os.environ.get("OPENAI_BASE_URL"), os.environ.get("OPENAI_API_KEY")
     if judge:
-        base_url = os.environ.get("JUDGE_BASE_URL") or base_url
-        key = os.environ.get("JUDGE_API_KEY") or key
+        own = os.environ.get("JUDGE_BASE_URL")
+        # The writer's key is not for another address.
+        key = os.environ.get("JUDGE_API_KEY") or ("" if own else key)
+        base_url = own or base_url
     if not base_url and not key:
         raise ProviderStopped(
             f"no endpoint for model {model!r}: set OPENAI_BASE_URL and OPENAI_API_KEY, "
@@ -95,14 +97,15 @@ class Connection:
         endpoint = await self._resolve(call.model, call.judge)
         model = self._model(endpoint, call.model)
         if endpoint.most_tokens is not None:
-            call = replace(call, max_tokens=min(call.max_tokens, endpoint.most_tokens))
+            most = min(call.max_tokens * call.room, endpoint.most_tokens)
+            call = replace(call, max_tokens=most, room=1)
         known = self._known.setdefault((endpoint.base_url, call.model), _Known())
         while True:
             mode, without = known.mode, known.without
             try:
                 return await self._send(model, call, mode, without)
             except Exception as error:  # noqa: BLE001 - every fault is told apart and raised anew
-                fault = failure_of(error, call, mode)
+                fault = failure_of(error, call, mode, without)
             if isinstance(fault, Exception):
                 raise fault
             if (known.mode, known.without) == (mode, without):
@@ -110,12 +113,11 @@ class Connection:
 
     async def _send(self, model: Any, call: Call, mode: int, without: frozenset[str]) -> Reply:
         body = request_body(call, MODES[mode], without)
-        if _watched():
-            return await _through_langchain(model, body)
-        raw = await model.root_async_client.post(
-            "/chat/completions", cast_to=object, body={"model": call.model, **body}
-        )
-        return raw_reply(raw)
+        if not _watched():
+            return raw_reply(await model.post(body))
+        messages = [(m["role"], m["content"]) for m in body["messages"]]
+        said = await model.ainvoke(messages, body=body)
+        return raw_reply(said.response_metadata[RAW])
 
     def _model(self, endpoint: Endpoint, name: str) -> Any:
         models = self._models.setdefault(asyncio.get_running_loop(), {})
@@ -131,17 +133,18 @@ class Connection:
 
 
 def _chat_model(endpoint: Endpoint, name: str, max_retries: int) -> Any:
-    from langchain_openai import ChatOpenAI
     from openai import DefaultAioHttpClient
 
-    return ChatOpenAI(
+    from nodes.observed import ObservedChatOpenAI
+
+    return ObservedChatOpenAI(
         model=name,
         base_url=endpoint.base_url,
         api_key=endpoint.api_key or "none",
         timeout=TIMEOUT_S,
         max_retries=max_retries,
         http_async_client=DefaultAioHttpClient(timeout=TIMEOUT_S),
-        stream_usage=False,
+        disable_streaming=True,
     )
 
 
@@ -154,32 +157,3 @@ def _watched() -> bool:
     handlers = getattr(callbacks, "handlers", callbacks) or []
     listening = [h for h in handlers if not type(h).__module__.startswith("langgraph")]
     return bool(listening) or bool(tracing_is_enabled())
-
-
-async def _through_langchain(model: Any, body: dict[str, Any]) -> Reply:
-    """The same request as a LangChain run; its message holds what the raw answer does."""
-    messages = body["messages"]
-    settings = {k: v for k, v in body.items() if k not in ("messages",)}
-    said = await model.ainvoke([(m["role"], m["content"]) for m in messages], **settings)
-    meta, extra = said.response_metadata, said.additional_kwargs
-    calls = [{"function": {"arguments": _arguments(c)}} for c in said.tool_calls]
-    return raw_reply(
-        {
-            "choices": [
-                {
-                    "finish_reason": meta.get("finish_reason"),
-                    "logprobs": meta.get("logprobs"),
-                    "message": {
-                        "content": said.content if isinstance(said.content, str) else None,
-                        "refusal": extra.get("refusal"),
-                        "tool_calls": calls,
-                    },
-                }
-            ],
-            "usage": meta.get("token_usage"),
-        }
-    )
-
-
-def _arguments(tool_call: Any) -> str:
-    return json.dumps(tool_call["args"], ensure_ascii=False)

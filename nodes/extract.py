@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -83,7 +84,8 @@ async def extract(
     if lost and not learned:
         first = lost[0]
         failure = {"stage": first.stage, "kind": first.kind, "message": first.message}
-        return {"failure": failure, "learned": [], "criteria": []}
+        usage = reduce(add_usage, (one.usage for one in lost), no_usage())
+        return {"failure": failure, "learned": [], "criteria": [], "usage": usage}
     criteria = await merge(learned, context, embed)
     return {"learned": learned, "criteria": criteria}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ _REFUSALS = {
     "tools": ("tool", "function"),
     "json_object": ("response_format", "json_object", "json mode"),
 }
+_KEY = re.compile(r"\b(?:sk|key|gsk|pk)[-_][\w*.-]{6,}")
 _OPTIONAL = ("seed", "temperature", "max_tokens")
 
 
@@ -38,7 +40,9 @@ def adjust(fault: Lower, mode: int, without: frozenset[str]) -> tuple[int, froze
     return mode + 1, without
 
 
-def failure_of(error: Exception, call: Call, mode: int) -> Exception | Lower:
+def failure_of(
+    error: Exception, call: Call, mode: int, without: frozenset[str]
+) -> Exception | Lower:
     """The failure that an exception of the OpenAI client stands for, or what to lower.
 
     What is no client error is given back as it is.
@@ -57,11 +61,13 @@ def failure_of(error: Exception, call: Call, mode: int) -> Exception | Lower:
         return error
     status, text = error.status_code, _told(error)
     if status in (400, 422):
-        return _refused(call, status, text, mode)
+        return _refused(call, status, text, mode, without)
     return _by_status(call, status, text, error)
 
 
-def _refused(call: Call, status: int, text: str, mode: int) -> Exception | Lower:
+def _refused(
+    call: Call, status: int, text: str, mode: int, without: frozenset[str]
+) -> Exception | Lower:
     low = text.lower()
     if "content_filter" in low or "content management policy" in low or "responsibleai" in low:
         return CallFailed(
@@ -76,7 +82,7 @@ def _refused(call: Call, status: int, text: str, mode: int) -> Exception | Lower
     if call.answer is not None and any(w in low for w in _REFUSALS.get(MODES[mode], ())):
         return Lower(MODES[mode])
     for name in _OPTIONAL:
-        if name in low:
+        if name in low and name not in without:
             return Lower(name)
     if "model" in low and ("not exist" in low or "not found" in low or "unknown" in low):
         return _no_model(call, text)
@@ -110,7 +116,8 @@ def _no_model(call: Call, text: str) -> ProviderStopped:
 
 def _told(error: Any) -> str:
     body = error.body
-    return f"{body}" if body else str(error.message)
+    # Endpoints quote the key they were sent.
+    return _KEY.sub("(key)", f"{body}" if body else str(error.message))
 
 
 def _seconds(value: str | None) -> float | None:

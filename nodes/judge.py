@@ -159,7 +159,11 @@ async def by_log_odds(
         text = criterion["text"]
         messages = render("question", instruction=instruction, response=response, text=text)
         call = make_call("critique", messages, None, context, place, draw * 64 + number)
-        score, used = await log_odds(complete, call)
+        try:
+            score, used = await log_odds(complete, call)
+        except CallFailed as failed:
+            failed.usage = add_usage(usage, failed.usage)
+            raise
         usage = add_usage(usage, used)
         bar = criterion.get("bar") or 0.0
         reason = f"log-odds {score:.2f}, bar {bar:.2f}"

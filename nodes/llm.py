@@ -178,7 +178,7 @@ async def ask(complete: Complete, call: Call, answer: type[A]) -> Asked[A]:
         if ask_number == ASKS or (kind == "cut" and cut):
             raise CallFailed(call.stage, kind, message, usage)
         cut = cut or kind == "cut"
-        current = _again(call, reply, kind, message, ask_number)
+        current = _again(call, current, reply, kind, message, ask_number)
     raise AssertionError("the last ask returns or raises")
 
 
@@ -194,10 +194,11 @@ def _fault(reply: Reply) -> tuple[str, str] | None:
     return None
 
 
-def _again(call: Call, reply: Reply, kind: str, message: str, ask_number: int) -> Call:
+def _again(call: Call, last: Call, reply: Reply, kind: str, message: str, ask_number: int) -> Call:
+    """The next ask: the last one with a new seed, and what its fault calls for."""
     seed = (call.seed + ask_number) & 0x7FFFFFFF
     if kind == "cut":
-        return replace(call, seed=seed, room=2)
+        return replace(last, seed=seed, room=2)
     if kind == "malformed":
         said: Message = {"role": "assistant", "content": (reply.text or "")[:8000]}
         wrong: Message = {
@@ -205,5 +206,5 @@ def _again(call: Call, reply: Reply, kind: str, message: str, ask_number: int) -
             "content": f"That could not be read: {message}\nGive the whole answer again as one "
             "JSON object of the shape asked for, and nothing else.",
         }
-        return replace(call, seed=seed, messages=(*call.messages, said, wrong))
-    return replace(call, seed=seed)
+        return replace(last, seed=seed, messages=(*call.messages, said, wrong))
+    return replace(last, seed=seed)

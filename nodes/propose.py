@@ -16,16 +16,18 @@ from nodes.llm import Answer, CallFailed, Complete, Place, ask, make_call
 from nodes.state import Seed, State, Usage, add_usage, no_usage
 from prompts import render
 
-Admit = Callable[[str], bool]
+Admit = Callable[[str | None], bool]
 LEAST_ROOM = 400
-_OF_THE_PROMPT = re.compile(r"\bthe (?:seed|references?)\b", re.IGNORECASE)
+_OF_THE_PROMPT = re.compile(
+    r"\b(?:the|original|given) (?:\w+ )?(?:seed|references?)\b", re.IGNORECASE
+)
 
 
 class Turn(Protocol):
     """The seam for the order of work: a seed waits for its turn, then has instructions admitted.
 
     Within the turn `admit(instruction)` says whether the instruction is new to the run, and
-    remembers it if so.
+    remembers it if so; `admit(None)` is told of one that was dropped for other reasons.
     """
 
     def __call__(self, seed: Seed, context: Context) -> AbstractAsyncContextManager[Admit]:
@@ -38,7 +40,9 @@ async def alone(seed: Seed, context: Context) -> Any:
     """The `Turn` of a seed that is not part of a run: new is what differs from its siblings."""
     known = NoveltyFilter(context.novelty_threshold)
 
-    def admit(instruction: str) -> bool:
+    def admit(instruction: str | None) -> bool:
+        if instruction is None:
+            return False
         fresh = known.collision(instruction) is None
         if fresh:
             known.add(instruction, "")
@@ -98,21 +102,24 @@ def fit(text: str, taken: Sequence[str]) -> bool:
     return len(text) <= most and not spoken and not blank
 
 
-def _admitted(texts: Sequence[str], near: NoveltyFilter, admit: Admit, most: int) -> list[str]:
+def _admitted(
+    texts: Sequence[str | None], near: NoveltyFilter, admit: Admit, most: int
+) -> list[str]:
     """The first `most` of those unlike the seed and its references, and new to the run."""
     kept: list[str] = []
     for text in texts:
-        if len(kept) < most and near.collision(text) is None and admit(text):
+        dropped = text is None or near.collision(text) is not None
+        if len(kept) < most and admit(None if dropped else text) and text is not None:
             kept.append(text)
     return kept
 
 
 async def _ask_again(
-    state: State, context: Context, complete: Complete, first: list[str], kept: list[str]
-) -> tuple[list[str], Usage]:
+    state: State, context: Context, complete: Complete, first: list[str | None], kept: list[str]
+) -> tuple[list[str | None], Usage]:
     """Ask for others; if that fails, what was kept of the first is still good."""
     try:
-        return await _ask(state, context, complete, first, 1)
+        return await _ask(state, context, complete, [t for t in first if t is not None], 1)
     except CallFailed as failed:
         if not kept:
             raise
@@ -121,7 +128,7 @@ async def _ask_again(
 
 async def _ask(
     state: State, context: Context, complete: Complete, avoid: Sequence[str], draw: int
-) -> tuple[list[str], Usage]:
+) -> tuple[list[str | None], Usage]:
     seed, learned = state["seed"], state.get("learned", [])
     messages = render(
         "propose",
@@ -139,8 +146,8 @@ async def _ask(
     )
     taken = [seed["instruction"], *(r["instruction"] for r in state["references"])]
     texts = [t.strip() for t in asked.answer.instructions if t.strip()]
-    texts = [t for t in texts if fit(t, taken)]
-    return texts[: context.per_seed], asked.usage
+    fitting = [t if fit(t, taken) else None for t in texts]
+    return fitting[: context.per_seed], asked.usage
 
 
 def _phrases(learned: Sequence[dict[str, Any]], key: str) -> list[str]:

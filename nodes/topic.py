@@ -12,8 +12,8 @@ _LINK = re.compile(
     r"why|when|where|between|into|while|making|and)\b"
 )
 _TRAILING = re.compile(
-    r"(?:\W+(?:of|for|about|on|to|in|with|from|by|at|as|and|or|but|the|a|an|its|their|how|why|what|"
-    r"when|where|which|that|each|all|both))*\W*$"
+    r"(?:[\s,;:(]+(?:of|for|about|on|to|in|with|from|by|at|as|and|or|but|the|a|an|its|their|how|why|what|"
+    r"when|where|which|that|each|all|both))*[\s,;:(]*$"
 )
 STEM = 5
 LEAST_WORDS = 3
@@ -28,11 +28,12 @@ def stem(word: str) -> str:
     >>> [stem(w) for w in ("tides", "tide", "knotting", "knot", "sewing", "sew")]
     ['tid', 'tid', 'knot', 'knot', 'sew', 'sew']
     """
-    for ending in ("ing", "ed", "es", "s", "er", "ly"):
-        if word.endswith(ending) and len(word) - len(ending) >= 3:
-            word = word[: -len(ending)]
-            break
-    word = word.rstrip("e")
+    for endings in (("s",), ("ing", "ed", "er", "ly"), ("e",)):
+        for ending in endings:
+            if word.endswith(ending) and len(word) - len(ending) >= 3:
+                word = word[: -len(ending)]
+                break
+    word = word.rstrip("e") if len(word) > 3 else word
     if len(word) > 3 and word[-1] == word[-2]:
         word = word[:-1]
     return word[:STEM]
@@ -81,7 +82,11 @@ def general_part(text: str, instruction: str, response: str) -> str | None:
 
 
 def _words(text: str) -> list[str]:
-    return [w for w in _WORD.findall(text.lower()) if len(w) > 2 and w not in _GENERAL]
+    return [
+        w
+        for w in _WORD.findall(text.lower())
+        if (len(w) > 2 or (w.isdigit() and len(w) > 1)) and w not in _GENERAL
+    ]
 
 
 def _stems(words: list[str]) -> set[str]:

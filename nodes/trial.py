@@ -10,7 +10,7 @@ from memory.index import Reference
 from nodes.context import Context
 from nodes.criteria import ANSWERS_ID, answers_instruction
 from nodes.judge import judge
-from nodes.llm import Complete, Place
+from nodes.llm import CallFailed, Complete, Place
 from nodes.spoil import another_topic, spoiled
 from nodes.state import Criterion, Usage, Verdict, add_usage, no_usage
 
@@ -74,15 +74,19 @@ async def _judged(
     found: list[dict[str, Verdict]] = []
     usage = no_usage()
     for draw, response in enumerate((reference["response"], *worse.values())):
-        judged = await judge(
-            complete,
-            context,
-            place,
-            instruction=reference["instruction"],
-            response=response,
-            criteria=criteria,
-            draw=draw,
-        )
+        try:
+            judged = await judge(
+                complete,
+                context,
+                place,
+                instruction=reference["instruction"],
+                response=response,
+                criteria=criteria,
+                draw=draw,
+            )
+        except CallFailed as failed:
+            failed.usage = add_usage(usage, failed.usage)
+            raise
         usage = add_usage(usage, judged.usage)
         found.append({v["criterion_id"]: v for v in judged.verdicts})
     return found, usage

@@ -37,7 +37,9 @@ def settled(attempt: Attempt, criteria: Sequence[Criterion], context: Context) -
     shoulds = [c["id"] for c in criteria if not c["must"] and c["judged_by"] == "judge"]
     if not shoulds or context.method == "logodds":
         return True
-    return sum(found.get(id_, False) for id_ in shoulds) >= context.should_share * len(shoulds)
+    return (
+        sum(found.get(id_, False) for id_ in shoulds) >= context.should_share * len(shoulds) - 1e-9
+    )
 
 
 def better(new: Attempt, old: Attempt, criteria: Sequence[Criterion], context: Context) -> bool:

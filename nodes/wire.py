@@ -71,8 +71,13 @@ def _with_schema(call: Call) -> list[dict[str, str]]:
 
 
 def raw_reply(raw: Any) -> Reply:
-    """Read a chat completion; whatever is missing in it reads as nothing said."""
-    choice = ((raw.get("choices") if isinstance(raw, dict) else None) or [{}])[0] or {}
+    """Read a chat completion; whatever is missing in it reads as nothing said.
+
+    Raises `ValueError` for an answer that is an error in spite of its status 200.
+    """
+    if not isinstance(raw, dict) or ("error" in raw and not raw.get("choices")):
+        raise ValueError(f"{str(raw)[:200]!r} is no chat completion")
+    choice = (raw.get("choices") or [{}])[0] or {}
     message = choice.get("message") or {}
     calls = message.get("tool_calls") or []
     text = message.get("content")
@@ -82,7 +87,7 @@ def raw_reply(raw: Any) -> Reply:
         text=text if isinstance(text, str) else None,
         finish=choice.get("finish_reason") or "stop",
         refusal=message.get("refusal") or None,
-        usage=_usage(raw.get("usage") if isinstance(raw, dict) else None),
+        usage=_usage(raw.get("usage")),
         odds=_odds(choice.get("logprobs")),
     )
 
@@ -104,7 +109,9 @@ def _odds(logprobs: Any) -> dict[str, float] | None:
         return None
     found: dict[str, float] = {}
     for top in content[0].get("top_logprobs") or [content[0]]:
-        token = str(top.get("token", "")).strip().casefold()
-        weight = math.exp(min(float(top.get("logprob", -100.0)), 0.0))
+        token, logprob = str(top.get("token", "")).strip().casefold(), top.get("logprob")
+        if not isinstance(logprob, int | float):
+            continue
+        weight = math.exp(min(logprob, 0.0))
         found[token] = found.get(token, 0.0) + weight
     return found

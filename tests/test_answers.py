@@ -114,10 +114,6 @@ def test_latex_with_doubled_backslashes_survives_as_well(latex: str) -> None:
         r"\alpha \neq_1 \nu_2",
     ],
 )
-@pytest.mark.xfail(
-    strict=True,
-    reason=r"answers.py _SURE/_DOUBTFUL end names with \b, but _ and digits are word characters",
-)
 def test_latex_names_may_be_followed_by_a_subscript_or_digit(latex: str) -> None:
     assert read(careless(latex)) == latex
 
@@ -139,19 +135,10 @@ def test_latex_names_may_be_followed_by_a_subscript_or_digit(latex: str) -> None
         r"\text {a}",
     ],
 )
-@pytest.mark.xfail(
-    strict=True,
-    reason="answers.py lists some commands only; no text has a backspace, form feed or lone "
-    "carriage return before a letter, so every such escape is a command",
-)
 def test_latex_commands_that_are_on_no_list_survive(latex: str) -> None:
     assert read(careless(latex)) == latex
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="answers.py _SURE takes a line that starts with the word 'exists' for a LaTeX command",
-)
 @pytest.mark.parametrize("text", ["import os\nexists = os.path.exists(p)", "what\nexists\n\tto x"])
 def test_a_line_may_start_with_the_word_exists(text: str) -> None:
     assert read(json.dumps({"response": text})) == text
@@ -260,20 +247,11 @@ def test_what_cannot_be_read_says_what_is_wrong_with_it(
     ['{"response": ' + "[" * 5000, '{"n": ' + "1" * 5000 + ', "response": "so"}'],
     ids=["brackets", "digits"],
 )
-@pytest.mark.xfail(
-    strict=True,
-    reason="answers.py _json catches JSONDecodeError only; a model that repeats itself brings "
-    "RecursionError (brackets) or a plain ValueError (4300 digits), which end the run",
-)
 def test_endless_repetition_is_unreadable_and_nothing_worse(text: str) -> None:
     with pytest.raises(Unreadable):
         read(text)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="answers.py lets a lone surrogate through; the next request or file write fails on it",
-)
 def test_half_of_a_surrogate_pair_does_not_get_into_an_answer() -> None:
     try:
         text = read('{"response": "smile \\ud83d"}')
@@ -282,10 +260,6 @@ def test_half_of_a_surrogate_pair_does_not_get_into_an_answer() -> None:
     text.encode("utf-8")
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="answers.py reads from the first '{' of the text, also one in the prose before the JSON",
-)
 @pytest.mark.parametrize(
     "text",
     ['For the set {1, 2} I say: {"response": "so"}', 'hm {x}</think>\n{"response": "so"}'],

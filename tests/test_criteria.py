@@ -140,10 +140,6 @@ def test_words_that_only_look_like_a_refusal_pass(response: str) -> None:
     "response",
     ["I’m sorry, but I can’t help with that.", "I can’t assist with that.", "I won’t answer this."],
 )
-@pytest.mark.xfail(
-    strict=True,
-    reason="criteria.py _REFUSAL knows the straight apostrophe only, models write ’ too",
-)
 def test_a_refusal_with_a_curly_apostrophe_fails(response: str) -> None:
     assert outcome("no-refusal", response) == "fail"
 
@@ -187,9 +183,6 @@ def test_what_only_looks_like_a_blank_passes(response: str) -> None:
 
 @pytest.mark.parametrize(
     "response", ["sums = [add(x, 1) for x in xs]", "See [Your First Tide](https://tides.test)."]
-)
-@pytest.mark.xfail(
-    strict=True, reason="criteria.py _PLACEHOLDER takes code and links in brackets for blanks"
 )
 def test_code_and_links_in_brackets_are_no_blanks(response: str) -> None:
     assert outcome("no-placeholder", response) == "pass"
@@ -272,11 +265,6 @@ def test_a_run_that_the_instruction_holds_may_be_repeated() -> None:
     assert outcome("not-copied", RUN, told, references=references(RUN)) == "pass"
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="criteria.py not_copied looks at the first run only, so one run that the instruction "
-    "holds excuses all others",
-)
 def test_a_run_that_the_instruction_holds_excuses_no_other() -> None:
     other = words("another run", COPIED_WORDS)
     whole = f"{RUN} {other}"
@@ -294,11 +282,6 @@ def test_a_run_of_another_script_is_copied_too() -> None:
     assert outcome("not-copied", HAN, references=references(HAN)) == "fail"
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="novelty.py copied_run joins characters by spaces, so criteria.py not_copied never "
-    "finds such a run in the instruction",
-)
 def test_a_run_of_another_script_that_the_instruction_holds_may_be_repeated() -> None:
     assert outcome("not-copied", HAN, f"翻译：{HAN}", references=references(HAN)) == "pass"
 

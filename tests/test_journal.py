@@ -9,6 +9,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -206,6 +207,14 @@ async def test_a_second_journal_in_this_process_is_refused_until_the_first_is_cl
     Journal(tmp_path).close()
 
 
+def test_a_journal_that_was_opened_in_one_thread_can_be_closed_in_another(tmp_path):
+    with ThreadPoolExecutor(1) as worker:
+        journal = worker.submit(Journal, tmp_path).result()
+        journal.close()
+        assert holder(tmp_path) is None
+        Journal(tmp_path).close()
+
+
 def test_a_directory_nobody_works_in_has_no_holder(tmp_path):
     assert holder(tmp_path) is None
     lock = hold(tmp_path)
@@ -218,11 +227,6 @@ def test_asking_for_the_holder_of_a_directory_that_is_not_there_says_none(tmp_pa
     assert holder(tmp_path / "gone") is None
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="refloom/runs/journal.py:holder: FileLock makes the directory it is asked about, so "
-    "`refloom status` of a mistyped path leaves a directory behind",
-)
 def test_asking_for_the_holder_of_a_directory_that_is_not_there_makes_none(tmp_path):
     holder(tmp_path / "gone")
     assert not (tmp_path / "gone").exists()
@@ -262,12 +266,6 @@ async def test_a_journal_with_a_page_of_rubbish_is_refused_or_read_but_never_hal
     assert holder(tmp_path) is None
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=sqlite3.DatabaseError,
-    reason="refloom/runs/journal.py:Journal.__init__: the keys are read outside the `try`: a "
-    "damaged table of calls raises sqlite3.DatabaseError, with the lock and both connections held",
-)
 async def test_a_journal_whose_calls_are_damaged_is_refused(tmp_path):
     await filled(tmp_path)
     path = tmp_path / "journal.sqlite"
@@ -435,12 +433,6 @@ thread_dies = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadEx
 
 
 @thread_dies
-@pytest.mark.xfail(
-    strict=True,
-    reason="refloom/runs/journal.py:_write catches sqlite3.Error alone: a text with a lone "
-    "surrogate (UnicodeEncodeError) or a number over 64 bits (OverflowError) ends the writing "
-    "thread, and every later put waits for ever",
-)
 @pytest.mark.parametrize("record", ["half an emoji: \ud83d", 2**70])
 async def test_a_value_that_cannot_be_written_is_told_to_who_waits(tmp_path, record):
     journal = Journal(tmp_path)
@@ -452,12 +444,6 @@ async def test_a_value_that_cannot_be_written_is_told_to_who_waits(tmp_path, rec
 
 
 @thread_dies
-@pytest.mark.xfail(
-    strict=True,
-    reason="refloom/runs/journal.py:_write: a waiter that was cancelled leaves a cancelled future, "
-    "whose set_result raises InvalidStateError and ends the writing thread: every later put waits "
-    "for ever, and what is paid for by then is lost",
-)
 async def test_a_waiter_that_gives_up_does_not_take_the_journal_from_the_others(tmp_path):
     journal = Journal(tmp_path)
     try:

@@ -439,9 +439,6 @@ async def test_an_endpoint_without_log_probabilities_cannot_judge_by_them() -> N
     assert raised.value.usage == times(1)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="judge.py by_log_odds adds what was used before to no CallFailed"
-)
 async def test_a_question_that_fails_loses_no_usage_of_those_before() -> None:
     def odds(call: Call) -> float:
         if "does c2" in prompt_of(call):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from fakes import ScriptedModel, letters
+
 from graph.builder import build_graph
 
 ROOT = Path(__file__).parent.parent
@@ -40,7 +41,9 @@ def test_importing_refloom_loads_no_torch_and_no_faiss():
     import subprocess
     import sys
 
-    code = "import sys, refloom; print([m for m in ('torch','faiss','langgraph') if m in sys.modules])"
+    code = (
+        "import sys, refloom; print([m for m in ('torch','faiss','langgraph') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.strip() == "[]", done.stderr
 
@@ -56,7 +59,7 @@ def test_files_and_functions_stay_short():
         if text.count("\n") > 250:
             long.append(str(path))
         for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                if node.end_lineno - node.lineno >= 40:
-                    long.append(f"{path}:{node.name}")
+            function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+            if function and node.end_lineno - node.lineno >= 40:
+                long.append(f"{path}:{node.name}")
     assert long == []

@@ -118,11 +118,6 @@ async def test_an_answer_that_is_cut_twice_fails() -> None:
     assert len(model.calls) == 2
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="llm.py _again starts from the first call, so the room a cut answer won is lost when "
-    "the answer after it is malformed",
-)
 async def test_the_room_a_cut_answer_won_stays() -> None:
     model = saying(reply(GOOD, "length"), "no JSON", GOOD)
     await ask(model, CALL, Generated)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from memory import weights
 from memory.embed import Embedder
 from nodes.context import Context

@@ -420,10 +420,6 @@ def test_text_that_is_no_utf_8_is_bad_in_every_kind_of_file(tmp_path, name, cont
         seeds(path)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="refloom/data/read.py:_lines says that a line with NUL bytes is bad; only JSON refuses",
-)
 @pytest.mark.parametrize(
     ("name", "content"),
     [("g.txt", b"How?\nWhy\x00?\n"), ("g.csv", b"instruction\nWhy\x00?\n")],
@@ -446,11 +442,6 @@ def test_a_line_of_ten_megabytes_is_read(tmp_path):
     assert pairs(references(path))[1] == ("Why?", long)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=BadFile,
-    reason="refloom/data/read.py:_csv: the csv module's own limit of 131,072 characters a field",
-)
 def test_a_long_field_of_a_csv_file_is_read(tmp_path):
     long = "tide " * 40_000
     path = write(tmp_path / "g.csv", [{"instruction": "Why?", "response": long}])
@@ -488,10 +479,6 @@ def test_a_csv_file_that_cannot_be_parsed_is_bad(tmp_path):
         references(path)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="refloom/data/read.py:_csv: line_num does not count the line that csv.Error is about",
-)
 def test_a_csv_line_that_cannot_be_parsed_is_named(tmp_path):
     path = tmp_path / "g.csv"
     path.write_bytes(BROKEN_CSV)
@@ -499,12 +486,6 @@ def test_a_csv_line_that_cannot_be_parsed_is_named(tmp_path):
         references(path)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=BadFile,
-    reason="refloom/data/read.py:_csv passes no `bad`: --skip-bad-lines, which its message advises, "
-    "does not help",
-)
 def test_a_csv_line_that_cannot_be_parsed_is_skipped_if_asked(tmp_path):
     path = tmp_path / "g.csv"
     path.write_bytes(BROKEN_CSV)

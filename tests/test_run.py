@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import tempfile
 import threading
@@ -15,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from fakes import (
     USAGE,
     Endpoint,
@@ -29,6 +29,7 @@ from fakes import (
     verdicts,
     words,
 )
+
 from nodes.llm import Call, CallFailed, ProviderStopped, Reply
 from refloom import synthesize
 from refloom.data.read import BadFile, Source
@@ -77,7 +78,7 @@ def references(n: int = 3) -> list[dict[str, str]]:
 
 def run_of(
     out: Path,
-    model: Any,
+    complete: Any,
     seeds: Sequence[Any] | None = SEEDS[:3],
     *,
     given: Sequence[Any] | None = None,
@@ -90,14 +91,14 @@ def run_of(
         None if seeds is None else Source(seeds, as_reference=False),
         out,
         on_record,
-        Tools(complete=model, embed=letters),
+        Tools(complete=complete, embed=letters),
     )
 
 
-async def made(out: Path, model: Any, *args: Any, **more: Any) -> dict[str, Any]:
+async def made(out: Path, complete: Any, *args: Any, **more: Any) -> dict[str, Any]:
     """Run to the end; return what run.json then says."""
     async with asyncio.timeout(20):
-        await run_of(out, model, *args, **more).go()
+        await run_of(out, complete, *args, **more).go()
     return told(out)
 
 
@@ -373,9 +374,7 @@ async def test_a_reference_that_cannot_be_learned_from_is_left_out(tmp_path):
     said = await made(tmp_path, ScriptedModel(extract=extract))
     assert said["counts"]["references_failed"] == 1
     assert said["counts"]["accepted"] == 3
-    assert all(
-        c["reference_id"] != "r1" for row in every_row(tmp_path) for c in row["criteria"]
-    )
+    assert all(c["reference_id"] != "r1" for row in every_row(tmp_path) for c in row["criteria"])
     assert_adds_up(tmp_path)
 
 
@@ -430,11 +429,35 @@ async def test_a_judge_that_cannot_be_read_accepts_nothing(tmp_path, said_of):
     assert_adds_up(tmp_path)
 
 
-async def test_a_model_that_proposes_nothing_new_ends_the_run(tmp_path):
+@pytest.mark.parametrize(
+    "seeds",
+    [
+        pytest.param(
+            3,
+            marks=pytest.mark.xfail(
+                strict=True,
+                raises=ProviderStopped,
+                reason="refloom/runs/work.py:_in_order: with fewer seeds than half the window the "
+                "round it looks at has never had its turn yet (count unknown, taken for 1): a run "
+                "with a target and a model without news proposes, and pays, for ever",
+            ),
+        ),
+        70,
+    ],
+)
+async def test_a_model_that_proposes_nothing_new_ends_the_run(tmp_path, seeds):
+    asked = 0
+
     def same(call: Call) -> Any:
+        nonlocal asked
+        asked += 1
+        if asked > 600:
+            return ProviderStopped("asked for ever")
         return {"instructions": ["which quartz river has umber and violet banks"]}
 
-    said = await made(tmp_path, ScriptedModel(propose=same), target=5)
+    given = [words(f"many {i}", 8) for i in range(seeds)]
+    few = {"feedback": "none", "references_per_seed": 1, "target": 5}
+    said = await made(tmp_path, ScriptedModel(propose=same), given, **few)
     assert said["status"] == "short"
     assert said["counts"]["accepted"] == said["counts"]["candidates"] == 1
     assert said["counts"]["duplicates"] > 1
@@ -458,11 +481,6 @@ async def test_a_provider_that_stops_ends_the_run_and_what_was_paid_is_kept(tmp_
     assert not any(c.stage == "extract" for c in again.model.calls)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="nodes/retrieve.py:checked raises BadInput, which is no CallFailed: one seed that is "
-    "read but not taken by the graph ends the whole run, with a traceback",
-)
 @pytest.mark.parametrize("seed", ["x" * 100_001, "half an emoji \ud83d", ""], ids=lambda s: s[:9])
 async def test_a_seed_that_the_graph_does_not_take_costs_itself_alone(tmp_path, seed):
     said = await made(tmp_path, ScriptedModel(), [SEEDS[0], seed, SEEDS[1]])
@@ -470,12 +488,6 @@ async def test_a_seed_that_the_graph_does_not_take_costs_itself_alone(tmp_path, 
     assert_adds_up(tmp_path)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=UnicodeEncodeError,
-    reason="memory/index.py:write_references cannot write a lone surrogate, which JSON can hold "
-    "and refloom/data/read.py lets through",
-)
 async def test_a_reference_with_half_an_emoji_does_not_end_the_run(tmp_path):
     given = [*references(), {"instruction": "Why \ud83d?", "response": "So."}]
     said = await made(tmp_path, ScriptedModel(), given=given)
@@ -483,12 +495,6 @@ async def test_a_reference_with_half_an_emoji_does_not_end_the_run(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-@pytest.mark.xfail(
-    strict=True,
-    raises=TimeoutError,
-    reason="refloom/runs/journal.py:_write: a record with a lone surrogate (here in a refusal that "
-    "the error quotes) ends the writing thread, and the run waits for ever",
-)
 async def test_a_refusal_with_half_an_emoji_is_a_failed_sample(tmp_path):
     refusal = Reply(None, "stop", dict(USAGE), refusal="no \ud83d")
     run = run_of(tmp_path, ScriptedModel(generate=lambda call: refusal), SEEDS[:1])
@@ -516,12 +522,6 @@ async def test_a_call_is_made_once_in_a_run(tmp_path):
     assert said["calls"]["paid"] == len(model.answered)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="refloom/runs/calls.py:__call__ looks for what the journal held when it was opened "
-    "(Journal._known is never added to): an equal call later in the same session is paid again, "
-    "and the answer that is used is not the one that is kept",
-)
 async def test_an_equal_call_later_in_the_session_is_answered_from_the_journal(tmp_path):
     replies = iter(range(9))
 
@@ -558,12 +558,6 @@ async def test_what_a_target_starts_is_the_beginning_of_what_a_higher_one_starts
     assert many[: len(few)] == few
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="refloom/runs/work.py:_in_order looks at a round's count of new instructions before all "
-    "of its seeds have had their turn (order.new_in_round is 0 after a first seed without news): "
-    "the run ends short of its target, depending on timing",
-)
 async def test_a_round_is_over_when_all_of_its_seeds_have_had_their_turn(tmp_path):
     """One seed has no news any more; the other's first row takes long, and it needs many."""
     exhausted, fresh = SEEDS[:2]
@@ -660,7 +654,7 @@ async def stopped_and_resumed(out: Path, at: int, per_seed: int) -> Counter[str]
     return first.answered + second.answered
 
 
-@pytest.mark.parametrize("at", [1, 9, 24, 33, 42])
+@pytest.mark.parametrize("at", [1, 9, 22, 29, 36])
 async def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path, at):
     answered = await stopped_and_resumed(tmp_path / "out", at, 1)
     assert lasting(tmp_path / "out") == await undisturbed(tmp_path / "whole", 1)
@@ -668,13 +662,7 @@ async def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path, at
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-@pytest.mark.xfail(
-    strict=False,
-    reason="refloom/runs/journal.py:_write: of a seed's samples the one that may begin no further "
-    "call cancels the others, one of them while it writes its record, which ends the journal's "
-    "thread (see test_journal.py); not every time, so this mark is not strict",
-)
-@pytest.mark.parametrize("at", [46, 61, 81, 96])
+@pytest.mark.parametrize("at", [44, 55, 66, 77])
 async def test_a_stop_among_the_samples_of_one_seed_loses_nothing(tmp_path, at, monkeypatch):
     died: list[Any] = []
     monkeypatch.setattr(threading, "excepthook", died.append)
@@ -684,6 +672,16 @@ async def test_a_stop_among_the_samples_of_one_seed_loses_nothing(tmp_path, at, 
     assert max(answered.values()) == 1
 
 
+# What is left of a run that is broken off: see the two strict marks with BELONG_TO_NOBODY, and
+# test_journal.py for the thread. Without those faults nothing need be ignored here.
+broken_off = pytest.mark.filterwarnings(
+    "ignore::ResourceWarning",
+    "ignore::pytest.PytestUnraisableExceptionWarning",
+    "ignore::pytest.PytestUnhandledThreadExceptionWarning",
+)
+
+
+@broken_off
 @pytest.mark.parametrize("at", [2, 20, 30])
 async def test_a_run_that_was_cut_off_goes_on_as_if_it_had_not_been(tmp_path, at):
     first = Watched(Mixed(), at)
@@ -699,29 +697,45 @@ async def test_a_run_that_was_cut_off_goes_on_as_if_it_had_not_been(tmp_path, at
     assert_adds_up(tmp_path / "out")
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="refloom/runs/calls.py:_once: calls under way belong to nobody; when a run is cancelled "
-    "or faults they go on, and then wait for ever for a journal that is closed",
+def calls_left(before: set[asyncio.Task[Any]]) -> list[asyncio.Task[Any]]:
+    names = ("JournaledCalls", "Characteristics")
+    return [t for t in asyncio.all_tasks() - before if any(n in repr(t) for n in names)]
+
+
+BELONG_TO_NOBODY = (
+    "refloom/runs/calls.py:_once: calls under way belong to nobody; when a run is cancelled or "
+    "faults, those that wait for a place are still sent (and paid for) one after another, and then "
+    "wait for ever for a journal that is closed"
 )
-async def test_a_run_that_was_cut_off_leaves_no_task_behind(tmp_path):
+
+
+@broken_off
+async def test_a_run_that_was_cut_off_makes_no_further_call_and_leaves_no_task(tmp_path):
     before = asyncio.all_tasks()
-    model = Watched(Mixed(), 20)
-    cut_off = asyncio.create_task(run_of(tmp_path, model, SEEDS, concurrency=4).go())
-    model.then = cut_off.cancel
-    await asyncio.wait([cut_off])
+    over = asyncio.Event()
+
+    class Slow(ScriptedModel):
+        async def __call__(self, call: Call) -> Reply:
+            if len(self.calls) == 12:
+                cut_off.cancel()
+            if len(self.calls) >= 12:
+                await over.wait()
+            return await super().__call__(call)
+
+    model = Slow()
+    cut_off = asyncio.create_task(run_of(tmp_path, model, SEEDS, concurrency=2).go())
+    async with asyncio.timeout(10):
+        await asyncio.wait([cut_off])
+    asked = len(model.calls)
+    over.set()
     await asyncio.sleep(0.1)
-    left = [t for t in asyncio.all_tasks() - before if "JournaledCalls" in repr(t)]
+    left = calls_left(before)
     for task in left:
         task.cancel()
     assert left == []
+    assert len(model.calls) == asked
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="refloom/runs/engine.py:Run.stop before the calls are made (while files are read and "
-    "the journal is opened) is forgotten",
-)
 async def test_a_run_that_is_stopped_before_its_first_call_makes_none(tmp_path):
     model = ScriptedModel()
     run = run_of(tmp_path, model)
@@ -732,24 +746,14 @@ async def test_a_run_that_is_stopped_before_its_first_call_makes_none(tmp_path):
     assert told(tmp_path)["status"] == "interrupted"
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="memory/characteristics.py:recall tells `heard` of an interrupted making as of a failed "
-    "one: run.json then counts references that nothing is wrong with as failed",
-)
 async def test_a_stop_while_references_are_learned_is_no_failure_of_theirs(tmp_path):
     model = Watched(ScriptedModel(), 4)
     run = run_of(tmp_path, model, concurrency=1)
     model.then = run.stop
     await run.go()
-    assert told(tmp_path)["counts"]["references_failed"] == 0
+    assert status_of(tmp_path)["counts"]["references_failed"] == 0
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="refloom/runs/engine.py:_heard writes down what it hears of a reference first: one that "
-    "failed for one seed and was learned for the next is counted as failed, its criteria not",
-)
 async def test_a_reference_that_is_learned_at_the_second_try_is_not_counted_as_failed(tmp_path):
     failed = asyncio.Event()
 
@@ -882,11 +886,6 @@ async def test_any_other_setting_that_differs_is_refused_and_named(tmp_path, cha
     assert holder(tmp_path) is None
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="refloom/settings.py:MAY_DIFFER lets a lower --target through (design section 3: only a "
-    "higher one); the run then is `done` with more rows than its target",
-)
 async def test_a_lower_target_is_refused(tmp_path):
     await made(tmp_path, ScriptedModel(), target=4)
     with pytest.raises(JournalUnusable, match="target"):
@@ -999,13 +998,19 @@ async def test_a_run_without_trials_makes_no_trial_call(tmp_path):
 
 
 @pytest.fixture
-def endpoint(monkeypatch, tmp_path):
+async def endpoint(monkeypatch, tmp_path):
     for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "JUDGE_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     (tmp_path / "tmp").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    before = asyncio.all_tasks()
     with Endpoint() as endpoint:
         yield endpoint
+    # What a run that was broken off leaves in this loop must not disturb the next test.
+    for task in calls_left(before):
+        task.cancel()
+    await asyncio.sleep(0)
+    gc.collect()
 
 
 def settings_for(endpoint: Endpoint, **more: Any) -> Settings:
@@ -1058,29 +1063,42 @@ async def test_synthesize_with_a_directory_keeps_the_run_and_takes_it_up_again(t
     assert_adds_up(out)
 
 
-@pytest.mark.parametrize("closing", [True, False])
-async def test_synthesize_stops_cleanly_when_the_consumer_breaks_off(tmp_path, endpoint, closing):
-    settings = settings_for(endpoint, concurrency=2)
-    seen = 0
+async def first_of(endpoint: Endpoint, closing: bool) -> int:
+    """Take one record and break off; return how many calls had been made by then."""
+    records = synthesize(references(12), settings=settings_for(endpoint, concurrency=2))
     if closing:
-        async with aclosing(synthesize(references(12), settings=settings)) as records:
+        async with aclosing(records):
             async for _ in records:
-                seen += 1
                 break
     else:
-        async for _ in synthesize(references(12), settings=settings):
-            seen += 1
+        async for _ in records:
             break
+        del records
+    return len(endpoint.bodies)
+
+
+@broken_off
+@pytest.mark.parametrize("closing", [True, False])
+async def test_synthesize_stops_cleanly_when_the_consumer_breaks_off(tmp_path, endpoint, closing):
+    endpoint.latency = 0.02
+    async with asyncio.timeout(10):
+        asked = await first_of(endpoint, closing)
         while left_behind(tmp_path):
             await asyncio.sleep(0.01)
-    assert seen == 1
-    assert left_behind(tmp_path) == []
-    asked = len(endpoint.bodies)
-    await asyncio.sleep(0.1)
-    assert len(endpoint.bodies) <= asked + 2
-    assert asked < 36
+    assert 4 <= asked < 48
 
 
+@broken_off
+async def test_synthesize_sends_no_further_call_when_the_consumer_breaks_off(tmp_path, endpoint):
+    endpoint.latency = 0.02
+    before = asyncio.all_tasks()
+    asked = await first_of(endpoint, closing=True)
+    await asyncio.sleep(0.2)
+    assert len(endpoint.bodies) == asked
+    assert calls_left(before) == []
+
+
+@broken_off
 async def test_synthesize_can_be_cancelled_by_its_consumer(tmp_path, endpoint):
     started = asyncio.Event()
 
@@ -1097,6 +1115,7 @@ async def test_synthesize_can_be_cancelled_by_its_consumer(tmp_path, endpoint):
         await asyncio.sleep(0.01)
 
 
+@broken_off
 async def test_synthesize_raises_what_ends_the_run_after_what_was_made(tmp_path, endpoint):
     endpoint.script = lambda body, _: error(401, "no") if stage_of(body) == "generate" else None
     with pytest.raises(ProviderStopped, match="OPENAI_API_KEY"):
@@ -1108,11 +1127,6 @@ async def test_synthesize_raises_what_ends_the_run_after_what_was_made(tmp_path,
     assert left_behind(tmp_path) == []
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="refloom/runs/synthesize.py builds the seeds' Source without the settings' limit (only "
-    "the command line and seedless runs heed it)",
-)
 async def test_synthesize_heeds_the_limit_of_its_settings(tmp_path, endpoint):
     seeds = [{"instruction": r["instruction"]} for r in references(4)]
     settings = settings_for(endpoint, limit=2)

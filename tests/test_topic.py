@@ -68,9 +68,6 @@ def test_the_forms_of_a_word_have_one_stem(forms: tuple[str, ...]) -> None:
 @pytest.mark.parametrize(
     "forms", [("river", "rivers"), ("marker", "markers"), ("wedding", "weddings")]
 )
-@pytest.mark.xfail(
-    strict=True, reason="topic.py stem takes one ending off: of 'rivers' the s, of 'river' the er"
-)
 def test_a_plural_has_the_stem_of_its_singular(forms: tuple[str, ...]) -> None:
     assert len({stem(form) for form in forms}) == 1
 
@@ -82,10 +79,6 @@ def test_a_stem_begins_its_word(word: str) -> None:
     assert len(stem(word)) <= STEM
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="topic.py _words drops what is shorter than three, also the two-digit number",
-)
 def test_a_number_of_two_digits_names_the_topic() -> None:
     assert names_its_topic("refers to page 42", ASK, RESPONSE)
 
@@ -174,9 +167,6 @@ def test_a_characteristic_is_cut_before_it_names_its_topic(text: str, part: str)
     assert general_part(text, ASK, RESPONSE) == part
 
 
-@pytest.mark.xfail(
-    strict=True, reason="topic.py _TRAILING takes the closing quote or bracket of what is kept too"
-)
 @pytest.mark.parametrize(
     ("text", "part"),
     [

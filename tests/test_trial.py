@@ -254,9 +254,6 @@ async def test_a_trial_without_its_judge_fails() -> None:
     assert raised.value is down
 
 
-@pytest.mark.xfail(
-    strict=True, reason="trial.py adds what was used on earlier responses to no CallFailed"
-)
 async def test_a_trial_that_fails_half_way_loses_no_usage() -> None:
     def critique(call: Call) -> Any:
         if response_of(call) == "shuffled":

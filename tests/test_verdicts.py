@@ -98,9 +98,6 @@ def test_the_shoulds_of_rules_are_no_part_of_the_share() -> None:
     assert settled(attempt("+++++-"), CRITERIA, context)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="verdicts.py settled multiplies floats: 0.56 * 25 is a little over 14"
-)
 def test_a_share_is_counted_in_whole_criteria() -> None:
     criteria = [criterion(f"s{i}", False) for i in range(25)]
     context = WRITTEN.model_copy(update={"should_share": 0.56})

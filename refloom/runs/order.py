@@ -66,10 +66,10 @@ class Order:
         admitted: list[str] = []
         duplicates = 0
 
-        def admit(text: str) -> bool:
+        def admit(text: str | None) -> bool:
             nonlocal duplicates
-            fresh = self._fresh(text, context)
-            if fresh:
+            fresh = text is not None and self._fresh(text, context)
+            if fresh and text is not None:
                 admitted.append(text)
             duplicates += not fresh
             return fresh
