@@ -24,7 +24,7 @@ class Characteristics:
     def __init__(self, store: BaseStore | None = None, heard: Heard | None = None) -> None:
         """`store` None: the server's own store if a run brings one, else this process's memory.
 
-        `heard` is told of every entry that is recalled, and of None for one that cannot be made.
+        `heard` is told of every entry that is recalled, and of those that cannot be made.
         """
         self._store = store
         self._heard = heard
@@ -47,12 +47,8 @@ class Characteristics:
             self._making[at] = task
             task.add_done_callback(lambda done: self._made(at, done))
         # One waiter's cancellation must not take the making from the others.
-        try:
-            learned = await asyncio.shield(task)
-        except Exception:
-            self._tell(reference_id, None)
-            raise
-        self._tell(reference_id, learned)
+        learned = await asyncio.shield(task)
+        self.tell(reference_id, learned)
         return learned
 
     def _made(self, at: tuple[int, str], done: asyncio.Task[Learned]) -> None:
@@ -61,7 +57,15 @@ class Characteristics:
             # Looked at here, so that asyncio does not complain when every waiter was cancelled.
             done.exception()
 
-    def _tell(self, reference_id: str, learned: Learned | None) -> None:
+    async def aclose(self) -> None:
+        """Give up what is being made."""
+        left = list(self._making.values())
+        for one in left:
+            one.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+
+    def tell(self, reference_id: str, learned: Learned | None) -> None:
+        """Let be known what was learned of a reference; None: that nothing can be."""
         if self._heard is not None:
             self._heard(reference_id, learned)
 

@@ -82,11 +82,14 @@ class ReferenceIndex:
 
     def _pick(self, index: Any, query: Vectors, k: int, own: int | None) -> list[Reference]:
         pool = min(len(self.references), max(k * MMR_POOL, k))
-        scores, rows = index.search(query, pool)
-        vectors = np.stack([index.reconstruct(int(row)) for row in rows[0]])
-        first = [int(np.where(rows[0] == own)[0][0])] if own in rows[0] else []
-        chosen = mmr(scores[0], vectors, k, first)
-        return [_scored(self.references[int(rows[0][i])], float(scores[0][i])) for i in chosen]
+        rows = [int(row) for row in index.search(query, pool)[1][0]]
+        if own is not None:
+            # Among many of an equal vector the search may have missed this very one.
+            rows = [own, *(row for row in rows if row != own)][:pool]
+        vectors = np.stack([index.reconstruct(row) for row in rows])
+        scores = vectors @ query[0]
+        chosen = mmr(scores, vectors, k, [] if own is None else [0])
+        return [_scored(self.references[rows[i]], float(scores[i])) for i in chosen]
 
     async def _ready(self) -> Any:
         async with self._lock:
@@ -97,10 +100,12 @@ class ReferenceIndex:
     async def _build(self) -> Any:
         import faiss
 
-        ids = [r["id"] for r in self.references]
+        # A vector belongs to a text, whatever the id of the reference.
+        ids = [content_id(r["instruction"]) for r in self.references]
         kept, vectors = await asyncio.to_thread(_load, self._directory, self._model)
         have = {id_: i for i, id_ in enumerate(kept)}
-        missing = [r["instruction"] for r in self.references if r["id"] not in have]
+        pairs = zip(self.references, ids, strict=True)
+        missing = [r["instruction"] for r, id_ in pairs if id_ not in have]
         new = iter(await self._embed(missing) if missing else ())
         rows = [vectors[have[id_]] if id_ in have else next(new) for id_ in ids]
         matrix = np.ascontiguousarray(np.stack(rows), dtype=np.float32)
@@ -152,18 +157,18 @@ def _load(directory: Path | None, model: str) -> tuple[list[str], Vectors]:
             raise IndexUnusable(
                 f"{directory}: index of format {manifest['format']}, embedded by "
                 f"{manifest['embedding_model']!r}; wanted format {FORMAT} and {model!r}. "
-                "Remove index.json and references.faiss there to build it anew."
+                "Remove index.json there to build it anew."
             )
         import faiss
 
-        index = faiss.read_index(str(directory / "references.faiss"))
+        index = faiss.read_index(str(directory / manifest["vectors"]))
         if index.ntotal != len(manifest["ids"]):
             raise ValueError(f"{index.ntotal} vectors for {len(manifest['ids'])} ids")
         return list(manifest["ids"]), cast(Vectors, index.reconstruct_n(0, index.ntotal))
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise IndexUnusable(
             f"{directory}: the index cannot be read ({error}). "
-            "Remove index.json and references.faiss there to build it anew."
+            "Remove index.json there to build it anew."
         ) from error
 
 
@@ -172,13 +177,24 @@ def _save(directory: Path, model: str, ids: list[str], index: Any) -> None:
     import faiss
 
     directory.mkdir(parents=True, exist_ok=True)
-    staged = directory / "references.faiss.new"
+    # Named by what it holds, so that a manifest never meets another's vectors.
+    vectors = directory / f"references-{content_id(model, *ids)}.faiss"
+    staged = directory / f"{vectors.name}.new"
     faiss.write_index(index, str(staged))
-    manifest = {"format": FORMAT, "embedding_model": model, "dimensions": index.d, "ids": ids}
-    staged_manifest = directory / "index.json.new"
-    staged_manifest.write_text(json.dumps(manifest), encoding="utf-8")
-    os.replace(staged, directory / "references.faiss")
-    os.replace(staged_manifest, directory / "index.json")
+    os.replace(staged, vectors)
+    manifest = {
+        "format": FORMAT,
+        "embedding_model": model,
+        "dimensions": index.d,
+        "vectors": vectors.name,
+        "ids": ids,
+    }
+    staged = directory / "index.json.new"
+    staged.write_text(json.dumps(manifest), encoding="utf-8")
+    os.replace(staged, directory / "index.json")
+    for old in directory.glob("references-*.faiss*"):
+        if old != vectors:
+            old.unlink(missing_ok=True)
 
 
 def write_references(directory: Path, references: Iterable[Reference]) -> None:

@@ -76,6 +76,7 @@ async def extract(
                 runtime.store,
             )
         except CallFailed as failed:
+            characteristics.tell(reference["id"], None)
             return failed
 
     found = await asyncio.gather(*(learn(r) for r in references))

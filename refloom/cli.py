@@ -156,7 +156,7 @@ def _status_of(error: Exception) -> int | None:
     from memory.weights import WeightsUnavailable
     from nodes.llm import ProviderStopped
     from refloom.data.read import BadFile
-    from refloom.runs.journal import JournalUnusable
+    from refloom.runs.lock import JournalUnusable
 
     if isinstance(error, CancelledError):
         return 130

@@ -24,7 +24,7 @@ from nodes.context import Context, Feedback, JudgeMethod, default_model
 StageName = Literal["extract", "propose", "generate", "critique", "refine", "feedback", "compare"]
 
 # What may differ when a run is taken up again; anything else would make other rows.
-MAY_DIFFER = frozenset({"concurrency", "target", "limit", "max_candidates", "quiet"})
+MAY_DIFFER = frozenset({"concurrency", "target", "limit", "quiet"})
 
 
 class StageSettings(BaseModel):

@@ -166,7 +166,7 @@ async def test_a_failure_that_nobody_waits_for_disturbs_nobody():
     assert faults == []
 
 
-async def test_who_listens_hears_every_recall_and_of_none_that_failed():
+async def test_who_listens_hears_every_recall_and_of_a_failure_when_it_is_told():
     heard = []
     memory = Characteristics(InMemoryStore(), lambda *told: heard.append(told))
     making = at_once({"n": 1}, Lost("no"))
@@ -174,7 +174,23 @@ async def test_who_listens_hears_every_recall_and_of_none_that_failed():
     await memory.recall("k", "first", making)
     with pytest.raises(Lost):
         await memory.recall("j", "second", making)
+    # Who asked knows whether that was a failure of the reference or the end of the run.
+    memory.tell("second", None)
     assert heard == [("first", {"n": 1}), ("first", {"n": 1}), ("second", None)]
+
+
+async def test_closing_gives_up_what_is_being_made_and_leaves_what_was():
+    making = Making({"n": 1}, {"n": 2})
+    memory = Characteristics()
+    waiter = asyncio.create_task(memory.recall("k", "r", making))
+    await settle()
+    await memory.aclose()
+    await asyncio.wait([waiter])
+    assert waiter.cancelled()
+    making.go.set()
+    assert await memory.recall("k", "r", making) == {"n": 2}
+    await memory.aclose()
+    assert await memory.recall("k", "r", making) == {"n": 2}
 
 
 async def test_who_listens_hears_nothing_of_a_waiter_that_gave_up():

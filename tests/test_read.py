@@ -205,11 +205,9 @@ WRONG_TYPES = "refloom/data/shapes.py:_self_instruct: 'instances' of a wrong typ
         {"instruction": "Why?", "instances": [{"output": 7}]},
         pytest.param(
             {"instruction": "Why?", "instances": {"output": "So."}},
-            marks=pytest.mark.xfail(strict=True, raises=KeyError, reason=WRONG_TYPES),
         ),
         pytest.param(
             {"instruction": "Why?", "instances": 7},
-            marks=pytest.mark.xfail(strict=True, raises=TypeError, reason=WRONG_TYPES),
         ),
         "Why?",
         "",
@@ -243,17 +241,9 @@ def test_a_reference_of_no_use_is_skipped_and_named(tmp_path, row):
         ["Why?"],
         pytest.param(
             "",
-            marks=pytest.mark.xfail(
-                strict=True,
-                reason="refloom/data/read.py:_seed: a row that is an empty text is taken as a seed "
-                "(and then ends the whole run with BadInput)",
-            ),
         ),
         pytest.param(
             " \n",
-            marks=pytest.mark.xfail(
-                strict=True, reason="refloom/data/read.py:_seed: as above, a blank text"
-            ),
         ),
     ],
     ids=repr,

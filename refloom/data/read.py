@@ -14,9 +14,10 @@ from typing import Any
 
 from memory.index import Reference, content_id
 from nodes.state import Seed
-from refloom.data.shapes import Unfit, pair_of
+from refloom.data.shapes import Unfit, pair_of, whole
 
 Numbered = Iterator[tuple[int, Any]]
+FIELD_BYTES = 1 << 28
 FORMATS = (".jsonl", ".json", ".parquet", ".csv", ".txt")
 
 
@@ -124,6 +125,8 @@ def _reference(row: Any) -> tuple[str, Reference]:
 
 def _seed(row: Any) -> tuple[str, Seed]:
     if isinstance(row, str):
+        if not whole(row).strip():
+            raise Unfit("it is blank")
         return "text", {"id": content_id(row.strip()), "instruction": row.strip()}
     shape, instruction, _ = pair_of(row)
     return shape, {"id": _own_id(row) or content_id(instruction), "instruction": instruction}
@@ -166,6 +169,9 @@ def _lines(path: Path, bad: Skip | None) -> Iterator[tuple[int, str]]:
                 except UnicodeDecodeError as error:
                     _bad(path, number, f"is no UTF-8 text ({error.reason})", bad)
                     continue
+                if "\0" in text:
+                    _bad(path, number, "holds a NUL byte", bad)
+                    continue
                 yield number, text
     except OSError as error:
         raise BadFile(f"{path}: cannot be read: {error.strerror or error}") from error
@@ -199,12 +205,24 @@ def _json(path: Path, bad: Skip | None) -> Numbered:
 
 
 def _csv(path: Path, bad: Skip | None) -> Numbered:
-    reader = csv.DictReader(line for _, line in _lines(path, bad))
-    try:
-        for row in reader:
-            yield reader.line_num, {k: v for k, v in row.items() if k and v is not None}
-    except csv.Error as error:
-        _bad(path, reader.line_num, f"is no CSV ({error})", None)
+    csv.field_size_limit(FIELD_BYTES)
+    at = 0
+
+    def lines() -> Iterator[str]:
+        nonlocal at
+        for at, line in _lines(path, bad):  # noqa: B007 - kept for the message
+            yield line
+
+    reader = csv.DictReader(lines())
+    while True:
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            _bad(path, at, f"is no CSV ({error})", bad)
+            continue
+        yield at, {k: v for k, v in row.items() if k and v is not None}
 
 
 def _txt(path: Path, bad: Skip | None) -> Numbered:

@@ -13,6 +13,15 @@ class Unfit(Exception):
     """A row that holds no usable pair; the message says why."""
 
 
+def whole(text: str) -> str:
+    """The text, if it is one: half of a surrogate pair cannot be kept as UTF-8."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise Unfit("its text holds half of a surrogate pair") from error
+    return text
+
+
 def _text(row: Row, key: str) -> str | None:
     value = row.get(key)
     if value is None:
@@ -39,9 +48,10 @@ def _completion(row: Row) -> Pair:
 
 
 def _self_instruct(row: Row) -> Pair:
-    first = (row["instances"] or [{}])[0]
-    if not isinstance(first, Mapping):
-        raise Unfit("'instances' holds no objects")
+    instances = row["instances"]
+    first = instances[0] if isinstance(instances, list) and instances else {}
+    if not isinstance(instances, list) or not isinstance(first, Mapping):
+        raise Unfit("'instances' is no list of objects")
     instruction = _text(row, "instruction") or ""
     return _with_input(instruction, _text(first, "input")), _text(first, "output")
 
@@ -116,5 +126,6 @@ def pair_of(row: Any) -> tuple[str, str, str | None]:
             instruction, response = read(row)
             if not instruction.strip():
                 raise Unfit("its instruction is empty")
+            whole(instruction + (response or ""))
             return name, instruction, response
     raise Unfit(f"its keys ({', '.join(sorted(map(str, keys))[:8])}) are of no known shape")

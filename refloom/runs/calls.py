@@ -74,6 +74,13 @@ class JournaledCalls:
         # A sample that is given up must not take the call from another that waits for it.
         return await asyncio.shield(under_way)
 
+    async def aclose(self) -> None:
+        """Give up the calls under way; nothing of a run that has ended goes on."""
+        left = list(self._under_way.values())
+        for one in left:
+            one.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+
     def _ended(self, key: bytes, done: asyncio.Future[Reply]) -> None:
         self._under_way.pop(key, None)
         if not done.cancelled():
@@ -102,6 +109,7 @@ class JournaledCalls:
             usage["cached_tokens"],
             usage["completion_tokens"],
         )
+        self._journal.remember_call(key)
         self.counts["paid"] += 1
         return reply
 

@@ -26,7 +26,7 @@ from refloom.runs.journal import Journal
 from refloom.runs.limits import Limiter
 from refloom.runs.order import Order, Slot
 from refloom.runs.where import Addresses
-from refloom.runs.work import Work, statuses
+from refloom.runs.work import Seams, Work, statuses
 from refloom.settings import Settings
 
 WINDOW = 64
@@ -53,9 +53,11 @@ class Run:
     on_record: OnRecord | None = None
     tools: Tools = field(default_factory=Tools)
     _calls: JournaledCalls | None = None
+    _stopping: bool = False
 
     def stop(self) -> None:
         """Begin no further call; what is in flight is finished and kept."""
+        self._stopping = True
         if self._calls is not None:
             self._calls.stopping = True
 
@@ -99,6 +101,7 @@ class Run:
     async def _write(self, journal: Journal, summary: Summary, status: str) -> None:
         if self._calls is not None:
             summary.session = dict(self._calls.counts)
+        await journal.flush()
         await asyncio.to_thread(counted, journal, summary, status)
         await asyncio.to_thread(write_files, self.out, summary, status)
 
@@ -120,6 +123,7 @@ class Run:
             address=addresses.name,
             stages=dict(settings.stages),
         )
+        calls.stopping = self._stopping
         order = Order(
             journal,
             settings.context(),
@@ -131,9 +135,17 @@ class Run:
         await asyncio.to_thread(write_references, memory, references)
         try:
             async with _store(memory) as store:
-                graph = self._graph(calls, references, memory, store, journal, order)
-                work = Work(graph, settings, seeds, journal=journal, order=order, calls=calls)
-                await work.all()
+                learned = Characteristics(store, _heard(journal))
+                seams = Seams(order.turn, self._start(journal, order), self._finish(journal, order))
+                graph = self._graph(calls, references, memory, learned, seams)
+                work = Work(
+                    graph, settings, seeds, journal=journal, order=order, calls=calls, seams=seams
+                )
+                try:
+                    await work.all()
+                finally:
+                    await calls.aclose()
+                    await learned.aclose()
         finally:
             await connection.aclose()
         if calls.stopping:
@@ -145,9 +157,8 @@ class Run:
         calls: Complete,
         references: list[Reference],
         memory: Path,
-        store: BaseStore,
-        journal: Journal,
-        order: Order,
+        learned: Characteristics,
+        seams: Seams,
     ) -> Graph:
         embed = self.tools.embed or Embedder(self.settings.embedding_model)
         index = ReferenceIndex(references, embed, memory, self.settings.embedding_model)
@@ -155,10 +166,10 @@ class Run:
             complete=calls,
             search=index.search,
             embed=embed,
-            characteristics=Characteristics(store, _heard(journal)),
-            turn=order.turn,
-            start=self._start(journal, order),
-            finish=self._finish(journal, order),
+            characteristics=learned,
+            turn=seams.turn,
+            start=seams.start,
+            finish=seams.finish,
         )
 
     def _start(self, journal: Journal, order: Order) -> Start:
@@ -188,20 +199,23 @@ class Run:
 
 
 def _line(record: Record) -> str:
-    return json.dumps(record, ensure_ascii=False)
+    """A record as JSON; half a surrogate pair, which is no text, becomes a question mark."""
+    return json.dumps(record, ensure_ascii=False).encode("utf-8", "replace").decode("utf-8")
 
 
 def _heard(journal: Journal) -> Callable[[str, Learned | None], None]:
-    told: set[str] = set()
+    told: dict[str, bool] = {}
 
     def heard(reference_id: str, learned: Learned | None) -> None:
-        if reference_id not in told:
-            told.add(reference_id)
+        failed = learned is None
+        # What failed once may be learned later; what was learned stays so.
+        if told.get(reference_id, True) and told.get(reference_id) != failed:
+            told[reference_id] = failed
             counts = json.dumps(learned["counts"] if learned else {})
             journal.put_soon(
                 "INSERT OR REPLACE INTO learned VALUES (?, ?, ?)",
                 reference_id,
-                int(learned is None),
+                int(failed),
                 counts,
             )
 

@@ -15,13 +15,8 @@ from typing import Any
 
 from prompts import version as prompts_version
 from refloom.data.read import Report, Source
-from refloom.runs.journal import (
-    Journal,
-    JournalUnusable,
-    holder,
-    open_to_read,
-    records,
-)
+from refloom.runs.journal import Journal, open_to_read, records
+from refloom.runs.lock import JournalUnusable, holder
 from refloom.settings import Settings
 
 ENDED = ("done", "short")
@@ -58,6 +53,13 @@ class Summary:
                 f"{journal.path.parent}: holds a run with other settings: {told}. "
                 "Give the same ones, or another --out"
             )
+        target = journal.meta("target")
+        now_target = self.settings.target
+        if target != now_target and (None in (target, now_target) or now_target < target):
+            raise JournalUnusable(
+                f"{journal.path.parent}: holds a run with target {target}; it may be raised, "
+                "not lowered, set or left out. Give a higher one, or another --out"
+            )
         for name, source in (("references", references), ("seeds", seeds)):
             kept = journal.meta(name)
             if kept and source.digest_of(kept["count"]) != kept["digest"]:
@@ -69,6 +71,7 @@ class Summary:
     async def keep(self, journal: Journal) -> None:
         """Write down what the run rests on."""
         await journal.put_meta("settings", self.settings.rows_rest_on())
+        await journal.put_meta("target", self.settings.target)
         for name, report in (("references", self.references), ("seeds", self.seeds)):
             await journal.put_meta(name, {"count": report.taken, "digest": report.digest})
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import queue
 import sqlite3
 import threading
@@ -18,7 +17,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from refloom.runs.lock import JournalUnusable, hold
 
 FORMAT = 1
 _TABLES = """
@@ -41,10 +40,6 @@ CREATE TABLE IF NOT EXISTS learned (
 """
 
 
-class JournalUnusable(Exception):
-    """A journal that cannot be opened or written; the message says what to do. Nothing is lost."""
-
-
 Write = tuple[str, tuple[Any, ...], "Future[None] | None"]
 
 
@@ -58,12 +53,14 @@ class Journal:
         try:
             self._writer = _connect(self.path)
             self._reader = _connect(self.path)
+            self._known = {key[:8] for (key,) in self._reader.execute("SELECT key FROM calls")}
+        except sqlite3.Error as error:
+            self._lock.release()
+            raise JournalUnusable(f"{self.path}: is damaged ({error})") from error
         except BaseException:
             self._lock.release()
             raise
         self._reading = threading.Lock()
-        rows = self._reader.execute("SELECT key FROM calls")
-        self._known = {key[:8] for (key,) in rows}
         self._queue: queue.SimpleQueue[Write | None] = queue.SimpleQueue()
         self._fault: BaseException | None = None
         self._thread = threading.Thread(target=self._write, name="journal", daemon=True)
@@ -89,26 +86,57 @@ class Journal:
             writes = [w for w in group if w is not None]
             try:
                 self._commit(writes)
+            except (ValueError, OverflowError):
+                # One value that no database takes must not cost the others of its group.
+                for write in writes:
+                    self._commit_alone(write)
             except sqlite3.Error as error:
                 self._fault = error
-            for _, _, done in writes:
-                if done is not None and self._fault is None:
-                    done.set_result(None)
-                elif done is not None:
-                    told = f"{self.path}: cannot be written: {self._fault}"
-                    done.set_exception(JournalUnusable(told))
+                for write in writes:
+                    self._settle(write, error)
             if len(writes) < len(group):
                 return
 
     def _commit(self, writes: list[Write]) -> None:
-        with self._writer:
-            self._writer.execute("BEGIN")
+        self._writer.execute("BEGIN")
+        try:
             for sql, values, _ in writes:
                 self._writer.execute(sql, values)
+            self._writer.execute("COMMIT")
+        except BaseException:
+            if self._writer.in_transaction:
+                self._writer.execute("ROLLBACK")
+            raise
+        for write in writes:
+            self._settle(write, None)
+
+    def _commit_alone(self, write: Write) -> None:
+        try:
+            self._commit([write])
+        except (ValueError, OverflowError, sqlite3.Error) as error:
+            self._settle(write, error)
+
+    def _settle(self, write: Write, error: Exception | None) -> None:
+        """Tell who waits for a write; nobody does any more if that was cancelled."""
+        done = write[2]
+        if done is None or not done.set_running_or_notify_cancel():
+            return
+        if error is None:
+            done.set_result(None)
+        else:
+            done.set_exception(JournalUnusable(f"{self.path}: cannot be written: {error}"))
 
     def knows_call(self, key: bytes) -> bool:
         """Whether a call is likely there; no look into the file."""
         return key[:8] in self._known
+
+    async def flush(self) -> None:
+        """Return once everything that was put before is on disk, whoever waits for it or not."""
+        await self.put("SELECT 1")
+
+    def remember_call(self, key: bytes) -> None:
+        """Know a call that was put there just now."""
+        self._known.add(key[:8])
 
     def read(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
         """All rows of a query; blocks, so call it off the event loop."""
@@ -157,57 +185,34 @@ def open_to_read(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def hold(directory: Path) -> FileLock:
-    """Take the directory for this process. Raises `JournalUnusable` naming the pid that has it."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(directory / ".lock")
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise JournalUnusable(
-            f"{directory}: another process (pid {holder(directory)}) is at work here; "
-            "wait for it or end it"
-        ) from error
-    except OSError as error:
-        raise JournalUnusable(
-            f"{directory}: cannot be written ({error.strerror or error})"
-        ) from error
-    (directory / ".pid").write_text(str(os.getpid()), encoding="utf-8")
-    return lock
-
-
-def holder(directory: Path) -> int | None:
-    """The pid of the process at work in `directory`, or None if there is none."""
-    try:
-        with FileLock(directory / ".lock").acquire(timeout=0):
-            return None
-    except Timeout:
-        pid = (directory / ".pid").read_text(encoding="utf-8")
-        return int(pid) if pid.isdigit() else -1
-    except OSError:
-        return None
-
-
 def _connect(path: Path) -> sqlite3.Connection:
     """Open with WAL and full sync: what is committed survives the process and the power."""
     try:
         connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+        _check_ours(connection, path)
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
-        tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
-        if tables and "meta" not in tables:
-            raise JournalUnusable(f"{path}: is another program's database; nothing was changed")
-        found = (
-            connection.execute("SELECT value FROM meta WHERE key = 'format'").fetchone()
-            if tables
-            else None
-        )
-        if found and int(found[0]) > FORMAT:
-            raise JournalUnusable(
-                f"{path}: was made by a newer refloom (format {found[0]}); nothing was changed"
-            )
         connection.executescript(_TABLES)
         connection.execute("INSERT OR IGNORE INTO meta VALUES ('format', ?)", (str(FORMAT),))
     except sqlite3.Error as error:
         raise JournalUnusable(f"{path}: is no refloom journal ({error})") from error
     return connection
+
+
+def _check_ours(connection: sqlite3.Connection, path: Path) -> None:
+    """Refuse, before anything is written, what this version of refloom did not make."""
+    tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
+    if not tables:
+        return
+    kept = (
+        connection.execute("SELECT value FROM meta WHERE key = 'format'")
+        if ({"meta", "calls"} <= tables)
+        else None
+    )
+    found = kept.fetchone() if kept else None
+    if found is None or not str(found[0]).isdigit():
+        raise JournalUnusable(f"{path}: is another program's database; nothing was changed")
+    if int(found[0]) > FORMAT:
+        raise JournalUnusable(
+            f"{path}: was made by a newer refloom (format {found[0]}); nothing was changed"
+        )

@@ -46,12 +46,13 @@ class Order:
         self._changed = asyncio.Condition()
         self._in_flight = 0
         self.candidates = self.accepted = self.rejected = self.failed = self.duplicates = 0
-        self.new_in_round: dict[int, int] = {}
+        self._new_in_round = 0
+        self._barren = False
 
     def enough(self) -> bool:
         """Whether no further slot is wanted."""
         full = self._target is not None and self.accepted >= self._target
-        return full or self._spent()
+        return full or self._barren or self._spent()
 
     def _spent(self) -> bool:
         return self._max_candidates is not None and self.candidates >= self._max_candidates
@@ -68,7 +69,7 @@ class Order:
 
         def admit(text: str | None) -> bool:
             nonlocal duplicates
-            fresh = text is not None and self._fresh(text, context)
+            fresh = not self._barren and text is not None and self._fresh(text, context)
             if fresh and text is not None:
                 admitted.append(text)
             duplicates += not fresh
@@ -107,8 +108,12 @@ class Order:
         place = (seed["round"], seed["position"])
         self._queue.extend((*place, slot) for slot in range(slots))
         self.duplicates += duplicates
-        self.new_in_round[place[0]] = self.new_in_round.get(place[0], 0) + slots
+        self._new_in_round += slots
         self._next += 1
+        if self._next % self._seeds == 0:
+            # A round in which nothing was new is the last, however far proposals have run ahead.
+            self._barren = self._barren or not self._new_in_round
+            self._new_in_round = 0
         waiting = self._turns.pop(self._next, None)
         if waiting is not None and not waiting.done():
             waiting.set_result(None)

@@ -30,10 +30,11 @@ async def synthesize(
     queue: asyncio.Queue[Record | None] = asyncio.Queue()
     with contextlib.ExitStack() as stack:
         folder = Path(out) if out else Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        chosen = settings or Settings()
         run = Run(
-            settings or Settings(),
+            chosen,
             Source(references, as_reference=True),
-            Source(seeds, as_reference=False) if seeds is not None else None,
+            None if seeds is None else Source(seeds, as_reference=False, limit=chosen.limit),
             folder,
             queue.put_nowait,
         )

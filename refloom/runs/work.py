@@ -3,18 +3,35 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from graph.builder import Graph
-from nodes.state import Seed
+from memory.index import IndexUnusable
+from memory.weights import WeightsUnavailable
+from nodes.llm import ProviderStopped
+from nodes.propose import Turn
+from nodes.sample import Finish, Start, record_of
+from nodes.state import SampleState, Seed
 from refloom.data.read import Source
 from refloom.runs.calls import Interrupted, JournaledCalls
 from refloom.runs.journal import Journal
+from refloom.runs.lock import JournalUnusable
 from refloom.runs.order import Order
 from refloom.settings import Settings
 
 WINDOW = 64
+# What ends a run, where anything else costs one seed.
+STOPS = (ProviderStopped, WeightsUnavailable, IndexUnusable, JournalUnusable)
+
+
+@dataclass(frozen=True, slots=True)
+class Seams:
+    """How a run holds the graph: turns, admission of slots, results."""
+
+    turn: Turn
+    start: Start
+    finish: Finish
 
 
 class Work:
@@ -29,9 +46,11 @@ class Work:
         journal: Journal,
         order: Order,
         calls: JournaledCalls,
+        seams: Seams,
     ) -> None:
         self._graph, self._settings, self._seeds = graph, settings, seeds
         self._journal, self._order, self._calls = journal, order, calls
+        self._seams = seams
         self._context = settings.context()
         # One call at a time means one seed at a time: rows come early, and the endpoint's prefix
         # cache keeps what the next call wants.
@@ -76,9 +95,8 @@ class Work:
                     "round": round_,
                     "position": position,
                 }
-            # Without a target a seed has one turn; a round in which nothing was new is the last.
-            once = not self._settings.target or self._settings.answer_seeds
-            if once or self._order.new_in_round.get(round_ - 1, 1) == 0:
+            # Without a target a seed has one turn; with one, `Order.enough` ends it.
+            if not self._settings.target or self._settings.answer_seeds:
                 return
             round_ += 1
 
@@ -95,7 +113,8 @@ class Work:
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         self._window.release()
-        if not task.cancelled() and (fault := task.exception()) is not None:
+        fault = None if task.cancelled() else task.exception()
+        if fault is not None and not isinstance(fault, Interrupted):
             self._fault = self._fault or fault
 
     async def _one(self, seed: Seed, resumed: bool) -> None:
@@ -104,8 +123,23 @@ class Work:
             kept = await asyncio.to_thread(statuses, self._journal, *place)
             if await self._order.replay(seed, self._context, kept):
                 return
-        with contextlib.suppress(Interrupted):
+        try:
             await self._graph.ainvoke({"seed": seed}, context=self._context)
+        except (Interrupted, *STOPS):
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with one seed costs that seed
+            await self._lost(seed, error)
+
+    async def _lost(self, seed: Seed, error: Exception) -> None:
+        """Write down a seed the graph could not take as one failed sample."""
+        slot = (seed["round"], seed["position"], 0)
+        message = f"{type(error).__name__}: {error}"[:500]
+        state: SampleState = {
+            "seed": seed,
+            "failure": {"stage": "retrieve", "kind": "bad_input", "message": message},
+        }
+        if await self._seams.start(slot):
+            await self._seams.finish(record_of(state, slot, self._context))
 
 
 def statuses(journal: Journal, round_: int, position: int) -> dict[int, str]:

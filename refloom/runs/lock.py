@@ -1,0 +1,46 @@
+"""One process a run directory, and its pid for the others."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+
+class JournalUnusable(Exception):
+    """A journal that cannot be opened or written; the message says what to do. Nothing is lost."""
+
+
+def hold(directory: Path) -> FileLock:
+    """Take the directory for this process. Raises `JournalUnusable` naming the pid that has it."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        # It is taken in one thread and let go of in another.
+        lock = FileLock(directory / ".lock", thread_local=False)
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise JournalUnusable(
+            f"{directory}: another process (pid {holder(directory)}) is at work here; "
+            "wait for it or end it"
+        ) from error
+    except OSError as error:
+        raise JournalUnusable(
+            f"{directory}: cannot be written ({error.strerror or error})"
+        ) from error
+    (directory / ".pid").write_text(str(os.getpid()), encoding="utf-8")
+    return lock
+
+
+def holder(directory: Path) -> int | None:
+    """The pid of the process at work in `directory`, or None if there is none."""
+    if not (directory / ".lock").is_file():
+        return None
+    try:
+        with FileLock(directory / ".lock").acquire(timeout=0):
+            return None
+    except Timeout:
+        pid = (directory / ".pid").read_text(encoding="utf-8")
+        return int(pid) if pid.isdigit() else -1
+    except OSError:
+        return None
