@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from functools import reduce
+from functools import partial, reduce
 from typing import Any
 
 import numpy as np
@@ -61,34 +61,32 @@ async def extract(
     be learned from.
     """
     context = runtime.context or Context()
-    references = state["references"]
     if context.feedback == "none":
         return {"learned": [], "criteria": rule_criteria()}
     place = _place(state["seed"])
 
     async def learn(reference: Reference) -> Learned | CallFailed:
-        key = _key(reference, context)
+        make = partial(_learn, reference, context, place, complete, embed)
         try:
             return await characteristics.recall(
-                key,
-                reference["id"],
-                lambda: _learn(reference, context, place, complete, embed),
-                runtime.store,
+                _key(reference, context), reference["id"], make, runtime.store
             )
         except CallFailed as failed:
             characteristics.tell(reference["id"], None)
             return failed
 
-    found = await asyncio.gather(*(learn(r) for r in references))
+    found = await asyncio.gather(*(learn(r) for r in state["references"]))
     learned = [entry for entry in found if not isinstance(entry, CallFailed)]
-    lost = [entry for entry in found if isinstance(entry, CallFailed)]
-    if lost and not learned:
-        first = lost[0]
-        failure = {"stage": first.stage, "kind": first.kind, "message": first.message}
-        usage = reduce(add_usage, (one.usage for one in lost), no_usage())
-        return {"failure": failure, "learned": [], "criteria": [], "usage": usage}
-    criteria = await merge(learned, context, embed)
-    return {"learned": learned, "criteria": criteria}
+    if learned or not found:
+        return {"learned": learned, "criteria": await merge(learned, context, embed)}
+    return _nothing_learned([entry for entry in found if isinstance(entry, CallFailed)])
+
+
+def _nothing_learned(lost: Sequence[CallFailed]) -> dict[str, Any]:
+    first = lost[0]
+    failure = {"stage": first.stage, "kind": first.kind, "message": first.message}
+    usage = reduce(add_usage, (one.usage for one in lost), no_usage())
+    return {"failure": failure, "learned": [], "criteria": [], "usage": usage}
 
 
 def _key(reference: Reference, context: Context) -> str:

@@ -155,7 +155,7 @@ def _status_of(error: Exception) -> int | None:
     from memory.index import IndexUnusable
     from memory.weights import WeightsUnavailable
     from nodes.llm import ProviderStopped
-    from refloom.data.read import BadFile
+    from refloom.data.rows import BadFile
     from refloom.runs.lock import JournalUnusable
 
     if isinstance(error, CancelledError):

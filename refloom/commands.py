@@ -12,7 +12,8 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
-from refloom.data.read import BadFile, Source
+from refloom.data.read import Source
+from refloom.data.rows import BadFile
 from refloom.settings import Settings, load
 
 EXIT = {"done": 0, "short": 3, "interrupted": 130, "stopped": 4}

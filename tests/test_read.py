@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memory.index import content_id
-from refloom.data.read import BadFile, Source
+from refloom.data.read import Source
+from refloom.data.rows import BadFile
 
 quick = settings(max_examples=80, deadline=None, database=None)
 HARD = "Say “so”,\nthen: \\frac{1}{2}\t潮汐 😀 \u202e \u2028 <|im_end|> {{ x }}"

@@ -32,7 +32,8 @@ from fakes import (
 
 from nodes.llm import Call, CallFailed, ProviderStopped, Reply
 from refloom import synthesize
-from refloom.data.read import BadFile, Source
+from refloom.data.read import Source
+from refloom.data.rows import BadFile
 from refloom.runs.calls import JournaledCalls
 from refloom.runs.engine import Run, Tools
 from refloom.runs.files import status_of

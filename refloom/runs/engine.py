@@ -114,23 +114,16 @@ class Run:
         addresses: Addresses,
     ) -> str:
         settings = self.settings
-        limiter = Limiter(settings.calls_at_once)
         connection = Connection(addresses.resolve, max_retries=0)
         calls = self._calls = JournaledCalls(
             self.tools.complete or connection,
             journal,
-            limiter,
+            Limiter(settings.calls_at_once),
             address=addresses.name,
             stages=dict(settings.stages),
         )
         calls.stopping = self._stopping
-        order = Order(
-            journal,
-            settings.context(),
-            seeds=summary.seeds.taken,
-            target=settings.target,
-            max_candidates=settings.most_candidates,
-        )
+        order = self._order(journal, summary)
         memory = settings.memory or self.out / "memory"
         await asyncio.to_thread(write_references, memory, references)
         try:
@@ -151,6 +144,15 @@ class Run:
         if calls.stopping:
             return "interrupted"
         return "short" if settings.target and order.accepted < settings.target else "done"
+
+    def _order(self, journal: Journal, summary: Summary) -> Order:
+        return Order(
+            journal,
+            self.settings.context(),
+            seeds=summary.seeds.taken,
+            target=self.settings.target,
+            max_candidates=self.settings.most_candidates,
+        )
 
     def _graph(
         self,

@@ -1,0 +1,139 @@
+"""Rows out of files of every kind, and by the `datasets` library."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+Numbered = Iterator[tuple[int, Any]]
+FIELD_BYTES = 1 << 28
+FORMATS = (".jsonl", ".json", ".parquet", ".csv", ".txt")
+
+
+class BadFile(Exception):
+    """A file that cannot be read as asked: which, at which line, what is wrong, how to mend it."""
+
+
+Skip = Callable[[str, int, str], None]
+
+
+def rows_of(given: str | Path | list[Any], bad: Skip | None) -> Numbered:
+    """The rows of a file, a dataset or a list, with their line numbers; streams.
+
+    `bad` is told of lines that cannot be parsed; without it they raise `BadFile`.
+    """
+    if isinstance(given, list):
+        return iter(enumerate(given, 1))
+    path = Path(given)
+    if path.is_dir():
+        return _dataset(str(given))
+    if not path.exists():
+        if path.suffix in FORMATS or path.is_absolute():
+            raise BadFile(f"{path}: no such file")
+        return _dataset(str(given))
+    readers = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".txt": _txt}
+    if path.suffix == ".parquet":
+        return _parquet(path)
+    reader = readers.get(path.suffix)
+    if reader is None:
+        raise BadFile(f"{path}: unknown kind of file; known are {', '.join(FORMATS)}")
+    return reader(path, bad)
+
+
+def _lines(path: Path, bad: Skip | None) -> Iterator[tuple[int, str]]:
+    """Lines as text; one that is no UTF-8 or holds NUL bytes is bad."""
+    try:
+        with path.open("rb") as file:
+            for number, raw in enumerate(file, 1):
+                try:
+                    text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+                except UnicodeDecodeError as error:
+                    _bad(path, number, f"is no UTF-8 text ({error.reason})", bad)
+                    continue
+                if "\0" in text:
+                    _bad(path, number, "holds a NUL byte", bad)
+                    continue
+                yield number, text
+    except OSError as error:
+        raise BadFile(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def _bad(path: Path, line: int, what: str, bad: Skip | None) -> None:
+    if bad is None:
+        raise BadFile(f"{path}: line {line} {what}. Mend it, or pass --skip-bad-lines")
+    bad(str(path), line, what)
+
+
+def _jsonl(path: Path, bad: Skip | None) -> Numbered:
+    for number, text in _lines(path, bad):
+        if not text.strip():
+            continue
+        try:
+            yield number, json.loads(text)
+        except (ValueError, RecursionError) as error:
+            _bad(path, number, f"is no JSON ({str(error)[:120]})", bad)
+
+
+def _json(path: Path, bad: Skip | None) -> Numbered:
+    text = "".join(line for _, line in _lines(path, bad))
+    try:
+        rows = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BadFile(f"{path}: is no JSON ({str(error)[:120]})") from error
+    if not isinstance(rows, list):
+        raise BadFile(f"{path}: must hold a list of rows; for one row a line call it .jsonl")
+    yield from enumerate(rows, 1)
+
+
+def _csv(path: Path, bad: Skip | None) -> Numbered:
+    csv.field_size_limit(FIELD_BYTES)
+    at = 0
+
+    def lines() -> Iterator[str]:
+        nonlocal at
+        for at, line in _lines(path, bad):  # noqa: B007 - kept for the message
+            yield line
+
+    reader = csv.DictReader(lines())
+    while True:
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            _bad(path, at, f"is no CSV ({error})", bad)
+            continue
+        yield at, {k: v for k, v in row.items() if k and v is not None}
+
+
+def _txt(path: Path, bad: Skip | None) -> Numbered:
+    for number, text in _lines(path, bad):
+        if text.strip():
+            yield number, text.strip()
+
+
+def _parquet(path: Path) -> Numbered:
+    import pyarrow.parquet
+
+    number = 0
+    try:
+        for batch in pyarrow.parquet.ParquetFile(path).iter_batches(1024):
+            for row in batch.to_pylist():
+                number += 1
+                yield number, row
+    except (OSError, ValueError) as error:
+        raise BadFile(f"{path}: is no parquet file ({str(error)[:120]})") from error
+
+
+def _dataset(name: str) -> Numbered:
+    """Rows by the `datasets` library: a folder, or a name on the Hugging Face hub."""
+    import datasets
+
+    try:
+        found = datasets.load_dataset(name, split="train", streaming=True)
+        yield from enumerate(found, 1)
+    except Exception as error:
+        raise BadFile(f"{name}: is neither a file nor a dataset ({str(error)[:160]})") from error
