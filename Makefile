@@ -1,6 +1,7 @@
 # Everything happens in .venv; nothing is installed by hand. `make help` lists the targets.
 PYTHON ?= python3.11
 BIN := .venv/bin
+ENDPOINT ?= http://127.0.0.1:8900/v1
 # PyTorch's CPU build: from PyTorch's public index, or, where pip is told of a folder
 # of wheels (find-links) or TORCH_INDEX is empty, from where pip already finds it.
 # pip knows the CPU build by its local version (+cpu); macOS wheels carry none.
@@ -43,8 +44,8 @@ fix: install  ## format and mend what ruff can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: install  ## measure refloom's own cost (needs Go for the mock endpoint)
-	$(BIN)/python benchmarks/own_cost.py
+bench: install  ## measure refloom's own cost (ENDPOINT=URL of a mock endpoint)
+	$(BIN)/python benchmarks/own_cost.py --endpoint $(ENDPOINT) --n 1000 --in-flight 64 --out bench-run
 
 readme: install  ## redraw the README's generated parts
 	$(BIN)/python docs/redraw.py

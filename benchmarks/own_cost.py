@@ -1,0 +1,165 @@
+"""refloom's own cost a sample of three dependent calls, against an asyncio + aiohttp floor.
+
+    python benchmarks/own_cost.py --endpoint http://127.0.0.1:8900/v1 --n 1000 --in-flight 64 \\
+        --out DIR [--json]
+
+The endpoint should answer at once or after a fixed time and mind the shape it is asked for. The
+pipeline is the product's own, as a process: extract, generate, critique, each seed with a reference
+not seen before, journal on. The floor makes the same three calls in the same order, in a process of
+its own, right before. The last line on stdout is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+WORDS = """
+    model data train step graph prompt answer reason check signal vector token layer sample
+    loss batch table query index cache route fetch parse merge split shard queue stream event
+    clock
+""".split()  # noqa: SIM905
+
+
+def make_references(n: int) -> list[dict[str, str]]:
+    draw = random.Random(7)
+    return [
+        {
+            "id": f"r{i}",
+            "instruction": f"ref {i}: " + " ".join(draw.choices(WORDS, k=30)),
+            "response": " ".join(draw.choices(WORDS, k=80)) + ".",
+        }
+        for i in range(n)
+    ]
+
+
+async def floor(endpoint: str, references: list[dict[str, str]], in_flight: int, out: Path) -> None:
+    """The least that the same calls cost: one task a sample, one semaphore, one line a sample."""
+    import aiohttp
+
+    limit = asyncio.Semaphore(in_flight)
+
+    def shape(name: str, keys: tuple[str, ...]) -> dict[str, object]:
+        properties = {key: {"type": "string"} for key in keys}
+        schema = {"type": "object", "properties": properties, "required": list(keys)}
+        named = {"name": name, "strict": True, "schema": schema}
+        return {"type": "json_schema", "json_schema": named}
+
+    shapes = {
+        "extract": shape("extract", ("topic", "skills")),
+        "generate": shape("generate", ("response",)),
+        "critique": shape("critique", ("reason", "verdict")),
+    }
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(connector=connector) as session:
+
+        async def call(stage: str, prompt: str) -> dict[str, str]:
+            body = {
+                "model": "mock-model",
+                "messages": [{"role": "user", "content": prompt}],
+                "response_format": shapes[stage],
+            }
+            async with session.post(f"{endpoint}/chat/completions", json=body) as reply:
+                reply.raise_for_status()
+                said = json.loads(await reply.read())
+            return json.loads(said["choices"][0]["message"]["content"])
+
+        with (out / "floor.jsonl").open("w") as file:
+
+            async def one(reference: dict[str, str]) -> None:
+                async with limit:
+                    pair = f"{reference['instruction']}\n\n{reference['response']}"
+                    learned = await call("extract", pair)
+                    said = await call("generate", f"{learned}\n\n{reference['instruction']}")
+                    judged = await call("critique", said["response"])
+                    file.write(json.dumps({"id": reference["id"], **said, **judged}) + "\n")
+
+            await asyncio.gather(*map(one, references))
+
+
+async def pipeline(given: argparse.Namespace) -> dict[str, float]:
+    """One run of the product over references made before; the clock starts at its first seed."""
+    from refloom.data.read import Source
+    from refloom.runs.engine import Run
+    from refloom.settings import Settings
+
+    path = given.out / "references.jsonl"
+    settings = Settings(
+        model="mock-model",
+        base_url=given.endpoint,
+        answer_seeds=True,
+        try_criteria=False,
+        references_per_seed=1,
+        concurrency=given.in_flight,
+        memory=given.out / "memory",
+    )
+    run = Run(settings, Source(path, as_reference=True), None, given.out / "run")
+    begun, used = time.perf_counter(), time.process_time()
+    summary = await run.go()
+    return {
+        "wall_s": time.perf_counter() - begun,
+        "cpu_s": time.process_time() - used,
+        "calls": summary.more["calls"]["paid"],
+        "accepted": summary.counts["accepted"],
+        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+
+
+def part(name: str, given: argparse.Namespace) -> dict[str, float]:
+    """Run one part as a process of its own and read its last line."""
+    command = [sys.executable, __file__, "--part", name, "--endpoint", given.endpoint]
+    command += ["--n", str(given.n), "--in-flight", str(given.in_flight), "--out", str(given.out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"the {name} part failed:\n{done.stderr}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--endpoint", default="http://127.0.0.1:8900/v1")
+    parser.add_argument("--n", type=int, default=1000)
+    parser.add_argument("--in-flight", type=int, default=64)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--json", action="store_true", help="only the last line")
+    parser.add_argument("--part", choices=("floor", "pipeline"), help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    given.out.mkdir(parents=True, exist_ok=True)
+    if given.part == "pipeline":
+        print(json.dumps(asyncio.run(pipeline(given))))
+        return
+    references = make_references(given.n)
+    if given.part == "floor":
+        begun, used = time.perf_counter(), time.process_time()
+        asyncio.run(floor(given.endpoint, references, given.in_flight, given.out))
+        spent = {"wall_s": time.perf_counter() - begun, "cpu_s": time.process_time() - used}
+        print(json.dumps(spent))
+        return
+    lines = "".join(json.dumps(reference) + "\n" for reference in references)
+    (given.out / "references.jsonl").write_text(lines, encoding="utf-8")
+    least, own = part("floor", given), part("pipeline", given)
+    if not given.json:
+        print(f"floor {least}\nrefloom {own}")
+    print(
+        json.dumps(
+            {
+                "wall_ratio": round(own["wall_s"] / least["wall_s"], 3),
+                "cpu_ms_per_call": round(own["cpu_s"] / own["calls"] * 1000, 3),
+                "samples_per_s": round(own["accepted"] / own["wall_s"], 1),
+                "peak_mb": round(own["peak_mb"], 1),
+                "calls": own["calls"],
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parent.parent))
+    main()
