@@ -2,9 +2,9 @@
 
     python -m benchmarks.judge_pairs [--model local] [--method logodds|verdict]
 
-Reads judge_pairs.jsonl: 30 pairs of a good and a poor response to one instruction. By log-odds the
-higher score of "fully answers the instruction" ranks first; by written verdicts the response with
-more criteria passed (the built-in one and the fixed checklist). Ties are counted apart.
+Reads judge_pairs.jsonl: 30 pairs of a good and a poor response to one instruction, asked about the one
+built-in criterion, "fully answers the instruction". By log-odds the higher score ranks first, by
+written verdict the one that passes where the other does not. Ties are counted apart.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections import Counter
 from pathlib import Path
 
 from nodes.context import Context
-from nodes.criteria import answers_instruction, generic_criteria
+from nodes.criteria import answers_instruction
 from nodes.endpoint import Connection
 from nodes.judge import judge
 from nodes.llm import Place
@@ -28,8 +28,6 @@ PAIRS = Path(__file__).with_name("judge_pairs.jsonl")
 
 async def worth(connection: Connection, context: Context, instruction: str, response: str) -> float:
     criteria = [answers_instruction(None)]
-    if context.method == "verdict":
-        criteria += generic_criteria()
     judged = await judge(
         connection,
         context,
@@ -40,7 +38,7 @@ async def worth(connection: Connection, context: Context, instruction: str, resp
     )
     if context.method == "logodds":
         return judged.verdicts[0]["score"] or 0.0
-    return float(sum(v["verdict"] == "pass" for v in judged.verdicts))
+    return float(judged.verdicts[0]["verdict"] == "pass")
 
 
 async def main() -> None:
