@@ -2,8 +2,8 @@
 
     python -m benchmarks.judge_pairs [--model local] [--method logodds|verdict]
 
-Reads judge_pairs.jsonl: 30 pairs of a good and a poor response to one instruction, asked about the one
-built-in criterion, "fully answers the instruction". By log-odds the higher score ranks first, by
+Reads judge_pairs.jsonl: 30 pairs of a good and a poor response to one instruction, each asked about
+the built-in criterion, "fully answers the instruction". By log-odds the higher score ranks first, by
 written verdict the one that passes where the other does not. Ties are counted apart.
 """
 
