@@ -2,9 +2,9 @@
 
     python -m benchmarks.judge_pairs [--model local] [--method logodds|verdict]
 
-Reads judge_pairs.jsonl: 30 pairs of a good and a poor response to one instruction, each asked about
-the built-in criterion, "fully answers the instruction". By log-odds the higher score ranks first, by
-written verdict the one that passes where the other does not. Ties are counted apart.
+Reads judge_pairs.jsonl: 30 pairs of a good and a poor response to one instruction. Both are asked
+about by the built-in criterion, "fully answers the instruction". By log-odds the higher score ranks
+first, by written verdict the one that passes where the other does not. Ties are counted apart.
 """
 
 from __future__ import annotations
