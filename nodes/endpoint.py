@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.metadata import entry_points
@@ -91,11 +91,14 @@ class Connection:
         self._models: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Any, Any]] = (
             WeakKeyDictionary()
         )
+        self._closers: WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncGenerator[None, None]] = (
+            WeakKeyDictionary()
+        )
 
     async def __call__(self, call: Call) -> Reply:
         """Send the call the best way this endpoint knows; see `nodes.llm.Complete`."""
         endpoint = await self._resolve(call.model, call.judge)
-        model = self._model(endpoint, call.model)
+        model = await self._model(endpoint, call.model)
         if endpoint.most_tokens is not None:
             most = min(call.max_tokens * call.room, endpoint.most_tokens)
             call = replace(call, max_tokens=most, room=1)
@@ -119,15 +122,33 @@ class Connection:
         said = await model.ainvoke(messages, body=body)
         return raw_reply(said.response_metadata[RAW])
 
-    def _model(self, endpoint: Endpoint, name: str) -> Any:
-        models = self._models.setdefault(asyncio.get_running_loop(), {})
+    async def _model(self, endpoint: Endpoint, name: str) -> Any:
+        loop = asyncio.get_running_loop()
+        models = self._models.setdefault(loop, {})
+        if loop not in self._closers:
+            self._closers[loop] = _closing(models)
+            await anext(self._closers[loop])
         if (endpoint, name) not in models:
             models[endpoint, name] = _chat_model(endpoint, name, self._max_retries)
         return models[endpoint, name]
 
     async def aclose(self) -> None:
         """Close the clients of the running loop."""
-        models = self._models.pop(asyncio.get_running_loop(), {})
+        loop = asyncio.get_running_loop()
+        closer = self._closers.pop(loop, None)
+        if closer is not None:
+            await closer.aclose()
+        self._models.pop(loop, None)
+
+
+async def _closing(models: dict[Any, Any]) -> AsyncGenerator[None, None]:
+    """Close the clients of a loop when it ends, for callers who have nothing to close them by.
+
+    A loop that shuts down closes the asynchronous generators that are still open in it.
+    """
+    try:
+        yield
+    finally:
         for model in models.values():
             await model.root_async_client.close()
 

@@ -6,6 +6,7 @@ The command line wins over the environment (`REFLOOM_*`), that over `--config`, 
 from __future__ import annotations
 
 import json
+import re
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +22,7 @@ from pydantic_settings import (
 from memory.weights import DEFAULT_MODEL
 from nodes.context import Context, Feedback, JudgeMethod, default_model
 
+_USER_INFO = re.compile(r"//[^/@]*@")
 StageName = Literal["extract", "propose", "generate", "critique", "refine", "feedback", "compare"]
 
 # What may differ when a run is taken up again; anything else would make other rows.
@@ -140,7 +142,15 @@ class Settings(BaseSettings):
 
     def rows_rest_on(self) -> dict[str, Any]:
         """The settings that may not differ when a run is taken up again."""
-        return self.model_dump(mode="json", exclude=set(MAY_DIFFER | {"memory"}))
+        return {k: v for k, v in self.shown().items() if k not in MAY_DIFFER | {"memory"}}
+
+    def shown(self) -> dict[str, Any]:
+        """The settings as they may be kept and shown: no password of an address is in them."""
+        said = self.model_dump(mode="json")
+        for name in ("base_url", "judge_base_url"):
+            if said[name]:
+                said[name] = _USER_INFO.sub("//", said[name])
+        return said
 
 
 def embedded(model: str) -> bool:

@@ -332,3 +332,38 @@ def test_a_cut_answer_is_asked_once_with_more_room(tmp_path, references):
     assert done.stdout.startswith("done: 8 accepted")
     rooms = [b["max_tokens"] for b in endpoint.bodies if stage_of(b) == "generate"]
     assert sorted(rooms) == [3000] * 8 + [6000] * 8
+
+
+def test_the_graph_called_from_python_leaves_nothing_open(tmp_path):
+    code = (
+        "import asyncio\n"
+        "from graph.builder import build_graph\n"
+        "from nodes.context import Context\n"
+        "reference = {'instruction': 'Why tides?', 'response': 'The Moon pulls. So they rise.'}\n"
+        "given = {'seed': {'instruction': 'Waves at sea'}, 'references': [reference]}\n"
+        "graph, context = build_graph(), Context(model='m')\n"
+        "for _ in range(2):\n"
+        "    print(asyncio.run(graph.ainvoke(given, context=context))['samples'][0]['status'])\n"
+    )
+    with Endpoint() as endpoint:
+        done = subprocess.run(
+            [sys.executable, "-X", "dev", "-c", code],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env=env_of({"OPENAI_BASE_URL": endpoint.url}) | {"PYTHONWARNINGS": ""},
+            timeout=60,
+        )
+    assert done.stdout.split() == ["accepted", "accepted"], done.stderr
+    assert "nclosed" not in done.stderr
+
+
+def test_a_password_in_an_address_is_kept_nowhere(tmp_path, references):
+    with Endpoint() as endpoint:
+        address = endpoint.url.replace("http://", "http://user:verysecret@")
+        flags = ["run", "--references", references, "--out", tmp_path / "out"]
+        flags += ["--base-url", address, "--model", "m", "--references-per-seed", 1]
+        done = refloom(*flags, "--feedback", "none", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    kept = b"".join(p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file())
+    assert b"verysecret" not in kept

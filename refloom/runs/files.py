@@ -137,7 +137,7 @@ def write_files(out: Path, summary: Summary, status: str) -> None:
     said = {
         "status": status,
         "fingerprint": summary.settings.fingerprint(),
-        "settings": summary.settings.model_dump(mode="json"),
+        "settings": summary.settings.shown(),
         "prompt_version": prompts_version(),
         "versions": {"python": platform.python_version(), **{p: version(p) for p in PACKAGES}},
         "counts": summary.counts,
