@@ -40,23 +40,26 @@ def make_references(n: int) -> list[dict[str, str]]:
     ]
 
 
+def shape(name: str, *keys: str) -> dict[str, object]:
+    properties = {key: {"type": "string"} for key in keys}
+    schema = {"type": "object", "properties": properties, "required": list(keys)}
+    named = {"name": name, "strict": True, "schema": schema}
+    return {"type": "json_schema", "json_schema": named}
+
+
+SHAPES = {
+    "extract": shape("extract", "topic", "skills"),
+    "generate": shape("generate", "response"),
+    "critique": shape("critique", "reason", "verdict"),
+}
+
+
 async def floor(endpoint: str, references: list[dict[str, str]], in_flight: int, out: Path) -> None:
     """The least that the same calls cost: one task a sample, one semaphore, one line a sample."""
     import aiohttp
 
     limit = asyncio.Semaphore(in_flight)
 
-    def shape(name: str, keys: tuple[str, ...]) -> dict[str, object]:
-        properties = {key: {"type": "string"} for key in keys}
-        schema = {"type": "object", "properties": properties, "required": list(keys)}
-        named = {"name": name, "strict": True, "schema": schema}
-        return {"type": "json_schema", "json_schema": named}
-
-    shapes = {
-        "extract": shape("extract", ("topic", "skills")),
-        "generate": shape("generate", ("response",)),
-        "critique": shape("critique", ("reason", "verdict")),
-    }
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector) as session:
 
@@ -64,7 +67,7 @@ async def floor(endpoint: str, references: list[dict[str, str]], in_flight: int,
             body = {
                 "model": "mock-model",
                 "messages": [{"role": "user", "content": prompt}],
-                "response_format": shapes[stage],
+                "response_format": SHAPES[stage],
             }
             async with session.post(f"{endpoint}/chat/completions", json=body) as reply:
                 reply.raise_for_status()

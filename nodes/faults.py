@@ -9,7 +9,6 @@ from typing import Any
 from nodes.llm import Call, CallFailed, ProviderStopped
 from nodes.wire import MODES
 
-TRANSIENT = ("timeout", "connection", "rate_limit", "server")
 # The words by which an endpoint refuses a way of asking for the answer's shape.
 _REFUSALS = {
     "json_schema": ("response_format", "json_schema", "structured output", "grammar", "guided"),

@@ -19,15 +19,6 @@ from nodes.state import Usage, add_usage, no_usage
 from prompts import Message
 
 Stage = Literal["extract", "propose", "generate", "critique", "refine", "feedback", "compare"]
-STAGES: tuple[Stage, ...] = (
-    "extract",
-    "propose",
-    "generate",
-    "critique",
-    "refine",
-    "feedback",
-    "compare",
-)
 # Writing wants variety, judging wants none.
 TEMPERATURE = {
     "extract": 0.3,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable
 from functools import wraps
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from langgraph.runtime import Runtime
 
@@ -16,7 +16,6 @@ from nodes.state import Attempt, Failure, SampleState, no_usage
 from nodes.verdicts import best_of
 from prompts import version
 
-S = TypeVar("S")
 Record = dict[str, Any]
 RECORD_CRITERION = ("id", "text", "must", "reference_id", "quote", "judged_by")
 

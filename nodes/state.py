@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NotRequired
 
 from typing_extensions import TypedDict
@@ -132,6 +131,3 @@ class SampleState(TypedDict, total=False):
     reason: Reason | None
     failure: Failure
     usage: Annotated[Usage, add_usage]
-
-
-SampleUpdate = Mapping[str, Any]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -10,6 +12,25 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = ["Settings", "__version__", "synthesize"]
+
+
+def _check_identity() -> None:
+    """Refuse to start if another package's `graph`, `nodes`, `memory` or `prompts` is in the way.
+
+    Raises `ImportError` naming it; their names are plain, and an installed one would win silently.
+    """
+    root = Path(__file__).resolve().parent.parent
+    for name in ("graph", "nodes", "memory", "prompts"):
+        spec = find_spec(name)
+        found = Path(spec.origin).resolve().parent if spec and spec.origin else None
+        if found != root / name:
+            raise ImportError(
+                f"the package {name!r} is {found}, not refloom's own in {root}: "
+                "uninstall the other one, or put refloom's folder first on PYTHONPATH"
+            )
+
+
+_check_identity()
 
 
 def __getattr__(name: str) -> Any:

@@ -37,6 +37,17 @@ def test_the_plain_package_names_are_the_projects_own(name):
     assert Path(found.__file__).parent == ROOT / name
 
 
+def test_another_package_of_the_same_name_is_refused_by_name(tmp_path):
+    import subprocess
+    import sys
+
+    (tmp_path / "prompts").mkdir()
+    (tmp_path / "prompts" / "__init__.py").write_text("")
+    code = f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(ROOT)!r}]; import refloom"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "the package 'prompts' is" in done.stderr.splitlines()[-1]
+
+
 def test_importing_refloom_loads_no_torch_and_no_faiss():
     import subprocess
     import sys

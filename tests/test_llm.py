@@ -1,7 +1,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from hashlib import sha256
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from fakes import USAGE, ScriptedModel, prompt_of
@@ -12,7 +12,6 @@ from nodes.context import Context
 from nodes.generate import Generated
 from nodes.llm import (
     ASKS,
-    STAGES,
     Answer,
     Asked,
     Call,
@@ -20,11 +19,14 @@ from nodes.llm import (
     Place,
     ProviderStopped,
     Reply,
+    Stage,
     ask,
     draw_seed,
     make_call,
 )
 from nodes.state import Usage
+
+STAGES = get_args(Stage)
 
 GOOD = '{"response": "so"}'
 CONTEXT = Context(model="writer", judge_model="judge")

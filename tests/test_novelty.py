@@ -14,7 +14,7 @@ from memory.novelty import NoveltyFilter, copied_run, novel, tokens
 
 THRESHOLDS = [0.05, 0.3, 0.5, 0.7, 0.85, 0.99, 1.0]
 NASTY = "aAbB01 !?\n\t潮汐éßİK😀\u202e\u0301-_'"
-quick = settings(max_examples=300, deadline=None, database=None)
+quick = settings(max_examples=200, deadline=None, database=None)
 
 
 def lcs(a: Sequence[str], b: Sequence[str]) -> int:

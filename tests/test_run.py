@@ -9,7 +9,6 @@ import tempfile
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from hashlib import sha256
 from pathlib import Path
@@ -55,18 +54,6 @@ COUNTS = {
 SEEDS = [words(f"seed {i}", 8) for i in range(8)]
 
 
-@pytest.fixture(autouse=True)
-async def one_worker():
-    """One thread for all blocking work.
-
-    The journal's lock can be let go only by the thread that took it (see test_journal.py); without
-    that fault this fixture is not needed.
-    """
-    with ThreadPoolExecutor(1) as worker:
-        asyncio.get_running_loop().set_default_executor(worker)
-        yield
-
-
 def references(n: int = 3) -> list[dict[str, str]]:
     return [
         {
@@ -88,7 +75,7 @@ def run_of(
     **settings: Any,
 ) -> Run:
     return Run(
-        Settings(**{"model": "m", **settings}),
+        Settings(**{"model": "m", "try_criteria": False, **settings}),
         Source(references() if given is None else given, as_reference=True),
         None if seeds is None else Source(seeds, as_reference=False),
         out,
@@ -173,10 +160,15 @@ class Watched:
 
 
 class Mixed(ScriptedModel):
-    """A model of varied success, all of it fixed by what it is asked."""
+    """A model of varied success, fixed by seeds and instructions alone, not by prompts' wording."""
 
     def __init__(self) -> None:
-        super().__init__(propose=self._propose, generate=self._generate, critique=self._critique)
+        super().__init__(
+            propose=self._propose,
+            generate=self._generate,
+            critique=self._critique,
+            refine=self._refine,
+        )
 
     def _propose(self, call: Call) -> Any:
         said = answer("propose", prompt_of(call), call.seed)
@@ -185,9 +177,14 @@ class Mixed(ScriptedModel):
         return said
 
     def _generate(self, call: Call) -> Any:
-        if number_of(tagged(prompt_of(call), "instruction")[-1]) % 5 == 0:
+        instruction = tagged(prompt_of(call), "instruction")[-1]
+        if number_of(instruction) % 5 == 0:
             return CallFailed("generate", "bad_request", "not this one")
-        return answer("generate", prompt_of(call), call.seed)
+        return {"response": words(instruction, 40).capitalize() + "."}
+
+    def _refine(self, call: Call) -> Any:
+        response = tagged(prompt_of(call), "response")[-1]
+        return {"plan": ["mend it"], "response": words(response, 40).capitalize() + "."}
 
     def _critique(self, call: Call) -> Any:
         response = tagged(prompt_of(call), "response")[-1]
@@ -196,7 +193,7 @@ class Mixed(ScriptedModel):
         return verdicts(prompt_of(call), "fail" if bad else "pass")
 
     async def __call__(self, call: Call) -> Reply:
-        for _ in range(number_of(prompt_of(call)) % 5):
+        for _ in range(call.seed % 5):
             await asyncio.sleep(0)
         return await super().__call__(call)
 
@@ -206,7 +203,7 @@ class Mixed(ScriptedModel):
 
 async def test_a_run_of_an_agreeable_model_accepts_a_row_a_seed(tmp_path):
     model = ScriptedModel()
-    said = await made(tmp_path, model)
+    said = await made(tmp_path, model, try_criteria=True)
     assert said["status"] == "done"
     assert said["counts"] == {
         **dict.fromkeys(COUNTS, 0),
@@ -290,12 +287,12 @@ async def test_each_record_is_told_of_once_it_is_kept(tmp_path):
 
 
 async def test_rows_do_not_depend_on_concurrency(tmp_path):
-    for concurrency in (1, 3, 50):
+    for concurrency in (1, 5, 50):
         said = await made(
             tmp_path / str(concurrency), Mixed(), SEEDS, per_seed=3, concurrency=concurrency
         )
         assert said["counts"]["duplicates"] > 0
-    assert lasting(tmp_path / "1") == lasting(tmp_path / "3") == lasting(tmp_path / "50")
+    assert lasting(tmp_path / "1") == lasting(tmp_path / "5") == lasting(tmp_path / "50")
 
 
 async def test_rows_that_were_skipped_are_counted_and_named(tmp_path):
@@ -489,7 +486,6 @@ async def test_a_reference_with_half_an_emoji_does_not_end_the_run(tmp_path):
     assert said["counts"]["accepted"] == 3
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 async def test_a_refusal_with_half_an_emoji_is_a_failed_sample(tmp_path):
     refusal = Reply(None, "stop", dict(USAGE), refusal="no \ud83d")
     run = run_of(tmp_path, ScriptedModel(generate=lambda call: refusal), SEEDS[:1])
@@ -533,8 +529,9 @@ async def test_an_equal_call_later_in_the_session_is_answered_from_the_journal(t
         journal.close()
 
 
-@pytest.mark.parametrize("concurrency", [1, 7, 40])
-@pytest.mark.parametrize("target", [1, 4, 11])
+@pytest.mark.parametrize(
+    ("target", "concurrency"), [(1, 1), (1, 40), (4, 7), (11, 1), (11, 7), (11, 40)]
+)
 async def test_a_target_is_met_exactly(tmp_path, target, concurrency):
     model = Mixed()
     said = await made(tmp_path, model, SEEDS, per_seed=2, target=target, concurrency=concurrency)
@@ -629,21 +626,22 @@ _undisturbed: dict[int, list[dict[str, Any]]] = {}
 
 async def undisturbed(folder: Path, per_seed: int) -> list[dict[str, Any]]:
     if per_seed not in _undisturbed:
-        await made(folder, Mixed(), SEEDS, per_seed=per_seed)
+        await made(folder, Mixed(), SEEDS, per_seed=per_seed, try_criteria=True)
         _undisturbed[per_seed] = lasting(folder)
     return _undisturbed[per_seed]
 
 
 async def stopped_and_resumed(out: Path, at: int, per_seed: int) -> Counter[str]:
     first = Watched(Mixed(), at)
-    run = run_of(out, first, SEEDS, per_seed=per_seed, concurrency=4)
+    same = {"per_seed": per_seed, "try_criteria": True}
+    run = run_of(out, first, SEEDS, concurrency=4, **same)
     first.then = run.stop
     async with asyncio.timeout(20):
         await run.go()
     assert told(out)["status"] == "interrupted"
     assert_adds_up(out)
     second = Watched(Mixed())
-    said = await made(out, second, SEEDS, per_seed=per_seed)
+    said = await made(out, second, SEEDS, **same)
     assert said["status"] == "done"
     assert_adds_up(out)
     return first.answered + second.answered
@@ -656,8 +654,7 @@ async def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path, at
     assert max(answered.values()) == 1
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-@pytest.mark.parametrize("at", [44, 55, 66, 77])
+@pytest.mark.parametrize("at", [44, 60, 76])
 async def test_a_stop_among_the_samples_of_one_seed_loses_nothing(tmp_path, at, monkeypatch):
     died: list[Any] = []
     monkeypatch.setattr(threading, "excepthook", died.append)
@@ -667,26 +664,17 @@ async def test_a_stop_among_the_samples_of_one_seed_loses_nothing(tmp_path, at, 
     assert max(answered.values()) == 1
 
 
-# What is left of a run that is broken off: see the two strict marks with BELONG_TO_NOBODY, and
-# test_journal.py for the thread. Without those faults nothing need be ignored here.
-broken_off = pytest.mark.filterwarnings(
-    "ignore::ResourceWarning",
-    "ignore::pytest.PytestUnraisableExceptionWarning",
-    "ignore::pytest.PytestUnhandledThreadExceptionWarning",
-)
-
-
-@broken_off
 @pytest.mark.parametrize("at", [2, 20, 30])
 async def test_a_run_that_was_cut_off_goes_on_as_if_it_had_not_been(tmp_path, at):
     first = Watched(Mixed(), at)
-    cut_off = asyncio.create_task(run_of(tmp_path / "out", first, SEEDS, concurrency=4).go())
+    run = run_of(tmp_path / "out", first, SEEDS, concurrency=4, try_criteria=True)
+    cut_off = asyncio.create_task(run.go())
     first.then = cut_off.cancel
     async with asyncio.timeout(20):
         await asyncio.wait([cut_off])
     assert cut_off.cancelled()
     assert holder(tmp_path / "out") is None
-    said = await made(tmp_path / "out", Mixed(), SEEDS)
+    said = await made(tmp_path / "out", Mixed(), SEEDS, try_criteria=True)
     assert said["status"] == "done"
     assert lasting(tmp_path / "out") == await undisturbed(tmp_path / "whole", 1)
     assert_adds_up(tmp_path / "out")
@@ -697,14 +685,6 @@ def calls_left(before: set[asyncio.Task[Any]]) -> list[asyncio.Task[Any]]:
     return [t for t in asyncio.all_tasks() - before if any(n in repr(t) for n in names)]
 
 
-BELONG_TO_NOBODY = (
-    "refloom/runs/calls.py:_once: calls under way belong to nobody; when a run is cancelled or "
-    "faults, those that wait for a place are still sent (and paid for) one after another, and then "
-    "wait for ever for a journal that is closed"
-)
-
-
-@broken_off
 async def test_a_run_that_was_cut_off_makes_no_further_call_and_leaves_no_task(tmp_path):
     before = asyncio.all_tasks()
     over = asyncio.Event()
@@ -743,7 +723,7 @@ async def test_a_run_that_is_stopped_before_its_first_call_makes_none(tmp_path):
 
 async def test_a_stop_while_references_are_learned_is_no_failure_of_theirs(tmp_path):
     model = Watched(ScriptedModel(), 4)
-    run = run_of(tmp_path, model, concurrency=1)
+    run = run_of(tmp_path, model, concurrency=1, try_criteria=True)
     model.then = run.stop
     await run.go()
     assert status_of(tmp_path)["counts"]["references_failed"] == 0
@@ -838,9 +818,18 @@ async def test_a_higher_target_continues(tmp_path):
 async def test_what_makes_no_other_rows_may_differ(tmp_path, changed):
     if "memory" in changed:
         changed = {"memory": tmp_path / "elsewhere"}
-    await made(tmp_path / "out", ScriptedModel(), target=3)
-    said = await made(tmp_path / "out", ScriptedModel(), **{"target": 3, **changed})
+    few = {"target": 3, "feedback": "none", "references_per_seed": 1}
+    await made(tmp_path / "out", ScriptedModel(), **few)
+    said = await made(tmp_path / "out", ScriptedModel(), **{**few, **changed})
     assert said["status"] == "done"
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory):
+    """A run that is refused to all who would go on with it otherwise, and so is never changed."""
+    out = tmp_path_factory.mktemp("finished")
+    asyncio.run(made(out, ScriptedModel()))
+    return out
 
 
 @pytest.mark.parametrize(
@@ -857,7 +846,7 @@ async def test_what_makes_no_other_rows_may_differ(tmp_path, changed):
         {"max_attempts": 4},
         {"max_criteria": 2},
         {"should_share": 0.25},
-        {"try_criteria": False},
+        {"try_criteria": True},
         {"novelty_threshold": 0.6},
         {"feedback": "generic"},
         {"random_seed": 5},
@@ -865,20 +854,18 @@ async def test_what_makes_no_other_rows_may_differ(tmp_path, changed):
     ],
     ids=str,
 )
-async def test_any_other_setting_that_differs_is_refused_and_named(tmp_path, changed):
-    if not (tmp_path / "run.json").exists():
-        await made(tmp_path, ScriptedModel(), SEEDS[:1])
-    before = (tmp_path / "run.json").read_bytes()
+async def test_any_other_setting_that_differs_is_refused_and_named(finished_run, changed):
+    before = (finished_run / "run.json").read_bytes()
     model = ScriptedModel()
     with pytest.raises(JournalUnusable) as refusal:
-        await made(tmp_path, model, SEEDS[:1], **changed)
+        await made(finished_run, model, **changed)
     ((name, value),) = changed.items()
     assert name in str(refusal.value)
     assert (str(value) if not isinstance(value, dict) else "0.125") in str(refusal.value)
     assert "another --out" in str(refusal.value)
     assert model.calls == []
-    assert (tmp_path / "run.json").read_bytes() == before
-    assert holder(tmp_path) is None
+    assert (finished_run / "run.json").read_bytes() == before
+    assert holder(finished_run) is None
 
 
 async def test_a_lower_target_is_refused(tmp_path):
@@ -908,14 +895,13 @@ def changed_rows(kind: str) -> dict[str, Any]:
         *("a reference changed", "a reference left out", "references in another order"),
     ],
 )
-async def test_rows_that_are_not_only_appended_are_refused(tmp_path, kind):
-    await made(tmp_path, ScriptedModel())
-    kept = {p.name: p.read_bytes() for p in tmp_path.glob("*.json*")}
+async def test_rows_that_are_not_only_appended_are_refused(finished_run, kind):
+    kept = {p.name: p.read_bytes() for p in finished_run.glob("*.json*")}
     model = ScriptedModel()
     with pytest.raises(JournalUnusable, match="references" if "reference" in kind else "seeds"):
-        await made(tmp_path, model, **changed_rows(kind))
+        await made(finished_run, model, **changed_rows(kind))
     assert model.calls == []
-    assert {p.name: p.read_bytes() for p in tmp_path.glob("*.json*")} == kept
+    assert {p.name: p.read_bytes() for p in finished_run.glob("*.json*")} == kept
 
 
 async def test_a_second_run_in_the_same_directory_at_once_is_refused(tmp_path):
@@ -965,8 +951,8 @@ def learning(model: ScriptedModel) -> list[Call]:
 async def test_a_second_run_that_shares_the_memory_learns_nothing_anew(tmp_path):
     first, second = ScriptedModel(), ScriptedModel()
     memory = tmp_path / "memory"
-    before = await made(tmp_path / "a", first, SEEDS[:3], memory=memory)
-    after = await made(tmp_path / "b", second, SEEDS[3:6], memory=memory)
+    before = await made(tmp_path / "a", first, SEEDS[:3], memory=memory, try_criteria=True)
+    after = await made(tmp_path / "b", second, SEEDS[3:6], memory=memory, try_criteria=True)
     assert len(learning(first)) == 3 + 3 * 4
     assert learning(second) == []
     assert after["criteria"] == before["criteria"]
@@ -977,7 +963,7 @@ async def test_a_second_run_that_shares_the_memory_learns_nothing_anew(tmp_path)
 async def test_what_was_learned_is_learned_anew_for_another_model(tmp_path):
     memory = tmp_path / "memory"
     await made(tmp_path / "a", ScriptedModel(), SEEDS[:1], memory=memory)
-    for name, changed in {"b": {"model": "x"}, "c": {"try_criteria": False}}.items():
+    for name, changed in {"b": {"model": "x"}, "c": {"try_criteria": True}}.items():
         model = ScriptedModel()
         await made(tmp_path / name, model, SEEDS[:1], memory=memory, **changed)
         assert len(model.asked("extract")) == 3
@@ -1002,10 +988,8 @@ async def endpoint(monkeypatch, tmp_path):
     with Endpoint() as endpoint:
         endpoint.threads = set(threading.enumerate())
         yield endpoint
-    # What a run that was broken off leaves in this loop must not disturb the next test.
-    for task in calls_left(before):
-        task.cancel()
-    await asyncio.sleep(0)
+    # What was left open is complained of here, not in a later test.
+    assert calls_left(before) == []
     gc.collect()
 
 
@@ -1079,7 +1063,6 @@ async def first_of(endpoint: Endpoint, closing: bool) -> int:
     return len(endpoint.bodies)
 
 
-@broken_off
 @pytest.mark.parametrize("closing", [True, False])
 async def test_synthesize_stops_cleanly_when_the_consumer_breaks_off(tmp_path, endpoint, closing):
     endpoint.latency = 0.02
@@ -1089,7 +1072,6 @@ async def test_synthesize_stops_cleanly_when_the_consumer_breaks_off(tmp_path, e
     assert 4 <= asked < 48
 
 
-@broken_off
 async def test_synthesize_sends_no_further_call_when_the_consumer_breaks_off(tmp_path, endpoint):
     endpoint.latency = 0.02
     before = asyncio.all_tasks()
@@ -1099,7 +1081,6 @@ async def test_synthesize_sends_no_further_call_when_the_consumer_breaks_off(tmp
     assert calls_left(before) == []
 
 
-@broken_off
 async def test_synthesize_can_be_cancelled_by_its_consumer(tmp_path, endpoint):
     started = asyncio.Event()
 
@@ -1115,7 +1096,6 @@ async def test_synthesize_can_be_cancelled_by_its_consumer(tmp_path, endpoint):
     await nothing_left_behind(tmp_path, endpoint)
 
 
-@broken_off
 async def test_synthesize_raises_what_ends_the_run_after_what_was_made(tmp_path, endpoint):
     endpoint.script = lambda body, _: error(401, "no") if stage_of(body) == "generate" else None
     with pytest.raises(ProviderStopped, match="OPENAI_API_KEY"):

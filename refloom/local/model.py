@@ -30,11 +30,6 @@ _running: dict[Path, tuple[Any, Endpoint]] = {}
 _lock = threading.Lock()
 
 
-def is_local(model: str) -> bool:
-    """Whether a model name means a model in this process: `local`, or a GGUF file."""
-    return model in MODELS or model.endswith(".gguf")
-
-
 def endpoint(model: str = "local") -> Endpoint:
     """Start the model's server if it does not run yet, and say where; blocks for seconds.
 
