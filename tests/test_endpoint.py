@@ -19,7 +19,7 @@ from nodes.context import Context
 from nodes.endpoint import Connection, from_environment
 from nodes.endpoint import Endpoint as Address
 from nodes.extract import Extracted
-from nodes.faults import TRANSIENT, Transient
+from nodes.faults import Transient
 from nodes.generate import Generated
 from nodes.judge import Critiqued
 from nodes.llm import Call, CallFailed, Place, ProviderStopped, Reply, make_call
@@ -34,6 +34,8 @@ CALL = make_call("generate", MESSAGES, Generated, CONTEXT, Place("a", "0/0"))
 QUESTION = make_call("critique", MESSAGES, None, CONTEXT, Place("a", "0/0"))
 GOOD = {"response": "so"}
 Script = Callable[[dict[str, Any], int], Any]
+
+TRANSIENT = ("timeout", "connection", "rate_limit", "server")
 
 
 @asynccontextmanager

@@ -15,7 +15,7 @@ from memory.novelty import NoveltyFilter
 from nodes.context import Context
 from refloom.runs.order import Order
 
-thorough = settings(max_examples=100, deadline=None, database=None)
+thorough = settings(max_examples=70, deadline=None, database=None)
 PROPOSALS = [
     "why do tides rise twice a day",
     "why do tides rise twice each day",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 import tempfile
 import threading
@@ -377,8 +376,13 @@ async def test_a_reference_that_cannot_be_learned_from_is_left_out(tmp_path):
     assert_adds_up(tmp_path)
 
 
-@pytest.mark.parametrize("target", [None, 4])
-@pytest.mark.parametrize("stage", ["extract", "propose", "generate", "critique", "every"])
+@pytest.mark.parametrize(
+    ("stage", "target"),
+    [
+        *[(stage, None) for stage in ("extract", "propose", "generate", "critique", "every")],
+        *[(stage, 4) for stage in ("propose", "every")],
+    ],
+)
 async def test_a_run_in_which_every_call_fails_ends(tmp_path, stage, target):
     class Failing(ScriptedModel):
         async def __call__(self, call: Call) -> Reply:
@@ -529,9 +533,7 @@ async def test_an_equal_call_later_in_the_session_is_answered_from_the_journal(t
         journal.close()
 
 
-@pytest.mark.parametrize(
-    ("target", "concurrency"), [(1, 1), (1, 40), (4, 7), (11, 1), (11, 7), (11, 40)]
-)
+@pytest.mark.parametrize(("target", "concurrency"), [(1, 40), (4, 7), (9, 1), (9, 40)])
 async def test_a_target_is_met_exactly(tmp_path, target, concurrency):
     model = Mixed()
     said = await made(tmp_path, model, SEEDS, per_seed=2, target=target, concurrency=concurrency)
@@ -544,9 +546,9 @@ async def test_a_target_is_met_exactly(tmp_path, target, concurrency):
 
 
 async def test_what_a_target_starts_is_the_beginning_of_what_a_higher_one_starts(tmp_path):
-    for target in (3, 9):
+    for target in (3, 6):
         await made(tmp_path / str(target), Mixed(), SEEDS, per_seed=2, target=target)
-    few, many = lasting(tmp_path / "3"), lasting(tmp_path / "9")
+    few, many = lasting(tmp_path / "3"), lasting(tmp_path / "6")
     assert many[: len(few)] == few
 
 
@@ -792,13 +794,13 @@ async def test_appended_references_are_taken_up_and_finished_rows_are_kept(tmp_p
 
 
 async def test_a_higher_target_continues(tmp_path):
-    await made(tmp_path / "once", Mixed(), SEEDS, target=12)
+    await made(tmp_path / "once", Mixed(), SEEDS, target=8)
     before = Watched(Mixed())
     await made(tmp_path / "twice", before, SEEDS, target=4)
     assert len(rows(tmp_path / "twice", "accepted")) == 4
     after = Watched(Mixed())
-    said = await made(tmp_path / "twice", after, SEEDS, target=12)
-    assert said["counts"]["accepted"] == 12
+    said = await made(tmp_path / "twice", after, SEEDS, target=8)
+    assert said["counts"]["accepted"] == 8
     assert lasting(tmp_path / "twice") == lasting(tmp_path / "once")
     assert max((before.answered + after.answered).values()) == 1
     assert_adds_up(tmp_path / "twice")
@@ -809,7 +811,6 @@ async def test_a_higher_target_continues(tmp_path):
     [
         {"concurrency": 3},
         {"quiet": True},
-        {"target": 4},
         {"memory": "elsewhere"},
         {"limit": 9},
     ],
@@ -988,9 +989,7 @@ async def endpoint(monkeypatch, tmp_path):
     with Endpoint() as endpoint:
         endpoint.threads = set(threading.enumerate())
         yield endpoint
-    # What was left open is complained of here, not in a later test.
     assert calls_left(before) == []
-    gc.collect()
 
 
 def settings_for(endpoint: Endpoint, **more: Any) -> Settings:
