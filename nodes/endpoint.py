@@ -45,7 +45,8 @@ async def from_environment(model: str, judge: bool) -> Endpoint:
     Packages register under the entry point group `refloom.models`; `local` is such a name.
     Raises `ProviderStopped` when there is neither a registered model nor an endpoint.
     """
-    registered = _registered().get(model)
+    # Finding it reads files and may import a package, so neither happens on the event loop.
+    registered = await asyncio.to_thread(_registered, model)
     if registered is not None:
         return await asyncio.to_thread(registered)
     base_url, key = os.environ.get("OPENAI_BASE_URL"), os.environ.get("OPENAI_API_KEY")
@@ -63,11 +64,11 @@ async def from_environment(model: str, judge: bool) -> Endpoint:
 
 
 @cache
-def _registered() -> dict[str, Callable[[], Endpoint]]:
-    found = {}
-    for point in entry_points(group="refloom.models"):
-        found[point.name] = point.load()
-    return found
+def _registered(model: str) -> Callable[[], Endpoint] | None:
+    for point in entry_points(group="refloom.models", name=model):
+        found: Callable[[], Endpoint] = point.load()
+        return found
+    return None
 
 
 @dataclass(slots=True)
