@@ -150,16 +150,12 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 def _status_of(error: Exception) -> int | None:
     """The exit status of an error a person can do something about; None for a fault of ours."""
-    from asyncio import CancelledError
-
     from memory.index import IndexUnusable
     from memory.weights import WeightsUnavailable
     from nodes.llm import ProviderStopped
     from refloom.data.rows import BadFile
     from refloom.runs.lock import JournalUnusable
 
-    if isinstance(error, CancelledError):
-        return 130
     if isinstance(error, ProviderStopped | WeightsUnavailable):
         return 4
     bad = BadFile | JournalUnusable | IndexUnusable | ValidationError | tomllib.TOMLDecodeError

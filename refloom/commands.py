@@ -71,7 +71,11 @@ def _make(
 
     progress = None if settings.quiet else Progress(show_rows=show_rows)
     session = Run(settings, references, seeds, out, progress)
-    summary = asyncio.run(_until_signalled(session))
+    try:
+        summary = asyncio.run(_until_signalled(session))
+    except asyncio.CancelledError:
+        sys.stderr.write(f"stopped; what was paid for is in {out / 'journal.sqlite'}\n")
+        return EXIT["interrupted"]
     counts = summary.counts
     _say(
         f"{summary.status}: {counts['accepted']} accepted, {counts['rejected']} rejected, "

@@ -43,7 +43,11 @@ class Settings(BaseSettings):
     """The settings of a run. Each field is a flag of `refloom run` and a key of `--config`."""
 
     model_config = SettingsConfigDict(
-        env_prefix="REFLOOM_", extra="forbid", frozen=True, hide_input_in_errors=True
+        env_prefix="REFLOOM_",
+        env_ignore_empty=True,
+        extra="forbid",
+        frozen=True,
+        hide_input_in_errors=True,
     )
 
     model: str = Field(

@@ -160,6 +160,30 @@ def test_a_first_signal_lets_calls_in_flight_end_and_writes_everything(tmp_path,
         assert kept["calls"]["paid"] == answered
 
 
+def test_a_second_signal_stops_at_once_and_says_where_the_work_is(tmp_path, references):
+    with Endpoint() as endpoint:
+        endpoint.latency = 20
+        process = subprocess.Popen(
+            [sys.executable, "-m", "refloom"]
+            + [str(f) for f in run_flags(references, tmp_path / "out", endpoint)],
+            cwd=tmp_path,
+            env=env_of({}),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        while not endpoint.bodies:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=10)
+        assert process.returncode == 130
+        assert "journal.sqlite" in told and "Traceback" not in told
+        kept = json.loads((tmp_path / "out" / "run.json").read_text())
+        assert kept["status"] == "interrupted"
+
+
 def test_export_writes_messages(tmp_path, references):
     with Endpoint() as endpoint:
         refloom(*run_flags(references, tmp_path / "out", endpoint), cwd=tmp_path)

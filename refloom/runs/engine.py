@@ -80,6 +80,9 @@ class Run:
             summary.status = "stopped"
             try:
                 summary.status = await self._make(journal, summary, references, seeds, addresses)
+            except asyncio.CancelledError:
+                summary.status = "interrupted"
+                raise
             finally:
                 summary.seconds = time.monotonic() - begun
                 await self._write(journal, summary, summary.status)
