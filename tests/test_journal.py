@@ -88,6 +88,16 @@ async def test_a_write_that_is_waited_for_brings_all_earlier_ones_to_disk(tmp_pa
     journal.close()
 
 
+async def test_a_flush_returns_when_all_that_was_put_is_on_disk(tmp_path):
+    journal = Journal(tmp_path)
+    with closing(open_to_read(journal.path)) as other:
+        for n in range(1, 20):
+            journal.put_soon(SAMPLE, *sample(n))
+            await journal.flush()
+            assert other.execute("SELECT count(*) FROM samples").fetchone() == (n,)
+    journal.close()
+
+
 async def test_closing_writes_what_nobody_waited_for(tmp_path):
     journal = Journal(tmp_path)
     for n in range(50):

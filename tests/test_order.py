@@ -221,7 +221,6 @@ STARTED_BEFORE_BARREN = (
 )
 
 
-@pytest.mark.xfail(strict=True, reason=STARTED_BEFORE_BARREN)
 @thorough
 @given(
     st.lists(st.one_of(st.none(), st.lists(st.sampled_from(PROPOSALS), max_size=3)), min_size=1),
@@ -242,7 +241,6 @@ def test_rounds_end_with_the_first_that_has_no_news_whatever_the_timing(
     assert seen.admitted == expected["admitted"]
 
 
-@pytest.mark.xfail(strict=True, reason=STARTED_BEFORE_BARREN)
 async def test_what_was_admitted_before_a_round_without_news_is_still_begun():
     context = Context(model="m")
     order = new_order(Plan([None], {}, target=1), Turns(), context)

@@ -641,6 +641,7 @@ async def stopped_and_resumed(out: Path, at: int, per_seed: int) -> Counter[str]
     async with asyncio.timeout(20):
         await run.go()
     assert told(out)["status"] == "interrupted"
+    assert first.begun == at
     assert_adds_up(out)
     second = Watched(Mixed())
     said = await made(out, second, SEEDS, **same)
@@ -664,6 +665,32 @@ async def test_a_stop_among_the_samples_of_one_seed_loses_nothing(tmp_path, at, 
     assert died == []
     assert lasting(tmp_path / "out") == await undisturbed(tmp_path / "whole", 3)
     assert max(answered.values()) == 1
+
+
+async def test_a_sample_that_failed_before_a_stop_stays_failed_and_is_not_tried_again(tmp_path):
+    failed = []
+
+    def generate(call: Call) -> Any:
+        if failed:
+            return answer("generate", prompt_of(call), call.seed)
+        failed.append(call)
+        return CallFailed("generate", "filtered", "not that")
+
+    few = {"per_seed": 3, "concurrency": 1, "target": 5, "max_candidates": 6}
+    run = run_of(tmp_path, ScriptedModel(generate=generate), SEEDS[:2], **few)
+    run.on_record = lambda record: run.stop()
+    async with asyncio.timeout(20):
+        await run.go()
+    before = rows(tmp_path, "failed")
+    assert len(before) == 1
+    assert rows(tmp_path, "accepted") == []
+    model = ScriptedModel()
+    said = await made(tmp_path, model, SEEDS[:2], **few)
+    assert rows(tmp_path, "failed") == before
+    assert said["counts"]["accepted"] == 5
+    asked = [tagged(prompt, "instruction")[-1] for prompt in model.asked("generate")]
+    assert not set(asked) & {row["instruction"] for row in before}
+    assert_adds_up(tmp_path)
 
 
 @pytest.mark.parametrize("at", [2, 20, 30])

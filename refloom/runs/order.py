@@ -51,11 +51,13 @@ class Order:
 
     def enough(self) -> bool:
         """Whether no further slot is wanted."""
-        full = self._target is not None and self.accepted >= self._target
-        return full or self._barren or self._spent()
+        return self._barren or self._full()
 
-    def _spent(self) -> bool:
-        return self._max_candidates is not None and self.candidates >= self._max_candidates
+    def _full(self) -> bool:
+        """Whether no slot may start any more; one that is admitted outlives a barren round."""
+        met = self._target is not None and self.accepted >= self._target
+        most = self._max_candidates
+        return met or (most is not None and self.candidates >= most)
 
     @asynccontextmanager
     async def turn(self, seed: Seed, context: Context) -> AsyncIterator[Admit]:
@@ -146,12 +148,15 @@ class Order:
             self._turns[number] = turn
             await turn
 
-    async def lost(self, seed: Seed) -> None:
-        """Pass the turn of a seed that failed before it came: it leaves one failed slot."""
-        if self._passed(seed):
-            return
+    async def lost(self, seed: Seed) -> bool:
+        """Pass the turn of a seed that failed before it came: it leaves one failed slot.
+
+        False: it leaves none, since the rounds had ended before it.
+        """
         await self._reach(seed)
-        await self._close(seed, [], 0, 1)
+        slots = 0 if self._barren else 1
+        await self._close(seed, [], 0, slots)
+        return bool(slots)
 
     def _passed(self, seed: Seed) -> bool:
         return self._next > seed["round"] * self._seeds + seed["position"]
@@ -159,8 +164,8 @@ class Order:
     async def start(self, slot: Slot) -> bool:
         """See `nodes.sample.Start`: slots start in order while accepted + in flight < target."""
         seed: Seed = {"instruction": "", "round": slot[0], "position": slot[1]}
-        if not self._passed(seed):
-            await self.lost(seed)
+        if not self._passed(seed) and not await self.lost(seed):
+            return False
         async with self._changed:
             await self._changed.wait_for(lambda: self._may(slot) is not None)
             begun = bool(self._may(slot))
@@ -173,7 +178,7 @@ class Order:
 
     def _may(self, slot: Slot) -> bool | None:
         """Whether a slot may start: yes, no, or not known yet."""
-        if self.enough():
+        if self._full():
             return False
         if not self._queue or self._queue[0] != slot:
             return None
