@@ -214,13 +214,6 @@ def test_whatever_the_timing_it_is_as_if_one_came_after_the_other(plan, timing):
         assert seen.most_wanted <= plan.target
 
 
-STARTED_BEFORE_BARREN = (
-    "refloom/runs/order.py:enough: once a round had no news (_barren) no slot may start, not even "
-    "those admitted in earlier rounds that wait for their place below the target: whether they are "
-    "begun depends on timing"
-)
-
-
 @thorough
 @given(
     st.lists(st.one_of(st.none(), st.lists(st.sampled_from(PROPOSALS), max_size=3)), min_size=1),
