@@ -668,17 +668,25 @@ async def test_a_stop_among_the_samples_of_one_seed_loses_nothing(tmp_path, at, 
 
 
 async def test_a_sample_that_failed_before_a_stop_stays_failed_and_is_not_tried_again(tmp_path):
-    failed = []
+    stopped = asyncio.Event()
 
-    def generate(call: Call) -> Any:
-        if failed:
-            return answer("generate", prompt_of(call), call.seed)
-        failed.append(call)
-        return CallFailed("generate", "filtered", "not that")
+    class FailingFirst(ScriptedModel):
+        """Its first draft fails; the others are done when that is kept and the run stops."""
+
+        async def __call__(self, call: Call) -> Reply:
+            if call.stage == "generate" and self.asked("generate"):
+                await stopped.wait()
+            elif call.stage == "generate":
+                self.calls.append(call)
+                raise CallFailed("generate", "filtered", "not that")
+            return await super().__call__(call)
+
+    def stop(record: dict[str, Any]) -> None:
+        run.stop()
+        stopped.set()
 
     few = {"per_seed": 3, "concurrency": 1, "target": 5, "max_candidates": 6}
-    run = run_of(tmp_path, ScriptedModel(generate=generate), SEEDS[:2], **few)
-    run.on_record = lambda record: run.stop()
+    run = run_of(tmp_path, FailingFirst(), SEEDS[:2], on_record=stop, **few)
     async with asyncio.timeout(20):
         await run.go()
     before = rows(tmp_path, "failed")
