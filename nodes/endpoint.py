@@ -9,19 +9,23 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from base64 import b64encode
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.metadata import entry_points
 from typing import Any
+from urllib.parse import unquote, urlsplit, urlunsplit
 from weakref import WeakKeyDictionary
 
 from nodes.faults import adjust, failure_of
 from nodes.llm import Call, ProviderStopped, Reply
 from nodes.wire import MODES, raw_reply, request_body
 
-RAW = "raw"
+RAW, HEADERS = "raw", "headers"
 TIMEOUT_S = 600.0
+# An address that does not even take a connection is told to the caller within seconds.
+CONNECT_S = 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +41,7 @@ class Endpoint:
 
 
 Resolve = Callable[[str, bool], Awaitable[Endpoint]]
+Heed = Callable[[Call, Mapping[str, str]], None]
 
 
 async def from_environment(model: str, judge: bool) -> Endpoint:
@@ -82,11 +87,19 @@ class _Known:
 class Connection:
     """A `Complete` over the endpoints that `resolve` names; one client an endpoint and loop.
 
-    `max_retries` are the client's own; a run that retries by itself sets 0.
+    `max_retries` are the client's own; a run that retries by itself sets 0. `heed` is told of the
+    headers of every answer, good or bad: endpoints say there how much more they take.
     """
 
-    def __init__(self, resolve: Resolve = from_environment, *, max_retries: int = 2) -> None:
+    def __init__(
+        self,
+        resolve: Resolve = from_environment,
+        *,
+        max_retries: int = 2,
+        heed: Heed | None = None,
+    ) -> None:
         self._resolve = resolve
+        self._heed = heed
         self._max_retries = max_retries
         self._known: dict[tuple[str | None, str], _Known] = {}
         self._models: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Any, Any]] = (
@@ -109,6 +122,8 @@ class Connection:
             try:
                 return await self._send(model, call, mode, without)
             except Exception as error:  # noqa: BLE001 - every fault is told apart and raised anew
+                if self._heed is not None and (response := getattr(error, "response", None)):
+                    self._heed(call, response.headers)
                 fault = failure_of(error, call, mode, without)
             if isinstance(fault, Exception):
                 raise fault
@@ -118,10 +133,15 @@ class Connection:
     async def _send(self, model: Any, call: Call, mode: int, without: frozenset[str]) -> Reply:
         body = request_body(call, MODES[mode], without)
         if not _watched():
-            return raw_reply(await model.post(body))
-        messages = [(m["role"], m["content"]) for m in body["messages"]]
-        said = await model.ainvoke(messages, body=body)
-        return raw_reply(said.response_metadata[RAW])
+            response = await model.post(body)
+            raw, headers = response.json(), response.headers
+        else:
+            messages = [(m["role"], m["content"]) for m in body["messages"]]
+            said = (await model.ainvoke(messages, body=body)).response_metadata
+            raw, headers = said[RAW], said[HEADERS]
+        if self._heed is not None:
+            self._heed(call, headers)
+        return raw_reply(raw)
 
     async def _model(self, endpoint: Endpoint, name: str) -> Any:
         loop = asyncio.get_running_loop()
@@ -155,19 +175,34 @@ async def _closing(models: dict[Any, Any]) -> AsyncGenerator[None, None]:
 
 
 def _chat_model(endpoint: Endpoint, name: str, max_retries: int) -> Any:
+    from httpx2 import Timeout
     from openai import DefaultAioHttpClient
 
     from nodes.observed import ObservedChatOpenAI
 
+    timeout = Timeout(TIMEOUT_S, connect=CONNECT_S)
+    base_url, headers = _without_user(endpoint.base_url)
+
     return ObservedChatOpenAI(
         model=name,
-        base_url=endpoint.base_url,
+        base_url=base_url,
+        default_headers=headers,
         api_key=endpoint.api_key or "none",
-        timeout=TIMEOUT_S,
+        timeout=timeout,
         max_retries=max_retries,
-        http_async_client=DefaultAioHttpClient(timeout=TIMEOUT_S),
+        http_async_client=DefaultAioHttpClient(timeout=timeout),
         disable_streaming=True,
     )
+
+
+def _without_user(base_url: str | None) -> tuple[str | None, dict[str, str] | None]:
+    """An address without its user and password, and the header that says them instead."""
+    parts = urlsplit(base_url or "")
+    user, at, host = parts.netloc.rpartition("@")
+    if not at:
+        return base_url, None
+    said = b64encode(unquote(user).encode()).decode()
+    return urlunsplit(parts._replace(netloc=host)), {"Authorization": f"Basic {said}"}
 
 
 def _watched() -> bool:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from json import JSONDecodeError
 from typing import Any
 
 from nodes.llm import Call, CallFailed, ProviderStopped
-from nodes.wire import MODES
+from nodes.wire import MODES, NoCompletion
 
 # The words by which an endpoint refuses a way of asking for the answer's shape.
 _REFUSALS = {
@@ -15,8 +19,10 @@ _REFUSALS = {
     "tools": ("tool", "function"),
     "json_object": ("response_format", "json_object", "json mode"),
 }
-_KEY = re.compile(r"\b(?:sk|key|gsk|pk)[-_][\w*.-]{6,}")
+KEY_SHAPE = re.compile(r"\b(?:sk|key|gsk|pk)[-_][\w*.-]{6,}")
 _OPTIONAL = ("seed", "temperature", "max_tokens")
+_UNREADABLE = JSONDecodeError | UnicodeDecodeError | NoCompletion
+_NO_QUOTA = ("insufficient_quota", "billing", "exceeded your current quota", "insufficient balance")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +61,7 @@ def failure_of(
     if isinstance(error, openai.APIConnectionError):
         return Transient(call.stage, "connection", f"no connection to the endpoint: {cause}")
     if not isinstance(error, openai.APIStatusError):
-        if isinstance(error, openai.OpenAIError | ValueError):
+        if isinstance(error, openai.OpenAIError | _UNREADABLE):
             return Transient(call.stage, "server", f"the endpoint's answer is no JSON: {error}")
         return error
     status, text = error.status_code, _told(error)
@@ -89,6 +95,9 @@ def _refused(
 
 
 def _by_status(call: Call, status: int, text: str, error: Any) -> Exception:
+    low = text.lower()
+    if status == 403 and ("moderation" in low or "flagged" in low):
+        return CallFailed(call.stage, "filtered", "the endpoint's moderation refused the prompt")
     if status in (401, 403):
         return ProviderStopped(
             f"the endpoint refused the key (status {status}): check OPENAI_API_KEY"
@@ -96,13 +105,14 @@ def _by_status(call: Call, status: int, text: str, error: Any) -> Exception:
         )
     if status == 404:
         return _no_model(call, text)
-    if status == 429 and ("insufficient_quota" in text or "billing" in text.lower()):
+    if status == 402 or (status == 429 and any(word in low for word in _NO_QUOTA)):
         return ProviderStopped("the endpoint's quota is used up: see your plan and billing there")
-    kind = {408: "timeout", 409: "server", 429: "rate_limit"}.get(status)
+    kinds = {408: "timeout", 429: "rate_limit", 503: "overloaded", 529: "overloaded"}
+    kind = kinds.get(status, "server" if status == 409 else None)
     if kind is None and status < 500:
         return CallFailed(call.stage, "bad_request", f"status {status}: {text[:300]}")
     failure = Transient(call.stage, kind or "server", f"status {status}: {text[:300]}")
-    failure.retry_after = _seconds(error.response.headers.get("retry-after"))
+    failure.retry_after = retry_after(error.response.headers)
     return failure
 
 
@@ -116,11 +126,19 @@ def _no_model(call: Call, text: str) -> ProviderStopped:
 def _told(error: Any) -> str:
     body = error.body
     # Endpoints quote the key they were sent.
-    return _KEY.sub("(key)", f"{body}" if body else str(error.message))
+    return KEY_SHAPE.sub("(key)", f"{body}" if body else str(error.message))
 
 
-def _seconds(value: str | None) -> float | None:
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """The seconds an endpoint asks to wait: `retry-after-ms`, `Retry-After` as number or date."""
+    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        try:
+            return max(float(headers[name]) * unit, 0.0)
+        except (KeyError, ValueError):
+            continue
     try:
-        return max(float(value), 0.0) if value else None
+        return max(
+            parsedate_to_datetime(headers.get("retry-after", "")).timestamp() - time.time(), 0
+        )
     except ValueError:
         return None

@@ -8,7 +8,7 @@ from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
 from langchain_openai import ChatOpenAI
 
-RAW = "raw"
+RAW, HEADERS = "raw", "headers"
 
 
 class ObservedChatOpenAI(ChatOpenAI):
@@ -27,16 +27,20 @@ class ObservedChatOpenAI(ChatOpenAI):
         body: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        raw = await self.post(body or {})
+        response = await self.post(body or {})
+        raw = response.json()
         content = ""
         if isinstance(raw, dict):
             choice = (raw.get("choices") or [{}])[0] or {}
             content = (choice.get("message") or {}).get("content") or ""
-        said = AIMessage(content=content, response_metadata={RAW: raw})
+        told = {RAW: raw, HEADERS: dict(response.headers)}
+        said = AIMessage(content=content, response_metadata=told)
         return ChatResult(generations=[ChatGeneration(message=said)])
 
     async def post(self, body: dict[str, Any]) -> Any:
-        """The raw answer to a request; raises what the OpenAI client raises."""
+        """The HTTP response to a request; raises what the OpenAI client raises."""
+        from httpx2 import Response
+
         return await self.root_async_client.post(
-            "/chat/completions", cast_to=object, body={"model": self.model_name, **body}
+            "/chat/completions", cast_to=Response, body={"model": self.model_name, **body}
         )

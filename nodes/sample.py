@@ -106,6 +106,8 @@ def record_of(state: SampleState, slot: tuple[int, int, int], context: Context) 
     if attempts:
         response = attempts[best_of(attempts, criteria, context)]["response"]
     seed_id = state["seed"].get("id", "")
+    usage = dict(state.get("usage", no_usage()))
+    cost: Any = usage.pop("cost_usd", None)
     record: Record = {
         "id": content_id(seed_id, *map(str, slot)),
         "seed_id": seed_id,
@@ -122,8 +124,8 @@ def record_of(state: SampleState, slot: tuple[int, int, int], context: Context) 
         "judge_model": context.judge,
         "prompt_version": version(),
         "random_seed": context.random_seed,
-        "usage": state.get("usage", no_usage()),
-        "cost_usd": None,
+        "usage": usage,
+        "cost_usd": None if cost is None else round(cost, 9),
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     if status == "failed":

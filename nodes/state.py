@@ -52,12 +52,13 @@ class Attempt(TypedDict):
 
 
 class Usage(TypedDict):
-    """What model calls used, as the endpoint reports it."""
+    """What model calls used, as the endpoint reports it; `cost_usd` where prices are known."""
 
     calls: int
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
+    cost_usd: NotRequired[float | None]
 
 
 class Failure(TypedDict):
@@ -69,13 +70,24 @@ class Failure(TypedDict):
 
 
 def add_usage(left: Usage, right: Usage) -> Usage:
-    """Add two usages, key by key; LangGraph starts the channel from an empty one."""
-    return {
+    """Add two usages, key by key; LangGraph starts the channel from an empty one.
+
+    Dollars add up to None as soon as one of them is unknown.
+    """
+    total: Usage = {
         "calls": left.get("calls", 0) + right["calls"],
         "prompt_tokens": left.get("prompt_tokens", 0) + right["prompt_tokens"],
         "cached_tokens": left.get("cached_tokens", 0) + right["cached_tokens"],
         "completion_tokens": left.get("completion_tokens", 0) + right["completion_tokens"],
     }
+    if "cost_usd" in left or "cost_usd" in right:
+        costs = [_cost(left), _cost(right)]
+        total["cost_usd"] = None if None in costs else sum(c for c in costs if c is not None)
+    return total
+
+
+def _cost(usage: Usage) -> float | None:
+    return usage.get("cost_usd") if usage.get("calls", 0) else 0.0
 
 
 def no_usage() -> Usage:

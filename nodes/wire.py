@@ -70,13 +70,17 @@ def _with_schema(call: Call) -> list[dict[str, str]]:
     return [{**first, "content": first["content"] + told}, *rest]
 
 
+class NoCompletion(ValueError):
+    """An answer that is no chat completion, in spite of its status 200."""
+
+
 def raw_reply(raw: Any) -> Reply:
     """Read a chat completion; whatever is missing in it reads as nothing said.
 
-    Raises `ValueError` for an answer that is an error in spite of its status 200.
+    Raises `NoCompletion` for an answer that is an error in spite of its status 200.
     """
     if not isinstance(raw, dict) or ("error" in raw and not raw.get("choices")):
-        raise ValueError(f"{str(raw)[:200]!r} is no chat completion")
+        raise NoCompletion(f"{str(raw)[:200]!r} is no chat completion")
     choice = (raw.get("choices") or [{}])[0] or {}
     message = choice.get("message") or {}
     calls = message.get("tool_calls") or []

@@ -75,6 +75,16 @@ def render(name: str, **values: object) -> list[Message]:
 @cache
 def version(*names: str) -> str:
     """A hash of the prompts' text; of all prompts, without names."""
-    every = sorted(f.name[:-6] for f in files("prompts").iterdir() if f.name.endswith(".jinja"))
-    text = "\x1f".join(_source(name) for name in (names or every))
+    text = "\x1f".join(_source(name) for name in (names or _names()))
     return sha256(text.encode()).hexdigest()[:12]
+
+
+def versions() -> dict[str, str]:
+    """The version of every prompt by name."""
+    return {name: version(name) for name in _names()}
+
+
+@cache
+def _names() -> tuple[str, ...]:
+    files_ = files("prompts").iterdir()
+    return tuple(sorted(f.name[:-6] for f in files_ if f.name.endswith(".jinja")))

@@ -86,6 +86,14 @@ def _add_run(run: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--skip-bad-lines", action="store_true", help="count lines that cannot be parsed, go on"
     )
+    run.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="make no call: count, show the settings, estimate calls, tokens and dollars",
+    )
+    run.add_argument(
+        "--log-file", type=Path, metavar="FILE", help="append what happens to it, as JSON lines"
+    )
     settings = run.add_argument_group("settings")
     for name, field in Settings.model_fields.items():
         if name != "stages":
@@ -154,10 +162,14 @@ def _status_of(error: Exception) -> int | None:
     from memory.weights import WeightsUnavailable
     from nodes.llm import ProviderStopped
     from refloom.data.rows import BadFile
+    from refloom.runs.budget import BudgetSpent
     from refloom.runs.lock import JournalUnusable
+    from refloom.runs.seams import TooManyFailed
 
-    if isinstance(error, ProviderStopped | WeightsUnavailable):
+    if isinstance(error, ProviderStopped | WeightsUnavailable | BudgetSpent):
         return 4
+    if isinstance(error, TooManyFailed):
+        return 3
     bad = BadFile | JournalUnusable | IndexUnusable | ValidationError | tomllib.TOMLDecodeError
     return 2 if isinstance(error, bad | OSError) else None
 

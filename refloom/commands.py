@@ -9,18 +9,27 @@ import signal
 import sys
 from argparse import Namespace
 from importlib.resources import as_file, files
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from refloom.data.read import Source
 from refloom.data.rows import BadFile
 from refloom.settings import Settings, load
 
+if TYPE_CHECKING:
+    from refloom.runs.files import Summary
+
+# How many references a dry run reads the lengths of.
+DRY_RUN_SAMPLE = 1000
 EXIT = {"done": 0, "short": 3, "interrupted": 130, "stopped": 4}
 
 
 def run(given: Namespace, flags: dict[str, Any]) -> int:
     """Make rows from references and seeds into a directory, or go on with what is there."""
+    from refloom.runs.log import log_to
+    from refloom.runs.where import Addresses
+
     settings = load(flags, given.config)
     references = Source(given.references, as_reference=True, skip_bad_lines=given.skip_bad_lines)
     seeds = None
@@ -31,7 +40,10 @@ def run(given: Namespace, flags: dict[str, Any]) -> int:
             skip_bad_lines=given.skip_bad_lines,
             limit=settings.limit,
         )
-    return _make(settings, references, seeds, given.out, show_rows=False)
+    if given.dry_run:
+        return _dry_run(settings, references, seeds)
+    with log_to(given.log_file, Addresses(settings).keys()):
+        return _make(settings, references, seeds, given.out, show_rows=False)
 
 
 def demo(given: Namespace, flags: dict[str, Any]) -> int:
@@ -69,21 +81,55 @@ def _make(
     from refloom.runs.display import Progress
     from refloom.runs.engine import Run
 
-    progress = None if settings.quiet else Progress(show_rows=show_rows)
-    session = Run(settings, references, seeds, out, progress)
+    session = Run(settings, references, seeds, out)
     try:
-        summary = asyncio.run(_until_signalled(session))
+        if settings.quiet:
+            asyncio.run(_until_signalled(session))
+        else:
+            progress = Progress(show_rows=show_rows)
+            session.on_record, session.on_fault = progress, progress.fault
+            with progress.begin(session.look):
+                asyncio.run(_until_signalled(session))
     except asyncio.CancelledError:
         sys.stderr.write(f"stopped; what was paid for is in {out / 'journal.sqlite'}\n")
         return EXIT["interrupted"]
-    counts = summary.counts
+    finally:
+        if session.summary is not None and session.summary.counts:
+            _sum_up(session.summary, out)
+    assert session.summary is not None
+    return EXIT[session.summary.status]
+
+
+def _sum_up(summary: Summary, out: Path) -> None:
+    counts, cost = summary.counts, summary.more["cost_usd"]
     _say(
         f"{summary.status}: {counts['accepted']} accepted, {counts['rejected']} rejected, "
         f"{counts['failed']} failed, {counts['pending']} pending, {counts['duplicates']} "
-        f"duplicates, {summary.more['calls']['paid']} calls paid, in {summary.seconds:.0f} s\n"
-        f"rows: {out / 'accepted.jsonl'}"
+        f"duplicates, {summary.more['calls']['paid']} calls paid"
+        + (f" (${cost:.4f})" if cost else "")
+        + f", in {summary.seconds:.0f} s\nrows: {out / 'accepted.jsonl'}"
     )
-    return EXIT[summary.status]
+
+
+def _dry_run(settings: Settings, references: Source, seeds: Source | None) -> int:
+    """Say what a run would be and cost, without a call and without writing anything."""
+    from refloom.runs import estimate
+    from refloom.runs.prices import Prices
+
+    prices = Prices.load(settings.prices)
+    report = references.scan()
+    own = seeds or Source(references, as_reference=False, limit=settings.limit)
+    counted = own.scan()
+    found = estimate.estimate(
+        settings,
+        report,
+        counted,
+        list(islice(references, DRY_RUN_SAMPLE)),
+        prices,
+        seed_texts=[seed["instruction"] for seed in islice(own, DRY_RUN_SAMPLE)],
+    )
+    _say(estimate.shown(found))
+    return 0
 
 
 async def _until_signalled(session: Any) -> Any:
@@ -119,16 +165,27 @@ def status(given: Namespace, flags: dict[str, Any]) -> int:
     for group in ("counts", "criteria", "calls", "usage"):
         pairs = (f"{k} {v}" for k, v in said.get(group, {}).items() if k != "by_stage")
         _say(f"  {group}: " + ", ".join(pairs))
-    stages = said["calls"].get("by_stage", {})
-    _say("  calls by stage: " + (", ".join(f"{k} {v}" for k, v in stages.items()) or "none"))
+    stages, costs = said["calls"].get("by_stage", {}), said["cost_by_stage"]
+    each = (f"{k} {v}{_dollars(costs.get(k))}" for k, v in stages.items())
+    _say("  calls by stage: " + (", ".join(each) or "none"))
+    if said["cost_usd"] is None:
+        _say("  cost: unknown; there is no price for a model (--prices FILE gives it one)")
+    else:
+        _say(f"  cost: ${said['cost_usd']:.4f}")
+    if said.get("stopped"):
+        _say(f"  stopped: {said['stopped']}")
     return 0
+
+
+def _dollars(cost: float | None) -> str:
+    return f" (${cost:.4f})" if cost else ""
 
 
 def export(given: Namespace, flags: dict[str, Any]) -> int:
     """Write a run's accepted rows as training data."""
     from refloom.data.export import rows
     from refloom.runs.files import replace_lines
-    from refloom.runs.journal import records
+    from refloom.runs.kept import records
 
     if given.file.suffix != ".jsonl":
         raise BadFile(f"{given.file}: exports are written as .jsonl; name it so")

@@ -1,17 +1,22 @@
 """Every setting of a run: from the command line, the environment, a TOML file, or its default.
 
-The command line wins over the environment (`REFLOOM_*`), that over `--config`, that over defaults.
+The command line wins over the environment (`REFLOOM_*`), that over `--config`, that over a preset,
+that over defaults.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
+import tomllib
 from hashlib import sha256
+from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic_core import PydanticCustomError
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -22,11 +27,18 @@ from pydantic_settings import (
 from memory.weights import DEFAULT_MODEL
 from nodes.context import Context, Feedback, JudgeMethod, default_model
 
+PRESETS = ("quick", "thorough")
 _USER_INFO = re.compile(r"//[^/@]*@")
 StageName = Literal["extract", "propose", "generate", "critique", "refine", "feedback", "compare"]
 
 # What may differ when a run is taken up again; anything else would make other rows.
-MAY_DIFFER = frozenset({"concurrency", "target", "limit", "quiet"})
+MAY_DIFFER = frozenset(
+    {
+        *("concurrency", "rpm", "tpm", "timeout", "max_cost", "max_tokens", "prices"),
+        *("max_failure_rate", "target", "limit", "quiet"),
+        *("memory", "reuse", "preset"),
+    }
+)
 
 
 class StageSettings(BaseModel):
@@ -70,6 +82,9 @@ class Settings(BaseSettings):
     memory: Path | None = Field(
         None, description="where index and characteristics are kept (default: inside --out)"
     )
+    reuse: Path | None = Field(
+        None, description="another run's directory: what it paid for is not paid again"
+    )
     target: int | None = Field(None, ge=1, description="stop at exactly this many accepted rows")
     limit: int | None = Field(None, ge=1, description="use only the first LIMIT seeds")
     per_seed: int = Field(1, ge=1, le=50, description="new instructions a seed")
@@ -92,15 +107,42 @@ class Settings(BaseSettings):
     concurrency: int | None = Field(
         None, ge=1, le=1024, description="calls in flight (default: 16, embedded model: 1)"
     )
+    rpm: int | None = Field(None, ge=1, description="calls a minute at most, to each model")
+    tpm: int | None = Field(None, ge=1, description="tokens a minute at most, to each model")
+    timeout: float = Field(
+        600,
+        gt=0,
+        allow_inf_nan=False,
+        description="seconds a call may take at most (ended sooner, and made again, when it takes "
+        "ten times as long as others of its kind)",
+    )
+    max_cost: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="US dollars the run may cost in all"
+    )
+    max_tokens: int | None = Field(None, ge=1, description="tokens the run may use in all")
+    prices: Path | None = Field(
+        None, description="a TOML file of prices, over the bundled ones (see README)"
+    )
+    max_failure_rate: float = Field(
+        0.5, ge=0, le=1, description="stop when more than this share of 20 or more samples failed"
+    )
     max_candidates: int | None = Field(
         None, ge=1, description="stop after so many candidates (default with --target: 10 times it)"
     )
     random_seed: int = Field(0, ge=0, description="fixes every draw")
+    preset: str | None = Field(None, description=f"settings that go together: {', '.join(PRESETS)}")
     quiet: bool = Field(False, description="say nothing on stderr but errors")
     stages: dict[StageName, StageSettings] = Field(
         default_factory=dict,
         description="temperature, max_tokens and extra_body by stage (config file only)",
     )
+
+    @field_validator("preset")
+    @classmethod
+    def _known_preset(cls, name: str | None) -> str | None:
+        if name is not None and name not in PRESETS:
+            raise PydanticCustomError("preset", f"there is none of this name; there are {PRESETS}")
+        return name
 
     @classmethod
     def settings_customise_sources(
@@ -111,10 +153,10 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Put the TOML file that `load` names after the environment."""
-        toml = TomlConfigSettingsSource(settings_cls) if cls.model_config.get("toml_file") else None
-        sources = (init_settings, env_settings)
-        return (*sources, toml) if toml else sources
+        """Put the TOML files that `load` names after the environment."""
+        toml: Any = cls.model_config.get("toml_file") or ()
+        files = (TomlConfigSettingsSource(settings_cls, path) for path in toml)
+        return (init_settings, env_settings, *files)
 
     @property
     def judge(self) -> str:
@@ -146,7 +188,7 @@ class Settings(BaseSettings):
 
     def rows_rest_on(self) -> dict[str, Any]:
         """The settings that may not differ when a run is taken up again."""
-        return {k: v for k, v in self.shown().items() if k not in MAY_DIFFER | {"memory"}}
+        return {k: v for k, v in self.shown().items() if k not in MAY_DIFFER}
 
     def shown(self) -> dict[str, Any]:
         """The settings as they may be kept and shown: no password of an address is in them."""
@@ -163,16 +205,29 @@ def embedded(model: str) -> bool:
 
 
 def load(given: dict[str, Any], config: Path | None = None) -> Settings:
-    """The settings from what was given on the command line and, behind it, a TOML file.
+    """The settings from what was given on the command line and, behind it, a TOML file and preset.
 
-    Raises `pydantic.ValidationError` on a wrong value or unknown key, `OSError` or
+    Raises `pydantic.ValidationError` on a wrong value or unknown key or preset, `OSError` or
     `tomllib.TOMLDecodeError` when the file cannot be read.
     """
-    if config is None:
-        return Settings(**given)
-    config.read_bytes()
+    behind: list[Path] = []
+    if config is not None:
+        try:
+            behind.append(config)
+            named = tomllib.loads(config.read_text(encoding="utf-8")).get("preset")
+        except UnicodeDecodeError as error:
+            raise tomllib.TOMLDecodeError(f"{config}: is no UTF-8 text ({error.reason})") from error
+        except tomllib.TOMLDecodeError as error:
+            raise tomllib.TOMLDecodeError(f"{config}: is no TOML ({error})") from error
+    else:
+        named = None
+    preset = given.get("preset") or os.environ.get("REFLOOM_PRESET") or named
+    with as_file(files("refloom.presets")) as folder:
+        if preset in PRESETS:
+            behind.append(folder / f"{preset}.toml")
 
-    class FromFile(Settings):
-        model_config = SettingsConfigDict(toml_file=config)
+        class Layered(Settings):
+            # None and not an empty list, of which pydantic-settings warns.
+            model_config = SettingsConfigDict(toml_file=behind or None)
 
-    return Settings.model_validate(FromFile(**given).model_dump())
+        return Settings.model_validate(Layered(**given).model_dump())

@@ -65,7 +65,9 @@ def test_help_and_version_say_what_a_stranger_needs(tmp_path):
 def test_a_run_makes_rows_and_files_and_says_so(tmp_path, references):
     with Endpoint() as endpoint:
         done = refloom(*run_flags(references, tmp_path / "out", endpoint), cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0, done.stderr
+    (progress,) = done.stderr.splitlines()
+    assert "accepted 8, rejected 0, failed 0" in progress
     assert done.stdout.startswith("done: 8 accepted, 0 rejected, 0 failed")
     rows = lines(tmp_path / "out" / "accepted.jsonl")
     assert [row["slot"] for row in rows] == [[0, i, 0] for i in range(8)]
@@ -148,7 +150,7 @@ def test_a_first_signal_lets_calls_in_flight_end_and_writes_everything(tmp_path,
             stderr=subprocess.PIPE,
             text=True,
         )
-        while len(endpoint.bodies) < 12:
+        while len(endpoint.bodies) < 12 and process.poll() is None:
             time.sleep(0.01)
         process.send_signal(name)
         said, told = process.communicate(timeout=30)
@@ -172,7 +174,7 @@ def test_a_second_signal_stops_at_once_and_says_where_the_work_is(tmp_path, refe
             stderr=subprocess.PIPE,
             text=True,
         )
-        while not endpoint.bodies:
+        while not endpoint.bodies and process.poll() is None:
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
         time.sleep(0.3)

@@ -35,7 +35,7 @@ QUESTION = make_call("critique", MESSAGES, None, CONTEXT, Place("a", "0/0"))
 GOOD = {"response": "so"}
 Script = Callable[[dict[str, Any], int], Any]
 
-TRANSIENT = ("timeout", "connection", "rate_limit", "server")
+TRANSIENT = ("timeout", "connection", "rate_limit", "server", "overloaded")
 
 
 @asynccontextmanager
@@ -388,7 +388,7 @@ LOST = {
     "timeout": (408, "too slow", None, "timeout"),
     "conflict": (409, "busy", None, "server"),
     "server": (500, "oops", None, "server"),
-    "overloaded": (529, "overloaded", None, "server"),
+    "overloaded": (529, "overloaded", None, "overloaded"),
     "bad request": (400, "messages: field required", None, "bad_request"),
     "odd status": (418, "teapot", None, "bad_request"),
     "filtered": (400, "no", "content_filter", "filtered"),
@@ -471,13 +471,13 @@ async def test_a_body_that_is_no_json_is_a_transient_failure() -> None:
 
 
 async def test_a_page_instead_of_a_completion_is_a_passing_fault_of_the_server() -> None:
-    with pytest.raises(Transient, match="no chat completion"):
+    with pytest.raises(Transient, match="is no"):
         await answered(lambda body, n: web.Response(text="<p>", content_type="text/html"))
 
 
 @pytest.mark.parametrize("raw", [None, "text", [1], {"error": {"message": "upstream"}}])
 def test_what_is_no_completion_is_not_read_as_one(raw: Any) -> None:
-    with pytest.raises(ValueError, match="no chat completion"):
+    with pytest.raises(ValueError, match="is no"):
         raw_reply(raw)
 
 

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from refloom.runs.journal import Journal, open_to_read, records
+from refloom.runs.journal import Journal
+from refloom.runs.kept import open_to_read, records
 from refloom.runs.lock import JournalUnusable, hold, holder
 
 ROOT = Path(__file__).parent.parent
@@ -49,8 +50,8 @@ async def test_what_was_put_is_there_when_it_is_opened_again(tmp_path):
     assert again.read("SELECT status, record FROM samples") == [("rejected", text)]
     assert again.meta("settings") == {"a": [1, None, text]}
     assert again.meta("nothing") is None
-    assert again.knows_call(call(1)[0])
-    assert not again.knows_call(call(2)[0][::-1])
+    assert await again.reply(call(1)[0]) == json.dumps(text)
+    assert await again.reply(call(2)[0][::-1]) is None
     again.close()
 
 

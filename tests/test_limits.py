@@ -16,7 +16,20 @@ from hypothesis import strategies as st
 
 from nodes.faults import Transient
 from nodes.llm import Call, CallFailed, ProviderStopped, Reply
-from refloom.runs.limits import OPENING, TRIES, Limiter, with_retries
+from refloom.runs.budget import Budget, BudgetSpent
+from refloom.runs.lane import (
+    BREAK_AFTER,
+    CUT,
+    LATE_AFTER,
+    LATE_AT_LEAST_S,
+    OPENING,
+    OUTAGE_AT_START_S,
+    OUTAGE_S,
+    Lane,
+)
+from refloom.runs.limits import Limiter
+from refloom.runs.prices import Prices
+from refloom.runs.retry import TRIES, with_retries
 
 quick = settings(max_examples=60, deadline=None, database=None)
 
@@ -65,16 +78,24 @@ class Place:
         self.task = asyncio.create_task(self._run(limiter, order, entered))
 
     async def _run(self, limiter, order, entered) -> None:
-        async with limiter.place(order):
+        async with limiter.place(lane_of(limiter), call(order)):
             entered.append(order)
             self.inside = True
             await self.leave.wait()
         self.inside = False
 
 
-def open_limiter(concurrency: int) -> Limiter:
-    limiter = Limiter(concurrency)
-    limiter.open()
+def lane_of(limiter: Limiter) -> Lane:
+    return limiter.lane("here", "m")
+
+
+def call(order: tuple[int, ...] = ()) -> Call:
+    return Call("generate", (), None, "m", False, 1, 0.0, 1, order=order)
+
+
+def open_limiter(concurrency: int, **more: int) -> Limiter:
+    limiter = Limiter(concurrency, **more)
+    lane_of(limiter).opened = True
     return limiter
 
 
@@ -95,7 +116,7 @@ async def test_of_the_same_order_who_came_first_goes_first():
     limiter, entered = open_limiter(1), []
 
     async def one(name):
-        async with limiter.place((0, 0)):
+        async with limiter.place(lane_of(limiter), call((0, 0))):
             entered.append(name)
 
     await asyncio.gather(*(one(i) for i in range(6)))
@@ -109,9 +130,11 @@ async def test_until_a_call_has_succeeded_only_a_few_are_let_in(concurrency):
     await settle()
     assert len(entered) == limiter.in_flight == min(OPENING, concurrency)
     assert not limiter.opened
-    limiter.open()
+    lane_of(limiter).opened = True
+    places[0].leave.set()
     await settle()
-    assert len(entered) == limiter.in_flight == concurrency
+    assert limiter.in_flight == concurrency
+    assert len(entered) == concurrency + 1
     assert limiter.opened
     for place in places:
         place.leave.set()
@@ -123,7 +146,7 @@ async def test_an_exception_inside_gives_the_place_back():
     limiter = open_limiter(1)
     for _ in range(3):
         with pytest.raises(KeyError):
-            async with limiter.place(()):
+            async with limiter.place(lane_of(limiter), call()):
                 raise KeyError
     assert limiter.in_flight == 0
 
@@ -151,7 +174,7 @@ async def test_a_waiter_that_is_cancelled_frees_nothing_twice():
 
 async def test_a_waiter_cancelled_in_the_moment_it_is_let_in_gives_its_place_to_the_next():
     limiter, entered = open_limiter(1), []
-    async with limiter.place((0,)):
+    async with limiter.place(lane_of(limiter), call((0,))):
         chosen, following = (Place(limiter, (i,), entered) for i in (1, 2))
         await settle()
     # Leaving has let the first one in; it has not run since.
@@ -187,14 +210,13 @@ def test_never_more_than_concurrency_whatever_is_cancelled(concurrency, opened, 
 
     async def main() -> tuple[int, int]:
         limiter = Limiter(concurrency)
-        if opened:
-            limiter.open()
+        lane_of(limiter).opened = opened
         inside = most = 0
 
         async def one() -> None:
             nonlocal inside, most
             await for_a_while(4)
-            async with limiter.place((draw.randint(0, 3),)):
+            async with limiter.place(lane_of(limiter), call((draw.randint(0, 3),))):
                 inside += 1
                 most = max(most, inside)
                 try:
@@ -210,7 +232,7 @@ def test_never_more_than_concurrency_whatever_is_cancelled(concurrency, opened, 
         given_up = [give_up(task) for task in tasks if draw.random() < 0.5]
         await asyncio.gather(*tasks, *given_up, return_exceptions=True)
         left = limiter.in_flight
-        limiter.open()
+        lane_of(limiter).opened = True
         async with asyncio.timeout(5), asyncio.TaskGroup() as group:
             for _ in range(concurrency + 1):
                 group.create_task(one())
@@ -221,11 +243,15 @@ def test_never_more_than_concurrency_whatever_is_cancelled(concurrency, opened, 
     assert left == 0
 
 
-def call(order: tuple[int, ...] = ()) -> Call:
-    return Call("generate", (), None, "m", False, 1, 0.0, 1, order=order)
-
-
 REPLY = Reply("So.", "stop", dict(USAGE))
+
+
+async def at_once(reply: Reply) -> None:
+    """Keeping an answer where there is no journal."""
+
+
+def unbounded() -> Budget:
+    return Budget(max_cost=None, max_tokens=None, prices=Prices({}))
 
 
 def transient(kind: str = "server", retry_after: float | None = None) -> Transient:
@@ -248,11 +274,21 @@ class Sending:
             raise self.faults.pop(0)
         return REPLY
 
-    async def with_retries(self, opened: bool = True) -> Reply:
-        def count() -> None:
+    async def with_retries(self, opened: bool = True, one: Call | None = None) -> Reply:
+        def count(fault: Transient) -> None:
             self.retried += 1
 
-        return await with_retries(self, call(), retried=count, opened=lambda: opened)
+        limiter = open_limiter(4) if opened else Limiter(4)
+        return await with_retries(
+            self,
+            one or call(),
+            lane_of(limiter),
+            limiter,
+            budget=unbounded(),
+            seconds=600,
+            keep=at_once,
+            faulted=count,
+        )
 
     @property
     def waits(self) -> list[float]:
@@ -313,9 +349,13 @@ def test_an_endpoint_is_given_the_time_it_asks_for_and_little_more(asked):
     assert all(asked <= w <= asked + 0.5 + 1e-6 for w in send.waits)
 
 
-@pytest.mark.parametrize("asked", [301.0, 86_400.0, float("inf")])
+@pytest.mark.parametrize("asked", [301.0, 86_400.0, 1e9])
 def test_an_endpoint_that_asks_for_too_long_is_not_waited_for(asked):
     send = Sending(transient("rate_limit", asked))
+    with pytest.raises(ProviderStopped, match="asks to wait"):
+        jumping(send.with_retries())
+    assert (len(send.times), send.retried) == (1, 0)
+    send = Sending(transient("overloaded", asked))
     with pytest.raises(Transient):
         jumping(send.with_retries())
     assert (len(send.times), send.retried) == (1, 0)
@@ -360,3 +400,305 @@ def test_a_call_can_be_cancelled_while_it_waits_to_be_tried_again():
     assert cancelled
     assert passed < 100
     assert len(send.times) == 1
+
+
+# --- what an endpoint can take -----------------------------------------------------------------
+
+
+class Busy:
+    """An endpoint that takes a while, and says "too much" when too many calls are in flight."""
+
+    def __init__(self, takes: float = 1.0, most: int = 1000) -> None:
+        self.takes, self.most = takes, most
+        self.in_flight = self.refused = self.answered = 0
+        self.begun: list[float] = []
+        self.kind, self.down_until = "rate_limit", 0.0
+
+    async def __call__(self, one: Call) -> Reply:
+        now = asyncio.get_running_loop().time()
+        self.begun.append(now)
+        if now < self.down_until:
+            raise transient("connection")
+        self.in_flight += 1
+        try:
+            if self.in_flight > self.most:
+                self.refused += 1
+                raise transient(self.kind)
+            await asyncio.sleep(self.takes)
+            self.answered += 1
+            return REPLY
+        finally:
+            self.in_flight -= 1
+
+
+async def many(endpoint, n: int, limiter: Limiter, **more) -> list:
+    lane = lane_of(limiter)
+    tasks = [
+        with_retries(
+            endpoint,
+            call((i,)),
+            lane,
+            limiter,
+            keep=at_once,
+            faulted=lambda fault: None,
+            **{"budget": unbounded(), "seconds": 600, **more},
+        )
+        for i in range(n)
+    ]
+    try:
+        return await asyncio.gather(*tasks, return_exceptions=True)
+    finally:
+        limiter.close()
+
+
+def test_an_endpoint_that_takes_less_is_asked_less_and_answers_everything():
+    random.seed(1)
+    endpoint, limiter = Busy(most=6), open_limiter(32)
+    found, _ = jumping(many(endpoint, 300, limiter))
+    assert found == [REPLY] * 300
+    assert endpoint.refused < 100
+    assert 3 <= lane_of(limiter).limit <= 12
+
+
+def test_the_limit_falls_once_for_what_was_in_flight_together_and_grows_again():
+    lane = Lane(10)
+    lane.opened = True
+
+    async def main():
+        limiter = Limiter(10)
+        turns = [lane.begin(waiting_in(limiter), 1.0) for _ in range(5)]
+        for turn in turns:
+            lane.failed(turn, "x", transient("rate_limit"), 2.0)
+        assert lane.limit == int(10 * CUT)
+        for turn in turns * 4:
+            lane.answered(turn, REPLY, 3.0)
+        assert lane.limit == 9
+        for kind in ("server", "connection"):
+            lane.failed(lane.begin(waiting_in(limiter), 4.0), "x", transient(kind), 5.0)
+        assert lane.limit == 9
+        for n in range(40):
+            at = 10.0 + 2 * n
+            lane.failed(lane.begin(waiting_in(limiter), at), "x", transient("timeout"), at + 1)
+        assert lane.limit == 1
+
+    asyncio.run(main())
+
+
+def waiting_in(limiter: Limiter):
+    from refloom.runs.lane import Waiting, kind_of
+
+    future = asyncio.get_running_loop().create_future()
+    return Waiting(kind_of(call()), 0.0, 0, future)
+
+
+@pytest.mark.parametrize("rpm", [6, 60, 600])
+def test_no_minute_holds_more_calls_than_rpm_allows(rpm):
+    endpoint, limiter = Busy(takes=0.5), open_limiter(64, rpm=rpm)
+    n = 2 * rpm + 3
+    found, passed = jumping(many(endpoint, n, limiter))
+    assert found == [REPLY] * n
+    for begun in endpoint.begun:
+        assert sum(begun <= t < begun + 60 - 1e-3 for t in endpoint.begun) <= rpm
+    assert passed == pytest.approx((n - 1) * 60 / rpm + 0.5, rel=0.01)
+
+
+def test_no_minute_holds_many_more_tokens_than_tpm_allows():
+    endpoint, limiter = Busy(takes=2.0), open_limiter(64, tpm=1500)
+    # 15 tokens each, as the endpoint reports: at first more are expected, later just these.
+    found, passed = jumping(many(endpoint, 300, limiter))
+    assert found == [REPLY] * 300
+    begun = endpoint.begun
+    most = max(sum(t <= u < t + 60 for u in begun) for t in begun)
+    assert 90 <= most <= 115
+    assert 150 <= passed <= 260
+
+
+def test_two_models_at_one_endpoint_have_a_pace_each_and_share_the_places():
+    endpoint, limiter = Busy(takes=1.0), Limiter(3, rpm=60)
+
+    async def main():
+        lanes = [limiter.lane("here", name) for name in ("a", "b")]
+        for lane in lanes:
+            lane.opened = True
+        tasks = [
+            with_retries(
+                endpoint,
+                call((i,)),
+                lanes[i % 2],
+                limiter,
+                budget=unbounded(),
+                seconds=600,
+                keep=at_once,
+                faulted=lambda fault: None,
+            )
+            for i in range(20)
+        ]
+        await asyncio.gather(*tasks)
+        limiter.close()
+
+    _, passed = jumping(main())
+    assert passed == pytest.approx(10, abs=1.5)
+
+
+def headers(**more: str) -> dict[str, str]:
+    return {f"x-ratelimit-{k.replace('_', '-')}": v for k, v in more.items()}
+
+
+@pytest.mark.parametrize(
+    ("said", "pause"),
+    [
+        (headers(remaining_requests="0", reset_requests="12s"), 12),
+        (headers(remaining_requests="3", reset_requests="12s"), 0),
+        (headers(remaining_tokens="0", reset_tokens="1m3s"), 60),
+        (headers(remaining_tokens="0", reset_tokens="250ms"), 0.25),
+        (headers(remaining_requests="0"), 0),
+        (headers(remaining_requests="many", reset_requests="12s"), 0),
+        (headers(remaining_requests="0", reset_requests="inf"), 0),
+        ({}, 0),
+    ],
+)
+def test_rate_limit_headers_of_an_answer_are_heeded(said, pause):
+    async def main():
+        limiter = open_limiter(2)
+        lane = lane_of(limiter)
+        limiter.heed(lane, said)
+        begun = []
+        async with limiter.place(lane, call()):
+            begun.append(asyncio.get_running_loop().time())
+        limiter.close()
+        return begun[0]
+
+    begun, _ = jumping(main())
+    assert begun == pytest.approx(pause, abs=1e-3)
+
+
+def test_a_retry_after_holds_the_others_back_as_well():
+    endpoint = Sending(transient("rate_limit", 7.0))
+    limiter = open_limiter(1)
+    found, _ = jumping(many(endpoint, 3, limiter))
+    assert found == [REPLY] * 3
+    assert endpoint.times[0] == 0
+    assert all(t >= 7 for t in endpoint.times[1:])
+
+
+# --- calls that take too long ------------------------------------------------------------------
+
+
+class Hanging(Busy):
+    """Takes a second; hangs at the calls it is told, as often as it is told."""
+
+    def __init__(self, **hangs: int) -> None:
+        super().__init__()
+        self.hangs = {int(k[1:]): n for k, n in hangs.items()}
+        self.takes_of: dict[int, float] = {}
+
+    async def __call__(self, one: Call) -> Reply:
+        i = one.order[0]
+        if self.hangs.get(i, 0):
+            self.hangs[i] -= 1
+            await asyncio.sleep(1e9)
+        await asyncio.sleep(self.takes_of.get(i, 0))
+        return await super().__call__(one)
+
+
+def test_a_call_that_hangs_is_ended_long_before_the_timeout_and_made_again():
+    limiter = open_limiter(4)
+    found, passed = jumping(many(Hanging(_3=1, _20=2), 60, limiter))
+    assert found == [REPLY] * 60
+    assert passed < 4 * LATE_AT_LEAST_S + 30
+
+
+def test_a_call_that_is_merely_slow_is_given_more_time_each_try():
+    endpoint, limiter = Hanging(), open_limiter(4)
+    endpoint.takes_of[30] = 4.5 * LATE_AT_LEAST_S
+    found, passed = jumping(many(endpoint, 60, limiter))
+    assert found == [REPLY] * 60
+    assert passed < 14 * LATE_AT_LEAST_S
+
+
+def test_until_some_of_a_kind_were_answered_only_the_timeout_ends_a_call():
+    limiter = open_limiter(LATE_AFTER)
+    found, passed = jumping(many(Hanging(_0=1), LATE_AFTER - 1, limiter, seconds=100))
+    assert found == [REPLY] * (LATE_AFTER - 1)
+    assert 100 <= passed < 110
+
+
+# --- the circuit breaker -----------------------------------------------------------------------
+
+
+def test_an_outage_fails_no_call_however_long_it_takes_to_pass():
+    random.seed(3)
+    endpoint, limiter = Busy(), open_limiter(8)
+    endpoint.down_until = OUTAGE_S - 60
+    found, passed = jumping(many(endpoint, 100, limiter))
+    assert found == [REPLY] * 100
+    assert passed > endpoint.down_until
+    assert len(endpoint.begun) < 100 + 60
+
+
+def test_an_outage_that_does_not_pass_stops_the_run_and_says_so():
+    endpoint, limiter = Busy(), open_limiter(8)
+    endpoint.down_until = 1e9
+    found, passed = jumping(many(endpoint, 30, limiter))
+    stopped = [f for f in found if isinstance(f, ProviderStopped)]
+    assert stopped
+    assert "answered no call for" in str(stopped[0])
+    assert passed >= OUTAGE_S
+
+
+def test_an_endpoint_that_only_ever_fails_is_given_up_sooner():
+    endpoint, limiter = Busy(most=-1), Limiter(8)
+    endpoint.kind = "server"
+
+    async def main():
+        tasks = [asyncio.ensure_future(many(endpoint, 30, limiter))]
+        return await tasks[0]
+
+    found, passed = jumping(main())
+    assert any(isinstance(f, ProviderStopped) for f in found)
+    assert len(endpoint.begun) < 100
+    assert passed >= OUTAGE_AT_START_S
+
+
+def test_one_call_that_always_fails_is_no_outage():
+    class Poisoned(Busy):
+        async def __call__(self, one: Call) -> Reply:
+            if one.order == (0,):
+                raise transient("server")
+            return await super().__call__(one)
+
+    for concurrency in (1, 8):
+        limiter = open_limiter(concurrency)
+        found, _ = jumping(many(Poisoned(), 30, limiter))
+        assert isinstance(found[0], Transient)
+        assert found[1:] == [REPLY] * 29
+        assert not lane_of(limiter).breaker.down
+
+
+def test_while_an_endpoint_is_down_one_call_at_a_time_tries_it():
+    endpoint, limiter = Busy(), open_limiter(16)
+    endpoint.down_until = 40.0
+    jumping(many(endpoint, 50, limiter))
+    tried = [t for t in endpoint.begun if t < 40]
+    assert BREAK_AFTER <= len(tried) <= 16 + 12
+
+
+# --- the budget of a call ----------------------------------------------------------------------
+
+
+def test_what_a_try_reserves_is_settled_by_its_answer_or_given_back():
+    budget = Budget(max_cost=None, max_tokens=1000, prices=Prices({}))
+    send = Sending(transient(), transient("rate_limit"))
+    limiter = open_limiter(1)
+    found, _ = jumping(many(send, 1, limiter, budget=budget))
+    assert found == [REPLY]
+    assert (budget.spent_tokens, budget.reserved_tokens) == (15, 0)
+
+
+def test_a_call_that_the_budget_does_not_cover_is_not_sent():
+    budget = Budget(max_cost=None, max_tokens=20, prices=Prices({}))
+    endpoint, limiter = Busy(), open_limiter(4)
+    found, _ = jumping(many(endpoint, 3, limiter, budget=budget))
+    assert all(isinstance(f, BudgetSpent) for f in found)
+    assert endpoint.begun == []
+    assert limiter.in_flight == 0

@@ -32,12 +32,14 @@ from nodes.llm import Call, CallFailed, ProviderStopped, Reply
 from refloom import synthesize
 from refloom.data.read import Source
 from refloom.data.rows import BadFile
-from refloom.runs.calls import JournaledCalls
+from refloom.runs.budget import Budget
+from refloom.runs.calls import JournaledCalls, Limits
 from refloom.runs.engine import Run, Tools
 from refloom.runs.files import status_of
 from refloom.runs.journal import Journal
 from refloom.runs.limits import Limiter
 from refloom.runs.lock import JournalUnusable, holder
+from refloom.runs.prices import Prices
 from refloom.settings import Settings
 
 STATUSES = ("accepted", "rejected", "failed")
@@ -517,6 +519,10 @@ async def test_a_call_is_made_once_in_a_run(tmp_path):
     assert said["calls"]["paid"] == len(model.answered)
 
 
+def limits() -> Limits:
+    return Limits(Limiter(2), Budget(max_cost=None, max_tokens=None, prices=Prices({})), 600)
+
+
 async def test_an_equal_call_later_in_the_session_is_answered_from_the_journal(tmp_path):
     replies = iter(range(9))
 
@@ -525,7 +531,7 @@ async def test_an_equal_call_later_in_the_session_is_answered_from_the_journal(t
 
     journal = Journal(tmp_path)
     try:
-        calls = JournaledCalls(send, journal, Limiter(2), address=str, stages={})
+        calls = JournaledCalls(send, journal, limits(), address=str, stages={}, prices=Prices({}))
         call = Call("generate", ({"role": "user", "content": "x"},), None, "m", False, 1, 0.0, 1)
         assert [(await calls(call)).text for _ in range(3)] == ["0", "0", "0"]
         assert calls.counts["paid"] == 1

@@ -42,15 +42,15 @@ class Source:
 
     def __init__(
         self,
-        given: str | Path | Iterable[Any],
+        given: str | Path | Source | Iterable[Any],
         *,
         as_reference: bool,
         skip_bad_lines: bool = False,
         limit: int | None = None,
     ) -> None:
-        """`given`: a file, the name of a dataset, or rows."""
+        """`given`: a file, the name of a dataset, rows, or the references that are seeds too."""
         self.name = str(given) if isinstance(given, str | Path) else "rows given"
-        self._given = given if isinstance(given, str | Path) else list(given)
+        self._given = given if isinstance(given, str | Path | Source) else list(given)
         self._convert = _reference if as_reference else _seed
         self._skip_bad_lines = skip_bad_lines
         self._limit = limit
@@ -62,6 +62,9 @@ class Source:
         return islice(self._items(self.report), self._limit)
 
     def _items(self, report: Report) -> Iterator[Any]:
+        if isinstance(self._given, Source):
+            yield from self._of_references(self._given, report)
+            return
         bad = report.skip if self._skip_bad_lines else None
         for line, row in rows_of(self._given, bad):
             try:
@@ -72,6 +75,16 @@ class Source:
             report.taken += 1
             report.shapes[shape] += 1
             yield item
+
+    def _of_references(self, references: Source, report: Report) -> Iterator[Seed]:
+        """Every reference as a seed, once."""
+        seen: set[int] = set()
+        for reference in references:
+            key = hash(reference["id"])
+            if key not in seen:
+                seen.add(key)
+                report.taken += 1
+                yield {"id": reference["id"], "instruction": reference["instruction"]}
 
     def scan(self) -> Report:
         """Read everything once, so that what is wrong is known before anything is paid for."""

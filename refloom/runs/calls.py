@@ -6,64 +6,110 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from typing import Any
 
-from nodes.llm import Call, Complete, Reply
+from nodes.faults import Transient
+from nodes.llm import Call, CallFailed, Complete, ProviderStopped, Reply
 from nodes.wire import schema_of
+from refloom.runs.budget import Budget, BudgetSpent
 from refloom.runs.journal import Journal
-from refloom.runs.limits import Limiter, with_retries
+from refloom.runs.kept import KeptCalls
+from refloom.runs.limits import Limiter
+from refloom.runs.log import event
+from refloom.runs.prices import Prices
+from refloom.runs.retry import with_retries
 from refloom.settings import StageSettings
+
+Faulted = Callable[[str, CallFailed], None]
 
 
 class Interrupted(Exception):
-    """The run was asked to stop: no further call is begun."""
+    """The run is stopping: no further call is begun."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What bounds a run's calls: places and pace, dollars and tokens, seconds a try."""
+
+    limiter: Limiter
+    budget: Budget
+    timeout: float
 
 
 class JournaledCalls:
     """Answers calls from the journal, sends new ones, and commits each answer before it is used.
 
-    A call is known by all that makes its answer what it is: where it goes, model, messages, the
-    shape asked for, parameters, and the draw's seed. Equal calls at once are sent once.
+    A call is known by all that makes its answer what it is: where it goes, model, messages (every
+    word of the prompt, so its version too), the shape asked for, parameters, and the draw's seed.
+    Equal calls at once are sent once.
     """
 
     def __init__(
         self,
         send: Complete,
         journal: Journal,
-        limiter: Limiter,
+        limits: Limits,
         *,
         address: Callable[[bool], str],
         stages: dict[Any, StageSettings],
+        prices: Prices,
+        elsewhere: KeptCalls | None = None,
+        faulted: Faulted = lambda stage, fault: None,
     ) -> None:
-        """`address` says where a judge's (True) or a writer's call goes, for the key."""
+        """`address` says where a judge's (True) or a writer's call goes, for the key.
+
+        `elsewhere` are the calls of another run's journal, which are used as this run's own;
+        `faulted` is told of what goes wrong with calls.
+        """
         self._send = send
         self._journal = journal
-        self._limiter = limiter
+        self._limits = limits
         self._address = address
         self._stages = stages
+        self._prices = prices
+        self._elsewhere = elsewhere
+        self._faulted = faulted
         self._under_way: dict[bytes, asyncio.Future[Reply]] = {}
         self.counts: Counter[str] = Counter()
         self.stopping = False
+        self.stopped_by: Exception | None = None
 
     @property
     def in_flight(self) -> int:
         """How many calls are under way."""
-        return self._limiter.in_flight
+        return self._limits.limiter.in_flight
+
+    def stop(self, why: Exception | None = None) -> None:
+        """Begin no further call; those in flight are finished and kept. The first reason counts."""
+        if not self.stopping:
+            self.stopping, self.stopped_by = True, why
+            event("stopping", why=str(why) if why else "asked to")
 
     async def __call__(self, call: Call) -> Reply:
         """See `nodes.llm.Complete`. Raises `Interrupted` once the run is stopping."""
         call = self._with_stage_settings(call)
         key = self._key(call)
-        if self._journal.knows_call(key):
-            found = await asyncio.to_thread(
-                self._journal.read, "SELECT reply FROM calls WHERE key = ?", key
-            )
-            if found:
-                self.counts["reused"] += 1
-                return Reply(**json.loads(found[0][0]))
-        return await self._once(key, lambda: self._pay(key, call))
+        reply = await self._kept(key, call)
+        if reply is None:
+            reply = await self._once(key, lambda: self._pay(key, call))
+        # Priced here and not in the journal, which outlives the prices of a day.
+        cost = self._prices.cost(call.model, reply.usage)
+        return replace(reply, usage={**reply.usage, "cost_usd": cost})
+
+    async def _kept(self, key: bytes, call: Call) -> Reply | None:
+        """The answer that was paid for before, in this run or in the one whose calls it reuses."""
+        found = await self._journal.reply(key)
+        if found is None and self._elsewhere is not None:
+            found = await asyncio.to_thread(self._elsewhere.reply, key)
+            if found is not None:
+                # Kept here too: this run must not need the other's directory to be taken up.
+                await self._journal.borrow(key, call.stage, call.model, found)
+        if found is None:
+            return None
+        self.counts["reused"] += 1
+        return Reply(**json.loads(found))
 
     async def _once(self, key: bytes, pay: Callable[[], Awaitable[Reply]]) -> Reply:
         under_way = self._under_way.get(key)
@@ -80,6 +126,7 @@ class JournaledCalls:
         for one in left:
             one.cancel()
         await asyncio.gather(*left, return_exceptions=True)
+        self._limits.limiter.close()
 
     def _ended(self, key: bytes, done: asyncio.Future[Reply]) -> None:
         self._under_way.pop(key, None)
@@ -88,30 +135,51 @@ class JournaledCalls:
             done.exception()
 
     async def _pay(self, key: bytes, call: Call) -> Reply:
-        async with self._limiter.place(call.order):
+        began = asyncio.get_running_loop().time()
+        try:
+            reply = await self._sent(key, call)
+        except (BudgetSpent, ProviderStopped) as stop:
+            self.stop(stop)
+            raise Interrupted from stop
+        except CallFailed as failed:
+            self._heard(call, failed)
+            raise
+        seconds = round(asyncio.get_running_loop().time() - began, 3)
+        event("call", stage=call.stage, slot=list(call.order), seconds=seconds, **reply.usage)
+        return reply
+
+    async def _sent(self, key: bytes, call: Call) -> Reply:
+        limits = self._limits
+        lane = limits.limiter.lane(self._address(call.judge), call.model)
+
+        async def send(one: Call) -> Reply:
             if self.stopping:
                 raise Interrupted
-            reply = await with_retries(
-                self._send,
-                call,
-                retried=lambda: self.counts.update(retried=1),
-                opened=lambda: self._limiter.opened,
-            )
-            self._limiter.open()
-        usage = reply.usage
-        await self._journal.put(
-            "INSERT OR IGNORE INTO calls VALUES (?, ?, ?, ?, ?, ?, ?)",
-            key,
-            call.stage,
-            call.model,
-            json.dumps(asdict(reply), ensure_ascii=True),
-            usage["prompt_tokens"],
-            usage["cached_tokens"],
-            usage["completion_tokens"],
+            return await self._send(one)
+
+        async def keep(reply: Reply) -> None:
+            await self._journal.keep(key, call.stage, call.model, asdict(reply))
+            self.counts["paid"] += 1
+
+        def faulted(fault: Transient) -> None:
+            self.counts["retried"] += 1
+            self._heard(call, fault)
+
+        return await with_retries(
+            send,
+            call,
+            lane,
+            limits.limiter,
+            budget=limits.budget,
+            seconds=limits.timeout,
+            keep=keep,
+            faulted=faulted,
         )
-        self._journal.remember_call(key)
-        self.counts["paid"] += 1
-        return reply
+
+    def _heard(self, call: Call, fault: CallFailed) -> None:
+        self._faulted(call.stage, fault)
+        slot, message = list(call.order), fault.message
+        event("fault", stage=call.stage, slot=slot, kind=fault.kind, message=message)
 
     def _with_stage_settings(self, call: Call) -> Call:
         own = self._stages.get(call.stage)

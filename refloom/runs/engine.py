@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
@@ -13,25 +12,41 @@ from pathlib import Path
 from langgraph.store.base import BaseStore
 
 from graph.builder import Graph, build_graph
-from memory.characteristics import Characteristics, Learned
+from memory.characteristics import Characteristics
 from memory.embed import Embed, Embedder
 from memory.index import Reference, ReferenceIndex, write_references
 from nodes.endpoint import Connection
 from nodes.llm import Complete
-from nodes.sample import Finish, Record, Start
+from nodes.sample import Record
 from refloom.data.read import Source
-from refloom.runs.calls import JournaledCalls
-from refloom.runs.files import Summary, counted, write_files
+from refloom.runs.budget import Budget, check_priced
+from refloom.runs.calls import JournaledCalls, Limits
+from refloom.runs.files import Summary, counted, used_before, write_files
 from refloom.runs.journal import Journal
+from refloom.runs.kept import KeptCalls
 from refloom.runs.limits import Limiter
-from refloom.runs.order import Order, Slot
+from refloom.runs.log import event
+from refloom.runs.order import Order
+from refloom.runs.prices import Prices
+from refloom.runs.seams import Kept, heard
+from refloom.runs.shown import Seen
 from refloom.runs.where import Addresses
-from refloom.runs.work import Seams, Work, statuses
+from refloom.runs.work import Work
 from refloom.settings import Settings
 
-WINDOW = 64
-
 OnRecord = Callable[[Record], None]
+OnFault = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a run works on and with."""
+
+    references: list[Reference]
+    seeds: Source
+    prices: Prices
+    addresses: Addresses
+    elsewhere: KeptCalls | None
 
 
 @dataclass
@@ -52,54 +67,78 @@ class Run:
     out: Path
     on_record: OnRecord | None = None
     tools: Tools = field(default_factory=Tools)
+    on_fault: OnFault | None = None
+    summary: Summary | None = None
     _calls: JournaledCalls | None = None
+    _limits: Limits | None = None
+    _order: Order | None = None
     _stopping: bool = False
 
     def stop(self) -> None:
         """Begin no further call; what is in flight is finished and kept."""
         self._stopping = True
         if self._calls is not None:
-            self._calls.stopping = True
+            self._calls.stop()
 
     async def go(self) -> Summary:
         """Make rows until there are enough, seeds run out, or the run is stopped.
 
-        Raises `BadFile`, `JournalUnusable` or `ProviderStopped`; whatever was paid for by then is
-        in the journal, and the files are written from it.
+        Raises `BadFile`, `JournalUnusable`, `ProviderStopped`, `BudgetSpent` or `TooManyFailed`;
+        whatever was paid for by then is in the journal, and the files are written from it.
         """
         begun = time.monotonic()
-        references, seeds, summary = await asyncio.to_thread(self._read)
+        references, seeds, prices, summary = await asyncio.to_thread(self._read)
         addresses = Addresses(self.settings)
         if self.tools.complete is None:
             await addresses.check(self.settings)
-        journal = await asyncio.to_thread(Journal, self.out)
-        try:
-            await asyncio.to_thread(summary.check_same, journal, self.references, seeds)
-            await summary.keep(journal)
-            await self._write(journal, summary, "running")
-            summary.status = "stopped"
+        with contextlib.ExitStack() as stack:
+            elsewhere = None
+            if self.settings.reuse is not None:
+                elsewhere = await asyncio.to_thread(KeptCalls, self.settings.reuse)
+                stack.callback(elsewhere.close)
+            journal = await asyncio.to_thread(Journal, self.out)
             try:
-                summary.status = await self._make(journal, summary, references, seeds, addresses)
-            except asyncio.CancelledError:
-                summary.status = "interrupted"
-                raise
+                await asyncio.to_thread(summary.check_same, journal, self.references, seeds)
+                self.summary = summary
+                await self._made(
+                    journal, begun, Given(references, seeds, prices, addresses, elsewhere)
+                )
+                return summary
             finally:
-                summary.seconds = time.monotonic() - begun
-                await self._write(journal, summary, summary.status)
-            return summary
-        finally:
-            await asyncio.to_thread(journal.close)
+                await asyncio.to_thread(journal.close)
 
-    def _read(self) -> tuple[list[Reference], Source, Summary]:
+    def _read(self) -> tuple[list[Reference], Source, Prices, Summary]:
         """Read and check everything that is given, before anything is made."""
+        settings = self.settings
+        prices = Prices.load(settings.prices)
+        check_priced(prices, [settings.model, settings.judge], settings.max_cost)
         reference_report = self.references.scan()
         references = list({r["id"]: r for r in self.references}.values())
-        seeds = self.seeds or Source(
-            [{"id": r["id"], "instruction": r["instruction"]} for r in references],
-            as_reference=False,
-            limit=self.settings.limit,
-        )
-        return references, seeds, Summary(self.settings, reference_report, seeds.scan())
+        seeds = self.seeds or Source(self.references, as_reference=False, limit=settings.limit)
+        summary = Summary(settings, reference_report, seeds.scan(), prices)
+        return references, seeds, prices, summary
+
+    async def _made(self, journal: Journal, begun: float, given: Given) -> None:
+        """Make rows, and write the files whatever becomes of it."""
+        summary = self.summary
+        assert summary is not None
+        await summary.keep(journal)
+        await self._write(journal, summary, "running")
+        summary.status = "stopped"
+        event("begin", out=str(self.out), seeds=summary.seeds.taken, settings=self.settings.shown())
+        try:
+            summary.status = await self._make(journal, summary, given)
+        except asyncio.CancelledError:
+            summary.status = "interrupted"
+            raise
+        except Exception as error:
+            summary.stopped = error
+            raise
+        finally:
+            summary.seconds += time.monotonic() - begun
+            await journal.put_meta("seconds", summary.seconds)
+            await self._write(journal, summary, summary.status)
+            event("end", status=summary.status, counts=summary.counts, stopped=summary.stopped)
 
     async def _write(self, journal: Journal, summary: Summary, status: str) -> None:
         if self._calls is not None:
@@ -108,54 +147,71 @@ class Run:
         await asyncio.to_thread(counted, journal, summary, status)
         await asyncio.to_thread(write_files, self.out, summary, status)
 
-    async def _make(
-        self,
-        journal: Journal,
-        summary: Summary,
-        references: list[Reference],
-        seeds: Source,
-        addresses: Addresses,
-    ) -> str:
+    async def _make(self, journal: Journal, summary: Summary, given: Given) -> str:
         settings = self.settings
-        connection = Connection(addresses.resolve, max_retries=0)
+        calls_before, cost, tokens = await asyncio.to_thread(used_before, journal)
+        summary.paid_before = calls_before
+        budget = Budget(
+            max_cost=settings.max_cost,
+            max_tokens=settings.max_tokens,
+            prices=given.prices,
+            cost=cost,
+            tokens=tokens,
+        )
+        limiter = Limiter(settings.calls_at_once, settings.rpm, settings.tpm)
+        self._limits = Limits(limiter, budget, settings.timeout)
+        connection = Connection(
+            given.addresses.resolve,
+            max_retries=0,
+            heed=lambda call, headers: limiter.heed(
+                limiter.lane(given.addresses.name(call.judge), call.model), headers
+            ),
+        )
         calls = self._calls = JournaledCalls(
             self.tools.complete or connection,
             journal,
-            Limiter(settings.calls_at_once),
-            address=addresses.name,
+            self._limits,
+            address=given.addresses.name,
             stages=dict(settings.stages),
+            prices=given.prices,
+            elsewhere=given.elsewhere,
+            faulted=self._faulted,
         )
-        calls.stopping = self._stopping
-        order = self._order(journal, summary)
-        memory = settings.memory or self.out / "memory"
-        await asyncio.to_thread(write_references, memory, references)
+        if self._stopping:
+            calls.stop()
+        order = self._order = Order(
+            journal,
+            settings.context(),
+            seeds=summary.seeds.taken,
+            target=settings.target,
+            max_candidates=settings.most_candidates,
+        )
         try:
-            async with _store(memory) as store:
-                learned = Characteristics(store, _heard(journal))
-                seams = Seams(order.turn, self._start(journal, order), self._finish(journal, order))
-                graph = self._graph(calls, references, memory, learned, seams)
-                work = Work(
-                    graph, settings, seeds, journal=journal, order=order, calls=calls, seams=seams
-                )
-                try:
-                    await work.all()
-                finally:
-                    await calls.aclose()
-                    await learned.aclose()
+            await self._work(journal, given, calls, order)
         finally:
             await connection.aclose()
+        if calls.stopped_by is not None:
+            raise calls.stopped_by
         if calls.stopping:
             return "interrupted"
         return "short" if settings.target and order.accepted < settings.target else "done"
 
-    def _order(self, journal: Journal, summary: Summary) -> Order:
-        return Order(
-            journal,
-            self.settings.context(),
-            seeds=summary.seeds.taken,
-            target=self.settings.target,
-            max_candidates=self.settings.most_candidates,
-        )
+    async def _work(
+        self, journal: Journal, given: Given, calls: JournaledCalls, order: Order
+    ) -> None:
+        settings = self.settings
+        memory = settings.memory or self.out / "memory"
+        await asyncio.to_thread(write_references, memory, given.references)
+        kept = Kept(journal, order, calls, settings.max_failure_rate, self.on_record)
+        async with _store(memory) as store:
+            learned = Characteristics(store, heard(journal))
+            graph = self._graph(calls, given.references, memory, learned, kept)
+            work = Work(graph, settings, given.seeds, journal=journal, calls=calls, kept=kept)
+            try:
+                await work.all()
+            finally:
+                await calls.aclose()
+                await learned.aclose()
 
     def _graph(
         self,
@@ -163,7 +219,7 @@ class Run:
         references: list[Reference],
         memory: Path,
         learned: Characteristics,
-        seams: Seams,
+        kept: Kept,
     ) -> Graph:
         embed = self.tools.embed or Embedder(self.settings.embedding_model)
         index = ReferenceIndex(references, embed, memory, self.settings.embedding_model)
@@ -172,59 +228,41 @@ class Run:
             search=index.search,
             embed=embed,
             characteristics=learned,
-            turn=seams.turn,
-            start=seams.start,
-            finish=seams.finish,
+            turn=kept.order.turn,
+            start=kept.start,
+            finish=kept.finish,
         )
 
-    def _start(self, journal: Journal, order: Order) -> Start:
-        async def start(slot: Slot) -> bool:
-            begun = await order.start(slot)
-            kept = await asyncio.to_thread(statuses, journal, slot[0], slot[1])
-            if begun and slot[2] in kept:
-                await order.finished({"status": kept[slot[2]]})
-                return False
-            return begun
+    def _faulted(self, stage: str, fault: Exception) -> None:
+        if self.on_fault is not None:
+            self.on_fault(getattr(fault, "kind", type(fault).__name__))
 
-        return start
-
-    def _finish(self, journal: Journal, order: Order) -> Finish:
-        async def finish(record: Record) -> None:
-            await journal.put(
-                "INSERT OR IGNORE INTO samples VALUES (?, ?, ?, ?, ?)",
-                *record["slot"],
-                record["status"],
-                _line(record),
-            )
-            await order.finished(record)
-            if self.on_record is not None:
-                self.on_record(record)
-
-        return finish
-
-
-def _line(record: Record) -> str:
-    """A record as JSON; half a surrogate pair, which is no text, becomes a question mark."""
-    return json.dumps(record, ensure_ascii=False).encode("utf-8", "replace").decode("utf-8")
-
-
-def _heard(journal: Journal) -> Callable[[str, Learned | None], None]:
-    told: dict[str, bool] = {}
-
-    def heard(reference_id: str, learned: Learned | None) -> None:
-        failed = learned is None
-        # What failed once may be learned later; what was learned stays so.
-        if told.get(reference_id, True) and told.get(reference_id) != failed:
-            told[reference_id] = failed
-            counts = json.dumps(learned["counts"] if learned else {})
-            journal.put_soon(
-                "INSERT OR REPLACE INTO learned VALUES (?, ?, ?)",
-                reference_id,
-                int(failed),
-                counts,
-            )
-
-    return heard
+    def look(self) -> Seen:
+        """How the run stands now, for a display; plain reads, from any thread."""
+        summary, calls, limits, order = self.summary, self._calls, self._limits, self._order
+        settings = self.settings
+        counts = calls.counts if calls else {}
+        limiter = limits.limiter if limits else None
+        budget = limits.budget if limits else None
+        before = summary.paid_before if summary else 0
+        return Seen(
+            accepted=order.accepted if order else 0,
+            rejected=order.rejected if order else 0,
+            failed=order.failed if order else 0,
+            target=settings.target,
+            seeds=summary.seeds.taken if summary else 0,
+            candidates=order.candidates if order else 0,
+            paid=before + counts.get("paid", 0),
+            reused=counts.get("reused", 0),
+            retried=counts.get("retried", 0),
+            in_flight=limiter.in_flight if limiter else 0,
+            limit=limiter.limit if limiter else settings.calls_at_once,
+            concurrency=settings.calls_at_once,
+            waiting=limiter.waiting if limiter else 0,
+            cost=budget.spent_cost if budget else None,
+            max_cost=settings.max_cost,
+            tokens=budget.spent_tokens if budget else 0,
+        )
 
 
 @contextlib.asynccontextmanager

@@ -6,21 +6,23 @@ import json
 import os
 import platform
 import time
-from collections import Counter
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from prompts import version as prompts_version
+from prompts import versions
 from refloom.data.read import Report, Source
-from refloom.runs.journal import Journal, open_to_read, records
+from refloom.runs.journal import Journal
+from refloom.runs.kept import open_to_read, records
 from refloom.runs.lock import JournalUnusable, holder
+from refloom.runs.prices import Prices
+from refloom.runs.tally import STATUSES, tally
 from refloom.settings import Settings
 
 ENDED = ("done", "short")
-STATUSES = ("accepted", "rejected", "failed")
 PACKAGES = ("refloom", "langgraph", "langchain-openai", "faiss-cpu", "sentence-transformers")
 
 
@@ -31,11 +33,14 @@ class Summary:
     settings: Settings
     references: Report
     seeds: Report
+    prices: Prices
     session: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     status: str = "running"
     counts: dict[str, int] = field(default_factory=dict)
     more: dict[str, Any] = field(default_factory=dict)
+    stopped: Exception | None = None
+    paid_before: int = 0
 
     def check_same(self, journal: Journal, references: Source, seeds: Source) -> None:
         """Refuse to go on with a run that was begun otherwise; appended rows are no hindrance.
@@ -53,6 +58,8 @@ class Summary:
                 f"{journal.path.parent}: holds a run with other settings: {told}. "
                 "Give the same ones, or another --out"
             )
+        self._check_prompts(journal)
+        self.seconds = journal.meta("seconds") or 0.0
         target = journal.meta("target")
         now_target = self.settings.target
         if target != now_target and (None in (target, now_target) or now_target < target):
@@ -68,9 +75,23 @@ class Summary:
                     "to them, not changed. Give the same file, or another --out"
                 )
 
+    def _check_prompts(self, journal: Journal) -> None:
+        """Refuse other prompts: half of the rows would be made one way, half another."""
+        before = journal.meta("prompts") or {}
+        changed = [name for name, now in versions().items() if before.get(name, now) != now]
+        if changed:
+            raise JournalUnusable(
+                f"{journal.path.parent}: holds a run with other prompts: {', '.join(changed)}. "
+                "Give another --out, with --reuse this one: only what they changed is paid again"
+            )
+
     async def keep(self, journal: Journal) -> None:
         """Write down what the run rests on."""
         await journal.put_meta("settings", self.settings.rows_rest_on())
+        await journal.put_meta("prompts", versions())
+        models = {self.settings.model, self.settings.judge}
+        prices = {m: asdict(p) for m in models if (p := self.prices.of(m)) is not None}
+        await journal.put_meta("prices", prices)
         await journal.put_meta("target", self.settings.target)
         for name, report in (("references", self.references), ("seeds", self.seeds)):
             await journal.put_meta(name, {"count": report.taken, "digest": report.digest})
@@ -92,43 +113,6 @@ def counted(journal: Journal, summary: Summary, status: str) -> None:
     summary.more = found
 
 
-def tally(connection: Any, over: bool) -> dict[str, Any]:
-    """The counts, criteria, calls and usage of an open journal; `over`: the run has ended."""
-    rows = connection.execute("SELECT status, count(*) FROM samples GROUP BY status")
-    by_status = dict.fromkeys(STATUSES, 0) | dict(rows.fetchall())
-    slots, duplicates = connection.execute(
-        "SELECT coalesce(sum(slots), 0), coalesce(sum(duplicates), 0) FROM turns"
-    ).fetchone()
-    finished = sum(by_status.values())
-    # What was admitted and never begun, since the target was met, is not pending.
-    pending = 0 if over else max(slots - finished, 0)
-    criteria: Counter[str] = Counter()
-    for (counts,) in connection.execute("SELECT counts FROM learned WHERE NOT failed"):
-        criteria.update(json.loads(counts))
-    (failed,) = connection.execute("SELECT count(*) FROM learned WHERE failed").fetchone()
-    stages = dict(connection.execute("SELECT stage, count(*) FROM calls GROUP BY stage"))
-    used = connection.execute(
-        "SELECT coalesce(sum(prompt_tokens), 0), coalesce(sum(cached_tokens), 0), "
-        "coalesce(sum(completion_tokens), 0) FROM calls"
-    ).fetchone()
-    names = ("prompt_tokens", "cached_tokens", "completion_tokens")
-    paid = sum(stages.values())
-    return {
-        "counts": {
-            "candidates": finished + pending,
-            **by_status,
-            "pending": pending,
-            "duplicates": duplicates,
-            "contaminated": 0,
-        },
-        "references_failed": failed,
-        "criteria": {k: criteria[k] for k in ("proposed", "earned", "demoted", "dropped")},
-        "calls": {"paid": paid, "by_stage": stages},
-        "usage": {"calls": paid, **dict(zip(names, used, strict=True))},
-        "cost_usd": None,
-    }
-
-
 def write_files(out: Path, summary: Summary, status: str) -> None:
     """Write the rows of each status and run.json; each appears whole or not at all. Blocks."""
     if status != "running":
@@ -143,6 +127,7 @@ def write_files(out: Path, summary: Summary, status: str) -> None:
         "counts": summary.counts,
         **summary.more,
         "seconds": round(summary.seconds, 2),
+        "stopped": None if summary.stopped is None else str(summary.stopped),
         "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "skipped": [*summary.references.skipped, *summary.seeds.skipped],
         "shapes": {
@@ -167,6 +152,15 @@ def replace_lines(path: Path, lines: Any) -> int:
         os.fsync(file.fileno())
     os.replace(staged, path)
     return count
+
+
+def used_before(journal: Journal) -> tuple[int, float, int]:
+    """The calls, dollars and tokens of a run's earlier sessions. Blocks."""
+    with closing(open_to_read(journal.path)) as connection:
+        found = tally(connection, over=False)
+    usage = found["usage"]
+    tokens = usage["prompt_tokens"] + usage["completion_tokens"]
+    return usage["calls"], found["cost_usd"] or 0.0, tokens
 
 
 def status_of(out: Path) -> dict[str, Any]:

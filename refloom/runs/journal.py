@@ -11,20 +11,21 @@ import json
 import queue
 import sqlite3
 import threading
-from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from refloom.runs.kept import FORMAT, REPLY, check_ours
 from refloom.runs.lock import JournalUnusable, hold
 
-FORMAT = 1
 _TABLES = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS calls (
   key BLOB PRIMARY KEY, stage TEXT NOT NULL, model TEXT NOT NULL, reply TEXT NOT NULL,
   prompt_tokens INTEGER NOT NULL, cached_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS borrowed (
+  key BLOB PRIMARY KEY, stage TEXT NOT NULL, model TEXT NOT NULL, reply TEXT NOT NULL
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS turns (
   round INTEGER, position INTEGER, admitted TEXT NOT NULL, duplicates INTEGER NOT NULL,
@@ -39,7 +40,6 @@ CREATE TABLE IF NOT EXISTS learned (
 ) WITHOUT ROWID;
 """
 
-
 Write = tuple[str, tuple[Any, ...], "Future[None] | None"]
 
 
@@ -53,7 +53,11 @@ class Journal:
         try:
             self._writer = _connect(self.path)
             self._reader = _connect(self.path)
-            self._known = {key[:8] for (key,) in self._reader.execute("SELECT key FROM calls")}
+            self._known = {
+                int.from_bytes(key[:8], "big")
+                for table in ("calls", "borrowed")
+                for (key,) in self._reader.execute(f"SELECT key FROM {table}")
+            }
         except sqlite3.Error as error:
             self._lock.release()
             raise JournalUnusable(f"{self.path}: is damaged ({error})") from error
@@ -126,17 +130,33 @@ class Journal:
         else:
             done.set_exception(JournalUnusable(f"{self.path}: cannot be written: {error}"))
 
-    def knows_call(self, key: bytes) -> bool:
-        """Whether a call is likely there; no look into the file."""
-        return key[:8] in self._known
+    async def reply(self, key: bytes) -> str | None:
+        """The reply of a call that was paid for or borrowed, as JSON; None if it was neither."""
+        # Most calls of a run are new: those need no look into the file.
+        if int.from_bytes(key[:8], "big") not in self._known:
+            return None
+        found = await asyncio.to_thread(self.read, REPLY, key, key)
+        return found[0][0] if found else None
+
+    async def keep(self, key: bytes, stage: str, model: str, reply: dict[str, Any]) -> None:
+        """Commit a paid call's reply; returns once it is on disk."""
+        usage = reply["usage"]
+        tokens = (usage[k] for k in ("prompt_tokens", "cached_tokens", "completion_tokens"))
+        said = json.dumps(reply, ensure_ascii=True)
+        sql = "INSERT OR IGNORE INTO calls VALUES (?, ?, ?, ?, ?, ?, ?)"
+        await self.put(sql, key, stage, model, said, *tokens)
+        self._known.add(int.from_bytes(key[:8], "big"))
+
+    async def borrow(self, key: bytes, stage: str, model: str, reply: str) -> None:
+        """Commit the reply of a call that another run has paid for."""
+        await self.put(
+            "INSERT OR IGNORE INTO borrowed VALUES (?, ?, ?, ?)", key, stage, model, reply
+        )
+        self._known.add(int.from_bytes(key[:8], "big"))
 
     async def flush(self) -> None:
         """Return once everything that was put before is on disk, whoever waits for it or not."""
         await self.put("SELECT 1")
-
-    def remember_call(self, key: bytes) -> None:
-        """Know a call that was put there just now."""
-        self._known.add(key[:8])
 
     def read(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
         """All rows of a query; blocks, so call it off the event loop."""
@@ -161,35 +181,11 @@ class Journal:
         self._lock.release()
 
 
-def records(path: Path, status: str) -> Iterator[str]:
-    """The records of a status as JSON lines, in slot order; streams, blocks."""
-    with closing(open_to_read(path)) as connection:
-        yield from (
-            record
-            for (record,) in connection.execute(
-                "SELECT record FROM samples WHERE status = ? ORDER BY round, position, slot",
-                (status,),
-            )
-        )
-
-
-def open_to_read(path: Path) -> sqlite3.Connection:
-    """A read-only connection, for looking at a run while another process makes it."""
-    if not path.is_file():
-        raise JournalUnusable(f"{path.parent}: no run is kept here (no {path.name})")
-    try:
-        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
-        connection.execute("SELECT value FROM meta WHERE key = 'format'").fetchall()
-    except sqlite3.Error as error:
-        raise JournalUnusable(f"{path}: is no refloom journal ({error})") from error
-    return connection
-
-
 def _connect(path: Path) -> sqlite3.Connection:
     """Open with WAL and full sync: what is committed survives the process and the power."""
     try:
         connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
-        _check_ours(connection, path)
+        check_ours(connection, path)
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         connection.executescript(_TABLES)
@@ -197,22 +193,3 @@ def _connect(path: Path) -> sqlite3.Connection:
     except sqlite3.Error as error:
         raise JournalUnusable(f"{path}: is no refloom journal ({error})") from error
     return connection
-
-
-def _check_ours(connection: sqlite3.Connection, path: Path) -> None:
-    """Refuse, before anything is written, what this version of refloom did not make."""
-    tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
-    if not tables:
-        return
-    kept = (
-        connection.execute("SELECT value FROM meta WHERE key = 'format'")
-        if ({"meta", "calls"} <= tables)
-        else None
-    )
-    found = kept.fetchone() if kept else None
-    if found is None or not str(found[0]).isdigit():
-        raise JournalUnusable(f"{path}: is another program's database; nothing was changed")
-    if int(found[0]) > FORMAT:
-        raise JournalUnusable(
-            f"{path}: was made by a newer refloom (format {found[0]}); nothing was changed"
-        )

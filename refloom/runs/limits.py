@@ -1,101 +1,133 @@
-"""How many calls are in flight, which goes next, and when a failed one is made again."""
+"""How many calls are in flight, and which goes next.
+
+Calls to one model at one endpoint share a lane: its limit, its pace, its pauses. All lanes share
+the places of the run.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import heapq
 import itertools
-import random
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
-from nodes.faults import Transient
-from nodes.llm import Call, ProviderStopped, Reply
+from nodes.llm import Call
+from refloom.runs.lane import Lane, Turn, Waiting, kind_of
+from refloom.runs.pace import pause_of
 
-# Until a first call has succeeded: enough to get past one that hangs, few enough to fail fast.
-OPENING = 4
-TRIES = 6
-LONGEST_WAIT_S = 60.0
-PATIENCE_S = 300.0
+SWEEP_S = 1.0
+# A timer may come this much early by the clock's own grain.
+GRAIN_S = 1e-6
 
 
 class Limiter:
     """Lets calls through: at most `concurrency` at once, those of earlier slots first."""
 
-    def __init__(self, concurrency: int) -> None:
-        self._concurrency = concurrency
-        self._in_flight = 0
-        self._waiting: list[tuple[tuple[int, ...], int, asyncio.Future[None]]] = []
+    def __init__(self, concurrency: int, rpm: int | None = None, tpm: int | None = None) -> None:
+        """`rpm` and `tpm` bound the calls and tokens a minute of each lane."""
+        self.concurrency = concurrency
+        self.in_flight = 0
+        self._rpm, self._tpm = rpm, tpm
+        self._lanes: dict[tuple[str, str], Lane] = {}
         self._count = itertools.count()
-        self.opened = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._sweeper: asyncio.TimerHandle | None = None
+
+    def lane(self, address: str, model: str) -> Lane:
+        """The lane of a model at an endpoint."""
+        found = self._lanes.get((address, model))
+        if found is None:
+            found = self._lanes[address, model] = Lane(self.concurrency, self._rpm, self._tpm)
+        return found
 
     @property
-    def in_flight(self) -> int:
-        """How many calls are under way."""
-        return self._in_flight
+    def limit(self) -> int:
+        """How many calls may be in flight now, over all lanes."""
+        lanes = [lane.limit for lane in self._lanes.values()]
+        return min(self.concurrency, sum(lanes)) if lanes else self.concurrency
+
+    @property
+    def waiting(self) -> int:
+        """How many calls wait for a place."""
+        return sum(len(lane.waiting) for lane in self._lanes.values())
+
+    @property
+    def opened(self) -> bool:
+        """Whether any call has succeeded."""
+        return any(lane.opened for lane in self._lanes.values())
 
     @asynccontextmanager
-    async def place(self, order: tuple[int, ...]) -> AsyncIterator[None]:
-        """Hold one of the places for the length of a call."""
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        heapq.heappush(self._waiting, (order, next(self._count), turn))
+    async def place(self, lane: Lane, call: Call, patience: int = 0) -> AsyncIterator[Turn]:
+        """Hold one of the places for the length of a call; earlier orders are let in first."""
+        let_in: asyncio.Future[Turn] = asyncio.get_running_loop().create_future()
+        waiting = Waiting(kind_of(call), lane.expected(call), patience, let_in)
+        heapq.heappush(lane.waiting, (call.order, next(self._count), waiting))
         self._let_in()
         try:
-            await turn
+            turn = await let_in
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
-                self._leave()
+            if let_in.done() and not let_in.cancelled():
+                self._leave(lane, let_in.result())
             raise
         try:
-            yield
+            yield turn
         finally:
-            self._leave()
+            self._leave(lane, turn)
 
-    def open(self) -> None:
-        """A call has succeeded: from now on all places are used."""
-        self.opened = True
-        self._let_in()
+    def heed(self, lane: Lane, headers: Mapping[str, str]) -> None:
+        """Mind the rate-limit headers of an answer."""
+        pause = pause_of(headers, lane.waiting[0][2].expected if lane.waiting else 1.0)
+        if pause:
+            lane.pause(asyncio.get_running_loop().time(), pause)
 
-    def _leave(self) -> None:
-        self._in_flight -= 1
+    def close(self) -> None:
+        """Let no timer outlive the run."""
+        for timer in (self._timer, self._sweeper):
+            if timer is not None:
+                timer.cancel()
+        self._timer = self._sweeper = None
+
+    def _leave(self, lane: Lane, turn: Turn) -> None:
+        lane.turns.discard(turn)
+        self.in_flight -= 1
         self._let_in()
 
     def _let_in(self) -> None:
-        most = self._concurrency if self.opened else min(OPENING, self._concurrency)
-        while self._waiting and self._in_flight < most:
-            _, _, turn = heapq.heappop(self._waiting)
-            if not turn.done():
-                self._in_flight += 1
-                turn.set_result(None)
+        """Let in whom the limits allow, and come again when the next may begin."""
+        loop = asyncio.get_running_loop()
+        now = loop.time() + GRAIN_S
+        while self.in_flight < self.concurrency:
+            able = [lane for lane in self._lanes.values() if _wants(lane)]
+            if not able:
+                break
+            due = [lane for lane in able if lane.ready_at() <= now]
+            if not due:
+                self._come_again(loop, min(lane.ready_at() for lane in able))
+                break
+            lane = min(due, key=lambda lane: lane.waiting[0][:2])
+            waiting = heapq.heappop(lane.waiting)[2]
+            waiting.let_in.set_result(lane.begin(waiting, loop.time()))
+            self.in_flight += 1
+        if self.in_flight and self._sweeper is None:
+            self._sweeper = loop.call_later(SWEEP_S, self._sweep)
+
+    def _come_again(self, loop: asyncio.AbstractEventLoop, at: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = loop.call_at(at, self._let_in)
+
+    def _sweep(self) -> None:
+        self._sweeper = None
+        loop = asyncio.get_running_loop()
+        for lane in self._lanes.values():
+            lane.end_late(loop.time())
+        if self.in_flight:
+            self._sweeper = loop.call_later(SWEEP_S, self._sweep)
 
 
-async def with_retries(
-    send: Callable[[Call], Awaitable[Reply]],
-    call: Call,
-    *,
-    retried: Callable[[], None],
-    opened: Callable[[], bool],
-) -> Reply:
-    """Send a call, again after faults that pass: at most six times and for five minutes.
-
-    Waits with full jitter, or as long as the endpoint asks. An endpoint that has never answered
-    and cannot be reached raises `ProviderStopped` after three tries.
-    """
-    begun = time.monotonic()
-    for tries in range(1, TRIES + 1):
-        try:
-            return await send(call)
-        except Transient as fault:
-            if fault.kind == "connection" and not opened() and tries >= 3:
-                raise ProviderStopped(
-                    f"the endpoint cannot be reached: {fault.message}. Check --base-url"
-                ) from fault
-            wait = random.uniform(0, min(0.5 * 2**tries, LONGEST_WAIT_S))
-            if fault.retry_after is not None:
-                wait = fault.retry_after + random.uniform(0, 0.5)
-            if tries == TRIES or time.monotonic() - begun + wait > PATIENCE_S:
-                raise
-            retried()
-        await asyncio.sleep(wait)
-    raise AssertionError("the last try returns or raises")
+def _wants(lane: Lane) -> bool:
+    """Whether somebody waits in the lane and it has room."""
+    while lane.waiting and lane.waiting[0][2].let_in.done():
+        heapq.heappop(lane.waiting)
+    return bool(lane.waiting) and len(lane.turns) < lane.limit

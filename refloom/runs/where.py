@@ -21,6 +21,10 @@ class Addresses:
         own_judge = settings.judge_base_url is not None
         self._judge_key = os.environ.get("JUDGE_API_KEY") or ("" if own_judge else self._key)
 
+    def keys(self) -> list[str]:
+        """The secrets in use, so that a log can leave them out."""
+        return [key for key in (self._key, self._judge_key) if key]
+
     async def check(self, settings: Settings) -> None:
         """Raise `ProviderStopped` now if a model of the run has no endpoint at all."""
         for model, judge in ((settings.model, False), (settings.judge, True)):

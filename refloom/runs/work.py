@@ -3,35 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from dataclasses import dataclass
+import contextlib
+from collections.abc import AsyncIterator
+from itertools import islice
 
 from graph.builder import Graph
 from memory.index import IndexUnusable
 from memory.weights import WeightsUnavailable
 from nodes.llm import ProviderStopped
-from nodes.propose import Turn
-from nodes.sample import Finish, Start, record_of
+from nodes.sample import record_of
 from nodes.state import SampleState, Seed
 from refloom.data.read import Source
 from refloom.runs.calls import Interrupted, JournaledCalls
 from refloom.runs.journal import Journal
 from refloom.runs.lock import JournalUnusable
-from refloom.runs.order import Order
+from refloom.runs.seams import Kept, statuses
 from refloom.settings import Settings
 
 WINDOW = 64
+BATCH = 100
 # What ends a run, where anything else costs one seed.
 STOPS = (ProviderStopped, WeightsUnavailable, IndexUnusable, JournalUnusable)
-
-
-@dataclass(frozen=True, slots=True)
-class Seams:
-    """How a run holds the graph: turns, admission of slots, results."""
-
-    turn: Turn
-    start: Start
-    finish: Finish
 
 
 class Work:
@@ -44,39 +36,37 @@ class Work:
         seeds: Source,
         *,
         journal: Journal,
-        order: Order,
         calls: JournaledCalls,
-        seams: Seams,
+        kept: Kept,
     ) -> None:
         self._graph, self._settings, self._seeds = graph, settings, seeds
-        self._journal, self._order, self._calls = journal, order, calls
-        self._seams = seams
+        self._journal, self._order, self._calls = journal, kept.order, calls
+        self._kept = kept
         self._context = settings.context()
         # One call at a time means one seed at a time: rows come early, and the endpoint's prefix
         # cache keeps what the next call wants.
         at_once = settings.calls_at_once
-        window = 1 if at_once == 1 else max(WINDOW, 2 * at_once)
-        self._window = asyncio.Semaphore(window)
+        self._window = 1 if at_once == 1 else max(WINDOW, 2 * at_once)
+        self._ended = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._fault: BaseException | None = None
+        self._fault: Exception | None = None
 
     async def all(self) -> None:
         """Return when there are enough rows, seeds have run out, or the run is stopping.
 
-        The first fault that is more than a sample's is raised; all else is given up with it.
+        The first fault that is more than a sample's is raised once what is in flight has ended.
         """
         resumed = bool(await asyncio.to_thread(self._journal.read, "SELECT 1 FROM turns LIMIT 1"))
         try:
-            for seed in self._in_order():
-                await self._window.acquire()
+            async for seed in self._in_order():
+                await self._until_fewer_than(self._window)
                 if self._over() or self._order.enough():
                     break
                 task = asyncio.create_task(self._one(seed, resumed))
                 self._tasks.add(task)
                 task.add_done_callback(self._done)
-            while self._tasks and not self._over():
-                await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED, timeout=1)
-            if self._fault is None and self._tasks:
+            await self._until_fewer_than(1)
+            if self._tasks and not isinstance(self._fault, JournalUnusable):
                 await self._let_calls_end()
         finally:
             for task in self._tasks:
@@ -85,23 +75,34 @@ class Work:
         if self._fault is not None:
             raise self._fault
 
-    def _in_order(self) -> Iterator[Seed]:
+    async def _until_fewer_than(self, most: int) -> None:
+        """Wait until fewer seeds than that are under way, or the run is stopping."""
+        while len(self._tasks) >= most and not self._over():
+            self._ended.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(1):
+                    await self._ended.wait()
+
+    async def _in_order(self) -> AsyncIterator[Seed]:
         round_ = 0
         while True:
-            for position, seed in enumerate(self._seeds):
-                yield {
-                    "id": seed["id"],
-                    "instruction": seed["instruction"],
-                    "round": round_,
-                    "position": position,
-                }
+            seeds = enumerate(self._seeds)
+            # Read by the hundred in a thread: files are not for the event loop.
+            while batch := await asyncio.to_thread(lambda: list(islice(seeds, BATCH))):  # noqa: B023
+                for position, seed in batch:
+                    yield {
+                        "id": seed["id"],
+                        "instruction": seed["instruction"],
+                        "round": round_,
+                        "position": position,
+                    }
             # Without a target a seed has one turn; with one, `Order.enough` ends it.
             if not self._settings.target or self._settings.answer_seeds:
                 return
             round_ += 1
 
     def _over(self) -> bool:
-        return self._fault is not None or self._calls.stopping
+        return self._calls.stopping
 
     async def _let_calls_end(self) -> None:
         """Wait for the tasks whose calls are under way; the others wait for what never comes."""
@@ -112,10 +113,12 @@ class Work:
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        self._window.release()
+        self._ended.set()
         fault = None if task.cancelled() else task.exception()
-        if fault is not None and not isinstance(fault, Interrupted):
+        if isinstance(fault, Exception) and not isinstance(fault, Interrupted):
+            # What is in flight is paid for, and still finished.
             self._fault = self._fault or fault
+            self._calls.stop(fault)
 
     async def _one(self, seed: Seed, resumed: bool) -> None:
         if resumed:
@@ -138,13 +141,5 @@ class Work:
             "seed": seed,
             "failure": {"stage": "retrieve", "kind": "bad_input", "message": message},
         }
-        if await self._seams.start(slot):
-            await self._seams.finish(record_of(state, slot, self._context))
-
-
-def statuses(journal: Journal, round_: int, position: int) -> dict[int, str]:
-    """How the finished slots of a seed ended. Blocks."""
-    rows = journal.read(
-        "SELECT slot, status FROM samples WHERE round = ? AND position = ?", round_, position
-    )
-    return {int(slot): str(status) for slot, status in rows}
+        if await self._kept.start(slot):
+            await self._kept.finish(record_of(state, slot, self._context))

@@ -1,0 +1,134 @@
+"""What the faulty endpoint says to a request: the good answer, or one of the ways to spoil it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+import fakes  # noqa: E402
+
+STATUSES = {"429": 429, "429_retry_after": 429, "500": 500, "503": 503}
+BROKEN = ("hang", "reset", "half_body")
+TRANSPORT = (*STATUSES, *BROKEN)
+# The first two hold a good answer; the others hold none, marked so that it can be told.
+CONTENT = (
+    *("think", "fenced", "invalid_json", "wrong_shape", "empty", "null", "refusal"),
+    *("content_filter", "length"),
+)
+MARK = "BADMARK"
+QUALITIES = """
+    gives a reason for every claim; closes with a short summary; explains each step before the next;
+    uses short sentences throughout; begins with the main answer; compares two ways of doing it;
+    warns of a common mistake; keeps a friendly and calm tone
+"""
+
+
+def stage_of(body: dict[str, Any]) -> str:
+    """The stage a request carries."""
+    return fakes.stage_of(body)
+
+
+def words(key: str, n: int) -> str:
+    """n words made from a key."""
+    return fakes.words(key, n)
+
+
+def drawn(*parts: str) -> float:
+    """A number from 0 to 1 that the same parts always give."""
+    digest = sha256("\x1f".join(parts).encode("utf-8", "replace")).digest()
+    return int.from_bytes(digest[:6], "big") / (1 << 48)
+
+
+def answer(body: dict[str, Any], reject: float) -> dict[str, Any]:
+    """The good answer to a request: candidates are failed by hash, proposals collide at times."""
+    stage = fakes.stage_of(body)
+    prompt = "\n".join(m["content"] for m in body["messages"])
+    said = fakes.answer(stage, prompt, body.get("seed", 0))
+    if stage == "critique":
+        response = fakes.tagged(prompt, "response")[-1]
+        failed = drawn(response, "reject") < reject
+        rows = said["verdicts"]
+        if failed and rows:
+            rows[int(drawn(response, "which") * len(rows))]["verdict"] = "fail"
+            rows[0]["verdict"] = "fail"
+        if drawn(prompt, "evidence") < 0.1:
+            rows[-1]["evidence"] = "words that are nowhere"
+    if stage == "propose":
+        rows = said["instructions"]
+        for i, text in enumerate(rows):
+            if drawn(text, "common") < 0.15:
+                rows[i] = fakes.words(f"common {int(drawn(text) * 12)}", 12) + "?"
+    if stage == "extract":
+        texts = [" ".join(q.split()) for q in QUALITIES.split(";")]
+        for i, one in enumerate(said["characteristics"]):
+            one["text"] = texts[int(drawn(prompt, str(i)) * len(texts))]
+    return said
+
+
+def spoilt(kind: str, said: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """The message and finish reason of an answer with a fault of content."""
+    text = json.dumps(said)
+    bad = {key: f"{MARK} {value}" for key, value in said.items()}
+    cut = json.dumps(bad)[: len(text) // 2]
+    ways: dict[str, tuple[dict[str, Any], str]] = {
+        "ok": ({"content": text}, "stop"),
+        "think": ({"content": f'<think>{{"a": "{MARK}"}} hm</think>\n{text}'}, "stop"),
+        "fenced": ({"content": f"```json\n{text}\n```"}, "stop"),
+        "invalid_json": ({"content": json.dumps(bad)[:-2] + ", oh"}, "stop"),
+        "wrong_shape": ({"content": json.dumps({k: [{MARK: 1}] for k in said})}, "stop"),
+        "empty": ({"content": ""}, "stop"),
+        "null": ({"content": None}, "stop"),
+        "refusal": ({"content": None, "refusal": f"I will not. {MARK}"}, "stop"),
+        "length": ({"content": cut}, "length"),
+    }
+    return ways[kind]
+
+
+def completion(kind: str, body: dict[str, Any], said: dict[str, Any]) -> web.Response:
+    """A chat completion; its usage follows from the lengths of the texts."""
+    message, finish = spoilt(kind, said)
+    prompt = sum(len(m["content"]) for m in body["messages"]) // 4
+    written = len(message["content"] or "") // 4
+    choice = {"index": 0, "message": {"role": "assistant", **message}, "finish_reason": finish}
+    usage = {"prompt_tokens": prompt, "completion_tokens": written}
+    return web.json_response(
+        {
+            "id": "x",
+            "object": "chat.completion",
+            "created": 0,
+            "model": body["model"],
+            "choices": [choice],
+            "usage": usage | {"total_tokens": prompt + written},
+        }
+    )
+
+
+def made(stage: str, body: dict[str, Any], said: dict[str, Any]) -> dict[str, str]:
+    """What a written response is for and what it is, as hashes, for checking rows."""
+    if stage not in ("generate", "refine"):
+        return {}
+    instruction = fakes.tagged(body["messages"][1]["content"], "instruction")[-1]
+    return {"about": hashed(instruction), "made": hashed(said["response"])}
+
+
+def hashed(text: str) -> str:
+    """A short hash of a text without the white space around it."""
+    return sha256(text.strip().encode("utf-8", "replace")).hexdigest()[:16]
+
+
+def reply_to(kind: str, body: dict[str, Any], said: dict[str, Any]) -> web.Response:
+    """The response of a kind that is sent whole."""
+    if kind in STATUSES:
+        headers = {"Retry-After": "1"} if kind == "429_retry_after" else {}
+        return fakes.error(STATUSES[kind], f"made to fail: {kind}", **headers)
+    if kind == "content_filter":
+        return fakes.error(400, "withheld by the content management policy", "content_filter")
+    return completion(kind, body, said)

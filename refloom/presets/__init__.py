@@ -1,0 +1,1 @@
+"""Settings that go together, by name."""

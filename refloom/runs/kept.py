@@ -1,0 +1,80 @@
+"""Reading a journal that may be another process's: its calls, its finished samples."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+from refloom.runs.lock import JournalUnusable
+
+FORMAT = 1
+REPLY = "SELECT reply FROM calls WHERE key = ? UNION ALL SELECT reply FROM borrowed WHERE key = ?"
+
+
+class KeptCalls:
+    """The calls of another run's journal, to read; that run may be under way."""
+
+    def __init__(self, directory: Path) -> None:
+        """Raises `JournalUnusable` when there is no journal in `directory`."""
+        path = directory / "journal.sqlite"
+        self._connection = open_to_read(path, check_same_thread=False)
+        self._lock = threading.Lock()
+        check_ours(self._connection, path)
+
+    def reply(self, key: bytes) -> str | None:
+        """The reply of a call as JSON, or None. Blocks."""
+        with self._lock:
+            found = self._connection.execute(REPLY, (key, key)).fetchone()
+        return found[0] if found else None
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._connection.close()
+
+
+def records(path: Path, status: str) -> Iterator[str]:
+    """The records of a status as JSON lines, in slot order; streams, blocks."""
+    with closing(open_to_read(path)) as connection:
+        yield from (
+            record
+            for (record,) in connection.execute(
+                "SELECT record FROM samples WHERE status = ? ORDER BY round, position, slot",
+                (status,),
+            )
+        )
+
+
+def open_to_read(path: Path, *, check_same_thread: bool = True) -> sqlite3.Connection:
+    """A read-only connection, for looking at a run while another process makes it."""
+    if not path.is_file():
+        raise JournalUnusable(f"{path.parent}: no run is kept here (no {path.name})")
+    try:
+        connection = sqlite3.connect(
+            f"{path.absolute().as_uri()}?mode=ro", uri=True, check_same_thread=check_same_thread
+        )
+        connection.execute("SELECT value FROM meta WHERE key = 'format'").fetchall()
+    except sqlite3.Error as error:
+        raise JournalUnusable(f"{path}: is no refloom journal ({error})") from error
+    return connection
+
+
+def check_ours(connection: sqlite3.Connection, path: Path) -> None:
+    """Refuse, before anything is written, what this version of refloom did not make."""
+    tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
+    if not tables:
+        return
+    kept = (
+        connection.execute("SELECT value FROM meta WHERE key = 'format'")
+        if ({"meta", "calls"} <= tables)
+        else None
+    )
+    found = kept.fetchone() if kept else None
+    if found is None or not str(found[0]).isdigit():
+        raise JournalUnusable(f"{path}: is another program's database; nothing was changed")
+    if int(found[0]) > FORMAT:
+        raise JournalUnusable(
+            f"{path}: was made by a newer refloom (format {found[0]}); nothing was changed"
+        )

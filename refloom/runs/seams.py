@@ -1,0 +1,108 @@
+"""How a run holds its graph: turns, admission of slots, and results, all through the journal."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+
+from memory.characteristics import Learned
+from nodes.sample import Record
+from refloom.runs.calls import JournaledCalls
+from refloom.runs.journal import Journal
+from refloom.runs.log import event
+from refloom.runs.order import Order, Slot
+
+# How many samples have to be finished before their failure rate says anything.
+JUDGED_AFTER = 20
+
+
+class TooManyFailed(Exception):
+    """More samples failed than the run was allowed; it was stopped before it cost more."""
+
+
+class Kept:
+    """Starts slots in order, and commits each finished sample before anybody hears of it."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        order: Order,
+        calls: JournaledCalls,
+        max_failure_rate: float,
+        on_record: Callable[[Record], None] | None,
+    ) -> None:
+        self.order = order
+        self._journal = journal
+        self._calls = calls
+        self._max_failure_rate = max_failure_rate
+        self._on_record = on_record
+
+    async def start(self, slot: Slot) -> bool:
+        """See `nodes.sample.Start`; a slot that is finished in the journal does not start again."""
+        begun = await self.order.start(slot)
+        kept = await asyncio.to_thread(statuses, self._journal, slot[0], slot[1])
+        if begun and slot[2] in kept:
+            await self.order.finished({"status": kept[slot[2]]})
+            return False
+        return begun
+
+    async def finish(self, record: Record) -> None:
+        """See `nodes.sample.Finish`."""
+        await self._journal.put(
+            "INSERT OR IGNORE INTO samples VALUES (?, ?, ?, ?, ?)",
+            *record["slot"],
+            record["status"],
+            line_of(record),
+        )
+        await self.order.finished(record)
+        said = {k: record[k] for k in ("id", "seed_id", "slot", "status", "reason", "cost_usd")}
+        event("sample", **said, attempts=len(record["attempts"]), error=record.get("error"))
+        self._watch_failures()
+        if self._on_record is not None:
+            self._on_record(record)
+
+    def _watch_failures(self) -> None:
+        order = self.order
+        ended = order.accepted + order.rejected + order.failed
+        if ended >= JUDGED_AFTER and order.failed > self._max_failure_rate * ended:
+            self._calls.stop(
+                TooManyFailed(
+                    f"{order.failed} of {ended} samples failed, more than --max-failure-rate "
+                    f"{self._max_failure_rate} allows: see failed.jsonl for why. Mend that and run "
+                    "again to go on, or raise --max-failure-rate"
+                )
+            )
+
+
+def statuses(journal: Journal, round_: int, position: int) -> dict[int, str]:
+    """How the finished slots of a seed ended. Blocks."""
+    rows = journal.read(
+        "SELECT slot, status FROM samples WHERE round = ? AND position = ?", round_, position
+    )
+    return {int(slot): str(status) for slot, status in rows}
+
+
+def line_of(record: Record) -> str:
+    """A record as JSON; half a surrogate pair, which is no text, becomes a question mark."""
+    return json.dumps(record, ensure_ascii=False).encode("utf-8", "replace").decode("utf-8")
+
+
+def heard(journal: Journal) -> Callable[[str, Learned | None], None]:
+    """Write down, without waiting, of each reference whether it was learned from."""
+    told: dict[str, bool] = {}
+
+    def hear(reference_id: str, learned: Learned | None) -> None:
+        failed = learned is None
+        # What failed once may be learned later; what was learned stays so.
+        if told.get(reference_id, True) and told.get(reference_id) != failed:
+            told[reference_id] = failed
+            counts = json.dumps(learned["counts"] if learned else {})
+            journal.put_soon(
+                "INSERT OR REPLACE INTO learned VALUES (?, ?, ?)",
+                reference_id,
+                int(failed),
+                counts,
+            )
+
+    return hear

@@ -1,0 +1,409 @@
+"""What calls cost, and caps that no call may pass."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import tomllib
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nodes.generate import Generated
+from nodes.llm import Call
+from nodes.state import Usage
+from refloom.data.rows import BadFile
+from refloom.runs.budget import (
+    TOKENS_PER_BYTE,
+    TOKENS_PER_CALL,
+    Budget,
+    BudgetSpent,
+    Reservation,
+    check_priced,
+)
+from refloom.runs.prices import Price, Prices
+
+PRICES = Prices({"m": Price(1.0, 2.0, 0.5), "dear": Price(10.0, 20.0)})
+
+
+def usage(prompt: int, completion: int = 0, cached: int = 0) -> Usage:
+    return {
+        "calls": 1,
+        "prompt_tokens": prompt,
+        "cached_tokens": cached,
+        "completion_tokens": completion,
+    }
+
+
+def call(
+    completion: int = 100, *, text: str = "", order: tuple[int, ...] = (), **more: object
+) -> Call:
+    given = {
+        "stage": "generate",
+        "messages": ({"role": "user", "content": text},),
+        "answer": None,
+        "model": "m",
+        "judge": False,
+        "seed": 0,
+        "temperature": 0.0,
+        "max_tokens": completion,
+        "order": order,
+    }
+    return Call(**{**given, **more})
+
+
+def tokens_only(most: int, **more: object) -> Budget:
+    return Budget(max_cost=None, max_tokens=most, prices=PRICES, **more)
+
+
+async def turns() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+def lines(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "prices.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+# --- prices ------------------------------------------------------------------------------------
+
+
+def test_the_bundled_table_knows_list_prices_and_dated_names():
+    prices = Prices.load(None)
+    assert prices.of("gpt-4o-mini") == Price(0.15, 0.60, 0.075)
+    assert prices.of("gpt-4o-mini-2024-07-18") == prices.of("gpt-4o-mini")
+    assert prices.of("gpt-4o-2024-08-06") == prices.of("gpt-4o")
+
+
+def test_a_dated_name_with_a_price_of_its_own_keeps_it():
+    assert Prices.load(None).of("gpt-4o-2024-05-13") == Price(5.0, 15.0)
+
+
+@pytest.mark.parametrize(
+    "model",
+    ["gpt-4o-mini-0718", "gpt-4o-mini-2024-07-18-x", "gpt-4o-minimal", "GPT-4o", "", "x/gpt-4o"],
+)
+def test_an_unknown_name_has_no_price_and_no_cost(model):
+    prices = Prices.load(None)
+    assert prices.of(model) is None
+    assert prices.cost(model, usage(5)) is None
+
+
+@pytest.mark.parametrize("model", ["local", "models/some.gguf"])
+def test_an_embedded_model_costs_nothing(model):
+    assert Prices.load(None).cost(model, usage(10**6, 10**6)) == 0
+
+
+def test_cached_tokens_are_part_of_the_prompt_and_have_their_own_price():
+    assert PRICES.cost("m", usage(1_000_000, 0, 400_000)) == pytest.approx(0.8)
+    assert PRICES.cost("m", usage(0, 1_000_000)) == pytest.approx(2.0)
+
+
+def test_without_a_cached_price_cached_tokens_cost_as_much_as_others():
+    assert PRICES.cost("dear", usage(1_000_000, 0, 400_000)) == pytest.approx(10.0)
+
+
+def test_a_file_of_the_users_goes_over_the_bundled_one(tmp_path):
+    text = '"gpt-4o-mini" = { input = 1, output = 2 }\n["my/model:1"]\ninput = 0\noutput = 0.5\n'
+    prices = Prices.load(lines(tmp_path, text))
+    assert prices.of("gpt-4o-mini-2024-07-18") == Price(1.0, 2.0)
+    assert prices.of("my/model:1") == Price(0.0, 0.5)
+    assert prices.of("gpt-4o") == Price(2.5, 10.0, 1.25)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[x", "is no TOML"),
+        ("x = 3", "'x' has no prices but 3"),
+        ('["x"]\ninput = 1', "'x' has no 'output'"),
+        ('["x"]\ninput = -1\noutput = 1', "input = -1; give dollars per million"),
+        ('["x"]\ninput = nan\noutput = 1', "input = nan"),
+        ('["x"]\ninput = inf\noutput = 1', "input = inf"),
+        (f'["x"]\ninput = 1{"0" * 400}\noutput = 1', "input = 1000"),
+        (f'["x"]\ninput = 1{"0" * 9000}\noutput = 1', "is no TOML"),
+        ('["x"]\ninput = true\noutput = 1', "input = True"),
+        ('["x"]\ninput = "1"\noutput = 1', "input = '1'"),
+        ('["x"]\ninput = 1\noutput = 1\ncached = 1', "unknown key 'cached'; known are input"),
+        ("[gpt-4.1]\ninput = 1\noutput = 1", 'needs quotes: ["gpt-4.1"]'),
+    ],
+)
+def test_a_wrong_file_is_refused_with_what_is_wrong_in_it(tmp_path, text, said):
+    path = lines(tmp_path, text)
+    with pytest.raises(BadFile) as refused:
+        Prices.load(path)
+    assert said in str(refused.value)
+    assert str(path) in str(refused.value)
+
+
+def test_a_file_that_is_not_there_or_no_text_is_refused(tmp_path):
+    with pytest.raises(BadFile, match="cannot be read: No such file"):
+        Prices.load(tmp_path / "none.toml")
+    with pytest.raises(BadFile, match="cannot be read: Is a directory"):
+        Prices.load(tmp_path)
+    (tmp_path / "x.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(BadFile, match="no UTF-8"):
+        Prices.load(tmp_path / "x.toml")
+
+
+def test_a_cap_in_dollars_needs_the_price_of_every_model():
+    check_priced(PRICES, ["m", "unknown"], None)
+    check_priced(PRICES, ["m", "local"], 1.0)
+    with pytest.raises(BadFile, match="--prices FILE") as refused:
+        check_priced(PRICES, ["m", "a.b", "a.b", "c"], 1.0)
+    said = str(refused.value)
+    assert "'a.b', 'c'" in said
+    line = said[said.index('"a.b"') : said.index('  "c"')]
+    assert set(tomllib.loads(line)["a.b"]) == {"input", "cached_input", "output"}
+
+
+# --- budget ------------------------------------------------------------------------------------
+
+
+async def test_a_call_is_reserved_at_its_most_and_settled_at_its_bill():
+    budget = Budget(max_cost=1.0, max_tokens=10_000, prices=PRICES)
+    kept = await budget.reserve(call(100, room=2))
+    assert budget.reserved_tokens == TOKENS_PER_CALL + 200
+    assert budget.reserved_cost == pytest.approx((TOKENS_PER_CALL + 400) / 1e6)
+    budget.settle(kept, usage(20, 30, 10))
+    assert (budget.reserved_tokens, budget.reserved_cost) == (0, 0)
+    assert budget.spent_tokens == 50
+    assert budget.spent_cost == pytest.approx((10 * 1.0 + 10 * 0.5 + 30 * 2.0) / 1e6)
+
+
+async def test_a_failed_call_is_billed_nothing():
+    budget = tokens_only(1000)
+    budget.settle(await budget.reserve(call()), None)
+    assert (budget.spent_tokens, budget.reserved_tokens) == (0, 0)
+
+
+async def test_a_reservation_is_settled_only_once():
+    budget = tokens_only(1000)
+    kept = await budget.reserve(call())
+    budget.settle(kept, None)
+    with pytest.raises(ValueError, match="once"):
+        budget.settle(kept, usage(1))
+
+
+async def test_the_prompt_and_the_schema_are_counted_in_bytes():
+    budget = tokens_only(10_000)
+    plain = await budget.reserve(call(0, text="é" * 50))
+    assert plain.tokens == TOKENS_PER_CALL + 100 * TOKENS_PER_BYTE
+    shaped = await budget.reserve(call(0, text="é" * 50, answer=Generated))
+    assert shaped.tokens > plain.tokens + 20
+
+
+async def test_the_tokens_of_a_byte_are_learned_upwards_by_model():
+    budget = tokens_only(100_000)
+    for prompt in (TOKENS_PER_CALL + 100, 20):
+        kept = await budget.reserve(call(0, text="x" * 100))
+        budget.settle(kept, usage(prompt))
+    assert (await budget.reserve(call(0, text="x" * 100))).tokens == TOKENS_PER_CALL + 100
+    other = await budget.reserve(call(0, text="x" * 100, model="dear"))
+    assert other.tokens == TOKENS_PER_CALL + 100 * TOKENS_PER_BYTE
+
+
+async def test_a_body_of_the_users_that_asks_for_more_is_reserved_for():
+    budget = tokens_only(10_000)
+    kept = await budget.reserve(call(100, extra_body={"max_completion_tokens": 3000}))
+    assert kept.tokens == TOKENS_PER_CALL + 3000
+
+
+async def test_without_a_cap_nothing_is_reserved_and_everything_is_counted():
+    budget = Budget(max_cost=None, max_tokens=None, prices=PRICES, cost=1.5, tokens=7)
+    for _ in range(3):
+        budget.settle(await budget.reserve(call(10**9)), usage(100, 100))
+    assert (budget.reserved_tokens, budget.spent_tokens) == (0, 607)
+    assert budget.spent_cost == pytest.approx(1.5 + 3 * 300 / 1e6)
+
+
+async def test_what_a_model_without_a_price_has_cost_is_not_known():
+    budget = Budget(max_cost=None, max_tokens=10**6, prices=PRICES)
+    budget.settle(await budget.reserve(call(model="unknown")), usage(100))
+    assert budget.spent_cost is None
+    assert budget.spent_tokens == 100
+
+
+async def test_a_cap_in_dollars_refuses_a_model_without_a_price():
+    budget = Budget(max_cost=1.0, max_tokens=None, prices=PRICES)
+    with pytest.raises(BadFile, match="unknown"):
+        await budget.reserve(call(model="unknown"))
+
+
+async def test_a_call_that_can_never_fit_is_refused_with_what_to_do():
+    budget = tokens_only(1000, tokens=900)
+    with pytest.raises(BudgetSpent) as spent:
+        await budget.reserve(call(100))
+    assert str(spent.value) == (
+        "--max-tokens is 1,000: 900 are used and the next call (generate, m) may use 164; "
+        "raise --max-tokens and run again to go on"
+    )
+    budget = Budget(max_cost=0.05, max_tokens=None, prices=PRICES, cost=0.0499)
+    with pytest.raises(BudgetSpent) as spent:
+        await budget.reserve(call(100))
+    assert str(spent.value) == (
+        "--max-cost is $0.05: $0.0499 is spent and the next call (generate, m) may cost "
+        "$0.000264; raise --max-cost and run again to go on"
+    )
+
+
+async def test_what_does_not_fit_beside_others_waits_for_them_lower_orders_first():
+    budget, entered = tokens_only(1000), []
+    first = await budget.reserve(call(1000 - TOKENS_PER_CALL))
+
+    async def one(order):
+        kept = await budget.reserve(call(500, order=order))
+        entered.append(order)
+        await turns()
+        budget.settle(kept, usage(1))
+
+    orders = [(3,), (1, 2), (2,), (1,), (1, 1)]
+    tasks = [asyncio.create_task(one(order)) for order in orders]
+    await turns()
+    assert entered == []
+    budget.settle(first, usage(10))
+    await asyncio.gather(*tasks)
+    assert entered == sorted(orders)
+    assert (budget.reserved_tokens, budget.spent_tokens) == (0, 15)
+
+
+async def test_once_spent_it_is_spent_for_all_who_wait_and_all_who_come():
+    budget = tokens_only(1000)
+    first = await budget.reserve(call(900))
+    waiting = [asyncio.create_task(budget.reserve(call(500, order=(i,)))) for i in range(3)]
+    await turns()
+    assert not any(task.done() for task in waiting)
+    budget.settle(first, usage(64, 900))
+    found = await asyncio.gather(*waiting, return_exceptions=True)
+    assert [type(one) for one in found] == [BudgetSpent] * 3
+    with pytest.raises(BudgetSpent, match="964 are used"):
+        await budget.reserve(call(0))
+    assert budget.reserved_tokens == 0
+
+
+async def test_a_hopeless_call_ends_the_wait_of_others_too():
+    budget = tokens_only(1000)
+    kept = await budget.reserve(call(900))
+    waiting = asyncio.create_task(budget.reserve(call(100)))
+    await turns()
+    with pytest.raises(BudgetSpent):
+        await budget.reserve(call(5000))
+    with pytest.raises(BudgetSpent):
+        await waiting
+    budget.settle(kept, usage(1))
+    assert (budget.reserved_tokens, budget.spent_tokens) == (0, 1)
+
+
+async def test_a_big_call_that_is_given_up_lets_those_behind_it_on():
+    budget = tokens_only(1000)
+    await budget.reserve(call(500))
+    big = asyncio.create_task(budget.reserve(call(900, order=(0,))))
+    small = asyncio.create_task(budget.reserve(call(100, order=(1,))))
+    await turns()
+    assert not small.done()
+    big.cancel()
+    await turns()
+    assert small.done()
+    assert big.cancelled()
+
+
+async def test_one_given_up_in_the_moment_it_is_let_on_gives_its_part_back():
+    budget = tokens_only(1000)
+    first = await budget.reserve(call(900))
+    lost = asyncio.create_task(budget.reserve(call(900)))
+    await turns()
+    budget.settle(first, None)
+    lost.cancel()
+    await turns()
+    assert lost.cancelled()
+    assert budget.reserved_tokens == 0
+    assert (await budget.reserve(call(900))).tokens == budget.reserved_tokens
+
+
+class Played:
+    """Calls on their way through a budget, settled and given up as a draw says."""
+
+    def __init__(self, max_pico: int | None, max_tokens: int | None, draw: random.Random) -> None:
+        max_cost = None if max_pico is None else max_pico / 1e6
+        self.max_cost, self.max_tokens, self.draw = max_cost, max_tokens, draw
+        self.budget = Budget(max_cost=max_cost, max_tokens=max_tokens, prices=PRICES)
+        self.tasks: list[asyncio.Task[Reservation]] = []
+        self.given_up: set[asyncio.Task[Reservation]] = set()
+        self.settled: set[Reservation] = set()
+
+    def under_way(self) -> list[Reservation]:
+        ended = [t for t in self.tasks if t.done() and not t.cancelled() and not t.exception()]
+        return [t.result() for t in ended if t.result() not in self.settled]
+
+    def settle_one(self) -> None:
+        open_ = self.under_way()
+        if open_:
+            kept = self.draw.choice(open_)
+            self.settled.add(kept)
+            self.budget.settle(kept, self.bill(kept))
+
+    def bill(self, kept: Reservation) -> Usage | None:
+        """Nothing, or anything up to what was set aside, which a test's prompt never passes."""
+        if self.draw.random() < 0.2:
+            return None
+        most = max(kept.tokens - TOKENS_PER_CALL, 0)
+        prompt, completion = self.draw.randint(0, TOKENS_PER_CALL), self.draw.randint(0, most)
+        if self.draw.random() < 0.3:
+            prompt, completion = TOKENS_PER_CALL, most
+        return usage(prompt, completion, self.draw.randint(0, prompt))
+
+    def give_one_up(self) -> None:
+        open_ = [t for t in self.tasks if not t.done()]
+        if open_:
+            self.draw.choice(open_).cancel()
+
+    def check(self) -> None:
+        budget = self.budget
+        assert budget.reserved_tokens >= 0
+        if self.max_tokens is not None:
+            assert budget.spent_tokens + budget.reserved_tokens <= self.max_tokens
+        if self.max_cost is not None:
+            cost = budget.spent_cost + budget.reserved_cost
+            assert cost <= self.max_cost + 1e-11
+
+    async def play(self, calls: list[tuple[int, int, str]]) -> None:
+        for completion, order, model in calls:
+            reserving = self.budget.reserve(call(completion, order=(order,), model=model))
+            self.tasks.append(asyncio.create_task(reserving))
+            for act in self.draw.choices((self.settle_one, self.give_one_up, None), k=2):
+                await asyncio.sleep(0) if act is None else act()
+                self.check()
+        while any(not t.done() for t in self.tasks) or self.under_way():
+            await turns()
+            self.check()
+            waiting, open_ = [t for t in self.tasks if not t.done()], self.under_way()
+            assert open_ or not waiting, "they wait and nothing is under way"
+            self.settle_one()
+        self.check()
+
+
+@settings(max_examples=200, deadline=None, database=None)
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 400), st.integers(0, 5), st.sampled_from(["m", "dear"])),
+        max_size=25,
+    ),
+    st.one_of(st.none(), st.integers(0, 20_000)),
+    st.one_of(st.none(), st.integers(0, 3000)),
+    st.integers(0, 2**32),
+)
+def test_no_order_of_things_passes_a_cap_or_leaves_anyone_waiting(calls, micro, most, seed):
+    async def main() -> None:
+        played = Played(micro, most, random.Random(seed))
+        await played.play(calls)
+        assert (played.budget.reserved_tokens, played.budget.reserved_cost) == (0, 0)
+        refused = [t for t in played.tasks if not t.cancelled() and t.exception()]
+        assert all(type(t.exception()) is BudgetSpent for t in refused)
+        if micro is None and most is None:
+            assert not refused
+
+    asyncio.run(main())

@@ -1,0 +1,431 @@
+"""What a person sees of a run."""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+import threading
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from refloom.runs.display import KEY_CHARS, MOST_KEYS, Progress, Seen
+
+SEEN = Seen(
+    accepted=0,
+    rejected=0,
+    failed=0,
+    target=100,
+    seeds=50,
+    candidates=0,
+    paid=0,
+    reused=0,
+    retried=0,
+    in_flight=8,
+    limit=16,
+    concurrency=32,
+    waiting=4,
+    cost=0.0,
+    max_cost=None,
+    tokens=0,
+)
+NEVER = 3600.0
+
+
+class Watched:
+    """A run that says what it is told to say, at the time it is told."""
+
+    def __init__(self, seen=SEEN, **given):
+        self.seen, self.now = seen, 100.0
+        self.to = io.StringIO()
+        given = {"to": self.to, "clock": lambda: self.now, "tick_s": NEVER, **given}
+        self.progress = Progress(**given)
+
+    def begin(self):
+        return self.progress.begin(lambda: self.seen)
+
+    def after(self, seconds, **changed):
+        """Let time pass, and give what was written at its end."""
+        self.seen, self.now = replace(self.seen, **changed), self.now + seconds
+        before = len(self.to.getvalue())
+        self.progress.tick()
+        return self.to.getvalue()[before:]
+
+
+class Screen(Watched):
+    """The same on a terminal."""
+
+    def __init__(self, seen=SEEN, width=100, **given):
+        self.drawn = io.StringIO()
+        console = Console(
+            file=self.drawn,
+            force_terminal=True,
+            width=width,
+            height=30,
+            color_system=None,
+            _environ={"TERM": "xterm"},
+        )
+        super().__init__(seen, console=console, **given)
+
+    def after(self, seconds, **changed):
+        self.seen, self.now = replace(self.seen, **changed), self.now + seconds
+        before = len(self.drawn.getvalue())
+        self.progress.tick()
+        return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "", self.drawn.getvalue()[before:])
+
+
+def record(status="accepted", failing=(), **more):
+    criteria = [{"id": f"c{i}", "text": text} for i, text in enumerate(failing)]
+    verdicts = [{"criterion_id": c["id"], "verdict": "fail"} for c in criteria]
+    return {
+        "status": status,
+        "instruction": "Why?",
+        "response": "So.\nAnd so.",
+        "seed_id": "s1",
+        "reason": "criteria",
+        "criteria": criteria,
+        "attempts": [{"response": "So.", "verdicts": verdicts}],
+        **more,
+    }
+
+
+def test_a_line_is_written_every_half_minute_and_no_sooner():
+    run = Watched()
+    with run.begin():
+        assert run.after(29) == ""
+        assert run.after(1).count("\n") == 1
+        assert run.after(29) == ""
+        assert run.after(2).startswith("[  61 s] accepted 0 of 100, ")
+
+
+def test_a_line_says_all_there_is_to_say():
+    run = Watched(replace(SEEN, max_cost=5.0))
+    with run.begin():
+        run.progress(record("rejected", ["gives a reason", "is short"]))
+        run.progress(record("rejected", ["gives a reason"]))
+        run.progress.fault("timeout")
+        run.progress.fault("rate_limit")
+        run.progress.fault("timeout")
+        line = run.after(
+            30,
+            accepted=10,
+            rejected=2,
+            failed=1,
+            paid=60,
+            retried=3,
+            reused=7,
+            cost=0.5,
+            tokens=12345,
+        )
+    assert line == (
+        "[  30 s] accepted 10 of 100, rejected 2, failed 1; "
+        "20.0 rows a minute, 2.0 calls a second; 60 calls paid, 7 reused, 3 retried; "
+        "8 in flight of 16 allowed (at most 32), 4 waiting; "
+        "cost $0.5000 of $5.00 allowed, $5.00 by the end, 12,345 tokens; "
+        'fails most: "gives a reason" 2, "is short" 1; errors: timeout 2, rate_limit 1\n'
+    )
+
+
+def test_the_end_says_how_it_went_in_one_line_with_the_speed_of_the_whole():
+    run = Watched()
+    with run.begin():
+        run.after(10, accepted=50, paid=100)
+        run.after(100, accepted=100, paid=220)
+    last = run.to.getvalue().splitlines()[-1]
+    assert last.startswith("[ 110 s] accepted 100 of 100, rejected 0, failed 0; 54.5 rows a minute")
+    assert "2.0 calls a second" in last
+    assert "in flight" not in last and "by the end" not in last
+
+
+def test_a_run_in_which_nothing_happened_ends_without_a_word():
+    run = Watched()
+    with run.begin():
+        pass
+    assert run.to.getvalue() == ""
+
+
+def test_speed_is_that_of_the_last_minute():
+    run = Watched(replace(SEEN, accepted=40, paid=500))
+    with run.begin():
+        assert "20.0 rows a minute, 1.0 calls a second" in run.after(30, accepted=50, paid=530)
+        assert "10.0 rows a minute, 0.5 calls a second" in run.after(30)
+        assert "0.0 rows a minute, 0.0 calls a second" in run.after(30)
+        assert "3.0 rows a minute, 0.1 calls a second" in run.after(30, accepted=53, paid=536)
+
+
+def test_speed_is_unknown_before_any_time_has_passed():
+    run = Screen()
+    with run.begin():
+        assert "- rows a minute, - calls a second" in run.after(0)
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"accepted": 10, "cost": 0.5}, "cost $0.5000, $5.00 by the end"),
+        ({"accepted": 100, "cost": 2000.0}, "cost $2,000.00, $2,000.00 by the end"),
+        ({"accepted": 0, "cost": 0.5}, "cost $0.5000, - by the end"),
+        ({"accepted": 10, "cost": None}, "cost -, - by the end"),
+        (
+            {"accepted": 5, "rejected": 4, "failed": 1, "target": None, "slots": 40, "cost": 1.0},
+            "cost $1.00, $4.00 by the end",
+        ),
+    ],
+)
+def test_the_rest_is_reckoned_to_cost_what_it_cost_so_far(changed, says):
+    run = Watched()
+    with run.begin():
+        assert says in run.after(30, **changed)
+
+
+def test_without_a_target_the_measure_is_the_samples_that_ended():
+    run = Watched(replace(SEEN, target=None))
+    with run.begin():
+        assert "accepted 5, rejected 4, failed 1 (10 of 50 samples ended);" in run.after(
+            30, accepted=5, rejected=4, failed=1
+        )
+        assert "(10 of 200 samples ended)" in run.after(30, slots=200)
+
+
+def test_a_run_in_which_no_call_ends_says_so():
+    run = Watched()
+    with run.begin():
+        run.after(5, paid=1)
+        assert "no call" not in run.after(30)
+        assert "no call has ended for 95 s" in run.after(65)
+        assert "no call" not in run.after(30, paid=2)
+        run.after(60)
+        run.progress.fault("timeout")
+        assert "no call" not in run.after(30)
+
+
+def test_a_run_that_hangs_is_watched_from_another_thread():
+    looked = threading.Event()
+    run = Watched(tick_s=0.001)
+
+    def look():
+        if threading.current_thread().name == "refloom-display":
+            looked.set()
+        return run.seen
+
+    with run.progress.begin(look):
+        assert looked.wait(60)
+
+
+def test_no_thread_is_left_and_the_end_may_come_twice():
+    run = Watched(tick_s=0.001)
+    before = threading.active_count()
+    with run.begin():
+        assert threading.active_count() == before + 1
+    assert threading.active_count() == before
+    run.progress.end()
+    with run.begin():
+        assert threading.active_count() == before + 1
+    assert threading.active_count() == before
+
+
+def test_it_ends_when_the_run_raises():
+    run = Watched()
+    before = threading.active_count()
+    with pytest.raises(KeyError), run.begin():
+        run.seen = replace(SEEN, paid=1)
+        raise KeyError
+    assert threading.active_count() == before
+    assert "1 calls paid" in run.to.getvalue()
+
+
+def test_what_it_looks_at_may_be_given_when_it_is_made():
+    to = io.StringIO()
+    with Progress(to=to, look=lambda: replace(SEEN, paid=3), tick_s=NEVER):
+        pass
+    assert "3 calls paid" in to.getvalue()
+
+
+def test_a_terminal_shows_bar_calls_money_criteria_and_errors():
+    run = Screen()
+    with run.begin():
+        run.progress(record("rejected", ["gives a reason"]))
+        run.progress.fault("timeout")
+        seen = run.after(30, accepted=25, rejected=1, paid=60, cost=0.25)
+    lines = [line.rstrip() for line in seen.splitlines()]
+    assert lines[0].startswith("━") and lines[0].endswith(
+        "25 of 100 accepted, 1 rejected, 0 failed, 30 s"
+    )
+    assert lines[1:] == [
+        "50.0 rows a minute, 2.0 calls a second",
+        "60 calls paid, 0 reused, 0 retried",
+        "8 in flight of 16 allowed (at most 32), 4 waiting",
+        "cost $0.2500, $1.00 by the end, 0 tokens",
+        "1 x not: gives a reason",
+        "errors: timeout 1",
+    ]
+    assert run.to.getvalue() == ""
+
+
+def test_a_terminal_keeps_the_last_picture_and_gets_its_cursor_back():
+    run = Screen()
+    with run.begin():
+        run.after(1, accepted=3, paid=9)
+        assert run.drawn.getvalue().count("\x1b[?25l") == 1
+    assert "3 of 100 accepted" in run.drawn.getvalue().rpartition("\x1b[2K")[0]
+    assert run.drawn.getvalue().endswith("\x1b[?25h")
+
+
+@pytest.mark.parametrize("text", ["[red]is[/red] short", "[/]", "[link=file:///x]y", ":smile: \\["])
+def test_what_looks_like_markup_is_shown_as_it_is(text):
+    run = Screen()
+    with run.begin():
+        run.progress(record("rejected", [text]))
+        run.progress.fault(text)
+        seen = run.after(1)
+    assert f"1 x not: {text}" in seen
+    assert f"errors: {text} 1" in seen
+
+
+def test_nothing_a_stranger_wrote_reaches_the_terminal_as_a_command():
+    text = "is\x1b]0;title\x07 \x9b2J short\r\n\u202eand\ud800 so"
+    screen, plain = Screen(), Watched()
+    shown = Watched(show_rows=True)
+    for run in (screen, plain, shown):
+        with run.begin():
+            run.progress(record("rejected", [text], instruction=text, response=text))
+            run.after(30, paid=1)
+    for written in (screen.drawn, plain.to, shown.to):
+        assert not re.search("\x1b\\]|\x07|\x9b|\u202e|\ud800", written.getvalue())
+    assert "is\ufffd]0;title\ufffd \ufffd2J short \ufffdand\ufffd so" in screen.drawn.getvalue()
+    assert len(plain.to.getvalue().splitlines()) == 2
+
+
+@pytest.mark.parametrize("width", [1, 10, 24, 40, 80, 200])
+def test_no_line_is_wider_than_the_terminal(width):
+    from rich.cells import cell_len
+
+    run = Screen(width=width)
+    with run.begin():
+        run.progress(record("rejected", ["理由を述べる" * 30, "gives a reason " * 30]))
+        run.progress.fault("timeout")
+        seen = run.after(100, accepted=100_000, target=1_000_000, cost=123456.0)
+    lines = seen.splitlines()
+    assert len(lines) == 9
+    assert all(cell_len(line) <= width for line in lines)
+
+
+def test_a_terminal_without_utf_8_gets_a_bar_it_can_show(monkeypatch):
+    raw = io.BytesIO()
+    ascii_only = io.TextIOWrapper(raw, encoding="ascii", errors="backslashreplace")
+    console = Console(file=ascii_only, force_terminal=True, width=100, _environ={"TERM": "xterm"})
+    run = Watched(console=console)
+    with run.begin():
+        run.after(1, accepted=50)
+    ascii_only.flush()
+    assert b"---" in raw.getvalue() and b"\\u" not in raw.getvalue()
+
+
+def test_a_terminal_that_can_not_be_drawn_on_gets_lines():
+    console = Console(file=io.StringIO(), force_terminal=True, _environ={"TERM": "dumb"})
+    run = Watched(console=console)
+    with run.begin():
+        assert run.after(30).count("\n") == 1
+
+
+def test_colour_is_left_out_where_that_is_wished(monkeypatch):
+    monkeypatch.setenv("NO_COLOR", "1")
+    drawn = io.StringIO()
+    console = Console(file=drawn, force_terminal=True, color_system="standard", width=100)
+    run = Watched(console=console)
+    with run.begin():
+        run.progress.fault("timeout")
+        run.after(1, accepted=1)
+    assert "errors: timeout" in drawn.getvalue()
+    assert not re.search(r"\x1b\[(?:\d+;)*3\dm", drawn.getvalue())
+
+
+def test_what_is_remembered_is_bounded_and_what_fails_most_stays():
+    run = Watched()
+    for i in range(20_000):
+        run.progress(record("rejected", [f"criterion {i} " + "x" * 1000, "fails always"]))
+        run.progress.fault(f"kind {i}")
+    assert len(run.progress._failing) <= MOST_KEYS
+    assert len(run.progress._errors) <= MOST_KEYS
+    assert max(map(len, run.progress._failing)) <= KEY_CHARS
+    assert run.progress._failing.most_common(1) == [("fails always", 20_000)]
+    with run.begin():
+        for _ in range(10_000):
+            run.after(0.5)
+        assert len(run.progress._marks) <= 122
+
+
+def test_equal_criteria_of_different_references_are_counted_together():
+    run = Watched()
+    with run.begin():
+        for id_ in ("a", "b"):
+            one = record("rejected", ["is  short"])
+            one["criteria"][0]["id"] = one["attempts"][0]["verdicts"][0]["criterion_id"] = id_
+            run.progress(one)
+        assert 'fails most: "is short" 2' in run.after(30)
+
+
+def test_a_reader_that_went_away_costs_no_run():
+    class Gone(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError
+
+    run = Watched(to=Gone(), show_rows=True)
+    with run.begin():
+        run.progress(record())
+        run.after(31)
+    terminal = Console(file=Gone(), force_terminal=True, _environ={"TERM": "xterm"})
+    terminal.on_broken_pipe = lambda: (_ for _ in ()).throw(OSError("gone"))
+    with Watched(console=terminal).begin() as progress:
+        progress.tick()
+
+
+def test_a_process_without_stderr_costs_no_run(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)
+    progress = Progress(show_rows=True, tick_s=NEVER)
+    with progress.begin(lambda: replace(SEEN, paid=1)):
+        progress(record())
+
+
+def test_rows_are_shown_as_they_end_with_and_without_a_look():
+    alone = Watched(show_rows=True)
+    alone.progress(record())
+    alone.progress(record("rejected", ["short"]))
+    assert alone.to.getvalue() == (
+        "[   0 s] accepted 1, rejected 0, failed 0\n"
+        "accepted after 1 attempt(s)\n> Why?\n  So.\n  And so.\n\n"
+        "[   0 s] accepted 1, rejected 1, failed 0\n"
+        "rejected after 1 attempt(s) (criteria: not short)\n> Why?\n  So.\n  And so.\n\n"
+    )
+    run = Watched(show_rows=True)
+    with run.begin():
+        run.progress(record())
+        assert run.after(1).endswith("> Why?\n  So.\n  And so.\n\n")
+        assert run.after(28) == ""
+
+
+def test_a_failed_row_is_shown_with_its_error():
+    run = Watched(show_rows=True)
+    error = {"stage": "propose", "kind": "timeout", "message": "no answer"}
+    run.progress(record("failed", instruction=None, attempts=[], error=error))
+    assert "failed: s1\n  propose: timeout: no answer\n" in run.to.getvalue()
+
+
+def test_it_writes_to_stderr_and_leaves_stdout_alone(capsys):
+    with Progress(tick_s=NEVER).begin(lambda: replace(SEEN, paid=1)):
+        print("a result")
+    out, err = capsys.readouterr()
+    assert out == "a result\n" and err.count("\n") == 1
+
+
+def test_it_needs_no_rich_where_there_is_no_terminal():
+    import subprocess
+
+    code = (
+        "import sys; from refloom.runs.display import Progress; p = Progress(); p.line(); "
+        "print([m for m in sys.modules if m.split('.')[0] == 'rich'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
