@@ -39,9 +39,10 @@ async def try_criteria(
 ) -> Trial:
     """Keep what tells the reference from worse answers to its own instruction.
 
-    A criterion its own reference fails is dropped; one that every spoiled response passes too is
-    no more than a `should`. By log-odds each criterion gets its bar here, the midpoint of its own
-    and its spoiled scores, and none of them stays a `must`.
+    A criterion its own reference fails is dropped; one that every spoiled response passes too, or
+    whose trial the endpoint's content filter refused, is no more than a `should`. By log-odds each
+    criterion gets its bar here, the midpoint of its own and its spoiled scores, and none of them
+    stays a `must`.
     """
     counts = {"earned": 0, "demoted": 0, "dropped": 0}
     topic_bar = await _topic_bar(embed, reference) if context.method == "logodds" else None
@@ -49,7 +50,10 @@ async def try_criteria(
         untried: list[Criterion] = [_as_should(c, context, None) for c in criteria]
         return Trial(untried, None, topic_bar, counts, no_usage())
     every: list[Criterion] = [answers_instruction(None), *criteria]
-    (own, *bad), usage = await _judged(complete, context, place, reference, every)
+    (own, *spoils), usage = await _judged(complete, context, place, reference, every)
+    bad = [spoil for spoil in spoils if spoil is not None]
+    if own is None:
+        return _unproven(criteria, context, topic_bar, usage)
     kept: list[Criterion] = []
     for criterion in criteria:
         id_ = criterion["id"]
@@ -62,16 +66,29 @@ async def try_criteria(
     return Trial(kept, answers_bar, topic_bar, counts, usage)
 
 
+def _unproven(
+    criteria: Sequence[Criterion], context: Context, topic_bar: float | None, usage: Usage
+) -> Trial:
+    """What is left when the reference's own response could not be judged."""
+    kept: list[Criterion] = [{**_as_should(c, context, None), "must": False} for c in criteria]
+    counts = {"earned": 0, "demoted": len(kept), "dropped": 0}
+    return Trial(kept, None, topic_bar, counts, usage)
+
+
 async def _judged(
     complete: Complete,
     context: Context,
     place: Place,
     reference: Reference,
     criteria: Sequence[Criterion],
-) -> tuple[list[dict[str, Verdict]], Usage]:
-    """The verdicts on the reference's own response, then on each spoiled one."""
+) -> tuple[list[dict[str, Verdict] | None], Usage]:
+    """The verdicts on the reference's own response, then on each spoiled one.
+
+    None where a content filter refused the question: spoiled text looks odd, and what one response
+    lacks in evidence must not cost the reference. By log-odds the own score is indispensable.
+    """
     worse = spoiled(reference["instruction"], reference["response"])
-    found: list[dict[str, Verdict]] = []
+    found: list[dict[str, Verdict] | None] = []
     usage = no_usage()
     for draw, response in enumerate((reference["response"], *worse.values())):
         try:
@@ -86,7 +103,13 @@ async def _judged(
             )
         except CallFailed as failed:
             failed.usage = add_usage(usage, failed.usage)
-            raise
+            if failed.kind not in ("filtered", "refused", "too_long") or not (
+                draw or context.method == "verdict"
+            ):
+                raise
+            usage = failed.usage
+            found.append(None)
+            continue
         usage = add_usage(usage, judged.usage)
         found.append({v["criterion_id"]: v for v in judged.verdicts})
     return found, usage

@@ -263,3 +263,28 @@ async def test_a_trial_that_fails_half_way_loses_no_usage() -> None:
     with pytest.raises(CallFailed) as raised:
         await tried(ScriptedModel(critique=critique), WRITTEN, criterion("c1"))
     assert raised.value.usage == times(3)
+
+
+def filtering(*refused: str) -> ScriptedModel:
+    """A judge that passes only the reference's own response, behind a content filter."""
+
+    def critique(call: Call) -> Any:
+        if response_of(call) in refused:
+            return CallFailed("critique", "filtered", "not that", times(1))
+        return verdicts(prompt_of(call), "pass" if response_of(call) == "own" else "fail")
+
+    return ScriptedModel(critique=critique)
+
+
+async def test_a_spoiled_response_that_a_content_filter_refuses_is_left_out() -> None:
+    trial = await tried(filtering("cut"), WRITTEN, criterion("c1"))
+    assert [(c["id"], c["must"]) for c in trial.criteria] == [("c1", True)]
+    assert trial.counts == {"earned": 1, "demoted": 0, "dropped": 0}
+    assert trial.usage == times(4)
+
+
+async def test_criteria_nobody_could_judge_are_no_musts() -> None:
+    for refused in (("own",), ("cut", "shuffled", "another")):
+        trial = await tried(filtering(*refused), WRITTEN, criterion("c1"))
+        assert [(c["id"], c["must"]) for c in trial.criteria] == [("c1", False)]
+        assert trial.counts == {"earned": 0, "demoted": 1, "dropped": 0}
