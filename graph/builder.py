@@ -20,7 +20,7 @@ from nodes.endpoint import Connection
 from nodes.extract import extract
 from nodes.generate import generate
 from nodes.llm import Complete
-from nodes.propose import Turn, alone, propose
+from nodes.propose import Taken, Turn, alone, nothing_taken, propose
 from nodes.refine import refine
 from nodes.retrieve import retrieve
 from nodes.sample import Finish, Start, at_once, failing_softly, not_kept
@@ -50,6 +50,7 @@ def build_graph(
     embed: Embed | None = None,
     characteristics: Characteristics | None = None,
     turn: Turn = alone,
+    taken: Taken = nothing_taken,
     start: Start = at_once,
     finish: Finish = not_kept,
     checkpointer: Any = None,
@@ -74,7 +75,7 @@ def build_graph(
     builder.add_node(
         "extract", partial(extract, complete=complete, embed=embed, characteristics=learned)
     )
-    builder.add_node("propose", partial(propose, complete=complete, turn=turn))
+    builder.add_node("propose", partial(propose, complete=complete, turn=turn, taken=taken))
     builder.add_node("sample", sample)
     builder.add_edge(START, "retrieve")
     builder.add_edge("retrieve", "extract")

@@ -17,6 +17,8 @@ from nodes.state import Seed, State, Usage, add_usage, no_usage
 from prompts import render
 
 Admit = Callable[[str | None], bool]
+Taken = Callable[[str], bool]
+Proposals = tuple[list[str | None], Usage]
 LEAST_ROOM = 400
 _OF_THE_PROMPT = re.compile(
     r"\b(?:the|original|given) (?:\w+ )?(?:seed|references?)\b", re.IGNORECASE
@@ -51,6 +53,11 @@ async def alone(seed: Seed, context: Context) -> Any:
     yield admit
 
 
+def nothing_taken(text: str) -> bool:
+    """The `Taken` of a seed that is not part of a run."""
+    return False
+
+
 class Proposed(Answer):
     """What a proposal brings."""
 
@@ -58,12 +65,18 @@ class Proposed(Answer):
 
 
 async def propose(
-    state: State, runtime: Runtime[Context], *, complete: Complete, turn: Turn
+    state: State,
+    runtime: Runtime[Context],
+    *,
+    complete: Complete,
+    turn: Turn,
+    taken: Taken = nothing_taken,
 ) -> dict[str, Any]:
     """Propose the seed's new instructions; with `answer_seeds` the seed is the instruction.
 
     Reads `seed`, `references`, `learned`; writes `instructions`, one place a slot, None where an
-    instruction was no news. Asks once more, told what to differ from, when too few are new.
+    instruction was no news. Asks once more, told what to differ from, when too few are new: before
+    the seed's turn if that is known by then, since a turn that waits for a call holds up the rest.
     """
     context = runtime.context or Context()
     seed = state["seed"]
@@ -71,19 +84,24 @@ async def propose(
         async with turn(seed, context) as admit:
             text = seed["instruction"]
             return {"instructions": [text if admit(text) else None]}
-    taken = [seed["instruction"], *(r["instruction"] for r in state["references"])]
     near = NoveltyFilter(context.novelty_threshold)
-    for text in taken:
+    for text in (seed["instruction"], *(r["instruction"] for r in state["references"])):
         near.add(text, "")
     usage = no_usage()
     try:
         first, usage = await _ask(state, context, complete, [], 0)
+        # What is taken stays taken, so this says of no proposal what its turn would not.
+        new = [t for t in first if t and near.collision(t) is None and not taken(t)]
+        second: Proposals | None = None
+        if len(new) < context.per_seed:
+            second = await _ask_again(state, context, complete, first, bool(new))
         async with turn(seed, context) as admit:
             kept = _admitted(first, near, admit, context.per_seed)
             if len(kept) < context.per_seed:
-                second, used = await _ask_again(state, context, complete, first, kept)
-                usage = add_usage(usage, used)
-                kept += _admitted(second, near, admit, context.per_seed - len(kept))
+                if second is None:
+                    second = await _ask_again(state, context, complete, first, bool(kept))
+                kept += _admitted(second[0], near, admit, context.per_seed - len(kept))
+        usage = add_usage(usage, second[1] if second else no_usage())
     except CallFailed as failed:
         failure = {"stage": failed.stage, "kind": failed.kind, "message": failed.message}
         return {"failure": failure, "usage": add_usage(usage, failed.usage)}
@@ -115,20 +133,20 @@ def _admitted(
 
 
 async def _ask_again(
-    state: State, context: Context, complete: Complete, first: list[str | None], kept: list[str]
-) -> tuple[list[str | None], Usage]:
-    """Ask for others; if that fails, what was kept of the first is still good."""
+    state: State, context: Context, complete: Complete, first: list[str | None], some: bool
+) -> Proposals:
+    """Ask for others; if that fails, and some of the first were new, those are still good."""
     try:
         return await _ask(state, context, complete, [t for t in first if t is not None], 1)
     except CallFailed as failed:
-        if not kept:
+        if not some:
             raise
         return [], failed.usage
 
 
 async def _ask(
     state: State, context: Context, complete: Complete, avoid: Sequence[str], draw: int
-) -> tuple[list[str | None], Usage]:
+) -> Proposals:
     seed, learned = state["seed"], state.get("learned", [])
     messages = render(
         "propose",

@@ -256,6 +256,8 @@ def test_a_provider_that_refuses_stops_the_run_at_once(tmp_path, references, res
     assert done.returncode == 4
     assert says in done.stderr and done.stderr.count("\n") == 1
     assert len(endpoint.bodies) <= 10
+    stopped = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert stopped["status"] == "stopped" and says in stopped["stopped"]
     kept = b"".join(p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file())
     assert b"sk-secret" not in kept and "sk-secret" not in done.stderr
 
@@ -282,6 +284,19 @@ BAD = {
     "an unknown key in the config": (["--config", "odd.toml"], "no setting 'colour'"),
     "a config that is no TOML": (["--config", "odd.jsonl"], "refloom:"),
     "an out that is a file": (["--out", "empty.jsonl"], "cannot be written"),
+    "a directory in place of a file": (["--references", "empty-dir/"], "refloom:"),
+    "no JSON at line 7": (["--references", "seven.jsonl"], "seven.jsonl: line 7"),
+    "NUL bytes": (["--references", "nul.jsonl"], "nul.jsonl: line 1 holds a NUL byte"),
+    "no UTF-8": (["--references", "latin.jsonl"], "latin.jsonl: line 2 is no UTF-8"),
+    "a line of ten megabytes": (["--references", "long.jsonl"], "more than 1,000,000"),
+    "an unknown preset": (["--preset", "magic"], "--preset"),
+    "a cap without a price": (["--max-cost", "1"], "--prices"),
+    "no cap": (["--max-cost", "-1"], "--max-cost"),
+    "a rate over one": (["--max-failure-rate", "1.5"], "--max-failure-rate"),
+    "no pace": (["--rpm", "0"], "--rpm"),
+    "a price table that is none": (["--prices", "odd.toml"], "odd.toml"),
+    "a run to reuse that is none": (["--reuse", "empty-dir"], "no run is kept here"),
+    "a log that cannot be written": (["--log-file", "empty-dir"], "empty-dir"),
     "an unknown flag": (["--colour", "red"], "--colour"),
 }
 
@@ -293,6 +308,12 @@ def test_bad_input_is_one_line_and_status_two_and_nothing_is_paid(tmp_path, refe
     (tmp_path / "odd.jsonl").write_text('{"colour": "red"}\n')
     (tmp_path / "types.jsonl").write_text('{"instruction": 5, "response": "x"}\n')
     (tmp_path / "broken.jsonl").write_text('{"instruction": "a", "response": "b"}\n{"inst\n')
+    pair = json.dumps({"instruction": "a", "response": "b"}) + "\n"
+    (tmp_path / "seven.jsonl").write_text(6 * pair + "{\n" + pair)
+    (tmp_path / "nul.jsonl").write_bytes(b'{"instruction": "a\x00", "response": "b"}\n')
+    (tmp_path / "latin.jsonl").write_bytes(pair.encode() + b'{"instruction": "\xe9"}\n')
+    long = {"instruction": "a", "response": "tide " * 2_000_000}
+    (tmp_path / "long.jsonl").write_text(json.dumps(long) + "\n")
     (tmp_path / "odd.toml").write_text('colour = "red"\n')
     flags, says = BAD[case]
     with Endpoint() as endpoint:

@@ -427,10 +427,16 @@ def test_an_escaped_nul_is_text_as_any_other(tmp_path):
     assert pairs(references(path)) == [("Why\x00?", "So.\x00")]
 
 
-def test_a_line_of_ten_megabytes_is_read(tmp_path):
+def test_a_line_of_ten_megabytes_is_left_out_and_named(tmp_path):
     long = "tide " * 2_000_000
-    path = write(tmp_path / "g.jsonl", [PAIR, {"instruction": "Why?", "response": long}])
-    assert pairs(references(path))[1] == ("Why?", long)
+    path = write(tmp_path / "g.jsonl", [PAIR, {"instruction": "Why?", "response": long}, PAIR])
+    source = Source(path, as_reference=True)
+    assert len(pairs(source)) == 2
+    (skipped,) = source.report.skipped
+    assert (skipped["line"], skipped["why"]) == (
+        2,
+        "its response is 10,000,000 characters long, more than 1,000,000",
+    )
 
 
 def test_a_long_field_of_a_csv_file_is_read(tmp_path):

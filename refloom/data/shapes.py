@@ -9,6 +9,11 @@ Row = Mapping[str, Any]
 Pair = tuple[str, str | None]
 
 
+# What fits no model's window; the graph takes no longer instruction either.
+MOST_INSTRUCTION = 100_000
+MOST_RESPONSE = 1_000_000
+
+
 class Unfit(Exception):
     """A row that holds no usable pair; the message says why."""
 
@@ -126,6 +131,13 @@ def pair_of(row: Any) -> tuple[str, str, str | None]:
             instruction, response = read(row)
             if not instruction.strip():
                 raise Unfit("its instruction is empty")
+            _check_length("instruction", instruction, MOST_INSTRUCTION)
+            _check_length("response", response or "", MOST_RESPONSE)
             whole(instruction + (response or ""))
             return name, instruction, response
     raise Unfit(f"its keys ({', '.join(sorted(map(str, keys))[:8])}) are of no known shape")
+
+
+def _check_length(what: str, text: str, most: int) -> None:
+    if len(text) > most:
+        raise Unfit(f"its {what} is {len(text):,} characters long, more than {most:,}")

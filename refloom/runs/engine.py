@@ -202,7 +202,7 @@ class Run:
         settings = self.settings
         memory = settings.memory or self.out / "memory"
         await asyncio.to_thread(write_references, memory, given.references)
-        kept = Kept(journal, order, calls, settings.max_failure_rate, self.on_record)
+        kept = Kept(journal, order, calls, settings, self.on_record)
         async with _store(memory) as store:
             learned = Characteristics(store, heard(journal))
             graph = self._graph(calls, given.references, memory, learned, kept)
@@ -229,6 +229,7 @@ class Run:
             embed=embed,
             characteristics=learned,
             turn=kept.order.turn,
+            taken=kept.order.taken,
             start=kept.start,
             finish=kept.finish,
         )

@@ -11,6 +11,7 @@ import json
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from hashlib import sha256
 
 from memory.novelty import NoveltyFilter
 from nodes.context import Context
@@ -39,12 +40,12 @@ class Order:
         self._target = target
         self._max_candidates = max_candidates
         self._novelty = NoveltyFilter(context.novelty_threshold)
-        self._exact: set[str] = set()
+        self._exact: set[int] = set()
         self._next = 0
         self._turns: dict[int, asyncio.Future[None]] = {}
         self._queue: deque[Slot] = deque()
         self._changed = asyncio.Condition()
-        self._in_flight = 0
+        self.in_flight = 0
         self.candidates = self.accepted = self.rejected = self.failed = self.duplicates = 0
         self._new_in_round = 0
         self._barren = False
@@ -80,9 +81,13 @@ class Order:
         yield admit
         await self._close(seed, admitted, duplicates, len(admitted))
 
+    def taken(self, text: str) -> bool:
+        """See `nodes.propose.Taken`: whether an instruction admitted so far is too near."""
+        return self._novelty.collision(text) is not None
+
     def _fresh(self, text: str, context: Context) -> bool:
         if context.answer_seeds:
-            fresh = text not in self._exact
+            fresh = _key(text) not in self._exact
         else:
             fresh = self._novelty.collision(text) is None
         if fresh:
@@ -91,7 +96,7 @@ class Order:
 
     def _remember(self, text: str, context: Context) -> None:
         if context.answer_seeds:
-            self._exact.add(text)
+            self._exact.add(_key(text))
         else:
             self._novelty.add(text, "")
 
@@ -171,7 +176,7 @@ class Order:
             begun = bool(self._may(slot))
             if begun:
                 self._queue.popleft()
-                self._in_flight += 1
+                self.in_flight += 1
                 self.candidates += 1
             self._changed.notify_all()
         return begun
@@ -184,14 +189,14 @@ class Order:
             return None
         if self._target is None:
             return True
-        return True if self.accepted + self._in_flight < self._target else None
+        return True if self.accepted + self.in_flight < self._target else None
 
     async def finished(self, record: Record) -> None:
         """Count a sample that was begun and has ended."""
         await self._count(record["status"])
 
     async def _count(self, status: str) -> None:
-        self._in_flight -= 1
+        self.in_flight -= 1
         if status == "accepted":
             self.accepted += 1
         elif status == "rejected":
@@ -203,3 +208,8 @@ class Order:
     async def _tell(self) -> None:
         async with self._changed:
             self._changed.notify_all()
+
+
+def _key(text: str) -> int:
+    """64 bits that stand for a text: what is kept of each instruction must stay small."""
+    return int.from_bytes(sha256(text.encode("utf-8", "replace")).digest()[:8], "big")

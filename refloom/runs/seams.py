@@ -12,6 +12,7 @@ from refloom.runs.calls import JournaledCalls
 from refloom.runs.journal import Journal
 from refloom.runs.log import event
 from refloom.runs.order import Order, Slot
+from refloom.settings import Settings
 
 # How many samples have to be finished before their failure rate says anything.
 JUDGED_AFTER = 20
@@ -29,13 +30,14 @@ class Kept:
         journal: Journal,
         order: Order,
         calls: JournaledCalls,
-        max_failure_rate: float,
+        settings: Settings,
         on_record: Callable[[Record], None] | None,
     ) -> None:
         self.order = order
         self._journal = journal
         self._calls = calls
-        self._max_failure_rate = max_failure_rate
+        self._max_failure_rate = settings.max_failure_rate
+        self._at_once = settings.calls_at_once
         self._on_record = on_record
 
     async def start(self, slot: Slot) -> bool:
@@ -65,7 +67,10 @@ class Kept:
     def _watch_failures(self) -> None:
         order = self.order
         ended = order.accepted + order.rejected + order.failed
-        if ended >= JUDGED_AFTER and order.failed > self._max_failure_rate * ended:
+        # Failures end first. What is under way counts as not failed, or a run would be judged by
+        # its quickest samples.
+        known = ended + min(order.in_flight, self._at_once)
+        if ended >= JUDGED_AFTER and order.failed > self._max_failure_rate * known:
             self._calls.stop(
                 TooManyFailed(
                     f"{order.failed} of {ended} samples failed, more than --max-failure-rate "

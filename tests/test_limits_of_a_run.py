@@ -1,0 +1,310 @@
+"""Whole runs at their limits: budget, failure rate, another run's calls, presets, the log."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from fakes import Endpoint, ScriptedModel, answer, completion, error, prompt_of, stage_of
+from test_cli import env_of, lines, refloom, run_flags
+from test_run import SEEDS, Watched, every_row, lasting, made, references, rows, told
+
+from nodes.llm import Call, CallFailed, ProviderStopped
+from refloom.runs.budget import BudgetSpent
+from refloom.runs.lock import JournalUnusable
+from refloom.runs.seams import JUDGED_AFTER, TooManyFailed
+from refloom.settings import load
+
+__all__ = ["env_of"]
+PRICES = "[m]\ninput = 100.0\ncached_input = 50.0\noutput = 1000.0\n"
+# Of one call of the scripted model: 10 prompt tokens, 4 of them cached, and 5 written.
+COST = (6 * 100 + 4 * 50 + 5 * 1000) / 1_000_000
+
+
+@pytest.fixture
+def prices(tmp_path: Path) -> Path:
+    path = tmp_path / "prices.toml"
+    path.write_text(PRICES)
+    return path
+
+
+# --- dollars -----------------------------------------------------------------------------------
+
+
+async def test_dollars_are_counted_by_stage_model_and_sample(tmp_path, prices):
+    said = await made(tmp_path / "out", ScriptedModel(), prices=prices)
+    calls = said["calls"]["by_stage"]
+    assert said["cost_usd"] == pytest.approx(COST * sum(calls.values()))
+    assert said["cost_by_stage"] == {k: pytest.approx(COST * n) for k, n in calls.items()}
+    assert said["cost_by_model"] == {"m": pytest.approx(said["cost_usd"])}
+    for row in rows(tmp_path / "out", "accepted"):
+        assert row["cost_usd"] == pytest.approx(COST * row["usage"]["calls"])
+        assert row["usage"]["calls"] == 2
+
+
+async def test_an_unknown_price_is_null_and_no_guess(tmp_path, prices):
+    said = await made(tmp_path, ScriptedModel(), prices=prices, judge_model="another")
+    assert said["cost_usd"] is None
+    assert said["cost_by_stage"]["critique"] is None
+    assert said["cost_by_stage"]["generate"] > 0
+    assert said["cost_by_model"]["another"] is None
+    assert [row["cost_usd"] for row in rows(tmp_path, "accepted")] == [None] * 3
+
+
+@pytest.mark.parametrize("cap", [{"max_cost": 30.0}, {"max_tokens": 30_000}], ids=str)
+async def test_a_cap_is_kept_and_a_higher_one_goes_on_without_paying_twice(tmp_path, prices, cap):
+    ((name, most),) = cap.items()
+    model = Watched(ScriptedModel())
+    # A call of this model may cost dollars and costs cents, so the cap bites at its reservation.
+    with pytest.raises(BudgetSpent, match=name.replace("_", "-")):
+        await made(tmp_path / "out", model, SEEDS, prices=prices, **{name: most / 10})
+    said = told(tmp_path / "out")
+    assert said["status"] == "stopped"
+    assert "raise --" in said["stopped"]
+    usage = said["usage"]
+    spent = {
+        "max_cost": said["cost_usd"],
+        "max_tokens": usage["prompt_tokens"] + usage["completion_tokens"],
+    }
+    assert spent[name] <= most / 10
+    counts = said["counts"]
+    ended = counts["accepted"] + counts["rejected"] + counts["failed"]
+    assert counts["failed"] == 0
+    assert counts["candidates"] == ended + counts["pending"]
+    said = await made(tmp_path / "out", model, SEEDS, prices=prices, **{name: most * 10})
+    assert said["status"] == "done"
+    assert said["stopped"] is None
+    assert max(model.answered.values()) == 1
+    await made(tmp_path / "calm", ScriptedModel(), SEEDS, prices=prices)
+    assert lasting(tmp_path / "out") == lasting(tmp_path / "calm")
+
+
+async def test_a_cap_holds_over_many_sessions(tmp_path, prices):
+    short = {stage: {"max_tokens": 20} for stage in ("extract", "propose", "generate", "critique")}
+    few = {"prices": prices, "max_cost": 0.2, "stages": short}
+    paid = []
+    for concurrency in (1, 8, 3):
+        with pytest.raises(BudgetSpent):
+            model = ScriptedModel()
+            await made(tmp_path, model, SEEDS, concurrency=concurrency, **few)
+        said = told(tmp_path)
+        assert said["cost_usd"] <= 0.2
+        paid.append(said["calls"]["paid"])
+    assert 5 < paid[0] <= paid[1] <= paid[2] == round(said["cost_usd"] / COST)
+
+
+# --- failures ----------------------------------------------------------------------------------
+
+
+def failing(share: int) -> ScriptedModel:
+    """A model of which every `share`-th draft fails."""
+    asked = 0
+
+    def generate(call: Call):
+        nonlocal asked
+        asked += 1
+        if asked % share == 0:
+            return CallFailed("generate", "filtered", "no")
+        return answer("generate", prompt_of(call), call.seed)
+
+    return ScriptedModel(generate=generate)
+
+
+async def test_a_run_most_of_whose_samples_fail_is_stopped(tmp_path):
+    with pytest.raises(TooManyFailed, match="--max-failure-rate"):
+        await made(tmp_path, failing(1), SEEDS, per_seed=10, concurrency=1)
+    said = told(tmp_path)
+    assert said["status"] == "stopped"
+    assert JUDGED_AFTER <= said["counts"]["failed"] < 40
+    assert "failed.jsonl" in said["stopped"]
+
+
+@pytest.mark.parametrize(("share", "rate"), [(3, 0.5), (1, 1.0), (4, 0.4)])
+async def test_a_run_within_its_failure_rate_goes_on_to_its_end(tmp_path, share, rate):
+    said = await made(tmp_path, failing(share), SEEDS, per_seed=5, max_failure_rate=rate)
+    assert said["status"] == "done"
+    assert said["counts"]["failed"] > 5
+
+
+async def test_what_is_in_flight_when_the_provider_stops_is_finished_and_kept(tmp_path):
+    import asyncio
+
+    stopped = asyncio.Event()
+
+    class Stopping(ScriptedModel):
+        async def __call__(self, call: Call):
+            if call.stage == "generate" and self.asked("generate"):
+                stopped.set()
+                raise ProviderStopped("the quota is used up")
+            if call.stage == "generate":
+                self.calls.append(call)
+                await stopped.wait()
+                await asyncio.sleep(0.1)
+            return await super().__call__(call)
+
+    with pytest.raises(ProviderStopped):
+        await made(tmp_path, Stopping())
+    assert told(tmp_path)["calls"]["by_stage"]["generate"] == 1
+
+
+# --- another run's calls -----------------------------------------------------------------------
+
+
+async def test_another_runs_calls_are_reused_and_only_what_changed_is_paid(tmp_path):
+    first = Watched(ScriptedModel())
+    await made(tmp_path / "a", first, SEEDS[:3])
+    before = told(tmp_path / "a")["calls"]["paid"]
+    model = Watched(ScriptedModel())
+    said = await made(tmp_path / "b", model, SEEDS[:4], reuse=tmp_path / "a")
+    assert not set(first.answered) & set(model.answered)
+    assert said["calls"]["reused"] == before
+    assert said["calls"]["paid"] == sum(model.answered.values()) == 3
+    assert lasting(tmp_path / "b")[:3] == lasting(tmp_path / "a")
+    more = references(4)
+    model = Watched(ScriptedModel())
+    said = await made(tmp_path / "c", model, None, given=more, reuse=tmp_path / "a")
+    assert {c.stage for c in model.model.calls} == {"propose", "generate", "critique", "extract"}
+    assert len([c for c in model.model.calls if c.stage == "extract"]) == 1
+
+
+async def test_a_run_that_reused_calls_needs_the_other_no_more(tmp_path):
+    await made(tmp_path / "a", ScriptedModel(), SEEDS[:3])
+    await made(tmp_path / "b", ScriptedModel(), SEEDS[:3], reuse=tmp_path / "a", target=1)
+    for path in sorted((tmp_path / "a").rglob("*"), reverse=True):
+        path.unlink() if path.is_file() else path.rmdir()
+    model = ScriptedModel()
+    said = await made(tmp_path / "b", model, SEEDS[:3], target=3)
+    assert said["counts"]["accepted"] == 3
+    assert said["calls"]["paid"] == 0 or not [c for c in model.calls if c.stage == "extract"]
+
+
+async def test_a_changed_prompt_is_refused_and_another_run_pays_for_it_alone(tmp_path, monkeypatch):
+    await made(tmp_path / "a", ScriptedModel(), SEEDS[:3])
+    import prompts
+
+    source = prompts._source
+    changed = lambda name: source(name).replace(  # noqa: E731
+        "You write the response", "You write a good response"
+    )
+    monkeypatch.setattr(prompts, "_source", changed)
+    for cached in (prompts._template, prompts.version):
+        cached.cache_clear()
+    prompts._environment.cache.clear()
+    monkeypatch.setattr(prompts._environment.loader, "load_func", changed)
+    try:
+        with pytest.raises(JournalUnusable, match=r"other prompts: generate\. .*--reuse"):
+            await made(tmp_path / "a", ScriptedModel(), SEEDS[:3])
+        model = Watched(ScriptedModel())
+        await made(tmp_path / "b", model, SEEDS[:3], reuse=tmp_path / "a")
+        assert {c.stage for c in model.model.calls} == {"generate", "critique"}
+    finally:
+        for cached in (prompts._template, prompts.version):
+            cached.cache_clear()
+        prompts._environment.cache.clear()
+
+
+# --- settings ----------------------------------------------------------------------------------
+
+
+def test_a_preset_is_behind_a_config_file_and_flags(tmp_path):
+    config = tmp_path / "c.toml"
+    config.write_text('preset = "thorough"\nmax_criteria = 7\n')
+    settings = load({"references_per_seed": 2}, config)
+    assert (settings.references_per_seed, settings.max_criteria) == (2, 7)
+    assert (settings.max_attempts, settings.should_share) == (5, 0.8)
+    assert load({"preset": "quick"}, config).max_attempts == 2
+    assert load({"preset": "quick"}).try_criteria is False
+    assert load({}).max_attempts == 3
+
+
+# --- the command line --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    path = tmp_path / "references.jsonl"
+    path.write_text("".join(json.dumps(r) + "\n" for r in references(30)))
+    return path
+
+
+def test_a_spent_budget_is_exit_status_four_and_one_line(tmp_path, pairs, prices):
+    with Endpoint() as endpoint:
+        flags = run_flags(pairs, tmp_path / "out", endpoint, "--prices", prices, "--quiet")
+        done = refloom(*flags, "--max-cost", "4", cwd=tmp_path)
+        assert done.returncode == 4, done.stderr
+        assert done.stderr.startswith("refloom: --max-cost is $4") and done.stderr.count("\n") == 1
+        assert done.stdout.startswith("stopped: ")
+        status = refloom("status", tmp_path / "out", cwd=tmp_path).stdout
+        assert "stopped" in status and "cost: $" in status
+        done = refloom(*flags, "--max-cost", "1200", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        asked = [json.dumps(body, sort_keys=True) for body in endpoint.bodies]
+        assert len(asked) == len(set(asked))
+
+
+def test_too_many_failures_are_exit_status_three(tmp_path, pairs):
+    def script(body, number):
+        return error(400, "content_filter") if stage_of(body) == "generate" else None
+
+    with Endpoint(script) as endpoint:
+        done = refloom(*run_flags(pairs, tmp_path / "out", endpoint, "--quiet"), cwd=tmp_path)
+    assert done.returncode == 3, done.stderr
+    assert "--max-failure-rate" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_dry_run_makes_no_call_and_no_directory(tmp_path, pairs, prices):
+    with Endpoint() as endpoint:
+        flags = run_flags(pairs, tmp_path / "out", endpoint, "--prices", prices)
+        done = refloom(*flags, "--dry-run", cwd=tmp_path)
+        assert endpoint.bodies == []
+    assert done.returncode == 0, done.stderr
+    assert "references: 30 taken" in done.stdout and "$" in done.stdout
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_log_tells_of_calls_faults_and_samples_and_holds_no_key(tmp_path, pairs):
+    def script(body, number):
+        if number == 3:
+            return error(500, "key sk-very-secret-key is not the trouble")
+        return completion("{", body) if number == 5 else None
+
+    with Endpoint(script) as endpoint:
+        flags = run_flags(pairs, tmp_path / "out", endpoint, "--limit", 6)
+        done = refloom(
+            *flags,
+            "--log-file",
+            tmp_path / "log.jsonl",
+            cwd=tmp_path,
+            OPENAI_API_KEY="sk-very-secret-key",
+        )
+    assert done.returncode == 0, done.stderr
+    events = lines(tmp_path / "log.jsonl")
+    by_name = {e["event"] for e in events}
+    assert {"begin", "call", "fault", "sample", "end"} <= by_name
+    assert len([e for e in events if e["event"] == "sample"]) == 6
+    assert all(e["stage"] for e in events if e["event"] in ("call", "fault"))
+    assert "very-secret" not in (tmp_path / "log.jsonl").read_text()
+
+
+def test_a_target_of_137_among_500_seeds_and_rejections_is_met_evenly(tmp_path):
+    pairs = tmp_path / "r.jsonl"
+    pairs.write_text("".join(json.dumps(r) + "\n" for r in references(500)))
+
+    def script(body, number):
+        if stage_of(body) == "critique" and body["seed"] % 10 < 4:
+            said = answer("critique", body["messages"][1]["content"], 0)
+            for verdict in said["verdicts"]:
+                verdict["verdict"] = "fail"
+            return said
+        return None
+
+    with Endpoint(script) as endpoint:
+        flags = run_flags(pairs, tmp_path / "out", endpoint, "--target", 137, "--quiet")
+        flags += ["--max-attempts", 1, "--no-try-criteria", "--per-seed", 2]
+        done = refloom(*flags, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(lines(tmp_path / "out" / "accepted.jsonl")) == 137
+    every = every_row(tmp_path / "out")
+    of_seed = [sum(row["slot"][1] == n for row in every) for n in range(len(every) // 2)]
+    assert max(of_seed) - min(of_seed) <= 2
