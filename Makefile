@@ -14,10 +14,10 @@ TORCH_INDEX ?= $(if $(shell $(PYTHON) -m pip config list 2>/dev/null | grep find
 TORCH_SPEC := torch==$(TORCH)+cpu
 endif
 
-.PHONY: help install demo test check fix bench dev readme clean
+.PHONY: help install demo test check fix bench kill-test fault-test dev readme clean
 
 help:  ## list the targets
-	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*## /\t/'
+	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/'
 
 install: .venv/.installed  ## make .venv with everything: refloom, the embedded model's runtime, the tools
 
@@ -46,6 +46,14 @@ fix: install  ## format and mend what ruff can
 
 bench: install  ## measure refloom's own cost (ENDPOINT=URL of a mock endpoint)
 	$(BIN)/python benchmarks/own_cost.py --endpoint $(ENDPOINT) --n 1000 --in-flight 64 --out bench-run
+
+kill-test: install  ## kill a run 100 times, and stop it 20 times, and compare its rows (15 minutes)
+	$(BIN)/python benchmarks/kill_test.py --kills 100 --out bench-run/kill
+	$(BIN)/python benchmarks/kill_test.py --kills 20 --faults 0.3 --out bench-run/kill-faults
+	$(BIN)/python benchmarks/kill_test.py --kills 20 --signal TERM --out bench-run/term
+
+fault-test: install  ## 500 seeds at an endpoint of which 30 % of the calls fail
+	$(BIN)/python benchmarks/fault_test.py --seeds 500 --out bench-run/faults
 
 readme: install  ## redraw the README's generated parts
 	$(BIN)/python docs/redraw.py
