@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from langgraph.store.base import BaseStore
@@ -78,3 +80,14 @@ class Characteristics:
         learned = await make()
         await store.aput(NAMESPACE, key, learned, index=False)
         return learned
+
+
+@asynccontextmanager
+async def kept_in(directory: Path) -> AsyncIterator[BaseStore]:
+    """A store in a file of `directory`, for runs that no server brings one to."""
+    from langgraph.store.sqlite.aio import AsyncSqliteStore
+
+    path = str(directory / "characteristics.sqlite")
+    async with AsyncSqliteStore.from_conn_string(path) as store:
+        await store.setup()
+        yield store

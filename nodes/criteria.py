@@ -9,8 +9,8 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from memory.index import Reference
 from memory.novelty import copied_run
+from memory.references import Reference
 from nodes.state import Criterion, Outcome, Verdict
 
 COPIED_WORDS = 20

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from memory.characteristics import Characteristics, Learned
 from memory.embed import Embed
-from memory.index import Reference, content_id
+from memory.references import Reference, content_id
 from nodes.context import Context
 from nodes.criteria import answers_instruction, generic_criteria, rule_criteria
 from nodes.judge import fold

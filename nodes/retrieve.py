@@ -7,7 +7,8 @@ from typing import Any
 from langgraph.runtime import Runtime
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from memory.index import Reference, Search, content_id
+from memory.index import Search
+from memory.references import Reference, content_id
 from nodes.context import Context
 from nodes.state import Seed, State, no_usage
 
@@ -49,7 +50,8 @@ async def retrieve(state: State, runtime: Runtime[Context], *, search: Search) -
     context = runtime.context or Context()
     seed, references = checked(state)
     if not references:
-        references = await search(seed["instruction"], context.references_per_seed)
+        turn = (seed.get("round", 0), seed.get("position", 0))
+        references = await search(seed["instruction"], context.references_per_seed, turn)
     if not references and context.feedback == "reference":
         raise BadInput("references: none were given, and the index has none")
     return {"seed": seed, "references": references, "usage": no_usage(), "samples": []}

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from langgraph.runtime import Runtime
 
-from memory.index import content_id
+from memory.references import content_id
 from nodes.context import Context
 from nodes.llm import CallFailed
 from nodes.state import Attempt, Failure, SampleState, no_usage

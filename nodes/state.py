@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, NotRequired
 
 from typing_extensions import TypedDict
 
-from memory.index import Reference
+from memory.references import Reference
 
 Outcome = Literal["pass", "fail", "not_applicable", "unknown"]
 Status = Literal["open", "accepted", "rejected", "failed"]

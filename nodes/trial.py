@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from memory.embed import Embed, cosine
-from memory.index import Reference
+from memory.references import Reference
 from nodes.context import Context
 from nodes.criteria import ANSWERS_ID, answers_instruction
 from nodes.judge import judge

@@ -133,6 +133,10 @@ def _add_index(index: argparse.ArgumentParser) -> None:
     search.add_argument("directory", type=Path, metavar="DIR")
     search.add_argument("text", metavar="TEXT")
     search.add_argument("-k", type=int, default=3, help="how many (default: 3)")
+    for name in ("source", "license", "tags"):
+        search.add_argument(
+            f"--{name}", action="append", metavar="VALUE", help=f"only references of this {name}"
+        )
     search.set_defaults(command=commands.index_search)
     for one in (build, search):
         one.add_argument("--embedding-model", default=DEFAULT_MODEL)
@@ -158,7 +162,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 def _status_of(error: Exception) -> int | None:
     """The exit status of an error a person can do something about; None for a fault of ours."""
-    from memory.index import IndexUnusable
+    from memory.references import IndexUnusable
     from memory.weights import WeightsUnavailable
     from nodes.llm import ProviderStopped
     from refloom.data.rows import BadFile

@@ -199,31 +199,45 @@ def export(given: Namespace, flags: dict[str, Any]) -> int:
 
 
 def index_build(given: Namespace, flags: dict[str, Any]) -> int:
-    """Embed references and keep them as an index."""
-    from memory.embed import Embedder
-    from memory.index import ReferenceIndex, write_references
+    """Embed references and keep them as an index; what is there already is not embedded again."""
+    from rich.progress import Progress
 
-    references = list(Source(given.file, as_reference=True))
-    if not references:
-        raise BadFile(f"{given.file}: no usable row")
-    index = ReferenceIndex(
-        references, Embedder(given.embedding_model), given.out, given.embedding_model
-    )
-    write_references(given.out, references)
-    _say(f"{asyncio.run(index.build())} references in {given.out}")
+    from memory.embed import Embedder
+    from memory.index import ReferenceIndex
+    from memory.references import distinct
+    from memory.store import write_references
+
+    source = Source(given.file, as_reference=True)
+    source.scan()
+    references = write_references(given.out, distinct(source))
+    with Progress(transient=True, disable=not sys.stderr.isatty()) as progress:
+        bar = progress.add_task("embedding", total=len(references))
+        index = ReferenceIndex(
+            references,
+            Embedder(given.embedding_model),
+            given.out,
+            given.embedding_model,
+            lambda done, total: progress.update(bar, completed=done, total=total),
+        )
+        count = asyncio.run(index.build())
+    _say(f"{count} references in {given.out}")
     return 0
 
 
 def index_search(given: Namespace, flags: dict[str, Any]) -> int:
     """Show the references an index finds for a text."""
     from memory.embed import Embedder
-    from memory.index import ReferenceIndex, read_references
+    from memory.index import FILTERS, ReferenceIndex
+    from memory.store import references_in
 
-    references = read_references(given.directory / "references.jsonl")
     index = ReferenceIndex(
-        references, Embedder(given.embedding_model), given.directory, given.embedding_model
+        references_in(given.directory),
+        Embedder(given.embedding_model),
+        given.directory,
+        given.embedding_model,
     )
-    for found in asyncio.run(index.search(given.text, given.k)):
+    where = {name: values for name in FILTERS if (values := getattr(given, name))}
+    for found in asyncio.run(index.search(given.text, given.k, where=where or None)):
         _say(f"{found['score']:.3f}  {found['id']}  {found['instruction'][:100]!r}")
     return 0
 

@@ -90,6 +90,12 @@ class Settings(BaseSettings):
     per_seed: int = Field(1, ge=1, le=50, description="new instructions a seed")
     answer_seeds: bool = Field(False, description="answer the seeds themselves, propose nothing")
     references_per_seed: int = Field(3, ge=1, le=20, description="references a seed")
+    reference_quota: float = Field(
+        4,
+        ge=1,
+        allow_inf_nan=False,
+        description="how many times as often as the mean a reference is retrieved at most",
+    )
     max_attempts: int = Field(3, ge=1, le=10, description="candidates an instruction at most")
     max_criteria: int = Field(6, ge=0, le=30, description="criteria from references at most")
     should_share: float = Field(

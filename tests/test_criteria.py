@@ -6,7 +6,7 @@ from fakes import words
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memory.index import Reference
+from memory.references import Reference
 from nodes.criteria import (
     ANSWERS_ID,
     COPIED_WORDS,

@@ -437,7 +437,9 @@ def test_a_run_that_is_taken_up_again_ends_as_it_would_have(plan, timing, data):
             }
             for _ in range(sleep.randint(0, 9)):
                 await asyncio.sleep(0)
-            if await order.replay(seed, context, kept):
+            turned = await order.finished_turn(seed, kept)
+            if turned is not None:
+                await order.replay(seed, context, turned, kept)
                 seen.begun += [(0, position, s) for s in kept]
                 return
             texts = plan.proposals[position]

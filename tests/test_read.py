@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memory.index import content_id
+from memory.references import content_id
 from refloom.data.read import Source
 from refloom.data.rows import BadFile
 

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 from fakes import ScriptedModel, letters, prompt_of, tagged, verdicts
 
-from memory.index import Reference
+from memory.references import Reference
 from nodes.context import Context
 from nodes.criteria import ANSWERS_ID
 from nodes.llm import Call, CallFailed, Place

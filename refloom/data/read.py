@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from memory.index import Reference, content_id
+from memory.references import Reference, content_id, distinct
 from nodes.state import Seed
 from refloom.data.rows import BadFile, rows_of
 from refloom.data.shapes import Unfit, pair_of, whole
@@ -78,13 +78,9 @@ class Source:
 
     def _of_references(self, references: Source, report: Report) -> Iterator[Seed]:
         """Every reference as a seed, once."""
-        seen: set[int] = set()
-        for reference in references:
-            key = hash(reference["id"])
-            if key not in seen:
-                seen.add(key)
-                report.taken += 1
-                yield {"id": reference["id"], "instruction": reference["instruction"]}
+        for reference in distinct(references):
+            report.taken += 1
+            yield {"id": reference["id"], "instruction": reference["instruction"]}
 
     def scan(self) -> Report:
         """Read everything once, so that what is wrong is known before anything is paid for."""

@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from langgraph.store.base import BaseStore
-
-from graph.builder import Graph, build_graph
-from memory.characteristics import Characteristics
+from graph.builder import build_graph
+from memory.characteristics import Characteristics, kept_in
 from memory.embed import Embed, Embedder
-from memory.index import Reference, ReferenceIndex, write_references
+from memory.index import ReferenceIndex
+from memory.references import distinct
+from memory.store import write_references
 from nodes.endpoint import Connection
 from nodes.llm import Complete
 from nodes.sample import Record
@@ -26,8 +26,10 @@ from refloom.runs.journal import Journal
 from refloom.runs.kept import KeptCalls
 from refloom.runs.limits import Limiter
 from refloom.runs.log import event
+from refloom.runs.look import seen
 from refloom.runs.order import Order
 from refloom.runs.prices import Prices
+from refloom.runs.retrieval import Retrieval
 from refloom.runs.seams import Kept, heard
 from refloom.runs.shown import Seen
 from refloom.runs.where import Addresses
@@ -42,7 +44,6 @@ OnFault = Callable[[str], None]
 class Given:
     """What a run works on and with."""
 
-    references: list[Reference]
     seeds: Source
     prices: Prices
     addresses: Addresses
@@ -87,7 +88,7 @@ class Run:
         whatever was paid for by then is in the journal, and the files are written from it.
         """
         begun = time.monotonic()
-        references, seeds, prices, summary = await asyncio.to_thread(self._read)
+        seeds, prices, summary = await asyncio.to_thread(self._read)
         addresses = Addresses(self.settings)
         if self.tools.complete is None:
             await addresses.check(self.settings)
@@ -100,23 +101,20 @@ class Run:
             try:
                 await asyncio.to_thread(summary.check_same, journal, self.references, seeds)
                 self.summary = summary
-                await self._made(
-                    journal, begun, Given(references, seeds, prices, addresses, elsewhere)
-                )
+                await self._made(journal, begun, Given(seeds, prices, addresses, elsewhere))
                 return summary
             finally:
                 await asyncio.to_thread(journal.close)
 
-    def _read(self) -> tuple[list[Reference], Source, Prices, Summary]:
+    def _read(self) -> tuple[Source, Prices, Summary]:
         """Read and check everything that is given, before anything is made."""
         settings = self.settings
         prices = Prices.load(settings.prices)
         check_priced(prices, [settings.model, settings.judge], settings.max_cost)
         reference_report = self.references.scan()
-        references = list({r["id"]: r for r in self.references}.values())
         seeds = self.seeds or Source(self.references, as_reference=False, limit=settings.limit)
         summary = Summary(settings, reference_report, seeds.scan(), prices)
-        return references, seeds, prices, summary
+        return seeds, prices, summary
 
     async def _made(self, journal: Journal, begun: float, given: Given) -> None:
         """Make rows, and write the files whatever becomes of it."""
@@ -199,40 +197,41 @@ class Run:
     async def _work(
         self, journal: Journal, given: Given, calls: JournaledCalls, order: Order
     ) -> None:
-        settings = self.settings
-        memory = settings.memory or self.out / "memory"
-        await asyncio.to_thread(write_references, memory, given.references)
-        kept = Kept(journal, order, calls, settings, self.on_record)
-        async with _store(memory) as store:
+        memory = self.settings.memory or self.out / "memory"
+        references = await asyncio.to_thread(write_references, memory, distinct(self.references))
+        kept = Kept(journal, order, calls, self.settings, self.on_record)
+        embed = self.tools.embed or Embedder(self.settings.embedding_model)
+        index = ReferenceIndex(references, embed, memory, self.settings.embedding_model)
+        retrieval = Retrieval(
+            index, journal, seeds=order.seeds, quota=self.settings.reference_quota
+        )
+        await retrieval.begin()
+        async with kept_in(memory) as store:
             learned = Characteristics(store, heard(journal))
-            graph = self._graph(calls, given.references, memory, learned, kept)
-            work = Work(graph, settings, given.seeds, journal=journal, calls=calls, kept=kept)
+            graph = build_graph(
+                complete=calls,
+                search=retrieval,
+                embed=embed,
+                characteristics=learned,
+                turn=order.turn,
+                taken=order.taken,
+                start=kept.start,
+                finish=kept.finish,
+            )
+            work = Work(
+                graph,
+                self.settings,
+                given.seeds,
+                journal=journal,
+                calls=calls,
+                kept=kept,
+                retrieval=retrieval,
+            )
             try:
                 await work.all()
             finally:
                 await calls.aclose()
                 await learned.aclose()
-
-    def _graph(
-        self,
-        calls: Complete,
-        references: list[Reference],
-        memory: Path,
-        learned: Characteristics,
-        kept: Kept,
-    ) -> Graph:
-        embed = self.tools.embed or Embedder(self.settings.embedding_model)
-        index = ReferenceIndex(references, embed, memory, self.settings.embedding_model)
-        return build_graph(
-            complete=calls,
-            search=index.search,
-            embed=embed,
-            characteristics=learned,
-            turn=kept.order.turn,
-            taken=kept.order.taken,
-            start=kept.start,
-            finish=kept.finish,
-        )
 
     def _faulted(self, stage: str, fault: Exception) -> None:
         if self.on_fault is not None:
@@ -240,36 +239,6 @@ class Run:
 
     def look(self) -> Seen:
         """How the run stands now, for a display; plain reads, from any thread."""
-        summary, calls, limits, order = self.summary, self._calls, self._limits, self._order
-        settings = self.settings
-        counts = calls.counts if calls else {}
-        limiter = limits.limiter if limits else None
-        budget = limits.budget if limits else None
-        before = summary.paid_before if summary else 0
-        return Seen(
-            accepted=order.accepted if order else 0,
-            rejected=order.rejected if order else 0,
-            failed=order.failed if order else 0,
-            target=settings.target,
-            seeds=summary.seeds.taken if summary else 0,
-            candidates=order.candidates if order else 0,
-            paid=before + counts.get("paid", 0),
-            reused=counts.get("reused", 0),
-            retried=counts.get("retried", 0),
-            in_flight=limiter.in_flight if limiter else 0,
-            limit=limiter.limit if limiter else settings.calls_at_once,
-            concurrency=settings.calls_at_once,
-            waiting=limiter.waiting if limiter else 0,
-            cost=budget.spent_cost if budget else None,
-            max_cost=settings.max_cost,
-            tokens=budget.spent_tokens if budget else 0,
-        )
-
-
-@contextlib.asynccontextmanager
-async def _store(memory: Path) -> AsyncIterator[BaseStore]:
-    from langgraph.store.sqlite.aio import AsyncSqliteStore
-
-    async with AsyncSqliteStore.from_conn_string(str(memory / "characteristics.sqlite")) as store:
-        await store.setup()
-        yield store
+        paid_before = self.summary.paid_before if self.summary else 0
+        seeds = self.summary.seeds.taken if self.summary else 0
+        return seen(self.settings, self._calls, self._limits, self._order, seeds, paid_before)

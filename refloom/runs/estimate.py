@@ -9,7 +9,7 @@ from dataclasses import asdict
 from statistics import fmean
 from typing import Any
 
-from memory.index import Reference
+from memory.references import Reference
 from nodes.criteria import GENERIC
 from nodes.state import Usage
 from refloom.data.read import Report

@@ -31,6 +31,9 @@ CREATE TABLE IF NOT EXISTS turns (
   round INTEGER, position INTEGER, admitted TEXT NOT NULL, duplicates INTEGER NOT NULL,
   slots INTEGER NOT NULL, PRIMARY KEY (round, position)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS retrieved (
+  round INTEGER, position INTEGER, taken TEXT NOT NULL, PRIMARY KEY (round, position)
+) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS samples (
   round INTEGER, position INTEGER, slot INTEGER, status TEXT NOT NULL, record TEXT NOT NULL,
   PRIMARY KEY (round, position, slot)

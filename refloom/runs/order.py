@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from hashlib import sha256
 
 from memory.novelty import NoveltyFilter
@@ -21,6 +22,15 @@ from nodes.state import Seed
 from refloom.runs.journal import Journal
 
 Slot = tuple[int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Turned:
+    """What a seed's turn left: instructions admitted, duplicates counted, slots."""
+
+    admitted: list[str]
+    duplicates: int
+    slots: int
 
 
 class Order:
@@ -36,7 +46,7 @@ class Order:
         max_candidates: int | None,
     ) -> None:
         self._journal = journal
-        self._seeds = seeds
+        self.seeds = seeds
         self._target = target
         self._max_candidates = max_candidates
         self._novelty = NoveltyFilter(context.novelty_threshold)
@@ -117,7 +127,7 @@ class Order:
         self.duplicates += duplicates
         self._new_in_round += slots
         self._next += 1
-        if self._next % self._seeds == 0:
+        if self._next % self.seeds == 0:
             # A round in which nothing was new is the last, however far proposals have run ahead.
             self._barren = self._barren or not self._new_in_round
             self._new_in_round = 0
@@ -126,8 +136,8 @@ class Order:
             waiting.set_result(None)
         await self._tell()
 
-    async def replay(self, seed: Seed, context: Context, statuses: dict[int, str]) -> bool:
-        """Pass a seed's turn as the journal has it. True if all its slots are finished there."""
+    async def finished_turn(self, seed: Seed, statuses: Collection[int]) -> Turned | None:
+        """A seed's turn as the journal has it, if all its slots are finished there."""
         rows = await asyncio.to_thread(
             self._journal.read,
             "SELECT admitted, duplicates, slots FROM turns WHERE round = ? AND position = ?",
@@ -135,19 +145,23 @@ class Order:
             seed["position"],
         )
         if not rows or any(slot not in statuses for slot in range(rows[0][2])):
-            return False
-        admitted, duplicates, slots = json.loads(rows[0][0]), rows[0][1], rows[0][2]
+            return None
+        return Turned(json.loads(rows[0][0]), rows[0][1], rows[0][2])
+
+    async def replay(
+        self, seed: Seed, context: Context, turned: Turned, statuses: dict[int, str]
+    ) -> None:
+        """Pass a finished turn again, without a call."""
         await self._reach(seed)
-        for text in admitted:
+        for text in turned.admitted:
             self._remember(text, context)
-        await self._pass(seed, slots, duplicates)
-        for slot in range(slots):
+        await self._pass(seed, turned.slots, turned.duplicates)
+        for slot in range(turned.slots):
             if await self.start((seed["round"], seed["position"], slot)):
                 await self._count(statuses[slot])
-        return True
 
     async def _reach(self, seed: Seed) -> None:
-        number = seed["round"] * self._seeds + seed["position"]
+        number = seed["round"] * self.seeds + seed["position"]
         if number > self._next:
             turn = asyncio.get_running_loop().create_future()
             self._turns[number] = turn
@@ -164,7 +178,7 @@ class Order:
         return bool(slots)
 
     def _passed(self, seed: Seed) -> bool:
-        return self._next > seed["round"] * self._seeds + seed["position"]
+        return self._next > seed["round"] * self.seeds + seed["position"]
 
     async def start(self, slot: Slot) -> bool:
         """See `nodes.sample.Start`: slots start in order while accepted + in flight < target."""

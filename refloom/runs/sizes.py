@@ -9,7 +9,7 @@ from itertools import islice
 from statistics import fmean
 from typing import Any
 
-from memory.index import Reference
+from memory.references import Reference
 from nodes.extract import MOST, Extracted
 from nodes.generate import Generated
 from nodes.judge import Critiqued

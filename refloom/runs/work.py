@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from itertools import islice
 
 from graph.builder import Graph
-from memory.index import IndexUnusable
+from memory.references import IndexUnusable
 from memory.weights import WeightsUnavailable
 from nodes.llm import ProviderStopped
 from nodes.sample import record_of
@@ -17,6 +17,7 @@ from refloom.data.read import Source
 from refloom.runs.calls import Interrupted, JournaledCalls
 from refloom.runs.journal import Journal
 from refloom.runs.lock import JournalUnusable
+from refloom.runs.retrieval import Retrieval
 from refloom.runs.seams import Kept, statuses
 from refloom.settings import Settings
 
@@ -38,10 +39,11 @@ class Work:
         journal: Journal,
         calls: JournaledCalls,
         kept: Kept,
+        retrieval: Retrieval,
     ) -> None:
         self._graph, self._settings, self._seeds = graph, settings, seeds
         self._journal, self._order, self._calls = journal, kept.order, calls
-        self._kept = kept
+        self._kept, self._retrieval = kept, retrieval
         self._context = settings.context()
         # One call at a time means one seed at a time: rows come early, and the endpoint's prefix
         # cache keeps what the next call wants.
@@ -121,17 +123,27 @@ class Work:
             self._calls.stop(fault)
 
     async def _one(self, seed: Seed, resumed: bool) -> None:
-        if resumed:
-            place = (seed["round"], seed["position"])
-            kept = await asyncio.to_thread(statuses, self._journal, *place)
-            if await self._order.replay(seed, self._context, kept):
-                return
+        place = (seed["round"], seed["position"])
         try:
+            if resumed and await self._replayed(seed, place):
+                return
             await self._graph.ainvoke({"seed": seed}, context=self._context)
         except (Interrupted, *STOPS):
             raise
         except Exception as error:  # noqa: BLE001 - whatever is wrong with one seed costs that seed
             await self._lost(seed, error)
+        finally:
+            self._retrieval.passed(place)
+
+    async def _replayed(self, seed: Seed, place: tuple[int, int]) -> bool:
+        """Whether the seed is finished in the journal; then it is counted, and nothing is done."""
+        kept = await asyncio.to_thread(statuses, self._journal, *place)
+        turned = await self._order.finished_turn(seed, kept)
+        if turned is None:
+            return False
+        await self._retrieval.replay(place)
+        await self._order.replay(seed, self._context, turned, kept)
+        return True
 
     async def _lost(self, seed: Seed, error: Exception) -> None:
         """Write down a seed the graph could not take as one failed sample."""

@@ -1,0 +1,246 @@
+"""Whether a text holds a prompt of a benchmark, so that it is not trained on.
+
+Three ways to hold it, over lower-cased words: a run of 13 words (as for GPT-3), or the whole of a
+prompt that is shorter; 8-word runs that together cover at least half of the prompt (as for Tulu 3,
+where one training text must do so alone); a near-duplicate by the rule of `memory.novelty`. A run
+of 13 words that both have by chance, such as a common proverb, is a hit too: that is the
+definition. What no way sees is a prompt put into other words or another language.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+
+from rapidfuzz.distance import LCSseq
+
+from memory.novelty import NoveltyFilter
+from memory.runs import Runs, spans, words
+
+# A run of fewer words stands in many texts by chance, so it says nothing alone.
+_FEWEST = 5
+_EVIDENCE = 200
+_UNKNOWN = "\0"
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A prompt that a text holds.
+
+    `row` is its line or row in the file `benchmark`, from 1; `evidence` is the words that both
+    have. `how` is "13-gram" (with the length that was set), "whole prompt" (a prompt of fewer
+    words than that), "8-gram coverage" or "near-duplicate".
+    """
+
+    benchmark: str
+    row: int
+    how: str
+    evidence: str
+
+
+class Contamination:
+    """The prompts of benchmarks, asked whether an instruction or a response holds one.
+
+    Asking changes nothing. A text that holds several prompts is a hit for one of them: one of
+    which it has a long run, else a whole one, else the one covered most, else the first it is a
+    near-duplicate of.
+    """
+
+    def __init__(
+        self,
+        *,
+        n: int = 13,
+        short_n: int = 8,
+        coverage: float = 0.5,
+        threshold: float = 0.7,
+        digest: Callable[[str], int] = hash,
+    ) -> None:
+        """Make it empty.
+
+        Args:
+            n: A shared run of so many words is a hit.
+            short_n: Length of the runs that are counted for `coverage`; at most `n`.
+            coverage: The share of a prompt's words in such runs that is a hit.
+            threshold: An F1 of common words in order over this is a near-duplicate.
+            digest: Makes a run a 64-bit number to look up. No hit rests on it alone.
+        """
+        if not _FEWEST <= short_n <= n:
+            raise ValueError(f"{_FEWEST} <= short_n <= n must hold, not {short_n} and {n}")
+        self._n, self._short_n = n, short_n
+        self._coverage, self._threshold = Fraction(str(coverage)), Fraction(str(threshold))
+        # A prompt is kept as a string with one character a word: short, quick to slice and hash.
+        self._ids: dict[str, str] = {}
+        self._names: list[str] = [""]
+        self._prompts: list[str] = []
+        self._rows: list[tuple[str, int]] = []
+        self._short = Runs(self._prompts, short_n, digest, first_only=False)
+        self._long = Runs(self._prompts, n, digest, first_only=True)
+        self._wholes: dict[str, int] = {}
+        self._starts: set[str] = set()
+        # A filter for each size of prompts in powers of two, as a text is near to few sizes.
+        self._near: defaultdict[int, NoveltyFilter]
+        self._near = defaultdict(lambda: NoveltyFilter(threshold))
+
+    def __len__(self) -> int:
+        """How many prompts there are."""
+        return len(self._prompts)
+
+    def add(self, prompt: str, benchmark: str, row: int) -> None:
+        """Remember a prompt; one without any word cannot be found and is left out."""
+        code = "".join(self._id(word) for word in words(prompt))
+        if not code:
+            return
+        number = len(self._prompts)
+        self._prompts.append(code)
+        self._rows.append((benchmark, row))
+        self._short.add(number)
+        self._long.add(number)
+        if len(code) < self._n:
+            self._wholes.setdefault(code, number)
+            self._starts.add(code[:_FEWEST])
+        if len(code) >= _FEWEST:
+            self._near[len(code).bit_length()].add(_spelled(code), str(number))
+
+    def instruction(self, text: str) -> Hit | None:
+        """The prompt that an instruction holds or nearly is, or None.
+
+        A prompt of fewer than five words is held only by an instruction that adds little to it.
+        """
+        found = words(text)
+        code = self._code(found)
+        return self._runs(found, code) or self._tiny(found, code) or self._close(found, code)
+
+    def response(self, text: str) -> Hit | None:
+        """The prompt of five words or more that a response quotes or nearly is, or None."""
+        found = words(text)
+        code = self._code(found)
+        return self._runs(found, code) or self._close(found, code)
+
+    def _id(self, word: str) -> str:
+        known = self._ids.get(word)
+        if known is None:
+            known = self._ids[word] = chr(len(self._names))
+            self._names.append(word)
+        return known
+
+    def _code(self, found: list[str]) -> str:
+        known = self._ids.get
+        return "".join([known(word, _UNKNOWN) for word in found])
+
+    def _runs(self, found: list[str], code: str) -> Hit | None:
+        """The hit by a run of words: a long one, a whole prompt, or many short ones."""
+        shared = self._short.starts(code)
+        run = self._longest_run(code, shared) if shared else None
+        if run is not None:
+            number, start, end = run
+            return self._hit(number, f"{self._n}-gram", found[start:end])
+        return self._whole(found, code) or (self._covered(code, shared) if shared else None)
+
+    def _longest_run(self, code: str, shared: list[int]) -> tuple[int, int, int] | None:
+        """The longest run of at least n words that a prompt has too: prompt, start, end."""
+        best = None
+        reached = -1
+        for i in shared:
+            run = code[i : i + self._n]
+            if i + self._n <= reached or len(run) < self._n:
+                continue
+            place = self._long.first(run)
+            if place is None:
+                continue
+            number, at = place
+            prompt = self._prompts[number]
+            start, end = i, i + self._n
+            at_end = at + self._n
+            while start and at and code[start - 1] == prompt[at - 1]:
+                start, at = start - 1, at - 1
+            while end < len(code) and at_end < len(prompt) and code[end] == prompt[at_end]:
+                end, at_end = end + 1, at_end + 1
+            reached = end
+            if best is None or end - start > best[2] - best[1]:
+                best = (number, start, end)
+        return best
+
+    def _whole(self, found: list[str], code: str) -> Hit | None:
+        """The longest prompt of fewer than n words that stands in the text as a run."""
+        best = ""
+        starts, where = self._starts, 0
+        for i in range(len(code) - _FEWEST + 1):
+            if code[i : i + _FEWEST] not in starts:
+                continue
+            for end in range(i + max(_FEWEST, len(best) + 1), i + self._n):
+                if code[i:end] in self._wholes and end <= len(code):
+                    best, where = code[i:end], i
+        if not best:
+            return None
+        return self._hit(self._wholes[best], "whole prompt", found[where : where + len(best)])
+
+    def _covered(self, code: str, shared: list[int]) -> Hit | None:
+        """The prompt of whose words the short runs cover the largest share, if it is enough."""
+        places: defaultdict[int, list[int]] = defaultdict(list)
+        for run in {code[i : i + self._short_n] for i in shared}:
+            for number, at in self._short.places(run):
+                places[number].append(at)
+        best, best_number, best_spans = self._coverage, -1, [(0, 0)]
+        # In whole numbers, as a phrase that all prompts have makes this loop long.
+        reach = self._short_n * self._coverage.denominator
+        for number in sorted(places):
+            size = len(self._prompts[number])
+            if len(places[number]) * reach < self._coverage.numerator * size:
+                continue
+            covered = spans(places[number], self._short_n)
+            share = Fraction(sum(end - start for start, end in covered), size)
+            if share > best or (share == best and best_number < 0):
+                best, best_number, best_spans = share, number, covered
+        if best_number < 0:
+            return None
+        prompt = self._prompts[best_number]
+        pieces = [self._names[ord(c)] for s, e in best_spans for c in (*prompt[s:e], _UNKNOWN)]
+        return self._hit(best_number, f"{self._short_n}-gram coverage", pieces)
+
+    def _tiny(self, found: list[str], code: str) -> Hit | None:
+        """The prompt of fewer than five words that is nearly all of the text."""
+        for size in range(min(_FEWEST - 1, len(code)), 0, -1):
+            if size < len(code) and 2 * size <= self._threshold * (size + len(code)):
+                return None
+            for i in range(len(code) - size + 1):
+                number = self._wholes.get(code[i : i + size])
+                if number is not None:
+                    return self._hit(number, "near-duplicate", found[i : i + size])
+        return None
+
+    def _close(self, found: list[str], code: str) -> Hit | None:
+        """The first prompt of five words or more that the text is a near-duplicate of."""
+        least = int(len(code) * self._threshold / (2 - self._threshold))
+        most = int(len(code) * (2 - self._threshold) / self._threshold)
+        spelled = _spelled(code)
+        names = [
+            self._near[size].collision(spelled)
+            for size in range(least.bit_length(), most.bit_length() + 1)
+            if size in self._near
+        ]
+        numbers = [int(name) for name in names if name is not None]
+        if not numbers:
+            return None
+        first = min(numbers)
+        return self._hit(first, "near-duplicate", _common(found, code, self._prompts[first]))
+
+    def _hit(self, number: int, how: str, pieces: list[str]) -> Hit:
+        shown = " ".join(piece or "…" for piece in pieces).strip(" …")
+        if len(shown) > _EVIDENCE:
+            shown = shown[: _EVIDENCE - 2] + " …"
+        return Hit(*self._rows[number], how, shown)
+
+
+def _spelled(code: str) -> str:
+    """Numbers for words: words of every script, none lost, and no vocabulary that grows."""
+    return " ".join([str(ord(c)) for c in code])
+
+
+def _common(found: list[str], code: str, prompt: str) -> list[str]:
+    """The words of a text that its longest common subsequence with a prompt has; "" for gaps."""
+    shared: list[str] = []
+    for step in LCSseq.opcodes([ord(c) for c in code], [ord(c) for c in prompt]):
+        shared += found[step.src_start : step.src_end] if step.tag == "equal" else [""]
+    return shared

@@ -1,0 +1,161 @@
+"""References on disk: a parquet file that is read a few rows at a time, by any number of processes.
+
+A million references do not fit beside a model; what a seed needs of them does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from hashlib import sha256
+from itertools import islice
+from pathlib import Path
+from typing import Any, cast, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memory.references import IndexUnusable, Reference, content_id, key_of
+
+# Rows that are read together, and how many such groups are kept: some 20 MB.
+GROUP = 256
+KEPT_GROUPS = 64
+WRITTEN = GROUP * 64
+COLUMNS = ("id", "instruction", "response", "source", "license", "tags")
+REBUILD = "Build it with `refloom index build FILE --out DIR`."
+
+Keys = NDArray[np.int64]
+
+
+class ReferenceFile(Sequence[Reference]):
+    """The references of a parquet file, by row number; rows are read when they are asked for."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises `IndexUnusable` when the file is missing or damaged. Blocks."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        self.path = path
+        self._lock = threading.Lock()
+        self._groups: OrderedDict[int, Any] = OrderedDict()
+        try:
+            self._file = pq.ParquetFile(path, memory_map=True)
+            if any(name not in self._file.schema_arrow.names for name in (*COLUMNS, "key")):
+                raise ValueError("it has other columns")
+            keys = self._file.read(columns=["key"])["key"].to_numpy()
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise IndexUnusable(
+                f"{path}: the references cannot be read ({error}). {REBUILD}"
+            ) from error
+        self.keys: Keys = np.ascontiguousarray(keys, dtype=np.int64)
+
+    @property
+    def digest(self) -> str:
+        """What the file is called after: a hash of all it holds."""
+        return self.path.stem.removeprefix("references-")
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @overload
+    def __getitem__(self, row: int) -> Reference: ...
+
+    @overload
+    def __getitem__(self, row: slice) -> list[Reference]: ...
+
+    def __getitem__(self, row: int | slice) -> Reference | list[Reference]:
+        """Read a row, or some. Blocks."""
+        if isinstance(row, slice):
+            return [self[i] for i in range(*row.indices(len(self)))]
+        if not 0 <= row < len(self):
+            raise IndexError(row)
+        group, at = divmod(row, GROUP)
+        return _reference(self._group(group).slice(at, 1).to_pylist()[0])
+
+    def __iter__(self) -> Iterator[Reference]:
+        """Read everything, a group at a time; reading does not crowd out what is kept. Blocks."""
+        for group in range(self._file.num_row_groups):
+            for row in self._read(group).to_pylist():
+                yield _reference(row)
+
+    def column(self, name: str) -> Any:
+        """A whole column, as an Arrow array. Blocks."""
+        with self._lock:
+            return self._file.read(columns=[name])[name]
+
+    def _group(self, group: int) -> Any:
+        with self._lock:
+            if group in self._groups:
+                self._groups.move_to_end(group)
+                return self._groups[group]
+        table = self._read(group)
+        with self._lock:
+            self._groups[group] = table
+            while len(self._groups) > KEPT_GROUPS:
+                self._groups.popitem(last=False)
+        return table
+
+    def _read(self, group: int) -> Any:
+        with self._lock:
+            return self._file.read_row_group(group, columns=list(COLUMNS))
+
+
+def _reference(row: dict[str, Any]) -> Reference:
+    return cast(Reference, {k: v for k, v in row.items() if v is not None})
+
+
+def write_references(directory: Path, references: Iterable[Reference]) -> ReferenceFile:
+    """Keep references in `directory` under the name of their content; streams. Blocks.
+
+    Raises `OSError`. A file appears whole or not at all.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    text = pa.string()
+    schema = pa.schema(
+        [(name, pa.list_(text) if name == "tags" else text) for name in COLUMNS]
+        + [("key", pa.int64())]
+    )
+    directory.mkdir(parents=True, exist_ok=True)
+    staged = directory / f"references-{os.getpid()}.new"
+    digest, rows = sha256(), iter(references)
+    with pq.ParquetWriter(staged, schema, compression="zstd") as writer:
+        while batch := list(islice(rows, WRITTEN)):
+            for reference in batch:
+                digest.update(json.dumps(reference, sort_keys=True).encode())
+            listed = [
+                {**{name: r.get(name) for name in COLUMNS}, "key": key_of(r["instruction"])}
+                for r in batch
+            ]
+            writer.write_table(pa.Table.from_pylist(listed, schema), row_group_size=GROUP)
+    path = directory / f"references-{digest.hexdigest()[:16]}.parquet"
+    os.replace(staged, path)
+    return ReferenceFile(path)
+
+
+def keys_of(references: Sequence[Reference]) -> Keys:
+    """The keys of the references' instructions, in their order. Blocks."""
+    if isinstance(references, ReferenceFile):
+        return references.keys
+    return np.array([key_of(r["instruction"]) for r in references], dtype=np.int64)
+
+
+def digest_of(references: Sequence[Reference]) -> str:
+    """A name for the content of references."""
+    if isinstance(references, ReferenceFile):
+        return references.digest
+    return content_id(*(json.dumps(r, sort_keys=True) for r in references))
+
+
+def references_in(directory: Path) -> ReferenceFile:
+    """The references of the index in `directory`. Raises `IndexUnusable`. Blocks."""
+    try:
+        manifest = json.loads((directory / "index.json").read_text(encoding="utf-8"))
+        name = f"references-{manifest['references']}.parquet"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise IndexUnusable(f"{directory}: there is no index here ({error}). {REBUILD}") from error
+    return ReferenceFile(directory / name)
