@@ -213,8 +213,6 @@ class _Have:
         self._index = index
         self._order: Rows = np.argsort(keys, kind="stable").astype(np.int64)
         self._keys = np.asarray(keys)[self._order]
-        if index is not None and hasattr(index, "make_direct_map"):
-            index.make_direct_map()
 
     def rows(self, keys: Keys) -> Rows:
         """The row of each key; -1 for one that is not there."""
@@ -229,7 +227,7 @@ class _Have:
             out[new] = vectors
         old = np.flatnonzero(rows >= 0)
         if len(old):
-            out[old] = self._index.reconstruct_batch(rows[old])
+            out[old] = faiss_vectors.vectors_of(self._index, rows[old])
 
 
 def _is_prefix(before: Before, keys: Keys) -> bool:

@@ -10,6 +10,7 @@ benchmarks/RESULTS.md.
 from __future__ import annotations
 
 import math
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ PROBES = (4, 8, 16, 32, 64, 128, 256)
 WANTED_RECALL = 0.97
 TRIED = 200
 NEIGHBOURS = 10
+_mapping = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,12 +120,31 @@ def search(
     # One thread a search: many searches run at once.
     faiss.omp_set_num_threads(1)
     selector = None if among is None else faiss.IDSelectorBatch(among)
-    given: Any = faiss.SearchParameters(sel=selector)  # type: ignore[call-arg]
-    if hasattr(index, "nprobe"):
+    if not hasattr(index, "nprobe"):
+        given: Any = faiss.SearchParameters(sel=selector)  # type: ignore[call-arg]
+    else:
         every = probes if among is None else index.nlist
         given = faiss.SearchParametersIVF(nprobe=every, sel=selector)  # type: ignore[call-arg]
-    found: tuple[Vectors, Rows, Vectors] = index.search_and_reconstruct(queries, k, params=given)
-    return found
+    if among is None or not hasattr(index, "nprobe"):
+        found: tuple[Vectors, Rows, Vectors] = index.search_and_reconstruct(
+            queries, k, params=given
+        )
+        return found
+    # Lists cannot do both at once for some of their rows.
+    scores, rows = index.search(queries, k, params=given)
+    return scores, rows, vectors_of(index, rows)
+
+
+def vectors_of(index: Any, rows: Rows) -> Vectors:
+    """The vectors of rows (n, k) as they are kept; of row -1 zeros. Blocks."""
+    with _mapping:
+        if hasattr(index, "direct_map") and index.direct_map.no():
+            index.make_direct_map()
+    out = np.zeros((*rows.shape, index.d), np.float32)
+    there = rows >= 0
+    if there.any():
+        out[there] = index.reconstruct_batch(rows[there])
+    return out
 
 
 def save(index: Any, path: Path) -> None:

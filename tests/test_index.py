@@ -14,15 +14,11 @@ from fakes import letters, words
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memory.index import (
-    IndexUnusable,
-    ReferenceIndex,
-    content_id,
-    default_references,
-    mmr,
-    read_references,
-    write_references,
-)
+from graph.defaults import default_references
+from memory import vectors as faiss_vectors
+from memory.index import Candidates, ReferenceIndex, choose, matching, mmr
+from memory.references import IndexUnusable, content_id, distinct
+from memory.store import GROUP, KEPT_GROUPS, ReferenceFile, references_in, write_references
 
 quick = settings(max_examples=120, deadline=None, database=None)
 
@@ -232,7 +228,7 @@ async def test_no_directory_keeps_nothing(tmp_path):
 
 
 def vectors_in(directory: Path) -> Path:
-    (path,) = directory.glob("*.faiss")
+    (path,) = directory.glob("vectors-*.faiss")
     return path
 
 
@@ -290,17 +286,20 @@ def changed(**keys):
         "{",
         "\x00\x00",
         "{}",
-        '{"format": 1}',
+        '{"format": 2}',
         changed(format=99),
         changed(format="1"),
-        changed(ids=["r0"]),
-        changed(ids=["r0", "r1", "r2"]),
+        changed(count=1),
+        changed(count="2"),
         changed(vectors="elsewhere.faiss"),
+        changed(keys="elsewhere.npy"),
+        changed(probes=None),
+        changed(kind=7),
+        changed(references=None),
         "[]",
         "null",
         "7",
-        changed(ids=None),
-        changed(ids=2),
+        changed(bytes=3),
     ],
 )
 async def test_a_broken_manifest_is_refused(tmp_path, manifest):
@@ -342,8 +341,8 @@ async def crashed_save(directory: Path, before, after) -> None:
 async def test_a_crash_while_the_files_are_written_aside_leaves_the_old_index(tmp_path):
     given_ = references(4)
     await opened(given_[:3], tmp_path).build()
-    (tmp_path / "references-x.faiss.new").write_bytes(b"half of")
-    (tmp_path / "index.json.new").write_text('{"format": 1, "ids": [')
+    (tmp_path / "vectors.new").write_bytes(b"half of")
+    (tmp_path / "index.json.new").write_text('{"format": 2, "kind": [')
     embed = Counting()
     index = opened(given_, tmp_path, embed=embed)
     await index.build()
@@ -383,30 +382,171 @@ async def test_a_crash_while_references_change_places_gives_no_id_anothers_vecto
     await assert_right(opened(given_, tmp_path / "index"), given_)
 
 
+ODD = reference("r", "L'été\u2028\n\x00 潮汐 😀 </seed> {{x}}")
+FULL = {**reference("f", "What of it?"), "source": "s", "license": "l", "tags": ["a", "b"]}
+
+
 def test_references_come_back_as_they_were_written(tmp_path):
-    given_ = [reference("r", "L'été\u2028\n\x00 潮汐 😀 </seed> {{x}}"), *references(2)]
-    write_references(tmp_path / "new", given_)
-    write_references(tmp_path / "new", given_)
-    assert read_references(tmp_path / "new" / "references.jsonl") == given_
+    given_ = [ODD, FULL, *references(2)]
+    first = write_references(tmp_path / "new", given_)
+    again = write_references(tmp_path / "new", given_)
+    assert first.path == again.path
+    assert list(again) == [again[i] for i in range(4)] == again[:] == given_
+    assert [p.name for p in (tmp_path / "new").iterdir()] == [again.path.name]
+    with pytest.raises(IndexError):
+        again[4]
 
 
-@pytest.mark.parametrize("content", [b"{", b"\xff", None])
+def test_a_file_of_references_keeps_few_of_them_in_memory(tmp_path):
+    many = [reference(f"r{i}", f"question {i}") for i in range(GROUP * (KEPT_GROUPS + 3) + 7)]
+    kept = write_references(tmp_path, iter(many))
+    draw = random.Random(1)
+    for i in draw.sample(range(len(many)), 300):
+        assert kept[i] == many[i]
+    assert kept[len(many) - 1] == many[-1]
+    assert len(kept._groups) == KEPT_GROUPS
+    assert sum(1 for _ in kept) == len(many)
+
+
+@pytest.mark.parametrize("content", [b"{", b"PAR1 not really PAR1", None])
 def test_references_that_cannot_be_read_say_how_to_build_them(tmp_path, content):
-    path = tmp_path / "references.jsonl"
+    path = tmp_path / "references-x.parquet"
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(IndexUnusable, match="refloom index build"):
-        read_references(path)
+        ReferenceFile(path)
+    with pytest.raises(IndexUnusable, match="refloom index build"):
+        references_in(tmp_path)
 
 
-def test_the_environment_names_the_default_references(tmp_path, monkeypatch):
-    write_references(tmp_path, references(2))
+async def test_the_environment_names_the_default_references(tmp_path, monkeypatch):
+    kept = write_references(tmp_path, references(2))
+    await opened(kept, tmp_path).build()
     monkeypatch.setenv("REFLOOM_INDEX", str(tmp_path))
-    assert default_references() == (references(2), tmp_path)
+    found, kept_in = default_references()
+    assert (list(found), kept_in) == (references(2), tmp_path)
     monkeypatch.delenv("REFLOOM_INDEX")
     bundled, kept_in = default_references()
     assert kept_in is None
     assert all(r["instruction"] and r["response"] for r in bundled)
+
+
+def test_of_references_under_one_id_none_is_lost():
+    same = [reference("a", "Why?"), reference("a", "Why?"), reference("a", "How?")]
+    found = list(distinct([*same, reference("b", "Why?"), reference("a", "How?")]))
+    assert [r["instruction"] for r in found] == ["Why?", "How?", "Why?"]
+    assert len({r["id"] for r in found}) == 3
+    assert found[0]["id"] == "a"
+
+
+# --- filters and quotas ------------------------------------------------------------------------
+
+
+def sourced(n: int) -> list[dict]:
+    return [
+        {**r, "source": "even" if i % 2 == 0 else "odd", "tags": [f"t{i % 3}", "all"]}
+        for i, r in enumerate(references(n))
+    ]
+
+
+@pytest.mark.parametrize("on_disk", [True, False])
+async def test_a_search_can_be_restricted_by_source_and_tags(tmp_path, on_disk):
+    given_ = sourced(30)
+    kept = write_references(tmp_path, given_) if on_disk else given_
+    index = opened(kept, tmp_path if on_disk else None)
+    for where, fits in (
+        ({"source": ["even"]}, lambda r: r["source"] == "even"),
+        ({"tags": ["t1", "t2"]}, lambda r: set(r["tags"]) & {"t1", "t2"}),
+        ({"source": ["odd"], "tags": ["t0"]}, lambda r: r["source"] == "odd" and "t0" in r["tags"]),
+    ):
+        found = await index.search(given_[0]["instruction"], 4, where=where)
+        assert len(found) == 4
+        assert all(fits(r) for r in found)
+        assert matching(kept, where).tolist() == [i for i, r in enumerate(given_) if fits(r)]
+    assert await index.search("anything", 3, where={"license": ["none"]}) == []
+    with pytest.raises(ValueError, match="no filter"):
+        await index.search("anything", 3, where={"colour": ["red"]})
+
+
+def test_what_is_not_allowed_is_chosen_only_when_nothing_else_is_left():
+    vectors = np.eye(4, dtype=np.float32)
+    found = Candidates([7, 8, 9, 10], np.array([0.9, 0.8, 0.7, 0.6], np.float32), vectors, 0)
+    assert choose(found, 2) == [0, 1]
+    assert choose(found, 2, lambda row: row not in (7, 8)) == [2, 3]
+    assert sorted(choose(found, 3, lambda row: row == 9)) == [0, 1, 2]
+    own = Candidates([7, 8, 9, 10], found.scores, vectors, 1)
+    assert choose(own, 2, lambda row: row in (9, 10)) == [0, 2]
+
+
+# --- many vectors ------------------------------------------------------------------------------
+
+
+def clustered(n: int, dimensions: int = 16, seed: int = 0) -> np.ndarray:
+    draw = np.random.default_rng(seed)
+    centres = draw.normal(size=(40, dimensions))
+    made = centres[draw.integers(40, size=n)] + 0.4 * draw.normal(size=(n, dimensions))
+    return (made / np.linalg.norm(made, axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.fixture
+def few_are_many(monkeypatch):
+    """Lists are used from 500 vectors on, so that a test need not make 50,000."""
+    monkeypatch.setattr(faiss_vectors, "EXACT_UP_TO", 500)
+
+
+@quick
+@given(st.integers(1, 60), st.integers(1, 12), st.integers(0, 999))
+def test_exact_search_in_blocks_is_brute_force(n, k, seed):
+    vectors, queries = clustered(n, seed=seed), clustered(3, seed=seed + 1)
+    truth = np.sort(queries @ vectors.T, axis=1)[:, ::-1][:, :k]
+    found = faiss_vectors.exact(vectors, queries, min(k, n))
+    scores = np.take_along_axis(queries @ vectors.T, found, 1)
+    assert np.allclose(scores, truth, atol=1e-5)
+    flat = faiss_vectors.make(vectors)
+    assert (flat.kind, flat.recall) == ("flat", 1.0)
+    assert np.allclose(faiss_vectors.search(flat.index, queries, min(k, n), 0)[0], truth, atol=1e-5)
+
+
+def test_many_vectors_are_put_in_lists_of_which_enough_are_searched(few_are_many, tmp_path):
+    vectors = clustered(6000)
+    made = faiss_vectors.make(vectors)
+    assert made.kind == "IVF310,SQ8"
+    assert made.recall >= 0.97
+    faiss_vectors.save(made.index, tmp_path / "x.faiss")
+    mapped = faiss_vectors.open_mapped(tmp_path / "x.faiss")
+    queries = clustered(50, seed=0)
+    truth = faiss_vectors.exact(vectors, queries, 10)
+    _, rows, near = faiss_vectors.search(mapped, queries, 10, made.probes)
+    hits = sum(len(set(a) & set(b)) for a, b in zip(rows.tolist(), truth.tolist(), strict=True))
+    assert hits / truth.size >= 0.95
+    assert np.allclose(near[0], vectors[rows[0]], atol=0.02)
+    among = np.arange(0, 6000, 1000)
+    _, rows, _ = faiss_vectors.search(mapped, queries, 10, made.probes, among)
+    assert set(rows[0].tolist()) == {*among.tolist(), -1}
+
+
+async def test_many_references_are_added_to_without_embedding_the_old_ones(few_are_many, tmp_path):
+    given_ = [reference(f"r{i}", words(f"many {i}", 6)) for i in range(900)]
+    await opened(given_[:880], tmp_path).build()
+    assert json.loads((tmp_path / "index.json").read_text())["kind"].startswith("IVF")
+    embed = Counting()
+    index = opened(given_, tmp_path, embed=embed)
+    assert await index.build() == 900
+    assert embed.texts == [r["instruction"] for r in given_[880:]]
+    for r in given_[895:]:
+        assert (await index.search(r["instruction"] + "!", 1))[0]["id"] == r["id"]
+    embed = Counting()
+    await opened(given_[100:], tmp_path, embed=embed).build()
+    assert embed.texts == []
+
+
+async def test_progress_is_told_while_references_are_embedded(tmp_path):
+    told: list[tuple[int, int]] = []
+    index = ReferenceIndex(
+        references(5), Counting(), tmp_path, "m", lambda done, total: told.append((done, total))
+    )
+    await index.build()
+    assert told == [(5, 5)]
 
 
 @given(st.lists(st.text(max_size=5), max_size=4))
