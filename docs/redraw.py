@@ -27,7 +27,9 @@ def settings() -> str:
     for name, field in Settings.model_fields.items():
         flag = name.replace("_", "-")
         flag = f"no-{flag}" if field.default is True else flag
-        default = "" if field.default_factory or field.default is None else f"`{field.default}`"
+        default = (
+            "" if field.default_factory or field.default in (None, ()) else f"`{field.default}`"
+        )
         shown = f"`--{flag}`" if name != "stages" else "`[stages.NAME]` in the config file"
         about = (field.description or "").replace("|", "\\|")
         rows.append(f"| {shown} | {default} | {about} |")

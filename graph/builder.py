@@ -10,8 +10,15 @@ from langgraph.graph.state import CompiledStateGraph
 from langgraph.runtime import Runtime
 
 from graph.defaults import DemoSearch, shared_embedder
-from graph.routing import after_critique, after_extract, after_propose, after_writing
+from graph.routing import (
+    after_critique,
+    after_extract,
+    after_propose,
+    after_retrieve,
+    after_writing,
+)
 from memory.characteristics import Characteristics
+from memory.contamination import Contamination
 from memory.embed import Embed
 from memory.index import Search
 from nodes.context import Context
@@ -30,11 +37,14 @@ from nodes.state import Input, Output, SampleState, State
 Graph = CompiledStateGraph[Any, Context, Any, Any]
 
 
-def build_sample(*, complete: Complete, embed: Embed) -> Graph:
+def build_sample(
+    *, complete: Complete, embed: Embed, contamination: Contamination | None = None
+) -> Graph:
     """The loop of one instruction: generate, critique, and refine until the criteria pass."""
     builder = StateGraph(SampleState, context_schema=Context)
     builder.add_node("generate", failing_softly(partial(generate, complete=complete)))
-    builder.add_node("critique", failing_softly(partial(critique, complete=complete, embed=embed)))
+    judging = partial(critique, complete=complete, embed=embed, contamination=contamination)
+    builder.add_node("critique", failing_softly(judging))
     builder.add_node("refine", failing_softly(partial(refine, complete=complete)))
     builder.add_edge(START, "generate")
     builder.add_conditional_edges("generate", after_writing)
@@ -53,6 +63,7 @@ def build_graph(
     taken: Taken = nothing_taken,
     start: Start = at_once,
     finish: Finish = not_kept,
+    contamination: Contamination | None = None,
     checkpointer: Any = None,
 ) -> Graph:
     """The way of one seed: retrieve, extract, propose, then one `sample` a new instruction.
@@ -64,21 +75,23 @@ def build_graph(
     embed = embed or shared_embedder()
     search = search or DemoSearch(embed)
     learned = characteristics or Characteristics()
-    loop = build_sample(complete=complete, embed=embed)
+    loop = build_sample(complete=complete, embed=embed, contamination=contamination)
 
     # A closure, not a partial: so LangGraph sees the loop in it, draws it and streams its events.
     async def sample(state: SampleState, runtime: Runtime[Context]) -> dict[str, Any]:
-        return await run_sample(state, runtime, loop=loop, start=start, finish=finish)
+        return await run_sample(
+            state, runtime, loop=loop, start=start, finish=finish, contamination=contamination
+        )
 
     builder = StateGraph(State, context_schema=Context, input_schema=Input, output_schema=Output)
-    builder.add_node("retrieve", partial(retrieve, search=search))
+    builder.add_node("retrieve", partial(retrieve, search=search, contamination=contamination))
     builder.add_node(
         "extract", partial(extract, complete=complete, embed=embed, characteristics=learned)
     )
     builder.add_node("propose", partial(propose, complete=complete, turn=turn, taken=taken))
     builder.add_node("sample", sample)
     builder.add_edge(START, "retrieve")
-    builder.add_edge("retrieve", "extract")
+    builder.add_conditional_edges("retrieve", after_retrieve, ["extract", "sample"])
     builder.add_conditional_edges("extract", after_extract, ["propose", "sample"])
     builder.add_conditional_edges("propose", after_propose, ["sample"])
     builder.add_edge("sample", END)

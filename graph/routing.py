@@ -9,6 +9,15 @@ from langgraph.types import Send
 from nodes.state import SampleState, State
 
 
+def after_retrieve(state: State) -> Literal["extract"] | list[Send]:
+    """Learn from the references, unless the seed is a benchmark's prompt: that ends as it is."""
+    if "contaminated" not in state:
+        return "extract"
+    given = ("seed", "references", "contaminated", "usage")
+    kept = {name: state[name] for name in given}  # type: ignore[literal-required]
+    return [Send("sample", {**kept, "slot": 0, "instruction": state["seed"]["instruction"]})]
+
+
 def after_extract(state: State) -> Literal["propose"] | list[Send]:
     """Propose, unless nothing could be learned from any reference."""
     return failed_slots(state, 1) if "failure" in state else "propose"

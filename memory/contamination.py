@@ -1,10 +1,10 @@
 """Whether a text holds a prompt of a benchmark, so that it is not trained on.
 
 Three ways to hold it, over lower-cased words: a run of 13 words (as for GPT-3), or the whole of a
-prompt that is shorter; 8-word runs that together cover at least half of the prompt (as for Tulu 3,
-where one training text must do so alone); a near-duplicate by the rule of `memory.novelty`. A run
-of 13 words that both have by chance, such as a common proverb, is a hit too: that is the
-definition. What no way sees is a prompt put into other words or another language.
+prompt that is shorter; 8-word runs that together cover at least half of the prompt; a
+near-duplicate by the rule of `memory.novelty`. A run of 13 words that both have by chance, such as
+a common proverb, is a hit too: that is the definition. What no way sees is a prompt put into other
+words or another language.
 """
 
 from __future__ import annotations

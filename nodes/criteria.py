@@ -9,12 +9,14 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from memory.contamination import Hit
 from memory.novelty import copied_run
 from memory.references import Reference
 from nodes.state import Criterion, Outcome, Verdict
 
 COPIED_WORDS = 20
 ANSWERS_ID = "answers-instruction"
+CLEAN_ID = "not-contaminated"
 
 _REFUSAL = re.compile(
     r"\bas an ai( language)? model\b"
@@ -38,13 +40,18 @@ _DANGLING = re.compile(r"(?:[,;:(\[{–]|\b(?:and|or|the|a|an|of|to|with|for|in|
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What a rule may look at. `cosine` and `topic_bar` are given for log-odds judging only."""
+    """What a rule may look at. `cosine` and `topic_bar` are given for log-odds judging only.
+
+    `hit` is the benchmark prompt the response holds, if it was `checked` for one.
+    """
 
     instruction: str
     response: str
     references: Sequence[Reference]
     cosine: float | None = None
     topic_bar: float | None = None
+    hit: Hit | None = None
+    checked: bool = False
 
 
 def verdict(
@@ -119,6 +126,19 @@ def not_copied(facts: Facts) -> Verdict:
     return verdict("not-copied", "pass")
 
 
+def not_contaminated(facts: Facts) -> Verdict:
+    """Fail a response that holds a benchmark's prompt; without benchmarks nothing is known."""
+    if facts.hit is not None:
+        return contaminated(facts.hit)
+    return verdict(CLEAN_ID, "pass" if facts.checked else "not_applicable")
+
+
+def contaminated(hit: Hit) -> Verdict:
+    """The verdict on a text that holds a benchmark's prompt: which, where, and how."""
+    reason = f"It holds the prompt of {hit.benchmark}, row {hit.row} ({hit.how})."
+    return verdict(CLEAN_ID, "fail", reason, hit.evidence)
+
+
 def on_topic(facts: Facts) -> Verdict:
     """Fail a response whose cosine with its instruction is no better than a mismatched one's."""
     if facts.cosine is None or facts.topic_bar is None:
@@ -154,6 +174,7 @@ RULES: dict[str, Rule] = {
     "no-refusal": Rule("does not refuse with a set phrase", True, no_refusal),
     "no-placeholder": Rule("leaves no blanks to fill in", True, no_placeholder),
     "not-copied": Rule("copies no long run of words from a reference", True, not_copied),
+    CLEAN_ID: Rule("holds no prompt of a benchmark", True, not_contaminated),
     "no-prompt-talk": Rule("does not speak of its prompt", True, no_prompt_talk),
     "on-topic": Rule("is about what the instruction is about", True, on_topic),
     "length": Rule("is of a length like the references'", False, fitting_length),

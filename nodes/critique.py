@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from langgraph.runtime import Runtime
 
+from memory.contamination import Contamination
 from memory.embed import Embed, cosine
 from nodes.context import Context
 from nodes.criteria import Facts, apply_rules, verdict
@@ -17,7 +19,12 @@ from nodes.verdicts import decide
 
 
 async def critique(
-    state: SampleState, runtime: Runtime[Context], *, complete: Complete, embed: Embed
+    state: SampleState,
+    runtime: Runtime[Context],
+    *,
+    complete: Complete,
+    embed: Embed,
+    contamination: Contamination | None = None,
 ) -> dict[str, Any]:
     """Judge the candidate and say how the sample stands.
 
@@ -25,7 +32,7 @@ async def critique(
     `reason`, `usage`. A `must` rule that fails saves the judge's call.
     """
     context = runtime.context or Context()
-    rules = apply_rules(await _facts(state, context, embed))
+    rules = apply_rules(await _facts(state, context, embed, contamination))
     musts = {c["id"] for c in state["criteria"] if c["must"]}
     if any(v["verdict"] == "fail" and v["criterion_id"] in musts for v in rules):
         judged = _unasked(state)
@@ -52,12 +59,18 @@ async def critique(
     }
 
 
-async def _facts(state: SampleState, context: Context, embed: Embed) -> Facts:
+async def _facts(
+    state: SampleState, context: Context, embed: Embed, contamination: Contamination | None
+) -> Facts:
     bar = state.get("topic_bar")
     near = None
     if context.method == "logodds" and bar is not None and state["candidate"].strip():
         near = await cosine(embed, state["instruction"], state["candidate"])
-    return Facts(state["instruction"], state["candidate"], state["references"], near, bar)
+    candidate, hit = state["candidate"], None
+    if contamination is not None:
+        hit = await asyncio.to_thread(contamination.response, candidate)
+    checked = contamination is not None
+    return Facts(state["instruction"], candidate, state["references"], near, bar, hit, checked)
 
 
 def _unasked(state: SampleState) -> Judged:

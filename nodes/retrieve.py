@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from langgraph.runtime import Runtime
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from memory.contamination import Contamination
 from memory.index import Search
 from memory.references import Reference, content_id
 from nodes.context import Context
+from nodes.criteria import contaminated
 from nodes.state import Seed, State, no_usage
 
 
@@ -42,19 +45,31 @@ class _Input(BaseModel):
     references: list[_Reference] = Field(default_factory=list, max_length=20)
 
 
-async def retrieve(state: State, runtime: Runtime[Context], *, search: Search) -> dict[str, Any]:
+async def retrieve(
+    state: State,
+    runtime: Runtime[Context],
+    *,
+    search: Search,
+    contamination: Contamination | None = None,
+) -> dict[str, Any]:
     """Retrieve the references of a seed; those the input carries are taken as they are.
 
-    Reads `seed`, `references`; writes `seed` with its id, `references`, `usage`.
+    Reads `seed`, `references`; writes `seed` with its id, `references`, `usage`; for a seed that is
+    a benchmark's prompt only `contaminated`, since whatever comes of it had better not be made.
     """
     context = runtime.context or Context()
     seed, references = checked(state)
+    begun = {"seed": seed, "references": references, "usage": no_usage(), "samples": []}
+    if contamination is not None:
+        hit = await asyncio.to_thread(contamination.instruction, seed["instruction"])
+        if hit is not None:
+            return {**begun, "contaminated": contaminated(hit)}
     if not references:
         turn = (seed.get("round", 0), seed.get("position", 0))
         references = await search(seed["instruction"], context.references_per_seed, turn)
     if not references and context.feedback == "reference":
         raise BadInput("references: none were given, and the index has none")
-    return {"seed": seed, "references": references, "usage": no_usage(), "samples": []}
+    return {**begun, "references": references}
 
 
 def checked(state: State) -> tuple[Seed, list[Reference]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from functools import wraps
@@ -9,10 +10,12 @@ from typing import Any, Protocol
 
 from langgraph.runtime import Runtime
 
+from memory.contamination import Contamination
 from memory.references import content_id
 from nodes.context import Context
+from nodes.criteria import contaminated, rule_criteria
 from nodes.llm import CallFailed
-from nodes.state import Attempt, Failure, SampleState, no_usage
+from nodes.state import Attempt, Failure, SampleState, Verdict, no_usage
 from nodes.verdicts import best_of
 from prompts import version
 
@@ -80,8 +83,11 @@ async def sample(
     loop: Loop,
     start: Start,
     finish: Finish,
+    contamination: Contamination | None = None,
 ) -> dict[str, Any]:
     """Run the loop of one slot and give its record; a slot that may not start gives nothing.
+
+    An instruction that is a benchmark's prompt is rejected before anything is paid for it.
 
     Reads a slot's `instruction`, `references`, `criteria`; writes `samples`.
     """
@@ -91,10 +97,32 @@ async def sample(
     if not await start(slot):
         return {"samples": []}
     # A slot whose seed failed before it had an instruction has no loop to run.
-    final = state if "failure" in state else await loop.ainvoke(state)
-    record = record_of({**state, **final}, slot, context)
+    if "failure" in state:
+        final: SampleState = state
+    elif found := await _contaminated(state, contamination):
+        final = {**state, **rejected(found)}
+    else:
+        final = {**state, **await loop.ainvoke(state)}
+    record = record_of(final, slot, context)
     await finish(record)
     return {"samples": [record]}
+
+
+async def _contaminated(state: SampleState, contamination: Contamination | None) -> Verdict | None:
+    if "contaminated" in state or contamination is None:
+        return state.get("contaminated")
+    hit = await asyncio.to_thread(contamination.instruction, state["instruction"])
+    return None if hit is None else contaminated(hit)
+
+
+def rejected(found: Verdict) -> SampleState:
+    """How a sample ends whose instruction is a benchmark's prompt."""
+    return {
+        "status": "rejected",
+        "reason": "contaminated",
+        "criteria": rule_criteria(),
+        "attempts": [{"response": "", "verdicts": [found]}],
+    }
 
 
 def record_of(state: SampleState, slot: tuple[int, int, int], context: Context) -> Record:
@@ -104,7 +132,7 @@ def record_of(state: SampleState, slot: tuple[int, int, int], context: Context) 
     status = "failed" if "failure" in state else state["status"]
     response = None
     if attempts:
-        response = attempts[best_of(attempts, criteria, context)]["response"]
+        response = attempts[best_of(attempts, criteria, context)]["response"] or None
     seed_id = state["seed"].get("id", "")
     usage = dict(state.get("usage", no_usage()))
     cost: Any = usage.pop("cost_usd", None)

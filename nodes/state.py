@@ -119,6 +119,7 @@ class State(TypedDict, total=False):
     """One seed on its way through the synthesizer."""
 
     seed: Seed
+    contaminated: Verdict
     references: list[Reference]
     learned: list[dict[str, Any]]
     criteria: list[Criterion]
@@ -137,6 +138,7 @@ class SampleState(TypedDict, total=False):
     references: list[Reference]
     criteria: list[Criterion]
     topic_bar: float | None
+    contaminated: Verdict
     candidate: str
     attempts: Annotated[list[Attempt], append]
     status: Status

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nodes.context import Context
+from nodes.criteria import CLEAN_ID
 from nodes.state import Attempt, Criterion, Reason, Status, Verdict
 
 PATIENCE = 2
@@ -96,6 +97,8 @@ def decide(
     if settled(attempts[best], criteria, context):
         return Decision("accepted", None, best)
     failed = [v["criterion_id"] for v in attempts[best]["verdicts"] if v["verdict"] == "fail"]
+    if CLEAN_ID in failed:
+        return Decision("rejected", "contaminated", best)
     over = len(attempts) >= context.max_attempts or context.feedback == "none" or not failed
     stuck = len(attempts) - 1 - best >= PATIENCE
     if over or stuck:

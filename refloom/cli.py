@@ -116,6 +116,11 @@ def _add_setting(group: Any, name: str, field: FieldInfo) -> None:
             help=("do not " if turned else "") + about,
         )
         return
+    if field.annotation == tuple[str, ...]:
+        group.add_argument(
+            f"--{flag}", dest=name, default=argparse.SUPPRESS, nargs="+", metavar="FILE", help=about
+        )
+        return
     if field.default not in (None, ...) and field.default_factory is None:
         about += f" (default: {field.default})"
     group.add_argument(

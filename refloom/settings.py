@@ -107,6 +107,9 @@ class Settings(BaseSettings):
     novelty_threshold: float = Field(
         0.7, gt=0, le=1, description="ROUGE-L F1 over which an instruction is a duplicate"
     )
+    benchmark: tuple[str, ...] = Field(
+        (), description="files of benchmark prompts; rows that hold one are rejected"
+    )
     feedback: Feedback = Field(
         "reference", description="where the criteria come from: reference, generic, none"
     )

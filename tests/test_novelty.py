@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import random
 import re
 from collections.abc import Sequence
 from fractions import Fraction
 
+import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from memory.novelty import NoveltyFilter, copied_run, novel, tokens
+import memory.near
+import memory.novelty
+from memory.novelty import NearVectors, NoveltyFilter, copied_run, novel, tokens
+from refloom.data.dedup import dedup
+from refloom.data.rows import BadFile
 
-THRESHOLDS = [0.05, 0.3, 0.5, 0.7, 0.85, 0.99, 1.0]
+THRESHOLDS = [0.001, 0.05, 0.3, 0.5, 0.7, 0.85, 0.99, 1.0]
 NASTY = "aAbB01 !?\n\t潮汐éßİK😀\u202e\u0301-_'"
 quick = settings(max_examples=200, deadline=None, database=None)
 
@@ -181,6 +188,278 @@ def test_token_numbers_step_over_the_surrogates():
 @pytest.mark.parametrize("text", ["", " ", "Why?", "L'été à 20°C", "潮汐", "a_b-c", "\x00", "İx"])
 def test_tokens_are_those_of_rouge_score_else_characters(text):
     assert tokens(text) == split(text)
+
+
+@pytest.fixture(params=[3, 40])
+def learns_at_once(request, monkeypatch):
+    monkeypatch.setattr(memory.novelty, "LEARN_AT", request.param)
+
+
+learning = settings(quick, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@learning
+@given(texts_of, st.sampled_from(THRESHOLDS), st.data())
+def test_what_is_learned_of_rarity_changes_no_decision(learns_at_once, texts, threshold, data):
+    texts = [data.draw(st.sampled_from(texts)) for _ in texts] + texts + texts[::-1]
+    assert list(novel(texts, threshold)) == naive_novel(texts, threshold)
+
+
+@learning
+@given(texts_of, st.integers(0, 12))
+def test_tokens_past_the_last_code_point_are_compared_alike(few_code_points, texts, last):
+    few_code_points(last)
+    assert list(novel(texts)) == naive_novel(texts, 0.7)
+
+
+@pytest.fixture
+def few_code_points(monkeypatch):
+    return lambda last: monkeypatch.setattr(memory.novelty, "LAST_CODE_POINT", last)
+
+
+def test_tokens_past_the_real_last_code_point_are_compared_alike():
+    known = NoveltyFilter()
+    known.add("old words", "old")
+    known._numbers.update((-1 - i, 0) for i in range(0x110000))
+    assert known.admit("seven words stand beyond the last point", "far") is None
+    assert known.admit("seven old words stand beyond the last point", "near") == "far"
+    assert known.admit("old words", "again") == "old"
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_long_texts_and_texts_of_every_length_are_decided_as_by_the_naive_filter(seed):
+    draw = random.Random(seed)
+    texts: list[list[str]] = []
+    for _ in range(60):
+        if texts and draw.random() < 0.6:
+            share = draw.random() / 2
+            old = draw.choice(texts)
+            text = [w if draw.random() > share else str(draw.randrange(30)) for w in old]
+            texts.append(text[draw.randrange(1 + len(text) // 2) :])
+        else:
+            texts.append([str(draw.randrange(200)) for _ in range(draw.choice([3, 30, 90]))])
+    given = [" ".join(words) for words in texts]
+    assert list(novel(given)) == naive_novel(given, 0.7)
+
+
+@quick
+@given(texts_of, st.sampled_from(THRESHOLDS))
+def test_to_admit_is_to_ask_and_then_to_add_what_is_new(texts, threshold):
+    at_once, by_steps = NoveltyFilter(threshold), NoveltyFilter(threshold)
+    for i, text in enumerate(texts):
+        collided = by_steps.collision(text)
+        if collided is None:
+            by_steps.add(text, f"n{i}")
+        assert at_once.admit(text, f"n{i}") == collided
+    assert len(at_once) == len(by_steps)
+
+
+def test_a_text_may_repeat_one_token_very_often():
+    assert list(novel(["!" * 50_000, "!" * 49_000, "a " * 40_000])) == [0, 2]
+
+
+@pytest.mark.parametrize("threshold", [1 / 3, 0.1 + 0.2, 0.7000000000000001, 1e-12])
+def test_thresholds_of_many_digits_are_exact(threshold):
+    texts = [numbered(10, shared, own) for own, shared in zip("abcdefg", range(2, 9), strict=True)]
+    assert list(novel(texts, threshold)) == naive_novel(texts, threshold)
+
+
+def test_novel_holds_no_texts_and_looks_at_one_at_a_time():
+    alive = 0
+
+    class Text(str):
+        def __new__(cls, text):
+            nonlocal alive
+            alive += 1
+            return super().__new__(cls, text)
+
+        def __del__(self):
+            nonlocal alive
+            alive -= 1
+
+    most = 0
+    for _ in novel(Text(numbered(9, 2, f"x{i}y")) for i in range(2000)):
+        most = max(most, alive)
+    assert most <= 3
+
+
+def unit(*values: float) -> np.ndarray:
+    vector = np.array(values, np.float32)
+    return vector / np.linalg.norm(vector)
+
+
+def test_near_vectors_name_the_first_over_the_threshold(monkeypatch):
+    monkeypatch.setattr(memory.near, "BLOCK", 4)
+    draw = np.random.default_rng(1)
+    known = NearVectors(0.5)
+    held: list[np.ndarray] = []
+    assert known.collision(unit(1, 0, 0)) is None
+    for i in range(30):
+        vector = unit(*draw.normal(size=3))
+        first = next((f"n{j}" for j, other in enumerate(held) if other @ vector > 0.5), None)
+        assert known.collision(vector) == first
+        known.add(vector, f"n{i}")
+        held.append(vector)
+
+
+def test_a_cosine_at_the_threshold_is_no_duplicate():
+    known = NearVectors(0.0)
+    known.add(unit(1, 0), "east")
+    assert known.collision(unit(0, 1)) is None
+    assert known.collision(unit(1, 9)) == "east"
+
+
+WHY = "Why are tides high twice a day?"
+NEAR = "Why are tides high twice each day?"
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def read(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_dedup_keeps_rows_as_they_were_and_names_what_they_collided_with(tmp_path):
+    rows = [
+        {"messages": [{"role": "user", "content": WHY}], "score": 1.5, "id": 7},
+        {"about": "no shape at all"},
+        {"instruction": NEAR, "input": "", "output": "The Moon."},
+        {"instruction": "Name a colour.", "output": "Rot 🟥", "more": {"a": [None]}},
+    ]
+    found = dedup(write(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl")
+    assert read(tmp_path / "out.jsonl") == [rows[0], rows[3]]
+    assert found.dropped == [(3, 1, NEAR, "rouge-l")]
+    assert (found.kept, found.report.taken, found.report.skipped_count) == (2, 3, 1)
+    assert found.report.skipped[0]["line"] == 2
+    assert [p.name for p in sorted(tmp_path.iterdir())] == ["in.jsonl", "out.jsonl"]
+
+
+def test_dedup_minds_the_threshold(tmp_path):
+    given = write(tmp_path / "in.jsonl", [{"instruction": WHY}, {"instruction": NEAR}])
+    assert dedup(given, tmp_path / "out.jsonl", threshold=0.99).kept == 2
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "txt"])
+def test_dedup_reads_every_kind_of_file(tmp_path, kind):
+    given, texts = tmp_path / f"in.{kind}", [WHY, NEAR, "Name a colour."]
+    rows = [json.dumps({"instruction": text}) for text in texts]
+    lines = {"jsonl": rows, "json": [f"[{','.join(rows)}]"], "csv": ["instruction", *texts]}
+    given.write_text("\n".join(lines.get(kind, texts)) + "\n", encoding="utf-8")
+    assert dedup(given, tmp_path / "out.jsonl").kept == 2
+    assert read(tmp_path / "out.jsonl") == [{"instruction": WHY}, {"instruction": "Name a colour."}]
+
+
+def test_dedup_writes_no_other_kind_of_file(tmp_path):
+    given = write(tmp_path / "in.jsonl", [{"instruction": WHY}])
+    with pytest.raises(BadFile, match="parquet"):
+        dedup(given, tmp_path / "out.csv")
+
+
+def test_dedup_writes_parquet_with_every_column_and_keeps_the_types_of_parquet(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = [{"instruction": WHY, "n": 1}, {"instruction": NEAR}, {"prompt": "Sing.", "late": "x"}]
+    out, again = tmp_path / "out.parquet", tmp_path / "again.parquet"
+    dedup(write(tmp_path / "in.jsonl", rows), out)
+    empty = {"instruction": None, "n": None, "prompt": None, "late": None}
+    assert pyarrow.parquet.read_table(out).to_pylist() == [empty | rows[0], empty | rows[2]]
+    typed = pyarrow.table({"instruction": [WHY, NEAR], "n": pyarrow.array([1, 2], "int8")})
+    pyarrow.parquet.write_table(typed, tmp_path / "typed.parquet")
+    dedup(tmp_path / "typed.parquet", again)
+    assert pyarrow.parquet.read_table(again).equals(typed.slice(0, 1))
+
+
+def test_dedup_of_what_fits_no_table_says_so_and_leaves_nothing(tmp_path):
+    rows = [{"instruction": WHY, "n": 1}, {"instruction": "Sing.", "n": ["a"]}]
+    with pytest.raises(BadFile, match="jsonl"):
+        dedup(write(tmp_path / "in.jsonl", rows), tmp_path / "out.parquet")
+    assert [p.name for p in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+def test_dedup_writes_what_parquet_holds_and_json_does_not(tmp_path):
+    import datetime
+
+    import pyarrow
+    import pyarrow.parquet
+
+    day = datetime.date(2026, 1, 2)
+    pyarrow.parquet.write_table(
+        pyarrow.table({"instruction": [WHY], "day": [day]}), tmp_path / "in.parquet"
+    )
+    dedup(tmp_path / "in.parquet", tmp_path / "out.jsonl")
+    assert read(tmp_path / "out.jsonl") == [{"instruction": WHY, "day": "2026-01-02"}]
+    pyarrow.parquet.write_table(
+        pyarrow.table({"instruction": [WHY], "raw": [b"x"]}), tmp_path / "raw.parquet"
+    )
+    with pytest.raises(BadFile, match="line 1"):
+        dedup(tmp_path / "raw.parquet", tmp_path / "out.jsonl")
+    assert read(tmp_path / "out.jsonl") == [{"instruction": WHY, "day": "2026-01-02"}]
+
+
+def test_dedup_keeps_half_a_surrogate_pair_as_json_has_it(tmp_path):
+    rows = [{"instruction": WHY, "note": "\ud83d"}]
+    dedup(write(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl")
+    assert read(tmp_path / "out.jsonl") == rows
+
+
+def test_dedup_refuses_its_own_file_whatever_it_is_called(tmp_path):
+    given = write(tmp_path / "in.jsonl", [{"instruction": WHY}])
+    (tmp_path / "soft.jsonl").symlink_to(given)
+    (tmp_path / "hard.jsonl").hardlink_to(given)
+    for name in ("in.jsonl", "soft.jsonl", "hard.jsonl"):
+        with pytest.raises(BadFile, match="is the file that is read"):
+            dedup(given, tmp_path / name)
+    assert read(given) == [{"instruction": WHY}]
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ('{"instruction": "Sing."}\nno json\n', "line 2"),
+        ("", "it is empty"),
+        ('{"about": 1}\n', "line 1"),
+    ],
+)
+def test_dedup_of_a_bad_file_says_where_and_leaves_the_old_output(tmp_path, text, why):
+    (tmp_path / "in.jsonl").write_text(text, encoding="utf-8")
+    (tmp_path / "out.jsonl").write_text("old", encoding="utf-8")
+    with pytest.raises(BadFile, match=why):
+        dedup(tmp_path / "in.jsonl", tmp_path / "out.jsonl")
+    assert (tmp_path / "out.jsonl").read_text(encoding="utf-8") == "old"
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_dedup_goes_past_bad_lines_when_told_to_and_counts_them(tmp_path):
+    (tmp_path / "in.jsonl").write_text('no json\n{"prompt": "Sing."}\n', encoding="utf-8")
+    found = dedup(tmp_path / "in.jsonl", tmp_path / "out.jsonl", skip_bad_lines=True)
+    assert (found.kept, found.report.skipped_count) == (1, 1)
+
+
+def test_dedup_says_when_it_cannot_write(tmp_path):
+    given = write(tmp_path / "in.jsonl", [{"instruction": WHY}])
+    with pytest.raises(BadFile, match="cannot be written"):
+        dedup(given, tmp_path / "nowhere" / "out.jsonl")
+    (tmp_path / "there.jsonl").mkdir()
+    with pytest.raises(BadFile, match="directory"):
+        dedup(given, tmp_path / "there.jsonl")
+
+
+def test_dedup_drops_what_is_near_by_embedding_too(tmp_path):
+    texts = [WHY, NEAR, "Name a colour.", "What colour is there?", "Sing."]
+    units = [unit(1, 0), unit(1, 0), unit(0, 1), unit(1, 9), unit(-1, 0)]
+    vectors = dict(zip(texts, units, strict=True))
+    found = dedup(
+        write(tmp_path / "in.jsonl", [{"instruction": text} for text in texts]),
+        tmp_path / "out.jsonl",
+        embedding_threshold=0.9,
+        encode=lambda given: np.array([vectors[text] for text in given]),
+    )
+    assert found.dropped == [(2, 1, NEAR, "rouge-l"), (4, 3, texts[3], "embedding")]
+    assert found.kept == 3
 
 
 def naive_copied(text: str, source: str, words: int) -> str | None:

@@ -19,35 +19,23 @@ from nodes.endpoint import Connection
 from nodes.llm import Complete
 from nodes.sample import Record
 from refloom.data.read import Source
-from refloom.runs.budget import Budget, check_priced
+from refloom.runs.budget import Budget
 from refloom.runs.calls import JournaledCalls, Limits
 from refloom.runs.files import Summary, counted, used_before, write_files
+from refloom.runs.given import Given, read_given
 from refloom.runs.journal import Journal
-from refloom.runs.kept import KeptCalls
 from refloom.runs.limits import Limiter
 from refloom.runs.log import event
 from refloom.runs.look import seen
 from refloom.runs.order import Order
-from refloom.runs.prices import Prices
 from refloom.runs.retrieval import Retrieval
 from refloom.runs.seams import Kept, heard
 from refloom.runs.shown import Seen
-from refloom.runs.where import Addresses
 from refloom.runs.work import Work
 from refloom.settings import Settings
 
 OnRecord = Callable[[Record], None]
 OnFault = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Given:
-    """What a run works on and with."""
-
-    seeds: Source
-    prices: Prices
-    addresses: Addresses
-    elsewhere: KeptCalls | None
 
 
 @dataclass
@@ -88,33 +76,22 @@ class Run:
         whatever was paid for by then is in the journal, and the files are written from it.
         """
         begun = time.monotonic()
-        seeds, prices, summary = await asyncio.to_thread(self._read)
-        addresses = Addresses(self.settings)
+        given, summary = await asyncio.to_thread(
+            read_given, self.settings, self.references, self.seeds
+        )
         if self.tools.complete is None:
-            await addresses.check(self.settings)
+            await given.addresses.check(self.settings)
         with contextlib.ExitStack() as stack:
-            elsewhere = None
-            if self.settings.reuse is not None:
-                elsewhere = await asyncio.to_thread(KeptCalls, self.settings.reuse)
-                stack.callback(elsewhere.close)
+            if given.elsewhere is not None:
+                stack.callback(given.elsewhere.close)
             journal = await asyncio.to_thread(Journal, self.out)
             try:
-                await asyncio.to_thread(summary.check_same, journal, self.references, seeds)
+                await asyncio.to_thread(summary.check_same, journal, self.references, given.seeds)
                 self.summary = summary
-                await self._made(journal, begun, Given(seeds, prices, addresses, elsewhere))
+                await self._made(journal, begun, given)
                 return summary
             finally:
                 await asyncio.to_thread(journal.close)
-
-    def _read(self) -> tuple[Source, Prices, Summary]:
-        """Read and check everything that is given, before anything is made."""
-        settings = self.settings
-        prices = Prices.load(settings.prices)
-        check_priced(prices, [settings.model, settings.judge], settings.max_cost)
-        reference_report = self.references.scan()
-        seeds = self.seeds or Source(self.references, as_reference=False, limit=settings.limit)
-        summary = Summary(settings, reference_report, seeds.scan(), prices)
-        return seeds, prices, summary
 
     async def _made(self, journal: Journal, begun: float, given: Given) -> None:
         """Make rows, and write the files whatever becomes of it."""
@@ -199,6 +176,8 @@ class Run:
     ) -> None:
         memory = self.settings.memory or self.out / "memory"
         references = await asyncio.to_thread(write_references, memory, distinct(self.references))
+        if not self.settings.answer_seeds:
+            await asyncio.to_thread(order.know, references)
         kept = Kept(journal, order, calls, self.settings, self.on_record)
         embed = self.tools.embed or Embedder(self.settings.embedding_model)
         index = ReferenceIndex(references, embed, memory, self.settings.embedding_model)
@@ -217,6 +196,7 @@ class Run:
                 taken=order.taken,
                 start=kept.start,
                 finish=kept.finish,
+                contamination=given.contamination,
             )
             work = Work(
                 graph,

@@ -34,6 +34,7 @@ class Summary:
     references: Report
     seeds: Report
     prices: Prices
+    benchmarks: Report
     session: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     status: str = "running"
@@ -67,6 +68,12 @@ class Summary:
                 f"{journal.path.parent}: holds a run with target {target}; it may be raised, "
                 "not lowered, set or left out. Give a higher one, or another --out"
             )
+        kept = journal.meta("benchmarks")
+        if kept is not None and kept != self.benchmarks.digest:
+            raise JournalUnusable(
+                f"{journal.path.parent}: holds a run that was checked against other benchmarks. "
+                "Give the same files, or another --out with --reuse this one"
+            )
         for name, source in (("references", references), ("seeds", seeds)):
             kept = journal.meta(name)
             if kept and source.digest_of(kept["count"]) != kept["digest"]:
@@ -93,6 +100,7 @@ class Summary:
         prices = {m: asdict(p) for m in models if (p := self.prices.of(m)) is not None}
         await journal.put_meta("prices", prices)
         await journal.put_meta("target", self.settings.target)
+        await journal.put_meta("benchmarks", self.benchmarks.digest)
         for name, report in (("references", self.references), ("seeds", self.seeds)):
             await journal.put_meta(name, {"count": report.taken, "digest": report.digest})
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import deque
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 
 from memory.novelty import NoveltyFilter
+from memory.references import Reference
 from nodes.context import Context
 from nodes.propose import Admit
 from nodes.sample import Record
@@ -59,6 +60,11 @@ class Order:
         self.candidates = self.accepted = self.rejected = self.failed = self.duplicates = 0
         self._new_in_round = 0
         self._barren = False
+
+    def know(self, references: Iterable[Reference]) -> None:
+        """Remember what no instruction may be too near to from the start. Blocks."""
+        for reference in references:
+            self._novelty.add(reference["instruction"], reference["id"])
 
     def enough(self) -> bool:
         """Whether no further slot is wanted."""

@@ -26,6 +26,10 @@ def tally(connection: Any, over: bool) -> dict[str, Any]:
     finished = sum(by_status.values())
     # What was admitted and never begun, since the target was met, is not pending.
     pending = 0 if over else max(slots - finished, 0)
+    (contaminated,) = connection.execute(
+        "SELECT count(*) FROM samples WHERE status = 'rejected' "
+        "AND json_extract(record, '$.reason') = 'contaminated'"
+    ).fetchone()
     criteria: Counter[str] = Counter()
     for (counts,) in connection.execute("SELECT counts FROM learned WHERE NOT failed"):
         criteria.update(json.loads(counts))
@@ -36,7 +40,7 @@ def tally(connection: Any, over: bool) -> dict[str, Any]:
             **by_status,
             "pending": pending,
             "duplicates": duplicates,
-            "contaminated": 0,
+            "contaminated": contaminated,
         },
         "references_failed": failed,
         "criteria": {k: criteria[k] for k in ("proposed", "earned", "demoted", "dropped")},

@@ -1,0 +1,177 @@
+"""A file without its near-duplicates: of rows with near instructions, the first is kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import date, time
+from decimal import Decimal
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from memory.novelty import NearVectors, NoveltyFilter
+from refloom.data.read import Report
+from refloom.data.rows import BadFile, Skip, rows_of
+from refloom.data.shapes import Unfit, pair_of, whole
+from refloom.data.write import replace_lines, replace_parquet
+
+Encode = Callable[[Sequence[str]], Any]
+BATCH = 256
+
+
+class Dropped(NamedTuple):
+    """A row that was left out, and the row that it is too near to; both by line."""
+
+    line: int
+    near: int
+    instruction: str
+    by: str
+    """What found it: "rouge-l" or "embedding"."""
+
+
+class _Row(NamedTuple):
+    line: int
+    row: dict[str, Any]
+    instruction: str
+
+
+@dataclass(slots=True)
+class Summary:
+    """What `dedup` did: rows kept, rows dropped and why, and in `report` those of no known shape.
+
+    read = kept + dropped, and beside them `report.skipped_count` rows that are not in the output.
+    """
+
+    kept: int = 0
+    dropped: list[Dropped] = field(default_factory=list)
+    report: Report = field(default_factory=Report)
+
+
+def dedup(
+    given: str | Path,
+    out: Path,
+    *,
+    threshold: float = 0.7,
+    skip_bad_lines: bool = False,
+    embedding_threshold: float | None = None,
+    encode: Encode | None = None,
+) -> Summary:
+    """Write to `out` (.jsonl or .parquet) the rows of a file that are no near-duplicates. Blocks.
+
+    A row is written as it was read, whatever its shape, and compared by its instruction: with
+    ROUGE-L over `threshold`, and, with `embedding_threshold`, by the cosine of the unit vectors
+    that `encode` makes of instructions. A line of text becomes {"instruction": line}. `out`
+    appears whole or not at all. Raises `BadFile` for what cannot be read or written.
+    """
+    _check(given, out)
+    summary = Summary()
+    vectors = None if embedding_threshold is None else NearVectors(embedding_threshold)
+    rows = _rows(given, summary.report, summary.report.skip if skip_bad_lines else None)
+    judged = _judged(rows, NoveltyFilter(threshold), vectors, encode, summary)
+    try:
+        if out.suffix == ".parquet":
+            summary.kept = replace_parquet(out, (r.row for r in judged), _schema(given))
+        else:
+            summary.kept = replace_lines(out, map(_line, judged))
+    except OSError as error:
+        raise BadFile(f"{out}: cannot be written ({error.strerror or error})") from error
+    except ValueError as error:
+        raise BadFile(f"{out}: rows do not fit one table ({error}); name it .jsonl") from error
+    return summary
+
+
+def _check(given: str | Path, out: Path) -> None:
+    if out.suffix not in (".jsonl", ".parquet"):
+        raise BadFile(f"{out}: rows are written as .jsonl or .parquet; name it so")
+    if out.is_dir():
+        raise BadFile(f"{out}: is a directory")
+    source = Path(given)
+    if out.resolve() == source.resolve() or (
+        out.exists() and source.exists() and out.samefile(source)
+    ):
+        raise BadFile(f"{out}: is the file that is read; name another one to write to")
+
+
+def _rows(given: str | Path, report: Report, bad: Skip | None) -> Iterator[_Row]:
+    """The rows that have an instruction; `BadFile` at the end if there was none."""
+    for line, row in rows_of(given, bad):
+        try:
+            if isinstance(row, str):
+                report.shapes["text"] += 1
+                yield _Row(line, {"instruction": whole(row)}, row)
+            else:
+                shape, instruction, _ = pair_of(row)
+                report.shapes[shape] += 1
+                yield _Row(line, row, instruction)
+            report.taken += 1
+        except Unfit as unfit:
+            report.skip(str(given), line, str(unfit))
+    if not report.taken:
+        first = report.skipped[0] if report.skipped else None
+        why = f"; line {first['line']}: {first['why']}" if first else " (it is empty)"
+        raise BadFile(f"{given}: no row with an instruction{why}")
+
+
+def _judged(
+    rows: Iterator[_Row],
+    known: NoveltyFilter,
+    vectors: NearVectors | None,
+    encode: Encode | None,
+    summary: Summary,
+) -> Iterator[_Row]:
+    """The rows that are new; the others go into the summary."""
+    if vectors is None or encode is None:
+        for row in rows:
+            near = known.admit(row.instruction, str(row.line))
+            if near is None:
+                yield row
+            else:
+                summary.dropped.append(Dropped(row.line, int(near), row.instruction, "rouge-l"))
+        return
+    while batch := list(islice(rows, BATCH)):
+        for row, vector in zip(batch, encode([r.instruction for r in batch]), strict=True):
+            near, by = known.collision(row.instruction), "rouge-l"
+            if near is None:
+                near, by = vectors.collision(vector), "embedding"
+            if near is not None:
+                summary.dropped.append(Dropped(row.line, int(near), row.instruction, by))
+                continue
+            known.add(row.instruction, str(row.line))
+            vectors.add(vector, str(row.line))
+            yield row
+
+
+def _line(row: _Row) -> str:
+    try:
+        line = json.dumps(row.row, ensure_ascii=False, default=_plain)
+        # Half of a surrogate pair is no UTF-8; escaped it is.
+        return line if line.isascii() or _whole(line) else json.dumps(row.row, default=_plain)
+    except TypeError as error:
+        raise BadFile(f"line {row.line}: {error}; name the output .parquet") from error
+
+
+def _whole(text: str) -> bool:
+    try:
+        return whole(text) is text
+    except Unfit:
+        return False
+
+
+def _plain(value: Any) -> str:
+    """What parquet holds and JSON does not."""
+    if isinstance(value, date | time):
+        return value.isoformat()
+    if isinstance(value, Decimal):
+        return str(value)
+    raise TypeError(f"holds {type(value).__name__}, which is no JSON")
+
+
+def _schema(given: str | Path) -> Any:
+    """The columns of a parquet file, so that a copy has the same types."""
+    if Path(given).suffix != ".parquet":
+        return None
+    import pyarrow.parquet
+
+    return pyarrow.parquet.read_schema(given)
