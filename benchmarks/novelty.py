@@ -103,7 +103,7 @@ def measured(texts: list[str], times: int) -> dict[str, float]:
             kept, before, peak = pool.apply(_memory, (path,))
     return {
         "n": len(texts),
-        "tokens_a_text": round(sum(len(tokens(text)) for text in texts) / len(texts), 1),
+        "tokens_a_text": round(sum(map(len, map(tokens, texts))) / len(texts), 1),
         "kept": kept,
         "cpu_s": round(seconds, 3),
         "peak_mb": round(peak, 1),
@@ -147,16 +147,13 @@ def brute_force(texts: list[str], block: int = 500) -> tuple[list[int], set[tupl
     ties: set[tuple[int, int]] = set()
     for low in range(0, len(codes), block):
         rows = codes[low : low + block]
-        lcs = process.cdist(
-            rows, codes[: low + len(rows)], scorer=LCSseq.similarity, dtype=np.int32, workers=-1
-        ).astype(np.int64)
-        over = TWICE_LCS * lcs - TOTAL * (
-            sizes[low : low + len(rows), None] + sizes[None, : low + len(rows)]
-        )
+        high = low + len(rows)
+        ways = {"scorer": LCSseq.similarity, "dtype": np.int64, "workers": -1}
+        lcs = process.cdist(rows, codes[:high], **ways)
+        over = TWICE_LCS * lcs - TOTAL * (sizes[low:high, None] + sizes[None, :high])
         ties |= {(low + int(i), int(j)) for i, j in np.argwhere(over == 0) if j < low + i}
         for i in range(len(rows)):
-            at = low + i
-            new[at] = not (over[i, :at] > 0)[new[:at]].any()
+            new[low + i] = not (over[i, : low + i] > 0)[new[: low + i]].any()
     return [int(i) for i in np.flatnonzero(new)], ties
 
 
@@ -188,12 +185,13 @@ def latency(texts: list[str]) -> dict[str, float]:
     known = NoveltyFilter()
     for text in texts:
         known.add(text, "")
-    took = []
-    for text in texts[:: max(len(texts) // 1000, 1)]:
+
+    def once(text: str) -> float:
         start = time.process_time()
         known.collision(text + " and more of it")
-        took.append((time.process_time() - start) * 1e6)
-    took.sort()
+        return (time.process_time() - start) * 1e6
+
+    took = sorted(map(once, texts[:: max(len(texts) // 1000, 1)]))
     return {"p50_us": round(took[len(took) // 2]), "p99_us": round(took[len(took) * 99 // 100])}
 
 
@@ -224,19 +222,13 @@ def main() -> None:
     parser.add_argument("--rivals", type=Path, metavar="PATH")
     parser.add_argument("--beside", nargs="*", default=BESIDE, help="which of its methods")
     given = parser.parse_args()
-    texts: Texts = made
-    rivals: dict[str, Any] = {}
-    if given.rivals:
-        rivals = runpy.run_path(str(given.rivals))
-        texts = rivals["make"]
-    if given.real:
-        texts = partial(real, given.real)
+    rivals = runpy.run_path(str(given.rivals)) if given.rivals else {}
+    texts: Texts = partial(real, given.real) if given.real else rivals.get("make", made)
     some = texts(given.n)
     first = measured(some, 3)
-    said: dict[str, object] = {"filter": first}
     truth, ties = brute_force(some)
     kept = list(novel(some))
-    said["exact"] = kept == truth
+    said: dict[str, object] = {"filter": first, "exact": kept == truth}
     lines = [own_line(first, *differing(kept, truth))]
     if given.big:
         many = texts(given.big)

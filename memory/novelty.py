@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 # Real frequencies of tokens are known well enough after so many texts.
 LEARN_AT = 1024
+# A text of more tokens than this has bits of its own, 1024, since 64 would nearly all be set.
+LONG = 24
 LAST_CODE_POINT = 0x10FFFF
 
 # A text as one code point a token, rapidfuzz's fastest form; numbers beyond the last one otherwise.
@@ -47,6 +49,7 @@ class _Read(NamedTuple):
     size: int
     rarest: list[int]
     bits: int
+    more: int
 
 
 class NoveltyFilter:
@@ -70,6 +73,7 @@ class NoveltyFilter:
         # Of each text: its code as UTF-8 and where that ends, its bits, its size, its unindexed.
         self._codes, self._ends = bytearray(), array("Q")
         self._wide: dict[int, Code] = {}
+        self._more: dict[int, int] = {}
         self._bits, self._sizes, self._rests = array("Q"), array("f"), array("f")
         self._names: list[str] = []
         self._empty: str | None = None
@@ -99,14 +103,23 @@ class NoveltyFilter:
         bits = 0
         for key in each:
             bits |= 1 << (key & 63)
-        return _Read(_code(numbers), len(numbers), self._rarest(each), bits)
+        more = 0
+        if len(each) > LONG:
+            for key in each:
+                more |= 1 << (key & 1023)
+        return _Read(_code(numbers), len(numbers), self._rarest(each), bits, more)
 
     def _first_near(self, read: _Read) -> str | None:
         if not read.size:
             return self._empty
         for i in self._candidates(read):
+            total = read.size + int(self._sizes[i])
+            least = self._least(total)
+            if read.more and i in self._more:
+                differing = (read.more ^ self._more[i]).bit_count()
+                if differing > total - 2 * least:
+                    continue
             other = self._code(i)
-            least = self._least(read.size + len(other))
             if LCSseq.similarity(read.code, other, score_cutoff=least) >= least:
                 return self._names[i]
         return None
@@ -149,6 +162,8 @@ class NoveltyFilter:
         self._bits.append(read.bits)
         self._sizes.append(read.size)
         self._rests.append(self._rest(read.size))
+        if read.more:
+            self._more[place] = read.more
         self._names.append(name)
         self._post(place, read.rarest)
         if place + 1 == LEARN_AT:

@@ -130,7 +130,9 @@ def not_contaminated(facts: Facts) -> Verdict:
     """Fail a response that holds a benchmark's prompt; without benchmarks nothing is known."""
     if facts.hit is not None:
         return contaminated(facts.hit)
-    return verdict(CLEAN_ID, "pass" if facts.checked else "not_applicable")
+    if not facts.checked:
+        return verdict(CLEAN_ID, "not_applicable", "No benchmark was given.")
+    return verdict(CLEAN_ID, "pass")
 
 
 def contaminated(hit: Hit) -> Verdict:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from nodes.llm import Answer, Call, Reply
 from nodes.state import Usage
 
+MOST_TOKENS = 1 << 40
 Mode = Literal["json_schema", "tools", "json_object", "text"]
 # From the strictest way of asking for an answer's shape to the one every endpoint understands.
 MODES: tuple[Mode, ...] = ("json_schema", "tools", "json_object", "text")
@@ -98,13 +99,20 @@ def raw_reply(raw: Any) -> Reply:
 
 def _usage(reported: Any) -> Usage:
     got = reported if isinstance(reported, dict) else {}
-    details = got.get("prompt_tokens_details") or {}
+    details = got.get("prompt_tokens_details")
+    cached = details.get("cached_tokens") if isinstance(details, dict) else 0
     return {
         "calls": 1,
-        "prompt_tokens": int(got.get("prompt_tokens") or 0),
-        "cached_tokens": int(details.get("cached_tokens") or 0),
-        "completion_tokens": int(got.get("completion_tokens") or 0),
+        "prompt_tokens": _count(got.get("prompt_tokens")),
+        "cached_tokens": _count(cached),
+        "completion_tokens": _count(got.get("completion_tokens")),
     }
+
+
+def _count(reported: Any) -> int:
+    """A number of tokens; what is no sensible number counts as not reported."""
+    number = isinstance(reported, int | float) and not isinstance(reported, bool)
+    return int(reported) if number and 0 <= reported < MOST_TOKENS else 0
 
 
 def _odds(logprobs: Any) -> dict[str, float] | None:

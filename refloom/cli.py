@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
+from pydantic_settings import SettingsError
 
 from memory.weights import DEFAULT_MODEL
 from refloom import __version__, commands
@@ -179,7 +180,14 @@ def _status_of(error: Exception) -> int | None:
         return 4
     if isinstance(error, TooManyFailed):
         return 3
-    bad = BadFile | JournalUnusable | IndexUnusable | ValidationError | tomllib.TOMLDecodeError
+    bad = (
+        BadFile
+        | SettingsError
+        | JournalUnusable
+        | IndexUnusable
+        | ValidationError
+        | tomllib.TOMLDecodeError
+    )
     return 2 if isinstance(error, bad | OSError) else None
 
 
@@ -189,6 +197,8 @@ def _one_line(error: Exception) -> str:
         name = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             return f"there is no setting {name!r}; `refloom run --help` lists them"
-        flag = name.replace("_", "-")
-        return f"--{flag} (or {name} in the config file): {first['msg']}"
+        if name.startswith("stages"):
+            return f"{name} in the config file: {first['msg']}"
+        flag, variable = name.replace("_", "-"), f"REFLOOM_{name.upper()}"
+        return f"--{flag} ({name} in the config file, {variable}): {first['msg']}"
     return " ".join(str(error).split())

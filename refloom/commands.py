@@ -107,8 +107,12 @@ def _sum_up(summary: Summary, out: Path) -> None:
         f"{counts['failed']} failed, {counts['pending']} pending, {counts['duplicates']} "
         f"duplicates, {summary.more['calls']['paid']} calls paid"
         + (f" (${cost:.4f})" if cost else "")
-        + f", in {summary.seconds:.0f} s\nrows: {out / 'accepted.jsonl'}"
+        + f", in {summary.seconds:.0f} s"
     )
+    if (out / "accepted.jsonl").is_file():
+        _say(f"rows: {out / 'accepted.jsonl'}")
+    if counts["failed"]:
+        _say(f"why samples failed: {out / 'failed.jsonl'}")
 
 
 def _dry_run(settings: Settings, references: Source, seeds: Source | None) -> int:

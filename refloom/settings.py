@@ -14,6 +14,7 @@ from hashlib import sha256
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic_core import PydanticCustomError
@@ -21,12 +22,16 @@ from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
     TomlConfigSettingsSource,
 )
 
 from memory.weights import DEFAULT_MODEL
 from nodes.context import Context, Feedback, JudgeMethod, default_model
 
+WINDOW = 64
+# Read elsewhere: the index of the graph, the keys of the server.
+OTHER_VARIABLES = {"REFLOOM_INDEX", "REFLOOM_API_KEYS"}
 PRESETS = ("quick", "thorough")
 _USER_INFO = re.compile(r"//[^/@]*@")
 StageName = Literal["extract", "propose", "generate", "critique", "refine", "feedback", "compare"]
@@ -76,7 +81,8 @@ class Settings(BaseSettings):
         DEFAULT_MODEL, description="sentence-transformers model, by name or path"
     )
     base_url: str | None = Field(
-        None, description="the endpoint's address (default: OPENAI_BASE_URL)"
+        default_factory=lambda: os.environ.get("OPENAI_BASE_URL") or None,
+        description="the endpoint's address (default: OPENAI_BASE_URL)",
     )
     judge_base_url: str | None = Field(None, description="the judge's own endpoint")
     memory: Path | None = Field(
@@ -146,6 +152,20 @@ class Settings(BaseSettings):
         description="temperature, max_tokens and extra_body by stage (config file only)",
     )
 
+    @field_validator("base_url", "judge_base_url")
+    @classmethod
+    def _an_address(cls, url: str | None) -> str | None:
+        if url is None:
+            return None
+        try:
+            parts = urlsplit(url)
+            good = parts.scheme in ("http", "https") and bool(parts.hostname)
+        except ValueError:
+            good = False
+        if not good or not url.isprintable() or " " in url:
+            raise PydanticCustomError("address", "give an address such as http://127.0.0.1:8000/v1")
+        return url.rstrip("/")
+
     @field_validator("preset")
     @classmethod
     def _known_preset(cls, name: str | None) -> str | None:
@@ -178,6 +198,16 @@ class Settings(BaseSettings):
         local = embedded(self.model) and embedded(self.judge)
         return self.concurrency or (1 if local else 16)
 
+    def seeds_at_once(self, wanted: int | None) -> int:
+        """How many seeds may be under way when so many more rows are wanted (None: of all seeds).
+
+        One call at a time means one seed at a time: rows come early, and the endpoint's prefix
+        cache keeps what the next call wants. Towards the end of a target twice as many seeds as
+        rows are wanted, since some rows are rejected.
+        """
+        most = 1 if self.calls_at_once == 1 else max(WINDOW, 2 * self.calls_at_once)
+        return most if wanted is None else min(most, max(2, 2 * -(-wanted // self.per_seed)))
+
     @property
     def most_candidates(self) -> int | None:
         """After how many candidates to stop, so that a judge nothing pleases ends the run too."""
@@ -208,6 +238,16 @@ class Settings(BaseSettings):
         return said
 
 
+def _check_environment() -> None:
+    """Refuse a misspelt variable, which would be passed over in silence."""
+    known = {f"REFLOOM_{name.upper()}" for name in Settings.model_fields} | OTHER_VARIABLES
+    unknown = [n for n in os.environ if n.startswith("REFLOOM_") and n.upper() not in known]
+    if unknown:
+        raise SettingsError(
+            f"{unknown[0]}: there is no such setting; `refloom run --help` lists them"
+        )
+
+
 def embedded(model: str) -> bool:
     """Whether a model name means a model inside this process."""
     return model == "local" or model.endswith(".gguf")
@@ -216,9 +256,10 @@ def embedded(model: str) -> bool:
 def load(given: dict[str, Any], config: Path | None = None) -> Settings:
     """The settings from what was given on the command line and, behind it, a TOML file and preset.
 
-    Raises `pydantic.ValidationError` on a wrong value or unknown key or preset, `OSError` or
-    `tomllib.TOMLDecodeError` when the file cannot be read.
+    Raises `pydantic.ValidationError` on a wrong value or unknown key or preset, `SettingsError` on
+    an odd variable, `OSError` or `tomllib.TOMLDecodeError` when the file cannot be read.
     """
+    _check_environment()
     behind: list[Path] = []
     if config is not None:
         try:

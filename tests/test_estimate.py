@@ -12,9 +12,8 @@ from fakes import ScriptedModel, letters, prompt_of, tagged, verdicts, words
 
 from nodes.llm import Call
 from refloom.data.read import Report, Source
-from refloom.runs import work
 from refloom.runs.engine import Run, Tools
-from refloom.runs.estimate import STAGES, TOKENS, WAYS, WHY, WINDOW, estimate, shown
+from refloom.runs.estimate import STAGES, TOKENS, WAYS, WHY, estimate, shown
 from refloom.runs.prices import Price, Prices
 from refloom.runs.sizes import MEASURED, Assumptions, size_of, some
 from refloom.settings import Settings
@@ -188,10 +187,6 @@ def test_no_more_candidates_are_counted_than_the_run_makes():
     assert estimated(target=7, assume=never)["expected"]["candidates"] == 70
     assert estimated(max_candidates=2)["expected"]["candidates"] == 2
     assert estimated(target=50, answer_seeds=True)["low"]["candidates"] == 3
-
-
-def test_as_many_seeds_are_taken_to_be_ahead_as_a_run_lets_in():
-    assert work.WINDOW == WINDOW
 
 
 def test_one_call_at_a_time_proposes_for_no_seed_ahead():

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 
 import pytest
-from fakes import Endpoint, ScriptedModel, answer, completion, error, prompt_of, stage_of
+from aiohttp import web
+from fakes import Endpoint, ScriptedModel, answer, completion, error, prompt_of, stage_of, words
 from test_cli import env_of, lines, refloom, run_flags
 from test_run import SEEDS, Watched, every_row, lasting, made, references, rows, told
 
-from nodes.llm import Call, CallFailed, ProviderStopped
+from nodes.llm import Call, CallFailed, ProviderStopped, Reply
 from refloom.runs.budget import BudgetSpent
+from refloom.runs.files import status_of
+from refloom.runs.kept import records
 from refloom.runs.lock import JournalUnusable
 from refloom.runs.seams import JUDGED_AFTER, TooManyFailed
 from refloom.settings import load
@@ -128,8 +132,6 @@ async def test_a_run_within_its_failure_rate_goes_on_to_its_end(tmp_path, share,
 
 
 async def test_what_is_in_flight_when_the_provider_stops_is_finished_and_kept(tmp_path):
-    import asyncio
-
     stopped = asyncio.Event()
 
     class Stopping(ScriptedModel):
@@ -308,3 +310,163 @@ def test_a_target_of_137_among_500_seeds_and_rejections_is_met_evenly(tmp_path):
     every = every_row(tmp_path / "out")
     of_seed = [sum(row["slot"][1] == n for row in every) for n in range(len(every) // 2)]
     assert max(of_seed) - min(of_seed) <= 2
+
+
+# --- what a stranger's mistakes lead to --------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("environment", "says"),
+    [
+        ({"OPENAI_API_KEY": "two\nlines"}, "OPENAI_API_KEY: holds a character"),
+        ({"OPENAI_API_KEY": "schlüssel"}, "OPENAI_API_KEY: holds a character"),
+        ({"OPENAI_BASE_URL": "http://[::1"}, "--base-url"),
+        ({"OPENAI_BASE_URL": "localhost:8000/v1"}, "http://127.0.0.1"),
+        ({"REFLOOM_NONSENSE": "1"}, "REFLOOM_NONSENSE: there is no such setting"),
+        ({"REFLOOM_STAGES": "abc"}, "stages"),
+        ({"REFLOOM_LIMIT": "abc"}, "REFLOOM_LIMIT"),
+    ],
+    ids=str,
+)
+def test_an_odd_environment_is_one_line_and_status_two(tmp_path, pairs, environment, says):
+    given = {"OPENAI_BASE_URL": "http://127.0.0.1:9/v1", **environment}
+    done = refloom(
+        "run", "--references", pairs, "--out", "out", "--model", "m", cwd=tmp_path, **given
+    )
+    assert done.returncode == 2, done.stderr
+    assert says in done.stderr and done.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+async def test_a_cap_is_not_passed_over_when_the_endpoint_reports_no_usage(tmp_path):
+    nothing = {"calls": 1, "prompt_tokens": 0, "cached_tokens": 0, "completion_tokens": 0}
+
+    class Silent(ScriptedModel):
+        async def __call__(self, call: Call):
+            reply = await super().__call__(call)
+            return Reply(reply.text, reply.finish, dict(nothing))
+
+    with pytest.raises(BudgetSpent, match="reports no usage"):
+        await made(tmp_path / "capped", Silent(), max_tokens=100_000)
+    assert 0 < told(tmp_path / "capped")["calls"]["paid"] <= 4
+    said = await made(tmp_path / "free", Silent())
+    assert said["counts"]["accepted"] == 3
+
+
+@pytest.mark.parametrize("usage", [{"prompt_tokens": "many"}, {"prompt_tokens": 10**30}, [], 7])
+def test_a_usage_that_is_none_costs_no_answer(tmp_path, pairs, usage):
+    def script(body, number):
+        prompt = "\n".join(m["content"] for m in body["messages"])
+        reply = completion(answer(stage_of(body), prompt, body["seed"]), body)
+        said = json.loads(reply.body) | {"usage": usage}
+        return web.json_response(said)
+
+    with Endpoint(script) as endpoint:
+        done = refloom(*run_flags(pairs, tmp_path / "out", endpoint, "--limit", 3), cwd=tmp_path)
+    assert done.stdout.startswith("done: 3 accepted"), done.stderr
+
+
+async def test_no_call_is_begun_once_the_target_is_met(tmp_path):
+    met = []
+    late = []
+
+    class Slow(ScriptedModel):
+        async def __call__(self, call: Call):
+            if met:
+                late.append(call)
+            if call.stage == "propose":
+                for _ in range(50):
+                    await asyncio.sleep(0)
+            return await super().__call__(call)
+
+    def heard(record):
+        if record["status"] == "accepted" and record["slot"][1] == 3:
+            met.append(record)
+
+    few = {"target": 4, "concurrency": 2, "on_record": heard}
+    said = await made(tmp_path, Slow(), [*SEEDS, *(f"{s} more" for s in SEEDS)], **few)
+    assert said["counts"]["accepted"] == 4
+    assert len(late) <= 2
+    assert said["calls"]["by_stage"]["propose"] <= 8
+
+
+async def test_another_endpoint_of_the_environment_is_refused_on_resume(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1/")
+    await made(tmp_path, ScriptedModel())
+    await made(tmp_path, ScriptedModel(), base_url="http://127.0.0.1:9/v1")
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:10/v1")
+    with pytest.raises(JournalUnusable, match="base_url"):
+        await made(tmp_path, ScriptedModel())
+
+
+async def test_a_damaged_run_is_told_in_one_line(tmp_path):
+    await made(tmp_path / "out", ScriptedModel(), SEEDS)
+    for odd in ("[1]", '{"status": 5, "counts": [1]}', "{"):
+        (tmp_path / "out" / "run.json").write_text(odd)
+        assert status_of(tmp_path / "out")["counts"]["accepted"] == 8
+    path = tmp_path / "out" / "journal.sqlite"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:8192] + b"\xff" * (len(whole) - 8192))
+    with pytest.raises(JournalUnusable, match=r"damaged|no refloom journal"):
+        status_of(tmp_path / "out")
+    with pytest.raises(JournalUnusable, match=r"damaged|no refloom journal"):
+        list(records(path, "accepted"))
+
+
+# --- benchmarks --------------------------------------------------------------------------------
+
+QUESTIONS = [words(f"benchmark {i}", 14) for i in range(6)]
+
+
+@pytest.fixture
+def benchmark(tmp_path: Path) -> str:
+    path = tmp_path / "bench.jsonl"
+    path.write_text("".join(json.dumps({"turns": [q, "And why?"]}) + "\n" for q in QUESTIONS))
+    return str(path)
+
+
+@pytest.mark.parametrize("answer_seeds", [True, False])
+async def test_seeds_that_are_a_benchmarks_prompts_are_rejected_and_nothing_is_paid(
+    tmp_path, benchmark, answer_seeds
+):
+    model = ScriptedModel()
+    few = {"benchmark": (benchmark,), "answer_seeds": answer_seeds}
+    said = await made(tmp_path / "out", model, [*QUESTIONS, SEEDS[0]], **few)
+    assert said["counts"]["contaminated"] == said["counts"]["rejected"] == 6
+    assert said["counts"]["accepted"] == 1
+    for n, row in enumerate(rows(tmp_path / "out", "rejected")):
+        assert (row["reason"], row["response"]) == ("contaminated", None)
+        ((verdict,),) = [a["verdicts"] for a in row["attempts"]]
+        assert verdict["criterion_id"] == "not-contaminated"
+        assert f"bench.jsonl, row {n + 1}" in verdict["reason"]
+    assert len([c for c in model.calls if c.stage == "generate"]) == 1
+
+
+async def test_new_instructions_and_responses_that_hold_a_prompt_are_rejected(tmp_path, benchmark):
+    def propose(call: Call):
+        said = answer("propose", prompt_of(call), call.seed)
+        if SEEDS[0] in prompt_of(call):
+            said["instructions"][0] = f"Tell me: {QUESTIONS[2]}?"
+        return said
+
+    def generate(call: Call):
+        said = answer("generate", prompt_of(call), call.seed)
+        if len(model.asked("generate")) == 1:
+            said["response"] = f"First: {QUESTIONS[4]}. {said['response']}"
+        return said
+
+    model = ScriptedModel(propose=propose, generate=generate)
+    said = await made(tmp_path / "out", model, SEEDS[:3], benchmark=(benchmark,), concurrency=1)
+    assert said["counts"]["contaminated"] == 2
+    by_seed = {row["slot"][1]: row for row in rows(tmp_path / "out", "rejected")}
+    assert "row 3" in by_seed[0]["attempts"][0]["verdicts"][0]["reason"]
+    assert len(by_seed[1]["attempts"]) == 1
+    assert any("row 5" in v["reason"] for v in by_seed[1]["attempts"][0]["verdicts"])
+    assert model.asked("refine") == []
+
+
+async def test_a_benchmark_that_changed_is_refused_on_resume(tmp_path, benchmark):
+    await made(tmp_path / "out", ScriptedModel(), SEEDS[:1], benchmark=(benchmark,))
+    Path(benchmark).write_text(json.dumps({"question": "Quite another one?"}) + "\n")
+    with pytest.raises(JournalUnusable, match="other benchmarks"):
+        await made(tmp_path / "out", ScriptedModel(), SEEDS[:1], benchmark=(benchmark,))

@@ -154,6 +154,14 @@ class Budget:
         if self._waiting:
             self._let_on()
 
+    def check_reported(self, usage: Usage) -> None:
+        """Raise `BudgetSpent` when a cap cannot be kept, since the endpoint reports no usage."""
+        if self._capped and not usage["prompt_tokens"] + usage["completion_tokens"]:
+            raise BudgetSpent(
+                "the endpoint reports no usage, so neither --max-cost nor --max-tokens can be "
+                "kept; run without them to go on"
+            )
+
     def _bill(self, reservation: Reservation, usage: Usage) -> None:
         self._spent_tokens += usage["prompt_tokens"] + usage["completion_tokens"]
         price = self._price(reservation.model)

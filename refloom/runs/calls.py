@@ -74,6 +74,8 @@ class JournaledCalls:
         self._under_way: dict[bytes, asyncio.Future[Reply]] = {}
         self.counts: Counter[str] = Counter()
         self.stopping = False
+        # No row is wanted any more: calls end as in a stop, but the run is done.
+        self.shut = False
         self.stopped_by: Exception | None = None
 
     @property
@@ -153,13 +155,14 @@ class JournaledCalls:
         lane = limits.limiter.lane(self._address(call.judge), call.model)
 
         async def send(one: Call) -> Reply:
-            if self.stopping:
+            if self.stopping or self.shut:
                 raise Interrupted
             return await self._send(one)
 
         async def keep(reply: Reply) -> None:
             await self._journal.keep(key, call.stage, call.model, asdict(reply))
             self.counts["paid"] += 1
+            limits.budget.check_reported(reply.usage)
 
         def faulted(fault: Transient) -> None:
             self.counts["retried"] += 1

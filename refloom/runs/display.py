@@ -90,7 +90,7 @@ class Progress:
             return self
         self._begun = self._said = self._heard = self._clock()
         seen = look()
-        self._first = (self._begun, seen.accepted, seen.paid)
+        self._first = (self._begun, self._counts["accepted"], seen.paid - seen.paid_before)
         self._calls_ended = seen.calls_ended
         self._marks.append(self._first)
         self._live = None if self._show_rows or self._gone else live_on(self._to, self._console)
@@ -144,7 +144,9 @@ class Progress:
         calls = seen.calls_ended
         if calls != self._calls_ended:
             self._calls_ended, self._heard = calls, now
-        self._marks.append((now, seen.accepted, seen.paid))
+        # Of this session alone: what a journal gives again at once is no speed.
+        rows_now, paid_now = self._counts["accepted"], seen.paid - seen.paid_before
+        self._marks.append((now, rows_now, paid_now))
         while len(self._marks) > 1 and self._marks[1][0] <= now - WINDOW_S:
             self._marks.popleft()
         since, rows, paid = self._first if ended else self._marks[0]
@@ -154,8 +156,8 @@ class Progress:
         return View(
             seen,
             now - self._begun,
-            (seen.accepted - rows) / passed * 60 if passed > 0 else None,
-            (seen.paid - paid) / passed if passed > 0 else None,
+            (rows_now - rows) / passed * 60 if passed > 0 else None,
+            (paid_now - paid) / passed if passed > 0 else None,
             failing,
             errors,
             now - self._heard,

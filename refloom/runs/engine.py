@@ -221,4 +221,8 @@ class Run:
         """How the run stands now, for a display; plain reads, from any thread."""
         paid_before = self.summary.paid_before if self.summary else 0
         seeds = self.summary.seeds.taken if self.summary else 0
-        return seen(self.settings, self._calls, self._limits, self._order, seeds, paid_before)
+        models = (self.settings.model, self.settings.judge)
+        prices = self.summary.prices if self.summary else None
+        priced = prices is not None and all(prices.of(model) is not None for model in models)
+        begun = (self._calls, self._limits, self._order)
+        return seen(self.settings, *begun, seeds, paid_before, priced)

@@ -21,8 +21,6 @@ STAGES = ("extract", "propose", "generate", "critique", "refine")
 WAYS = ("low", "expected", "high")
 TOKENS = ("calls", "prompt_tokens", "completion_tokens")
 TRIED = 4
-# `refloom.runs.work` lets so many seeds at once into the graph.
-WINDOW = 64
 WHY = {
     "tokens_per_byte": "about what English takes, a character being a byte; other scripts differ",
     "attempts_passing": "share of attempts that pass, a guess; a run with --limit 20 tells",
@@ -125,7 +123,6 @@ def _facts(
         passing, most = 1.0, 1
     failing = 1 - passing
     own = assume.characteristics if arm == "reference" else 0
-    at_once = settings.calls_at_once
     return {
         "reference_instruction_bytes": round(fmean(size_of(r["instruction"]) for r in measured)),
         "reference_response_bytes": round(fmean(size_of(r["response"]) for r in measured)),
@@ -136,7 +133,7 @@ def _facts(
         "calls_a_critique": criteria if by_odds else min(criteria, 1),
         "attempts": sum(failing**i for i in range(most)),
         "accepted_share": 1 - failing**most,
-        "seeds_ahead": 0 if at_once == 1 else max(WINDOW, 2 * at_once) - 1,
+        "seeds_ahead": settings.seeds_at_once(settings.target) - 1,
     }
 
 

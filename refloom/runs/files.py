@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import time
-from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +15,7 @@ from prompts import version as prompts_version
 from prompts import versions
 from refloom.data.read import Report, Source
 from refloom.runs.journal import Journal
-from refloom.runs.kept import open_to_read, records
+from refloom.runs.kept import reading, records
 from refloom.runs.lock import JournalUnusable, holder
 from refloom.runs.prices import Prices
 from refloom.runs.tally import STATUSES, tally
@@ -79,7 +78,7 @@ class Summary:
             if kept and source.digest_of(kept["count"]) != kept["digest"]:
                 raise JournalUnusable(
                     f"{journal.path.parent}: holds a run on other {name}; rows may be appended "
-                    "to them, not changed. Give the same file, or another --out"
+                    "to them, not changed or left out (--limit). Give the same, or another --out"
                 )
 
     def _check_prompts(self, journal: Journal) -> None:
@@ -107,7 +106,7 @@ class Summary:
 
 def counted(journal: Journal, summary: Summary, status: str) -> None:
     """Count what the journal holds into the summary. Blocks."""
-    with closing(open_to_read(journal.path)) as connection:
+    with reading(journal.path) as connection:
         found = tally(connection, status in ENDED)
     sources = (summary.references, summary.seeds)
     summary.counts = {
@@ -164,7 +163,7 @@ def replace_lines(path: Path, lines: Any) -> int:
 
 def used_before(journal: Journal) -> tuple[int, float, int]:
     """The calls, dollars and tokens of a run's earlier sessions. Blocks."""
-    with closing(open_to_read(journal.path)) as connection:
+    with reading(journal.path) as connection:
         found = tally(connection, over=False)
     usage = found["usage"]
     tokens = usage["prompt_tokens"] + usage["completion_tokens"]
@@ -176,17 +175,27 @@ def status_of(out: Path) -> dict[str, Any]:
 
     Raises `JournalUnusable` when there is no run.
     """
-    try:
-        said: dict[str, Any] = json.loads((out / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        said = {"status": "running", "counts": {}, "calls": {}}
+    said = _kept_summary(out / "run.json")
     pid = holder(out)
     if pid is not None:
         said["status"], said["pid"] = "running", pid
     elif said["status"] == "running":
         said["status"] = "interrupted"
-    with closing(open_to_read(out / "journal.sqlite")) as connection:
+    with reading(out / "journal.sqlite") as connection:
         found = tally(connection, said["status"] in ENDED)
     counts = found.pop("counts") | {"references_failed": found.pop("references_failed")}
     calls = {"reused": 0, "retried": 0} | said.get("calls", {}) | found.pop("calls")
     return said | found | {"counts": said.get("counts", {}) | counts, "calls": calls}
+
+
+def _kept_summary(path: Path) -> dict[str, Any]:
+    """What run.json says; one that is missing or damaged says that a run was begun."""
+    begun: dict[str, Any] = {"status": "running", "counts": {}, "calls": {}}
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return begun
+    whole = isinstance(said, dict) and all(
+        isinstance(said.get(name), type(value)) for name, value in begun.items()
+    )
+    return said if whole else begun

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from refloom.runs.lock import JournalUnusable
@@ -22,7 +23,6 @@ class KeptCalls:
         path = directory / "journal.sqlite"
         self._connection = open_to_read(path, check_same_thread=False)
         self._lock = threading.Lock()
-        check_ours(self._connection, path)
 
     def reply(self, key: bytes) -> str | None:
         """The reply of a call as JSON, or None. Blocks."""
@@ -36,8 +36,11 @@ class KeptCalls:
 
 
 def records(path: Path, status: str) -> Iterator[str]:
-    """The records of a status as JSON lines, in slot order; streams, blocks."""
-    with closing(open_to_read(path)) as connection:
+    """The records of a status as JSON lines, in slot order; streams, blocks.
+
+    Raises `JournalUnusable` when there is no journal or it is damaged.
+    """
+    with reading(path) as connection:
         yield from (
             record
             for (record,) in connection.execute(
@@ -47,15 +50,30 @@ def records(path: Path, status: str) -> Iterator[str]:
         )
 
 
+@contextmanager
+def reading(path: Path) -> Iterator[sqlite3.Connection]:
+    """A connection to read by, closed in the end; what is damaged raises `JournalUnusable`."""
+    with closing(open_to_read(path)) as connection:
+        try:
+            yield connection
+        except sqlite3.DatabaseError as error:
+            raise JournalUnusable(f"{path}: is damaged ({error})") from error
+
+
 def open_to_read(path: Path, *, check_same_thread: bool = True) -> sqlite3.Connection:
-    """A read-only connection, for looking at a run while another process makes it."""
+    """A read-only connection, for looking at a run while another process makes it.
+
+    Raises `JournalUnusable` for what is none of this version's journals.
+    """
     if not path.is_file():
         raise JournalUnusable(f"{path.parent}: no run is kept here (no {path.name})")
+    # Where nothing can be written, nobody writes, and SQLite must not try to share.
+    alone = "" if os.access(path.parent, os.W_OK) else "&immutable=1"
+    address = f"{path.absolute().as_uri()}?mode=ro{alone}"
     try:
-        connection = sqlite3.connect(
-            f"{path.absolute().as_uri()}?mode=ro", uri=True, check_same_thread=check_same_thread
-        )
+        connection = sqlite3.connect(address, uri=True, check_same_thread=check_same_thread)
         connection.execute("SELECT value FROM meta WHERE key = 'format'").fetchall()
+        check_ours(connection, path)
     except sqlite3.Error as error:
         raise JournalUnusable(f"{path}: is no refloom journal ({error})") from error
     return connection

@@ -15,6 +15,7 @@ def seen(
     order: Order | None,
     seeds: int,
     paid_before: int,
+    priced: bool,
 ) -> Seen:
     """How a run stands; what has not begun yet counts as nothing. Plain reads, from any thread."""
     counts = calls.counts if calls else {}
@@ -34,8 +35,9 @@ def seen(
         limit=limiter.limit if limiter else settings.calls_at_once,
         concurrency=settings.calls_at_once,
         waiting=limiter.waiting if limiter else 0,
-        cost=budget.spent_cost if budget else None,
+        cost=budget.spent_cost if budget and priced else None,
         max_cost=settings.max_cost,
+        paid_before=paid_before,
         tokens=budget.spent_tokens if budget else 0,
         slots=None
         if settings.target

@@ -70,11 +70,18 @@ class Order:
         """Whether no further slot is wanted."""
         return self._barren or self._full()
 
+    def met(self) -> bool:
+        """Whether there are as many accepted rows as were asked for; then nothing is in flight."""
+        return self._target is not None and self.accepted >= self._target
+
+    def wanted(self) -> int | None:
+        """How many more rows are asked for; None without a target."""
+        return None if self._target is None else max(self._target - self.accepted, 0)
+
     def _full(self) -> bool:
         """Whether no slot may start any more; one that is admitted outlives a barren round."""
-        met = self._target is not None and self.accepted >= self._target
         most = self._max_candidates
-        return met or (most is not None and self.candidates >= most)
+        return self.met() or (most is not None and self.candidates >= most)
 
     @asynccontextmanager
     async def turn(self, seed: Seed, context: Context) -> AsyncIterator[Admit]:

@@ -44,6 +44,7 @@ class Seen:
     max_cost: float | None
     tokens: int
     slots: int | None = None
+    paid_before: int = 0
 
     @property
     def calls_ended(self) -> int:

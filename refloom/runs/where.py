@@ -7,6 +7,7 @@ import os
 
 from nodes.endpoint import Endpoint
 from nodes.llm import ProviderStopped
+from refloom.data.rows import BadFile
 from refloom.local import model as local
 from refloom.settings import Settings, embedded
 
@@ -15,10 +16,17 @@ class Addresses:
     """The endpoints of a run, from its settings and the environment's keys."""
 
     def __init__(self, settings: Settings) -> None:
-        self._base_url = settings.base_url or os.environ.get("OPENAI_BASE_URL")
+        self._base_url = settings.base_url
         self._judge_base_url = settings.judge_base_url or self._base_url
         self._key = os.environ.get("OPENAI_API_KEY", "")
         own_judge = settings.judge_base_url is not None
+        for name in ("OPENAI_API_KEY", "JUDGE_API_KEY"):
+            key = os.environ.get(name, "")
+            if not (key.isascii() and key.isprintable()) or " " in key:
+                raise BadFile(
+                    f"{name}: holds a character that no key has (a line break, a blank, an "
+                    "accent?). Set it anew"
+                )
         self._judge_key = os.environ.get("JUDGE_API_KEY") or ("" if own_judge else self._key)
 
     def keys(self) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from itertools import islice
 
 from graph.builder import Graph
@@ -21,7 +21,6 @@ from refloom.runs.retrieval import Retrieval
 from refloom.runs.seams import Kept, statuses
 from refloom.settings import Settings
 
-WINDOW = 64
 BATCH = 100
 # What ends a run, where anything else costs one seed.
 STOPS = (ProviderStopped, WeightsUnavailable, IndexUnusable, JournalUnusable)
@@ -45,10 +44,6 @@ class Work:
         self._journal, self._order, self._calls = journal, kept.order, calls
         self._kept, self._retrieval = kept, retrieval
         self._context = settings.context()
-        # One call at a time means one seed at a time: rows come early, and the endpoint's prefix
-        # cache keeps what the next call wants.
-        at_once = settings.calls_at_once
-        self._window = 1 if at_once == 1 else max(WINDOW, 2 * at_once)
         self._ended = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._fault: Exception | None = None
@@ -61,13 +56,14 @@ class Work:
         resumed = bool(await asyncio.to_thread(self._journal.read, "SELECT 1 FROM turns LIMIT 1"))
         try:
             async for seed in self._in_order():
-                await self._until_fewer_than(self._window)
+                await self._until_fewer_than(self._most)
                 if self._over() or self._order.enough():
                     break
                 task = asyncio.create_task(self._one(seed, resumed))
                 self._tasks.add(task)
                 task.add_done_callback(self._done)
-            await self._until_fewer_than(1)
+            await self._until_fewer_than(lambda: 1)
+            self._calls.shut = True
             if self._tasks and not isinstance(self._fault, JournalUnusable):
                 await self._let_calls_end()
         finally:
@@ -77,9 +73,12 @@ class Work:
         if self._fault is not None:
             raise self._fault
 
-    async def _until_fewer_than(self, most: int) -> None:
-        """Wait until fewer seeds than that are under way, or the run is stopping."""
-        while len(self._tasks) >= most and not self._over():
+    def _most(self) -> int:
+        return self._settings.seeds_at_once(self._order.wanted())
+
+    async def _until_fewer_than(self, most: Callable[[], int]) -> None:
+        """Wait until fewer seeds than that are under way, or nothing more is to be begun."""
+        while len(self._tasks) >= most() and not self._over():
             self._ended.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(1):
@@ -104,7 +103,7 @@ class Work:
             round_ += 1
 
     def _over(self) -> bool:
-        return self._calls.stopping
+        return self._calls.stopping or self._order.met()
 
     async def _let_calls_end(self) -> None:
         """Wait for the tasks whose calls are under way; the others wait for what never comes."""
