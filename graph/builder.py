@@ -68,26 +68,23 @@ def build_graph(
 ) -> Graph:
     """The way of one seed: retrieve, extract, propose, then one `sample` a new instruction.
 
-    Every tool may be given; what is not is the environment's endpoint (or the embedded model),
-    the references of `REFLOOM_INDEX` (or the demo's), and a memory of this process.
+    A tool not given is the environment's endpoint or the embedded model, the references of
+    `REFLOOM_INDEX` or the demo's, a memory of this process.
     """
-    complete = complete or Connection()
-    embed = embed or shared_embedder()
-    search = search or DemoSearch(embed)
-    learned = characteristics or Characteristics()
+    complete, embed = complete or Connection(), embed or shared_embedder()
+    search, characteristics = search or DemoSearch(embed), characteristics or Characteristics()
     loop = build_sample(complete=complete, embed=embed, contamination=contamination)
+
+    slot = partial(run_sample, start=start, finish=finish, contamination=contamination)
 
     # A closure, not a partial: so LangGraph sees the loop in it, draws it and streams its events.
     async def sample(state: SampleState, runtime: Runtime[Context]) -> dict[str, Any]:
-        return await run_sample(
-            state, runtime, loop=loop, start=start, finish=finish, contamination=contamination
-        )
+        return await slot(state, runtime, loop=loop)
 
     builder = StateGraph(State, context_schema=Context, input_schema=Input, output_schema=Output)
     builder.add_node("retrieve", partial(retrieve, search=search, contamination=contamination))
-    builder.add_node(
-        "extract", partial(extract, complete=complete, embed=embed, characteristics=learned)
-    )
+    learning = partial(extract, complete=complete, embed=embed, characteristics=characteristics)
+    builder.add_node("extract", learning)
     builder.add_node("propose", partial(propose, complete=complete, turn=turn, taken=taken))
     builder.add_node("sample", sample)
     builder.add_edge(START, "retrieve")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from typing import Any, Protocol
 
 from langgraph.runtime import Runtime
@@ -84,28 +85,45 @@ async def propose(
         async with turn(seed, context) as admit:
             text = seed["instruction"]
             return {"instructions": [text if admit(text) else None]}
-    near = NoveltyFilter(context.novelty_threshold)
-    for text in (seed["instruction"], *(r["instruction"] for r in state["references"])):
-        near.add(text, "")
     usage = no_usage()
     try:
         first, usage = await _ask(state, context, complete, [], 0)
-        # What is taken stays taken, so this says of no proposal what its turn would not.
-        new = [t for t in first if t and near.collision(t) is None and not taken(t)]
-        second: Proposals | None = None
-        if len(new) < context.per_seed:
-            second = await _ask_again(state, context, complete, first, bool(new))
-        async with turn(seed, context) as admit:
-            kept = _admitted(first, near, admit, context.per_seed)
-            if len(kept) < context.per_seed:
-                if second is None:
-                    second = await _ask_again(state, context, complete, first, bool(kept))
-                kept += _admitted(second[0], near, admit, context.per_seed - len(kept))
-        usage = add_usage(usage, second[1] if second else no_usage())
+        kept, used = await _in_turn(state, context, complete, turn, taken, first)
+        usage = add_usage(usage, used)
     except CallFailed as failed:
         failure = {"stage": failed.stage, "kind": failed.kind, "message": failed.message}
         return {"failure": failure, "usage": add_usage(usage, failed.usage)}
     return {"instructions": kept + [None] * (context.per_seed - len(kept)), "usage": usage}
+
+
+async def _in_turn(
+    state: State,
+    context: Context,
+    complete: Complete,
+    turn: Turn,
+    taken: Taken,
+    first: list[str | None],
+) -> tuple[list[str | None], Usage]:
+    """What is new of the first proposals, and of second ones where those are too few."""
+    near, most = NoveltyFilter(context.novelty_threshold), context.per_seed
+    for text in (state["seed"]["instruction"], *(r["instruction"] for r in state["references"])):
+        near.add(text, "")
+    again = partial(_ask_again, state, context, complete, first)
+    # What is taken stays taken, so this says of no proposal what its turn would not.
+    new = [t for t in first if t and near.collision(t) is None and not taken(t)]
+    second = await again() if len(new) < most else None
+    async with turn(state["seed"], context) as admit:
+        kept = _admitted(first, near, admit, most)
+        if len(kept) < most:
+            second = second or await again()
+            if isinstance(second, CallFailed):
+                if not kept:
+                    raise second
+            else:
+                kept += _admitted(second[0], near, admit, most - len(kept))
+    if second is None:
+        return [*kept], no_usage()
+    return [*kept], second.usage if isinstance(second, CallFailed) else second[1]
 
 
 def fit(text: str, taken: Sequence[str]) -> bool:
@@ -133,15 +151,13 @@ def _admitted(
 
 
 async def _ask_again(
-    state: State, context: Context, complete: Complete, first: list[str | None], some: bool
-) -> Proposals:
-    """Ask for others; if that fails, and some of the first were new, those are still good."""
+    state: State, context: Context, complete: Complete, first: list[str | None]
+) -> Proposals | CallFailed:
+    """Ask for others; whether it matters when that fails is known only in the seed's turn."""
     try:
         return await _ask(state, context, complete, [t for t in first if t is not None], 1)
     except CallFailed as failed:
-        if not some:
-            raise
-        return [], failed.usage
+        return failed
 
 
 async def _ask(

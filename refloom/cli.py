@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import SettingsError
 
 from memory.weights import DEFAULT_MODEL
-from refloom import __version__, commands
+from refloom import __version__, commands, shelf
 from refloom.settings import Settings
 
 EXAMPLES = """
@@ -55,6 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument("file", type=Path, metavar="FILE", help="a .jsonl file")
     export.add_argument("--format", required=True, choices=("messages",))
     export.set_defaults(command=commands.export)
+    _add_dedup(add("dedup", help="write a file without its near-duplicates"))
     _add_index(add("index", help="build or search an index of references"))
 
     model = add("model", help="the embedded model")
@@ -62,7 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
         "pull", help="fetch its weights (1.1 GB) into the cache"
     )
     pull.add_argument("--from-hub", action="store_true", help="from the publisher's own repository")
-    pull.set_defaults(command=commands.model_pull)
+    pull.set_defaults(command=shelf.model_pull)
     return parser
 
 
@@ -134,7 +135,7 @@ def _add_index(index: argparse.ArgumentParser) -> None:
     build = add("build", help="embed references and keep them")
     build.add_argument("file", metavar="FILE")
     build.add_argument("--out", required=True, type=Path, metavar="DIR")
-    build.set_defaults(command=commands.index_build)
+    build.set_defaults(command=shelf.index_build)
     search = add("search", help="show what is found for a text")
     search.add_argument("directory", type=Path, metavar="DIR")
     search.add_argument("text", metavar="TEXT")
@@ -143,9 +144,30 @@ def _add_index(index: argparse.ArgumentParser) -> None:
         search.add_argument(
             f"--{name}", action="append", metavar="VALUE", help=f"only references of this {name}"
         )
-    search.set_defaults(command=commands.index_search)
+    search.set_defaults(command=shelf.index_search)
     for one in (build, search):
         one.add_argument("--embedding-model", default=DEFAULT_MODEL)
+
+
+def _add_dedup(dedup: argparse.ArgumentParser) -> None:
+    dedup.add_argument("file", metavar="FILE", help="rows of any shape that `run` reads")
+    dedup.add_argument("out", metavar="OUT", type=Path, help="a .jsonl or .parquet file")
+    dedup.add_argument(
+        "--threshold", type=_share, default=0.7, help="ROUGE-L F1 of instructions (default: 0.7)"
+    )
+    dedup.add_argument(
+        "--embedding-threshold", type=_share, help="cosine over which a row is dropped as well"
+    )
+    dedup.add_argument("--embedding-model", default=DEFAULT_MODEL)
+    dedup.add_argument("--skip-bad-lines", action="store_true", help="leave out what is no JSON")
+    dedup.set_defaults(command=shelf.dedup)
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not over 0 and at most 1")
+    return value
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:

@@ -15,7 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from refloom.data.read import Source
 from refloom.data.rows import BadFile
-from refloom.settings import Settings, load
+from refloom.data.write import replace_lines
+from refloom.loading import load
+from refloom.settings import Settings
+from refloom.shelf import say
 
 if TYPE_CHECKING:
     from refloom.runs.files import Summary
@@ -71,7 +74,7 @@ def demo(given: Namespace, flags: dict[str, Any]) -> int:
     with (given.out / "accepted.jsonl").open(encoding="utf-8") as file:
         for _, line in zip(range(3), file, strict=False):
             row = json.loads(line)
-            _say(f"> {row['instruction']}\n{row['response']}\n")
+            say(f"> {row['instruction']}\n{row['response']}\n")
     return status
 
 
@@ -102,7 +105,7 @@ def _make(
 
 def _sum_up(summary: Summary, out: Path) -> None:
     counts, cost = summary.counts, summary.more["cost_usd"]
-    _say(
+    say(
         f"{summary.status}: {counts['accepted']} accepted, {counts['rejected']} rejected, "
         f"{counts['failed']} failed, {counts['pending']} pending, {counts['duplicates']} "
         f"duplicates, {summary.more['calls']['paid']} calls paid"
@@ -110,9 +113,9 @@ def _sum_up(summary: Summary, out: Path) -> None:
         + f", in {summary.seconds:.0f} s"
     )
     if (out / "accepted.jsonl").is_file():
-        _say(f"rows: {out / 'accepted.jsonl'}")
+        say(f"rows: {out / 'accepted.jsonl'}")
     if counts["failed"]:
-        _say(f"why samples failed: {out / 'failed.jsonl'}")
+        say(f"why samples failed: {out / 'failed.jsonl'}")
 
 
 def _dry_run(settings: Settings, references: Source, seeds: Source | None) -> int:
@@ -132,7 +135,7 @@ def _dry_run(settings: Settings, references: Source, seeds: Source | None) -> in
         prices,
         seed_texts=[seed["instruction"] for seed in islice(own, DRY_RUN_SAMPLE)],
     )
-    _say(estimate.shown(found))
+    say(estimate.shown(found))
     return 0
 
 
@@ -163,21 +166,21 @@ def status(given: Namespace, flags: dict[str, Any]) -> int:
 
     said = status_of(given.directory)
     if given.json:
-        _say(json.dumps(said, indent=2, ensure_ascii=False))
+        say(json.dumps(said, indent=2, ensure_ascii=False))
         return 0
-    _say(said["status"] + (f" (pid {said['pid']})" if "pid" in said else ""))
+    say(said["status"] + (f" (pid {said['pid']})" if "pid" in said else ""))
     for group in ("counts", "criteria", "calls", "usage"):
         pairs = (f"{k} {v}" for k, v in said.get(group, {}).items() if k != "by_stage")
-        _say(f"  {group}: " + ", ".join(pairs))
+        say(f"  {group}: " + ", ".join(pairs))
     stages, costs = said["calls"].get("by_stage", {}), said["cost_by_stage"]
     each = (f"{k} {v}{_dollars(costs.get(k))}" for k, v in stages.items())
-    _say("  calls by stage: " + (", ".join(each) or "none"))
+    say("  calls by stage: " + (", ".join(each) or "none"))
     if said["cost_usd"] is None:
-        _say("  cost: unknown; there is no price for a model (--prices FILE gives it one)")
+        say("  cost: unknown; there is no price for a model (--prices FILE gives it one)")
     else:
-        _say(f"  cost: ${said['cost_usd']:.4f}")
+        say(f"  cost: ${said['cost_usd']:.4f}")
     if said.get("stopped"):
-        _say(f"  stopped: {said['stopped']}")
+        say(f"  stopped: {said['stopped']}")
     return 0
 
 
@@ -188,7 +191,6 @@ def _dollars(cost: float | None) -> str:
 def export(given: Namespace, flags: dict[str, Any]) -> int:
     """Write a run's accepted rows as training data."""
     from refloom.data.export import rows
-    from refloom.runs.files import replace_lines
     from refloom.runs.kept import records
 
     if given.file.suffix != ".jsonl":
@@ -198,63 +200,5 @@ def export(given: Namespace, flags: dict[str, Any]) -> int:
         count = replace_lines(given.file, rows(accepted, given.format))
     except OSError as error:
         raise BadFile(f"{given.file}: cannot be written ({error.strerror})") from error
-    _say(f"{count} rows in {given.file}")
+    say(f"{count} rows in {given.file}")
     return 0
-
-
-def index_build(given: Namespace, flags: dict[str, Any]) -> int:
-    """Embed references and keep them as an index; what is there already is not embedded again."""
-    from rich.progress import Progress
-
-    from memory.embed import Embedder
-    from memory.index import ReferenceIndex
-    from memory.references import distinct
-    from memory.store import write_references
-
-    source = Source(given.file, as_reference=True)
-    source.scan()
-    references = write_references(given.out, distinct(source))
-    with Progress(transient=True, disable=not sys.stderr.isatty()) as progress:
-        bar = progress.add_task("embedding", total=len(references))
-        index = ReferenceIndex(
-            references,
-            Embedder(given.embedding_model),
-            given.out,
-            given.embedding_model,
-            lambda done, total: progress.update(bar, completed=done, total=total),
-        )
-        count = asyncio.run(index.build())
-    _say(f"{count} references in {given.out}")
-    return 0
-
-
-def index_search(given: Namespace, flags: dict[str, Any]) -> int:
-    """Show the references an index finds for a text."""
-    from memory.embed import Embedder
-    from memory.index import FILTERS, ReferenceIndex
-    from memory.store import references_in
-
-    index = ReferenceIndex(
-        references_in(given.directory),
-        Embedder(given.embedding_model),
-        given.directory,
-        given.embedding_model,
-    )
-    where = {name: values for name in FILTERS if (values := getattr(given, name))}
-    for found in asyncio.run(index.search(given.text, given.k, where=where or None)):
-        _say(f"{found['score']:.3f}  {found['id']}  {found['instruction'][:100]!r}")
-    return 0
-
-
-def model_pull(given: Namespace, flags: dict[str, Any]) -> int:
-    """Fetch the embedded model and the default embedding model into the user's cache."""
-    from memory.weights import minilm
-    from refloom.local.pull import pull
-
-    _say(str(pull(from_hub=given.from_hub)))
-    _say(str(minilm()))
-    return 0
-
-
-def _say(text: str) -> None:
-    sys.stdout.write(text + "\n")

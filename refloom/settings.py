@@ -9,9 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-import tomllib
 from hashlib import sha256
-from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -22,7 +20,6 @@ from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
-    SettingsError,
     TomlConfigSettingsSource,
 )
 
@@ -30,8 +27,6 @@ from memory.weights import DEFAULT_MODEL
 from nodes.context import Context, Feedback, JudgeMethod, default_model
 
 WINDOW = 64
-# Read elsewhere: the index of the graph, the keys of the server.
-OTHER_VARIABLES = {"REFLOOM_INDEX", "REFLOOM_API_KEYS"}
 PRESETS = ("quick", "thorough")
 _USER_INFO = re.compile(r"//[^/@]*@")
 StageName = Literal["extract", "propose", "generate", "critique", "refine", "feedback", "compare"]
@@ -238,46 +233,6 @@ class Settings(BaseSettings):
         return said
 
 
-def _check_environment() -> None:
-    """Refuse a misspelt variable, which would be passed over in silence."""
-    known = {f"REFLOOM_{name.upper()}" for name in Settings.model_fields} | OTHER_VARIABLES
-    unknown = [n for n in os.environ if n.startswith("REFLOOM_") and n.upper() not in known]
-    if unknown:
-        raise SettingsError(
-            f"{unknown[0]}: there is no such setting; `refloom run --help` lists them"
-        )
-
-
 def embedded(model: str) -> bool:
     """Whether a model name means a model inside this process."""
     return model == "local" or model.endswith(".gguf")
-
-
-def load(given: dict[str, Any], config: Path | None = None) -> Settings:
-    """The settings from what was given on the command line and, behind it, a TOML file and preset.
-
-    Raises `pydantic.ValidationError` on a wrong value or unknown key or preset, `SettingsError` on
-    an odd variable, `OSError` or `tomllib.TOMLDecodeError` when the file cannot be read.
-    """
-    _check_environment()
-    behind: list[Path] = []
-    if config is not None:
-        try:
-            behind.append(config)
-            named = tomllib.loads(config.read_text(encoding="utf-8")).get("preset")
-        except UnicodeDecodeError as error:
-            raise tomllib.TOMLDecodeError(f"{config}: is no UTF-8 text ({error.reason})") from error
-        except tomllib.TOMLDecodeError as error:
-            raise tomllib.TOMLDecodeError(f"{config}: is no TOML ({error})") from error
-    else:
-        named = None
-    preset = given.get("preset") or os.environ.get("REFLOOM_PRESET") or named
-    with as_file(files("refloom.presets")) as folder:
-        if preset in PRESETS:
-            behind.append(folder / f"{preset}.toml")
-
-        class Layered(Settings):
-            # None and not an empty list, of which pydantic-settings warns.
-            model_config = SettingsConfigDict(toml_file=behind or None)
-
-        return Settings.model_validate(Layered(**given).model_dump())

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from refloom.data.export import FORMATS, messages, rows
 from refloom.runs.files import replace_lines
-from refloom.runs.journal import Journal, records
+from refloom.runs.journal import Journal
+from refloom.runs.kept import records
 
 NASTY = {
     "LaTeX": r"\frac{1}{2} \[ \nabla \times \mathbf{B} \] $\text{if } x \neq 0$ \\ \u0041 \t \n",

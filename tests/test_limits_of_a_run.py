@@ -13,12 +13,12 @@ from test_cli import env_of, lines, refloom, run_flags
 from test_run import SEEDS, Watched, every_row, lasting, made, references, rows, told
 
 from nodes.llm import Call, CallFailed, ProviderStopped, Reply
+from refloom.loading import load
 from refloom.runs.budget import BudgetSpent
 from refloom.runs.files import status_of
 from refloom.runs.kept import records
 from refloom.runs.lock import JournalUnusable
 from refloom.runs.seams import JUDGED_AFTER, TooManyFailed
-from refloom.settings import load
 
 __all__ = ["env_of"]
 PRICES = "[m]\ninput = 100.0\ncached_input = 50.0\noutput = 1000.0\n"

@@ -31,6 +31,13 @@ class Dropped(NamedTuple):
     """What found it: "rouge-l" or "embedding"."""
 
 
+class ByMeaning(NamedTuple):
+    """Compare by meaning too: a cosine of unit vectors over `threshold` is a near-duplicate."""
+
+    threshold: float
+    encode: Encode
+
+
 class _Row(NamedTuple):
     line: int
     row: dict[str, Any]
@@ -55,21 +62,19 @@ def dedup(
     *,
     threshold: float = 0.7,
     skip_bad_lines: bool = False,
-    embedding_threshold: float | None = None,
-    encode: Encode | None = None,
+    meaning: ByMeaning | None = None,
 ) -> Summary:
     """Write to `out` (.jsonl or .parquet) the rows of a file that are no near-duplicates. Blocks.
 
     A row is written as it was read, whatever its shape, and compared by its instruction: with
-    ROUGE-L over `threshold`, and, with `embedding_threshold`, by the cosine of the unit vectors
-    that `encode` makes of instructions. A line of text becomes {"instruction": line}. `out`
-    appears whole or not at all. Raises `BadFile` for what cannot be read or written.
+    ROUGE-L over `threshold`, and by `meaning` if that is given. A line of text becomes
+    {"instruction": line}. `out` appears whole or not at all. Raises `BadFile` for what cannot be
+    read or written.
     """
     _check(given, out)
     summary = Summary()
-    vectors = None if embedding_threshold is None else NearVectors(embedding_threshold)
     rows = _rows(given, summary.report, summary.report.skip if skip_bad_lines else None)
-    judged = _judged(rows, NoveltyFilter(threshold), vectors, encode, summary)
+    judged = _judged(rows, NoveltyFilter(threshold), meaning, summary)
     try:
         if out.suffix == ".parquet":
             summary.kept = replace_parquet(out, (r.row for r in judged), _schema(given))
@@ -117,12 +122,11 @@ def _rows(given: str | Path, report: Report, bad: Skip | None) -> Iterator[_Row]
 def _judged(
     rows: Iterator[_Row],
     known: NoveltyFilter,
-    vectors: NearVectors | None,
-    encode: Encode | None,
+    meaning: ByMeaning | None,
     summary: Summary,
 ) -> Iterator[_Row]:
     """The rows that are new; the others go into the summary."""
-    if vectors is None or encode is None:
+    if meaning is None:
         for row in rows:
             near = known.admit(row.instruction, str(row.line))
             if near is None:
@@ -130,8 +134,9 @@ def _judged(
             else:
                 summary.dropped.append(Dropped(row.line, int(near), row.instruction, "rouge-l"))
         return
+    vectors = NearVectors(meaning.threshold)
     while batch := list(islice(rows, BATCH)):
-        for row, vector in zip(batch, encode([r.instruction for r in batch]), strict=True):
+        for row, vector in zip(batch, meaning.encode([r.instruction for r in batch]), strict=True):
             near, by = known.collision(row.instruction), "rouge-l"
             if near is None:
                 near, by = vectors.collision(vector), "embedding"

@@ -118,8 +118,8 @@ class Budget:
     async def reserve(self, call: Call) -> Reservation:
         """Set aside the most a call may use; waits while others' reservations leave no room.
 
-        Raises `BudgetSpent` when no reservation that ends could make room, and ever after. What
-        is returned has to be settled, whatever becomes of the call.
+        Raises `BudgetSpent` when none that ends could make room, and ever after. What is returned
+        has to be settled.
         """
         if not self._capped:
             return Reservation(call.model)
@@ -155,12 +155,9 @@ class Budget:
             self._let_on()
 
     def check_reported(self, usage: Usage) -> None:
-        """Raise `BudgetSpent` when a cap cannot be kept, since the endpoint reports no usage."""
+        """Raise `BudgetSpent` when no cap can be kept, since the endpoint reports no usage."""
         if self._capped and not usage["prompt_tokens"] + usage["completion_tokens"]:
-            raise BudgetSpent(
-                "the endpoint reports no usage, so neither --max-cost nor --max-tokens can be "
-                "kept; run without them to go on"
-            )
+            raise BudgetSpent("the endpoint reports no usage, so no cap can be kept; run without")
 
     def _bill(self, reservation: Reservation, usage: Usage) -> None:
         self._spent_tokens += usage["prompt_tokens"] + usage["completion_tokens"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from memory.index import ReferenceIndex
 from memory.references import distinct
 from memory.store import write_references
 from nodes.endpoint import Connection
-from nodes.llm import Complete
+from nodes.llm import Call, Complete
 from nodes.sample import Record
 from refloom.data.read import Source
 from refloom.runs.budget import Budget
@@ -123,30 +123,22 @@ class Run:
         await asyncio.to_thread(write_files, self.out, summary, status)
 
     async def _make(self, journal: Journal, summary: Summary, given: Given) -> str:
-        settings = self.settings
-        calls_before, cost, tokens = await asyncio.to_thread(used_before, journal)
-        summary.paid_before = calls_before
-        budget = Budget(
-            max_cost=settings.max_cost,
-            max_tokens=settings.max_tokens,
-            prices=given.prices,
-            cost=cost,
-            tokens=tokens,
-        )
+        settings, addresses = self.settings, given.addresses
+        summary.paid_before, cost, tokens = await asyncio.to_thread(used_before, journal)
+        caps = {"max_cost": settings.max_cost, "max_tokens": settings.max_tokens}
+        budget = Budget(**caps, prices=given.prices, cost=cost, tokens=tokens)  # type: ignore[arg-type]
         limiter = Limiter(settings.calls_at_once, settings.rpm, settings.tpm)
         self._limits = Limits(limiter, budget, settings.timeout)
-        connection = Connection(
-            given.addresses.resolve,
-            max_retries=0,
-            heed=lambda call, headers: limiter.heed(
-                limiter.lane(given.addresses.name(call.judge), call.model), headers
-            ),
-        )
+
+        def heed(call: Call, headers: Mapping[str, str]) -> None:
+            limiter.heed(limiter.lane(addresses.name(call.judge), call.model), headers)
+
+        connection = Connection(addresses.resolve, max_retries=0, heed=heed)
         calls = self._calls = JournaledCalls(
             self.tools.complete or connection,
             journal,
             self._limits,
-            address=given.addresses.name,
+            address=addresses.name,
             stages=dict(settings.stages),
             prices=given.prices,
             elsewhere=given.elsewhere,
@@ -165,11 +157,16 @@ class Run:
             await self._work(journal, given, calls, order)
         finally:
             await connection.aclose()
+        return self._ended(calls, order)
+
+    def _ended(self, calls: JournaledCalls, order: Order) -> str:
+        """How the run ended; what stopped it is raised."""
         if calls.stopped_by is not None:
             raise calls.stopped_by
         if calls.stopping:
             return "interrupted"
-        return "short" if settings.target and order.accepted < settings.target else "done"
+        target = self.settings.target
+        return "short" if target and order.accepted < target else "done"
 
     async def _work(
         self, journal: Journal, given: Given, calls: JournaledCalls, order: Order
@@ -198,15 +195,8 @@ class Run:
                 finish=kept.finish,
                 contamination=given.contamination,
             )
-            work = Work(
-                graph,
-                self.settings,
-                given.seeds,
-                journal=journal,
-                calls=calls,
-                kept=kept,
-                retrieval=retrieval,
-            )
+            seams = {"journal": journal, "calls": calls, "kept": kept, "retrieval": retrieval}
+            work = Work(graph, self.settings, given.seeds, **seams)  # type: ignore[arg-type]
             try:
                 await work.all()
             finally:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import time
 from dataclasses import asdict, dataclass, field
@@ -14,6 +13,7 @@ from typing import Any
 from prompts import version as prompts_version
 from prompts import versions
 from refloom.data.read import Report, Source
+from refloom.data.write import replace_lines
 from refloom.runs.journal import Journal
 from refloom.runs.kept import reading, records
 from refloom.runs.lock import JournalUnusable, holder
@@ -142,23 +142,7 @@ def write_files(out: Path, summary: Summary, status: str) -> None:
             "seeds": dict(summary.seeds.shapes),
         },
     }
-    staged = out / "run.json.new"
-    staged.write_text(json.dumps(said, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(staged, out / "run.json")
-
-
-def replace_lines(path: Path, lines: Any) -> int:
-    """Write lines aside and put the file in its place; return how many."""
-    staged = path.with_name(path.name + ".new")
-    count = 0
-    with staged.open("w", encoding="utf-8", newline="\n") as file:
-        for line in lines:
-            file.write(line + "\n")
-            count += 1
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(staged, path)
-    return count
+    replace_lines(out / "run.json", [json.dumps(said, indent=2, ensure_ascii=False)])
 
 
 def used_before(journal: Journal) -> tuple[int, float, int]:

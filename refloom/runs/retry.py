@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from nodes.faults import Transient
 from nodes.llm import Call, ProviderStopped, Reply
 from refloom.runs.budget import Budget
-from refloom.runs.lane import Lane
+from refloom.runs.lane import Lane, Turn
 from refloom.runs.limits import Limiter
 
 TRIES = 6
@@ -43,30 +43,38 @@ async def with_retries(
     tries = late = 0
     while True:
         async with limiter.place(lane, call, late) as turn:
-            reservation, usage = await budget.reserve(call), None
-            turn.began = _now()
-            try:
-                async with asyncio.timeout(seconds) as turn.deadline:
-                    reply = await send(call)
-                usage = reply.usage
-            except TimeoutError:
-                fault = Transient(call.stage, "timeout", "the endpoint did not answer in time")
-            except Transient as transient:
-                fault = transient
-            else:
-                lane.answered(turn, reply, _now())
-                await keep(reply)
-                return reply
-            finally:
-                budget.settle(reservation, usage)
-            lane.failed(turn, (call.stage, call.order, call.seed), fault, _now())
-        late += fault.kind == "timeout"
+            got = await _tried(send, call, turn, budget, seconds)
+            if isinstance(got, Reply):
+                lane.answered(turn, got, _now())
+                await keep(got)
+                return got
+            lane.failed(turn, (call.stage, call.order, call.seed), got, _now())
+        late += got.kind == "timeout"
         tries += not lane.breaker.down
-        wait = _wait(tries, fault, lane)
+        wait = _wait(tries, got, lane)
         if tries >= TRIES:
-            raise fault
-        faulted(fault)
+            raise got
+        faulted(got)
         await asyncio.sleep(wait)
+
+
+async def _tried(
+    send: Send, call: Call, turn: Turn, budget: Budget, seconds: float
+) -> Reply | Transient:
+    """One try: the reply, or the fault that may pass."""
+    reservation, usage = await budget.reserve(call), None
+    turn.began = _now()
+    try:
+        async with asyncio.timeout(seconds) as turn.deadline:
+            reply = await send(call)
+        usage = reply.usage
+    except TimeoutError:
+        return Transient(call.stage, "timeout", "the endpoint did not answer in time")
+    except Transient as transient:
+        return transient
+    finally:
+        budget.settle(reservation, usage)
+    return reply
 
 
 def _wait(tries: int, fault: Transient, lane: Lane) -> float:
