@@ -118,8 +118,7 @@ class Budget:
     async def reserve(self, call: Call) -> Reservation:
         """Set aside the most a call may use; waits while others' reservations leave no room.
 
-        Raises `BudgetSpent` when none that ends could make room, and ever after. What is returned
-        has to be settled.
+        Raises `BudgetSpent` when nothing could make room, and ever after. It has to be settled.
         """
         if not self._capped:
             return Reservation(call.model)

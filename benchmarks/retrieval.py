@@ -1,0 +1,222 @@
+"""The index of many references: how long it takes to build, what it needs, what it finds.
+
+    python benchmarks/retrieval.py --texts FILE .. [--n 1000000] --out DIR [--hnsw N]
+
+Vectors are those of the instructions in FILE, each many times over with noise, so that they lie as
+real ones do and not evenly. `--hnsw N` builds a graph index (HNSW) of N of them beside it. The last
+line on stdout is JSON. Reads /proc, so: Linux.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+NOISE = 0.6
+QUERIES = 500
+PROCESSES = 4
+
+
+def real_vectors(files: Sequence[str]) -> np.ndarray:
+    """The vectors of the instructions in the files."""
+    from memory.embed import Embedder
+    from refloom.data.read import Source
+
+    texts = [seed["instruction"][:1000] for f in files for seed in Source(f, as_reference=False)]
+    return Embedder().encode(texts)
+
+
+def spread(base: np.ndarray, n: int, seed: int) -> Iterator[np.ndarray]:
+    """n vectors around the given ones, in blocks."""
+    draw = np.random.default_rng(seed)
+    for start in range(0, n, 20_000):
+        rows = base[draw.integers(len(base), size=min(20_000, n - start))]
+        noise = draw.normal(size=rows.shape).astype(np.float32) / np.sqrt(rows.shape[1])
+        made = rows + NOISE * noise
+        yield (made / np.linalg.norm(made, axis=1, keepdims=True)).astype(np.float32)
+
+
+def memory_mb(pid: str = "self") -> dict[str, float]:
+    """What a process holds, in MB; `pss` counts what is shared once, divided among the sharers."""
+    found = {}
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]:
+        name, value = line.split(":")
+        found[name.lower()] = int(value.split()[0]) / 1024
+    return {name: round(found[name], 1) for name in ("rss", "pss", "anonymous")}
+
+
+async def build(base: np.ndarray, n: int, out: Path) -> dict[str, float]:
+    """Build the product's own index over n references, embedding left out of the clock's way."""
+    from memory.index import ReferenceIndex
+    from memory.store import write_references
+
+    began = time.perf_counter()
+    references = write_references(
+        out,
+        ({"id": f"r{i}", "instruction": f"question {i}", "response": "so " * 60} for i in range(n)),
+    )
+    written = time.perf_counter() - began
+    blocks = spread(base, n, 1)
+    left = next(blocks)
+
+    async def embed(texts: Sequence[str]) -> np.ndarray:
+        nonlocal left
+        while len(left) < len(texts):
+            left = np.concatenate([left, next(blocks)])
+        found, left = left[: len(texts)], left[len(texts) :]
+        return found
+
+    began = time.perf_counter()
+    await ReferenceIndex(references, embed, out, "made").build()
+    return {"write_s": round(written, 1), "build_s": round(time.perf_counter() - began, 1)}
+
+
+async def asked(out: Path, queries: np.ndarray) -> dict[str, object]:
+    """Open the index as a new process does, and search it."""
+    from memory.index import ReferenceIndex
+    from memory.store import references_in
+
+    before = memory_mb()
+    texts = {f"query {i}": query for i, query in enumerate(queries)}
+
+    async def embed(given: Sequence[str]) -> np.ndarray:
+        return np.stack([texts[text] for text in given])
+
+    import faiss  # noqa: F401 - its import is no part of opening
+    import pyarrow.parquet  # noqa: F401
+
+    began = time.perf_counter()
+    index = ReferenceIndex(references_in(out), embed, out, "made")
+    await index.build()
+    opened = time.perf_counter() - began
+    took, found = [], []
+    for text in texts:
+        began = time.perf_counter()
+        candidates = await index.candidates(text, 2)
+        took.append(time.perf_counter() - began)
+        found.append(candidates.rows[:10])
+    await index.search("query 0", 3)
+    p50, p99 = np.percentile(np.array(took) * 1000, [50, 99])
+    return {
+        "open_s": round(opened, 3),
+        "p50_ms": round(float(p50), 2),
+        "p99_ms": round(float(p99), 2),
+        "memory_mb": memory_mb(),
+        "before_mb": before,
+        "found": found,
+    }
+
+
+def hnsw(base: np.ndarray, n: int, queries: np.ndarray) -> dict[str, float]:
+    """A graph index of n vectors: time to build, bytes a vector, what it finds, how fast."""
+    import faiss
+
+    from memory.vectors import exact
+
+    vectors = np.concatenate(list(spread(base, n, 1)))
+    index = faiss.index_factory(vectors.shape[1], "HNSW32,SQ8", faiss.METRIC_INNER_PRODUCT)
+    index.hnsw.efConstruction = 100
+    began = time.perf_counter()
+    index.train(vectors[:50_000])
+    index.add(vectors)
+    built = time.perf_counter() - began
+    faiss.omp_set_num_threads(1)
+    index.hnsw.efSearch = 128
+    began = time.perf_counter()
+    rows = np.concatenate([index.search(query[None], 10)[1] for query in queries])
+    took = (time.perf_counter() - began) / len(queries) * 1000
+    truth = exact(vectors, queries, 10)
+    hits = sum(len(set(a) & set(b)) for a, b in zip(rows.tolist(), truth.tolist(), strict=True))
+    size = faiss.serialize_index(index).nbytes
+    return {
+        "n": n,
+        "build_s": round(built, 1),
+        "bytes_a_vector": round(size / n),
+        "recall": round(hits / truth.size, 4),
+        "ms": round(took, 2),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--texts", nargs="+", required=True)
+    parser.add_argument("--n", type=int, default=1_000_000)
+    parser.add_argument("--hnsw", type=int, default=0)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--part", choices=("ask",), help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    queries_file = given.out / "queries.npy"
+    if given.part == "ask":
+        said = asyncio.run(asked(given.out / "index", np.load(queries_file)))
+        print(json.dumps(said), flush=True)
+        sys.stdin.readline()
+        print(json.dumps(memory_mb()))
+        return
+    from memory.vectors import exact
+
+    given.out.mkdir(parents=True, exist_ok=True)
+    base = real_vectors(given.texts)
+    queries = next(spread(base, QUERIES, 2))
+    np.save(queries_file, queries)
+    made = asyncio.run(build(base, given.n, given.out / "index"))
+    rows = exact_over(base, given.n, queries, exact)
+    command = [sys.executable, __file__, "--part", "ask", "--texts", "-", "--out", str(given.out)]
+    pipe = subprocess.PIPE
+    askers = [subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) for _ in range(1)]
+    first = json.loads(askers[0].stdout.readline())
+    askers += [
+        subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) for _ in range(PROCESSES - 1)
+    ]
+    for asker in askers[1:]:
+        asker.stdout.readline()
+    shared = [json.loads(asker.communicate("\n")[0].splitlines()[-1]) for asker in askers]
+    hits = sum(len(set(a) & set(b)) for a, b in zip(first.pop("found"), rows, strict=True))
+    sizes = {
+        p.name.split("-")[0] + p.suffix: p.stat().st_size for p in (given.out / "index").iterdir()
+    }
+    manifest = json.loads((given.out / "index" / "index.json").read_text())
+    print(
+        json.dumps(
+            {
+                "n": given.n,
+                **made,
+                "kind": manifest["kind"],
+                "probes": manifest["probes"],
+                "recall_at_build": manifest["recall"],
+                "recall": round(hits / (len(queries) * 10), 4),
+                **first,
+                "four_processes_mb": shared,
+                "disk_mb": {k: round(v / 1e6, 1) for k, v in sizes.items()},
+                "hnsw": hnsw(base, given.hnsw, queries) if given.hnsw else None,
+            }
+        )
+    )
+
+
+def exact_over(base: np.ndarray, n: int, queries: np.ndarray, exact) -> list[list[int]]:
+    """The ten nearest of each query among all vectors, made anew block by block."""
+    best = np.full((len(queries), 10), -np.inf, np.float32)
+    rows = np.zeros((len(queries), 10), np.int64)
+    start = 0
+    for block in spread(base, n, 1):
+        near = exact(block, queries, 10)
+        scores = np.take_along_axis(queries @ block.T, near, 1)
+        every = np.concatenate([best, scores], 1)
+        known = np.concatenate([rows, near + start], 1)
+        top = np.argsort(-every, 1)[:, :10]
+        best, rows = np.take_along_axis(every, top, 1), np.take_along_axis(known, top, 1)
+        start += len(block)
+    return rows.tolist()
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parent.parent))
+    main()
