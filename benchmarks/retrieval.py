@@ -145,6 +145,22 @@ def hnsw(base: np.ndarray, n: int, queries: np.ndarray) -> dict[str, float]:
     }
 
 
+def asked_by_processes(given: argparse.Namespace) -> tuple[dict, list[dict]]:
+    """What one process finds and takes, and what several hold that have the index open at once."""
+    command = [sys.executable, __file__, "--part", "ask", "--texts", "-", "--out", str(given.out)]
+    pipe = subprocess.PIPE
+
+    def ask() -> subprocess.Popen:
+        return subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
+
+    askers = [ask()]
+    first = json.loads(askers[0].stdout.readline())
+    askers += [ask() for _ in range(PROCESSES - 1)]
+    for asker in askers[1:]:
+        asker.stdout.readline()
+    return first, [json.loads(a.communicate("\n")[0].splitlines()[-1]) for a in askers]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--texts", nargs="+", required=True)
@@ -153,56 +169,33 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--part", choices=("ask",), help=argparse.SUPPRESS)
     given = parser.parse_args()
-    queries_file = given.out / "queries.npy"
+    queries_file, index = given.out / "queries.npy", given.out / "index"
     if given.part == "ask":
-        said = asyncio.run(asked(given.out / "index", np.load(queries_file)))
-        print(json.dumps(said), flush=True)
+        print(json.dumps(asyncio.run(asked(index, np.load(queries_file)))), flush=True)
         sys.stdin.readline()
         print(json.dumps(memory_mb()))
         return
-    from memory.vectors import exact
-
     given.out.mkdir(parents=True, exist_ok=True)
     base = real_vectors(given.texts)
     queries = next(spread(base, QUERIES, 2))
     np.save(queries_file, queries)
-    made = asyncio.run(build(base, given.n, given.out / "index"))
-    rows = exact_over(base, given.n, queries, exact)
-    command = [sys.executable, __file__, "--part", "ask", "--texts", "-", "--out", str(given.out)]
-    pipe = subprocess.PIPE
-    askers = [subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) for _ in range(1)]
-    first = json.loads(askers[0].stdout.readline())
-    askers += [
-        subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) for _ in range(PROCESSES - 1)
-    ]
-    for asker in askers[1:]:
-        asker.stdout.readline()
-    shared = [json.loads(asker.communicate("\n")[0].splitlines()[-1]) for asker in askers]
+    said: dict = {"n": given.n, **asyncio.run(build(base, given.n, index))}
+    rows = exact_over(base, given.n, queries)
+    first, shared = asked_by_processes(given)
     hits = sum(len(set(a) & set(b)) for a, b in zip(first.pop("found"), rows, strict=True))
-    sizes = {
-        p.name.split("-")[0] + p.suffix: p.stat().st_size for p in (given.out / "index").iterdir()
-    }
-    manifest = json.loads((given.out / "index" / "index.json").read_text())
-    print(
-        json.dumps(
-            {
-                "n": given.n,
-                **made,
-                "kind": manifest["kind"],
-                "probes": manifest["probes"],
-                "recall_at_build": manifest["recall"],
-                "recall": round(hits / (len(queries) * 10), 4),
-                **first,
-                "four_processes_mb": shared,
-                "disk_mb": {k: round(v / 1e6, 1) for k, v in sizes.items()},
-                "hnsw": hnsw(base, given.hnsw, queries) if given.hnsw else None,
-            }
-        )
-    )
+    manifest = json.loads((index / "index.json").read_text())
+    said |= {name: manifest[name] for name in ("kind", "probes")}
+    said |= {"recall_at_build": manifest["recall"], "recall": round(hits / len(queries) / 10, 4)}
+    said |= {**first, "four_processes_mb": shared}
+    said["disk_mb"] = {p.name: round(p.stat().st_size / 1e6, 1) for p in index.iterdir()}
+    said["hnsw"] = hnsw(base, given.hnsw, queries) if given.hnsw else None
+    print(json.dumps(said))
 
 
-def exact_over(base: np.ndarray, n: int, queries: np.ndarray, exact) -> list[list[int]]:
+def exact_over(base: np.ndarray, n: int, queries: np.ndarray) -> list[list[int]]:
     """The ten nearest of each query among all vectors, made anew block by block."""
+    from memory.vectors import exact
+
     best = np.full((len(queries), 10), -np.inf, np.float32)
     rows = np.zeros((len(queries), 10), np.int64)
     start = 0

@@ -90,7 +90,7 @@ class Progress:
             return self
         self._begun = self._said = self._heard = self._clock()
         seen = look()
-        self._first = (self._begun, self._counts["accepted"], seen.paid - seen.paid_before)
+        self._first = (self._begun, seen.rows_made, seen.paid - seen.paid_before)
         self._calls_ended = seen.calls_ended
         self._marks.append(self._first)
         self._live = None if self._show_rows or self._gone else live_on(self._to, self._console)
@@ -145,7 +145,7 @@ class Progress:
         if calls != self._calls_ended:
             self._calls_ended, self._heard = calls, now
         # Of this session alone: what a journal gives again at once is no speed.
-        rows_now, paid_now = self._counts["accepted"], seen.paid - seen.paid_before
+        rows_now, paid_now = seen.rows_made, seen.paid - seen.paid_before
         self._marks.append((now, rows_now, paid_now))
         while len(self._marks) > 1 and self._marks[1][0] <= now - WINDOW_S:
             self._marks.popleft()

@@ -38,6 +38,7 @@ def seen(
         cost=budget.spent_cost if budget and priced else None,
         max_cost=settings.max_cost,
         paid_before=paid_before,
+        accepted_before=order.accepted_before if order else 0,
         tokens=budget.spent_tokens if budget else 0,
         slots=None
         if settings.target

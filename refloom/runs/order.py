@@ -58,6 +58,7 @@ class Order:
         self._changed = asyncio.Condition()
         self.in_flight = 0
         self.candidates = self.accepted = self.rejected = self.failed = self.duplicates = 0
+        self.accepted_before = 0
         self._new_in_round = 0
         self._barren = False
 
@@ -171,7 +172,7 @@ class Order:
         await self._pass(seed, turned.slots, turned.duplicates)
         for slot in range(turned.slots):
             if await self.start((seed["round"], seed["position"], slot)):
-                await self._count(statuses[slot])
+                await self.finished_before(statuses[slot])
 
     async def _reach(self, seed: Seed) -> None:
         number = seed["round"] * self.seeds + seed["position"]
@@ -221,6 +222,11 @@ class Order:
     async def finished(self, record: Record) -> None:
         """Count a sample that was begun and has ended."""
         await self._count(record["status"])
+
+    async def finished_before(self, status: str) -> None:
+        """Count a sample that an earlier session has finished."""
+        self.accepted_before += status == "accepted"
+        await self._count(status)
 
     async def _count(self, status: str) -> None:
         self.in_flight -= 1

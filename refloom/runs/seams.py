@@ -45,7 +45,7 @@ class Kept:
         begun = await self.order.start(slot)
         kept = await asyncio.to_thread(statuses, self._journal, slot[0], slot[1])
         if begun and slot[2] in kept:
-            await self.order.finished({"status": kept[slot[2]]})
+            await self.order.finished_before(kept[slot[2]])
             return False
         return begun
 

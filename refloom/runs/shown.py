@@ -45,6 +45,12 @@ class Seen:
     tokens: int
     slots: int | None = None
     paid_before: int = 0
+    accepted_before: int = 0
+
+    @property
+    def rows_made(self) -> int:
+        """Rows accepted in this session; `accepted_before` are those the journal gave again."""
+        return self.accepted - self.accepted_before
 
     @property
     def calls_ended(self) -> int:
