@@ -47,7 +47,7 @@ fix: install  ## format and mend what ruff can
 bench: install  ## measure refloom's own cost (ENDPOINT=URL of a mock endpoint)
 	$(BIN)/python benchmarks/own_cost.py --endpoint $(ENDPOINT) --n 1000 --in-flight 64 --out bench-run
 
-kill-test: install  ## kill a run 100 times, and stop it 20 times, and compare its rows (15 minutes)
+kill-test: install  ## kill a run 100 times, and stop it 20 times, and compare its rows (half an hour)
 	$(BIN)/python benchmarks/kill_test.py --kills 100 --out bench-run/kill
 	$(BIN)/python benchmarks/kill_test.py --kills 20 --faults 0.3 --out bench-run/kill-faults
 	$(BIN)/python benchmarks/kill_test.py --kills 20 --signal TERM --out bench-run/term

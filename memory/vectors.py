@@ -2,8 +2,9 @@
 
 Up to 50,000 vectors every one is compared. More are put into an inverted file of about 4 * sqrt(n)
 lists, eight bits a number (`IVFn,SQ8`), and as many lists are searched as it takes on this very
-data to find 97 of the 100 nearest (measured while it is built). A graph (HNSW) answers sooner, but
-both take a millisecond or two, and it wants 1.6 times the bytes: figures in benchmarks/RESULTS.md.
+data to find 97 of the 100 nearest (measured while it is built). A graph (HNSW) of 100,000 answered
+sooner, but lists take two milliseconds among a million, and it wants 1.6 times the bytes: figures
+in benchmarks/RESULTS.md.
 """
 
 from __future__ import annotations
