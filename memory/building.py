@@ -17,7 +17,7 @@ from filelock import FileLock
 from memory import vectors as faiss_vectors
 from memory.embed import Embed, Vectors
 from memory.references import IndexUnusable, Reference
-from memory.store import Keys, digest_of, keys_of
+from memory.store import Keys, ReferenceFile, digest_of, keys_of, write_references
 from memory.vectors import Rows
 
 FORMAT = 2
@@ -98,7 +98,7 @@ class Building:
             if self._directory is None:
                 return Built(made.index, made.probes)
             said = {"kind": made.kind, "probes": made.probes, "recall": made.recall}
-            return await asyncio.to_thread(self._save, made.index, keys, said, digest)
+            return await asyncio.to_thread(self._save, made.index, keys, said, digest, before)
 
     async def _embedded(self, file: Any, before: Before | None, keys: Keys) -> Vectors:
         old: Any = await asyncio.to_thread(self._opened, before) if before else None
@@ -126,7 +126,7 @@ class Building:
             await asyncio.to_thread(index.add, await self._embed(texts))
             self._told(rows.stop, len(keys))
         said = {name: before.manifest[name] for name in ("kind", "probes", "recall")}
-        return await asyncio.to_thread(self._save, index, keys, said, digest)
+        return await asyncio.to_thread(self._save, index, keys, said, digest, before)
 
     def _instructions(self, rows: Sequence[int]) -> list[str]:
         return [self._references[row]["instruction"] for row in rows]
@@ -170,13 +170,18 @@ class Building:
         said = " ".join(str(error).split())[:200]
         return IndexUnusable(f"{self._directory}: the index cannot be read ({said}). {REMOVE}")
 
-    def _save(self, index: Any, keys: Keys, said: dict[str, Any], digest: str) -> Built:
+    def _save(
+        self, index: Any, keys: Keys, said: dict[str, Any], digest: str, before: Before | None
+    ) -> Built:
         """Write vectors and keys, then the manifest that makes them count; each whole or not.
 
         What was in memory is let go of for what is mapped.
         """
         directory = self._directory
         assert directory is not None
+        if isinstance(self._references, ReferenceFile) and not self._references.path.exists():
+            # Another build swept them away; they are still open here.
+            write_references(directory, self._references)
         # Named by what they hold, so that a manifest never meets another's vectors.
         name = f"{digest}-{index.ntotal}"
         vectors, kept = directory / f"vectors-{name}.faiss", directory / f"vectors-{name}.npy"
@@ -200,10 +205,18 @@ class Building:
         staged = directory / "index.json.new"
         staged.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         os.replace(staged, directory / "index.json")
-        for old in [*directory.glob("vectors-*"), *directory.glob("references-*.parquet")]:
-            if name not in old.name and digest not in old.name:
-                old.unlink(missing_ok=True)
+        if before is not None:
+            self._sweep(directory, before.manifest, manifest)
         return Built(faiss_vectors.open_mapped(vectors), said["probes"])
+
+    def _sweep(self, directory: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+        """Remove what only the manifest before named; anything else may be another build's."""
+        for key in ("vectors", "keys"):
+            if old[key] != new[key]:
+                (directory / Path(old[key]).name).unlink(missing_ok=True)
+        if old["references"] != new["references"]:
+            name = f"references-{old['references']}.parquet"
+            (directory / Path(name).name).unlink(missing_ok=True)
 
 
 class _Have:

@@ -555,3 +555,20 @@ def test_a_content_id_is_stable_and_short(parts):
     assert content_id(*parts) == content_id(*parts)
     assert len(content_id(*parts)) == 12
     assert content_id("a", "b") != content_id("ab")
+
+
+async def test_two_builds_in_one_directory_leave_the_index_of_one_of_them(tmp_path):
+    both = [write_references(tmp_path, references(n)) for n in (6, 9)]
+    (tmp_path / "references-mine.parquet").write_bytes(b"not ours")
+    await asyncio.gather(*(opened(kept, tmp_path).build() for kept in both))
+    found = references_in(tmp_path)
+    assert list(found) in (references(6), references(9))
+    await assert_right(opened(found, tmp_path), list(found))
+    assert (tmp_path / "references-mine.parquet").read_bytes() == b"not ours"
+
+
+async def test_references_that_another_build_has_swept_away_are_written_again(tmp_path):
+    kept = write_references(tmp_path, references(5))
+    kept.path.unlink()
+    await opened(kept, tmp_path).build()
+    assert list(references_in(tmp_path)) == references(5)
