@@ -68,22 +68,10 @@ def write_references(path: Path, n: int) -> None:
 
 async def run(given: argparse.Namespace) -> dict[str, float]:
     """The run that is watched; gives what it used."""
-    from refloom.data.read import Source
-    from refloom.runs.engine import Run
-    from refloom.settings import Settings
+    from benchmarks.own_cost import measured_run
 
-    settings = Settings(
-        model="mock-model",
-        base_url=given.endpoint,
-        answer_seeds=True,
-        try_criteria=False,
-        references_per_seed=1,
-        concurrency=given.in_flight,
-        memory=given.out / "memory",
-    )
-    source = Source(given.out / "references.jsonl", as_reference=True)
     used = time.process_time()
-    summary = await Run(settings, source, None, given.out / "run").go()
+    summary = await measured_run(given).go()
     calls = summary.more["calls"]["paid"]
     return {
         "cpu_ms_per_call": (time.process_time() - used) / max(calls, 1) * 1000,

@@ -9,7 +9,6 @@ is CPU time in a process of its own, best of 3 (--big: of 1); memory is what the
 process's peak. The kept set is compared with that of every pair's LCS in integers, and, on --rouge
 texts, with that of the package `rouge_score` if it is installed. `--rivals` names a program with a
 dict METHODS of name -> function(texts) -> (kept, extra), and `make(n)`, whose texts are then taken.
-The last line on stdout is JSON.
 """
 
 from __future__ import annotations

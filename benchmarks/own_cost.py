@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 WORDS = """
     model data train step graph prompt answer reason check signal vector token layer sample
@@ -87,13 +88,12 @@ async def floor(endpoint: str, references: list[dict[str, str]], in_flight: int,
             await asyncio.gather(*map(one, references))
 
 
-async def pipeline(given: argparse.Namespace) -> dict[str, float]:
-    """One run of the product over references made before; the clock starts at its first seed."""
+def measured_run(given: argparse.Namespace) -> Any:
+    """The product's own run over OUT/references.jsonl: three dependent calls a sample."""
     from refloom.data.read import Source
     from refloom.runs.engine import Run
     from refloom.settings import Settings
 
-    path = given.out / "references.jsonl"
     settings = Settings(
         model="mock-model",
         base_url=given.endpoint,
@@ -103,7 +103,13 @@ async def pipeline(given: argparse.Namespace) -> dict[str, float]:
         concurrency=given.in_flight,
         memory=given.out / "memory",
     )
-    run = Run(settings, Source(path, as_reference=True), None, given.out / "run")
+    path = given.out / "references.jsonl"
+    return Run(settings, Source(path, as_reference=True), None, given.out / "run")
+
+
+async def pipeline(given: argparse.Namespace) -> dict[str, float]:
+    """One run of the product over references made before; the clock starts at its first seed."""
+    run = measured_run(given)
     begun, used = time.perf_counter(), time.process_time()
     summary = await run.go()
     return {

@@ -26,7 +26,7 @@ _REFUSAL = re.compile(
     r"(assist|help|provide|answer|complete|fulfil|comply)",
     re.IGNORECASE,
 )
-# TODO counts in capitals only: "todo" is a common word of Spanish and Portuguese.
+# The word TODO counts in capitals only: "todo" is a common one of Spanish and Portuguese.
 _PLACEHOLDER = re.compile(
     r"(?i:\[(?:insert|your|add|enter|fill in|name of)\b(?!\()[^\]\n]{0,60}\](?!\())"
     r"|\bTODO\b|(?i:\blorem ipsum\b)"

@@ -122,7 +122,8 @@ class Connection:
             try:
                 return await self._send(model, call, mode, without)
             except Exception as error:  # noqa: BLE001 - every fault is told apart and raised anew
-                if self._heed is not None and (response := getattr(error, "response", None)):
+                response = getattr(error, "response", None)
+                if self._heed is not None and response is not None:
                     self._heed(call, response.headers)
                 fault = failure_of(error, call, mode, without)
             if isinstance(fault, Exception):

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 # How many references a dry run reads the lengths of.
 DRY_RUN_SAMPLE = 1000
-EXIT = {"done": 0, "short": 3, "interrupted": 130, "stopped": 4}
+# A run that is stopped raises what stopped it.
+EXIT = {"done": 0, "short": 3, "interrupted": 130}
 
 
 def run(given: Namespace, flags: dict[str, Any]) -> int:

@@ -129,13 +129,13 @@ async def test_until_a_call_has_succeeded_only_a_few_are_let_in(concurrency):
     places = [Place(limiter, (i,), entered) for i in range(20)]
     await settle()
     assert len(entered) == limiter.in_flight == min(OPENING, concurrency)
-    assert not limiter.opened
+    assert not lane_of(limiter).opened
     lane_of(limiter).opened = True
     places[0].leave.set()
     await settle()
     assert limiter.in_flight == concurrency
     assert len(entered) == concurrency + 1
-    assert limiter.opened
+    assert lane_of(limiter).opened
     for place in places:
         place.leave.set()
     await asyncio.gather(*(p.task for p in places))

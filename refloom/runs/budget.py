@@ -68,8 +68,7 @@ def check_priced(prices: Prices, models: Iterable[str], max_cost: float | None) 
 class Budget:
     """What a run has spent and set aside, under a cap on dollars, on tokens, on both or neither.
 
-    Waiting calls are let on in their order. Once a cap is found to be reached no call is let on
-    any more, so that a run stops at one place.
+    Waiting calls are let on in their order. Once a cap is reached no call is let on any more.
     """
 
     def __init__(

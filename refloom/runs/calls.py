@@ -20,7 +20,7 @@ from refloom.runs.limits import Limiter
 from refloom.runs.log import event
 from refloom.runs.prices import Prices
 from refloom.runs.retry import with_retries
-from refloom.settings import StageSettings
+from refloom.settings import Settings, StageSettings
 
 Faulted = Callable[[str, CallFailed], None]
 
@@ -36,6 +36,19 @@ class Limits:
     limiter: Limiter
     budget: Budget
     timeout: float
+
+    @classmethod
+    def of(cls, settings: Settings, prices: Prices, cost: float, tokens: int) -> Limits:
+        """The bounds that settings set; `cost` and `tokens` are what earlier sessions used."""
+        budget = Budget(
+            max_cost=settings.max_cost,
+            max_tokens=settings.max_tokens,
+            prices=prices,
+            cost=cost,
+            tokens=tokens,
+        )
+        limiter = Limiter(settings.calls_at_once, settings.rpm, settings.tpm)
+        return cls(limiter, budget, settings.timeout)
 
 
 class JournaledCalls:

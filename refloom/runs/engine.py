@@ -19,12 +19,10 @@ from nodes.endpoint import Connection
 from nodes.llm import Call, Complete
 from nodes.sample import Record
 from refloom.data.read import Source
-from refloom.runs.budget import Budget
 from refloom.runs.calls import JournaledCalls, Limits
 from refloom.runs.files import Summary, counted, used_before, write_files
 from refloom.runs.given import Given, read_given
 from refloom.runs.journal import Journal
-from refloom.runs.limits import Limiter
 from refloom.runs.log import event
 from refloom.runs.look import seen
 from refloom.runs.order import Order
@@ -79,11 +77,11 @@ class Run:
         given, summary = await asyncio.to_thread(
             read_given, self.settings, self.references, self.seeds
         )
-        if self.tools.complete is None:
-            await given.addresses.check(self.settings)
         with contextlib.ExitStack() as stack:
             if given.elsewhere is not None:
                 stack.callback(given.elsewhere.close)
+            if self.tools.complete is None:
+                await given.addresses.check(self.settings)
             journal = await asyncio.to_thread(Journal, self.out)
             try:
                 await asyncio.to_thread(summary.check_same, journal, self.references, given.seeds)
@@ -125,10 +123,8 @@ class Run:
     async def _make(self, journal: Journal, summary: Summary, given: Given) -> str:
         settings, addresses = self.settings, given.addresses
         summary.paid_before, cost, tokens = await asyncio.to_thread(used_before, journal)
-        caps = {"max_cost": settings.max_cost, "max_tokens": settings.max_tokens}
-        budget = Budget(**caps, prices=given.prices, cost=cost, tokens=tokens)  # type: ignore[arg-type]
-        limiter = Limiter(settings.calls_at_once, settings.rpm, settings.tpm)
-        self._limits = Limits(limiter, budget, settings.timeout)
+        self._limits = Limits.of(settings, given.prices, cost, tokens)
+        limiter = self._limits.limiter
 
         def heed(call: Call, headers: Mapping[str, str]) -> None:
             limiter.heed(limiter.lane(addresses.name(call.judge), call.model), headers)
@@ -195,8 +191,7 @@ class Run:
                 finish=kept.finish,
                 contamination=given.contamination,
             )
-            seams = {"journal": journal, "calls": calls, "kept": kept, "retrieval": retrieval}
-            work = Work(graph, self.settings, given.seeds, **seams)  # type: ignore[arg-type]
+            work = Work(graph, self.settings, given.seeds, kept, retrieval)
             try:
                 await work.all()
             finally:

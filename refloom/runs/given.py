@@ -40,5 +40,7 @@ def read_given(
     report = Report()
     contamination = benchmarks(settings.benchmark, report=report) if settings.benchmark else None
     summary = Summary(settings, reference_report, seeds.scan(), prices, report)
+    addresses = Addresses(settings)
+    # The last, since from here on somebody has to close it.
     elsewhere = KeptCalls(settings.reuse) if settings.reuse is not None else None
-    return Given(seeds, prices, Addresses(settings), elsewhere, contamination), summary
+    return Given(seeds, prices, addresses, elsewhere, contamination), summary

@@ -52,11 +52,6 @@ class Limiter:
         """How many calls wait for a place."""
         return sum(len(lane.waiting) for lane in self._lanes.values())
 
-    @property
-    def opened(self) -> bool:
-        """Whether any call has succeeded."""
-        return any(lane.opened for lane in self._lanes.values())
-
     @asynccontextmanager
     async def place(self, lane: Lane, call: Call, patience: int = 0) -> AsyncIterator[Turn]:
         """Hold one of the places for the length of a call; earlier orders are let in first."""

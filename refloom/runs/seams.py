@@ -34,8 +34,8 @@ class Kept:
         on_record: Callable[[Record], None] | None,
     ) -> None:
         self.order = order
-        self._journal = journal
-        self._calls = calls
+        self.journal = journal
+        self.calls = calls
         self._max_failure_rate = settings.max_failure_rate
         self._at_once = settings.calls_at_once
         self._on_record = on_record
@@ -43,7 +43,7 @@ class Kept:
     async def start(self, slot: Slot) -> bool:
         """See `nodes.sample.Start`; a slot that is finished in the journal does not start again."""
         begun = await self.order.start(slot)
-        kept = await asyncio.to_thread(statuses, self._journal, slot[0], slot[1])
+        kept = await asyncio.to_thread(statuses, self.journal, slot[0], slot[1])
         if begun and slot[2] in kept:
             await self.order.finished_before(kept[slot[2]])
             return False
@@ -51,7 +51,7 @@ class Kept:
 
     async def finish(self, record: Record) -> None:
         """See `nodes.sample.Finish`."""
-        await self._journal.put(
+        await self.journal.put(
             "INSERT OR IGNORE INTO samples VALUES (?, ?, ?, ?, ?)",
             *record["slot"],
             record["status"],
@@ -71,7 +71,7 @@ class Kept:
         # its quickest samples.
         known = ended + min(order.in_flight, self._at_once)
         if ended >= JUDGED_AFTER and order.failed > self._max_failure_rate * known:
-            self._calls.stop(
+            self.calls.stop(
                 TooManyFailed(
                     f"{order.failed} of {ended} samples failed, more than --max-failure-rate "
                     f"{self._max_failure_rate} allows: see failed.jsonl for why. Mend that and run "

@@ -14,8 +14,7 @@ from nodes.llm import ProviderStopped
 from nodes.sample import record_of
 from nodes.state import SampleState, Seed
 from refloom.data.read import Source
-from refloom.runs.calls import Interrupted, JournaledCalls
-from refloom.runs.journal import Journal
+from refloom.runs.calls import Interrupted
 from refloom.runs.lock import JournalUnusable
 from refloom.runs.retrieval import Retrieval
 from refloom.runs.seams import Kept, statuses
@@ -34,14 +33,11 @@ class Work:
         graph: Graph,
         settings: Settings,
         seeds: Source,
-        *,
-        journal: Journal,
-        calls: JournaledCalls,
         kept: Kept,
         retrieval: Retrieval,
     ) -> None:
         self._graph, self._settings, self._seeds = graph, settings, seeds
-        self._journal, self._order, self._calls = journal, kept.order, calls
+        self._journal, self._order, self._calls = kept.journal, kept.order, kept.calls
         self._kept, self._retrieval = kept, retrieval
         self._context = settings.context()
         self._ended = asyncio.Event()
