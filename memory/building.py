@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from memory import vectors as faiss_vectors
 from memory.embed import Embed, Vectors
 from memory.references import IndexUnusable, Reference
 from memory.store import Keys, ReferenceFile, digest_of, keys_of, write_references
-from memory.vectors import Rows
 
 FORMAT = 2
 BATCH = 1024
+ASK_AGAIN = 0.1  # seconds
 REMOVE = "Remove index.json there to build it anew."
 
 
@@ -68,7 +68,7 @@ class Building:
         # One process builds; the others wait, and find what it has built.
         lock = FileLock(self._directory / ".building.lock", thread_local=False)
         await asyncio.to_thread(self._directory.mkdir, parents=True, exist_ok=True)
-        await asyncio.to_thread(lock.acquire)
+        await _hold(lock)
         try:
             return await asyncio.to_thread(self._kept, digest) or await self._made(digest)
         finally:
@@ -102,7 +102,7 @@ class Building:
 
     async def _embedded(self, file: Any, before: Before | None, keys: Keys) -> Vectors:
         old: Any = await asyncio.to_thread(self._opened, before) if before else None
-        have = _Have(old, before.keys if before else np.zeros(0, np.int64))
+        have = faiss_vectors.Have(old, before.keys if before else np.zeros(0, np.int64))
         matrix: Vectors | None = None
         for start in range(0, len(keys), BATCH):
             rows = have.rows(keys[start : start + BATCH])
@@ -219,28 +219,14 @@ class Building:
             (directory / Path(name).name).unlink(missing_ok=True)
 
 
-class _Have:
-    """The vectors of an index by the keys of their texts."""
-
-    def __init__(self, index: Any, keys: Keys) -> None:
-        self._index = index
-        self._order: Rows = np.argsort(keys, kind="stable").astype(np.int64)
-        self._keys = np.asarray(keys)[self._order]
-
-    def rows(self, keys: Keys) -> Rows:
-        """The row of each key; -1 for one that is not there."""
-        if not len(self._keys):
-            return np.full(len(keys), -1, np.int64)
-        at = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
-        return np.where(self._keys[at] == keys, self._order[at], -1)
-
-    def fill(self, out: Vectors, rows: Rows, new: Rows, vectors: Vectors | None) -> None:
-        """Put old and new vectors in their places."""
-        if vectors is not None:
-            out[new] = vectors
-        old = np.flatnonzero(rows >= 0)
-        if len(old):
-            out[old] = faiss_vectors.vectors_of(self._index, rows[old])
+async def _hold(lock: FileLock) -> None:
+    """Wait for the lock without keeping a thread, which the build that has it may need."""
+    while True:
+        try:
+            await asyncio.to_thread(lock.acquire, blocking=False)
+            return
+        except Timeout:
+            await asyncio.sleep(ASK_AGAIN)
 
 
 def _is_prefix(before: Before, keys: Keys) -> bool:

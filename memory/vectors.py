@@ -170,3 +170,27 @@ def open_to_add(path: Path) -> Any:
     import faiss
 
     return faiss.read_index(str(path))
+
+
+class Have:
+    """The vectors of an index by the keys of their texts."""
+
+    def __init__(self, index: Any, keys: NDArray[np.int64]) -> None:
+        self._index = index
+        self._order: Rows = np.argsort(keys, kind="stable").astype(np.int64)
+        self._keys = np.asarray(keys)[self._order]
+
+    def rows(self, keys: NDArray[np.int64]) -> Rows:
+        """The row of each key; -1 for one that is not there."""
+        if not len(self._keys):
+            return np.full(len(keys), -1, np.int64)
+        at = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
+        return np.where(self._keys[at] == keys, self._order[at], -1)
+
+    def fill(self, out: Vectors, rows: Rows, new: Rows, vectors: Vectors | None) -> None:
+        """Put old and new vectors in their places."""
+        if vectors is not None:
+            out[new] = vectors
+        old = np.flatnonzero(rows >= 0)
+        if len(old):
+            out[old] = vectors_of(self._index, rows[old])
