@@ -9,6 +9,13 @@ from typing import NotRequired
 from typing_extensions import TypedDict
 
 
+class Turn(TypedDict):
+    """One turn of a conversation; `role` is user, assistant, system or what the data says."""
+
+    role: str
+    content: str
+
+
 class Reference(TypedDict):
     """A curated instruction and response pair that a person vouches for."""
 
@@ -18,6 +25,8 @@ class Reference(TypedDict):
     source: NotRequired[str]
     license: NotRequired[str]
     tags: NotRequired[list[str]]
+    history: NotRequired[list[Turn]]
+    """What was said before the instruction, where it is a later turn or has a system prompt."""
     score: NotRequired[float]
 
 
@@ -28,6 +37,12 @@ class IndexUnusable(Exception):
 def content_id(*parts: str) -> str:
     """A short, stable name for a content: 12 hex digits of its sha256."""
     return sha256("\x1f".join(parts).encode("utf-8", "surrogatepass")).hexdigest()[:12]
+
+
+def content_of(reference: Reference) -> str:
+    """The short name of all that a reference says."""
+    before = (f"{turn['role']}: {turn['content']}" for turn in reference.get("history", ()))
+    return content_id(reference["instruction"], reference["response"], *before)
 
 
 def key_of(instruction: str) -> int:
@@ -47,7 +62,7 @@ def distinct(references: Iterable[Reference]) -> Iterator[Reference]:
     """
     seen: set[int] = set()
     for reference in references:
-        content = content_id(reference["instruction"], reference["response"])
+        content = content_of(reference)
         for id_ in (reference["id"], f"{reference['id']}-{content[:6]}"):
             same = key_of(f"{id_} {content}")
             if same in seen:

@@ -24,7 +24,7 @@ from memory.references import IndexUnusable, Reference, content_id, key_of
 GROUP = 256
 KEPT_GROUPS = 64
 WRITTEN = GROUP * 64
-COLUMNS = ("id", "instruction", "response", "source", "license", "tags")
+COLUMNS = ("id", "instruction", "response", "source", "license", "tags", "history")
 REBUILD = "Build it with `refloom index build FILE --out DIR`."
 
 Keys = NDArray[np.int64]
@@ -116,10 +116,9 @@ def write_references(directory: Path, references: Iterable[Reference]) -> Refere
     import pyarrow.parquet as pq
 
     text = pa.string()
-    schema = pa.schema(
-        [(name, pa.list_(text) if name == "tags" else text) for name in COLUMNS]
-        + [("key", pa.int64())]
-    )
+    turn = pa.struct([("role", text), ("content", text)])
+    lists = {"tags": pa.list_(text), "history": pa.list_(turn)}
+    schema = pa.schema([*((name, lists.get(name, text)) for name in COLUMNS), ("key", pa.int64())])
     directory.mkdir(parents=True, exist_ok=True)
     staged = directory / f"references-{os.getpid()}.new"
     digest, rows = sha256(), iter(references)

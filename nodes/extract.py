@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from memory.characteristics import Characteristics, Learned
 from memory.embed import Embed
-from memory.references import Reference, content_id
+from memory.references import Reference, content_id, content_of
 from nodes.context import Context
 from nodes.criteria import answers_instruction, generic_criteria, rule_criteria
 from nodes.judge import fold
@@ -92,8 +92,7 @@ def _nothing_learned(lost: Sequence[CallFailed]) -> dict[str, Any]:
 def _key(reference: Reference, context: Context) -> str:
     """What an entry rests on; a change of any of it is another entry."""
     return content_id(
-        reference["instruction"],
-        reference["response"],
+        content_of(reference),
         version("extract", "critique", "question"),
         context.model,
         context.judge,

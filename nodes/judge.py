@@ -10,6 +10,7 @@ from typing import Annotated, Any, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from memory.references import Turn
 from nodes.context import Context
 from nodes.criteria import ANSWERS_ID, verdict
 from nodes.llm import Answer, Call, CallFailed, Complete, Place, ask, make_call
@@ -61,13 +62,17 @@ async def judge(
     response: str,
     criteria: Sequence[Criterion],
     draw: int = 0,
+    history: Sequence[Turn] = (),
 ) -> Judged:
-    """Judge a response by every judge criterion, in the way the context says."""
+    """Judge a response by every judge criterion, in the way the context says.
+
+    `history` is what was said before the instruction, if it is a later turn of a conversation.
+    """
     asked = [c for c in criteria if c["judged_by"] == "judge"]
     if not asked:
         return Judged([], no_usage())
     way = by_log_odds if context.method == "logodds" else by_verdict
-    return await way(complete, context, place, instruction, response, asked, draw)
+    return await way(complete, context, place, instruction, response, asked, draw, history)
 
 
 async def by_verdict(
@@ -78,6 +83,7 @@ async def by_verdict(
     response: str,
     criteria: Sequence[Criterion],
     draw: int,
+    history: Sequence[Turn] = (),
 ) -> Judged:
     """Ask for reason, evidence and verdict; ask once more for those that cannot be trusted.
 
@@ -85,11 +91,12 @@ async def by_verdict(
     """
     found: dict[str, Verdict] = {}
     usage = no_usage()
+    said = {"history": history, "instruction": instruction, "response": response}
     for again in (0, 1):
         open_ = [c for c in criteria if c["id"] not in found]
         if not open_:
             break
-        messages = render("critique", criteria=open_, instruction=instruction, response=response)
+        messages = render("critique", criteria=open_, **said)
         call = make_call("critique", messages, Critiqued, context, place, draw * 2 + again)
         try:
             asked = await ask(complete, call, Critiqued)
@@ -148,6 +155,7 @@ async def by_log_odds(
     response: str,
     criteria: Sequence[Criterion],
     draw: int,
+    history: Sequence[Turn] = (),
 ) -> Judged:
     """Ask one yes/no token a criterion; its log-odds pass above the criterion's bar.
 
@@ -157,7 +165,9 @@ async def by_log_odds(
     verdicts, usage = [], no_usage()
     for number, criterion in enumerate(criteria):
         text = criterion["text"]
-        messages = render("question", instruction=instruction, response=response, text=text)
+        messages = render(
+            "question", history=history, instruction=instruction, response=response, text=text
+        )
         call = make_call("critique", messages, None, context, place, draw * 64 + number)
         try:
             score, used = await log_odds(complete, call)

@@ -100,6 +100,7 @@ async def _judged(
                 response=response,
                 criteria=criteria,
                 draw=draw,
+                history=reference.get("history", ()),
             )
         except CallFailed as failed:
             failed.usage = add_usage(usage, failed.usage)

@@ -6,9 +6,11 @@ cache can serve it, and what changes from call to call last.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from functools import cache
 from hashlib import sha256
 from importlib.resources import files
+from typing import Any
 
 from jinja2 import FunctionLoader, StrictUndefined, Template
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -37,6 +39,22 @@ def fence(tag: str, text: str, **attributes: str) -> str:
     return f"<{name}{said}>\n{text}\n</{name}>"
 
 
+def fence_history(history: Sequence[Mapping[str, str]]) -> str:
+    """What was said before an instruction, between tags; nothing where nothing was."""
+    said = "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in history)
+    return fence("history", said) + "\n" if history else ""
+
+
+def fence_reference(reference: Mapping[str, Any], *, response: bool = True) -> str:
+    """A reference between tags, with its response or without."""
+    parts = [
+        fence_history(reference.get("history", ())) + fence("instruction", reference["instruction"])
+    ]
+    if response:
+        parts.append(fence("response", reference["response"]))
+    return fence("reference", "\n".join(parts), id=reference["id"])
+
+
 def _plain(value: str) -> str:
     """An attribute's value without what could end it."""
     return "".join(c if c.isalnum() or c in "-_.:/" else "_" for c in value)[:80]
@@ -53,7 +71,11 @@ _environment = ImmutableSandboxedEnvironment(
     lstrip_blocks=True,
     autoescape=False,
 )
-_environment.globals = {"fence": fence}
+_environment.globals = {
+    "fence": fence,
+    "fence_history": fence_history,
+    "fence_reference": fence_reference,
+}
 
 
 @cache

@@ -8,14 +8,14 @@ import json
 import signal
 import sys
 from argparse import Namespace
+from functools import partial
 from importlib.resources import as_file, files
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from refloom.data.read import Source
-from refloom.data.rows import BadFile
-from refloom.data.write import replace_lines
+from refloom.data.found import Report, told
+from refloom.data.read import Source, references_of, seeds_of
 from refloom.loading import load
 from refloom.settings import Settings
 from refloom.shelf import say
@@ -35,15 +35,11 @@ def run(given: Namespace, flags: dict[str, Any]) -> int:
     from refloom.runs.where import Addresses
 
     settings = load(flags, given.config)
-    references = Source(given.references, as_reference=True, skip_bad_lines=given.skip_bad_lines)
+    skip = given.skip_bad_lines
+    references = references_of(given.references, settings, skip_bad_lines=skip)
     seeds = None
     if given.seeds is not None:
-        seeds = Source(
-            given.seeds,
-            as_reference=False,
-            skip_bad_lines=given.skip_bad_lines,
-            limit=settings.limit,
-        )
+        seeds = seeds_of(given.seeds, settings, skip_bad_lines=skip)
     if given.dry_run:
         return _dry_run(settings, references, seeds)
     with log_to(given.log_file, Addresses(settings).keys()):
@@ -67,8 +63,8 @@ def demo(given: Namespace, flags: dict[str, Any]) -> int:
         )
         status = _make(
             settings,
-            Source(references, as_reference=True),
-            Source(s, as_reference=False, limit=settings.limit),
+            references_of(references, settings),
+            seeds_of(s, settings),
             given.out,
             show_rows=True,
         )
@@ -90,6 +86,7 @@ def _make(
         if settings.quiet:
             asyncio.run(_until_signalled(session))
         else:
+            session.on_begin = partial(_say_what_was_read, references, seeds)
             progress = Progress(show_rows=show_rows)
             session.on_record, session.on_fault = progress, progress.fault
             with progress.begin(session.look):
@@ -102,6 +99,17 @@ def _make(
             _sum_up(session.summary, out)
     assert session.summary is not None
     return EXIT[session.summary.status]
+
+
+def _read(what: str, source: Source, report: Report) -> list[str]:
+    return told(what, source.name, report, takes_first=source.takes_first)
+
+
+def _say_what_was_read(references: Source, seeds: Source | None, summary: Summary) -> None:
+    read = _read("references", references, summary.references)
+    if seeds is not None:
+        read += _read("seeds", seeds, summary.seeds)
+    sys.stderr.write("\n".join(read) + "\n")
 
 
 def _sum_up(summary: Summary, out: Path) -> None:
@@ -187,19 +195,3 @@ def status(given: Namespace, flags: dict[str, Any]) -> int:
 
 def _dollars(cost: float | None) -> str:
     return f" (${cost:.4f})" if cost else ""
-
-
-def export(given: Namespace, flags: dict[str, Any]) -> int:
-    """Write a run's accepted rows as training data."""
-    from refloom.data.export import rows
-    from refloom.runs.kept import records
-
-    if given.file.suffix != ".jsonl":
-        raise BadFile(f"{given.file}: exports are written as .jsonl; name it so")
-    accepted = records(given.directory / "journal.sqlite", "accepted")
-    try:
-        count = replace_lines(given.file, rows(accepted, given.format))
-    except OSError as error:
-        raise BadFile(f"{given.file}: cannot be written ({error.strerror})") from error
-    say(f"{count} rows in {given.file}")
-    return 0

@@ -10,7 +10,8 @@ from typing import Any
 
 from pydantic_settings import SettingsConfigDict, SettingsError
 
-from refloom.settings import PRESETS, Settings
+from refloom.checks import PRESETS
+from refloom.settings import Settings
 
 # Read elsewhere: the index of the graph, the keys of the server.
 OTHER_VARIABLES = {"REFLOOM_INDEX", "REFLOOM_API_KEYS"}

@@ -11,13 +11,12 @@ import os
 import re
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal
-from urllib.parse import urlsplit
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
-from pydantic_core import PydanticCustomError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_settings import (
     BaseSettings,
+    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     TomlConfigSettingsSource,
@@ -25,10 +24,14 @@ from pydantic_settings import (
 
 from memory.weights import DEFAULT_MODEL
 from nodes.context import Context, Feedback, JudgeMethod, default_model
+from refloom import checks
+from refloom.checks import PRESETS
 
 WINDOW = 64
-PRESETS = ("quick", "thorough")
 _USER_INFO = re.compile(r"//[^/@]*@")
+Address = Annotated[str | None, AfterValidator(checks.address)]
+# Text in the environment and on the command line, a table in a TOML file.
+Columns = Annotated[dict[str, str], NoDecode, BeforeValidator(checks.columns)]
 StageName = Literal["extract", "propose", "generate", "critique", "refine", "feedback", "compare"]
 
 # What may differ when a run is taken up again; anything else would make other rows.
@@ -75,11 +78,26 @@ class Settings(BaseSettings):
     embedding_model: str = Field(
         DEFAULT_MODEL, description="sentence-transformers model, by name or path"
     )
-    base_url: str | None = Field(
+    base_url: Address = Field(
         default_factory=lambda: os.environ.get("OPENAI_BASE_URL") or None,
         description="the endpoint's address (default: OPENAI_BASE_URL)",
     )
-    judge_base_url: str | None = Field(None, description="the judge's own endpoint")
+    judge_base_url: Address = Field(None, description="the judge's own endpoint")
+    map: Columns = Field(
+        default_factory=dict,
+        description="columns of the references by what they hold: instruction=question,response=a",
+    )
+    seeds_map: Columns = Field(
+        default_factory=dict, description="the same for the columns of the seeds"
+    )
+    turns: Literal["first", "all"] = Field(
+        "first",
+        description="of rows of several turns: first takes the first exchange as the reference; "
+        "all takes every one, with what was said before it",
+    )
+    license: str | None = Field(
+        None, min_length=1, description="the licence of all references, whatever their rows say"
+    )
     memory: Path | None = Field(
         None, description="where index and characteristics are kept (default: inside --out)"
     )
@@ -140,33 +158,14 @@ class Settings(BaseSettings):
         None, ge=1, description="stop after so many candidates (default with --target: 10 times it)"
     )
     random_seed: int = Field(0, ge=0, description="fixes every draw")
-    preset: str | None = Field(None, description=f"settings that go together: {', '.join(PRESETS)}")
+    preset: Annotated[str | None, AfterValidator(checks.known_preset)] = Field(
+        None, description=f"settings that go together: {', '.join(PRESETS)}"
+    )
     quiet: bool = Field(False, description="say nothing on stderr but errors")
     stages: dict[StageName, StageSettings] = Field(
         default_factory=dict,
         description="temperature, max_tokens and extra_body by stage (config file only)",
     )
-
-    @field_validator("base_url", "judge_base_url")
-    @classmethod
-    def _an_address(cls, url: str | None) -> str | None:
-        if url is None:
-            return None
-        try:
-            parts = urlsplit(url)
-            good = parts.scheme in ("http", "https") and bool(parts.hostname)
-        except ValueError:
-            good = False
-        if not good or not url.isprintable() or " " in url:
-            raise PydanticCustomError("address", "give an address such as http://127.0.0.1:8000/v1")
-        return url.rstrip("/")
-
-    @field_validator("preset")
-    @classmethod
-    def _known_preset(cls, name: str | None) -> str | None:
-        if name is not None and name not in PRESETS:
-            raise PydanticCustomError("preset", f"there is none of this name; there are {PRESETS}")
-        return name
 
     @classmethod
     def settings_customise_sources(

@@ -7,7 +7,12 @@ import sys
 from argparse import Namespace
 from typing import Any
 
-from refloom.data.read import Source
+from refloom.data.found import Report, told
+from refloom.data.read import references_of
+from refloom.loading import load
+
+# Rows left out that are named one by one.
+NAMED = 20
 
 
 def index_build(given: Namespace, flags: dict[str, Any]) -> int:
@@ -19,8 +24,11 @@ def index_build(given: Namespace, flags: dict[str, Any]) -> int:
     from memory.references import distinct
     from memory.store import write_references
 
-    source = Source(given.file, as_reference=True)
-    source.scan()
+    source = references_of(given.file, load(flags))
+    report = source.scan()
+    first = source.takes_first
+    say("\n".join(told("references", source.name, report, takes_first=first, listed="")))
+    _name(report)
     references = write_references(given.out, distinct(source))
     with Progress(transient=True, disable=not sys.stderr.isatty()) as progress:
         bar = progress.add_task("embedding", total=len(references))
@@ -49,7 +57,10 @@ def index_search(given: Namespace, flags: dict[str, Any]) -> int:
         given.embedding_model,
     )
     where = {name: values for name in FILTERS if (values := getattr(given, name))}
-    for found in asyncio.run(index.search(given.text, given.k, where=where or None)):
+    hits = asyncio.run(index.search(given.text, given.k, where=where or None))
+    if not hits:
+        sys.stderr.write("nothing found" + (" with these filters\n" if where else "\n"))
+    for found in hits:
         say(f"{found['score']:.3f}  {found['id']}  {found['instruction'][:100]!r}")
     return 0
 
@@ -84,11 +95,20 @@ def dedup(given: Namespace, flags: dict[str, Any]) -> int:
     for one in found.dropped:
         say(f"line {one.line} is too near to line {one.near} ({one.by}): {one.instruction[:80]!r}")
     left_out = found.report.skipped_count
+    _name(found.report)
     say(
         f"{found.kept} rows in {given.out}; {len(found.dropped)} near-duplicates"
-        + (f", {left_out} rows of no known shape left out" if left_out else "")
+        + (f", {left_out} rows left out" if left_out else "")
     )
     return 0
+
+
+def _name(report: Report) -> None:
+    """Name rows that were left out, and why, on stderr."""
+    for row in report.skipped[:NAMED]:
+        sys.stderr.write(f"left out: {row['file']}: line {row['line']}: {row['why']}\n")
+    if report.skipped_count > NAMED:
+        sys.stderr.write(f"left out: {report.skipped_count - NAMED} more\n")
 
 
 def say(text: str) -> None:

@@ -66,7 +66,8 @@ def test_a_run_makes_rows_and_files_and_says_so(tmp_path, references):
     with Endpoint() as endpoint:
         done = refloom(*run_flags(references, tmp_path / "out", endpoint), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    (progress,) = done.stderr.splitlines()
+    read, progress = done.stderr.splitlines()
+    assert read == f"references: 8 of {references} (8 instruction/response)"
     assert "accepted 8, rejected 0, failed 0" in progress
     assert done.stdout.startswith("done: 8 accepted, 0 rejected, 0 failed")
     rows = lines(tmp_path / "out" / "accepted.jsonl")
@@ -254,7 +255,7 @@ def test_a_provider_that_refuses_stops_the_run_at_once(tmp_path, references, res
             OPENAI_API_KEY="sk-secret",
         )
     assert done.returncode == 4
-    assert says in done.stderr and done.stderr.count("\n") == 1
+    assert says in done.stderr.splitlines()[-1] and done.stderr.count("refloom:") == 1
     assert len(endpoint.bodies) <= 10
     stopped = json.loads((tmp_path / "out" / "run.json").read_text())
     assert stopped["status"] == "stopped" and says in stopped["stopped"]
@@ -268,7 +269,7 @@ def test_a_dead_endpoint_stops_the_run(tmp_path, references):
         "--base-url", "http://127.0.0.1:9/v1", "--references-per-seed", 1, cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 4
-    assert "cannot be reached" in done.stderr and done.stderr.count("\n") == 1
+    assert "cannot be reached" in done.stderr.splitlines()[-1]
 
 
 BAD = {

@@ -16,7 +16,7 @@ from memory.contamination import Contamination, Hit
 from memory.novelty import tokens
 from memory.runs import words
 from refloom.data.benchmark import benchmarks, prompts_of
-from refloom.data.read import Report
+from refloom.data.found import Report
 from refloom.data.rows import BadFile
 from refloom.data.shapes import Unfit
 

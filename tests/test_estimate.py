@@ -11,7 +11,8 @@ import pytest
 from fakes import ScriptedModel, letters, prompt_of, tagged, verdicts, words
 
 from nodes.llm import Call
-from refloom.data.read import Report, Source
+from refloom.data.found import Report
+from refloom.data.read import Source
 from refloom.runs.engine import Run, Tools
 from refloom.runs.estimate import STAGES, TOKENS, WAYS, WHY, estimate, shown
 from refloom.runs.prices import Price, Prices

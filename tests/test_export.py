@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from refloom.data.export import FORMATS, messages, rows
-from refloom.runs.files import replace_lines
+from refloom.data.export import FORMATS, export, messages, rows
 from refloom.runs.journal import Journal
 from refloom.runs.kept import records
 
@@ -33,12 +32,13 @@ NASTY = {
 
 
 def record(instruction: str, response: str, **more) -> str:
-    whole = {"id": "x", "instruction": instruction, "response": response, "status": "accepted"}
+    whole = {"id": "x", "seed_id": "s", "instruction": instruction, "response": response}
+    whole |= {"status": "accepted", "criteria": [], "attempts": []}
     return json.dumps(whole | more, ensure_ascii=False)
 
 
-def through_a_file(path, records_, format_="messages") -> list[dict]:
-    count = replace_lines(path, rows(records_, format_))
+def through_a_file(path, records_, format_="messages", **more) -> list[dict]:
+    (count,) = export(lambda: records_, path, format_, **more).values()
     lines = path.read_bytes().split(b"\n")
     assert lines.pop() == b""
     assert len(lines) == count
@@ -66,14 +66,15 @@ anything = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 @settings(max_examples=80, deadline=None, database=None)
 @given(st.lists(st.tuples(anything, anything), max_size=4))
 def test_any_text_survives_export_and_parsing(said):
-    lines = list(rows([record(a, b) for a, b in said], "messages"))
+    found = list(rows([record(a, b) for a, b in said], "messages"))
+    lines = [json.dumps(row, ensure_ascii=False) for _, row in found]
     assert not any("\n" in line or "\r" in line for line in lines)
     back = [json.loads(line.encode("utf-8").decode("utf-8")) for line in lines]
     assert [tuple(m["content"] for m in row["messages"]) for row in back] == said
 
 
 def test_messages_are_a_users_and_an_assistants_and_nothing_else():
-    found = messages(json.loads(record("Why?", "So.", attempts=[], usage={"calls": 3})))
+    (found,) = messages(json.loads(record("Why?", "So.", usage={"calls": 3})))
     assert found == {
         "messages": [
             {"role": "user", "content": "Why?"},
@@ -89,7 +90,7 @@ async def test_what_the_journal_holds_as_accepted_is_exported_in_slot_order(tmp_
         values = (0, position, 0, status, line)
         await journal.put("INSERT INTO samples VALUES (?, ?, ?, ?, ?)", *values)
     journal.close()
-    accepted = records(tmp_path / "journal.sqlite", "accepted")
+    accepted = list(records(tmp_path / "journal.sqlite", "accepted"))
     found = through_a_file(tmp_path / "t.jsonl", accepted)
     assert [r["messages"][0]["content"] for r in found] == ["Why 0?", "Why 2?"]
     assert found[0]["messages"][1]["content"] == NASTY["NUL and controls"]
@@ -101,12 +102,11 @@ def test_no_rows_are_an_empty_file(tmp_path, format_):
 
 
 @pytest.mark.parametrize("format_", FORMATS)
-def test_every_format_is_one_line_a_record_and_leaves_the_record_as_it_was(format_):
+def test_no_format_changes_the_record(format_):
     given_ = json.loads(record(NASTY["CRLF"], NASTY["code"]))
     before = json.dumps(given_)
-    FORMATS[format_](given_)
+    FORMATS[format_].rows(given_)
     assert json.dumps(given_) == before
-    assert len(list(rows([before, before], format_))) == 2
 
 
 def test_an_export_replaces_a_file_whole_or_not_at_all(tmp_path):
@@ -118,7 +118,7 @@ def test_an_export_replaces_a_file_whole_or_not_at_all(tmp_path):
         raise RuntimeError("the journal is gone")
 
     with pytest.raises(RuntimeError):
-        replace_lines(path, rows(breaks_off(), "messages"))
+        export(breaks_off, path, "messages")
     assert path.read_text() == "old\n"
     assert len(through_a_file(path, [record("Why?", "So.")])) == 1
     assert not list(tmp_path.glob("*.new"))

@@ -40,6 +40,7 @@ VALUES: dict[str, dict[str, Any]] = {
         "instruction": "Why do neap tides happen?",
     },
     "critique": {
+        "history": [],
         "criteria": CRITERIA,
         "instruction": "Why do neap tides happen?",
         "response": "The Sun and the Moon pull at right angles.",
@@ -56,13 +57,20 @@ VALUES: dict[str, dict[str, Any]] = {
         ],
     },
     "question": {
+        "history": [],
         "instruction": "Why do neap tides happen?",
         "response": "The Sun and the Moon pull at right angles.",
         "text": "fully answers the instruction",
     },
 }
 # What changes the shape of a prompt, not only its words.
+HISTORY = [
+    {"role": "system", "content": "Answer in one line."},
+    {"role": "user", "content": "What are spring tides?"},
+]
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "critique a later turn": ("critique", {"history": HISTORY}),
+    "extract from a later turn": ("extract", {"reference": {**REFERENCE, "history": HISTORY}}),
     "extract again": ("extract", {"avoid": ["speaks of shadows", "names the rod"]}),
     "propose again": ("propose", {"avoid": ["Why are tides late?", "Why are tides high?"]}),
     "propose without references": (
@@ -132,7 +140,7 @@ INNER = [
 
 @pytest.mark.parametrize(("name", "key", "value"), INNER)
 def test_a_part_of_a_value_that_is_missing_is_an_error(name: str, key: str, value: Any) -> None:
-    with pytest.raises(UndefinedError):
+    with pytest.raises((UndefinedError, KeyError)):
         rendered(name, **{key: value})
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from memory.contamination import Contamination
 from memory.runs import words
-from refloom.data.read import Report
+from refloom.data.found import Report
 from refloom.data.rows import BadFile, rows_of
 from refloom.data.shapes import Unfit, pair_of, whole
 

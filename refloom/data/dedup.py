@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from memory.novelty import NearVectors, NoveltyFilter
-from refloom.data.read import Report
+from refloom.data.found import Report
 from refloom.data.rows import BadFile, Skip, rows_of
 from refloom.data.shapes import Unfit, pair_of, whole
 from refloom.data.write import replace_lines, replace_parquet

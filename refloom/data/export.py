@@ -1,35 +1,245 @@
-"""Accepted rows as training data: one pure function a format."""
+"""Accepted rows as training data: one pure function a format, from a record to its rows."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from contextlib import ExitStack
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from nodes.context import Context
+from nodes.verdicts import better
+from refloom.data.split import assign, key
+from refloom.data.write import writing
 
 Record = dict[str, Any]
-Format = Callable[[Record], dict[str, Any]]
+Row = dict[str, Any]
+# Over this likeness of words two responses teach no difference.
+MOST_ALIKE = 0.95
+TEXT = ""
+TURNS = [{"role": TEXT, "content": TEXT}]
 
 
-def messages(record: Record) -> dict[str, Any]:
-    """TRL's conversational shape.
+class Format(NamedTuple):
+    """How a record becomes rows, and an example of a row's types."""
 
-    >>> messages({"instruction": "Why?", "response": "So."})["messages"][1]
+    rows: Callable[[Record], list[Row]]
+    types: Row
+
+
+def messages(record: Record) -> list[Row]:
+    """TRL's conversational shape for SFT, and that of OpenAI's fine-tuning.
+
+    >>> messages({"instruction": "Why?", "response": "So."})[0]["messages"][1]
     {'role': 'assistant', 'content': 'So.'}
     """
-    return {
-        "messages": [
-            {"role": "user", "content": record["instruction"]},
-            {"role": "assistant", "content": record["response"]},
+    return [{"messages": [*_said("user", record["instruction"]), *_answer(record["response"])]}]
+
+
+def prompt_completion(record: Record) -> list[Row]:
+    """Plain text in and out, as TRL's prompt-completion shape has it."""
+    return [{"prompt": record["instruction"], "completion": record["response"]}]
+
+
+def alpaca(record: Record) -> list[Row]:
+    """Stanford Alpaca's shape; what it keeps apart as input stands in the instruction."""
+    return [{"instruction": record["instruction"], "input": "", "output": record["response"]}]
+
+
+def sharegpt(record: Record) -> list[Row]:
+    """ShareGPT's shape, as Axolotl and LLaMA-Factory read it."""
+    turns = [("human", record["instruction"]), ("gpt", record["response"])]
+    return [{"conversations": [{"from": who, "value": text} for who, text in turns]}]
+
+
+def preference(record: Record) -> list[Row]:
+    """TRL's conversational preference shape: the accepted response over an earlier attempt.
+
+    The attempt taken is the one that failed most of the `must` criteria which the accepted one
+    passed; these verdicts are in `decided_by`. No row where there is none, or where the two texts
+    hardly differ.
+    """
+    found = _failed_attempts(record)
+    if not found:
+        return []
+    worst, decided = max(found, key=lambda one: len(one[1]))
+    return [
+        {
+            "prompt": _said("user", record["instruction"]),
+            "chosen": _answer(record["response"]),
+            "rejected": _answer(worst["response"]),
+            "decided_by": decided,
+        }
+    ]
+
+
+def kto(record: Record) -> list[Row]:
+    """TRL's unpaired preference shape: the accepted response, and attempts that failed before it.
+
+    The attempts are those `preference` would take, each once.
+    """
+    prompt = _said("user", record["instruction"])
+    said = [(record["response"], True)]
+    said += [(attempt["response"], False) for attempt, _ in _failed_attempts(record)]
+    return [{"prompt": prompt, "completion": _answer(r), "label": good} for r, good in said]
+
+
+def trajectory(record: Record) -> list[Row]:
+    """Every attempt with its verdicts and the refinement made from it, to train critics on.
+
+    A refinement starts from the best attempt so far; `refinement` is empty where none was made.
+    """
+    attempts, criteria = record["attempts"], record["criteria"]
+    kept = ("id", "text", "must", "judged_by")
+    told = [{key: c[key] for key in kept} for c in criteria]
+    rows = []
+    for place, attempt in enumerate(attempts):
+        made = [a["response"] for i, a in enumerate(attempts) if i and _base(record, i) == place]
+        rows += [
+            {
+                "instruction": record["instruction"],
+                "criteria": told,
+                "draft": attempt["response"],
+                "verdicts": [_plain(v) for v in attempt["verdicts"]],
+                "refinement": refinement,
+            }
+            for refinement in made or [""]
         ]
-    }
+    return rows
 
 
-# To add a format: write a function from a record to a row and name it here.
-FORMATS: dict[str, Format] = {"messages": messages}
+def _said(role: str, text: str) -> list[Row]:
+    return [{"role": role, "content": text}]
 
 
-def rows(records: Iterable[str], format_: str) -> Iterator[str]:
-    """The JSON lines of an export, in the order of the records."""
-    make = FORMATS[format_]
+def _answer(text: str) -> list[Row]:
+    return _said("assistant", text)
+
+
+def _plain(verdict: Row) -> Row:
+    return {key: verdict[key] for key in ("criterion_id", "verdict", "reason", "evidence")}
+
+
+def _failed_attempts(record: Record) -> list[tuple[Row, list[Row]]]:
+    """Attempts before the accepted one that failed a `must` it passed, with these verdicts."""
+    attempts = record["attempts"]
+    places = [i for i, a in enumerate(attempts) if a["response"] == record["response"]]
+    if not places:
+        return []
+    texts = {c["id"]: c["text"] for c in record["criteria"] if c["must"]}
+    passed = {
+        v["criterion_id"] for v in attempts[places[-1]]["verdicts"] if v["verdict"] == "pass"
+    } & set(texts)
+    found = []
+    for attempt in attempts[: places[-1]]:
+        decided = [
+            {**_plain(v), "criterion": f"The response {texts[v['criterion_id']]}."}
+            for v in attempt["verdicts"]
+            if v["verdict"] == "fail" and v["criterion_id"] in passed
+        ]
+        if decided and attempt["response"].strip() and _differ(attempt["response"], record):
+            found.append((attempt, decided))
+    return found
+
+
+def _differ(text: str, record: Record) -> bool:
+    from rapidfuzz.distance import Indel
+
+    one, other = text.split(), record["response"].split()
+    return Indel.normalized_similarity(one, other) <= MOST_ALIKE
+
+
+def _base(record: Record, place: int) -> int:
+    """Which attempt the one at `place` refines: the best of those before it."""
+    attempts, criteria = record["attempts"], record["criteria"]
+    judged = {c["id"] for c in criteria if c["judged_by"] == "judge"}
+    scored = any(
+        v["score"] is not None and v["criterion_id"] in judged
+        for attempt in attempts
+        for v in attempt["verdicts"]
+    )
+    context = Context(judge_method="logodds" if scored else "verdict")
+    best = 0
+    for i in range(1, place):
+        if better(attempts[i], attempts[best], criteria, context):
+            best = i
+    return best
+
+
+_VERDICT = {"criterion_id": TEXT, "verdict": TEXT, "reason": TEXT, "evidence": TEXT}
+_CRITERION = {"id": TEXT, "text": TEXT, "must": True, "judged_by": TEXT}
+
+# To add a format: write a function from a record to rows and name it here.
+FORMATS: dict[str, Format] = {
+    "messages": Format(messages, {"messages": TURNS}),
+    "prompt_completion": Format(prompt_completion, {"prompt": TEXT, "completion": TEXT}),
+    "alpaca": Format(alpaca, {"instruction": TEXT, "input": TEXT, "output": TEXT}),
+    "sharegpt": Format(sharegpt, {"conversations": [{"from": TEXT, "value": TEXT}]}),
+    "preference": Format(
+        preference,
+        {
+            "prompt": TURNS,
+            "chosen": TURNS,
+            "rejected": TURNS,
+            "decided_by": [{**_VERDICT, "criterion": TEXT}],
+        },
+    ),
+    "kto": Format(kto, {"prompt": TURNS, "completion": TURNS, "label": True}),
+    "trajectory": Format(
+        trajectory,
+        {
+            "instruction": TEXT,
+            "criteria": [_CRITERION],
+            "draft": TEXT,
+            "verdicts": [_VERDICT],
+            "refinement": TEXT,
+        },
+    ),
+}
+
+
+def rows(records: Iterable[str], format_: str) -> Iterator[tuple[str, Row]]:
+    """The seed and the row of every row of an export, in the order of the records."""
+    make = FORMATS[format_].rows
     for line in records:
-        yield json.dumps(make(json.loads(line)), ensure_ascii=False)
+        record = json.loads(line)
+        for row in make(record):
+            yield record["seed_id"], row
+
+
+def export(
+    records: Callable[[], Iterable[str]],
+    path: Path,
+    format_: str,
+    *,
+    parts: dict[str, float] | None = None,
+    most: int | None = None,
+    random_seed: int = 0,
+) -> dict[Path, int]:
+    """Write the rows of a format, and say how many are in which file. Blocks.
+
+    Args:
+        records: Gives the records, each time anew, in the order the rows will have.
+        path: A `.jsonl` or `.parquet` file; with `parts`, `FILE-PART` beside it for each of them.
+        format_: A name in `FORMATS`.
+        parts: Shares by name; the rows of one seed all go into one part.
+        most: Write the first so many rows.
+        random_seed: Decides which seeds go into which part.
+
+    Raises:
+        OSError: A file cannot be written; those that were there stay as they are.
+    """
+    paths = {name: path.with_stem(f"{path.stem}-{name}") for name in parts or {}} or {"": path}
+    seeds = (seed for seed, _ in islice(rows(records(), format_), most))
+    assigned = assign(seeds, parts, random_seed) if parts else {}
+    written = dict.fromkeys(paths.values(), 0)
+    with ExitStack() as stack:
+        types = FORMATS[format_].types
+        put = {name: stack.enter_context(writing(to, types)) for name, to in paths.items()}
+        for seed, row in islice(rows(records(), format_), most):
+            name = assigned[key(seed, random_seed)] if parts else ""
+            put[name](row)
+            written[paths[name]] += 1
+    return written

@@ -2,36 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
 from hashlib import sha256
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Union
 
-from memory.references import Reference, content_id, distinct
+from memory.references import Reference, content_id, content_of, distinct
 from nodes.state import Seed
+from refloom.data.columns import renamed
+from refloom.data.found import Report
 from refloom.data.rows import BadFile, rows_of
-from refloom.data.shapes import Unfit, pair_of, whole
+from refloom.data.shapes import Exchange, Unfit, exchanges_of, usable
+from refloom.settings import Settings
 
-
-@dataclass(slots=True)
-class Report:
-    """What reading found: rows taken, rows left out and why, shapes, a hash of what was taken."""
-
-    taken: int = 0
-    skipped: list[dict[str, Any]] = field(default_factory=list)
-    skipped_count: int = 0
-    shapes: Counter[str] = field(default_factory=Counter)
-    digest: str = ""
-
-    def skip(self, name: str, line: int, why: str) -> None:
-        """Count a row that is left out; the first thousand are named."""
-        self.skipped_count += 1
-        if len(self.skipped) < 1000:
-            self.skipped.append({"file": name, "line": line, "why": why})
+Turns = Literal["first", "all"]
+Given = Union[str, Path, "Source", Iterable[Any]]
 
 
 class Source:
@@ -42,19 +30,38 @@ class Source:
 
     def __init__(
         self,
-        given: str | Path | Source | Iterable[Any],
+        given: Given,
         *,
         as_reference: bool,
         skip_bad_lines: bool = False,
         limit: int | None = None,
+        columns: Mapping[str, str] | None = None,
+        turns: Turns = "first",
+        licence: str | None = None,
     ) -> None:
-        """`given`: a file, the name of a dataset, rows, or the references that are seeds too."""
+        """What is read, and how.
+
+        Args:
+            given: A file, the name of a dataset, rows, or the references that are seeds too.
+            as_reference: Whether pairs are wanted, or seeds.
+            skip_bad_lines: Leave out lines that cannot be parsed instead of raising.
+            limit: Take no more items than that.
+            columns: Names of columns by what they hold (see `refloom.data.columns`).
+            turns: Of a conversation take the first exchange, or every one with its history.
+            licence: The licence of all references.
+        """
         self.name = str(given) if isinstance(given, str | Path) else "rows given"
         self._given = given if isinstance(given, str | Path | Source) else list(given)
-        self._convert = _reference if as_reference else _seed
+        self._as_reference = as_reference
         self._skip_bad_lines = skip_bad_lines
         self._limit = limit
+        self._columns, self._turns, self._licence = columns or {}, turns, licence
         self.report = Report()
+
+    @property
+    def takes_first(self) -> bool:
+        """Whether of several exchanges in a row only the first is taken."""
+        return not self._as_reference or self._turns == "first"
 
     def __iter__(self) -> Iterator[Any]:
         """Yield the items; raises `BadFile` at a line that cannot be parsed."""
@@ -68,13 +75,50 @@ class Source:
         bad = report.skip if self._skip_bad_lines else None
         for line, row in rows_of(self._given, bad):
             try:
-                shape, item = self._convert(row)
+                about = renamed(row, self._columns)
+                shape, exchanges = self._shaped(about)
+                for number, exchange in enumerate(self._wanted(exchanges, report)):
+                    item = self._item(about, number, usable(exchange))
+                    report.took(shape, item)
+                    yield item
             except Unfit as unfit:
-                report.skip(self.name, line, str(unfit))
-                continue
-            report.taken += 1
-            report.shapes[shape] += 1
-            yield item
+                # Of a conversation what stands before the odd turn has been taken.
+                report.skip(self.name, line, str(unfit), unfit.kind)
+
+    def _shaped(self, row: Any) -> tuple[str, Iterator[Exchange]]:
+        if isinstance(row, str) and not self._as_reference:
+            return "text", iter([Exchange(row.strip(), None)])
+        return exchanges_of(row)
+
+    def _wanted(self, exchanges: Iterator[Exchange], report: Report) -> Iterator[Exchange]:
+        """The first exchange, or every answered one; rows that hold several are counted."""
+        first = next(exchanges)
+        if not (self._as_reference and self._turns == "all"):
+            yield first
+            # What is wrong with a turn that is not used does no harm.
+            with contextlib.suppress(Unfit):
+                report.several_turns += next(exchanges, None) is not None
+            return
+        several = answered = False
+        for exchange in chain([first], exchanges):
+            if exchange is not first and not several:
+                several = True
+                report.several_turns += 1
+            if exchange.response is not None:
+                answered = True
+                yield exchange
+        if not answered:
+            yield first
+
+    def _item(self, about: Any, number: int, exchange: Exchange) -> Reference | Seed:
+        own = _own_id(about)
+        if own is not None and number:
+            own = f"{own}-{number + 1}"
+        if self._as_reference:
+            reference = _reference(about, exchange, self._licence)
+            return {**reference, "id": own or content_of(reference)}
+        text = exchange.instruction
+        return {"id": own or content_id(text), "instruction": text}
 
     def _of_references(self, references: Source, report: Report) -> Iterator[Seed]:
         """Every reference as a seed, once."""
@@ -95,7 +139,8 @@ class Source:
             why = f"; line {first['line']}: {first['why']}" if first else " (it is empty)"
             raise BadFile(
                 f"{self.name}: no usable row{why}. Known shapes: instruction/response, "
-                "instruction/input/output, prompt/completion, messages, conversations"
+                "instruction/input/output, prompt/completion, messages, conversations; "
+                f"--{'' if self._as_reference else 'seeds-'}map names other columns"
             )
         return self.report
 
@@ -107,32 +152,50 @@ class Source:
         return digest.hexdigest()
 
 
-def _reference(row: Any) -> tuple[str, Reference]:
-    shape, instruction, response = pair_of(row)
-    if response is None or not response.strip():
+def references_of(given: Given, settings: Settings, *, skip_bad_lines: bool = False) -> Source:
+    """The references of a run, read as its settings say."""
+    return Source(
+        given,
+        as_reference=True,
+        skip_bad_lines=skip_bad_lines,
+        columns=settings.map,
+        turns=settings.turns,
+        licence=settings.license,
+    )
+
+
+def seeds_of(given: Given, settings: Settings, *, skip_bad_lines: bool = False) -> Source:
+    """The seeds of a run, read as its settings say."""
+    return Source(
+        given,
+        as_reference=False,
+        skip_bad_lines=skip_bad_lines,
+        limit=settings.limit,
+        columns=settings.seeds_map,
+    )
+
+
+def _reference(about: Any, exchange: Exchange, licence: str | None) -> Reference:
+    """A reference, still without its id."""
+    if exchange.response is None or not exchange.response.strip():
         raise Unfit("it has no response")
     found: Reference = {
-        "id": _own_id(row) or content_id(instruction, response),
-        "instruction": instruction,
-        "response": response,
+        "id": "",
+        "instruction": exchange.instruction,
+        "response": exchange.response,
     }
+    if exchange.history:
+        found["history"] = list(exchange.history)
     for key in ("source", "license"):
-        if isinstance(row.get(key), str):
-            found[key] = row[key]
-    if isinstance(row.get("tags"), list):
-        found["tags"] = [str(tag) for tag in row["tags"]]
-    return shape, found
-
-
-def _seed(row: Any) -> tuple[str, Seed]:
-    if isinstance(row, str):
-        if not whole(row).strip():
-            raise Unfit("it is blank")
-        return "text", {"id": content_id(row.strip()), "instruction": row.strip()}
-    shape, instruction, _ = pair_of(row)
-    return shape, {"id": _own_id(row) or content_id(instruction), "instruction": instruction}
+        if isinstance(about.get(key), str) and about[key].strip():
+            found[key] = about[key]
+    if licence is not None:
+        found["license"] = licence
+    if isinstance(about.get("tags"), list):
+        found["tags"] = [str(tag) for tag in about["tags"]]
+    return found
 
 
 def _own_id(row: Any) -> str | None:
-    own = row.get("id")
+    own = row.get("id") if isinstance(row, Mapping) else None
     return str(own) if isinstance(own, str | int) and str(own).strip() else None

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 Numbered = Iterator[tuple[int, Any]]
 FIELD_BYTES = 1 << 28
+# The name of a dataset, with a configuration and a split if it has several.
+_NAMED = re.compile(r"(?P<name>[^:@]+)(?::(?P<config>[\w.-]+))?(?:@(?P<split>[\w.-]+))?")
 FORMATS = (".jsonl", ".json", ".parquet", ".csv", ".txt")
 
 
@@ -28,7 +31,8 @@ def rows_of(given: str | Path | list[Any], bad: Skip | None) -> Numbered:
     if isinstance(given, list):
         return iter(enumerate(given, 1))
     path = Path(given)
-    if path.is_dir():
+    named = _NAMED.fullmatch(str(given))
+    if path.is_dir() or (named and not path.exists() and Path(named["name"]).is_dir()):
         return _dataset(str(given))
     if not path.exists():
         if path.suffix in FORMATS or path.is_absolute():
@@ -128,12 +132,20 @@ def _parquet(path: Path) -> Numbered:
         raise BadFile(f"{path}: is no parquet file ({str(error)[:120]})") from error
 
 
-def _dataset(name: str) -> Numbered:
+def _dataset(given: str) -> Numbered:
     """Rows by the `datasets` library: a folder, or a name on the Hugging Face hub."""
     import datasets
 
+    named = None if Path(given).is_dir() else _NAMED.fullmatch(given)
+    name, config, split = named.group("name", "config", "split") if named else (given, None, None)
+    split = split or "train"
     try:
-        found = datasets.load_dataset(name, split="train", streaming=True)
+        if any((Path(name) / kept).is_file() for kept in ("state.json", "dataset_dict.json")):
+            saved = datasets.load_from_disk(name)
+            found = saved[split] if isinstance(saved, datasets.DatasetDict) else saved
+        else:
+            found = datasets.load_dataset(name, config, split=split, streaming=True)
         yield from enumerate(found, 1)
     except Exception as error:
-        raise BadFile(f"{name}: is neither a file nor a dataset ({str(error)[:160]})") from error
+        said = " ".join(str(error).split())[:160]
+        raise BadFile(f"{given}: is neither a file nor a dataset ({said})") from error

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+GROUP = 1000
 
 
 @contextmanager
@@ -23,6 +26,58 @@ def staged(path: Path) -> Iterator[Path]:
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path, types: dict[str, Any]) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A function that writes a row to what will be `path`: lines of JSON, or a parquet file.
+
+    `types` is an example of a row. Rows are held by the thousand at most.
+    """
+    with staged(path) as aside:
+        if path.suffix == ".parquet":
+            with _parquet(aside, types) as put:
+                yield put
+            return
+        with aside.open("w", encoding="utf-8", newline="\n") as file:
+
+            def put(row: dict[str, Any]) -> None:
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+            yield put
+
+
+@contextmanager
+def _parquet(path: Path, types: dict[str, Any]) -> Iterator[Callable[[dict[str, Any]], None]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    schema = pyarrow.schema(list(_type(types)))
+    held: list[dict[str, Any]] = []
+    with pyarrow.parquet.ParquetWriter(path, schema, compression="zstd") as writer:
+
+        def flush() -> None:
+            writer.write_table(pyarrow.Table.from_pylist(held, schema))
+            held.clear()
+
+        def put(row: dict[str, Any]) -> None:
+            held.append(row)
+            if len(held) >= GROUP:
+                flush()
+
+        yield put
+        flush()
+
+
+def _type(example: Any) -> Any:
+    """The Arrow type of what looks like the example."""
+    import pyarrow
+
+    if isinstance(example, dict):
+        return pyarrow.struct([(name, _type(value)) for name, value in example.items()])
+    if isinstance(example, list):
+        return pyarrow.list_(_type(example[0]))
+    return pyarrow.bool_() if isinstance(example, bool) else pyarrow.string()
 
 
 def replace_lines(path: Path, lines: Iterable[str]) -> int:

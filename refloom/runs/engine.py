@@ -55,6 +55,7 @@ class Run:
     on_record: OnRecord | None = None
     tools: Tools = field(default_factory=Tools)
     on_fault: OnFault | None = None
+    on_begin: Callable[[Summary], None] | None = None
     summary: Summary | None = None
     _calls: JournaledCalls | None = None
     _limits: Limits | None = None
@@ -86,6 +87,8 @@ class Run:
             try:
                 await asyncio.to_thread(summary.check_same, journal, self.references, given.seeds)
                 self.summary = summary
+                if self.on_begin is not None:
+                    self.on_begin(summary)
                 await self._made(journal, begun, given)
                 return summary
             finally:

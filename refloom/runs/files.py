@@ -12,7 +12,8 @@ from typing import Any
 
 from prompts import version as prompts_version
 from prompts import versions
-from refloom.data.read import Report, Source
+from refloom.data.found import Report
+from refloom.data.read import Source
 from refloom.data.write import replace_lines
 from refloom.runs.journal import Journal
 from refloom.runs.kept import reading, records
@@ -137,9 +138,9 @@ def write_files(out: Path, summary: Summary, status: str) -> None:
         "stopped": None if summary.stopped is None else str(summary.stopped),
         "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "skipped": [*summary.references.skipped, *summary.seeds.skipped],
-        "shapes": {
-            "references": dict(summary.references.shapes),
-            "seeds": dict(summary.seeds.shapes),
+        "reading": {
+            "references": summary.references.shown(),
+            "seeds": summary.seeds.shown(),
         },
     }
     replace_lines(out / "run.json", [json.dumps(said, indent=2, ensure_ascii=False)])

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from memory.contamination import Contamination
 from refloom.data.benchmark import benchmarks
-from refloom.data.read import Report, Source
+from refloom.data.found import Report
+from refloom.data.read import Source
 from refloom.runs.budget import check_priced
 from refloom.runs.files import Summary
 from refloom.runs.kept import KeptCalls

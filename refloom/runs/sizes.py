@@ -149,12 +149,16 @@ def _judged(
     """One call of a judge: all criteria by verdict, one of them and one token by log-odds."""
     if settings.context().method == "logodds":
         text = "x" * assume.criterion_bytes
-        asking = render("question", instruction=instruction, response=response, text=text)
+        asking = render(
+            "question", history=[], instruction=instruction, response=response, text=text
+        )
         return sum(size_of(m["content"]) for m in asking), 1 / assume.tokens_per_byte
     every = _criteria(criteria, assume)
     found = {"reason": "x" * assume.reason_bytes, "evidence": "x" * assume.evidence_bytes}
     verdicts = [{"criterion_id": c["id"], **found, "verdict": "pass"} for c in every]
-    asking = render("critique", criteria=every, instruction=instruction, response=response)
+    asking = render(
+        "critique", history=[], criteria=every, instruction=instruction, response=response
+    )
     return _size(asking, Critiqued, {"verdicts": verdicts})
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nodes.sample import Record
-from refloom.data.read import Source
+from refloom.data.read import references_of, seeds_of
 from refloom.runs.engine import Run
 from refloom.settings import Settings
 
@@ -33,8 +33,8 @@ async def synthesize(
         chosen = settings or Settings()
         run = Run(
             chosen,
-            Source(references, as_reference=True),
-            None if seeds is None else Source(seeds, as_reference=False, limit=chosen.limit),
+            references_of(references, chosen),
+            None if seeds is None else seeds_of(seeds, chosen),
             folder,
             queue.put_nowait,
         )

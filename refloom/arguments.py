@@ -1,0 +1,150 @@
+"""The arguments of each command; those of `run` are the fields of `Settings`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from pydantic.fields import FieldInfo
+
+from memory.weights import DEFAULT_MODEL
+from refloom import commands, publish, shelf
+from refloom.data.export import FORMATS
+from refloom.settings import Settings
+
+
+def add_run(run: argparse.ArgumentParser) -> None:
+    """Making rows: files, and every setting."""
+    run.add_argument(
+        "--references",
+        required=True,
+        metavar="FILE",
+        help="curated pairs: .jsonl .json .parquet .csv, or the name of a dataset",
+    )
+    run.add_argument(
+        "--seeds", metavar="FILE", help="what rows should be about (default: the references)"
+    )
+    run.add_argument(
+        "--out",
+        required=True,
+        type=Path,
+        metavar="DIR",
+        help="the run's directory; one that holds a run is gone on with",
+    )
+    run.add_argument("--config", type=Path, metavar="FILE.toml", help="settings from a file")
+    run.add_argument(
+        "--skip-bad-lines", action="store_true", help="count lines that cannot be parsed, go on"
+    )
+    run.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="make no call: count, show the settings, estimate calls, tokens and dollars",
+    )
+    run.add_argument(
+        "--log-file", type=Path, metavar="FILE", help="append what happens to it, as JSON lines"
+    )
+    settings = run.add_argument_group("settings")
+    for name, field in Settings.model_fields.items():
+        if name != "stages":
+            _add_setting(settings, name, field)
+    run.set_defaults(command=commands.run)
+
+
+def _add_setting(group: Any, name: str, field: FieldInfo) -> None:
+    """A field as a flag; its value stays text, for pydantic to read and to judge."""
+    flag = name.replace("_", "-")
+    about = (field.description or "").replace("%", "%%")
+    if field.annotation is bool:
+        turned = field.default is True
+        group.add_argument(
+            f"--no-{flag}" if turned else f"--{flag}",
+            dest=name,
+            action="store_const",
+            const=not turned,
+            default=argparse.SUPPRESS,
+            help=("do not " if turned else "") + about,
+        )
+        return
+    if field.annotation == tuple[str, ...]:
+        group.add_argument(
+            f"--{flag}", dest=name, default=argparse.SUPPRESS, nargs="+", metavar="FILE", help=about
+        )
+        return
+    if field.default not in (None, ...) and field.default_factory is None:
+        about += f" (default: {field.default})"
+    group.add_argument(
+        f"--{flag}", dest=name, default=argparse.SUPPRESS, metavar=name.upper(), help=about
+    )
+
+
+def add_export(export: argparse.ArgumentParser) -> None:
+    """Writing training data."""
+    export.add_argument("directory", type=Path, metavar="DIR", help="a run's directory")
+    export.add_argument("file", type=Path, metavar="FILE", help="a .jsonl or .parquet file")
+    export.add_argument("--format", required=True, choices=tuple(FORMATS))
+    export.add_argument(
+        "--split",
+        type=publish.parts,
+        metavar="NAME=SHARE,..",
+        help="write parts, FILE-NAME each: train=0.95,validation=0.05; "
+        "rows of one seed stay together",
+    )
+    export.add_argument("--max-rows", type=_count, metavar="N", help="the first N rows only")
+    export.add_argument(
+        "--random-seed", type=int, default=0, metavar="N", help="decides which seeds go where"
+    )
+    export.set_defaults(command=publish.export)
+
+
+def add_index(index: argparse.ArgumentParser) -> None:
+    """Building and searching an index."""
+    add = index.add_subparsers(metavar="", required=True).add_parser
+    build = add("build", help="embed references and keep them")
+    build.add_argument("file", metavar="FILE")
+    build.add_argument("--out", required=True, type=Path, metavar="DIR")
+    for name in ("map", "turns", "license"):
+        _add_setting(build, name, Settings.model_fields[name])
+    build.set_defaults(command=shelf.index_build)
+    search = add("search", help="show what is found for a text")
+    search.add_argument("directory", type=Path, metavar="DIR")
+    search.add_argument("text", metavar="TEXT")
+    search.add_argument("-k", type=int, default=3, help="how many (default: 3)")
+    for name in ("source", "license", "tags"):
+        search.add_argument(
+            f"--{name}", action="append", metavar="VALUE", help=f"only references of this {name}"
+        )
+    search.set_defaults(command=shelf.index_search)
+    for one in (build, search):
+        one.add_argument("--embedding-model", default=DEFAULT_MODEL)
+
+
+def add_dedup(dedup: argparse.ArgumentParser) -> None:
+    """Leaving out near-duplicates of any file."""
+    dedup.add_argument("file", metavar="FILE", help="rows of any shape that `run` reads")
+    dedup.add_argument("out", metavar="OUT", type=Path, help="a .jsonl or .parquet file")
+    dedup.add_argument(
+        "--threshold", type=_share, default=0.7, help="ROUGE-L F1 of instructions (default: 0.7)"
+    )
+    dedup.add_argument(
+        "--embedding-threshold", type=_share, help="cosine over which a row is dropped as well"
+    )
+    dedup.add_argument("--embedding-model", default=DEFAULT_MODEL)
+    dedup.add_argument("--skip-bad-lines", action="store_true", help="leave out what is no JSON")
+    dedup.set_defaults(command=shelf.dedup)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no whole number over 0")
+    return int(text)
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not over 0 and at most 1")
+    return value

@@ -1,0 +1,58 @@
+"""What a setting's value has to be, beyond its type; each check raises for pydantic to tell."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import urlsplit
+
+from pydantic_core import PydanticCustomError
+
+PRESETS = ("quick", "thorough")
+# What a row of a reference or seed may be read from, under whatever name a file has for it.
+COLUMNS = (
+    *("instruction", "input", "response", "output", "messages", "conversations"),
+    *("id", "source", "license", "tags"),
+)
+
+
+def address(url: str | None) -> str | None:
+    """An address of a server, without a slash at its end."""
+    if url is None:
+        return None
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("http", "https") and bool(parts.hostname)
+    except ValueError:
+        good = False
+    if not good or not url.isprintable() or " " in url:
+        raise PydanticCustomError("address", "give an address such as http://127.0.0.1:8000/v1")
+    return url.rstrip("/")
+
+
+def known_preset(name: str | None) -> str | None:
+    """The name of a preset there is."""
+    if name is not None and name not in PRESETS:
+        raise PydanticCustomError("preset", f"there is none of this name; there are {PRESETS}")
+    return name
+
+
+def columns(given: Any) -> Any:
+    """Names of columns by what they hold, from text such as `instruction=question,response=a`."""
+    if isinstance(given, str):
+        pairs = [part.partition("=")[::2] for part in given.split(",") if part.strip()]
+        given = {name.strip(): column.strip() for name, column in pairs}
+        if len(given) < len(pairs):
+            raise PydanticCustomError("columns", "it names something twice")
+    if isinstance(given, dict):
+        for name, column in given.items():
+            if name not in COLUMNS:
+                raise PydanticCustomError(
+                    "columns",
+                    "{name} cannot be mapped; give instruction=COLUMN,response=COLUMN of {known}",
+                    {"name": repr(name), "known": ", ".join(COLUMNS)},
+                )
+            if not column:
+                raise PydanticCustomError(
+                    "columns", "{name} is given no column", {"name": repr(name)}
+                )
+    return given
