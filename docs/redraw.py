@@ -7,18 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-from graph.builder import build_graph
+from graph.drawing import mermaid
 from refloom.settings import Settings
 
 README = Path(__file__).parent.parent / "README.md"
 
 
 def drawing() -> str:
-    """The graph as mermaid, with the plain names of the inner loop."""
-    drawn = build_graph().get_graph(xray=True).draw_mermaid(with_styles=False)
-    plain = drawn.replace("sample\\3a__end__", "ended").replace("sample\\3a", "")
-    plain = plain.replace("\t", "  ").replace("subgraph sample", 'subgraph sample["one sample"]')
-    return f"```mermaid\n{plain.strip()}\n```"
+    """The graph, for the markdown of README."""
+    return f"```mermaid\n{mermaid()}\n```"
 
 
 def settings() -> str:

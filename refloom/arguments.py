@@ -83,18 +83,43 @@ def add_export(export: argparse.ArgumentParser) -> None:
     export.add_argument("directory", type=Path, metavar="DIR", help="a run's directory")
     export.add_argument("file", type=Path, metavar="FILE", help="a .jsonl or .parquet file")
     export.add_argument("--format", required=True, choices=tuple(FORMATS))
-    export.add_argument(
+    _add_split(export)
+    export.add_argument("--max-rows", type=_count, metavar="N", help="the first N rows only")
+    export.set_defaults(command=publish.export)
+
+
+def add_push(push: argparse.ArgumentParser) -> None:
+    """Publishing a data set."""
+    push.add_argument("directory", type=Path, metavar="DIR", help="a run's directory")
+    push.add_argument("repo_id", metavar="REPO_ID", help="OWNER/NAME on the hub")
+    push.add_argument(
+        "--format",
+        action="append",
+        choices=tuple(FORMATS),
+        help="a format of the rows; may be given several times (default: messages)",
+    )
+    _add_split(push)
+    push.add_argument("--public", action="store_true", help="for everybody (default: private)")
+    push.add_argument(
+        "--despite-contamination",
+        action="store_true",
+        help="publish although some samples held a benchmark's prompt",
+    )
+    push.add_argument("--dry-run", action="store_true", help="show the card, send nothing")
+    push.set_defaults(command=publish.push)
+
+
+def _add_split(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
         "--split",
         type=publish.parts,
         metavar="NAME=SHARE,..",
         help="write parts, FILE-NAME each: train=0.95,validation=0.05; "
         "rows of one seed stay together",
     )
-    export.add_argument("--max-rows", type=_count, metavar="N", help="the first N rows only")
-    export.add_argument(
+    parser.add_argument(
         "--random-seed", type=int, default=0, metavar="N", help="decides which seeds go where"
     )
-    export.set_defaults(command=publish.export)
 
 
 def add_index(index: argparse.ArgumentParser) -> None:

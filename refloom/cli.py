@@ -49,6 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     status.set_defaults(command=commands.status)
 
     arguments.add_export(add("export", help="write a run's accepted rows as training data"))
+    arguments.add_push(add("push", help="publish a run's rows and card on the Hugging Face hub"))
     arguments.add_dedup(add("dedup", help="write a file without its near-duplicates"))
     arguments.add_index(add("index", help="build or search an index of references"))
 
@@ -84,12 +85,13 @@ def _status_of(error: Exception) -> int | None:
     from memory.references import IndexUnusable
     from memory.weights import WeightsUnavailable
     from nodes.llm import ProviderStopped
+    from refloom.data.push import HubRefused
     from refloom.data.rows import BadFile
     from refloom.runs.budget import BudgetSpent
     from refloom.runs.lock import JournalUnusable
     from refloom.runs.seams import TooManyFailed
 
-    if isinstance(error, ProviderStopped | WeightsUnavailable | BudgetSpent):
+    if isinstance(error, ProviderStopped | WeightsUnavailable | BudgetSpent | HubRefused):
         return 4
     if isinstance(error, TooManyFailed):
         return 3

@@ -9,6 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from refloom.data.export import FORMATS, export, messages, rows
+from refloom.data.read import Source
+from refloom.data.split import assign, key, shares
 from refloom.runs.journal import Journal
 from refloom.runs.kept import records
 
@@ -127,3 +129,184 @@ def test_an_export_replaces_a_file_whole_or_not_at_all(tmp_path):
 def test_an_unknown_format_is_a_key_error():
     with pytest.raises(KeyError):
         list(rows([record("Why?", "So.")], "no such format"))
+
+
+# Every format, on text that breaks others.
+
+
+def judged(instruction: str, *responses: str, fails: int | None = None) -> str:
+    """A record of some attempts; all but the last fail `fails` of three musts (by default one)."""
+    criteria = [
+        {"id": f"c{i}", "text": f"does {i}", "must": i < 3, "reference_id": None, "quote": None,
+         "judged_by": "judge"}
+        for i in range(4)
+    ]  # fmt: skip
+    attempts = []
+    for place, response in enumerate(responses):
+        last = place == len(responses) - 1
+        failed = set() if last else set(range(place, place + (1 if fails is None else fails)))
+        attempts.append({"response": response, "verdicts": [
+            {"criterion_id": f"c{i}", "verdict": "fail" if i in failed else "pass",
+             "reason": f"about {i}", "evidence": response[:9], "score": None}
+            for i in range(4)
+        ]})  # fmt: skip
+    return record(instruction, responses[-1], criteria=criteria, attempts=attempts)
+
+
+def texts_in(value) -> list[str]:
+    if isinstance(value, str):
+        return [value]
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return [text for part in parts for text in texts_in(part)]
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+@pytest.mark.parametrize("format_", FORMATS)
+def test_every_format_gives_back_every_text_through_the_datasets_library(tmp_path, format_, suffix):
+    import datasets
+
+    drafts = {n: f"{text[:500]} a poor draft in other words" for n, text in NASTY.items()}
+    made = [judged(f"{NASTY[n][:500]}?", drafts[n], f"{NASTY[n]}!") for n in NASTY]
+    path = tmp_path / f"rows{suffix}"
+    (count,) = export(lambda: made, path, format_).values()
+    kind = "parquet" if suffix == ".parquet" else "json"
+    cache = {"cache_dir": str(tmp_path / "cache")}
+    found = datasets.load_dataset(kind, data_files=str(path), split="train", **cache)
+    assert len(found) == count >= len(NASTY)
+    assert [texts_in(row) for row in found] == [texts_in(row) for _, row in rows(made, format_)]
+    texts = {text.encode() for row in found for text in texts_in(row)}
+    assert {f"{text[:500]}?".encode() for text in NASTY.values()} <= texts
+    assert {f"{text}!".encode() for text in NASTY.values()} <= texts
+    if format_ in ("preference", "kto", "trajectory"):
+        assert {text.encode() for text in drafts.values()} <= texts
+
+
+READABLE = ["messages", "prompt_completion", "alpaca", "sharegpt"]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+@pytest.mark.parametrize("format_", READABLE)
+def test_what_is_exported_is_read_as_references_byte_for_byte(tmp_path, format_, suffix):
+    texts = [text for text in NASTY.values() if text.strip()]
+    path = tmp_path / f"rows{suffix}"
+    export(lambda: [record(t[:99], t) for t in texts], path, format_)
+    found = list(Source(path, as_reference=True))
+    assert [(r["instruction"], r["response"]) for r in found] == [(t[:99], t) for t in texts]
+
+
+# Preferences.
+
+
+def test_a_preference_sets_the_accepted_response_over_the_attempt_that_failed_most():
+    line = json.loads(judged("Why?", "no idea at all", "only half of it", "So it is.", fails=2))
+    (found,) = FORMATS["preference"].rows(line)
+    assert found["chosen"] == [{"role": "assistant", "content": "So it is."}]
+    assert found["rejected"] == [{"role": "assistant", "content": "no idea at all"}]
+    assert [d["criterion_id"] for d in found["decided_by"]] == ["c0", "c1"]
+    assert found["decided_by"][0]["criterion"] == "The response does 0."
+
+
+@pytest.mark.parametrize(
+    ("why", "line"),
+    [
+        ("there is one attempt", judged("Why?", "So.")),
+        ("only a should failed", judged("Why?", "a b c", "d e f", "g h i", "So.", fails=0)),
+        ("the texts hardly differ", judged("Why?", "word " * 50 + "end", "word " * 50 + "End")),
+        ("the attempt is blank", judged("Why?", " \n", "So.")),
+        ("a person wrote the response", json.dumps(json.loads(judged("Why?", "a", "b c d"))
+                                                   | {"response": "Mine."})),
+    ],
+)  # fmt: skip
+def test_there_is_no_preference_where(why, line):
+    assert FORMATS["preference"].rows(json.loads(line)) == []
+
+
+def test_an_unknown_verdict_decides_nothing():
+    line = json.loads(judged("Why?", "no idea at all", "So it is."))
+    line["attempts"][0]["verdicts"][0]["verdict"] = "unknown"
+    assert FORMATS["preference"].rows(line) == []
+    line = json.loads(judged("Why?", "no idea at all", "So it is."))
+    line["attempts"][1]["verdicts"][0]["verdict"] = "not_applicable"
+    assert FORMATS["preference"].rows(line) == []
+
+
+def test_kto_has_the_accepted_response_and_each_attempt_that_failed_once():
+    line = json.loads(judged("Why?", "no idea at all", "only half of it", "So it is."))
+    found = [(r["completion"][0]["content"], r["label"]) for r in FORMATS["kto"].rows(line)]
+    assert found == [("So it is.", True), ("no idea at all", False), ("only half of it", False)]
+
+
+def test_a_trajectory_pairs_each_draft_with_what_was_made_from_it():
+    line = json.loads(judged("Why?", "first", "second", "third"))
+    # The second attempt breaks what the first had: the third is made from the first again.
+    line["attempts"][1]["verdicts"][0]["verdict"] = "pass"
+    line["attempts"][1]["verdicts"][1]["verdict"] = "fail"
+    found = FORMATS["trajectory"].rows(line)
+    assert [(r["draft"], r["refinement"]) for r in found] == [
+        ("first", "second"),
+        ("first", "third"),
+        ("second", ""),
+        ("third", ""),
+    ]
+    assert [v["verdict"] for v in found[0]["verdicts"]] == ["fail", "pass", "pass", "pass"]
+
+
+# Parts.
+
+
+def several(seeds: int, each: int) -> list[str]:
+    return [
+        record(f"Why {s} {i}?", "So.", seed_id=f"seed {s}")
+        for s in range(seeds)
+        for i in range(each)
+    ]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_parts_hold_their_shares_and_siblings_stay_together(tmp_path, suffix):
+    made = several(40, 3)
+    parts = {"train": 0.9, "validation": 0.1}
+    written = export(lambda: made, tmp_path / f"r{suffix}", "prompt_completion", parts=parts)
+    assert {p.name: n for p, n in written.items()} == {
+        f"r-train{suffix}": 108, f"r-validation{suffix}": 12,
+    }  # fmt: skip
+    seen = [{r["instruction"].split()[1] for r in Source(p, as_reference=True)} for p in written]
+    assert not seen[0] & seen[1] and len(seen[0] | seen[1]) == 40
+    again = export(lambda: made, tmp_path / f"s{suffix}", "prompt_completion", parts=parts)
+    assert [p.read_bytes() for p in again] == [p.read_bytes() for p in written]
+    other = export(
+        lambda: made, tmp_path / f"t{suffix}", "prompt_completion", parts=parts, random_seed=1
+    )
+    assert [p.read_bytes() for p in other] != [p.read_bytes() for p in written]
+
+
+@settings(max_examples=80, deadline=None, database=None)
+@given(
+    st.lists(st.integers(0, 8), max_size=30),
+    st.lists(st.floats(0.01, 1), min_size=1, max_size=4),
+    st.integers(0, 3),
+)
+def test_each_row_is_in_one_part_and_none_is_empty_while_there_are_seeds(seeds, wanted, draw):
+    parts = {f"p{i}": share / sum(wanted) for i, share in enumerate(wanted)}
+    names = [f"s{s}" for s in seeds]
+    made = assign(names, parts, draw)
+    assert set(made) == {key(name, draw) for name in names}
+    assert len(set(made.values())) == min(len(parts), len(set(names)))
+
+
+def test_the_first_rows_only_if_asked(tmp_path):
+    made = several(5, 2)
+    assert len(through_a_file(tmp_path / "t.jsonl", made, most=3)) == 3
+    written = export(
+        lambda: made, tmp_path / "p.jsonl", "alpaca", most=4, parts={"a": 0.5, "b": 0.5}
+    )
+    assert list(written.values()) == [2, 2]
+
+
+@pytest.mark.parametrize(
+    "text", ["train", "train=x", "train=0,a=1", "a=1,a=2", "=1", "a b=1", "x=inf"]
+)
+def test_odd_shares_are_refused(text):
+    with pytest.raises(ValueError, match=r"no NAME=SHARE|no number|over 0"):
+        shares(text)

@@ -638,3 +638,156 @@ def test_a_limit_takes_the_first_and_reads_no_further(tmp_path):
     source = Source(path, as_reference=True, limit=3)
     assert source.scan().taken == 3
     assert [i for i, _ in pairs(source)] == ["Why 0?", "Why 1?", "Why 2?"]
+
+
+# Columns of other names.
+
+
+def test_mapped_columns_are_read_under_the_names_they_are_mapped_to():
+    rows = [{"question": "Why?", "answer": "So.", "lic": "MIT", "prompt": "-", "completion": "-"}]
+    columns = {"instruction": "question", "response": "answer", "license": "lic"}
+    source = Source(rows, as_reference=True, columns=columns)
+    (found,) = source
+    assert (found["instruction"], found["response"], found["license"]) == ("Why?", "So.", "MIT")
+    assert source.report.shapes == {"instruction/response": 1}
+
+
+def test_a_mapped_column_may_be_inside_another():
+    rows = [{"data": {"q": "Why?", "a": {"text": "So."}}, "data.q": "taken first"}]
+    columns = {"instruction": "data.q", "response": "data.a.text"}
+    assert pairs(references(rows, columns=columns)) == [("taken first", "So.")]
+    assert pairs(references([{"data": rows[0]["data"]}], columns=columns)) == [("Why?", "So.")]
+
+
+def test_turns_under_another_name_are_mapped_too():
+    rows = [{"dialogue": turns("role", "content", ("user", "Why?"), ("assistant", "So."))}]
+    assert pairs(references(rows, columns={"messages": "dialogue"})) == [("Why?", "So.")]
+
+
+def test_a_row_without_a_mapped_column_is_named_and_the_others_are_read():
+    source = Source(
+        [PAIR, {"q": "Why?", "response": "So."}], as_reference=True, columns={"instruction": "q"}
+    )
+    assert list(source) == []
+    source = Source(
+        [PAIR, {"q": "Why?", "a": "So."}],
+        as_reference=True,
+        columns={"instruction": "q", "response": "a"},
+    )
+    assert pairs(source) == [("Why?", "So.")]
+    assert source.report.kinds == {"a mapped column is missing": 1}
+    assert "no column 'q', only instruction, response" in source.report.skipped[0]["why"]
+
+
+def test_only_what_is_about_a_row_may_be_mapped_and_missing():
+    (found,) = references([PAIR], columns={"license": "lic", "id": "key"})
+    assert found == {"id": content_id("Why?", "So."), **PAIR}
+
+
+# Several turns.
+
+TALK = [("system", "Be brief."), ("user", "Why?"), ("assistant", "So."), ("user", "Really?"),
+        ("user", "Sure?"), ("assistant", "Yes."), ("user", "And?")]  # fmt: skip
+
+
+def test_of_several_turns_the_first_exchange_is_used_and_the_fact_counted():
+    source = Source([{"messages": turns("role", "content", *TALK)}, PAIR], as_reference=True)
+    first, other = source
+    assert (first["instruction"], first["response"]) == ("Why?", "So.")
+    assert first["history"] == [{"role": "system", "content": "Be brief."}]
+    assert "history" not in other
+    assert source.report.several_turns == 1
+
+
+def test_every_answered_exchange_is_a_reference_with_what_was_said_before_it():
+    row = {"messages": turns("role", "content", *TALK), "id": "talk"}
+    source = Source([row], as_reference=True, turns="all")
+    found = list(source)
+    assert pairs(found) == [("Why?", "So."), ("Sure?", "Yes.")]
+    assert [r["id"] for r in found] == ["talk", "talk-2"]
+    assert [t["content"] for t in found[1]["history"]] == ["Be brief.", "Why?", "So.", "Really?"]
+    assert (source.report.taken, source.report.several_turns) == (2, 1)
+
+
+def test_the_same_words_after_another_history_are_another_reference():
+    rows = [{"conversations": [start, "Hm.", "Why?", "So."]} for start in ("One.", "Two.")]
+    ids = [r["id"] for r in references(rows, turns="all")]
+    assert len(set(ids)) == 4
+
+
+def test_a_turn_that_is_no_text_costs_only_what_comes_after_it():
+    said = turns("role", "content", ("user", "Why?"), ("assistant", "So."), ("user", ["image"]))
+    first = Source([{"messages": said}], as_reference=True)
+    assert pairs(first) == [("Why?", "So.")]
+    assert first.report.skipped_count == 0
+    every = Source([{"messages": said}], as_reference=True, turns="all")
+    assert pairs(every) == [("Why?", "So.")]
+    assert every.report.kinds == {"a field is not text": 1}
+
+
+def test_turns_that_are_never_answered_are_no_references():
+    source = Source([{"conversations": ["Why?"]}], as_reference=True, turns="all")
+    assert list(source) == []
+    assert source.report.kinds == {"it has no response": 1}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": turns("from", "value", ("human", "Why?"), ("gpt", "So."))},
+        {"conversations": turns("role", "content", ("user", "Why?"), ("assistant", "So."))},
+        {
+            "prompt": turns("role", "content", ("user", "Why?")),
+            "completion": turns("role", "content", ("assistant", "So.")),
+        },
+    ],
+)
+def test_turns_are_known_by_their_keys_whatever_holds_them(row):
+    assert pairs(references([row])) == [("Why?", "So.")]
+
+
+# Licences and what is left out.
+
+
+def test_licences_are_counted_and_one_may_be_set_for_all():
+    rows = [{**PAIR, "license": " CC  BY "}, {**PAIR, "license": "MIT"}, PAIR]
+    source = Source(rows, as_reference=True)
+    source.scan()
+    assert source.report.licences == {"CC BY": 1, "MIT": 1, "not stated": 1}
+    source = Source(rows, as_reference=True, licence="CC0")
+    assert {r["license"] for r in source} == {"CC0"}
+    assert source.report.licences == {"CC0": 3}
+
+
+def test_what_is_left_out_is_counted_by_reason():
+    rows = [{"x": 1}, {"y": 2}, {**PAIR, "response": ""}, {**PAIR, "instruction": 3}, 7, PAIR]
+    source = Source(rows, as_reference=True)
+    source.scan()
+    assert source.report.kinds == {
+        "of no known shape": 2,
+        "it has no response": 1,
+        "a field is not text": 1,
+        "no object": 1,
+    }
+
+
+# Names of the `datasets` library.
+
+
+def test_a_split_of_a_folder_of_files_is_read_by_its_name(tmp_path):
+    write(tmp_path / "train.jsonl", [PAIR])
+    write(tmp_path / "test.jsonl", [{**PAIR, "instruction": "How?"}])
+    assert pairs(references(f"{tmp_path}@test")) == [("How?", "So.")]
+    with pytest.raises(BadFile, match="@dev: is neither a file nor a dataset"):
+        references(f"{tmp_path}@dev")
+
+
+@pytest.mark.filterwarnings("default")
+def test_what_the_datasets_library_saved_is_read(tmp_path):
+    import datasets
+
+    rows = datasets.Dataset.from_list([PAIR])
+    rows.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict({"train": rows, "dev": rows}).save_to_disk(tmp_path / "several")
+    for name in ("one", "several", "several@dev"):
+        assert pairs(references(str(tmp_path / name))) == [("Why?", "So.")]

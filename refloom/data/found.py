@@ -17,11 +17,12 @@ MOST_LICENCES = 100
 
 @dataclass(slots=True)
 class Report:
-    """What reading found: items taken, rows left out and why, a hash of what was taken.
+    """What reading found, in what: items taken, rows left out and why, a hash of what was taken.
 
     `several_turns` counts rows that hold more than one exchange.
     """
 
+    name: str | None = None
     taken: int = 0
     skipped: list[dict[str, Any]] = field(default_factory=list)
     skipped_count: int = 0
@@ -41,6 +42,7 @@ class Report:
     def shown(self) -> dict[str, Any]:
         """The counts as run.json has them."""
         return {
+            "name": self.name,
             "taken": self.taken,
             "shapes": dict(self.shapes),
             "several_turns": self.several_turns,

@@ -56,7 +56,14 @@ class Source:
         self._skip_bad_lines = skip_bad_lines
         self._limit = limit
         self._columns, self._turns, self._licence = columns or {}, turns, licence
-        self.report = Report()
+        self.report = self._begun()
+
+    def _begun(self) -> Report:
+        """An empty report, with the name that others may see: no folder of this machine's."""
+        if isinstance(self._given, Source):
+            return Report(None)
+        path = Path(self.name)
+        return Report(path.name if path.is_absolute() or path.exists() else self.name)
 
     @property
     def takes_first(self) -> bool:
@@ -65,7 +72,7 @@ class Source:
 
     def __iter__(self) -> Iterator[Any]:
         """Yield the items; raises `BadFile` at a line that cannot be parsed."""
-        self.report = Report()
+        self.report = self._begun()
         return islice(self._items(self.report), self._limit)
 
     def _items(self, report: Report) -> Iterator[Any]:

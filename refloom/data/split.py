@@ -15,8 +15,8 @@ def shares(text: str) -> dict[str, float]:
     """
     found: dict[str, float] = {}
     for part in text.split(","):
-        name, _, share = (piece.strip() for piece in part.partition("="))
-        if not name.isidentifier() or name in found:
+        name, given, share = (piece.strip() for piece in part.partition("="))
+        if not name.isidentifier() or not given or name in found:
             raise ValueError(f"{part.strip()!r} is no NAME=SHARE, each name once")
         try:
             found[name] = float(share)

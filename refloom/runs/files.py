@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import platform
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from graph.drawing import mermaid
 from prompts import version as prompts_version
 from prompts import versions
+from refloom.data.card import card
+from refloom.data.facts import facts_of
 from refloom.data.found import Report
 from refloom.data.read import Source
 from refloom.data.write import replace_lines
@@ -131,6 +135,7 @@ def write_files(out: Path, summary: Summary, status: str) -> None:
         "fingerprint": summary.settings.fingerprint(),
         "settings": summary.settings.shown(),
         "prompt_version": prompts_version(),
+        "prompts": versions(),
         "versions": {"python": platform.python_version(), **{p: version(p) for p in PACKAGES}},
         "counts": summary.counts,
         **summary.more,
@@ -141,9 +146,18 @@ def write_files(out: Path, summary: Summary, status: str) -> None:
         "reading": {
             "references": summary.references.shown(),
             "seeds": summary.seeds.shown(),
+            "benchmarks": summary.benchmarks.shown(),
         },
     }
     replace_lines(out / "run.json", [json.dumps(said, indent=2, ensure_ascii=False)])
+    if status != "running":
+        replace_lines(out / "README.md", [card_of(out, said).rstrip()])
+
+
+def card_of(out: Path, said: Mapping[str, Any], **more: Any) -> str:
+    """The card of a run, of what its journal holds now; `said` is its run.json. Blocks."""
+    finished = records(out / "journal.sqlite", *STATUSES)
+    return card(said, facts_of(finished), mermaid(), **more)
 
 
 def used_before(journal: Journal) -> tuple[int, float, int]:

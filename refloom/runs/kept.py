@@ -35,8 +35,8 @@ class KeptCalls:
         self._connection.close()
 
 
-def records(path: Path, status: str) -> Iterator[str]:
-    """The records of a status as JSON lines, in slot order; streams, blocks.
+def records(path: Path, *statuses: str) -> Iterator[str]:
+    """The records of some statuses as JSON lines, in slot order; streams, blocks.
 
     Raises `JournalUnusable` when there is no journal or it is damaged.
     """
@@ -44,8 +44,9 @@ def records(path: Path, status: str) -> Iterator[str]:
         yield from (
             record
             for (record,) in connection.execute(
-                "SELECT record FROM samples WHERE status = ? ORDER BY round, position, slot",
-                (status,),
+                f"SELECT record FROM samples WHERE status IN ({', '.join('?' * len(statuses))}) "
+                "ORDER BY round, position, slot",
+                statuses,
             )
         )
 

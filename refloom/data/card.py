@@ -1,0 +1,210 @@
+"""The data-set card of a run: what it is, how it was made, and what one should know of it."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shlex
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import PurePath
+from typing import Any
+
+from refloom.data.diversity import diversity
+from refloom.data.facts import Facts, Passing, quantiles
+from refloom.data.licence import outcome
+from refloom.settings import MAY_DIFFER, Settings, embedded
+
+Run = Mapping[str, Any]
+MOST_CRITERIA = 30
+SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+# Where a run was made is nobody's business; the rest is shown.
+PRIVATE = frozenset({"base_url", "judge_base_url", "memory", "reuse", "prices", "quiet"})
+PATHS = ("model", "judge_model", "embedding_model", "benchmark")
+_MARKS = re.compile(r"([\\`*_\[\]|~#$])")
+
+
+def card(
+    run: Run,
+    facts: Facts,
+    drawing: str,
+    *,
+    title: str = "Instruction-tuning data",
+    configs: Sequence[Mapping[str, Any]] = (),
+) -> str:
+    """The card as Markdown with the hub's header. Blocks.
+
+    Args:
+        run: What run.json says.
+        facts: What the run's records add up to.
+        drawing: The graph, in mermaid's words.
+        title: The heading.
+        configs: The hub's data configurations, where the card goes with data files.
+    """
+    from huggingface_hub import DatasetCard, DatasetCardData
+    from jinja2.sandbox import SandboxedEnvironment
+
+    licence = outcome(run["reading"]["references"]["licences"])
+    more: Any = {"license_name": licence.name} if licence.name else {}
+    data = DatasetCardData(
+        license=licence.id,
+        pretty_name=title,
+        size_categories=_size(run["counts"]["accepted"]),
+        task_categories=["text-generation"],
+        tags=["synthetic", "instruction-tuning", "refloom", "reference-level-feedback"],
+        configs=list(map(dict, configs)) or None,
+        **more,
+    )
+    environment = SandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    environment.filters.update(md=md, name=_name)
+    environment.globals.update(n=lambda number: f"{number:,}", percent=_percent)
+    source = files("refloom.data").joinpath("card.md.jinja").read_text(encoding="utf-8")
+    text = environment.from_string(source).render(
+        data=data.to_yaml(),
+        title=title,
+        licence=licence,
+        drawing=drawing,
+        run=run,
+        facts=facts,
+        configs=configs,
+        repo_id=title,
+        **_said(run, facts),
+    )
+    return str(DatasetCard(text, ignore_metadata_errors=True)).strip() + "\n"
+
+
+def md(value: object, most: int = 300) -> str:
+    r"""Text that Markdown and HTML show as it is, on one line; links in it are dead.
+
+    >>> print(md("<b> *x* | [a](http://b)"))
+    &lt;b&gt; \*x\* \| \[a\](http:&#47;&#47;b)
+    """
+    text = " ".join(str(value).split())
+    text = text if len(text) <= most else text[: most - 1] + "…"
+    text = html.escape(_MARKS.sub(r"\\\1", text), quote=False)
+    return text.replace("://", ":&#47;&#47;").replace("www.", "www&#46;").replace("@", "&#64;")
+
+
+def _said(run: Run, facts: Facts) -> dict[str, Any]:
+    settings, counts, reading = run["settings"], run["counts"], run["reading"]
+    judge = settings["judge_model"] or settings["model"]
+    shown = [_row(passing) for passing in facts.passing(MOST_CRITERIA)]
+    log_odds = (settings["judge_method"] or ("logodds" if embedded(judge) else "verdict")) != (
+        "verdict"
+    )
+    return {
+        "settings": settings,
+        "counts": counts,
+        "reading": reading,
+        "model": _model(settings["model"]),
+        "judge": _model(judge),
+        "same_judge": judge == settings["model"],
+        "log_odds": log_odds,
+        "how_judged": "the log-odds of one-token answers" if log_odds else "written verdicts",
+        "embedded": embedded(settings["model"]),
+        "shapes": _joined(reading["references"]["shapes"]),
+        "reasons": _joined(facts.reasons),
+        "errors": _joined(facts.errors),
+        "lengths": _lengths(facts),
+        "attempts": ", ".join(f"{n:,} at attempt {at}" for at, n in sorted(facts.attempts.items())),
+        "diversity": diversity(facts.sample),
+        "criteria": shown,
+        "more_criteria": len(facts.passing(len(facts.criteria))) - len(shown),
+        "benchmarks": ", ".join(map(_name, settings["benchmark"])),
+        "cost": _cost(run["cost_usd"], counts["accepted"]),
+        "command": command(run),
+        "all_settings": json.dumps(_public(settings), indent=1, ensure_ascii=True),
+    }
+
+
+def _lengths(facts: Facts) -> list[tuple[str, tuple[str, ...]]]:
+    found = (("instructions", facts.instructions), ("responses", facts.responses))
+    return [
+        (what, tuple(f"{length:,}" for length in spread))
+        for what, lengths in found
+        if (spread := quantiles(lengths)) is not None
+    ]
+
+
+def _row(passing: Passing) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "text": passing.text,
+        "must": passing.must,
+        "judged_by": passing.judged_by,
+    }
+    for name, counts in (("first", passing.first), ("last", passing.last)):
+        judged = counts["pass"] + counts["fail"] + counts["unknown"]
+        found[name] = _percent(counts["pass"] / judged) if judged else "-"
+        found[f"{name}_n"] = judged
+    return found
+
+
+def _cost(cost: float | None, accepted: int) -> str:
+    if cost is None:
+        return "dollars unknown, since a model has no price"
+    each = f", ${cost / accepted:.4f} a row" if accepted and cost else ""
+    return f"${cost:.2f}{each}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
+def _joined(counts: Counter[str] | Mapping[str, int]) -> str:
+    return ", ".join(f"{what} {n:,}" for what, n in Counter(counts).most_common())
+
+
+def _size(rows: int) -> str:
+    return next((name for most, name in SIZES if rows < most), "1M<n<10M")
+
+
+def _name(path: object) -> str:
+    """A name without its folders, which are this machine's; a hub's `owner/name` stays."""
+    text = str(path)
+    pure = PurePath(text)
+    local = pure.is_absolute() or pure.suffix in (".gguf", ".jsonl", ".json", ".parquet", ".csv")
+    return pure.name if local or text.startswith((".", "~")) else text
+
+
+def _model(name: str) -> str:
+    return "local (Qwen2.5-Coder-1.5B, embedded)" if name == "local" else _name(name)
+
+
+def _public(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings without what only says where the run was made."""
+    public = {name: value for name, value in settings.items() if name not in PRIVATE}
+    for name in PATHS:
+        value = public[name]
+        public[name] = [*map(_name, value)] if isinstance(value, list) else value and _name(value)
+    return public
+
+
+def command(run: Run) -> str:
+    """The command that makes the rows again, where the files and the endpoint are at hand."""
+    settings, reading = _public(run["settings"]), run["reading"]
+    words = ["refloom", "run", "--references", reading["references"]["name"], "--out", "rows"]
+    if reading["seeds"]["name"] is not None:
+        words += ["--seeds", reading["seeds"]["name"]]
+    for name, field in Settings.model_fields.items():
+        value = settings.get(name)
+        wanted = name not in MAY_DIFFER or name in ("target", "limit")
+        default = field.get_default(call_default_factory=True)
+        default = list(default) if isinstance(default, tuple) else default
+        usual = value in (None, {}, []) or (value == default and name != "model")
+        if wanted and not usual and name not in (*PRIVATE, "stages"):
+            words += _flag(name, value)
+    said = " ".join(shlex.quote(" ".join(word.split())) for word in words)
+    return said.replace("`", "'") + ("  # and [stages] of a --config" if settings["stages"] else "")
+
+
+def _flag(name: str, value: Any) -> list[str]:
+    flag = name.replace("_", "-")
+    if value is False:
+        return [f"--no-{flag}"]
+    if value is True:
+        return [f"--{flag}"]
+    if isinstance(value, dict):
+        return [f"--{flag}", ",".join(f"{k}={v}" for k, v in value.items())]
+    return [f"--{flag}", *map(str, value)] if isinstance(value, list) else [f"--{flag}", str(value)]

@@ -1,0 +1,142 @@
+"""What a run's records add up to, gone through once, in memory that does not grow with them."""
+
+from __future__ import annotations
+
+import heapq
+import json
+from array import array
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Any
+
+from nodes.criteria import CLEAN_ID
+
+SAMPLE = 300
+MOST_HITS = 200
+MOST_CRITERIA = 20_000
+
+
+@dataclass(slots=True)
+class Passing:
+    """How often a criterion was judged and passed, at the first attempt and at the last."""
+
+    text: str
+    must: bool
+    judged_by: str
+    drawn: bool
+    first: Counter[str] = field(default_factory=Counter)
+    last: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def times(self) -> int:
+        """In how many samples it was judged."""
+        return sum(n for outcome, n in self.last.items() if outcome != "not_applicable")
+
+
+@dataclass
+class Facts:
+    """Counts and samples of records; `add` takes them one by one."""
+
+    statuses: Counter[str] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)
+    errors: Counter[str] = field(default_factory=Counter)
+    attempts: Counter[int] = field(default_factory=Counter)
+    criteria: dict[str, Passing] = field(default_factory=dict)
+    uncounted_criteria: int = 0
+    contaminated: int = 0
+    hits: list[tuple[str, str]] = field(default_factory=list)
+    instructions: array[int] = field(default_factory=lambda: array("l"))
+    responses: array[int] = field(default_factory=lambda: array("l"))
+    _sample: list[tuple[int, str]] = field(default_factory=list)
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Count a record."""
+        status = record["status"]
+        self.statuses[status] += 1
+        if status == "rejected":
+            self.reasons[record["reason"] or "criteria"] += 1
+            if record["reason"] == "contaminated":
+                self._hit(record)
+        if status == "failed":
+            error = record.get("error") or {}
+            self.errors[f"{error.get('kind')} in {error.get('stage')}"] += 1
+            return
+        self._judged(record)
+        if status == "accepted":
+            self.attempts[len(record["attempts"])] += 1
+            self.instructions.append(len(record["instruction"]))
+            self.responses.append(len(record["response"]))
+            self._take(record)
+
+    @property
+    def sample(self) -> list[str]:
+        """Some of the accepted instructions, the same ones whatever the order of the records."""
+        return [text for _, text in sorted(self._sample)]
+
+    def _hit(self, record: dict[str, Any]) -> None:
+        self.contaminated += 1
+        verdicts = [v for attempt in record["attempts"] for v in attempt["verdicts"]]
+        found = [v["reason"] for v in verdicts if v["criterion_id"] == CLEAN_ID]
+        if len(self.hits) < MOST_HITS:
+            self.hits.append((record["seed_id"], found[-1] if found else ""))
+
+    def _judged(self, record: dict[str, Any]) -> None:
+        attempts = record["attempts"]
+        if not attempts:
+            return
+        told = {c["id"]: c for c in record["criteria"]}
+        for attempt, name in ((attempts[0], "first"), (attempts[-1], "last")):
+            for verdict in attempt["verdicts"]:
+                criterion = told.get(verdict["criterion_id"])
+                if criterion is None:
+                    continue
+                passing = self._passing(criterion)
+                if passing is not None:
+                    getattr(passing, name)[verdict["verdict"]] += 1
+
+    def _passing(self, criterion: dict[str, Any]) -> Passing | None:
+        # Criteria that several references brought in the same words are one.
+        drawn = criterion["reference_id"] is not None
+        id_ = f"{criterion['text']} {criterion['must']}" if drawn else criterion["id"]
+        if id_ not in self.criteria:
+            if len(self.criteria) >= MOST_CRITERIA:
+                self.uncounted_criteria += 1
+                return None
+            by = "judge, from references" if drawn else criterion["judged_by"]
+            self.criteria[id_] = Passing(criterion["text"], criterion["must"], by, drawn)
+        return self.criteria[id_]
+
+    def _take(self, record: dict[str, Any]) -> None:
+        """Keep the instructions whose ids have the smallest hashes: a fair draw, without luck."""
+        digest = sha256(record["id"].encode()).digest()
+        item = (-int.from_bytes(digest[:8], "big"), record["instruction"])
+        if len(self._sample) < SAMPLE:
+            heapq.heappush(self._sample, item)
+        else:
+            heapq.heappushpop(self._sample, item)
+
+    def passing(self, most: int) -> list[Passing]:
+        """Rules and built-in criteria, then the most judged ones of the references."""
+        judged = [p for p in self.criteria.values() if p.times]
+        ours = [p for p in judged if not p.drawn]
+        theirs = sorted((p for p in judged if p.drawn), key=lambda p: -p.times)
+        return ours + theirs[:most]
+
+
+def facts_of(records: Iterable[str]) -> Facts:
+    """The facts of records given as JSON lines. Blocks."""
+    facts = Facts()
+    for line in records:
+        facts.add(json.loads(line))
+    return facts
+
+
+def quantiles(lengths: Iterable[int]) -> tuple[int, int, int] | None:
+    """The 5th, 50th and 95th percentile; None of nothing."""
+    ordered = sorted(lengths)
+    if not ordered:
+        return None
+    at = [round(share * (len(ordered) - 1)) for share in (0.05, 0.5, 0.95)]
+    return ordered[at[0]], ordered[at[1]], ordered[at[2]]
