@@ -675,7 +675,7 @@ def test_a_row_without_a_mapped_column_is_named_and_the_others_are_read():
         columns={"instruction": "q", "response": "a"},
     )
     assert pairs(source) == [("Why?", "So.")]
-    assert source.report.kinds == {"a mapped column is missing": 1}
+    assert source.report.kinds == {"without a mapped column": 1}
     assert "no column 'q', only instruction, response" in source.report.skipped[0]["why"]
 
 
@@ -722,13 +722,13 @@ def test_a_turn_that_is_no_text_costs_only_what_comes_after_it():
     assert first.report.skipped_count == 0
     every = Source([{"messages": said}], as_reference=True, turns="all")
     assert pairs(every) == [("Why?", "So.")]
-    assert every.report.kinds == {"a field is not text": 1}
+    assert every.report.kinds == {"with a field that is no text": 1}
 
 
 def test_turns_that_are_never_answered_are_no_references():
     source = Source([{"conversations": ["Why?"]}], as_reference=True, turns="all")
     assert list(source) == []
-    assert source.report.kinds == {"it has no response": 1}
+    assert source.report.kinds == {"without a response": 1}
 
 
 @pytest.mark.parametrize(
@@ -765,9 +765,9 @@ def test_what_is_left_out_is_counted_by_reason():
     source.scan()
     assert source.report.kinds == {
         "of no known shape": 2,
-        "it has no response": 1,
-        "a field is not text": 1,
-        "no object": 1,
+        "without a response": 1,
+        "with a field that is no text": 1,
+        "that are no objects": 1,
     }
 
 

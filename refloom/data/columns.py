@@ -30,7 +30,7 @@ def renamed(row: Any, columns: Mapping[str, str]) -> Any:
             made[name] = value
         elif name not in ABOUT and name != "input":
             keys = ", ".join(sorted(map(str, row))[:8])
-            raise Unfit(f"it has no column {column!r}, only {keys}", "a mapped column is missing")
+            raise Unfit(f"it has no column {column!r}, only {keys}", "without a mapped column")
     return made
 
 

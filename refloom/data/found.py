@@ -32,7 +32,7 @@ class Report:
     licences: Counter[str] = field(default_factory=Counter)
     digest: str = ""
 
-    def skip(self, name: str, line: int, why: str, kind: str = "cannot be parsed") -> None:
+    def skip(self, name: str, line: int, why: str, kind: str = "that cannot be parsed") -> None:
         """Count a row that is left out; the first thousand are named."""
         self.skipped_count += 1
         self.kinds[kind] += 1
@@ -71,6 +71,8 @@ def told(
     """What was read, in lines for a person; what nobody needs to know is left out."""
     shapes = ", ".join(f"{n} {shape}" for shape, n in report.shapes.most_common())
     lines = [f"{what}: {report.taken} of {name}" + (f" ({shapes})" if shapes else "")]
+    if report.several_turns and not takes_first:
+        lines.append(f"  {report.several_turns} rows of several turns: every exchange is used")
     if report.several_turns and takes_first:
         more = "; --turns all takes every one" if what == "references" else ""
         lines.append(f"  {report.several_turns} of several turns: the first exchange is used{more}")

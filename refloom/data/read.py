@@ -185,7 +185,7 @@ def seeds_of(given: Given, settings: Settings, *, skip_bad_lines: bool = False) 
 def _reference(about: Any, exchange: Exchange, licence: str | None) -> Reference:
     """A reference, still without its id."""
     if exchange.response is None or not exchange.response.strip():
-        raise Unfit("it has no response")
+        raise Unfit("it has no response", "without a response")
     found: Reference = {
         "id": "",
         "instruction": exchange.instruction,

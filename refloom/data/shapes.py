@@ -39,7 +39,7 @@ def whole(text: str) -> str:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise Unfit("its text holds half of a surrogate pair") from error
+        raise Unfit("its text holds half of a surrogate pair", "of broken text") from error
     return text
 
 
@@ -48,7 +48,7 @@ def _text(row: Row, key: str) -> str | None:
     if value is None:
         return None
     if not isinstance(value, str):
-        raise Unfit(f"{key!r} is {type(value).__name__}, not text", "a field is not text")
+        raise Unfit(f"{key!r} is {type(value).__name__}, not text", "with a field that is no text")
     return value
 
 
@@ -70,7 +70,7 @@ def _self_instruct(row: Row) -> Exchanges:
     instances = row["instances"]
     first = instances[0] if isinstance(instances, list) and instances else {}
     if not isinstance(instances, list) or not isinstance(first, Mapping):
-        raise Unfit("'instances' is no list of objects")
+        raise Unfit("'instances' is no list of objects", "of odd turns")
     joined = {"instruction": row["instruction"], **{k: first.get(k) for k in ("input", "output")}}
     return _pair(joined, "instruction", "output")
 
@@ -90,7 +90,7 @@ def _conversations(row: Row) -> Exchanges:
 def _turns_of(turns: Any, who: str, what: str) -> Iterator[Turn]:
     """The turns, each looked at only when it is wanted: what is behind does no harm."""
     if not isinstance(turns, list) or not all(isinstance(turn, Mapping) for turn in turns):
-        raise Unfit("its turns are neither texts nor objects")
+        raise Unfit("its turns are neither texts nor objects", "of odd turns")
     # Some publish the one shape's turns under the other's name.
     if turns and who not in turns[0]:
         who, what = ("role", "content") if who == "from" else ("from", "value")
@@ -114,16 +114,16 @@ def _exchanges(turns: Iterable[Turn]) -> Exchanges:
     if asked is not None:
         yield Exchange(asked["content"], None, before[:-1])
     if not found:
-        raise Unfit("no turn is a user's")
+        raise Unfit("no turn is a user's", "of odd turns")
 
 
 def _turns(row: Row) -> Exchanges:
     turns = row["turns"]
     if not isinstance(turns, list) or not turns:
-        raise Unfit("'turns' is no list of texts")
+        raise Unfit("'turns' is no list of texts", "of odd turns")
     for turn in turns:
         if not isinstance(turn, str):
-            raise Unfit("'turns' is no list of texts")
+            raise Unfit("'turns' is no list of texts", "of odd turns")
         yield Exchange(turn, None)
 
 
@@ -154,7 +154,7 @@ def exchanges_of(row: Any) -> tuple[str, Exchanges]:
     Raises `Unfit` for a row of no known shape; so does reading a turn that is no text.
     """
     if not isinstance(row, Mapping):
-        raise Unfit(f"a row must be an object, this is {type(row).__name__}", "no object")
+        raise Unfit(f"a row must be an object, this is {type(row).__name__}", "that are no objects")
     keys = set(row)
     for name, (wanted, read) in SHAPES.items():
         if wanted <= keys:
@@ -169,7 +169,7 @@ def usable(exchange: Exchange) -> Exchange:
     """The exchange, if it can be worked with. Raises `Unfit`."""
     instruction, response = exchange.instruction, exchange.response or ""
     if not instruction.strip():
-        raise Unfit("its instruction is empty")
+        raise Unfit("its instruction is empty", "without an instruction")
     _check_length("instruction", instruction, MOST_INSTRUCTION)
     _check_length("response", response, MOST_RESPONSE)
     history = "".join(turn["role"] + turn["content"] for turn in exchange.history)
@@ -195,5 +195,5 @@ def _check_length(what: str, text: str, most: int) -> None:
     if len(text) > most:
         raise Unfit(
             f"its {what} is {len(text):,} characters long, more than {most:,}",
-            f"its {what} is longer than {most:,} characters",
+            f"with {what} of over {most:,} characters",
         )

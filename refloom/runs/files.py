@@ -55,6 +55,8 @@ class Summary:
         before = journal.meta("settings")
         if before is None:
             return
+        # A setting that there was not when the run was begun had what is its default now.
+        before = Settings.model_construct().shown() | before
         now = self.settings.rows_rest_on()
         differing = [k for k in now if now[k] != before.get(k)]
         if differing:

@@ -8,6 +8,7 @@ from memory.contamination import Contamination
 from refloom.data.benchmark import benchmarks
 from refloom.data.found import Report
 from refloom.data.read import Source
+from refloom.data.rows import BadFile
 from refloom.runs.budget import check_priced
 from refloom.runs.files import Summary
 from refloom.runs.kept import KeptCalls
@@ -34,6 +35,11 @@ def read_given(
 
     Without seeds every reference is its own. Raises `BadFile` or `JournalUnusable`.
     """
+    if seeds is None and settings.answer_seeds and settings.turns == "all":
+        raise BadFile(
+            "--answer-seeds with --turns all: a later turn cannot be answered without what was "
+            "said before it; give --seeds, or --turns first"
+        )
     prices = Prices.load(settings.prices)
     check_priced(prices, [settings.model, settings.judge], settings.max_cost)
     reference_report = references.scan()
