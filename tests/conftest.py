@@ -2,17 +2,58 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from fakes import Endpoint, stage_of, tagged, verdicts, words
+from processes import refloom
 
 PREFIXES = ("OPENAI_", "JUDGE_", "REFLOOM_", "LANGSMITH_", "LANGCHAIN_")
 
 
-@pytest.fixture(autouse=True)
-def no_settings_of_the_developer(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for name in list(os.environ):
-        if name.startswith(PREFIXES):
-            monkeypatch.delenv(name)
-    yield
+@pytest.fixture(autouse=True, scope="session")
+def no_settings_of_the_developer() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name in list(os.environ):
+            if name.startswith(PREFIXES):
+                patch.delenv(name)
+        yield
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory) -> Path:
+    """A run in which some drafts fail, some references are non-commercial, one row is nasty."""
+    folder = tmp_path_factory.mktemp("card")
+    nasty = "<script>alert(1)</script> | [x](http://evil.example) {{ 7 * 7 }}"
+    rows = [
+        {"instruction": f"Explain {words(f'r{i}', 8)}", "response": words(f"a{i}", 50) + ".",
+         "license": nasty if i == 0 else "CC BY-NC 4.0" if i % 2 else "MIT"}
+        for i in range(20)
+    ]  # fmt: skip
+    benchmark = words("the prompt of a benchmark", 30)
+    (folder / "references.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    seeds = [words(f"seed {i}", 9) for i in range(20)] + [benchmark]
+    (folder / "seeds.txt").write_text("\n".join(seeds))
+    (folder / "exam.jsonl").write_text(json.dumps({"question": benchmark}))
+
+    def script(body, number):
+        prompt = body["messages"][-1]["content"]
+        if stage_of(body) != "critique":
+            return None
+        response = tagged(prompt, "response")[-1]
+        trial = "explain" in prompt.lower()
+        poor = not trial and sum(map(ord, response)) % 2 and len(response.split()) == 40
+        return verdicts(prompt, lambda id_: "fail" if poor and id_[0] == "c" else "pass")
+
+    with Endpoint(script) as endpoint:
+        done = refloom(
+            "run", "--references", folder / "references.jsonl", "--seeds", folder / "seeds.txt",
+            "--out", folder / "run", "--base-url", endpoint.url, "--model", "m",
+            "--references-per-seed", 1, "--benchmark", folder / "exam.jsonl",
+            "--no-try-criteria", cwd=folder,
+        )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return folder / "run"

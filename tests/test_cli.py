@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -12,28 +11,13 @@ from pathlib import Path
 
 import pytest
 from fakes import Endpoint, completion, criterion_ids, error, stage_of, verdicts, words
+from processes import env_of, lines, refloom
 
 KEYS = {
     "id", "seed_id", "slot", "instruction", "response", "status", "reason", "reference_ids",
     "criteria", "attempts", "feedback", "model", "judge_model", "prompt_version", "random_seed",
     "usage", "cost_usd", "created",
 }  # fmt: skip
-
-
-def refloom(*arguments: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "refloom", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env=env_of(environment),
-        timeout=120,
-    )
-
-
-def env_of(extra: dict[str, str]) -> dict[str, str]:
-    root = Path(__file__).parent.parent
-    return {**os.environ, "PYTHONPATH": str(root), "PYTHONWARNINGS": "error", **extra}
 
 
 @pytest.fixture
@@ -45,10 +29,6 @@ def references(tmp_path: Path) -> Path:
     ]
     path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     return path
-
-
-def lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def run_flags(references: Path, out: Path, endpoint: Endpoint, *more: object) -> list[object]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from processes import lines, refloom
 
 from refloom.data.export import FORMATS, export, messages, rows
 from refloom.data.read import Source
@@ -310,3 +312,54 @@ def test_the_first_rows_only_if_asked(tmp_path):
 def test_odd_shares_are_refused(text):
     with pytest.raises(ValueError, match=r"no NAME=SHARE|no number|over 0"):
         shares(text)
+
+
+# Of a run.
+
+
+def test_every_rejected_text_failed_a_must_that_its_chosen_text_passed(made, tmp_path):
+    path = tmp_path / "p.jsonl"
+    assert refloom("export", made, path, "--format", "preference", cwd=tmp_path).returncode == 0
+    found, records = lines(path), lines(made / "accepted.jsonl")
+    assert len(found) >= 3
+    by_instruction = {r["instruction"]: r for r in records}
+    for row in found:
+        kept = by_instruction[row["prompt"][0]["content"]]
+        musts = {c["id"] for c in kept["criteria"] if c["must"]}
+        outcomes = {
+            a["response"]: {v["criterion_id"]: v["verdict"] for v in a["verdicts"]}
+            for a in kept["attempts"]
+        }
+        chosen = outcomes[row["chosen"][0]["content"]]
+        rejected = outcomes[row["rejected"][0]["content"]]
+        assert row["chosen"][0]["content"] == kept["response"]
+        assert (
+            {i for i in musts if rejected.get(i) == "fail" and chosen.get(i) == "pass"}
+            == {d["criterion_id"] for d in row["decided_by"]}
+            != set()
+        )
+
+
+def test_export_writes_parts_and_says_how_many_rows(made, tmp_path):
+    done = refloom(
+        "export", made, tmp_path / "d.parquet", "--format", "messages",
+        "--split", "train=0.8,validation=0.2", "--max-rows", 10, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert re.match(r"8 rows in .*d-train.parquet\n2 rows in .*d-validation.parquet\n", done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["d.csv", "--format", "messages"], "written as .jsonl or .parquet"),
+        (["no/such/d.jsonl", "--format", "messages"], "cannot be written"),
+        (["d.jsonl", "--format", "messages", "--split", "train"], "no NAME=SHARE"),
+        (["d.jsonl", "--format", "messages", "--max-rows", "0"], "no whole number over 0"),
+        (["d.jsonl", "--format", "chatml"], "invalid choice"),
+    ],
+)
+def test_an_odd_export_is_refused_and_writes_nothing(made, tmp_path, arguments, says):
+    done = refloom("export", made, *arguments, cwd=tmp_path)
+    assert done.returncode == 2 and says in done.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 from fakes import Endpoint, ScriptedModel, answer, completion, error, prompt_of, stage_of, words
-from test_cli import env_of, lines, refloom, run_flags
+from processes import env_of, lines, refloom
+from test_cli import run_flags
 from test_run import SEEDS, Watched, every_row, lasting, made, references, rows, told
 
 from nodes.llm import Call, CallFailed, ProviderStopped, Reply

@@ -12,7 +12,7 @@ import pytest
 from fakes import ScriptedModel, answer, letters, prompt_of, words
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_cli import refloom
+from processes import refloom
 from test_run import SEEDS, Mixed, Watched, lasting, made, references, rows, run_of
 
 from memory.index import ReferenceIndex

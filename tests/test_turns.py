@@ -12,8 +12,9 @@ from refloom.settings import Settings
 
 
 def talk(n: int) -> dict:
-    turns = [("system", "Be brief."), ("user", f"Why {n}?"), ("assistant", words(f"a{n}", 40) + "."),
-             ("user", f"And then {n}?"), ("assistant", words(f"b{n}", 40) + ".")]  # fmt: skip
+    one, other = (words(f"{key}{n}", 40) + "." for key in "ab")
+    turns = [("system", "Be brief."), ("user", f"Why {n}?"), ("assistant", one),
+             ("user", f"And then {n}?"), ("assistant", other)]  # fmt: skip
     return {"messages": [{"role": role, "content": text} for role, text in turns]}
 
 
