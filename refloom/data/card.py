@@ -44,7 +44,6 @@ def card(
         configs: The hub's data configurations, where the card goes with data files.
     """
     from huggingface_hub import DatasetCard, DatasetCardData
-    from jinja2.sandbox import SandboxedEnvironment
 
     licence = outcome(run["reading"]["references"]["licences"])
     more: Any = {"license_name": licence.name} if licence.name else {}
@@ -57,11 +56,7 @@ def card(
         configs=list(map(dict, configs)) or None,
         **more,
     )
-    environment = SandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(md=md, name=_name)
-    environment.globals.update(n=lambda number: f"{number:,}", percent=_percent)
-    source = files("refloom.data").joinpath("card.md.jinja").read_text(encoding="utf-8")
-    text = environment.from_string(source).render(
+    text = _rendered(
         data=data.to_yaml(),
         title=title,
         licence=licence,
@@ -69,10 +64,19 @@ def card(
         run=run,
         facts=facts,
         configs=configs,
-        repo_id=title,
         **_said(run, facts),
     )
     return str(DatasetCard(text, ignore_metadata_errors=True)).strip() + "\n"
+
+
+def _rendered(**values: Any) -> str:
+    from jinja2.sandbox import SandboxedEnvironment
+
+    environment = SandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    environment.filters.update(md=md, name=_name)
+    environment.globals.update(n=lambda number: f"{number:,}", percent=_percent)
+    source = files("refloom.data").joinpath("card.md.jinja").read_text(encoding="utf-8")
+    return environment.from_string(source).render(values)
 
 
 def md(value: object, most: int = 300) -> str:
