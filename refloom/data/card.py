@@ -14,7 +14,7 @@ from typing import Any
 
 from refloom.data.diversity import diversity
 from refloom.data.facts import Facts, Passing, quantiles
-from refloom.data.licence import outcome
+from refloom.data.licence import Outcome, outcome
 from refloom.settings import MAY_DIFFER, Settings, embedded
 
 Run = Mapping[str, Any]
@@ -43,9 +43,25 @@ def card(
         title: The heading.
         configs: The hub's data configurations, where the card goes with data files.
     """
-    from huggingface_hub import DatasetCard, DatasetCardData
+    from huggingface_hub import DatasetCard
 
     licence = outcome(run["reading"]["references"]["licences"])
+    text = _rendered(
+        data=_header(run, licence, title, configs),
+        title=title,
+        licence=licence,
+        drawing=drawing,
+        run=run,
+        facts=facts,
+        configs=configs,
+        **_said(run, facts),
+    )
+    return str(DatasetCard(text, ignore_metadata_errors=True)).strip() + "\n"
+
+
+def _header(run: Run, licence: Outcome, title: str, configs: Sequence[Mapping[str, Any]]) -> str:
+    from huggingface_hub import DatasetCardData
+
     more: Any = {"license_name": licence.name} if licence.name else {}
     data = DatasetCardData(
         license=licence.id,
@@ -56,17 +72,7 @@ def card(
         configs=list(map(dict, configs)) or None,
         **more,
     )
-    text = _rendered(
-        data=data.to_yaml(),
-        title=title,
-        licence=licence,
-        drawing=drawing,
-        run=run,
-        facts=facts,
-        configs=configs,
-        **_said(run, facts),
-    )
-    return str(DatasetCard(text, ignore_metadata_errors=True)).strip() + "\n"
+    return str(data.to_yaml())
 
 
 def _rendered(**values: Any) -> str:
