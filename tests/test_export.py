@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -126,6 +129,24 @@ def test_an_export_replaces_a_file_whole_or_not_at_all(tmp_path):
     assert path.read_text() == "old\n"
     assert len(through_a_file(path, [record("Why?", "So.")])) == 1
     assert not list(tmp_path.glob("*.new"))
+
+
+async def test_two_exports_of_one_file_at_once_leave_one_of_them_whole(tmp_path):
+    path = tmp_path / "t.jsonl"
+    code = (
+        "import json, sys; from pathlib import Path; from refloom.data.export import export\n"
+        "row = {'seed_id': 's', 'instruction': sys.argv[2] * 50, 'response': 'So.'}\n"
+        "for _ in range(20): export(lambda: [json.dumps(row)] * 300, Path(sys.argv[1]), 'messages')"
+    )
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code, path, n], cwd=Path(__file__).parent.parent)
+        for n in "12"
+    ]
+    assert [process.wait(60) for process in processes] == [0, 0]
+    found = [
+        row["messages"][0]["content"] for row in map(json.loads, path.read_text().splitlines())
+    ]
+    assert len(found) == 300 and len(set(found)) == 1
 
 
 def test_an_unknown_format_is_a_key_error():

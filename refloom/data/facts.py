@@ -13,7 +13,7 @@ from typing import Any
 
 from nodes.criteria import CLEAN_ID
 
-SAMPLE = 300
+SAMPLE = 200
 MOST_HITS = 200
 MOST_CRITERIA = 20_000
 

@@ -18,7 +18,8 @@ def staged(path: Path) -> Iterator[Path]:
 
     Raises `OSError` where the directory cannot be written to.
     """
-    aside = path.with_name(path.name + ".new")
+    # A name of its own, so that two processes that write one file do not write into each other's.
+    aside = path.with_name(f"{path.name}.{os.getpid()}.new")
     try:
         yield aside
         with aside.open("rb+") as file:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+FILES = ("accepted.jsonl", "rejected.jsonl", "failed.jsonl", "run.json", "README.md")
+
 
 class JournalUnusable(Exception):
     """A journal that cannot be opened or written; the message says what to do. Nothing is lost."""
@@ -29,6 +31,10 @@ def hold(directory: Path) -> FileLock:
             f"{directory}: cannot be written ({error.strerror or error})"
         ) from error
     (directory / ".pid").write_text(str(os.getpid()), encoding="utf-8")
+    for name in FILES:
+        # Nobody else writes these now: a process that was killed has left its half.
+        for half_written in directory.glob(f"{name}.*.new"):
+            half_written.unlink(missing_ok=True)
     return lock
 
 
