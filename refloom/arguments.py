@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,7 @@ def add_index(index: argparse.ArgumentParser) -> None:
     search = add("search", help="show what is found for a text")
     search.add_argument("directory", type=Path, metavar="DIR")
     search.add_argument("text", metavar="TEXT")
-    search.add_argument("-k", type=int, default=3, help="how many (default: 3)")
+    search.add_argument("-k", type=_count, default=3, help="how many (default: 3)")
     for name in ("source", "license", "tags"):
         search.add_argument(
             f"--{name}", action="append", metavar="VALUE", help=f"only references of this {name}"
@@ -162,7 +163,7 @@ def add_dedup(dedup: argparse.ArgumentParser) -> None:
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} is no whole number over 0")
-    return int(text)
+    return min(int(text), sys.maxsize)
 
 
 def _share(text: str) -> float:

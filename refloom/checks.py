@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -13,6 +14,33 @@ COLUMNS = (
     *("instruction", "input", "response", "output", "messages", "conversations"),
     *("id", "source", "license", "tags"),
 )
+
+_SECRET = re.compile("key|token|secret|passw|auth|credential|cookie", re.IGNORECASE)
+
+
+def without_secrets(value: Any) -> Any:
+    """The value, with texts hidden that stand under the name of a secret.
+
+    >>> without_secrets({"extra_body": {"api_key": "sk-1", "top_k": 5, "max_tokens": 9}})
+    {'extra_body': {'api_key': '(hidden)', 'top_k': 5, 'max_tokens': 9}}
+    """
+    if isinstance(value, list):
+        return [without_secrets(part) for part in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        name: "(hidden)"
+        if isinstance(part, str) and _SECRET.search(name)
+        else without_secrets(part)
+        for name, part in value.items()
+    }
+
+
+def not_blank(text: str | None) -> str | None:
+    """A text that says something."""
+    if text is not None and not text.strip():
+        raise PydanticCustomError("blank", "it is blank")
+    return text
 
 
 def address(url: str | None) -> str | None:
@@ -44,6 +72,8 @@ def columns(given: Any) -> Any:
         if len(given) < len(pairs):
             raise PydanticCustomError("columns", "it names something twice")
     if isinstance(given, dict):
+        if {"response", "output"} <= given.keys():
+            raise PydanticCustomError("columns", "response and output are one thing; map one")
         for name, column in given.items():
             if name not in COLUMNS:
                 raise PydanticCustomError(

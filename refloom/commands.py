@@ -18,7 +18,7 @@ from refloom.data.found import Report, told
 from refloom.data.read import Source, references_of, seeds_of
 from refloom.loading import load
 from refloom.settings import Settings
-from refloom.shelf import say
+from refloom.shelf import name_left_out, say
 
 if TYPE_CHECKING:
     from refloom.runs.files import Summary
@@ -101,15 +101,20 @@ def _make(
     return EXIT[session.summary.status]
 
 
-def _read(what: str, source: Source, report: Report) -> list[str]:
-    return told(what, source.name, report, takes_first=source.takes_first)
+def _told(
+    references: Source, seeds: Source | None, reports: tuple[Report, Report], **more: str
+) -> list[str]:
+    """What was read, in lines; references that are seeds as well are told of once."""
+    first = references.takes_first
+    lines = told("references", references.name, reports[0], takes_first=first, **more)
+    if seeds is not None:
+        lines += told("seeds", seeds.name, reports[1], takes_first=True, **more)
+    return lines
 
 
 def _say_what_was_read(references: Source, seeds: Source | None, summary: Summary) -> None:
-    read = _read("references", references, summary.references)
-    if seeds is not None:
-        read += _read("seeds", seeds, summary.seeds)
-    sys.stderr.write("\n".join(read) + "\n")
+    lines = _told(references, seeds, (summary.references, summary.seeds))
+    sys.stderr.write("\n".join(lines) + "\n")
 
 
 def _sum_up(summary: Summary, out: Path) -> None:
@@ -136,6 +141,11 @@ def _dry_run(settings: Settings, references: Source, seeds: Source | None) -> in
     report = references.scan()
     own = seeds or Source(references, as_reference=False, limit=settings.limit)
     counted = own.scan()
+    reports = (report, counted)
+    for line in _told(references, seeds, reports, listed=""):
+        say(line)
+    for one in reports:
+        name_left_out(one)
     found = estimate.estimate(
         settings,
         report,

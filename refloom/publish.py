@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
 import sys
 import tempfile
 from argparse import ArgumentTypeError, Namespace
@@ -17,6 +18,8 @@ WHY_NONE = {
     "preference": "no accepted row had an earlier attempt that failed a `must` criterion",
 }
 NO_ROW = "no row was accepted"
+# What run.json has once a session of a run has begun.
+CARD_NEEDS = {"settings", "reading", "prompts", "versions", "fingerprint", "written"}
 
 
 def parts(text: str) -> dict[str, float]:
@@ -32,24 +35,22 @@ def parts(text: str) -> dict[str, float]:
 def export(given: Namespace, flags: dict[str, Any]) -> int:
     """Write a run's accepted rows as training data."""
     from refloom.data.export import export as write
-    from refloom.runs.kept import records
+    from refloom.runs.kept import records_in, snapshot
 
     if given.file.suffix not in (".jsonl", ".parquet"):
         raise BadFile(f"{given.file}: exports are written as .jsonl or .parquet; name it so")
-    journal = given.directory / "journal.sqlite"
-    # Where there is no run, that is to be said before any file is begun.
-    next(records(journal, "accepted"), None)
-    try:
-        written = write(
-            partial(records, journal, "accepted"),
-            given.file,
-            given.format,
-            parts=given.split,
-            most=given.max_rows,
-            random_seed=given.random_seed,
-        )
-    except OSError as error:
-        raise BadFile(f"{given.file}: cannot be written ({error.strerror or error})") from error
+    with snapshot(given.directory / "journal.sqlite") as journal:
+        try:
+            written = write(
+                partial(records_in, journal, "accepted"),
+                given.file,
+                given.format,
+                parts=given.split,
+                most=given.max_rows,
+                random_seed=given.random_seed,
+            )
+        except OSError as error:
+            raise BadFile(f"{given.file}: cannot be written ({error.strerror or error})") from error
     for path, count in written.items():
         say(f"{count} rows in {path}")
         if not count:
@@ -61,38 +62,52 @@ def export(given: Namespace, flags: dict[str, Any]) -> int:
 
 def push(given: Namespace, flags: dict[str, Any]) -> int:
     """Publish a run's accepted rows with its card on the Hugging Face hub."""
+    from refloom.data.push import check_name
     from refloom.data.push import push as upload
-    from refloom.runs.files import card_of, status_of
+    from refloom.runs.files import card_of, status_of, up_to_date
+    from refloom.runs.kept import snapshot
 
+    check_name(given.repo_id)
     said = status_of(given.directory)
-    if "reading" not in said:
+    if not said.keys() >= CARD_NEEDS or "references" not in said["reading"]:
         raise BadFile(f"{given.directory / 'run.json'}: is missing or damaged; run it once more")
-    found = said["counts"]["contaminated"]
+    with (
+        snapshot(given.directory / "journal.sqlite") as journal,
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        said = up_to_date(said, journal)
+        _check_clean(given, said["counts"]["contaminated"])
+        rows, configs = _written(given, journal, Path(folder))
+        text = card_of(journal, said, title=given.repo_id, configs=configs, rows=rows)
+        if given.dry_run:
+            say(text)
+            return 0
+        (Path(folder) / "README.md").write_text(text, encoding="utf-8")
+        address, new = upload(Path(folder), given.repo_id, private=not given.public)
+    kind = ("public" if given.public else "private") if new else "was there, and is as it was"
+    say(f"{address} ({kind}): " + ", ".join(f"{n} rows of {name}" for name, n in rows.items()))
+    return 0
+
+
+def _check_clean(given: Namespace, found: int) -> None:
     if found and not given.despite_contamination:
         raise BadFile(
             f"{given.directory}: {found} samples held a benchmark's prompt. They are not among the "
             "rows, but their seeds were: look at rejected.jsonl, then give --despite-contamination"
         )
-    if given.dry_run:
-        say(card_of(given.directory, said, title=given.repo_id))
-        return 0
-    with tempfile.TemporaryDirectory() as folder:
-        configs = _written(given, Path(folder))
-        text = card_of(given.directory, said, title=given.repo_id, configs=configs)
-        (Path(folder) / "README.md").write_text(text, encoding="utf-8")
-        address = upload(Path(folder), given.repo_id, private=not given.public)
-    say(f"{address} ({'public' if given.public else 'private'}): {said['counts']['accepted']} rows")
-    return 0
 
 
-def _written(given: Namespace, folder: Path) -> list[dict[str, Any]]:
-    """Write the data files of each format; what the hub is to know of them."""
+def _written(
+    given: Namespace, journal: sqlite3.Connection, folder: Path
+) -> tuple[dict[str, int], list[dict[str, Any]]]:
+    """Write the data files of each format: how many rows each has, what the hub is to know."""
     from refloom.data.export import export as write
-    from refloom.runs.kept import records
+    from refloom.runs.kept import records_in
 
-    read = partial(records, given.directory / "journal.sqlite", "accepted")
+    read = partial(records_in, journal, "accepted")
+    rows: dict[str, int] = {}
     configs: list[dict[str, Any]] = []
-    for format_ in given.format or ["messages"]:
+    for format_ in dict.fromkeys(given.format or ["messages"]):
         (folder / format_).mkdir()
         stem = folder / format_ / "rows.parquet"
         parts = given.split or {"train": 1.0}
@@ -102,15 +117,10 @@ def _written(given: Namespace, folder: Path) -> list[dict[str, Any]]:
             sys.stderr.write(f"{format_}: left out, {WHY_NONE.get(format_, NO_ROW)}\n")
             shutil.rmtree(folder / format_)
             continue
-        configs.append(
-            {
-                "config_name": format_,
-                "data_files": [
-                    {"split": name, "path": f"{format_}/{path.name}"} for name, path in filled
-                ],
-                **({} if configs else {"default": True}),
-            }
-        )
+        files = [{"split": name, "path": f"{format_}/{path.name}"} for name, path in filled]
+        first = {} if configs else {"default": True}
+        configs.append({"config_name": format_, "data_files": files, **first})
+        rows[format_] = sum(written.values())
     if not configs:
         raise BadFile(f"{given.directory}: there is no row to publish")
-    return configs
+    return rows, configs

@@ -95,8 +95,8 @@ class Settings(BaseSettings):
         description="of rows of several turns: first takes the first exchange as the reference; "
         "all takes every one, with what was said before it",
     )
-    license: str | None = Field(
-        None, min_length=1, description="the licence of all references, whatever their rows say"
+    license: Annotated[str | None, AfterValidator(checks.not_blank)] = Field(
+        None, description="the licence of all references, whatever their rows say"
     )
     memory: Path | None = Field(
         None, description="where index and characteristics are kept (default: inside --out)"
@@ -224,8 +224,8 @@ class Settings(BaseSettings):
         return {k: v for k, v in self.shown().items() if k not in MAY_DIFFER}
 
     def shown(self) -> dict[str, Any]:
-        """The settings as they may be kept and shown: no password of an address is in them."""
-        said = self.model_dump(mode="json")
+        """The settings as they may be kept and shown, without passwords and keys."""
+        said: dict[str, Any] = checks.without_secrets(self.model_dump(mode="json"))
         for name in ("base_url", "judge_base_url"):
             if said[name]:
                 said[name] = _USER_INFO.sub("//", said[name])

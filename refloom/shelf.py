@@ -28,7 +28,7 @@ def index_build(given: Namespace, flags: dict[str, Any]) -> int:
     report = source.scan()
     first = source.takes_first
     say("\n".join(told("references", source.name, report, takes_first=first, listed="")))
-    _name(report)
+    name_left_out(report)
     references = write_references(given.out, distinct(source))
     with Progress(transient=True, disable=not sys.stderr.isatty()) as progress:
         bar = progress.add_task("embedding", total=len(references))
@@ -95,7 +95,7 @@ def dedup(given: Namespace, flags: dict[str, Any]) -> int:
     for one in found.dropped:
         say(f"line {one.line} is too near to line {one.near} ({one.by}): {one.instruction[:80]!r}")
     left_out = found.report.skipped_count
-    _name(found.report)
+    name_left_out(found.report)
     say(
         f"{found.kept} rows in {given.out}; {len(found.dropped)} near-duplicates"
         + (f", {left_out} rows left out" if left_out else "")
@@ -103,7 +103,7 @@ def dedup(given: Namespace, flags: dict[str, Any]) -> int:
     return 0
 
 
-def _name(report: Report) -> None:
+def name_left_out(report: Report) -> None:
     """Name rows that were left out, and why, on stderr."""
     for row in report.skipped[:NAMED]:
         sys.stderr.write(f"left out: {row['file']}: line {row['line']}: {row['why']}\n")

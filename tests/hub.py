@@ -10,10 +10,13 @@ from typing import Any
 
 
 class Hub:
-    """Serves on loopback; `files` holds what was committed, `status` refuses with a status."""
+    """Serves on loopback; `files` holds what was committed, `status` refuses with a status.
 
-    def __init__(self, status: int = 200) -> None:
-        self.status = status
+    With `there` the data set exists before.
+    """
+
+    def __init__(self, status: int = 200, *, there: bool = False) -> None:
+        self.status, self.there = status, there
         self.files: dict[str, bytes] = {}
         self.made: list[dict[str, Any]] = []
         self.tokens: list[str | None] = []
@@ -23,7 +26,8 @@ class Hub:
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 hub.tokens.append(self.headers.get("Authorization"))
-                status = hub.status
+                making = self.path.endswith("/repos/create")
+                status = 409 if hub.there and making else hub.status
                 said = hub.answer(self.path, body) if status == 200 else {"error": "no"}
                 answer = json.dumps(said).encode()
                 self.send_response(status)
@@ -66,6 +70,7 @@ class Hub:
         }
 
     def _id(self) -> str:
+        if not self.made:
+            return "me/rows"
         made = self.made[-1]
-        owner = made.get("organization") or "me"
-        return f"{owner}/{made['name']}"
+        return f"{made.get('organization') or 'me'}/{made['name']}"

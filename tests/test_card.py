@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 
 import pytest
-from fakes import words
+from fakes import Endpoint, words
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from processes import refloom
 
 from refloom.data.card import card, md
 from refloom.data.diversity import diversity
@@ -33,6 +35,9 @@ from refloom.settings import Settings
         ("GPLv3", "gpl-3.0"),
         ("AGPL-3.0-only", "agpl-3.0"),
         ("ODC-By", "odc-by"),
+        ("https://creativecommons.org/licenses/by-nc/4.0/", "cc-by-nc-4.0"),
+        ("CC BY–NC4.0", "cc-by-nc-4.0"),
+        ("GNU General Public License v3", "gpl-3.0"),
         ("permitted for all", None),
         ("my own words", None),
     ],
@@ -47,7 +52,7 @@ def test_a_licence_is_known_by_its_usual_names(text, id_):
         ({"CC BY-NC 4.0": 5, "MIT": 2}, "cc-by-nc-4.0", "may not be used for money"),
         ({"CC BY-NC 4.0": 5, "CC BY-NC-SA": 1}, "cc-by-nc-sa-4.0", "under the same licence"),
         ({"CC BY-SA 3.0": 1, "CC BY-SA 4.0": 2, "CC BY": 3}, "cc-by-sa-4.0", "therefore"),
-        ({"CC BY-NC 4.0": 1, "not stated": 8}, "cc-by-nc-4.0", "without a licence that is known"),
+        ({"CC BY-NC 4.0": 1, "not stated": 8}, "cc-by-nc-4.0", "Without a licence that is known"),
         ({"CC BY-SA 4.0": 1, "CC BY-NC 4.0": 3}, "other", "cannot all be kept"),
         ({"CC BY-SA 4.0": 1, "GPL-3.0": 3}, "other", "cannot all be kept"),
         ({"CC BY-ND 4.0": 1, "MIT": 9}, "other", "may not be shared"),
@@ -66,6 +71,24 @@ def test_the_strictest_licence_is_carried_on_and_said_aloud(counts, id_, says):
     assert (found.name is not None) == (id_ == "other")
 
 
+ODD = [
+    "CC BY 4.0 and CC BY-NC 4.0", "CC BY 4.0; GPL-3.0", "CC-BY 4.0 (answers: NonCommercial)",
+    "MIT (non-commercial use only)", "MIT, all rights reserved", "not MIT", "research only",
+    "nur mit Genehmigung", "Apache-2.0 with Commons Clause", "Public domain except answers",
+    "CC BY-SA 2.0", "bsd-4-clause", "MIT License, found " + "somewhere " * 15 + "CC BY-ND",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ODD)
+def test_a_licence_with_anything_beside_its_name_allows_nothing(text):
+    assert licence_of(text).id is None and "unknown" in licence_of(text).asks
+    assert outcome({text: 3}).id in ("other", "unknown")
+    for known in ("MIT", "CC BY-SA 4.0"):
+        assert outcome({text: 3, known: 1}).id in ("other", "unknown")
+    found = outcome({text: 1, "CC BY-NC 4.0": 1})
+    assert found.id == "other" or ("-nc" in found.id and "Without a licence" in str(found.said))
+
+
 LICENCES = ["CC BY 4.0", "CC BY-SA 4.0", "CC BY-NC 4.0", "CC BY-NC-SA 3.0", "MIT", "GPL-3.0", "x"]
 
 
@@ -73,7 +96,7 @@ LICENCES = ["CC BY 4.0", "CC BY-SA 4.0", "CC BY-NC 4.0", "CC BY-NC-SA 3.0", "MIT
 @given(st.dictionaries(st.sampled_from(LICENCES), st.integers(1, 9)))
 def test_no_outcome_allows_more_than_a_reference_does(counts):
     found = outcome(counts)
-    asks = set().union(*(licence_of(text).asks for text in counts))
+    asks = set().union(*(licence_of(text).asks for text in counts)) - {"unknown"}
     if found.id not in ("other", "unknown"):
         assert asks & {"nc", "sa"} <= set(licence_of(found.id).asks)
 
@@ -84,6 +107,55 @@ def test_no_text_becomes_markup(text):
     said = md(text)
     assert "\n" not in said and "<" not in said and "://" not in said
     assert not re.search(r"(?<!\\)(?:\\\\)*[`*_|\[\]]", said)
+
+
+def test_seeds_and_what_goes_into_requests_show_in_no_card_but_seeds_licences_do(tmp_path):
+    """Words of the seeds may be in the rows; a key may be in `extra_body`."""
+    folder = tmp_path
+    (folder / "r.jsonl").write_text(
+        json.dumps({"instruction": "Why?", "response": words("a", 30) + ".", "license": "MIT"})
+    )
+    seed = {"instruction": "How `far` is $(it)?", "license": "CC BY-NC-ND 4.0"}
+    (folder / "s.jsonl").write_text(json.dumps(seed))
+    (folder / "c.toml").write_text(
+        '[stages.generate]\nextra_body = {api_key = "sk-hidden", user = "/home/me", top_k = 3}\n'
+    )
+    with Endpoint() as endpoint:
+        done = refloom(
+            "run", "--references", "r.jsonl", "--seeds", "s.jsonl", "--out", "run", "--model", "m",
+            "--base-url", endpoint.url, "--answer-seeds", "--config", "c.toml",
+            "--license", "MIT`$(touch PWNED)`x", cwd=folder,
+        )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert endpoint.bodies[-2]["api_key"] == "sk-hidden"
+    text = (folder / "run" / "README.md").read_text()
+    assert "license: other" in text and "CC BY-NC-ND 4.0" in text
+    assert "taken as they are" in text and "were proposed" not in text
+    assert "/home/me" not in text
+    kept = b"".join(p.read_bytes() for p in (folder / "run").rglob("*") if p.is_file())
+    assert b"sk-hidden" not in kept
+    command = text.split("How to make it again")[1].split("With the same")[0]
+    printed = re.search(r"^(`+)\n(.*)\n\1$", command, re.MULTILINE)[2]
+    assert "MIT`$(touch PWNED)`x" in shlex.split(printed)
+
+
+@pytest.mark.parametrize(
+    ("arm", "says", "not_said"),
+    [
+        ("none", "No model judged", "| judge |"),
+        ("generic", "one fixed checklist", "was extracted as criteria"),
+    ],
+)
+def test_the_card_tells_each_arm_as_it_is(tmp_path, arm, says, not_said):
+    rows = [{"instruction": f"Why {i}?", "response": words(f"a{i}", 30) + "."} for i in range(2)]
+    (tmp_path / "r.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with Endpoint() as endpoint:
+        refloom(
+            "run", "--references", "r.jsonl", "--out", "run", "--model", "m", "--base-url",
+            endpoint.url, "--feedback", arm, cwd=tmp_path,
+        )  # fmt: skip
+    text = (tmp_path / "run" / "README.md").read_text()
+    assert says in text and not_said not in text
 
 
 # Facts.
@@ -155,7 +227,7 @@ def test_a_run_leaves_a_card_that_says_what_it_is(made):
     assert f"\n{said['counts']['accepted']} pairs of an instruction" in text
     assert "license: cc-by-nc-4.0\n" in text.split("---")[1]
     assert "**cc-by-nc-4.0**: not for commercial use" in text
-    assert "References under CC BY-NC 4.0: 10." in text
+    assert "Under CC BY-NC 4.0: 10." in text
     assert "**1 samples held a benchmark's prompt and were rejected.**" in text
     assert "It holds the prompt of exam.jsonl, row 1" in text
     assert "graph TD;" in text and "extract `" in text

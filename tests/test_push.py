@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -24,7 +26,11 @@ def test_rows_and_card_are_put_on_the_hub_and_load_from_there(made, tmp_path):
             "--split", "train=0.9,validation=0.1", "--despite-contamination", cwd=tmp_path,
         )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"{hub.url}/datasets/me/rows (private)")
+    assert done.stdout.startswith(f"{hub.url}/datasets/me/rows (private): ")
+    rows = re.findall(r"(\d+) rows of (\w+)", done.stdout)
+    assert [name for _, name in rows] == ["messages", "preference"]
+    card = hub.files["README.md"].decode()
+    assert all(f"- `{name}`: {count} rows" in card for count, name in rows)
     assert hub.made[0]["visibility"] == "private"
     assert set(hub.tokens) == {"Bearer hf_secret"}
     for name, content in hub.files.items():
@@ -73,3 +79,24 @@ def test_a_dry_run_shows_the_card_and_sends_nothing(made, tmp_path):
         done = push(hub, made, "me/rows", "--dry-run", "--despite-contamination", cwd=tmp_path)
     assert done.returncode == 0 and "# me/rows" in done.stdout
     assert not hub.made
+
+
+def test_a_data_set_that_is_there_is_added_to_and_not_called_private(made, tmp_path):
+    with Hub(there=True) as hub:
+        flags = ("--despite-contamination", "--format", "messages", "--format", "messages")
+        done = push(hub, made, "me/rows", *flags, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "(was there, and is as it was)" in done.stdout and "private" not in done.stdout
+    assert set(hub.files) == {"README.md", "messages/rows-train.parquet"}
+
+
+@pytest.mark.parametrize(
+    ("said", "status"), [("{}", 2), ('{"settings": {}, "reading": {}}', 2), ("", 2), ("[]", 2)]
+)
+def test_a_run_whose_summary_is_damaged_is_not_published(made, tmp_path, said, status):
+    shutil.copytree(made, tmp_path / "run")
+    (tmp_path / "run" / "run.json").write_text(said)
+    with Hub() as hub:
+        done = push(hub, tmp_path / "run", "me/rows", cwd=tmp_path)
+    assert done.returncode == status and "run.json" in done.stderr
+    assert "Traceback" not in done.stderr and not hub.made

@@ -458,11 +458,13 @@ def test_csv_fields_hold_line_breaks_quotes_and_commas(tmp_path):
     assert pairs(references(path)) == [('Why,\r\n"so"?', "a\nb"), ("How?", "So.")]
 
 
-def test_csv_rows_that_are_short_or_long_are_rows(tmp_path):
+def test_a_csv_row_that_is_short_is_named_and_one_that_is_long_is_bad(tmp_path):
     path = tmp_path / "g.csv"
-    path.write_text("instruction,response\nWhy?\nHow?,So.,more,and more\n\nWhen?,Now.\n")
-    source = Source(path, as_reference=True)
-    assert pairs(source) == [("How?", "So."), ("When?", "Now.")]
+    path.write_text("instruction,response\nWhy?\nHow?,Well, so.\n\nWhen?,Now.\n")
+    with pytest.raises(BadFile, match=r"line 3 has 3 cells for 2 columns"):
+        references(path)
+    source = Source(path, as_reference=True, skip_bad_lines=True)
+    assert pairs(source) == [("When?", "Now.")]
     assert [s["line"] for s in source.report.skipped] == [2]
 
 
@@ -791,3 +793,47 @@ def test_what_the_datasets_library_saved_is_read(tmp_path):
     datasets.DatasetDict({"train": rows, "dev": rows}).save_to_disk(tmp_path / "several")
     for name in ("one", "several", "several@dev"):
         assert pairs(references(str(tmp_path / name))) == [("Why?", "So.")]
+
+
+def test_a_quote_that_is_never_closed_does_not_swallow_the_rest_of_a_csv_file(tmp_path):
+    path = tmp_path / "g.csv"
+    path.write_text('instruction,response\nWhy?,So.\nWhat?,"It is\nHow?,So.\nWhen?,Now.\n')
+    with pytest.raises(BadFile, match=r"begins in line 3"):
+        references(path)
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    path = tmp_path / "g.csv"
+    path.write_text("instruction,response,response\nWhy?,So.,No.\n")
+    with pytest.raises(BadFile, match="two columns 'response'"):
+        references(path)
+
+
+def test_a_parquet_value_that_cannot_be_read_is_one_line(tmp_path):
+    path = tmp_path / "far.parquet"
+    far = pyarrow.array([1 << 60], pyarrow.timestamp("ms"))
+    pyarrow.parquet.write_table(
+        pyarrow.table({"instruction": ["Why?"], "response": ["So."], "when": far}), path
+    )
+    with pytest.raises(BadFile, match="row 1 or one after it cannot be read"):
+        references(path)
+
+
+def test_columns_that_are_empty_in_a_row_do_not_say_what_shape_it_is():
+    empty = {"messages": None, "output": None, "conversations": None}
+    assert pairs(references([{**PAIR, **empty}])) == [("Why?", "So.")]
+
+
+def test_licences_of_seeds_are_counted_too():
+    source = Source([{"instruction": "Why?", "license": "CC BY"}, "How?"], as_reference=False)
+    source.scan()
+    assert source.report.licences == {"CC BY": 1, "not stated": 1}
+
+
+def test_of_very_many_licences_the_later_are_counted_together_and_long_ones_cut():
+    rows = [{**PAIR, "license": f"{i} " + "x" * 600} for i in range(1200)]
+    source = Source(rows, as_reference=True)
+    source.scan()
+    assert len(source.report.licences) == 1001
+    assert max(map(len, source.report.licences)) < 510
+    assert sum(source.report.licences.values()) == 1200

@@ -10,6 +10,7 @@ What a recipe's [training] holds goes to TRL's config as it is, [lora] to peft's
 from __future__ import annotations
 
 import argparse
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,17 @@ METHODS = {
     "dpo": (DPOTrainer, DPOConfig),
     "kto": (KTOTrainer, KTOConfig),
 }
+NEEDED = {
+    "sft": ("prompt", "completion"),
+    "dpo": ("prompt", "chosen", "rejected"),
+    "kto": ("prompt", "completion", "label"),
+}
 
 
 def rows_of(file: Path, method: str) -> Dataset:
     """The rows of an export; of `messages` the answer is split off, so that only it is learned."""
+    if not file.is_file() or not file.stat().st_size:
+        sys.exit(f"{file}: is missing or holds no row")
     kind = "parquet" if file.suffix == ".parquet" else "json"
     rows = load_dataset(kind, data_files=str(file), split="train")
     if method == "sft" and "messages" in rows.column_names:
@@ -38,6 +46,8 @@ def rows_of(file: Path, method: str) -> Dataset:
             return {"prompt": row["messages"][:-1], "completion": row["messages"][-1:]}
 
         rows = rows.map(parted, remove_columns=rows.column_names)
+    if not set(NEEDED[method]) <= set(rows.column_names):
+        sys.exit(f"{file}: {method} needs an export with {', '.join(NEEDED[method])}")
     return rows
 
 

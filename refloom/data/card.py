@@ -14,6 +14,7 @@ from typing import Any
 
 from refloom.data.diversity import diversity
 from refloom.data.facts import Facts, Passing, quantiles
+from refloom.data.found import NOT_STATED
 from refloom.data.licence import Outcome, outcome
 from refloom.settings import MAY_DIFFER, Settings, embedded
 
@@ -22,6 +23,7 @@ MOST_CRITERIA = 30
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 # Where a run was made is nobody's business; the rest is shown.
 PRIVATE = frozenset({"base_url", "judge_base_url", "memory", "reuse", "prices", "quiet"})
+SUFFIXES = (".gguf", ".jsonl", ".json", ".parquet", ".csv", ".txt", ".toml")
 PATHS = ("model", "judge_model", "embedding_model", "benchmark")
 _MARKS = re.compile(r"([\\`*_\[\]|~#$])")
 
@@ -33,6 +35,7 @@ def card(
     *,
     title: str = "Instruction-tuning data",
     configs: Sequence[Mapping[str, Any]] = (),
+    rows: Mapping[str, int] | None = None,
 ) -> str:
     """The card as Markdown with the hub's header. Blocks.
 
@@ -42,10 +45,11 @@ def card(
         drawing: The graph, in mermaid's words.
         title: The heading.
         configs: The hub's data configurations, where the card goes with data files.
+        rows: How many rows are in each of them.
     """
     from huggingface_hub import DatasetCard
 
-    licence = outcome(run["reading"]["references"]["licences"])
+    licence = outcome(_licences(run))
     text = _rendered(
         data=_header(run, licence, title, configs),
         title=title,
@@ -54,9 +58,17 @@ def card(
         run=run,
         facts=facts,
         configs=configs,
+        rows=rows or {},
         **_said(run, facts),
     )
     return str(DatasetCard(text, ignore_metadata_errors=True)).strip() + "\n"
+
+
+def _licences(run: Run) -> Counter[str]:
+    """Those of the references, and those that seeds state, whose words may be in the rows."""
+    reading = run["reading"]
+    stated = {k: n for k, n in reading["seeds"]["licences"].items() if k != NOT_STATED}
+    return Counter(reading["references"]["licences"]) + Counter(stated)
 
 
 def _header(run: Run, licence: Outcome, title: str, configs: Sequence[Mapping[str, Any]]) -> str:
@@ -125,6 +137,7 @@ def _said(run: Run, facts: Facts) -> dict[str, Any]:
         "benchmarks": ", ".join(map(_name, settings["benchmark"])),
         "cost": _cost(run["cost_usd"], counts["accepted"]),
         "command": command(run),
+        "fence": "`" * max(3, 1 + _longest_run(command(run))),
         "all_settings": json.dumps(_public(settings), indent=1, ensure_ascii=True),
     }
 
@@ -174,7 +187,7 @@ def _name(path: object) -> str:
     """A name without its folders, which are this machine's; a hub's `owner/name` stays."""
     text = str(path)
     pure = PurePath(text)
-    local = pure.is_absolute() or pure.suffix in (".gguf", ".jsonl", ".json", ".parquet", ".csv")
+    local = pure.is_absolute() or pure.suffix in SUFFIXES
     return pure.name if local or text.startswith((".", "~")) else text
 
 
@@ -185,6 +198,11 @@ def _model(name: str) -> str:
 def _public(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings without what only says where the run was made."""
     public = {name: value for name, value in settings.items() if name not in PRIVATE}
+    # What goes into a request beside what refloom knows of may hold a key.
+    public["stages"] = {
+        stage: {**given, "extra_body": sorted(given["extra_body"])}
+        for stage, given in settings["stages"].items()
+    }
     for name in PATHS:
         value = public[name]
         public[name] = [*map(_name, value)] if isinstance(value, list) else value and _name(value)
@@ -205,8 +223,15 @@ def command(run: Run) -> str:
         usual = value in (None, {}, []) or (value == default and name != "model")
         if wanted and not usual and name not in (*PRIVATE, "stages"):
             words += _flag(name, value)
+    if any("that cannot be parsed" in reading[what]["skipped"] for what in ("references", "seeds")):
+        words.append("--skip-bad-lines")
     said = " ".join(shlex.quote(" ".join(word.split())) for word in words)
-    return said.replace("`", "'") + ("  # and [stages] of a --config" if settings["stages"] else "")
+    return said + ("  # and [stages] of a --config" if settings["stages"] else "")
+
+
+def _longest_run(text: str) -> int:
+    """How many backticks stand in a row at most."""
+    return max(map(len, re.findall("`+", text)), default=0)
 
 
 def _flag(name: str, value: Any) -> list[str]:

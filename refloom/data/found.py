@@ -6,13 +6,11 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from memory.references import Reference
-from nodes.state import Seed
-
 NOT_STATED = "not stated"
-OTHERS = "others"
+OTHERS = "others, which are too many to name"
 MOST_NAMED = 1000
-MOST_LICENCES = 100
+MOST_LICENCES = 1000
+LICENCE_CHARS = 500
 
 
 @dataclass(slots=True)
@@ -50,14 +48,15 @@ class Report:
             "licences": dict(self.licences),
         }
 
-    def took(self, shape: str, item: Reference | Seed) -> None:
-        """Count what was read, and a reference under its licence."""
+    def took(self, shape: str, licence: str) -> None:
+        """Count what was read under its shape and its licence."""
         self.taken += 1
         self.shapes[shape] += 1
-        if "response" in item:
-            name = " ".join(str(item.get("license", "")).split())[:80] or NOT_STATED
-            known = name in self.licences or len(self.licences) < MOST_LICENCES
-            self.licences[name if known else OTHERS] += 1
+        name = " ".join(licence.split()) or NOT_STATED
+        if len(name) > LICENCE_CHARS:
+            name = name[:LICENCE_CHARS] + "..."
+        known = name in self.licences or len(self.licences) < MOST_LICENCES
+        self.licences[name if known else OTHERS] += 1
 
 
 def told(

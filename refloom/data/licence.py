@@ -8,32 +8,49 @@ from typing import NamedTuple
 
 from refloom.data.found import NOT_STATED
 
-_CC = re.compile(r"\bcc[ -]*by((?:[ -]+(?:nc|sa|nd))*)\b(?:[ -]+v?(\d\.\d))?")
+# What a licence's text may hold beside its name without saying anything more.
+_ENDS = r"(?:[ -]*(?:international|unported|generic|deed|license|licence|public|universal|only))*"
+_CC = re.compile(rf"(?:cc[ -]*)?by((?:[ -]+(?:nc|sa|nd))*)(?:[ -]+v?(\d\.\d))?{_ENDS}")
 _LONG = {
-    r"creative commons": "cc",
-    r"attribution": "by",
-    r"non[- ]?commercial": "nc",
-    r"share[- ]?alike": "sa",
-    r"no[- ]?deriv(?:ative|ativework|ativeworks|atives|s)?\b": "nd",
+    r"gnu general public licen[cs]e": "gpl",
+    r"gnu lesser general public licen[cs]e": "lgpl",
+    r"gnu affero general public licen[cs]e": "agpl",
+    r"https?://(?:www\.)?creativecommons\.org/(?:licenses|publicdomain)/": "cc ",
+    r"creative[ -]*commons": "cc",
+    r"\battribution\b": "by",
+    r"\bnon?[ -]?commercial(?:[ -]use)?\b": "nc",
+    r"\bshare[ -]?alike\b": "sa",
+    r"\bno[ -]?deriv\w*": "nd",
+    r"\bversion\b": "",
 }
-# Names that the hub knows, by how they are written; the second word says what they ask.
-_OTHERS = (
-    (r"\bcc[ -]*(?:0|zero)\b", "cc0-1.0", ""),
-    (r"\bapache\b", "apache-2.0", ""),
-    (r"\bmit\b", "mit", ""),
-    (r"\bbsd[ -]*2", "bsd-2-clause", ""),
-    (r"\bbsd[ -]*3|\bbsd\b", "bsd-3-clause", ""),
-    (r"\bodc[ -]*by\b", "odc-by", ""),
-    (r"\bodbl\b", "odbl", "sa"),
-    (r"\bcdla[ -]*perm", "cdla-permissive-2.0", ""),
-    (r"\bcdla[ -]*shar", "cdla-sharing-1.0", "sa"),
-    (r"\bagpl", "agpl-3.0", "sa"),
-    (r"\blgpl", "lgpl-3.0", "sa"),
-    (r"\bgpl[ -]*v?2", "gpl-2.0", "sa"),
-    (r"\bgpl", "gpl-3.0", "sa"),
-    (r"\b(?:gfdl|gnu free documentation)\b", "gfdl", "sa"),
-    (r"\b(?:unlicense|public domain|pddl)\b", "unlicense", ""),
-    (r"\ball rights reserved|\bproprietary|\bno ai\b|\bopenrail|\bllama", None, "own"),
+# Licences that ask for a name at most, and those that ask for the same licence, by how they are
+# written, whole; the hub's names of them.
+_PERMISSIVE = (
+    (r"cc[ -]*(?:0|zero)[ -]*(?:1\.0)?", "cc0-1.0"),
+    (r"apache[ -]*(?:software )?(?:license|licence)?[ -]*v?2(?:\.0)?", "apache-2.0"),
+    (r"apache(?: license)?", "apache-2.0"),
+    (r"(?:the )?mit", "mit"),
+    (r"bsd[ -]*2(?:[ -]*clause)?", "bsd-2-clause"),
+    (r"bsd[ -]*3(?:[ -]*clause)?", "bsd-3-clause"),
+    (r"odc[ -]*by(?:[ -]*1\.0)?", "odc-by"),
+    (r"cdla[ -]*permissive[ -]*(?:2\.0)?", "cdla-permissive-2.0"),
+    (r"(?:the )?unlicense", "unlicense"),
+)
+_ALIKE = (
+    (r"odbl(?:[ -]*1\.0)?", "odbl"),
+    (r"cdla[ -]*sharing[ -]*(?:1\.0)?", "cdla-sharing-1.0"),
+    (r"(?:gnu )?agpl[ -]*v?3(?:\.0)?(?:[ -]*(?:or[ -]later|\+))?", "agpl-3.0"),
+    (r"(?:gnu )?lgpl[ -]*v?3(?:\.0)?(?:[ -]*(?:or[ -]later|\+))?", "lgpl-3.0"),
+    (r"(?:gnu )?gpl[ -]*v?2(?:\.0)?(?:[ -]*(?:or[ -]later|\+))?", "gpl-2.0"),
+    (r"(?:gnu )?gpl[ -]*v?3(?:\.0)?(?:[ -]*(?:or[ -]later|\+))?", "gpl-3.0"),
+    (r"gfdl(?:[ -]*1\.\d)?", "gfdl"),
+)
+# What a text asks that is no licence of these, as far as its words say.
+_ASKING = (
+    (r"\bnc\b|\bno commercial|\bresearch\b|\bacademic\b|\bpersonal use|\beducational\b", "nc"),
+    (r"\bsa\b|gpl|\bcopyleft\b|\bodbl\b", "sa"),
+    (r"\bnd\b", "nd"),
+    (r"rights reserved|proprietary|openrail|llama|commons clause|\bno ai\b|permission", "own"),
 )
 _CC_KNOWN = {
     "by": ("2.0", "2.5", "3.0", "4.0"),
@@ -64,28 +81,35 @@ class Outcome(NamedTuple):
     said: list[str]
 
 
-UNKNOWN = Licence(None, frozenset({"unknown"}))
-
-
 def licence_of(text: str) -> Licence:
-    """The licence that a text means.
+    """The licence that a text means; anything beside a licence's own name makes it unknown.
+
+    Of what is unknown the words still tell what it asks at least.
 
     >>> licence_of("Creative Commons Attribution-NonCommercial 4.0").id
     'cc-by-nc-4.0'
+    >>> sorted(licence_of("MIT, for research only").asks)
+    ['nc', 'unknown']
     """
-    plain = text.lower().replace("_", "-")
-    for long, short in _LONG.items():
-        plain = re.sub(long, short, plain)
-    found = _CC.search(plain.replace("(", " ").replace(")", " "))
+    plain = re.sub(r"[\s_/,&()\u2010-\u2015]+", " ", _shortened(text.lower())).strip(" .-")
+    found = _CC.fullmatch(plain)
     if found:
         asks = [part for part in ("nc", "sa", "nd") if part in re.split(r"[ -]+", found[1])]
         name = "-".join(["by", *asks])
-        version = found[2] if found[2] in _CC_KNOWN.get(name, ()) else "4.0"
-        return Licence(f"cc-{name}-{version}", frozenset(asks))
-    for pattern, id_, asked in _OTHERS:
-        if re.search(pattern, plain):
-            return Licence(id_, frozenset({asked} - {""}))
-    return UNKNOWN
+        if (found[2] or "4.0") in _CC_KNOWN.get(name, ()):
+            return Licence(f"cc-{name}-{found[2] or '4.0'}", frozenset(asks))
+    for table, asked in ((_PERMISSIVE, frozenset[str]()), (_ALIKE, frozenset({"sa"}))):
+        for pattern, id_ in table:
+            if re.fullmatch(pattern + _ENDS, plain):
+                return Licence(id_, asked)
+    asking = {ask for pattern, ask in _ASKING if re.search(pattern, plain)}
+    return Licence(None, frozenset(asking | {"unknown"}))
+
+
+def _shortened(text: str) -> str:
+    for long, short in _LONG.items():
+        text = re.sub(long, short, text)
+    return re.sub(r"\b(by|nc|sa|nd)(?=\d)", r"\1 ", text)
 
 
 def outcome(counts: Mapping[str, int]) -> Outcome:
@@ -95,23 +119,30 @@ def outcome(counts: Mapping[str, int]) -> Outcome:
     the references. Where terms cannot all be met by one licence, or none is stated, that is said.
     """
     named = {text: licence_of(text) for text in counts}
-    said = [_sentence(text, count, named[text]) for text, count in _strict(counts, named)]
-    unknown = sum(n for text, n in counts.items() if "unknown" in named[text].asks)
+    strict_ones = (text for text in counts if _strict(named[text]))
+    said = [_sentence(text, counts[text], named[text]) for text in strict_ones]
     asks = frozenset().union(*(licence.asks for licence in named.values()))
     ids = {licence.id for licence in named.values() if licence.id is not None}
+    odd = [text for text in counts if "unknown" in named[text].asks and text != NOT_STATED]
+    unknown = sum(counts[text] for text in odd) + counts.get(NOT_STATED, 0)
     if unknown:
-        odd = [text for text in counts if "unknown" in named[text].asks and text != NOT_STATED]
         shown = f" ({', '.join(odd[:3])}{', ...' if odd[3:] else ''})" if odd else ""
         said.append(
-            f"References without a licence that is known here: {unknown:,}{shown}. Find out what "
-            "theirs asks before you publish."
+            f"Without a licence that is known here: {unknown:,}{shown}. Find out what theirs asks "
+            "before you publish."
         )
     if asks & {"nd", "own"}:
         said.append("What is made from them may not be shared without leave of their owners.")
         return Outcome("other", "see-references", [*said, NOT_LAW])
-    strict = {licence.id for licence in named.values() if licence.asks & {"nc", "sa"}}
+    strict = {i.id for i in named.values() if i.id is not None and i.asks & {"nc", "sa"}}
+    covered = all("-nc" in id_ for id_ in strict) and strict
+    if odd and not covered:
+        # Their terms may ask for more than any licence that is known here.
+        if not ids and asks == {"unknown"}:
+            return Outcome("unknown", None, said)
+        return Outcome("other", "see-references", said)
     if strict:
-        return _of_strict({id_ for id_ in strict if id_ is not None}, said)
+        return _of_strict(strict, said)
     if unknown or not ids:
         return Outcome("unknown", None, said)
     (first, *more) = sorted(ids)
@@ -138,12 +169,8 @@ def _of_strict(ids: Iterable[str], said: list[str]) -> Outcome:
     return Outcome(chosen, None, [*said, NOT_LAW])
 
 
-def _strict(counts: Mapping[str, int], named: Mapping[str, Licence]) -> Iterable[tuple[str, int]]:
-    return (
-        (text, count)
-        for text, count in counts.items()
-        if text != NOT_STATED and named[text].asks & {"nc", "sa", "nd", "own"}
-    )
+def _strict(licence: Licence) -> bool:
+    return bool(licence.asks & {"nc", "sa", "nd", "own"})
 
 
 def _sentence(text: str, count: int, licence: Licence) -> str:
@@ -154,4 +181,4 @@ def _sentence(text: str, count: int, licence: Licence) -> str:
         "own": "terms of its own: read them before you use or share what is made from them",
     }
     asked = "; ".join(meaning[ask] for ask in meaning if ask in licence.asks)
-    return f"References under {text}: {count:,}. {asked[0].upper()}{asked[1:]}."
+    return f"Under {text}: {count:,}. {asked[0].upper()}{asked[1:]}."

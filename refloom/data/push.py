@@ -2,47 +2,84 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from refloom.data.rows import BadFile
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+_USER_INFO = re.compile(r"//[^/@]*@")
 
 
 class HubRefused(Exception):
     """The hub took nothing, or not all; the message says why, and never holds a token."""
 
 
-def push(folder: Path, repo_id: str, *, private: bool) -> str:
-    """Upload the files of `folder` in one commit, and give the data set's address. Blocks.
+def check_name(repo_id: str) -> None:
+    """Raise `BadFile` for what is no name of a data set."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise BadFile(f"{repo_id}: is no name of a data set; give OWNER/NAME") from error
+
+
+def push(folder: Path, repo_id: str, *, private: bool) -> tuple[str, bool]:
+    """Upload the files of `folder` in one commit; the data set's address, and whether it is new.
 
     The hub is that of `HF_ENDPOINT`, the token that of `HF_TOKEN` or of `hf auth login`. A data set
-    of this name that is there already is added to, and stays as private as it is. Raises
-    `HubRefused`, or `BadFile` for a name that is none.
+    of this name that is there already is added to, and stays as private as it is. Blocks. Raises
+    `HubRefused`.
     """
     import httpx2
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import HfHubHTTPError
 
     api = HfApi()
+    hub = _USER_INFO.sub("//", api.endpoint)
     try:
-        made = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
+        repo_id, new = _made(api, repo_id, private)
         api.upload_folder(
-            repo_id=made.repo_id,
+            repo_id=repo_id,
             folder_path=folder,
             repo_type="dataset",
             commit_message="Add rows and card",
         )
-    except HFValidationError as error:
-        raise BadFile(f"{repo_id}: is no name of a data set; give OWNER/NAME") from error
     except HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else None
-        if status in (401, 403):
-            raise HubRefused(
-                f"the hub refused the token ({status}): set HF_TOKEN to one that may write, or run "
-                "`hf auth login`"
-            ) from error
-        said = " ".join(str(error.server_message or error).split())[:200]
-        raise HubRefused(f"the hub took nothing ({status}): {said}") from error
-    except (httpx2.HTTPError, OSError, ValueError) as error:
-        said = " ".join(str(error).split())[:200]
-        raise HubRefused(f"{api.endpoint}: cannot be reached or understood ({said})") from error
-    return f"{api.endpoint}/datasets/{made.repo_id}"
+        raise HubRefused(_refusal(error)) from error
+    except UnicodeEncodeError as error:
+        raise HubRefused("HF_TOKEN or HF_ENDPOINT holds characters it cannot have") from error
+    except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as error:
+        said = _USER_INFO.sub("//", " ".join(str(error).split())[:200])
+        raise HubRefused(f"{hub}: cannot be reached or understood ({said})") from error
+    return f"{hub}/datasets/{repo_id}", new
+
+
+def _made(api: HfApi, repo_id: str, private: bool) -> tuple[str, bool]:
+    """Make the data set unless it is there; its whole name, and whether it is new."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        made = api.create_repo(repo_id, repo_type="dataset", private=private)
+    except HfHubHTTPError as error:
+        if error.response is None or error.response.status_code != 409:
+            raise
+        return repo_id, False
+    return str(made.repo_id), True
+
+
+def _refusal(error: HfHubHTTPError) -> str:
+    status = error.response.status_code if error.response is not None else None
+    if status in (401, 403):
+        return (
+            f"the hub refused the token ({status}): set HF_TOKEN to one that may write, or run "
+            "`hf auth login`"
+        )
+    said = " ".join(str(error.server_message or error).split())[:200]
+    return f"the hub took nothing ({status}): {_USER_INFO.sub('//', said)}"

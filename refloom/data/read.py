@@ -86,7 +86,7 @@ class Source:
                 shape, exchanges = self._shaped(about)
                 for number, exchange in enumerate(self._wanted(exchanges, report)):
                     item = self._item(about, number, usable(exchange))
-                    report.took(shape, item)
+                    report.took(shape, str(item.get("license") or _licence_of(about) or ""))
                     yield item
             except Unfit as unfit:
                 # Of a conversation what stands before the odd turn has been taken.
@@ -193,14 +193,25 @@ def _reference(about: Any, exchange: Exchange, licence: str | None) -> Reference
     }
     if exchange.history:
         found["history"] = list(exchange.history)
-    for key in ("source", "license"):
-        if isinstance(about.get(key), str) and about[key].strip():
-            found[key] = about[key]
-    if licence is not None:
-        found["license"] = licence
+    if source := _text_of(about, "source"):
+        found["source"] = source
+    if stated := licence or _licence_of(about):
+        found["license"] = stated
     if isinstance(about.get("tags"), list):
         found["tags"] = [str(tag) for tag in about["tags"]]
     return found
+
+
+def _text_of(row: Any, key: str) -> str | None:
+    value = row.get(key) if isinstance(row, Mapping) else None
+    return value if isinstance(value, str) and value.strip() else None
+
+
+def _licence_of(row: Any) -> str | None:
+    """What a row says of its licence; what is no text still says something."""
+    value = row.get("license") if isinstance(row, Mapping) else None
+    stated = value if isinstance(value, str) or value is None else json.dumps(value, default=str)
+    return stated if stated and stated.strip() else None
 
 
 def _own_id(row: Any) -> str | None:

@@ -101,16 +101,35 @@ def _csv(path: Path, bad: Skip | None) -> Numbered:
         for at, line in _lines(path, bad):  # noqa: B007 - kept for the message
             yield line
 
-    reader = csv.DictReader(lines())
+    # Strict, or a quote that is never closed would swallow the rest of the file.
+    rows = csv.reader(lines(), strict=True)
+    header: list[str] | None = None
     while True:
+        begun = at + 1
         try:
-            row = next(reader)
+            cells = next(rows)
         except StopIteration:
             return
         except csv.Error as error:
-            _bad(path, at, f"is no CSV ({error})", bad)
+            since = f", in the row that begins in line {begun}" if at > begun else ""
+            _bad(path, at, f"is no CSV ({error}{since})", bad)
             continue
-        yield at, {k: v for k, v in row.items() if k and v is not None}
+        if not cells:
+            continue
+        if header is None:
+            header = _header(path, cells)
+        elif len(cells) > len(header):
+            more = f"has {len(cells)} cells for {len(header)} columns; quote what holds a comma"
+            _bad(path, at, more, bad)
+        else:
+            yield at, {name: cell for name, cell in zip(header, cells, strict=False) if name}
+
+
+def _header(path: Path, cells: list[str]) -> list[str]:
+    twice = [name for name in cells if name and cells.count(name) > 1]
+    if twice:
+        raise BadFile(f"{path}: has two columns {twice[0]!r}; give each a name of its own")
+    return cells
 
 
 def _txt(path: Path, bad: Skip | None) -> Numbered:
@@ -120,6 +139,7 @@ def _txt(path: Path, bad: Skip | None) -> Numbered:
 
 
 def _parquet(path: Path) -> Numbered:
+    import pyarrow
     import pyarrow.parquet
 
     number = 0
@@ -128,8 +148,11 @@ def _parquet(path: Path) -> Numbered:
             for row in batch.to_pylist():
                 number += 1
                 yield number, row
-    except (OSError, ValueError) as error:
-        raise BadFile(f"{path}: is no parquet file ({str(error)[:120]})") from error
+    except (OSError, ValueError, OverflowError, pyarrow.ArrowException) as error:
+        raise BadFile(
+            f"{path}: is no parquet file, or row {number + 1} or one after it cannot be read "
+            f"({str(error)[:120]})"
+        ) from error
 
 
 def _dataset(given: str) -> Numbered:

@@ -155,7 +155,8 @@ def exchanges_of(row: Any) -> tuple[str, Exchanges]:
     """
     if not isinstance(row, Mapping):
         raise Unfit(f"a row must be an object, this is {type(row).__name__}", "that are no objects")
-    keys = set(row)
+    # Tables that were put together have all columns in every row, empty where they do not belong.
+    keys = {key for key, value in row.items() if value is not None}
     for name, (wanted, read) in SHAPES.items():
         if wanted <= keys:
             return name, read(row)

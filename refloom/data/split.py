@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Iterable
 from hashlib import sha256
 
+MOST = 1_000_000
+
 
 def shares(text: str) -> dict[str, float]:
     """Parts by name from text such as `train=0.95,validation=0.05`. Raises `ValueError`.
@@ -22,8 +24,10 @@ def shares(text: str) -> dict[str, float]:
             found[name] = float(share)
         except ValueError as error:
             raise ValueError(f"{share!r} is no number") from error
-        if not 0 < found[name] < float("inf"):
-            raise ValueError(f"the share of {name} must be over 0")
+        if not 0 < found[name] <= MOST:
+            raise ValueError(f"the share of {name} must be over 0, and at most {MOST}")
+        if name == "all":
+            raise ValueError("'all' is what the datasets library calls all parts together")
     total = sum(found.values())
     return {name: share / total for name, share in found.items()}
 

@@ -18,6 +18,7 @@ def staged(path: Path) -> Iterator[Path]:
 
     Raises `OSError` where the directory cannot be written to.
     """
+    path = Path(os.path.realpath(path))
     # A name of its own, so that two processes that write one file do not write into each other's.
     aside = path.with_name(f"{path.name}.{os.getpid()}.new")
     try:

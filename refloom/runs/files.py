@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import sqlite3
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -20,7 +21,7 @@ from refloom.data.found import Report
 from refloom.data.read import Source
 from refloom.data.write import replace_lines
 from refloom.runs.journal import Journal
-from refloom.runs.kept import reading, records
+from refloom.runs.kept import reading, records, records_in
 from refloom.runs.lock import JournalUnusable, holder
 from refloom.runs.prices import Prices
 from refloom.runs.tally import STATUSES, tally
@@ -153,13 +154,13 @@ def write_files(out: Path, summary: Summary, status: str) -> None:
     }
     replace_lines(out / "run.json", [json.dumps(said, indent=2, ensure_ascii=False)])
     if status != "running":
-        replace_lines(out / "README.md", [card_of(out, said).rstrip()])
+        with reading(out / "journal.sqlite") as journal:
+            replace_lines(out / "README.md", [card_of(journal, said).rstrip()])
 
 
-def card_of(out: Path, said: Mapping[str, Any], **more: Any) -> str:
-    """The card of a run, of what its journal holds now; `said` is its run.json. Blocks."""
-    finished = records(out / "journal.sqlite", *STATUSES)
-    return card(said, facts_of(finished), mermaid(), **more)
+def card_of(journal: sqlite3.Connection, said: Mapping[str, Any], **more: Any) -> str:
+    """The card of a run, of what its journal holds; `said` is its run.json. Blocks."""
+    return card(said, facts_of(records_in(journal, *STATUSES)), mermaid(), **more)
 
 
 def used_before(journal: Journal) -> tuple[int, float, int]:
@@ -183,7 +184,12 @@ def status_of(out: Path) -> dict[str, Any]:
     elif said["status"] == "running":
         said["status"] = "interrupted"
     with reading(out / "journal.sqlite") as connection:
-        found = tally(connection, said["status"] in ENDED)
+        return up_to_date(said, connection)
+
+
+def up_to_date(said: dict[str, Any], journal: sqlite3.Connection) -> dict[str, Any]:
+    """What run.json says, with the counts that the journal holds. Blocks."""
+    found = tally(journal, said["status"] in ENDED)
     counts = found.pop("counts") | {"references_failed": found.pop("references_failed")}
     calls = {"reused": 0, "retried": 0} | said.get("calls", {}) | found.pop("calls")
     return said | found | {"counts": said.get("counts", {}) | counts, "calls": calls}

@@ -41,14 +41,27 @@ def records(path: Path, *statuses: str) -> Iterator[str]:
     Raises `JournalUnusable` when there is no journal or it is damaged.
     """
     with reading(path) as connection:
-        yield from (
-            record
-            for (record,) in connection.execute(
-                f"SELECT record FROM samples WHERE status IN ({', '.join('?' * len(statuses))}) "
-                "ORDER BY round, position, slot",
-                statuses,
-            )
-        )
+        yield from records_in(connection, *statuses)
+
+
+def records_in(connection: sqlite3.Connection, *statuses: str) -> Iterator[str]:
+    """The same, of an open journal: inside a `snapshot` always the same ones."""
+    marks = ", ".join("?" * len(statuses))
+    sql = f"SELECT record FROM samples WHERE status IN ({marks}) ORDER BY round, position, slot"
+    yield from (record for (record,) in connection.execute(sql, statuses))
+
+
+@contextmanager
+def snapshot(path: Path) -> Iterator[sqlite3.Connection]:
+    """A connection that sees the journal as it is now, whatever a run adds meanwhile. Blocks.
+
+    Raises `JournalUnusable` when there is no journal or it is damaged.
+    """
+    with reading(path) as connection:
+        connection.execute("BEGIN")
+        # A transaction begins with what is read first.
+        connection.execute("SELECT count(*) FROM samples").fetchone()
+        yield connection
 
 
 @contextmanager
