@@ -31,7 +31,7 @@ async def test_a_real_model_answers_in_shape_and_gives_log_odds():
     asked = await ask(connection, call, Generated)
     assert isinstance(asked.answer.response, str)
     assert asked.usage["completion_tokens"] > 0
-    question = render("question", instruction="Say hello.", response="Hello.", text="is polite")
+    question = render("question", history=[], instruction="Hi?", response="Hi.", text="is polite")
     call = make_call("critique", question, None, context, Place("x"))
     score, usage = await log_odds(connection, call)
     assert -9.3 < score < 9.3

@@ -465,7 +465,7 @@ def test_a_csv_row_that_is_short_is_named_and_one_that_is_long_is_bad(tmp_path):
         references(path)
     source = Source(path, as_reference=True, skip_bad_lines=True)
     assert pairs(source) == [("When?", "Now.")]
-    assert [s["line"] for s in source.report.skipped] == [2]
+    assert [s["line"] for s in source.report.skipped] == [2, 3]
 
 
 BROKEN_CSV = b"instruction,response\nHow?,So.\nWhy\rthis?,So.\nWhen?,Now.\n"
