@@ -12,7 +12,7 @@ from hashlib import sha256
 from importlib.resources import files
 from typing import Any
 
-from jinja2 import FunctionLoader, StrictUndefined, Template
+from jinja2 import FunctionLoader, StrictUndefined, Template, UndefinedError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 Message = dict[str, str]
@@ -47,12 +47,14 @@ def fence_history(history: Sequence[Mapping[str, str]]) -> str:
 
 def fence_reference(reference: Mapping[str, Any], *, response: bool = True) -> str:
     """A reference between tags, with its response or without."""
-    parts = [
-        fence_history(reference.get("history", ())) + fence("instruction", reference["instruction"])
-    ]
-    if response:
-        parts.append(fence("response", reference["response"]))
-    return fence("reference", "\n".join(parts), id=reference["id"])
+    try:
+        asked = fence("instruction", reference["instruction"])
+        said = fence_history(reference.get("history", ())) + asked
+        if response:
+            said += "\n" + fence("response", reference["response"])
+        return fence("reference", said, id=reference["id"])
+    except KeyError as missing:
+        raise UndefinedError(f"the reference has no {missing}") from missing
 
 
 def _plain(value: str) -> str:

@@ -19,10 +19,10 @@ _SECRET = re.compile("key|token|secret|passw|auth|credential|cookie", re.IGNOREC
 
 
 def without_secrets(value: Any) -> Any:
-    """The value, with texts hidden that stand under the name of a secret.
+    """The value, with what is no number hidden where it stands under the name of a secret.
 
-    >>> without_secrets({"extra_body": {"api_key": "sk-1", "top_k": 5, "max_tokens": 9}})
-    {'extra_body': {'api_key': '(hidden)', 'top_k': 5, 'max_tokens': 9}}
+    >>> without_secrets({"extra_body": {"api_keys": ["sk-1"], "top_k": 5, "max_tokens": 9}})
+    {'extra_body': {'api_keys': '(hidden)', 'top_k': 5, 'max_tokens': 9}}
     """
     if isinstance(value, list):
         return [without_secrets(part) for part in value]
@@ -30,7 +30,7 @@ def without_secrets(value: Any) -> Any:
         return value
     return {
         name: "(hidden)"
-        if isinstance(part, str) and _SECRET.search(name)
+        if isinstance(part, str | list | dict) and _SECRET.search(name)
         else without_secrets(part)
         for name, part in value.items()
     }

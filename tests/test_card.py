@@ -205,7 +205,7 @@ def test_contaminated_samples_are_all_counted_and_some_are_named():
     facts = Facts()
     for i in range(MOST_HITS + 5):
         facts.add(record(i, status="rejected", reason="contaminated", attempts=[hit]))
-    assert facts.contaminated == MOST_HITS + 5
+    assert facts.reasons == {"contaminated": MOST_HITS + 5}
     assert len(facts.hits) == MOST_HITS and facts.hits[0] == ("s0", "It holds x, row 3.")
 
 
@@ -253,7 +253,8 @@ def test_the_card_of_a_run_without_benchmarks_or_rows_says_so():
         "status": "interrupted", "fingerprint": "f", "prompts": {}, "written": "", "stopped": None,
         "settings": {**Settings(model="local").shown()}, "versions": {"refloom": "0"},
         "counts": dict.fromkeys(
-            ("seeds", "references", "accepted", "rejected", "failed", "pending", "duplicates"), 0
+            ("seeds", "references", "accepted", "rejected", "failed", "pending", "duplicates",
+             "contaminated"), 0
         ),
         "reading": {n: Report("x.jsonl").shown() for n in ("references", "seeds", "benchmarks")},
         "criteria": dict.fromkeys(("proposed", "earned", "demoted", "dropped"), 0),

@@ -235,7 +235,7 @@ def test_a_provider_that_refuses_stops_the_run_at_once(tmp_path, references, res
             OPENAI_API_KEY="sk-secret",
         )
     assert done.returncode == 4
-    assert says in done.stderr.splitlines()[-1] and done.stderr.count("refloom:") == 1
+    assert says in done.stderr.splitlines()[-1] and done.stderr.count("\n") == 2
     assert len(endpoint.bodies) <= 10
     stopped = json.loads((tmp_path / "out" / "run.json").read_text())
     assert stopped["status"] == "stopped" and says in stopped["stopped"]
@@ -249,7 +249,7 @@ def test_a_dead_endpoint_stops_the_run(tmp_path, references):
         "--base-url", "http://127.0.0.1:9/v1", "--references-per-seed", 1, cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 4
-    assert "cannot be reached" in done.stderr.splitlines()[-1]
+    assert "cannot be reached" in done.stderr.splitlines()[-1] and done.stderr.count("\n") == 2
 
 
 BAD = {

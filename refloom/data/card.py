@@ -112,6 +112,7 @@ def md(value: object, most: int = 300) -> str:
 def _said(run: Run, facts: Facts) -> dict[str, Any]:
     settings, counts, reading = run["settings"], run["counts"], run["reading"]
     judge = settings["judge_model"] or settings["model"]
+    again = command(run)
     shown = [_row(passing) for passing in facts.passing(MOST_CRITERIA)]
     log_odds = (settings["judge_method"] or ("logodds" if embedded(judge) else "verdict")) != (
         "verdict"
@@ -136,8 +137,8 @@ def _said(run: Run, facts: Facts) -> dict[str, Any]:
         "more_criteria": len(facts.passing(len(facts.criteria))) - len(shown),
         "benchmarks": ", ".join(map(_name, settings["benchmark"])),
         "cost": _cost(run["cost_usd"], counts["accepted"]),
-        "command": command(run),
-        "fence": "`" * max(3, 1 + _longest_run(command(run))),
+        "command": again,
+        "fence": "`" * max(3, 1 + _longest_run(again)),
         "all_settings": json.dumps(_public(settings), indent=1, ensure_ascii=True),
     }
 

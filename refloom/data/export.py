@@ -232,14 +232,15 @@ def export(
         OSError: A file cannot be written; those that were there stay as they are.
     """
     paths = {name: path.with_stem(f"{path.stem}-{name}") for name in parts or {}} or {"": path}
-    seeds = (seed for seed, _ in islice(rows(records(), format_), most))
-    assigned = assign(seeds, parts, random_seed) if parts else {}
+    several = parts is not None and len(parts) > 1
+    seeds = (seed for seed, _ in islice(rows(records(), format_), most)) if several else ()
+    assigned = assign(seeds, parts or {}, random_seed)
     written = dict.fromkeys(paths.values(), 0)
     with ExitStack() as stack:
         types = FORMATS[format_].types
         put = {name: stack.enter_context(writing(to, types)) for name, to in paths.items()}
         for seed, row in islice(rows(records(), format_), most):
-            name = assigned[key(seed, random_seed)] if parts else ""
+            name = assigned[key(seed, random_seed)] if several else next(iter(paths))
             put[name](row)
             written[paths[name]] += 1
     return written

@@ -39,13 +39,10 @@ class Passing:
 class Facts:
     """Counts and samples of records; `add` takes them one by one."""
 
-    statuses: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
     errors: Counter[str] = field(default_factory=Counter)
     attempts: Counter[int] = field(default_factory=Counter)
     criteria: dict[str, Passing] = field(default_factory=dict)
-    uncounted_criteria: int = 0
-    contaminated: int = 0
     hits: list[tuple[str, str]] = field(default_factory=list)
     instructions: array[int] = field(default_factory=lambda: array("l"))
     responses: array[int] = field(default_factory=lambda: array("l"))
@@ -54,7 +51,6 @@ class Facts:
     def add(self, record: dict[str, Any]) -> None:
         """Count a record."""
         status = record["status"]
-        self.statuses[status] += 1
         if status == "rejected":
             self.reasons[record["reason"] or "criteria"] += 1
             if record["reason"] == "contaminated":
@@ -76,7 +72,6 @@ class Facts:
         return [text for _, text in sorted(self._sample)]
 
     def _hit(self, record: dict[str, Any]) -> None:
-        self.contaminated += 1
         verdicts = [v for attempt in record["attempts"] for v in attempt["verdicts"]]
         found = [v["reason"] for v in verdicts if v["criterion_id"] == CLEAN_ID]
         if len(self.hits) < MOST_HITS:
@@ -102,7 +97,6 @@ class Facts:
         id_ = f"{criterion['text']} {criterion['must']}" if drawn else criterion["id"]
         if id_ not in self.criteria:
             if len(self.criteria) >= MOST_CRITERIA:
-                self.uncounted_criteria += 1
                 return None
             by = "judge, from references" if drawn else criterion["judged_by"]
             self.criteria[id_] = Passing(criterion["text"], criterion["must"], by, drawn)

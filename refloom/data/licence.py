@@ -47,7 +47,7 @@ _ALIKE = (
 )
 # What a text asks that is no licence of these, as far as its words say.
 _ASKING = (
-    (r"\bnc\b|\bno commercial|\bresearch\b|\bacademic\b|\bpersonal use|\beducational\b", "nc"),
+    (r"\bnc\b|\bresearch\b|\bacademic\b|\bpersonal use|\beducational\b", "nc"),
     (r"\bsa\b|gpl|\bcopyleft\b|\bodbl\b", "sa"),
     (r"\bnd\b", "nd"),
     (r"rights reserved|proprietary|openrail|llama|commons clause|\bno ai\b|permission", "own"),
