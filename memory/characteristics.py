@@ -90,4 +90,12 @@ async def kept_in(directory: Path) -> AsyncIterator[BaseStore]:
     path = str(directory / "characteristics.sqlite")
     async with AsyncSqliteStore.from_conn_string(path) as store:
         await store.setup()
-        yield store
+        try:
+            yield store
+        finally:
+            # Left alone, its task is cancelled when the store is collected, and may then itself be
+            # collected before it has ended, which asyncio complains of.
+            task = store._task
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)

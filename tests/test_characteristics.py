@@ -8,7 +8,7 @@ import pytest
 from langgraph.store.memory import InMemoryStore
 from langgraph.store.sqlite.aio import AsyncSqliteStore
 
-from memory.characteristics import Characteristics
+from memory.characteristics import Characteristics, kept_in
 
 
 class Making:
@@ -235,3 +235,11 @@ async def test_an_entry_comes_back_whole_from_a_file_that_was_closed(tmp_path):
         async with AsyncSqliteStore.from_conn_string(file) as store:
             await store.setup()
             assert await Characteristics(store).recall("k", "r", making) == ENTRY
+
+
+async def test_a_store_leaves_no_task_behind(tmp_path):
+    before = asyncio.all_tasks()
+    async with kept_in(tmp_path) as store:
+        assert asyncio.all_tasks() - before
+        await store.aget(("a",), "b")
+    assert asyncio.all_tasks() == before
