@@ -22,6 +22,10 @@ from refloom.runs.kept import records
 NASTY = {
     "LaTeX": r"\frac{1}{2} \[ \nabla \times \mathbf{B} \] $\text{if } x \neq 0$ \\ \u0041 \t \n",
     "code": "```python\ndef f(x):\n\tprint(f\"{x!r}\\n\", '''\"\"\"''')\n```\n\n    indented\n",
+    "C": '#include <stdio.h>\nint main(void) {\n\tprintf("%d\\n", a[0] ? 1 : 2);\n\treturn 0;\n}\n',
+    "Go": "func f(m map[string]int) {\n\tfor k := range m {\n\t\tfmt.Println(`\\raw`, k)\n\t}\n}\n",
+    "Rust": 'fn f<\'a>(x: &\'a str) -> String {\n\tformat!("{x:?} {{}}") // r#"raw"#\n}\n',
+    "JavaScript": "const f = ({a, ...r}) => `${a}\\n${r}`;\n\tif (/[\"'`]\\/$/.test(s)) { throw {}; }\n",
     "CRLF": "one\r\ntwo\rthree\n\r\n",
     "other line ends": "a\u2028b\u2029c\u0085d\x0be\x0cf\x1cg",
     "emoji": "😀 👩‍👩‍👧‍👦 🏳️‍🌈 \U0010ffff",
