@@ -25,7 +25,7 @@ NASTY = {
     "C": '#include <stdio.h>\nint main(void) {\n\tprintf("%d\\n", a[0] ? 1 : 2);\n\treturn 0;\n}\n',
     "Go": "func f(m map[string]int) {\n\tfor k := range m {\n\t\tfmt.Println(`\\raw`, k)\n\t}\n}\n",
     "Rust": 'fn f<\'a>(x: &\'a str) -> String {\n\tformat!("{x:?} {{}}") // r#"raw"#\n}\n',
-    "JavaScript": "const f = ({a, ...r}) => `${a}\\n`;\n\tif (/[\"'`]\\/$/.test(s)) { throw {}; }\n",
+    "JavaScript": "const f = ({a, ...r}) =>`${a}\\n`;\n\tif(/[\"'`]\\/$/.test(s)) { throw 1; }\n",
     "CRLF": "one\r\ntwo\rthree\n\r\n",
     "other line ends": "a\u2028b\u2029c\u0085d\x0be\x0cf\x1cg",
     "emoji": "😀 👩‍👩‍👧‍👦 🏳️‍🌈 \U0010ffff",
