@@ -1,4 +1,4 @@
-"""The two graphs, every node and edge of them, on one screen."""
+"""The graphs that make samples, every node and edge of them, on one screen."""
 
 from __future__ import annotations
 
@@ -8,49 +8,87 @@ from typing import Any
 from langgraph.graph import END, START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.runtime import Runtime
+from langgraph.types import interrupt
 
-from graph.defaults import DemoSearch, shared_embedder
+from graph.defaults import DefaultSearch, shared_embedder, shared_search
 from graph.routing import (
     after_critique,
     after_extract,
     after_propose,
     after_retrieve,
+    after_sample,
     after_writing,
+    judged,
 )
 from memory.characteristics import Characteristics
 from memory.contamination import Contamination
 from memory.embed import Embed
 from memory.index import Search
+from nodes.begin import begin
 from nodes.context import Context
 from nodes.critique import critique
 from nodes.endpoint import Connection
 from nodes.extract import extract
 from nodes.generate import generate
+from nodes.given import (
+    Input,
+    Output,
+    SampleInput,
+    SampleOutput,
+)
 from nodes.llm import Complete
 from nodes.propose import Taken, Turn, alone, nothing_taken, propose
 from nodes.refine import refine
 from nodes.retrieve import retrieve
+from nodes.review import Ask, review, review_one
 from nodes.sample import Finish, Start, at_once, failing_softly, not_kept
 from nodes.sample import sample as run_sample
-from nodes.state import Input, Output, SampleState, State
+from nodes.state import SampleState, State
 
 Graph = CompiledStateGraph[Any, Context, Any, Any]
 
 
+def about(node: Any) -> dict[str, str]:
+    """What Studio says of a node: the first line of its docstring."""
+    return {"description": str(node.__doc__).splitlines()[0]}
+
+
 def build_sample(
-    *, complete: Complete, embed: Embed, contamination: Contamination | None = None
+    *,
+    complete: Complete | None = None,
+    embed: Embed | None = None,
+    contamination: Contamination | None = None,
+    inner: bool = False,
+    ask: Ask | None = interrupt,
+    checkpointer: Any = None,
 ) -> Graph:
-    """The loop of one instruction: generate, critique, and refine until the criteria pass."""
-    builder = StateGraph(SampleState, context_schema=Context)
-    builder.add_node("generate", failing_softly(partial(generate, complete=complete)))
+    """The loop of one instruction: generate, critique, and refine until the criteria pass.
+
+    It checks its input first, and asks a person in the end; as the `inner` loop it does neither.
+    """
+    complete, embed = complete or Connection(), embed or shared_embedder()
+    schemas = {} if inner else {"input_schema": SampleInput, "output_schema": SampleOutput}
+    builder = StateGraph(SampleState, context_schema=Context, **schemas)
+    writing = failing_softly(partial(generate, complete=complete))
     judging = partial(critique, complete=complete, embed=embed, contamination=contamination)
-    builder.add_node("critique", failing_softly(judging))
-    builder.add_node("refine", failing_softly(partial(refine, complete=complete)))
-    builder.add_edge(START, "generate")
+    mending = failing_softly(partial(refine, complete=complete))
+    builder.add_node("generate", writing, metadata=about(generate))
+    builder.add_node("critique", failing_softly(judging), metadata=about(critique))
+    builder.add_node("refine", mending, metadata=about(refine))
     builder.add_conditional_edges("generate", after_writing)
-    builder.add_conditional_edges("critique", after_critique)
     builder.add_conditional_edges("refine", after_writing)
-    return builder.compile(name="sample")
+    if inner:
+        builder.add_edge(START, "generate")
+        builder.add_conditional_edges("critique", after_critique)
+    else:
+        asking = partial(review_one, ask=ask, contamination=contamination)
+        builder.add_node("begin", begin, metadata=about(begin))
+        builder.add_node("review", asking, metadata=about(review))
+        builder.add_edge(START, "begin")
+        builder.add_edge("begin", "generate")
+        builder.add_conditional_edges("critique", judged)
+        builder.add_edge("review", END)
+    return builder.compile(name="sample", checkpointer=checkpointer)
 
 
 def build_graph(
@@ -63,33 +101,46 @@ def build_graph(
     taken: Taken = nothing_taken,
     start: Start = at_once,
     finish: Finish = not_kept,
+    ask: Ask | None = interrupt,
     contamination: Contamination | None = None,
     checkpointer: Any = None,
 ) -> Graph:
     """The way of one seed: retrieve, extract, propose, then one `sample` a new instruction.
 
     A tool not given is the environment's endpoint or the embedded model, the references of
-    `REFLOOM_INDEX` or the demo's, a memory of this process.
+    `REFLOOM_INDEX` or the demo's, a memory of this process. `ask` None: nobody is there to review.
     """
+    search = search or (shared_search() if embed is None else DefaultSearch(embed))
     complete, embed = complete or Connection(), embed or shared_embedder()
-    search, characteristics = search or DemoSearch(embed), characteristics or Characteristics()
-    loop = build_sample(complete=complete, embed=embed, contamination=contamination)
-
+    characteristics = characteristics or Characteristics()
+    loop = build_sample(complete=complete, embed=embed, contamination=contamination, inner=True)
     slot = partial(run_sample, start=start, finish=finish, contamination=contamination)
 
     # A closure, not a partial: so LangGraph sees the loop in it, draws it and streams its events.
     async def sample(state: SampleState, runtime: Runtime[Context]) -> dict[str, Any]:
         return await slot(state, runtime, loop=loop)
 
-    builder = StateGraph(State, context_schema=Context, input_schema=Input, output_schema=Output)
-    builder.add_node("retrieve", partial(retrieve, search=search, contamination=contamination))
+    finding = partial(retrieve, search=search, contamination=contamination)
     learning = partial(extract, complete=complete, embed=embed, characteristics=characteristics)
-    builder.add_node("extract", learning)
-    builder.add_node("propose", partial(propose, complete=complete, turn=turn, taken=taken))
-    builder.add_node("sample", sample)
+    proposing = partial(propose, complete=complete, turn=turn, taken=taken)
+    asking = partial(review, ask=ask, contamination=contamination)
+    return _joined(finding, learning, proposing, sample, asking, checkpointer)
+
+
+def _joined(
+    retrieving: Any, learning: Any, proposing: Any, sampling: Any, asking: Any, checkpointer: Any
+) -> Graph:
+    """The nodes of the synthesizer, each with its tools, and the edges between them."""
+    builder = StateGraph(State, context_schema=Context, input_schema=Input, output_schema=Output)
+    builder.add_node("retrieve", retrieving, metadata=about(retrieve))
+    builder.add_node("extract", learning, metadata=about(extract))
+    builder.add_node("propose", proposing, metadata=about(propose))
+    builder.add_node("sample", sampling, metadata=about(run_sample))
+    builder.add_node("review", asking, metadata=about(review))
     builder.add_edge(START, "retrieve")
     builder.add_conditional_edges("retrieve", after_retrieve, ["extract", "sample"])
     builder.add_conditional_edges("extract", after_extract, ["propose", "sample"])
     builder.add_conditional_edges("propose", after_propose, ["sample"])
-    builder.add_edge("sample", END)
+    builder.add_conditional_edges("sample", after_sample, ["review", END])
+    builder.add_edge("review", END)
     return builder.compile(name="synthesizer", checkpointer=checkpointer)

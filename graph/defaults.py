@@ -1,4 +1,4 @@
-"""The tools of a graph that was given none."""
+"""The tools of a graph that was given none: one of each for the process."""
 
 from __future__ import annotations
 
@@ -10,17 +10,28 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
+from memory.adding import Added, add
 from memory.embed import Embed, Embedder
 from memory.index import ReferenceIndex
-from memory.references import Reference
+from memory.references import IndexUnusable, Reference
 from memory.store import references_in
 from memory.weights import DEFAULT_MODEL
+
+# What tells one state of a file from another.
+Stamp = tuple[int, ...]
+TRIES = 3
 
 
 @cache
 def shared_embedder() -> Embedder:
     """One embedder for the process; its model loads on first use."""
-    return Embedder()
+    return Embedder(os.environ.get("REFLOOM_EMBEDDING_MODEL") or DEFAULT_MODEL)
+
+
+def index_directory() -> Path | None:
+    """The directory of `$REFLOOM_INDEX`; None stands for the bundled demo references."""
+    named = os.environ.get("REFLOOM_INDEX")
+    return Path(named) if named else None
 
 
 def default_references() -> tuple[Sequence[Reference], Path | None]:
@@ -28,26 +39,77 @@ def default_references() -> tuple[Sequence[Reference], Path | None]:
 
     Blocks on files; call it off the event loop. Raises `IndexUnusable`.
     """
-    named = os.environ.get("REFLOOM_INDEX")
-    if named:
-        return references_in(Path(named)), Path(named)
+    directory = index_directory()
+    if directory is not None:
+        return references_in(directory), directory
     text = files("refloom.demo").joinpath("references.jsonl").read_text(encoding="utf-8")
     return [json.loads(line) for line in text.splitlines()], None
 
 
-class DemoSearch:
-    """A `Search` over the default references, read once."""
+class DefaultSearch:
+    """A `Search` over the default references; opened anew when their index is replaced."""
 
-    def __init__(self, embed: Embed) -> None:
+    def __init__(self, embed: Embed, model: str = DEFAULT_MODEL) -> None:
+        """`model` names what `embed` embeds with."""
         self._embed = embed
-        self._index: ReferenceIndex | None = None
+        self._model = model
+        self._lock = asyncio.Lock()
+        self._opened: tuple[Stamp, ReferenceIndex] | None = None
 
     async def __call__(
         self, text: str, k: int, turn: tuple[int, int] | None = None
     ) -> list[Reference]:
         """See `memory.index.Search`."""
-        if self._index is None:
-            references, directory = await asyncio.to_thread(default_references)
-            if self._index is None:
-                self._index = ReferenceIndex(references, self._embed, directory, DEFAULT_MODEL)
-        return await self._index.search(text, k)
+        return await (await self.current()).search(text, k)
+
+    async def current(self) -> ReferenceIndex:
+        """The index as it is on disk now, with its vectors. Raises `IndexUnusable`."""
+        for tries in range(1, TRIES + 1):
+            try:
+                return await self._current()
+            except IndexUnusable:
+                # Between its manifest and its other files it may have been replaced.
+                if tries == TRIES:
+                    raise
+        raise AssertionError("the last try returns or raises")
+
+    async def _current(self) -> ReferenceIndex:
+        stamp = await asyncio.to_thread(_stamp)
+        opened = self._opened
+        if opened is not None and opened[0] == stamp:
+            return opened[1]
+        async with self._lock:
+            if self._opened is None or self._opened[0] != stamp:
+                references, directory = await asyncio.to_thread(default_references)
+                index = ReferenceIndex(references, self._embed, directory, self._model)
+                await index.build()
+                self._opened = (stamp, index)
+            return self._opened[1]
+
+
+def _stamp() -> Stamp:
+    """What tells the present index from one that replaces it; empty if there is none. Blocks."""
+    directory = index_directory()
+    try:
+        found = (directory / "index.json").stat() if directory else None
+    except OSError:
+        found = None
+    return (found.st_mtime_ns, found.st_ino, found.st_size) if found else ()
+
+
+@cache
+def shared_search() -> DefaultSearch:
+    """One search for the process, over the shared embedder."""
+    embedder = shared_embedder()
+    return DefaultSearch(embedder, embedder.model)
+
+
+async def add_to_index(references: Sequence[Reference]) -> Added:
+    """Add references to the index of `$REFLOOM_INDEX`. Raises `IndexUnusable` if none is named."""
+    directory, embedder = index_directory(), shared_embedder()
+    if directory is None:
+        raise IndexUnusable(
+            "there is no index to add to: the bundled references stay as they are. Start the "
+            "server with REFLOOM_INDEX=DIR; a DIR that is not there yet is made"
+        )
+    return await add(directory, references, embedder, embedder.model)

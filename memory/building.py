@@ -68,7 +68,7 @@ class Building:
         # One process builds; the others wait, and find what it has built.
         lock = FileLock(self._directory / ".building.lock", thread_local=False)
         await asyncio.to_thread(self._directory.mkdir, parents=True, exist_ok=True)
-        await _hold(lock)
+        await hold(lock)
         try:
             return await asyncio.to_thread(self._kept, digest) or await self._made(digest)
         finally:
@@ -219,7 +219,7 @@ class Building:
             (directory / Path(name).name).unlink(missing_ok=True)
 
 
-async def _hold(lock: FileLock) -> None:
+async def hold(lock: FileLock) -> None:
     """Wait for the lock without keeping a thread, which the build that has it may need."""
     while True:
         try:

@@ -30,8 +30,11 @@ class Reference(TypedDict):
     score: NotRequired[float]
 
 
-class IndexUnusable(Exception):
-    """An index that is missing, damaged, or made otherwise. The message says how to rebuild."""
+class IndexUnusable(RuntimeError):
+    """An index that is missing, damaged, or made otherwise. The message says how to rebuild.
+
+    A `RuntimeError`, since the server shows a client few other errors' messages.
+    """
 
 
 def content_id(*parts: str) -> str:

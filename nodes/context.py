@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Literal
+from functools import cached_property
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo
+from pydantic_core import PydanticCustomError
+
+from prompts import Edited, source
+from prompts.edited import PromptUnusable, check
 
 Feedback = Literal["reference", "generic", "none"]
 JudgeMethod = Literal["verdict", "logodds"]
+Review = Literal["never", "rejected", "borderline", "all"]
+# The prompts of the nodes; each is a setting `NAME_prompt`.
+PROMPTS = ("extract", "propose", "generate", "critique", "question", "refine")
+LONGEST_NAME = 200
+# The nodes inside of `sample`.
+LOOP = ("generate", "critique", "refine")
 
 
 def default_model() -> str:
@@ -22,6 +33,30 @@ def _at(*nodes: str) -> dict[str, Any]:
     return {"langgraph_nodes": list(nodes)}
 
 
+def _usable(text: str, info: ValidationInfo) -> str:
+    try:
+        check(str(info.field_name).removesuffix("_prompt"), text)
+    except PromptUnusable as error:
+        raise PydanticCustomError("prompt", "{why}", {"why": str(error)}) from error
+    return text
+
+
+Prompt = Annotated[str, AfterValidator(_usable)]
+
+
+def _prompt(name: str, about: str, *nodes: str) -> Any:
+    """A prompt as a field: Studio opens an editor for it."""
+    return Field(
+        default=source(name),
+        title=f"Prompt of {name}",
+        description=f"{about} A Jinja template with the blocks system and user; data goes "
+        "through fence().",
+        min_length=1,
+        max_length=20_000,
+        json_schema_extra={**_at(*nodes), "langgraph_type": "prompt"},
+    )
+
+
 class Context(BaseModel):
     """The settings of a run. They hold no path, URL or key: a client of a server may set them."""
 
@@ -32,13 +67,16 @@ class Context(BaseModel):
         description="What the endpoint calls the writing model; 'local' is the embedded one.",
         default_factory=default_model,
         min_length=1,
-        json_schema_extra=_at("extract", "propose", "sample"),
+        max_length=LONGEST_NAME,
+        json_schema_extra=_at("extract", "propose", "sample", *LOOP),
     )
     judge_model: str | None = Field(
         default=None,
         title="Judge model",
         description="The model that judges; the writing model when empty.",
-        json_schema_extra=_at("extract", "sample"),
+        min_length=1,
+        max_length=LONGEST_NAME,
+        json_schema_extra=_at("extract", "sample", "critique"),
     )
     judge_method: JudgeMethod | None = Field(
         default=None,
@@ -47,7 +85,7 @@ class Context(BaseModel):
             "verdict: the judge writes reason, evidence, verdict. logodds: one yes/no token a "
             "criterion. Empty: logodds for the embedded model, verdict for any other."
         ),
-        json_schema_extra=_at("extract", "sample"),
+        json_schema_extra=_at("extract", "sample", "critique"),
     )
     references_per_seed: int = Field(
         default=3,
@@ -77,7 +115,7 @@ class Context(BaseModel):
         description="How many candidates are made for an instruction at most.",
         ge=1,
         le=10,
-        json_schema_extra=_at("sample"),
+        json_schema_extra=_at("sample", "critique"),
     )
     max_criteria: int = Field(
         default=6,
@@ -94,7 +132,7 @@ class Context(BaseModel):
         "(written verdicts only; by log-odds they rank).",
         ge=0,
         le=1,
-        json_schema_extra=_at("sample"),
+        json_schema_extra=_at("sample", "critique"),
     )
     try_criteria: bool = Field(
         default=True,
@@ -117,20 +155,50 @@ class Context(BaseModel):
             "Where criteria come from: reference (the method), generic (one fixed "
             "checklist), none (draft only, no judge)."
         ),
-        json_schema_extra=_at("extract", "sample"),
+        json_schema_extra=_at("extract", "sample", "critique"),
+    )
+    review: Review = Field(
+        default="never",
+        title="Review by a person",
+        description=(
+            "Which samples wait for a person who accepts, edits or rejects them: never, rejected, "
+            "borderline (one verdict decides, or the judge did not agree to all), all."
+        ),
+        json_schema_extra=_at("review"),
     )
     random_seed: int = Field(
         default=0,
         title="Random seed",
         description="Fixes every draw; the same answers give the same rows.",
         ge=0,
-        json_schema_extra=_at("propose", "sample"),
+        le=2**53 - 1,
+        json_schema_extra=_at("propose", "sample", *LOOP),
     )
+    extract_prompt: Prompt = _prompt("extract", "Finds what makes a reference good.", "extract")
+    propose_prompt: Prompt = _prompt("propose", "Asks for new instructions.", "propose")
+    generate_prompt: Prompt = _prompt("generate", "Writes a response.", "sample", "generate")
+    critique_prompt: Prompt = _prompt(
+        "critique", "Asks for verdicts (judge method verdict).", "extract", "sample", "critique"
+    )
+    question_prompt: Prompt = _prompt(
+        "question", "Asks yes or no (judge method logodds).", "extract", "sample", "critique"
+    )
+    refine_prompt: Prompt = _prompt("refine", "Mends what failed.", "sample", "refine")
 
     @property
     def judge(self) -> str:
         """The model that judges."""
         return self.judge_model or self.model
+
+    @cached_property
+    def edited(self) -> Edited:
+        """The prompts that are not refloom's own: names and texts."""
+        texts = ((name, self.prompt(name)) for name in PROMPTS)
+        return tuple((name, text) for name, text in texts if text != source(name))
+
+    def prompt(self, name: str) -> str:
+        """The text of a prompt."""
+        return str(getattr(self, f"{name}_prompt"))
 
     @property
     def method(self) -> JudgeMethod:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any
 
 from langgraph.runtime import Runtime
@@ -11,6 +12,7 @@ from memory.contamination import Contamination
 from memory.embed import Embed, cosine
 from nodes.context import Context
 from nodes.criteria import Facts, apply_rules, verdict
+from nodes.events import tell
 from nodes.generate import place_of
 from nodes.judge import Judged, judge
 from nodes.llm import Complete
@@ -33,30 +35,55 @@ async def critique(
     """
     context = runtime.context or Context()
     rules = apply_rules(await _facts(state, context, embed, contamination))
-    musts = {c["id"] for c in state["criteria"] if c["must"]}
-    if any(v["verdict"] == "fail" and v["criterion_id"] in musts for v in rules):
-        judged = _unasked(state)
-    else:
-        judged = await judge(
-            complete,
-            context,
-            place_of(state),
-            instruction=state["instruction"],
-            response=state["candidate"],
-            criteria=state["criteria"],
-            draw=len(state.get("attempts", [])),
-        )
+    judged = await _judged(state, runtime, complete, rules)
     attempt: Attempt = {
         "response": state["candidate"],
         "verdicts": _in_order(state, [*judged.verdicts, *rules]),
     }
-    decision = decide([*state.get("attempts", []), attempt], state["criteria"], context)
+    attempts = [*(state.get("attempts") or []), attempt]
+    decision = decide(attempts, state["criteria"], context)
+    said = decision.status if decision.status != "open" else "to be refined"
+    tell(runtime, "decision", f"Attempt {len(attempts)}: {said}.", reason=decision.reason)
     return {
         "attempts": [attempt],
+        "response": attempts[decision.best]["response"],
         "status": decision.status,
         "reason": decision.reason,
         "usage": judged.usage,
     }
+
+
+async def _judged(
+    state: SampleState, runtime: Runtime[Context], complete: Complete, rules: list[Verdict]
+) -> Judged:
+    """The judge's verdicts, unless a rule decides without them; each is told of as it comes."""
+    heard = partial(_tell, runtime, state)
+    failed = [found for found in rules if found["verdict"] == "fail"]
+    for found in failed:
+        heard(found)
+    musts = {c["id"] for c in state["criteria"] if c["must"]}
+    if any(found["criterion_id"] in musts for found in failed):
+        return _unasked(state)
+    return await judge(
+        complete,
+        runtime.context or Context(),
+        place_of(state),
+        instruction=state["instruction"],
+        response=state["candidate"],
+        criteria=state["criteria"],
+        draw=len(state.get("attempts") or []),
+        heard=heard,
+    )
+
+
+def _tell(runtime: Runtime[Context], state: SampleState, found: Verdict) -> None:
+    """A verdict as it comes."""
+    texts = {c["id"]: c["text"] for c in state["criteria"]}
+    text = texts.get(found["criterion_id"])
+    if text is not None:
+        outcome = found["verdict"].replace("_", " ")
+        why = f" {found['reason']}" if found["reason"] else ""
+        tell(runtime, "verdict", f"{outcome}: the response {text}.{why}", **found)
 
 
 async def _facts(

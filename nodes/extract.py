@@ -16,8 +16,9 @@ from memory.embed import Embed
 from memory.references import Reference, content_id, content_of
 from nodes.context import Context
 from nodes.criteria import answers_instruction, generic_criteria, rule_criteria
+from nodes.events import tell
 from nodes.judge import fold
-from nodes.llm import Answer, CallFailed, Complete, Place, ask, make_call
+from nodes.llm import Answer, Asked, CallFailed, Complete, Place, ask, make_call
 from nodes.state import Criterion, Seed, State, add_usage, no_usage
 from nodes.topic import general_part
 from nodes.trial import try_criteria
@@ -78,7 +79,11 @@ async def extract(
     found = await asyncio.gather(*(learn(r) for r in state["references"]))
     learned = [entry for entry in found if not isinstance(entry, CallFailed)]
     if learned or not found:
-        return {"learned": learned, "criteria": await merge(learned, context, embed)}
+        criteria = await merge(learned, context, embed)
+        drawn = [c for c in criteria if c["reference_id"]]
+        told = f"{len(drawn)} criteria from {len(learned)} references."
+        tell(runtime, "criteria", told, criteria=drawn)
+        return {"learned": learned, "criteria": criteria}
     return _nothing_learned([entry for entry in found if isinstance(entry, CallFailed)])
 
 
@@ -93,7 +98,7 @@ def _key(reference: Reference, context: Context) -> str:
     """What an entry rests on; a change of any of it is another entry."""
     return content_id(
         content_of(reference),
-        version("extract", "critique", "question"),
+        version("extract", "critique", "question", edited=context.edited),
         context.model,
         context.judge,
         context.method,
@@ -119,9 +124,7 @@ async def _learn(
     if context.feedback == "reference":
         avoid: list[str] = []
         for draw in (0, 1):
-            messages = render("extract", reference=reference, most=MOST, avoid=avoid)
-            call = make_call("extract", messages, Extracted, context, at, draw)
-            asked = await ask(complete, call, Extracted)
+            asked = await _ask(complete, context, at, reference, avoid, draw)
             usage = add_usage(usage, asked.usage)
             subjects = subjects or _short(asked.answer.subject_areas)
             skills = skills or _short(asked.answer.relevant_skills)
@@ -146,6 +149,21 @@ async def _learn(
         "counts": tried.counts | {"proposed": proposed, "dropped": lost},
         "usage": usage,
     }
+
+
+async def _ask(
+    complete: Complete,
+    context: Context,
+    at: Place,
+    reference: Reference,
+    avoid: Sequence[str],
+    draw: int,
+) -> Asked[Extracted]:
+    prompt = context.extract_prompt
+    messages = render("extract", template=prompt, reference=reference, most=MOST, avoid=avoid)
+    return await ask(
+        complete, make_call("extract", messages, Extracted, context, at, draw), Extracted
+    )
 
 
 def _short(phrases: Sequence[str]) -> list[str]:

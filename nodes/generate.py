@@ -7,6 +7,7 @@ from typing import Any
 from langgraph.runtime import Runtime
 
 from nodes.context import Context
+from nodes.events import tell
 from nodes.llm import Answer, Complete, Place, ask, make_call
 from nodes.state import SampleState
 from prompts import render
@@ -36,10 +37,13 @@ async def generate(
     drawn = [c for c in state["criteria"] if c["reference_id"] is not None]
     messages = render(
         "generate",
+        template=context.generate_prompt,
         reference=next(iter(state["references"]), None),
         criteria=drawn,
         instruction=state["instruction"],
     )
     call = make_call("generate", messages, Generated, context, place_of(state))
     asked = await ask(complete, call, Generated)
+    told = f"A draft of {len(asked.answer.response.split())} words."
+    tell(runtime, "candidate", told, instruction=state["instruction"])
     return {"candidate": asked.answer.response, "usage": asked.usage}

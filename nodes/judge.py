@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, cast
 
@@ -16,6 +16,8 @@ from nodes.criteria import ANSWERS_ID, verdict
 from nodes.llm import Answer, Call, CallFailed, Complete, Place, ask, make_call
 from nodes.state import Criterion, Outcome, Usage, Verdict, add_usage, no_usage
 from prompts import render
+
+Heard = Callable[[Verdict], None]
 
 _FOLD = str.maketrans({"“": '"', "”": '"', "„": '"', "«": '"', "»": '"', "‘": "'", "’": "'"})
 _MARKS = re.compile(r"[\s\"'`]+")
@@ -63,16 +65,23 @@ async def judge(
     criteria: Sequence[Criterion],
     draw: int = 0,
     history: Sequence[Turn] = (),
+    heard: Heard = lambda verdict: None,
 ) -> Judged:
     """Judge a response by every judge criterion, in the way the context says.
 
-    `history` is what was said before the instruction, if it is a later turn of a conversation.
+    `history` is what was said before the instruction, if it is a later turn of a conversation;
+    `heard` is told of each verdict as it comes.
     """
     asked = [c for c in criteria if c["judged_by"] == "judge"]
     if not asked:
         return Judged([], no_usage())
-    way = by_log_odds if context.method == "logodds" else by_verdict
-    return await way(complete, context, place, instruction, response, asked, draw, history)
+    where = (complete, context, place, instruction, response, asked, draw, history)
+    if context.method == "logodds":
+        return await by_log_odds(*where, heard)
+    judged = await by_verdict(*where)
+    for found in judged.verdicts:
+        heard(found)
+    return judged
 
 
 async def by_verdict(
@@ -96,7 +105,7 @@ async def by_verdict(
         open_ = [c for c in criteria if c["id"] not in found]
         if not open_:
             break
-        messages = render("critique", criteria=open_, **said)
+        messages = render("critique", template=context.critique_prompt, criteria=open_, **said)
         call = make_call("critique", messages, Critiqued, context, place, draw * 2 + again)
         try:
             asked = await ask(complete, call, Critiqued)
@@ -156,6 +165,7 @@ async def by_log_odds(
     criteria: Sequence[Criterion],
     draw: int,
     history: Sequence[Turn] = (),
+    heard: Heard = lambda verdict: None,
 ) -> Judged:
     """Ask one yes/no token a criterion; its log-odds pass above the criterion's bar.
 
@@ -163,11 +173,10 @@ async def by_log_odds(
     first.
     """
     verdicts, usage = [], no_usage()
+    said = {"history": history, "instruction": instruction, "response": response}
     for number, criterion in enumerate(criteria):
         text = criterion["text"]
-        messages = render(
-            "question", history=history, instruction=instruction, response=response, text=text
-        )
+        messages = render("question", template=context.question_prompt, text=text, **said)
         call = make_call("critique", messages, None, context, place, draw * 64 + number)
         try:
             score, used = await log_odds(complete, call)
@@ -179,6 +188,7 @@ async def by_log_odds(
         reason = f"log-odds {score:.2f}, bar {bar:.2f}"
         outcome: Outcome = "pass" if score > bar else "fail"
         verdicts.append(verdict(criterion["id"], outcome, reason, score=round(score, 4)))
+        heard(verdicts[-1])
     return Judged(verdicts, usage)
 
 

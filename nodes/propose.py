@@ -13,6 +13,7 @@ from langgraph.runtime import Runtime
 from memory.novelty import NoveltyFilter
 from nodes.context import Context
 from nodes.criteria import Facts, no_placeholder
+from nodes.events import tell
 from nodes.llm import Answer, CallFailed, Complete, Place, ask, make_call
 from nodes.state import Seed, State, Usage, add_usage, no_usage
 from prompts import render
@@ -93,6 +94,8 @@ async def propose(
     except CallFailed as failed:
         failure = {"stage": failed.stage, "kind": failed.kind, "message": failed.message}
         return {"failure": failure, "usage": add_usage(usage, failed.usage)}
+    new = [text for text in kept if text is not None]
+    tell(runtime, "instructions", f"{len(new)} new instructions.", instructions=new)
     return {"instructions": kept + [None] * (context.per_seed - len(kept)), "usage": usage}
 
 
@@ -166,6 +169,7 @@ async def _ask(
     seed, learned = state["seed"], state.get("learned", [])
     messages = render(
         "propose",
+        template=context.propose_prompt,
         count=context.per_seed,
         seed=seed["instruction"],
         references=[r for r in state["references"] if r["instruction"] != seed["instruction"]],

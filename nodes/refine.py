@@ -6,7 +6,9 @@ from typing import Any
 
 from langgraph.runtime import Runtime
 
+from nodes.changes import changed_parts
 from nodes.context import Context
+from nodes.events import tell
 from nodes.generate import place_of
 from nodes.llm import Answer, Complete, ask, make_call
 from nodes.state import Criterion, SampleState, Verdict
@@ -35,6 +37,7 @@ async def refine(
     failed = [v for v in best["verdicts"] if v["verdict"] == "fail"]
     messages = render(
         "refine",
+        template=context.refine_prompt,
         criteria=[c for c in criteria if c["judged_by"] == "judge"],
         instruction=state["instruction"],
         response=best["response"],
@@ -43,6 +46,10 @@ async def refine(
     draw = len(attempts)
     call = make_call("refine", messages, Refined, context, place_of(state), draw)
     asked = await ask(complete, call, Refined)
+    changed = changed_parts(best["response"], asked.answer.response)
+    mends = ", ".join(by_id[v["criterion_id"]]["text"] for v in failed)
+    told = f"Refined in {len(changed)} places, so that the response {mends}."
+    tell(runtime, "refinement", told, plan=asked.answer.plan, changes=changed)
     return {"candidate": asked.answer.response, "usage": asked.usage}
 
 

@@ -6,43 +6,15 @@ import asyncio
 from typing import Any
 
 from langgraph.runtime import Runtime
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from memory.contamination import Contamination
 from memory.index import Search
-from memory.references import Reference, content_id
+from memory.references import Reference
+from nodes.checked import BadInput, checked
 from nodes.context import Context
 from nodes.criteria import contaminated
-from nodes.state import Seed, State, no_usage
-
-
-class BadInput(ValueError):
-    """The input has no usable seed or reference; the message says which field and why.
-
-    A `ValueError`, since the server shows a client no other error's message.
-    """
-
-
-class _Seed(BaseModel):
-    model_config = ConfigDict(extra="allow", str_strip_whitespace=True)
-
-    instruction: str = Field(min_length=1, max_length=100_000)
-    id: str | None = None
-    round: int = Field(0, ge=0)
-    position: int = Field(0, ge=0)
-
-
-class _Reference(BaseModel):
-    model_config = ConfigDict(extra="allow")
-
-    instruction: str = Field(min_length=1)
-    response: str = Field(min_length=1)
-    id: str | None = None
-
-
-class _Input(BaseModel):
-    seed: _Seed
-    references: list[_Reference] = Field(default_factory=list, max_length=20)
+from nodes.events import tell
+from nodes.state import Seed, State
 
 
 async def retrieve(
@@ -59,42 +31,32 @@ async def retrieve(
     """
     context = runtime.context or Context()
     seed, references = checked(state)
-    begun = {"seed": seed, "references": references, "usage": no_usage(), "samples": []}
+    # A thread that is used again begins anew.
+    begun: dict[str, Any] = dict.fromkeys(("failure", "contaminated", "usage", "samples"))
+    begun |= {"seed": seed, "references": references}
     if contamination is not None:
         hit = await asyncio.to_thread(contamination.instruction, seed["instruction"])
         if hit is not None:
             return {**begun, "contaminated": contaminated(hit)}
-    if not references:
+    given = bool(references)
+    if not given:
         turn = (seed.get("round", 0), seed.get("position", 0))
         references = await search(seed["instruction"], context.references_per_seed, turn)
     if not references and context.feedback == "reference":
         raise BadInput("references: none were given, and the index has none")
+    told = [
+        {"id": r["id"], "instruction": r["instruction"][:200], "why": _why(r, seed, given)}
+        for r in references
+    ]
+    said = "; ".join(f"{one['id']} ({one['why']})" for one in told)
+    tell(runtime, "references", f"{len(told)} references: {said}", references=told)
     return {**begun, "references": references}
 
 
-def checked(state: State) -> tuple[Seed, list[Reference]]:
-    """The input's seed and references with ids. Raises `BadInput` naming the first wrong field."""
-    try:
-        given = _Input.model_validate(
-            {"seed": state.get("seed"), "references": state.get("references") or []}
-        )
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise BadInput(f"{where}: {first['msg']}") from error
-    text = given.seed.instruction
-    seed: Seed = {
-        "id": given.seed.id or content_id(text),
-        "instruction": text,
-        "round": given.seed.round,
-        "position": given.seed.position,
-    }
-    references: list[Reference] = [
-        {
-            "id": r.id or content_id(r.instruction, r.response),
-            "instruction": r.instruction,
-            "response": r.response,
-        }
-        for r in given.references
-    ]
-    return seed, references
+def _why(reference: Reference, seed: Seed, given: bool) -> str:
+    """Why a reference was taken, in a person's words."""
+    if given:
+        return "given with the seed"
+    if reference["instruction"].strip() == seed["instruction"].strip():
+        return "it is the seed itself"
+    return f"cosine {reference.get('score', 0.0):.2f} with the seed"

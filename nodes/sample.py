@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
 from functools import wraps
 from typing import Any, Protocol
@@ -11,16 +10,14 @@ from typing import Any, Protocol
 from langgraph.runtime import Runtime
 
 from memory.contamination import Contamination
-from memory.references import content_id
 from nodes.context import Context
 from nodes.criteria import contaminated, rule_criteria
+from nodes.decisions import pending
+from nodes.events import tell
 from nodes.llm import CallFailed
-from nodes.state import Attempt, Failure, SampleState, Verdict, no_usage
-from nodes.verdicts import best_of
-from prompts import version
-
-Record = dict[str, Any]
-RECORD_CRITERION = ("id", "text", "must", "reference_id", "quote", "judged_by")
+from nodes.record import Record, record_of
+from nodes.review import awaited
+from nodes.state import Failure, SampleState, Verdict
 
 
 class Loop(Protocol):
@@ -97,19 +94,24 @@ async def sample(
     if not await start(slot):
         return {"samples": []}
     # A slot whose seed failed before it had an instruction has no loop to run.
-    if "failure" in state:
+    if state.get("failure"):
         final: SampleState = state
     elif found := await _contaminated(state, contamination):
         final = {**state, **rejected(found)}
     else:
         final = {**state, **await loop.ainvoke(state)}
     record = record_of(final, slot, context)
+    if awaited(final, context):
+        record = pending(record)
     await finish(record)
+    why = f" ({record['reason']})" if record["reason"] else ""
+    said = f"{record['status']}{why}: {(record['instruction'] or seed['instruction'])[:120]}"
+    tell(runtime, "sample", said, id=record["id"], status=record["status"])
     return {"samples": [record]}
 
 
 async def _contaminated(state: SampleState, contamination: Contamination | None) -> Verdict | None:
-    if "contaminated" in state or contamination is None:
+    if state.get("contaminated") or contamination is None:
         return state.get("contaminated")
     hit = await asyncio.to_thread(contamination.instruction, state["instruction"])
     return None if hit is None else contaminated(hit)
@@ -123,39 +125,3 @@ def rejected(found: Verdict) -> SampleState:
         "criteria": rule_criteria(),
         "attempts": [{"response": "", "verdicts": [found]}],
     }
-
-
-def record_of(state: SampleState, slot: tuple[int, int, int], context: Context) -> Record:
-    """The line of accepted, rejected or failed.jsonl that a finished sample becomes."""
-    attempts: list[Attempt] = state.get("attempts", [])
-    criteria = state.get("criteria", [])
-    status = "failed" if "failure" in state else state["status"]
-    response = None
-    if attempts:
-        response = attempts[best_of(attempts, criteria, context)]["response"] or None
-    seed_id = state["seed"].get("id", "")
-    usage = dict(state.get("usage", no_usage()))
-    cost: Any = usage.pop("cost_usd", None)
-    record: Record = {
-        "id": content_id(seed_id, *map(str, slot)),
-        "seed_id": seed_id,
-        "slot": list(slot),
-        "instruction": state.get("instruction"),
-        "response": response if attempts else state.get("candidate"),
-        "status": status,
-        "reason": state.get("reason") if status == "rejected" else None,
-        "reference_ids": [r["id"] for r in state.get("references", [])],
-        "criteria": [{key: c[key] for key in RECORD_CRITERION} for c in criteria],  # type: ignore[literal-required]
-        "attempts": attempts,
-        "feedback": context.feedback,
-        "model": context.model,
-        "judge_model": context.judge,
-        "prompt_version": version(),
-        "random_seed": context.random_seed,
-        "usage": usage,
-        "cost_usd": None if cost is None else round(cost, 9),
-        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
-    if status == "failed":
-        record["error"] = state["failure"]
-    return record

@@ -9,7 +9,8 @@ from typing_extensions import TypedDict
 from memory.references import Reference
 
 Outcome = Literal["pass", "fail", "not_applicable", "unknown"]
-Status = Literal["open", "accepted", "rejected", "failed"]
+# A sample that waits for a person is pending.
+Status = Literal["open", "accepted", "rejected", "failed", "pending"]
 Reason = Literal["criteria", "no_progress", "copied", "contaminated", "reviewer", "budget"]
 
 
@@ -69,11 +70,27 @@ class Failure(TypedDict):
     message: str
 
 
-def add_usage(left: Usage, right: Usage) -> Usage:
+class Reviewed(TypedDict):
+    """What a person said of a sample; `proposed` is how it would have ended without them.
+
+    `decision` None: nobody has yet. `by` is who, where the server knows; `at` is when, in UTC.
+    """
+
+    proposed: Status
+    proposed_reason: Reason | None
+    decision: Literal["accept", "edit", "reject"] | None
+    reason: str | None
+    by: str | None
+    at: str | None
+
+
+def add_usage(left: Usage, right: Usage | None) -> Usage:
     """Add two usages, key by key; LangGraph starts the channel from an empty one.
 
-    Dollars add up to None as soon as one of them is unknown.
+    Dollars add up to None as soon as one of them is unknown. None begins anew.
     """
+    if right is None:
+        return no_usage()
     total: Usage = {
         "calls": left.get("calls", 0) + right["calls"],
         "prompt_tokens": left.get("prompt_tokens", 0) + right["prompt_tokens"],
@@ -95,37 +112,33 @@ def no_usage() -> Usage:
     return {"calls": 0, "prompt_tokens": 0, "cached_tokens": 0, "completion_tokens": 0}
 
 
-def append(left: list[Any], right: list[Any]) -> list[Any]:
-    """Join what parallel branches found."""
-    return [*left, *right]
+def append(left: list[Any] | None, right: list[Any] | None) -> list[Any]:
+    """Join what steps found; None begins anew, for a thread that is used again."""
+    return [] if right is None else [*(left or []), *right]
 
 
-class Input(TypedDict):
-    """What a caller gives the synthesizer: a seed, and references unless the index has them."""
+def latest(left: list[Any] | None, right: list[Any] | None) -> list[Any]:
+    """Join what parallel branches made; of two with one id the later counts, None begins anew.
 
-    seed: Seed
-    references: NotRequired[list[Reference]]
-
-
-class Output(TypedDict):
-    """What the synthesizer gives back."""
-
-    samples: list[dict[str, Any]]
-    references: list[Reference]
-    criteria: list[Criterion]
+    >>> latest([{"id": "a", "status": "pending"}], [{"id": "a", "status": "accepted"}])
+    [{'id': 'a', 'status': 'accepted'}]
+    """
+    if right is None:
+        return []
+    return list({one["id"]: one for one in (*(left or []), *right)}.values())
 
 
 class State(TypedDict, total=False):
     """One seed on its way through the synthesizer."""
 
     seed: Seed
-    contaminated: Verdict
+    contaminated: Verdict | None
     references: list[Reference]
     learned: list[dict[str, Any]]
     criteria: list[Criterion]
     instructions: list[str | None]
-    samples: Annotated[list[dict[str, Any]], append]
-    failure: Failure
+    samples: Annotated[list[dict[str, Any]], latest]
+    failure: Failure | None
     usage: Annotated[Usage, add_usage]
 
 
@@ -138,10 +151,12 @@ class SampleState(TypedDict, total=False):
     references: list[Reference]
     criteria: list[Criterion]
     topic_bar: float | None
-    contaminated: Verdict
+    contaminated: Verdict | None
     candidate: str
+    response: str
     attempts: Annotated[list[Attempt], append]
     status: Status
     reason: Reason | None
-    failure: Failure
+    failure: Failure | None
+    review: Reviewed
     usage: Annotated[Usage, add_usage]

@@ -6,8 +6,8 @@ cache can serve it, and what changes from call to call last.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import cache
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache, lru_cache
 from hashlib import sha256
 from importlib.resources import files
 from typing import Any
@@ -16,6 +16,14 @@ from jinja2 import FunctionLoader, StrictUndefined, Template, UndefinedError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 Message = dict[str, str]
+# Prompts that were edited: names and texts.
+Edited = tuple[tuple[str, str], ...]
+# Characters: twice what twenty long references come to.
+LONGEST_MESSAGE = 4_000_000
+
+
+class PromptTooLong(ValueError):
+    """A message that no model takes; what is in it, or an edited prompt, is out of measure."""
 
 
 def fence(tag: str, text: str, **attributes: str) -> str:
@@ -62,12 +70,14 @@ def _plain(value: str) -> str:
     return "".join(c if c.isalnum() or c in "-_.:/" else "_" for c in value)[:80]
 
 
-def _source(name: str) -> str:
+@cache
+def source(name: str) -> str:
+    """The text of the prompt `name`, as refloom brings it."""
     return files("prompts").joinpath(f"{name}.jinja").read_text(encoding="utf-8")
 
 
 _environment = ImmutableSandboxedEnvironment(
-    loader=FunctionLoader(_source),
+    loader=FunctionLoader(source),
     undefined=StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,
@@ -85,21 +95,46 @@ def _template(name: str) -> Template:
     return _environment.get_template(name)
 
 
-def render(name: str, **values: object) -> list[Message]:
-    """The messages of the prompt `name`. A value that is missing raises `UndefinedError`."""
-    template = _template(name)
+@lru_cache(maxsize=64)
+def _edited(text: str) -> Template:
+    return _environment.from_string(text)
+
+
+def render(name: str, *, template: str | None = None, **values: object) -> list[Message]:
+    """The messages of the prompt `name`, or of an edited `template` of it.
+
+    A value that is missing raises `UndefinedError`. What a template may do is checked where it
+    comes in: see `prompts.edited`.
+    """
+    return messages_of(_template(name) if template is None else _edited(template), values)
+
+
+def messages_of(template: Template, values: Mapping[str, object]) -> list[Message]:
+    """The blocks `system` and `user` of a template as messages."""
     messages = []
     for role in ("system", "user"):
         block = template.blocks[role]
-        text = "".join(block(template.new_context(values))).strip()
-        messages.append({"role": role, "content": text})
+        pieces = block(template.new_context(dict(values)))
+        messages.append({"role": role, "content": _joined(pieces)})
     return messages
 
 
-@cache
-def version(*names: str) -> str:
-    """A hash of the prompts' text; of all prompts, without names."""
-    text = "\x1f".join(_source(name) for name in (names or _names()))
+def _joined(pieces: Iterable[str]) -> str:
+    """The pieces of a message, stopped before they fill the memory."""
+    kept, length = [], 0
+    for piece in pieces:
+        kept.append(piece)
+        length += len(piece)
+        if length > LONGEST_MESSAGE:
+            raise PromptTooLong(f"a message grew over {LONGEST_MESSAGE} characters")
+    return "".join(kept).strip()
+
+
+@lru_cache(maxsize=256)
+def version(*names: str, edited: Edited = ()) -> str:
+    """A hash of the prompts' text, those that were `edited` in their place; of all, unnamed."""
+    own = dict(edited)
+    text = "\x1f".join(own.get(name) or source(name) for name in (names or _names()))
     return sha256(text.encode()).hexdigest()[:12]
 
 

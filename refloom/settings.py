@@ -23,7 +23,7 @@ from pydantic_settings import (
 )
 
 from memory.weights import DEFAULT_MODEL
-from nodes.context import Context, Feedback, JudgeMethod, default_model
+from nodes.context import Context, Feedback, JudgeMethod, Review, default_model
 from refloom import checks
 from refloom.checks import PRESETS
 
@@ -132,6 +132,11 @@ class Settings(BaseSettings):
     feedback: Feedback = Field(
         "reference", description="where the criteria come from: reference, generic, none"
     )
+    review: Review = Field(
+        "never",
+        description="which samples wait for a person: never, rejected, borderline, all "
+        "(`refloom review DIR` shows them)",
+    )
     concurrency: int | None = Field(
         None, ge=1, le=1024, description="calls in flight (default: 16, embedded model: 1)"
     )
@@ -157,7 +162,7 @@ class Settings(BaseSettings):
     max_candidates: int | None = Field(
         None, ge=1, description="stop after so many candidates (default with --target: 10 times it)"
     )
-    random_seed: int = Field(0, ge=0, description="fixes every draw")
+    random_seed: int = Field(0, ge=0, le=2**53 - 1, description="fixes every draw")
     preset: Annotated[str | None, AfterValidator(checks.known_preset)] = Field(
         None, description=f"settings that go together: {', '.join(PRESETS)}"
     )

@@ -8,17 +8,67 @@ from pathlib import Path
 import pytest
 from fakes import ScriptedModel, letters
 
-from graph.builder import build_graph
+from graph.builder import build_graph, build_sample
+from graph.indexer import build_indexer
 
 ROOT = Path(__file__).parent.parent
-NODES = ["retrieve", "extract", "propose", "sample", "generate", "critique", "refine"]
+SYNTHESIZER = ["retrieve", "extract", "propose", "sample", "generate", "critique", "refine"]
+SYNTHESIZER += ["review"]
+SAMPLE = ["begin", "generate", "critique", "refine", "review"]
+INDEXER = ["check", "add"]
+NODES = sorted({*SYNTHESIZER, *SAMPLE, *INDEXER})
 PROMPTED = ["extract", "propose", "generate", "critique", "refine"]
 
 
-def test_the_graph_has_these_nodes():
-    drawn = build_graph(complete=ScriptedModel(), embed=letters).get_graph(xray=True)
-    names = {n.removeprefix("sample:") for n in drawn.nodes} - {"__start__", "__end__"}
-    assert names | {"sample"} == set(NODES)
+def drawn(graph) -> tuple[set[str], set[tuple[str, str]]]:
+    """The nodes and edges of a graph's drawing, by their plain names."""
+    found = graph.get_graph(xray=True)
+    plain = {id_: id_.removeprefix("sample:").strip("_") for id_ in found.nodes}
+    edges = {(plain[e.source], plain[e.target]) for e in found.edges}
+    return set(plain.values()) - {"start", "end"}, edges
+
+
+def test_the_synthesizer_is_drawn_with_these_nodes_and_edges():
+    names, edges = drawn(build_graph(complete=ScriptedModel(), embed=letters))
+    assert names | {"sample"} == set(SYNTHESIZER)
+    assert edges == {
+        *(("start", "retrieve"), ("retrieve", "extract"), ("retrieve", "generate")),
+        *(("extract", "propose"), ("extract", "generate"), ("propose", "generate")),
+        *(("generate", "critique"), ("generate", "end"), ("critique", "refine")),
+        *(("critique", "end"), ("refine", "critique"), ("refine", "end")),
+        *(("end", "review"), ("end", "end"), ("review", "end")),
+    }
+
+
+def test_the_graph_sample_is_drawn_with_these_nodes_and_edges():
+    names, edges = drawn(build_sample(complete=ScriptedModel(), embed=letters))
+    assert names == set(SAMPLE)
+    assert edges == {
+        *(("start", "begin"), ("begin", "generate"), ("generate", "critique"), ("generate", "end")),
+        *(("critique", "refine"), ("critique", "review"), ("critique", "end")),
+        *(("refine", "critique"), ("refine", "end"), ("review", "end")),
+    }
+
+
+def test_the_indexer_is_drawn_with_these_nodes_and_edges():
+    names, edges = drawn(build_indexer())
+    assert names == set(INDEXER)
+    assert edges == {("start", "check"), ("check", "add"), ("add", "end")}
+
+
+@pytest.mark.parametrize(
+    "graph",
+    [
+        build_graph(complete=ScriptedModel(), embed=letters),
+        build_sample(complete=ScriptedModel(), embed=letters),
+        build_indexer(),
+    ],
+    ids=lambda graph: graph.name,
+)
+def test_every_node_says_what_it_does(graph):
+    for node in graph.get_graph().nodes.values():
+        said = (node.metadata or {}).get("description", "")
+        assert node.id.startswith("__") or (len(said) > 20 and said.endswith(".")), node
 
 
 @pytest.mark.parametrize("name", NODES)

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from graph.builder import build_graph, build_sample
+from nodes.checked import BadInput
 from nodes.context import Context
 from nodes.llm import Call, CallFailed
-from nodes.retrieve import BadInput
 
 REFERENCE = {
     "id": "tides",
@@ -305,7 +305,7 @@ def test_for_any_run_of_verdicts_it_ends_at_the_first_pass_or_the_limit(passes, 
             }
         ],
     }
-    graph = build_sample(complete=model, embed=letters)
+    graph = build_sample(complete=model, embed=letters, inner=True)
     final = asyncio.run(graph.ainvoke(state, context=Context(model="m", max_attempts=most)))
     first = next((i for i, p in enumerate([*passes, True], 1) if p), 99)
     # Two rounds without progress end it too: nothing ever gets better here but to a pass.

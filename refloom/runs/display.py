@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.live import Live
 
-    from nodes.sample import Record
+    from nodes.record import Record
 
 __all__ = ["Progress", "Seen"]
 

@@ -17,7 +17,7 @@ from memory.references import distinct
 from memory.store import write_references
 from nodes.endpoint import Connection
 from nodes.llm import Call, Complete
-from nodes.sample import Record
+from nodes.record import Record
 from refloom.data.read import Source
 from refloom.runs.calls import JournaledCalls, Limits
 from refloom.runs.files import Summary, counted, used_before, write_files

@@ -18,7 +18,7 @@ from memory.novelty import NoveltyFilter
 from memory.references import Reference
 from nodes.context import Context
 from nodes.propose import Admit
-from nodes.sample import Record
+from nodes.record import Record
 from nodes.state import Seed
 from refloom.runs.journal import Journal
 

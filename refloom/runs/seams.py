@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 
 from memory.characteristics import Learned
-from nodes.sample import Record
+from nodes.record import Record
 from refloom.runs.calls import JournaledCalls
 from refloom.runs.journal import Journal
 from refloom.runs.log import event

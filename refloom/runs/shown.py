@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import Group
 
-    from nodes.sample import Record
+    from nodes.record import Record
 
 SILENT_S = 60.0
 PLAIN_CHARS = 48

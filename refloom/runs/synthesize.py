@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 from typing import Any
 
-from nodes.sample import Record
+from nodes.record import Record
 from refloom.data.read import references_of, seeds_of
 from refloom.runs.engine import Run
 from refloom.settings import Settings

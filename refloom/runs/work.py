@@ -11,7 +11,7 @@ from graph.builder import Graph
 from memory.references import IndexUnusable
 from memory.weights import WeightsUnavailable
 from nodes.llm import ProviderStopped
-from nodes.sample import record_of
+from nodes.record import record_of
 from nodes.state import SampleState, Seed
 from refloom.data.read import Source
 from refloom.runs.calls import Interrupted

@@ -1,0 +1,50 @@
+"""The first step of the graph `sample` where it is called by itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from langgraph.runtime import Runtime
+
+from memory.references import content_id
+from nodes.checked import checked_sample
+from nodes.context import Context
+from nodes.criteria import answers_instruction, generic_criteria, rule_criteria
+from nodes.state import Criterion, SampleState
+
+
+async def begin(state: SampleState, runtime: Runtime[Context]) -> dict[str, Any]:
+    """Check the input, and begin anew on a thread that was used before.
+
+    Reads `instruction`, `references`, `criteria` (texts); writes all that the loop reads. Without
+    criteria the fixed checklist is used.
+    """
+    context = runtime.context or Context()
+    instruction, references, texts = checked_sample(state)
+    criteria = [_criterion(text, references[0]["id"] if references else None) for text in texts]
+    if context.feedback == "none":
+        judged: list[Criterion] = []
+    else:
+        judged = [answers_instruction(None), *(criteria or generic_criteria())]
+    return {
+        "seed": {"id": content_id(instruction), "instruction": instruction},
+        "slot": 0,
+        "instruction": instruction,
+        "references": references,
+        "criteria": [*judged, *rule_criteria()],
+        "attempts": None,
+        "usage": None,
+        "status": "open",
+        **dict.fromkeys(("reason", "failure", "contaminated", "topic_bar", "review")),
+    }
+
+
+def _criterion(text: str, reference_id: str | None) -> Criterion:
+    return {
+        "id": f"c{content_id(text)[:8]}",
+        "text": text,
+        "must": True,
+        "reference_id": reference_id or "given",
+        "quote": None,
+        "judged_by": "judge",
+    }

@@ -1,0 +1,16 @@
+"""What a run tells while it goes on: one event a step, for people and for programs.
+
+They come with the stream mode `custom`; those of the inner loop with the subgraphs' streams.
+Without anybody listening an event costs a few microseconds.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from langgraph.runtime import Runtime
+
+
+def tell(runtime: Runtime[Any], event: str, message: str, **said: Any) -> None:
+    """Send an event: its name, a sentence a person can follow, and the same as data."""
+    runtime.stream_writer({"event": event, "message": message, **said})

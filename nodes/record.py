@@ -1,0 +1,52 @@
+"""What a sample ends as: one line of a run's files, and what a caller of the graph gets."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from memory.references import content_id
+from nodes.context import Context
+from nodes.state import Attempt, SampleState, no_usage
+from nodes.verdicts import best_of
+from prompts import version
+
+Record = dict[str, Any]
+RECORD_CRITERION = ("id", "text", "must", "reference_id", "quote", "judged_by")
+
+
+def record_of(state: SampleState, slot: tuple[int, int, int], context: Context) -> Record:
+    """The line of accepted, rejected or failed.jsonl that a finished sample becomes."""
+    attempts: list[Attempt] = state.get("attempts") or []
+    criteria = state.get("criteria", [])
+    failure = state.get("failure")
+    status = "failed" if failure else state["status"]
+    response = None
+    if attempts:
+        response = attempts[best_of(attempts, criteria, context)]["response"] or None
+    seed_id = state["seed"].get("id", "")
+    usage = dict(state.get("usage") or no_usage())
+    cost: Any = usage.pop("cost_usd", None)
+    record: Record = {
+        "id": content_id(seed_id, *map(str, slot)),
+        "seed_id": seed_id,
+        "slot": list(slot),
+        "instruction": state.get("instruction"),
+        "response": response if attempts else state.get("candidate"),
+        "status": status,
+        "reason": state.get("reason") if status == "rejected" else None,
+        "reference_ids": [r["id"] for r in state.get("references", [])],
+        "criteria": [{key: c[key] for key in RECORD_CRITERION} for c in criteria],  # type: ignore[literal-required]
+        "attempts": attempts,
+        "feedback": context.feedback,
+        "model": context.model,
+        "judge_model": context.judge,
+        "prompt_version": version(edited=context.edited),
+        "random_seed": context.random_seed,
+        "usage": usage,
+        "cost_usd": None if cost is None else round(cost, 9),
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    if status == "failed":
+        record["error"] = failure
+    return record

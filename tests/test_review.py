@@ -1,0 +1,214 @@
+"""A person in the loop, through the real graphs with a checkpointer."""
+
+from __future__ import annotations
+
+import pytest
+from fakes import ScriptedModel, letters, prompt_of, verdicts
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.types import Command
+
+from graph.builder import build_graph, build_sample
+from nodes.context import Context
+from nodes.criteria import ANSWERS_ID
+from nodes.decisions import borderline, wanted
+
+REFERENCE = {
+    "instruction": "Why are there two tides a day?",
+    "response": "The Moon pulls on the near side most. The Earth is pulled from the far side.",
+}
+GIVEN = {"seed": {"instruction": "How waves form at sea"}, "references": [REFERENCE]}
+AT = {"configurable": {"thread_id": "one"}}
+BETTER = "Wind pushes on the water, and gravity pulls it back."
+
+
+def context(**more) -> Context:
+    return Context(**{"model": "m", "try_criteria": False, "max_attempts": 1} | more)
+
+
+def failing(*ids: str) -> ScriptedModel:
+    """A judge that fails these criteria (c for those of references)."""
+
+    def critique(call):
+        return verdicts(prompt_of(call), lambda id_: "fail" if id_.startswith(ids) else "pass")
+
+    return ScriptedModel(critique=critique)
+
+
+async def asked(model=None, given=GIVEN, **more):
+    """A graph that has stopped to ask, and what it asks."""
+    graph = build_graph(
+        complete=model or ScriptedModel(), embed=letters, checkpointer=InMemorySaver()
+    )
+    out = await graph.ainvoke(given, AT, context=context(**more))
+    return graph, out
+
+
+async def answer(graph, out, said, **more):
+    return await graph.ainvoke(
+        Command(resume={i.id: said for i in out["__interrupt__"]}), AT, context=context(**more)
+    )
+
+
+async def test_nobody_is_asked_unless_told():
+    _, out = await asked()
+    assert "__interrupt__" not in out
+    assert "review" not in out["samples"][0]
+
+
+async def test_a_person_is_asked_with_the_sample_its_verdicts_and_its_references():
+    _, out = await asked(review="all")
+    (interrupt,) = out["__interrupt__"]
+    said = interrupt.value
+    assert said["sample"]["status"] == "accepted"
+    assert said["sample"]["attempts"][0]["verdicts"]
+    assert said["references"][0]["response"] == REFERENCE["response"]
+    assert '"decision": "edit"' in said["question"]
+    assert out["samples"][0]["status"] == "pending"
+
+
+async def test_an_accepted_sample_is_accepted():
+    graph, out = await asked(failing("a"), review="rejected")
+    assert out["samples"][0]["review"]["proposed"] == "rejected"
+    done = await answer(graph, out, {"decision": "accept"}, review="rejected")
+    (sample,) = done["samples"]
+    assert (sample["status"], sample["reason"]) == ("accepted", None)
+    assert sample["review"]["decision"] == "accept"
+    assert sample["review"]["proposed_reason"] == "criteria"
+
+
+async def test_a_rejected_sample_keeps_the_reason():
+    graph, out = await asked(review="all")
+    said = {"decision": "reject", "reason": "It is about ponds."}
+    (sample,) = (await answer(graph, out, said, review="all"))["samples"]
+    assert (sample["status"], sample["reason"]) == ("rejected", "reviewer")
+    assert sample["review"]["reason"] == "It is about ponds."
+
+
+async def test_an_edit_becomes_the_last_attempt_which_no_judge_has_seen():
+    graph, out = await asked(review="all")
+    before = out["samples"][0]["response"]
+    said = {"decision": "edit", "response": BETTER}
+    (sample,) = (await answer(graph, out, said, review="all"))["samples"]
+    assert sample["status"] == "accepted"
+    assert sample["response"] == sample["attempts"][-1]["response"] == BETTER
+    assert sample["attempts"][0]["response"] == before
+    found = {v["criterion_id"]: v["verdict"] for v in sample["attempts"][-1]["verdicts"]}
+    assert found[ANSWERS_ID] == "unknown"
+    assert found["not-empty"] == "pass"
+
+
+async def test_nothing_is_paid_again_for_an_answer():
+    model = ScriptedModel()
+    graph, out = await asked(model, review="all")
+    paid = len(model.calls)
+    await answer(graph, out, "accept", review="all")
+    assert len(model.calls) == paid
+
+
+@pytest.mark.parametrize(
+    "said", ["perhaps", None, 7, {}, {"decision": "edit"}, {"decision": "edit", "response": " "}]
+)
+async def test_an_answer_that_decides_nothing_is_asked_for_again(said):
+    graph, out = await asked(review="all")
+    again = await answer(graph, out, said, review="all")
+    assert again["__interrupt__"][0].value["question"] != out["__interrupt__"][0].value["question"]
+    assert again["samples"][0]["status"] == "pending"
+    done = await answer(graph, again, "accept", review="all")
+    assert done["samples"][0]["status"] == "accepted"
+
+
+async def test_several_questions_are_answered_each_by_itself():
+    graph, out = await asked(review="all", per_seed=3)
+    first, second, third = out["__interrupt__"]
+    some = Command(resume={second.id: "reject"})
+    out = await graph.ainvoke(some, AT, context=context(review="all", per_seed=3))
+    assert [i.id for i in out["__interrupt__"]] == [first.id, third.id]
+    rest = Command(resume={third.id: "accept", first.id: {"decision": "accept"}})
+    out = await graph.ainvoke(rest, AT, context=context(review="all", per_seed=3))
+    assert "__interrupt__" not in out
+    assert [s["status"] for s in out["samples"]] == ["accepted", "rejected", "accepted"]
+    assert len({s["id"] for s in out["samples"]}) == 3
+
+
+async def test_going_back_to_before_the_question_asks_it_again_and_pays_nothing():
+    model = ScriptedModel()
+    graph, out = await asked(model, review="all")
+    before = await graph.aget_state(AT)
+    await answer(graph, out, "reject", review="all")
+    paid = len(model.calls)
+    again = await graph.ainvoke(None, before.config, context=context(review="all"))
+    assert again["samples"][0]["status"] == "pending"
+    done = await answer(graph, again, "accept", review="all")
+    assert done["samples"][0]["status"] == "accepted"
+    assert len(model.calls) == paid
+
+
+async def test_the_graph_sample_asks_too():
+    graph = build_sample(complete=ScriptedModel(), embed=letters, checkpointer=InMemorySaver())
+    given = {"instruction": "Explain how waves form at sea."}
+    out = await graph.ainvoke(given, AT, context=context(review="all"))
+    said = {"decision": "edit", "response": BETTER}
+    done = await answer(graph, out, said, review="all")
+    assert (done["status"], done["response"]) == ("accepted", BETTER)
+    assert done["review"]["decision"] == "edit"
+    assert len(done["attempts"]) == 2
+
+
+async def test_a_thread_that_is_used_again_begins_anew():
+    graph, _ = await asked(failing("a"))
+    out = await graph.ainvoke(GIVEN, AT, context=context(random_seed=5))
+    assert len(out["samples"]) == 1
+    assert out["samples"][0]["usage"]["calls"] == 2
+
+
+async def test_without_anybody_to_ask_a_sample_stays_pending():
+    graph = build_graph(complete=ScriptedModel(), embed=letters, ask=None)
+    out = await graph.ainvoke(GIVEN, context=context(review="all"))
+    assert out["samples"][0]["status"] == "pending"
+
+
+CRITERIA = [
+    {"id": "a", "must": True, "judged_by": "judge", "bar": 1.0},
+    {"id": "b", "must": True, "judged_by": "judge"},
+    {"id": "c", "must": False, "judged_by": "judge"},
+    {"id": "r", "must": True, "judged_by": "rule"},
+]
+
+
+def attempt(scores=None, **found):
+    outcomes = {"a": "pass", "b": "pass", "c": "pass", "r": "pass"} | found
+    return {
+        "response": "x",
+        "verdicts": [
+            {"criterion_id": id_, "verdict": v, "reason": "", "evidence": "",
+             "score": (scores or {}).get(id_)}
+            for id_, v in outcomes.items()
+        ],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("status", "one", "expected"),
+    [
+        ("accepted", attempt(), False),
+        ("accepted", attempt(c="fail"), True),
+        ("accepted", attempt(c="unknown"), True),
+        ("accepted", attempt(c="not_applicable"), False),
+        ("rejected", attempt(a="fail"), True),
+        ("rejected", attempt(r="fail"), True),
+        ("rejected", attempt(a="fail", b="unknown"), False),
+        ("rejected", attempt(c="fail"), False),
+        ("accepted", attempt({"a": 3.0, "c": 0.1}, c="fail"), False),
+        ("accepted", attempt({"a": 1.4}), True),
+        ("rejected", attempt({"a": 0.7}, a="fail", r="fail"), True),
+    ],
+)
+def test_borderline_is_what_one_verdict_decides(status, one, expected):
+    assert borderline(status, CRITERIA, one) is expected
+
+
+@pytest.mark.parametrize("when", ["rejected", "borderline", "all"])
+def test_failed_and_contaminated_samples_are_shown_to_nobody(when):
+    assert not wanted("failed", None, CRITERIA, attempt(), when)
+    assert not wanted("rejected", "contaminated", CRITERIA, attempt(r="fail"), when)
+    assert not wanted("rejected", "criteria", CRITERIA, None, when)
