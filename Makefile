@@ -25,6 +25,7 @@ install: .venv/.installed  ## make .venv with everything: refloom, the embedded 
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH_SPEC)
 	$(BIN)/pip install --quiet -e '.[local,dev]'
+	$(BIN)/python -c 'from memory.weights import minilm; minilm()'
 	touch $@
 
 demo: install  ## make real rows on the embedded model; no key
@@ -58,9 +59,15 @@ fault-test: install  ## 500 seeds at an endpoint of which 30 % of the calls fail
 readme: install  ## redraw the README's generated parts
 	$(BIN)/python docs/redraw.py
 
+# An index of the demo's references, so that the graph `indexer` has one to add to.
+INDEX ?= dev-index
+PORT ?= 2024
+
 dev: install  ## serve the graphs for LangGraph Studio on 127.0.0.1:2024; no key, nothing sent out
+	test -e $(INDEX)/index.json || $(BIN)/refloom index build refloom/demo/references.jsonl --out $(INDEX)
 	LANGGRAPH_CLI_NO_ANALYTICS=1 LANGGRAPH_NO_VERSION_CHECK=true LANGSMITH_TRACING=false \
-	$(BIN)/langgraph dev --no-browser --host 127.0.0.1 --n-jobs-per-worker 8
+	LANGSMITH_API_KEY= LANGCHAIN_API_KEY= REFLOOM_INDEX=$(INDEX) \
+	$(BIN)/langgraph dev --no-browser --host 127.0.0.1 --port $(PORT) --n-jobs-per-worker 16
 
 clean:  ## remove what the other targets made
-	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .langgraph_api demo-run
+	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .langgraph_api demo-run dev-index

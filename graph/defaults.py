@@ -51,7 +51,7 @@ class DefaultSearch:
 
     def __init__(self, embed: Embed, model: str = DEFAULT_MODEL) -> None:
         """`model` names what `embed` embeds with."""
-        self._embed = embed
+        self.embed = embed
         self._model = model
         self._lock = asyncio.Lock()
         self._opened: tuple[Stamp, ReferenceIndex] | None = None
@@ -81,7 +81,7 @@ class DefaultSearch:
         async with self._lock:
             if self._opened is None or self._opened[0] != stamp:
                 references, directory = await asyncio.to_thread(default_references)
-                index = ReferenceIndex(references, self._embed, directory, self._model)
+                index = ReferenceIndex(references, self.embed, directory, self._model)
                 await index.build()
                 self._opened = (stamp, index)
             return self._opened[1]

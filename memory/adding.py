@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from filelock import FileLock
-
 from memory.building import hold
 from memory.embed import Embed
 from memory.index import ReferenceIndex
@@ -33,9 +31,7 @@ async def add(directory: Path, new: Sequence[Reference], embed: Embed, model: st
     One adds at a time, whatever the process. Who searches keeps what it has open, and sees the
     new index once its manifest is there, whole. Raises `IndexUnusable` or `OSError`.
     """
-    await asyncio.to_thread(directory.mkdir, parents=True, exist_ok=True)
-    lock = FileLock(directory / ".adding.lock", thread_local=False)
-    await hold(lock)
+    lock = await hold(directory, ".adding.lock")
     try:
         before = await asyncio.to_thread(_kept, directory)
         known: Iterable[Reference] = before if before is not None else ()

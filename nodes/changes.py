@@ -3,55 +3,66 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Sequence
 
-Change = tuple[str, str]
-# Over so many words in both together, lines are compared: the work grows with their product.
-MOST_WORDS = 8_000
-MOST_LINES = 20_000
-_WORDS = re.compile(r"\s+|\w+|[^\w\s]")
+# A word and the space after it are one token, so that a difference reads as words.
+WORD = re.compile(r"\S+\s*|\s+")
+LINE = re.compile(r"[^\n]*\n|[^\n]+")
+MOST_TOKENS = 4_000
+MOST_COMPARED = 1_000_000
 
 
-def changes(before: str, after: str) -> list[Change]:
-    """The way from one text to the other: pieces that are equal, deleted or inserted.
+def changes(before: str, after: str) -> list[tuple[str, str]]:
+    """What was kept, deleted and inserted, in words, or in lines where there are too many words.
 
-    What is deleted in a place stands before what is inserted there; two places with nothing but
-    white space between them are one.
-
-    >>> changes("The Moon pulls.", "The Sun pulls.")
-    [('equal', 'The '), ('delete', 'Moon'), ('insert', 'Sun'), ('equal', ' pulls.')]
+    >>> changes("The tide rises twice.", "The tide falls twice.")
+    [('equal', 'The tide '), ('delete', 'rises '), ('insert', 'falls '), ('equal', 'twice.')]
     """
-    from rapidfuzz.distance import Indel
+    from rapidfuzz.distance import Postfix, Prefix
 
-    one, other = _WORDS.findall(before), _WORDS.findall(after)
-    if len(one) + len(other) > MOST_WORDS:
-        one, other = before.splitlines(keepends=True), after.splitlines(keepends=True)
-    if len(one) + len(other) > MOST_LINES:
-        one, other = [before], [after]
-    found: list[Change] = []
-    removed = added = space = ""
-    for step in Indel.opcodes(one, other):
-        old = "".join(one[step.src_start : step.src_end])
-        new = "".join(other[step.dest_start : step.dest_end])
-        if step.tag == "equal":
-            if old.isspace() and (removed or added) and not space:
-                space = old
-                continue
-            found += [*_place(removed, added), ("equal", space + old)]
-            removed = added = space = ""
+    if before == after:
+        return []
+    for unit in (WORD, LINE) if len(before) + len(after) <= MOST_COMPARED else ():
+        old, new = unit.findall(before), unit.findall(after)
+        first = Prefix.similarity(old, new)
+        head, old, new = "".join(old[:first]), old[first:], new[first:]
+        last = Postfix.similarity(old, new)
+        tail = "".join(old[len(old) - last :])
+        old, new = old[: len(old) - last], new[: len(new) - last]
+        if max(len(old), len(new)) <= MOST_TOKENS:
+            parts = [("equal", head), *_readable(_opcodes(old, new)), ("equal", tail)]
+            return [(tag, text) for tag, text in parts if text]
+    return [(tag, text) for tag, text in (("delete", before), ("insert", after)) if text]
+
+
+def _opcodes(old: Sequence[str], new: Sequence[str]) -> Iterable[tuple[str, str, str]]:
+    from rapidfuzz.distance import LCSseq
+
+    known: dict[str, int] = {}
+    numbers = [[known.setdefault(token, len(known)) for token in text] for text in (old, new)]
+    for code in LCSseq.opcodes(*numbers):
+        gone, came = old[code.src_start : code.src_end], new[code.dest_start : code.dest_end]
+        yield code.tag, "".join(gone), "".join(came)
+
+
+def _readable(codes: Iterable[tuple[str, str, str]]) -> Iterable[tuple[str, str]]:
+    """Join neighbours, and let a lone short word between two changes be part of them."""
+    gone = came = ""
+    for tag, old, new in codes:
+        short = len(old) <= 4 and "\n" not in old
+        if tag != "equal" or (short and gone and came):
+            gone, came = gone + old, came + new
         else:
-            removed, added, space = removed + space + old, added + space + new, ""
-    return [*found, *_place(removed, added), *([("equal", space)] if space else [])]
-
-
-def _place(removed: str, added: str) -> list[Change]:
-    return [part for part in (("delete", removed), ("insert", added)) if part[1]]
+            yield from (("delete", gone), ("insert", came), ("equal", old))
+            gone = came = ""
+    yield from (("delete", gone), ("insert", came))
 
 
 def changed_parts(before: str, after: str, most: int = 20) -> list[dict[str, str]]:
     """Only what was taken out and put in, the first `most` places of it, none of them long.
 
     >>> changed_parts("The Moon pulls.", "The Sun pulls.")
-    [{'removed': 'Moon', 'added': 'Sun'}]
+    [{'removed': 'Moon ', 'added': 'Sun '}]
     """
     found: list[dict[str, str]] = []
     last = "equal"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import wraps
 from typing import Any, Protocol
 
 from langgraph.runtime import Runtime
 
 from memory.contamination import Contamination
+from memory.references import Reference
 from nodes.context import Context
 from nodes.criteria import contaminated, rule_criteria
 from nodes.decisions import pending
@@ -39,8 +40,8 @@ class Start(Protocol):
 class Finish(Protocol):
     """The seam for results: a finished sample's record, before anything else sees it."""
 
-    async def __call__(self, record: Record) -> None:
-        """Keep the record."""
+    async def __call__(self, record: Record, references: Sequence[Reference] = ()) -> None:
+        """Keep the record; `references` are what a person who reviews it should see."""
         ...
 
 
@@ -49,7 +50,7 @@ async def at_once(slot: tuple[int, int, int]) -> bool:
     return True
 
 
-async def not_kept(record: Record) -> None:
+async def not_kept(record: Record, references: Sequence[Reference] = ()) -> None:
     """The `Finish` of a seed that is not part of a run."""
 
 
@@ -103,7 +104,7 @@ async def sample(
     record = record_of(final, slot, context)
     if awaited(final, context):
         record = pending(record)
-    await finish(record)
+    await finish(record, state.get("references", []))
     why = f" ({record['reason']})" if record["reason"] else ""
     said = f"{record['status']}{why}: {(record['instruction'] or seed['instruction'])[:120]}"
     tell(runtime, "sample", said, id=record["id"], status=record["status"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from pydantic.fields import FieldInfo
 
 from memory.weights import DEFAULT_MODEL
-from refloom import commands, publish, shelf
+from refloom import commands, publish, reviewing, shelf
 from refloom.data.export import FORMATS
 from refloom.settings import Settings
 
@@ -123,6 +124,20 @@ def _add_split(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_review(review: argparse.ArgumentParser) -> None:
+    """The review page over a run."""
+    review.add_argument("directory", type=Path, metavar="DIR", help="a run's directory")
+    review.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1, this machine only")
+    review.add_argument("--port", type=_port, default=2025, help="default: 2025")
+    review.set_defaults(command=reviewing.review)
+
+
+def add_key(key: argparse.ArgumentParser) -> None:
+    """Keys of the server."""
+    key.add_argument("name", type=_name, metavar="NAME", help="letters, digits and _ . @ -")
+    key.set_defaults(command=reviewing.key)
+
+
 def add_index(index: argparse.ArgumentParser) -> None:
     """Building and searching an index."""
     add = index.add_subparsers(metavar="", required=True).add_parser
@@ -164,6 +179,18 @@ def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} is no whole number over 0")
     return min(int(text), sys.maxsize)
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) < 65536:
+        raise argparse.ArgumentTypeError(f"{text} is no port; give 1 to 65535")
+    return int(text)
+
+
+def _name(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_.@-]{1,64}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no name: letters, digits and _ . @ -")
+    return text
 
 
 def _share(text: str) -> float:

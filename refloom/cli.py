@@ -49,6 +49,8 @@ def build_parser() -> argparse.ArgumentParser:
     status.set_defaults(command=commands.status)
 
     arguments.add_export(add("export", help="write a run's accepted rows as training data"))
+    arguments.add_review(add("review", help="accept, edit or reject samples of a run in a browser"))
+    arguments.add_key(add("key", help="make a key for a user of the server or the review page"))
     arguments.add_push(add("push", help="publish a run's rows and card on the Hugging Face hub"))
     arguments.add_dedup(add("dedup", help="write a file without its near-duplicates"))
     arguments.add_index(add("index", help="build or search an index of references"))

@@ -14,7 +14,7 @@ from refloom.checks import PRESETS
 from refloom.settings import Settings
 
 # Read elsewhere: the index of the graph, the keys of the server.
-OTHER_VARIABLES = {"REFLOOM_INDEX", "REFLOOM_API_KEYS"}
+OTHER_VARIABLES = {"REFLOOM_INDEX", "REFLOOM_API_KEYS", "REFLOOM_OFFLINE"}
 
 
 def load(given: dict[str, Any], config: Path | None = None) -> Settings:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -182,29 +183,31 @@ async def test_a_run_that_reused_calls_needs_the_other_no_more(tmp_path):
     assert said["calls"]["paid"] == 0 or not [c for c in model.calls if c.stage == "extract"]
 
 
-async def test_a_changed_prompt_is_refused_and_another_run_pays_for_it_alone(tmp_path, monkeypatch):
-    await made(tmp_path / "a", ScriptedModel(), SEEDS[:3])
-    import prompts
+def test_a_changed_prompt_is_refused_and_another_run_pays_for_it_alone(tmp_path):
+    other = tmp_path / "other version"
+    root = Path(__file__).parent.parent
+    for name in ("refloom", "graph", "nodes", "memory", "prompts"):
+        shutil.copytree(root / name, other / name)
+    prompt = other / "prompts" / "generate.jinja"
+    prompt.write_text(prompt.read_text().replace("You write the", "You write a good"))
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, references(3))))
+    with Endpoint() as endpoint:
 
-    source = prompts._source
-    changed = lambda name: source(name).replace(  # noqa: E731
-        "You write the response", "You write a good response"
-    )
-    monkeypatch.setattr(prompts, "_source", changed)
-    for cached in (prompts._template, prompts.version):
-        cached.cache_clear()
-    prompts._environment.cache.clear()
-    monkeypatch.setattr(prompts._environment.loader, "load_func", changed)
-    try:
-        with pytest.raises(JournalUnusable, match=r"other prompts: generate\. .*--reuse"):
-            await made(tmp_path / "a", ScriptedModel(), SEEDS[:3])
-        model = Watched(ScriptedModel())
-        await made(tmp_path / "b", model, SEEDS[:3], reuse=tmp_path / "a")
-        assert {c.stage for c in model.model.calls} == {"generate", "critique"}
-    finally:
-        for cached in (prompts._template, prompts.version):
-            cached.cache_clear()
-        prompts._environment.cache.clear()
+        def run(out, *more, **environment):
+            flags = ("--references", "pairs.jsonl", "--references-per-seed", 1, "--model", "m")
+            return refloom(
+                "run", *flags, "--out", out, "--base-url", endpoint.url, *more,
+                cwd=tmp_path, **environment,
+            )  # fmt: skip
+
+        assert run("a").returncode == 0
+        refused = run("a", PYTHONPATH=str(other))
+        assert refused.returncode == 2
+        assert "other prompts: generate." in refused.stderr
+        assert "--reuse" in refused.stderr
+        endpoint.bodies.clear()
+        assert run("b", "--reuse", "a", PYTHONPATH=str(other)).returncode == 0
+        assert set(endpoint.stages()) == {"generate", "critique"}
 
 
 # --- settings ----------------------------------------------------------------------------------

@@ -128,6 +128,7 @@ def _said(run: Run, facts: Facts) -> dict[str, Any]:
         "how_judged": "the log-odds of one-token answers" if log_odds else "written verdicts",
         "embedded": embedded(settings["model"]),
         "shapes": _joined(reading["references"]["shapes"]),
+        "reviews": facts.reviewed,
         "reasons": _joined(facts.reasons),
         "errors": _joined(facts.errors),
         "lengths": _lengths(facts),

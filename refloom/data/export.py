@@ -7,17 +7,13 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from nodes.context import Context
-from nodes.verdicts import better
+from nodes.record import Record
+from refloom.data.attempts import Row, base, failed_attempts, plain
 from refloom.data.split import assign, key
 from refloom.data.write import writing
 
-Record = dict[str, Any]
-Row = dict[str, Any]
-# Over this likeness of words two responses teach no difference.
-MOST_ALIKE = 0.95
 TEXT = ""
 TURNS = [{"role": TEXT, "content": TEXT}]
 
@@ -61,7 +57,7 @@ def preference(record: Record) -> list[Row]:
     passed; these verdicts are in `decided_by`. No row where there is none, or where the two texts
     hardly differ.
     """
-    found = _failed_attempts(record)
+    found = failed_attempts(record)
     if not found:
         return []
     worst, decided = max(found, key=lambda one: len(one[1]))
@@ -82,7 +78,7 @@ def kto(record: Record) -> list[Row]:
     """
     prompt = _said("user", record["instruction"])
     said = [(record["response"], True)]
-    said += [(attempt["response"], False) for attempt, _ in _failed_attempts(record)]
+    said += [(attempt["response"], False) for attempt, _ in failed_attempts(record)]
     return [{"prompt": prompt, "completion": _answer(r), "label": good} for r, good in said]
 
 
@@ -96,13 +92,13 @@ def trajectory(record: Record) -> list[Row]:
     told = [{key: c[key] for key in kept} for c in criteria]
     rows = []
     for place, attempt in enumerate(attempts):
-        made = [a["response"] for i, a in enumerate(attempts) if i and _base(record, i) == place]
+        made = [a["response"] for i, a in enumerate(attempts) if i and base(record, i) == place]
         rows += [
             {
                 "instruction": record["instruction"],
                 "criteria": told,
                 "draft": attempt["response"],
-                "verdicts": [_plain(v) for v in attempt["verdicts"]],
+                "verdicts": [plain(v) for v in attempt["verdicts"]],
                 "refinement": refinement,
             }
             for refinement in made or [""]
@@ -116,56 +112,6 @@ def _said(role: str, text: str) -> list[Row]:
 
 def _answer(text: str) -> list[Row]:
     return _said("assistant", text)
-
-
-def _plain(verdict: Row) -> Row:
-    return {key: verdict[key] for key in ("criterion_id", "verdict", "reason", "evidence")}
-
-
-def _failed_attempts(record: Record) -> list[tuple[Row, list[Row]]]:
-    """Attempts before the accepted one that failed a `must` it passed, with these verdicts."""
-    attempts = record["attempts"]
-    places = [i for i, a in enumerate(attempts) if a["response"] == record["response"]]
-    if not places:
-        return []
-    texts = {c["id"]: c["text"] for c in record["criteria"] if c["must"]}
-    passed = {
-        v["criterion_id"] for v in attempts[places[-1]]["verdicts"] if v["verdict"] == "pass"
-    } & set(texts)
-    found = []
-    for attempt in attempts[: places[-1]]:
-        decided = [
-            {**_plain(v), "criterion": f"The response {texts[v['criterion_id']]}."}
-            for v in attempt["verdicts"]
-            if v["verdict"] == "fail" and v["criterion_id"] in passed
-        ]
-        if decided and attempt["response"].strip() and _differ(attempt["response"], record):
-            found.append((attempt, decided))
-    return found
-
-
-def _differ(text: str, record: Record) -> bool:
-    from rapidfuzz.distance import Indel
-
-    one, other = text.split(), record["response"].split()
-    return Indel.normalized_similarity(one, other) <= MOST_ALIKE
-
-
-def _base(record: Record, place: int) -> int:
-    """Which attempt the one at `place` refines: the best of those before it."""
-    attempts, criteria = record["attempts"], record["criteria"]
-    judged = {c["id"] for c in criteria if c["judged_by"] == "judge"}
-    scored = any(
-        v["score"] is not None and v["criterion_id"] in judged
-        for attempt in attempts
-        for v in attempt["verdicts"]
-    )
-    context = Context(judge_method="logodds" if scored else "verdict")
-    best = 0
-    for i in range(1, place):
-        if better(attempts[i], attempts[best], criteria, context):
-            best = i
-    return best
 
 
 _VERDICT = {"criterion_id": TEXT, "verdict": TEXT, "reason": TEXT, "evidence": TEXT}

@@ -42,6 +42,7 @@ class Facts:
     reasons: Counter[str] = field(default_factory=Counter)
     errors: Counter[str] = field(default_factory=Counter)
     attempts: Counter[int] = field(default_factory=Counter)
+    reviews: Counter[str] = field(default_factory=Counter)
     criteria: dict[str, Passing] = field(default_factory=dict)
     hits: list[tuple[str, str]] = field(default_factory=list)
     instructions: array[int] = field(default_factory=lambda: array("l"))
@@ -59,12 +60,21 @@ class Facts:
             error = record.get("error") or {}
             self.errors[f"{error.get('kind')} in {error.get('stage')}"] += 1
             return
+        if review := record.get("review"):
+            self.reviews[str(review["decision"])] += 1
         self._judged(record)
         if status == "accepted":
             self.attempts[len(record["attempts"])] += 1
             self.instructions.append(len(record["instruction"]))
             self.responses.append(len(record["response"]))
             self._take(record)
+
+    @property
+    def reviewed(self) -> str:
+        """What people decided, in words."""
+        said = {"accept": "accepted", "edit": "edited", "reject": "rejected"}
+        found = ((self.reviews[key], word) for key, word in said.items())
+        return ", ".join(f"{n:,} {word}" for n, word in found if n)
 
     @property
     def sample(self) -> list[str]:

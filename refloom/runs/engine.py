@@ -192,6 +192,7 @@ class Run:
                 taken=order.taken,
                 start=kept.start,
                 finish=kept.finish,
+                ask=None,
                 contamination=given.contamination,
             )
             work = Work(graph, self.settings, given.seeds, kept, retrieval)

@@ -130,9 +130,6 @@ def counted(journal: Journal, summary: Summary, status: str) -> None:
 
 def write_files(out: Path, summary: Summary, status: str) -> None:
     """Write the rows of each status and run.json; each appears whole or not at all. Blocks."""
-    if status != "running":
-        for name in STATUSES:
-            replace_lines(out / f"{name}.jsonl", records(out / "journal.sqlite", name))
     said = {
         "status": status,
         "fingerprint": summary.settings.fingerprint(),
@@ -152,10 +149,31 @@ def write_files(out: Path, summary: Summary, status: str) -> None:
             "benchmarks": summary.benchmarks.shown(),
         },
     }
+    _write(out, said)
+
+
+def _write(out: Path, said: dict[str, Any]) -> None:
+    """Write run.json, and of a run that is not running rows and card; rows come first."""
+    over = said["status"] != "running"
+    for name in STATUSES if over else ():
+        replace_lines(out / f"{name}.jsonl", records(out / "journal.sqlite", name))
     replace_lines(out / "run.json", [json.dumps(said, indent=2, ensure_ascii=False)])
-    if status != "running":
+    if over:
         with reading(out / "journal.sqlite") as journal:
             replace_lines(out / "README.md", [card_of(journal, said).rstrip()])
+
+
+def refresh(out: Path) -> bool:
+    """Write the files anew after a person has decided; False: a run is at work and will. Blocks."""
+    if holder(out) is not None:
+        return False
+    said = status_of(out)
+    target = said["settings"].get("target") if "settings" in said else None
+    if said["status"] in ENDED and target:
+        said["status"] = "done" if said["counts"]["accepted"] >= target else "short"
+    if "reading" in said:
+        _write(out, said)
+    return True
 
 
 def card_of(journal: sqlite3.Connection, said: Mapping[str, Any], **more: Any) -> str:

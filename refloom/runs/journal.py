@@ -17,6 +17,7 @@ from typing import Any
 
 from refloom.runs.kept import FORMAT, REPLY, check_ours
 from refloom.runs.lock import JournalUnusable, hold
+from refloom.runs.reviews import TABLE
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -191,7 +192,7 @@ def _connect(path: Path) -> sqlite3.Connection:
         check_ours(connection, path)
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
-        connection.executescript(_TABLES)
+        connection.executescript(_TABLES + TABLE)
         connection.execute("INSERT OR IGNORE INTO meta VALUES ('format', ?)", (str(FORMAT),))
     except sqlite3.Error as error:
         raise JournalUnusable(f"{path}: is no refloom journal ({error})") from error

@@ -51,6 +51,17 @@ def records_in(connection: sqlite3.Connection, *statuses: str) -> Iterator[str]:
     yield from (record for (record,) in connection.execute(sql, statuses))
 
 
+def waiting_in(connection: sqlite3.Connection) -> int:
+    """How many samples of an open journal wait for a person; one of an older version has none."""
+    if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'reviews'").fetchone():
+        return 0
+    sql = (
+        "SELECT count(*) FROM reviews LEFT JOIN samples USING (round, position, slot) "
+        "WHERE samples.record IS NULL"
+    )
+    return int(connection.execute(sql).fetchone()[0])
+
+
 @contextmanager
 def snapshot(path: Path) -> Iterator[sqlite3.Connection]:
     """A connection that sees the journal as it is now, whatever a run adds meanwhile. Blocks.

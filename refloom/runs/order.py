@@ -58,6 +58,7 @@ class Order:
         self._changed = asyncio.Condition()
         self.in_flight = 0
         self.candidates = self.accepted = self.rejected = self.failed = self.duplicates = 0
+        self.pending = 0
         self.accepted_before = 0
         self._new_in_round = 0
         self._barren = False
@@ -72,12 +73,14 @@ class Order:
         return self._barren or self._full()
 
     def met(self) -> bool:
-        """Whether there are as many accepted rows as were asked for; then nothing is in flight."""
-        return self._target is not None and self.accepted >= self._target
+        """Whether as many rows are accepted, or wait for a person, as were asked for."""
+        return self.wanted() == 0
 
     def wanted(self) -> int | None:
         """How many more rows are asked for; None without a target."""
-        return None if self._target is None else max(self._target - self.accepted, 0)
+        if self._target is None:
+            return None
+        return max(self._target - self.accepted - self.pending, 0)
 
     def _full(self) -> bool:
         """Whether no slot may start any more; one that is admitted outlives a barren round."""
@@ -217,7 +220,7 @@ class Order:
             return None
         if self._target is None:
             return True
-        return True if self.accepted + self.in_flight < self._target else None
+        return True if self.accepted + self.pending + self.in_flight < self._target else None
 
     async def finished(self, record: Record) -> None:
         """Count a sample that was begun and has ended."""
@@ -230,12 +233,10 @@ class Order:
 
     async def _count(self, status: str) -> None:
         self.in_flight -= 1
-        if status == "accepted":
-            self.accepted += 1
-        elif status == "rejected":
-            self.rejected += 1
-        else:
-            self.failed += 1
+        self.accepted += status == "accepted"
+        self.rejected += status == "rejected"
+        self.pending += status == "pending"
+        self.failed += status == "failed"
         await self._tell()
 
     async def _tell(self) -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from memory.characteristics import Learned
+from memory.references import Reference
 from nodes.record import Record
 from refloom.runs.calls import JournaledCalls
 from refloom.runs.journal import Journal
 from refloom.runs.log import event
 from refloom.runs.order import Order, Slot
+from refloom.runs.reviews import PARK, asked
 from refloom.settings import Settings
 
 # How many samples have to be finished before their failure rate says anything.
@@ -49,14 +51,18 @@ class Kept:
             return False
         return begun
 
-    async def finish(self, record: Record) -> None:
-        """See `nodes.sample.Finish`."""
-        await self.journal.put(
-            "INSERT OR IGNORE INTO samples VALUES (?, ?, ?, ?, ?)",
-            *record["slot"],
-            record["status"],
-            line_of(record),
-        )
+    async def finish(self, record: Record, references: Sequence[Reference] = ()) -> None:
+        """See `nodes.sample.Finish`; a pending sample is put aside for a person."""
+        if record["status"] == "pending":
+            kept = asked(record, references)
+            await self.journal.put(PARK, *record["slot"], record["id"], kept)
+        else:
+            await self.journal.put(
+                "INSERT OR IGNORE INTO samples VALUES (?, ?, ?, ?, ?)",
+                *record["slot"],
+                record["status"],
+                line_of(record),
+            )
         await self.order.finished(record)
         said = {k: record[k] for k in ("id", "seed_id", "slot", "status", "reason", "cost_usd")}
         event("sample", **said, attempts=len(record["attempts"]), error=record.get("error"))
@@ -81,9 +87,12 @@ class Kept:
 
 
 def statuses(journal: Journal, round_: int, position: int) -> dict[int, str]:
-    """How the finished slots of a seed ended. Blocks."""
+    """How the finished slots of a seed ended, or that they wait for a person. Blocks."""
     rows = journal.read(
-        "SELECT slot, status FROM samples WHERE round = ? AND position = ?", round_, position
+        "SELECT slot, 'pending' FROM reviews WHERE round = ?1 AND position = ?2 UNION ALL "
+        "SELECT slot, status FROM samples WHERE round = ?1 AND position = ?2",
+        round_,
+        position,
     )
     return {int(slot): str(status) for slot, status in rows}
 

@@ -6,6 +6,7 @@ import json
 from collections import Counter, defaultdict
 from typing import Any
 
+from refloom.runs.kept import waiting_in
 from refloom.runs.prices import Price, Prices
 
 STATUSES = ("accepted", "rejected", "failed")
@@ -24,8 +25,10 @@ def tally(connection: Any, over: bool) -> dict[str, Any]:
         "SELECT coalesce(sum(slots), 0), coalesce(sum(duplicates), 0) FROM turns"
     ).fetchone()
     finished = sum(by_status.values())
-    # What was admitted and never begun, since the target was met, is not pending.
-    pending = 0 if over else max(slots - finished, 0)
+    # What was admitted and never begun, since the target was met, is not pending; what waits for
+    # a person is.
+    waiting = waiting_in(connection)
+    pending = waiting if over else max(slots - finished, waiting)
     (contaminated,) = connection.execute(
         "SELECT count(*) FROM samples WHERE status = 'rejected' "
         "AND json_extract(record, '$.reason') = 'contaminated'"

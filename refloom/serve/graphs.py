@@ -4,7 +4,14 @@ The server executes this file under a name of its own, so it only builds; everyt
 longer is in normally imported modules. No checkpointer and no store: the server brings its own.
 """
 
-import refloom  # noqa: F401 - its check that no other package shadows refloom's own
-from graph.builder import build_graph
+from refloom.serve.offline import stay_offline
+
+stay_offline()
+
+import refloom  # noqa: E402, F401 - its check that no other package shadows refloom's own
+from graph.builder import build_graph, build_sample  # noqa: E402
+from graph.indexer import build_indexer  # noqa: E402
 
 synthesizer = build_graph()
+sample = build_sample()
+indexer = build_indexer()

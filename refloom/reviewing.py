@@ -1,0 +1,73 @@
+"""The commands for people who review, and for who lets them in: review, key."""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from ipaddress import ip_address
+from typing import Any
+
+from refloom.data.rows import BadFile
+from refloom.shelf import say
+
+INSTALL = "the review page needs the extra 'serve': pip install 'refloom[serve]'"
+
+
+def review(given: Namespace, flags: dict[str, Any]) -> int:
+    """Serve the review page of a run until it is stopped; decisions go into its journal and files.
+
+    Raises `BadFile` where the page cannot be served, `JournalUnusable` where there is no run.
+    """
+    try:
+        import uvicorn
+
+        from refloom.serve.desk import desk
+        from refloom.serve.keys import BadKeys, configured
+    except ImportError as error:
+        raise BadFile(INSTALL) from error
+    try:
+        keys = configured()
+    except BadKeys as error:
+        raise BadFile(str(error)) from error
+    if not keys and not _loopback(given.host):
+        raise BadFile(
+            f"--host {given.host}: others would reach the page; set REFLOOM_API_KEYS first "
+            "(`refloom key NAME` makes a key), or leave --host out"
+        )
+    app = desk(given.directory)
+    server = uvicorn.Server(
+        uvicorn.Config(app, given.host, given.port, log_level="error", lifespan="on")
+    )
+    host = f"[{given.host}]" if ":" in given.host else given.host
+    sys.stderr.write(
+        f"review {given.directory} at http://{host}:{given.port}/review (Ctrl-C ends)\n"
+    )
+    try:
+        server.run()
+    except KeyboardInterrupt:
+        return 0
+    except SystemExit as error:
+        raise BadFile(
+            f"--port {given.port}: it cannot be listened on; is another review open? Give --port"
+        ) from error
+    return 0
+
+
+def key(given: Namespace, flags: dict[str, Any]) -> int:
+    """Make a key for somebody; it is shown once and kept nowhere."""
+    from refloom.serve.keys import new_key
+
+    made, entry = new_key(given.name)
+    say(f"{made}")
+    sys.stderr.write(
+        f"This is {given.name}'s key, shown once. Add its hash to REFLOOM_API_KEYS, by commas:\n"
+        f"{entry}\n"
+    )
+    return 0
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

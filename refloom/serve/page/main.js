@@ -1,0 +1,198 @@
+/* Puts the page together: desk, views, keys. */
+
+import { ask, onKeyNeeded } from "./api.js";
+import { Desk } from "./desk.js";
+import { askForKey, setUpKeysDialog } from "./dialogs.js";
+import { byId } from "./dom.js";
+import { dropDraft, Editor, keepDraft, ReasonForm } from "./editor.js";
+import { bindKeys } from "./keys.js";
+import { showProgress, showQueue, showUnsent } from "./queue.js";
+import { RunSource } from "./run.js";
+import { showHeading, showLoading, showMessage, showSample } from "./sample.js";
+import { ThreadsSource } from "./threads.js";
+
+class Page {
+  constructor(desk) {
+    this.desk = desk;
+    this.cache = new Map();
+    this.shownId = undefined;
+    this.view = null;
+    this.editor = null;
+    this.reasons = new Map();
+    this.reasonForm = new ReasonForm((reason) =>
+      this.decide(reason ? { decision: "reject", reason } : { decision: "reject" }),
+    );
+    desk.addEventListener("change", () => this.changed());
+    desk.addEventListener("said", ({ detail }) => this.say(detail.text, detail.wrong));
+    desk.addEventListener("undone", ({ detail }) => this.undone(detail));
+  }
+
+  async start() {
+    try {
+      await this.desk.load();
+      if (!this.desk.current) await this.show(null);
+    } catch (error) {
+      showHeading(null);
+      showMessage("Nothing could be read", error.message, "Try again", () => this.start());
+    }
+  }
+
+  changed() {
+    showQueue(this.desk);
+    showProgress(this.desk);
+    showUnsent(this.desk);
+    if (this.desk.current !== this.shownId) this.show(this.desk.current);
+  }
+
+  /** Bring an item to the page and the focus to its heading. */
+  async show(id) {
+    const first = this.shownId === undefined;
+    this.shownId = id;
+    this.view = null;
+    this.editor?.remove();
+    this.editor = null;
+    this.reasonForm.close();
+    showHeading(this.desk.item, this.desk.total);
+    if (id === null) this.showEnd();
+    else showLoading();
+    if (!first || id === null) this.focus();
+    if (id !== null) await this.fill(id);
+  }
+
+  async fill(id) {
+    try {
+      const found = await this.fetch(id);
+      if (this.shownId !== id) return;
+      this.view = showSample(found);
+      if (!found.shown) this.say(`Shown as source text: ${found.error}`);
+    } catch (error) {
+      this.cache.delete(id);
+      if (this.shownId !== id) return;
+      const { item, total } = this.desk;
+      showMessage("", error.message, "Try again", () => this.show(id));
+      showHeading(item, total);
+    }
+    const at = this.desk.items.findIndex((item) => item.id === id);
+    const next = this.desk.items[at + 1];
+    if (next) this.fetch(next.id).catch(() => this.cache.delete(next.id));
+  }
+
+  /** A sample with its HTML; without, if that cannot be had: its source text can be reviewed too. */
+  fetch(id) {
+    if (!this.cache.has(id)) this.cache.set(id, this.read(id));
+    for (const old of this.cache.keys()) {
+      if (this.cache.size > 20 && old !== id) this.cache.delete(old);
+    }
+    return this.cache.get(id);
+  }
+
+  async read(id) {
+    await this.desk.returning.get(id);
+    const { sample, references = [] } = await this.desk.source.item(id);
+    const { instruction, response, attempts = [] } = sample;
+    const drafts = attempts.slice(0, 1).map((attempt) => ({ response: attempt.response }));
+    const pairs = references.map((one) => ({
+      id: String(one.id ?? ""),
+      instruction: one.instruction ?? "",
+      response: one.response ?? "",
+    }));
+    const body = { sample: { instruction, response, attempts: drafts }, references: pairs };
+    try {
+      return { sample, references, shown: await ask("POST", "review/shown", body) };
+    } catch (error) {
+      return { sample, references, shown: null, error: error.message };
+    }
+  }
+
+  showEnd() {
+    const { decided } = this.desk;
+    const title = decided ? "All decided" : "Nothing waits";
+    const text = decided ? "Every sample has its decision." : "There is no sample to review yet.";
+    showMessage(title, text, "Look again", () => this.start());
+  }
+
+  focus() {
+    scrollTo({ top: 0 });
+    byId("heading").focus({ preventScroll: true });
+  }
+
+  say(text, wrong = false) {
+    byId("status").textContent = wrong ? "" : text;
+    byId("alert").textContent = wrong ? text : "";
+  }
+
+  decide(decision) {
+    if (!this.view) return this.say("It has not come yet.");
+    const { current } = this.desk;
+    if (decision.decision !== "edit") dropDraft(current);
+    this.editor?.remove();
+    this.editor = null;
+    return this.desk.decide(decision);
+  }
+
+  accept() {
+    if (!this.editor) this.decide({ decision: "accept" });
+  }
+
+  undo() {
+    if (!this.editor) this.desk.undo();
+  }
+
+  edit() {
+    if (!this.view || this.editor) return;
+    this.reasonForm.close();
+    this.say("");
+    this.editor = new Editor(this.view, this.desk.current, {
+      done: (response) => this.decide({ decision: "edit", response }),
+      closed: () => {
+        this.editor = null;
+        this.focus();
+      },
+      say: (text) => this.say(text),
+    });
+  }
+
+  reject() {
+    if (!this.view || this.editor) return;
+    this.say("");
+    this.reasonForm.open(this.reasons.get(this.desk.current));
+  }
+
+  /** What was typed for a decision that was taken back is there for the next one. */
+  undone({ id, decision }) {
+    if (decision.decision === "edit") keepDraft(id, decision.response);
+    if (decision.reason) this.reasons.set(id, decision.reason);
+  }
+
+  turn(mode) {
+    if (!this.view || this.editor) return;
+    if (!this.view.turn(mode)) this.say("The first draft is the response: no differences.");
+  }
+
+  step(by) {
+    if (!this.editor) this.desk.step(by);
+  }
+}
+
+function connect(page) {
+  const [accept, edit] = [() => page.accept(), () => page.edit()];
+  const [reject, undo] = [() => page.reject(), () => page.undo()];
+  const [next, previous] = [() => page.step(1), () => page.step(-1)];
+  const [differences, source] = [() => page.turn("changes"), () => page.turn("source")];
+  const buttons = { accept, edit, reject, undo, next, previous };
+  for (const [id, action] of Object.entries(buttons)) byId(id).addEventListener("click", action);
+  const arrows = { ArrowRight: next, ArrowLeft: previous };
+  const letters = { n: next, j: next, p: previous, k: previous, d: differences, s: source };
+  const keys = { a: accept, e: edit, r: reject, u: undo, "?": setUpKeysDialog() };
+  bindKeys({ ...keys, ...letters, ...arrows }, ["a", "e", "r", "u", "d", "s", "?"]);
+}
+
+onKeyNeeded(askForKey);
+try {
+  const config = await ask("GET", "review/config");
+  const page = new Page(new Desk(config.source === "threads" ? new ThreadsSource() : new RunSource()));
+  connect(page);
+  await page.start();
+} catch (error) {
+  showMessage("Nothing could be read", error.message, "Try again", () => location.reload());
+}

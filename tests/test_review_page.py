@@ -1,0 +1,482 @@
+"""The review page in a browser, over both of its backends; and what the server does for it."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from review_fakes import NASTY, REFERENCES, Run, Threads, sample, served
+
+from refloom.serve.review import FILES, NAMES, Malformed, asked, changes, rendered, shown
+
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+FORBIDDEN = [
+    "/review/..%2f..%2fpyproject.toml",
+    "/review/%2e%2e/x",
+    "/review/../review.py",
+    "/review/%2e%2e%2freview.py",
+    "/review/review.py",
+    "/review/page",
+    "/review/main.js%00",
+]
+
+
+# What the server does
+
+
+def test_markdown_becomes_inert_html():
+    made = rendered(NASTY)
+    for tag in ("<script", "<img", "<svg", "<iframe", "<style", "<a ", "style=", 'onerror="'):
+        assert tag not in made
+    assert "![pixel](http://evil.example/p.png)" in made
+    assert '<td class="to-right">1</td>' in made
+
+
+def test_only_web_links_are_links():
+    made = rendered(
+        "[a](HTTPS://a.example) <http://b.example> <mailto:c@d.example> [e](/f) [g][h]\n\n[h]: file:///x"
+    )
+    assert made.count("<a ") == 2
+    assert made.count('rel="noopener noreferrer nofollow" target="_blank"') == 2
+
+
+def test_what_would_take_markdown_for_ever_is_shown_as_source():
+    started = time.perf_counter()
+    for text in ("[" * 100_000, "![a" * 33_000, "<b>" + "x" * 8_000_000):
+        assert rendered(text).startswith('<pre class="plain">')
+    pairs = [{"instruction": "*a* " * 20_000, "response": "*a* " * 50_000}] * 20
+    shown(asked(json.dumps({"sample": pairs[0], "references": pairs}).encode()))
+    assert time.perf_counter() - started < 20
+
+
+WORDS = st.lists(
+    st.sampled_from(["a ", "the ", "Moon", "\n", "tide  ", "…", " x"]), max_size=30
+).map("".join)
+
+
+@given(WORDS, WORDS)
+def test_changes_give_both_texts_back(before, after):
+    parts = changes(before, after)
+    if before == after:
+        assert parts == []
+        return
+    assert "".join(text for tag, text in parts if tag != "insert") == before
+    assert "".join(text for tag, text in parts if tag != "delete") == after
+    assert all(text for _, text in parts)
+
+
+def test_changes_of_long_texts_are_of_lines_and_quick():
+    before = "".join(f"line {i} of many, {i * 7919 % 1000}\n" for i in range(3_000))
+    after = before.replace("line 7 of", "row 7 of").replace("line 2990 of", "row 2990 of")
+    started = time.perf_counter()
+    parts = changes(before, after)
+    unlike = changes("a\n" * 400_000, "b \n" * 400_000)
+    assert time.perf_counter() - started < 3
+    assert [tag for tag, _ in parts] == [
+        "equal",
+        "delete",
+        "insert",
+        "equal",
+        "delete",
+        "insert",
+        "equal",
+    ]
+    assert [tag for tag, _ in unlike] == ["delete", "insert"]
+
+
+@pytest.mark.parametrize(
+    ("body", "where"),
+    [
+        (b"{", "body: "),
+        (b"[]", "body: "),
+        (b"{}", "sample: "),
+        (b'{"sample": {"instruction": 1}}', "sample.instruction: "),
+    ],
+)
+def test_a_malformed_body_is_refused_in_one_line(body, where):
+    with pytest.raises(Malformed) as said:
+        asked(body)
+    assert str(said.value).startswith(where)
+    assert "\n" not in str(said.value)
+
+
+def test_every_file_of_the_page_is_served_and_is_short():
+    there = {path.name for path in FILES.iterdir() if path.is_file()}
+    assert there | {"icon.svg"} == set(NAMES)
+    for name in there:
+        assert (FILES / name).read_text().count("\n") <= 250, name
+
+
+# The page
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[object]:
+    if CHROMIUM is None:
+        pytest.skip("no chromium on this machine")
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(params=["run", "threads"])
+def kind(request):
+    return {"run": Run, "threads": Threads}[request.param]
+
+
+class Seen:
+    """A page that is looked at, and all that must not have happened on it."""
+
+    def __init__(self, page, url):
+        self.page, self.url = page, url
+        self.wrong, self.requests, self.dialogs = [], [], []
+        self.expected = ()
+        page.on(
+            "console",
+            lambda m: self.wrong.append(m.text) if m.type in ("error", "warning") else None,
+        )
+        page.on("pageerror", lambda error: self.wrong.append(str(error)))
+        page.on("request", lambda request: self.requests.append(request.url))
+        page.on("dialog", lambda dialog: (self.dialogs.append(dialog.message), dialog.dismiss()))
+
+    def open(self):
+        self.page.goto(f"{self.url}/review")
+        self.heading("Sample 1 of")
+        return self
+
+    def keys(self, *keys):
+        for key in keys:
+            self.page.keyboard.press(key)
+
+    def heading(self, text):
+        self.page.wait_for_function(
+            "t => document.getElementById('heading').textContent.startsWith(t)"
+            " && (document.querySelector('.response, .message'))",
+            arg=text,
+        )
+
+    def says(self, text):
+        self.page.wait_for_function(
+            "t => document.getElementById('status').textContent.includes(t)", arg=text
+        )
+
+    def text(self, selector):
+        return self.page.locator(selector).inner_text()
+
+    def check(self):
+        assert [line for line in self.wrong if not any(e in line for e in self.expected)] == []
+        assert self.dialogs == []
+        assert [url for url in self.requests if not url.startswith(self.url)] == []
+        assert self.page.evaluate("window.owned") is None
+
+
+@pytest.fixture
+def look(browser):
+    """Open a page on a backend; in the end nothing must have gone wrong on it."""
+    opened = []
+
+    def open_on(backend, **viewport):
+        server = served(backend)
+        url = server.__enter__()
+        page = browser.new_page(
+            viewport={"width": viewport.get("w", 1280), "height": viewport.get("h", 800)}
+        )
+        page.set_default_timeout(15_000)
+        seen = Seen(page, url)
+        opened.append(SimpleNamespace(seen=seen, server=server))
+        return seen
+
+    yield open_on
+    try:
+        for one in opened:
+            one.seen.check()
+    finally:
+        for one in opened:
+            one.seen.page.close()
+            one.server.__exit__(None, None, None)
+
+
+def settled(backend, wanted):
+    """Wait until the server has exactly these decisions."""
+    for _ in range(500):
+        if backend.taken == wanted:
+            return
+        time.sleep(0.01)
+    assert backend.taken == wanted
+
+
+def test_accept_edit_reject_and_undo_by_keyboard_alone(kind, look):
+    backend = kind([sample(i) for i in range(1, 5)])
+    seen = look(backend).open()
+    assert seen.text("#count") == "0 of 4 decided"
+    seen.keys("a")
+    seen.heading("Sample 2")
+    seen.says("Accepted. u undoes it.")
+    assert seen.page.evaluate("document.activeElement.id") == "heading"
+    seen.keys("e")
+    seen.page.keyboard.type("Better: ")
+    seen.keys("Control+Enter")
+    seen.heading("Sample 3")
+    seen.keys("r")
+    seen.page.keyboard.type("nu jape")  # every letter of it is a key elsewhere
+    seen.keys("Enter")
+    seen.heading("Sample 4")
+    seen.says("Rejected. u undoes it.")
+    assert seen.text("#count") == "3 of 4 decided"
+    taken = {
+        "s1": {"decision": "accept"},
+        "s2": {"decision": "edit", "response": "Better: " + backend.samples["s2"]["response"]},
+        "s3": {"decision": "reject", "reason": "nu jape"},
+    }
+    settled(backend, taken)
+    for id_, number in (("s3", 3), ("s2", 2), ("s1", 1)):
+        seen.keys("u")
+        seen.heading(f"Sample {number} of 4")
+        del taken[id_]
+        settled(backend, taken)
+    assert seen.text("#count") == "0 of 4 decided"
+    seen.keys("u")
+    seen.says("Nothing to undo.")
+
+
+def test_the_last_decision_can_be_undone_from_the_end(kind, look):
+    backend = kind([sample(1), sample(2)])
+    seen = look(backend).open()
+    seen.keys("r", "Enter")
+    seen.heading("Sample 2")
+    seen.keys("a")
+    seen.heading("All decided")
+    settled(backend, {"s1": {"decision": "reject"}, "s2": {"decision": "accept"}})
+    seen.keys("u")
+    seen.heading("Sample 2")
+    settled(backend, {"s1": {"decision": "reject"}})
+
+
+def test_a_reload_forgets_no_decision_and_no_undo(kind, look):
+    backend = kind([sample(1), sample(2), sample(3)])
+    seen = look(backend).open()
+    seen.keys("a")
+    seen.heading("Sample 2")
+    settled(backend, {"s1": {"decision": "accept"}})
+    seen.page.reload()
+    seen.heading("Sample 2 of 3")
+    seen.keys("r", "Enter")
+    seen.heading("Sample 3")
+    seen.keys("u")
+    seen.heading("Sample 2")
+    settled(backend, {"s1": {"decision": "accept"}})
+    seen.keys("u")
+    seen.heading("Sample 1")
+    settled(backend, {})
+
+
+def test_keys_move_and_toggle_and_are_listed(look):
+    seen = look(Run([sample(1), sample(2), sample(3)])).open()
+    for key, number in (
+        ("n", 2),
+        ("j", 3),
+        ("ArrowLeft", 2),
+        ("p", 1),
+        ("ArrowRight", 2),
+        ("k", 1),
+    ):
+        seen.keys(key)
+        seen.heading(f"Sample {number}")
+    seen.keys("p")
+    seen.says("This is the first one.")
+    seen.keys("s")
+    assert seen.text("#response-text pre") == sample(1)["response"]
+    seen.keys("s", "?")
+    assert seen.page.locator("dialog#keys").is_visible()
+    seen.keys("a", "Escape")
+    assert seen.text("#count") == "0 of 3 decided"
+    seen.keys("e")
+    seen.page.keyboard.type("mine ")
+    seen.keys("Escape", "e")
+    assert seen.page.locator("textarea").input_value().startswith("mine Tides")
+    seen.keys("Escape", "r", "Escape")
+    assert seen.page.evaluate("document.activeElement.id") == "heading"
+
+
+def test_evidence_is_marked_and_lit_up(look):
+    seen = look(Run([sample(1)])).open()
+    marks = seen.page.locator("#response-text mark")
+    assert "".join(marks.all_inner_texts()) == (
+        "the Moon’s pull is unevenThe near side bulges towards the Moon.24 hours and 50 minutes"
+    )
+    first = seen.page.locator("#verdict-list button").first
+    assert "names who measured it first" in first.inner_text()
+    assert "should · fail" in first.inner_text()
+    first.focus()
+    lit = seen.page.locator("#response-text mark.on")
+    assert "".join(lit.all_inner_texts()) == "The near side bulges towards the Moon."
+    seen.page.locator("#verdict-list button").nth(1).hover()
+    assert lit.all_inner_texts() == ["the Moon’s pull is uneven"]
+
+
+def test_differences_and_other_attempts_are_shown(look):
+    seen = look(Run([sample(1)])).open()
+    seen.keys("d")
+    assert "all there is" in " ".join(seen.page.locator(".changes del").all_inner_texts())
+    assert "bulges away from it" in " ".join(seen.page.locator(".changes ins").all_inner_texts())
+    seen.keys("d")
+    assert seen.page.locator(".changes").count() == 0
+    seen.page.locator(".attempt summary").click()
+    assert "Only one bulge is explained." in seen.text(".attempt")
+
+
+def test_references_are_beside_it_and_inert(look):
+    seen = look(Run([sample(1)])).open()
+    assert seen.page.locator(".reference strong").inner_text() == "blue"
+    seen.page.locator(".reference summary").nth(1).click()
+    assert REFERENCES[1]["history"][0]["content"] in seen.text(".reference >> nth=1")
+
+
+def test_a_hostile_and_long_sample_is_inert_and_usable(kind, look):
+    nasty = NASTY + "word **bold** `code` " * 7_000
+    evil = "<img src=x onerror='window.owned=9'>"
+    hostile = sample(1, response=nasty, instruction=evil + NASTY, model=evil, reason=evil)
+    hostile["criteria"][0]["text"] = hostile["attempts"][1]["verdicts"][0]["reason"] = evil
+    hostile["attempts"][1]["verdicts"][1]["evidence"] = evil
+    seen = look(kind([hostile, sample(2)])).open()
+    inside = "#response-text :is(script, img, svg, iframe, style, a, [style], [onerror])"
+    assert seen.page.locator(inside).count() == 0
+    assert seen.page.locator("main img, aside img, nav img").count() == 0
+    assert len(seen.text("#response-text")) > 100_000
+    started = time.perf_counter()
+    seen.keys("s", "d", "d", "e", "Escape", "r", "Escape")
+    assert time.perf_counter() - started < 8
+    seen.keys("a")
+    seen.heading("Sample 2")
+
+
+def test_a_server_error_keeps_the_edit_until_it_is_taken(kind, look):
+    backend = kind([sample(1), sample(2)])
+    seen = look(backend).open()
+    seen.expected = ("503",)
+    backend.fail = 2
+    seen.keys("e")
+    seen.page.keyboard.type("Mine. ")
+    seen.keys("Control+Enter")
+    seen.page.wait_for_selector("#unsent:not([hidden])")
+    assert "the disk is full" in seen.text("#unsent")
+    assert "Not saved: the disk is full" in seen.text("#alert")
+    seen.page.reload()  # it is sent again, and fails again
+    seen.page.wait_for_selector("#unsent:not([hidden])")
+    wanted = {"decision": "edit", "response": "Mine. " + backend.samples["s1"]["response"]}
+    assert backend.taken == {}
+    seen.page.get_by_role("button", name="Try again").click()
+    settled(backend, {"s1": wanted})
+    seen.page.wait_for_selector("#unsent", state="hidden")
+    seen.page.wait_for_function("() => !Object.keys(localStorage).length")
+
+
+def test_a_failed_edit_that_is_taken_back_is_a_draft(look):
+    backend = Run([sample(1), sample(2)])
+    seen = look(backend).open()
+    seen.expected = ("503",)
+    backend.fail = 1
+    seen.keys("e")
+    seen.page.keyboard.type("Mine. ")
+    seen.keys("Control+Enter")
+    seen.page.get_by_role("button", name="Take it back").click()
+    seen.heading("Sample 1")
+    seen.keys("e")
+    assert seen.page.locator("textarea").input_value().startswith("Mine. Tides")
+    seen.keys("Escape")
+
+
+def test_a_key_is_asked_for_and_kept_in_the_session_only(kind, look):
+    backend = kind([sample(1)])
+    backend.key = "sesame"
+    seen = look(backend)
+    seen.expected = ("401",)
+    seen.page.goto(f"{seen.url}/review")
+    seen.page.wait_for_selector("#key-dialog[open]")
+    seen.page.keyboard.type("wrong")
+    seen.keys("Enter")
+    seen.page.get_by_text("The server refused this key.").wait_for()
+    seen.page.keyboard.type("sesame")
+    seen.keys("Enter")
+    seen.heading("Sample 1")
+    assert seen.page.evaluate("sessionStorage.getItem('refloom-api-key')") == "sesame"
+    assert seen.page.evaluate("Object.keys(localStorage)") == []
+    assert "sesame" not in "".join(seen.requests)
+
+
+@pytest.mark.parametrize("w", [390, 360])
+def test_a_phone_scrolls_one_way_only(w, look):
+    wide = sample(
+        1,
+        response=NASTY
+        + "x" * 500
+        + "\n\n```\n"
+        + "y" * 500
+        + "\n```\n\n|"
+        + "wide|" * 60
+        + "\n|"
+        + "-|" * 60,
+    )
+    seen = look(Run([wide, sample(2)]), w=w, h=844).open()
+    for keys in ("", "s", "e", "Escape", "d", "r"):
+        if keys:
+            seen.keys(keys)
+        assert seen.page.evaluate("document.documentElement.scrollWidth") <= w, keys
+    seen.keys("Escape")
+    seen.page.locator("#next").click()
+    seen.heading("Sample 2")
+
+
+def test_nothing_else_of_the_disk_is_served():
+    with served(Run([])) as url:
+        address = url.removeprefix("http://")
+        for path in FORBIDDEN:
+            connection = http.client.HTTPConnection(address)
+            connection.request("GET", path)
+            assert connection.getresponse().status == 404, path
+            connection.close()
+        with httpx.Client(base_url=url) as client:
+            page = client.get("/review")
+            assert page.headers["content-security-policy"].startswith(
+                "default-src 'none'; script-src 'self'"
+            )
+            assert (
+                client.get("/review/main.js").headers["content-type"].startswith("text/javascript")
+            )
+            assert client.get("/review/config").json() == {"source": "run"}
+
+
+def test_what_is_shown_is_bounded_checked_and_authorised():
+    backend = Run([])
+    body = {"sample": sample(1), "references": REFERENCES}
+    with served(backend) as url, httpx.Client(base_url=url, timeout=30) as client:
+        made = client.post("/review/shown", json=body).json()
+        assert made["references"][0]["id"] == "r1"
+        assert "<strong>twice a day</strong>" in made["response"]
+        assert made["changes"][0][0] == "equal"
+        assert client.post("/review/shown", content=b"x" * ((8 << 20) + 1)).status_code == 413
+        assert client.post("/review/shown", json={"sample": 1}).status_code == 422
+        backend.key = "sesame"
+        assert client.post("/review/shown", json=body).status_code == 401
+        assert client.post("/review/shown", json=body, headers={"x-api-key": "sesame"}).is_success

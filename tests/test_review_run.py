@@ -1,0 +1,271 @@
+"""Samples of a run that wait for a person: kept, decided, taken back, counted, exported."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+from fakes import ScriptedModel, prompt_of, verdicts
+from processes import env_of, lines, refloom
+from served import free_port
+from test_run import SEEDS, made, rows, told
+
+from nodes.decisions import BadDecision, Decision
+from refloom.runs.files import refresh, status_of
+from refloom.runs.reviews import NoSuchSample, Reviews
+
+BETTER = "Wind pushes on the water, and gravity pulls it back."
+
+
+def failing() -> ScriptedModel:
+    """A judge whom no response satisfies."""
+    return ScriptedModel(
+        critique=lambda call: verdicts(
+            prompt_of(call), lambda id_: "fail" if id_.startswith("a") else "pass"
+        )
+    )
+
+
+async def waiting(out: Path, model=None, seeds=SEEDS[:3], **more):
+    more = {"review": "all", "try_criteria": False, "max_attempts": 1} | more
+    return await made(out, model or ScriptedModel(), seeds, **more)
+
+
+def decide(reviews: Reviews, number: int, said: str, **more) -> dict[str, int]:
+    id_ = reviews.queue()["items"][number]["id"]
+    return reviews.decide(id_, Decision(decision=said, **more))
+
+
+async def test_what_waits_is_pending_and_in_no_file(tmp_path):
+    said = await waiting(tmp_path)
+    counts = said["counts"]
+    assert (said["status"], counts["pending"], counts["candidates"]) == ("done", 3, 3)
+    assert rows(tmp_path, "accepted") == rows(tmp_path, "rejected") == []
+
+
+async def test_only_what_was_asked_for_waits(tmp_path):
+    said = await waiting(tmp_path, review="rejected")
+    assert (said["counts"]["pending"], said["counts"]["accepted"]) == (0, 3)
+    said = await waiting(tmp_path / "b", failing(), review="rejected")
+    assert (said["counts"]["pending"], said["counts"]["rejected"]) == (3, 0)
+
+
+async def test_decisions_reach_journal_files_counts_and_card(tmp_path):
+    await waiting(tmp_path, failing(), review="rejected")
+    reviews = Reviews(tmp_path)
+    assert decide(reviews, 0, "accept") == {"waiting": 2, "decided": 1}
+    decide(reviews, 0, "edit", response=BETTER)
+    decide(reviews, 0, "reject", reason="It is about ponds.")
+    assert refresh(tmp_path)
+    accepted, rejected = rows(tmp_path, "accepted"), rows(tmp_path, "rejected")
+    assert [row["review"]["decision"] for row in accepted] == ["accept", "edit"]
+    assert accepted[1]["response"] == BETTER
+    assert rejected[0]["reason"] == "reviewer"
+    assert rejected[0]["review"]["reason"] == "It is about ponds."
+    counts = told(tmp_path)["counts"]
+    assert [counts[k] for k in ("accepted", "rejected", "pending")] == [2, 1, 0]
+    assert "1 accepted, 1 edited, 1 rejected by a person" in (tmp_path / "README.md").read_text()
+
+
+async def test_a_decision_is_taken_back(tmp_path):
+    await waiting(tmp_path)
+    reviews = Reviews(tmp_path)
+    id_ = reviews.queue()["items"][1]["id"]
+    reviews.decide(id_, Decision(decision="reject"))
+    assert reviews.undo(id_) == {"waiting": 3, "decided": 0}
+    assert [item["id"] for item in reviews.queue()["items"]][1] == id_
+    with pytest.raises(NoSuchSample):
+        reviews.undo("nobody")
+
+
+async def test_a_person_sees_the_sample_as_the_judge_left_it_and_its_references(tmp_path):
+    await waiting(tmp_path, failing())
+    reviews = Reviews(tmp_path)
+    (first, *_) = reviews.queue()["items"]
+    assert (first["status"], first["reason"]) == ("rejected", "criteria")
+    item = reviews.item(first["id"])
+    assert item["sample"]["attempts"][0]["verdicts"]
+    assert item["references"][0]["response"]
+    assert "review" not in item["sample"]
+
+
+async def test_a_resumed_run_asks_nobody_again_and_pays_nothing(tmp_path):
+    await waiting(tmp_path)
+    decide(Reviews(tmp_path), 0, "accept")
+    model = ScriptedModel()
+    said = await waiting(tmp_path, model)
+    assert model.calls == []
+    counts = said["counts"]
+    assert [counts[k] for k in ("accepted", "pending", "candidates")] == [1, 2, 3]
+
+
+async def test_what_waits_counts_towards_the_target_and_a_rejection_makes_room(tmp_path):
+    said = await waiting(tmp_path, seeds=SEEDS, target=2)
+    assert (said["status"], said["counts"]["pending"]) == ("short", 2)
+    decide(Reviews(tmp_path), 0, "accept")
+    decide(Reviews(tmp_path), 0, "reject")
+    refresh(tmp_path)
+    assert told(tmp_path)["status"] == "short"
+    said = await waiting(tmp_path, seeds=SEEDS, target=2)
+    assert [said["counts"][k] for k in ("accepted", "rejected", "pending")] == [1, 1, 1]
+    decide(Reviews(tmp_path), 0, "accept")
+    refresh(tmp_path)
+    assert told(tmp_path)["status"] == "done"
+    said = await waiting(tmp_path, seeds=SEEDS, target=2)
+    assert (said["status"], said["counts"]["accepted"]) == ("done", 2)
+
+
+async def test_several_of_a_seed_wait_each_by_itself(tmp_path):
+    said = await waiting(tmp_path, seeds=SEEDS[:2], per_seed=3)
+    assert said["counts"]["pending"] == 6
+    decide(Reviews(tmp_path), 4, "accept")
+    refresh(tmp_path)
+    assert rows(tmp_path, "accepted")[0]["slot"] == [0, 1, 1]
+
+
+async def test_a_benchmarks_prompt_is_let_in_by_nobody(tmp_path):
+    from memory.contamination import Contamination
+    from refloom.data.benchmark import benchmarks
+
+    prompt = "What would a lighthouse keeper say to the sea on the last night of the year, and why?"
+    (tmp_path / "exam.jsonl").write_text(json.dumps({"question": prompt}))
+    found: Contamination = benchmarks([tmp_path / "exam.jsonl"])
+    await waiting(tmp_path / "out")
+    reviews = Reviews(tmp_path / "out", found)
+    with pytest.raises(BadDecision, match="exam"):
+        decide(reviews, 0, "edit", response=f"Ask this: {prompt}")
+    assert decide(reviews, 0, "edit", response=BETTER)["decided"] == 1
+
+
+async def test_a_run_of_an_older_version_has_nobody_waiting(tmp_path):
+    import sqlite3
+    from contextlib import closing
+
+    await waiting(tmp_path, review="never")
+    with closing(sqlite3.connect(tmp_path / "journal.sqlite")) as connection:
+        connection.execute("DROP TABLE reviews")
+        connection.commit()
+    assert status_of(tmp_path)["counts"]["pending"] == 0
+    assert Reviews(tmp_path).counts() == {"waiting": 0, "decided": 0}
+
+
+async def test_an_edit_is_a_preference_that_its_reviewer_decided(tmp_path):
+    await waiting(tmp_path)
+    decide(Reviews(tmp_path), 0, "edit", response=BETTER, reason="Says why.")
+    refresh(tmp_path)
+    done = refloom(
+        "export", tmp_path, tmp_path / "pairs.jsonl", "--format", "preference", cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    (pair,) = lines(tmp_path / "pairs.jsonl")
+    assert pair["chosen"][0]["content"] == BETTER
+    assert pair["rejected"][0]["content"] != BETTER
+    assert pair["decided_by"][-1]["criterion_id"] == "reviewer"
+    assert pair["decided_by"][-1]["reason"] == "Says why."
+
+
+# --- refloom review, as a process ----------------------------------------------------------------
+
+
+class Page:
+    """`refloom review DIR` on a free port."""
+
+    def __init__(self, out: Path, **environment: str) -> None:
+        self.port = free_port()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "refloom", "review", str(out), "--port", str(self.port)],
+            env=env_of(environment),
+            cwd=out,
+            stderr=subprocess.PIPE,
+        )
+
+    def __enter__(self) -> Page:
+        for _ in range(200):
+            assert self.process.poll() is None, self.process.stderr.read()
+            try:
+                self.ask("/review/config")
+                return self
+            except urllib.error.URLError as error:
+                if isinstance(error, urllib.error.HTTPError):
+                    return self
+                time.sleep(0.05)
+        raise AssertionError("it does not answer")
+
+    def __exit__(self, *exc: object) -> None:
+        self.process.send_signal(signal.SIGINT)
+        self.process.wait(20)
+        self.process.stderr.close()
+
+    def ask(self, path: str, said: object = None, method: str = "GET", **headers: str):
+        body = None if said is None else json.dumps(said).encode()
+        headers = {"Content-Type": "application/json", **headers}
+        address = f"http://127.0.0.1:{self.port}{path}"
+        request = urllib.request.Request(address, body, headers, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=10) as answer:
+                return answer.status, json.loads(answer.read() or "null")
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, json.loads(error.read())
+
+
+async def test_the_page_of_a_run_takes_decisions_and_keeps_the_files_fresh(tmp_path):
+    await waiting(tmp_path)
+    with Page(tmp_path) as page:
+        status, said = page.ask("/review/queue")
+        assert (status, said["waiting"]) == (200, 3)
+        first, second, _ = (item["id"] for item in said["items"])
+        path = f"/review/items/{first}"
+        assert page.ask(path)[1]["sample"]["id"] == first
+        said = {"decision": "edit", "response": BETTER}
+        assert page.ask(path, said, "POST") == (200, {"waiting": 2, "decided": 1})
+        page.ask(f"/review/items/{second}", {"decision": "reject"}, "POST")
+        assert page.ask(f"/review/items/{second}", None, "DELETE")[1]["waiting"] == 2
+        assert page.ask(path, {"decision": "perhaps"}, "POST")[0] == 422
+        assert page.ask("/review/items/none", {"decision": "accept"}, "POST")[0] == 404
+        assert page.ask("/review/queue", Host="evil.example")[0] == 403
+        form = {"Content-Type": "text/plain"}
+        assert page.ask(path, {"decision": "reject"}, "POST", **form)[0] == 415
+    assert page.process.returncode == 0
+    assert [row["response"] for row in rows(tmp_path, "accepted")] == [BETTER]
+    assert told(tmp_path)["counts"]["pending"] == 2
+
+
+async def test_a_page_with_keys_wants_one_and_says_who_decided(tmp_path):
+    from refloom.serve.keys import new_key
+
+    key, entry = new_key("alice")
+    await waiting(tmp_path)
+    with Page(tmp_path, REFLOOM_API_KEYS=entry) as page:
+        assert page.ask("/review/config")[0] == 200
+        assert page.ask("/review/queue")[0] == 401
+        assert page.ask("/review/queue", **{"X-Api-Key": "rk_wrong"})[0] == 401
+        own = {"X-Api-Key": key}
+        id_ = page.ask("/review/queue", **own)[1]["items"][0]["id"]
+        assert page.ask(f"/review/items/{id_}", {"decision": "accept"}, "POST", **own)[0] == 200
+    assert rows(tmp_path, "accepted")[0]["review"]["by"] == "alice"
+    assert key not in (tmp_path / "journal.sqlite").read_bytes().decode("latin-1")
+
+
+@pytest.mark.parametrize(
+    ("flags", "environment", "said"),
+    [
+        ((), {}, "no run is kept here"),
+        (("--host", "0.0.0.0"), {}, "set REFLOOM_API_KEYS first"),
+        ((), {"REFLOOM_API_KEYS": "alice:secret"}, "entry 1 is no NAME:HASH"),
+        (("--port", "0"), {}, "is no port"),
+    ],
+)
+def test_what_is_wrong_is_one_line(tmp_path, flags, environment, said):
+    done = refloom("review", tmp_path, *flags, cwd=tmp_path, **environment)
+    assert done.returncode == 2
+    assert said in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert "secret" not in done.stderr
