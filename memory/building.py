@@ -89,13 +89,15 @@ class Building:
     async def _make(self, before: Before | None, keys: Keys, digest: str) -> Built:
         """Vectors kept or new, into a file that is mapped; from them the index."""
         file = await asyncio.to_thread(_scratch, self._directory)
-        with file:
+        try:
             matrix = await self._embedded(file, before, keys)
             made = await asyncio.to_thread(faiss_vectors.make, matrix)
             if self._directory is None:
                 return Built(made.index, made.probes)
             said = {"kind": made.kind, "probes": made.probes, "recall": made.recall}
             return await asyncio.to_thread(self._save, made.index, keys, said, digest, before)
+        finally:
+            await asyncio.to_thread(file.close)
 
     async def _embedded(self, file: Any, before: Before | None, keys: Keys) -> Vectors:
         old: Any = await asyncio.to_thread(self._opened, before) if before else None
@@ -108,7 +110,9 @@ class Building:
             vectors = await self._embed(texts) if texts else None
             if matrix is None:
                 dimensions = old.d if vectors is None else vectors.shape[1]
-                matrix = np.memmap(file, np.float32, "w+", shape=(len(keys), dimensions))
+                shape = (len(keys), dimensions)
+                made = await asyncio.to_thread(np.memmap, file, np.float32, "w+", shape=shape)
+                matrix = made
             await asyncio.to_thread(have.fill, matrix[start : start + BATCH], rows, new, vectors)
             self._told(min(start + BATCH, len(keys)), len(keys))
         assert matrix is not None
