@@ -11,7 +11,8 @@ from typing import Any
 from aiohttp import web
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+# Behind, since the tests have modules of the same names as some here.
+sys.path += [str(ROOT), str(ROOT / "tests")]
 
 import fakes  # noqa: E402
 

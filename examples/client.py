@@ -28,8 +28,20 @@ GRAPH = "synthesizer"
 TRIES = 60
 # Seconds until a server that does not answer is asked again.
 WAIT_S = 2.0
-# What passes: a server that is away, starting, or at work on this very thread.
-PASSING = (httpx.TransportError, httpx.TimeoutException, InternalServerError)
+# A place among the connections is waited for, an answer for ten minutes.
+PATIENCE = httpx.Timeout(600, connect=5, pool=None)
+
+
+class Lost(Exception):
+    """A run whose server went away under it."""
+
+
+class Refused(Exception):
+    """A seed the server will not have, or fails at; says why."""
+
+
+# What passes: a server that is away or starting.
+PASSING = (httpx.TransportError, InternalServerError, Lost)
 
 
 async def assistant(client: LangGraphClient, context: dict[str, Any]) -> str:
@@ -50,7 +62,7 @@ async def samples_of(
         try:
             await client.threads.create(thread_id=thread_id, graph_id=GRAPH, if_exists="do_nothing")
             state = await client.threads.get_state(thread_id)
-            if state["values"].get("samples") and not state["next"]:
+            if not state["next"] and "samples" in state["values"]:
                 return list(state["values"]["samples"])
             if asked := [i for task in state["tasks"] for i in task["interrupts"]]:
                 answers = {one["id"]: await answer(one["value"]) for one in asked}
@@ -61,15 +73,12 @@ async def samples_of(
             else:
                 given = {"seed": {"instruction": seed}}
                 await run(client, thread_id, assistant_id, show, input=given)
-                state = await client.threads.get_state(thread_id)
-                if not state["next"]:
-                    return list(state["values"].get("samples") or [])
         except PASSING as error:
             if tries == TRIES:
-                raise
+                raise Refused(f"{type(error).__name__}: {error}") from error
             sys.stderr.write(f"{type(error).__name__}: once more in {WAIT_S:.0f} s\n")
             await asyncio.sleep(WAIT_S)
-    return []
+    raise Refused(f"it has come to no end in {TRIES} steps")
 
 
 async def run(
@@ -86,7 +95,9 @@ async def run(
     )
     async for part in stream:
         if part.event == "error":
-            raise SystemExit(f"the server refused: {part.data}")
+            # An error of the server's own, such as a run it has forgotten, is not the seed's.
+            lost = part.data.get("error") == "HTTPException"
+            raise (Lost if lost else Refused)(f"{part.data.get('error')}: {part.data['message']}")
         if show and part.event.startswith("custom") and "message" in part.data:
             sys.stderr.write(f"  {part.data['message']}\n")
 
@@ -117,19 +128,31 @@ async def main() -> None:
     seeds = [line for line in given.seeds.read_text(encoding="utf-8").splitlines() if line.strip()]
     context = {"per_seed": given.per_seed, "review": given.review, **json.loads(given.context)}
     # REFLOOM_KEY is what `refloom key NAME` printed, where the server asks for keys.
-    client = get_client(url=given.url, api_key=os.environ.get("REFLOOM_KEY"))
+    key = os.environ.get("REFLOOM_KEY")
+    client = get_client(url=given.url, api_key=key, timeout=PATIENCE)
     own = await assistant(client, context)
     room = asyncio.Semaphore(1 if given.review != "never" else given.at_once)
 
+    failed: list[str] = []
+
     async def one(number: int, seed: str) -> list[dict[str, Any]]:
         async with room:
-            return await samples_of(client, own, seed, show=number == 0)
+            try:
+                return await samples_of(client, own, seed, show=number == 0)
+            except Refused as error:
+                failed.append(f"{seed[:60]}: {error}")
+                return []
 
     found = await asyncio.gather(*(one(i, seed) for i, seed in enumerate(seeds)))
     lines = [json.dumps(sample, ensure_ascii=False) + "\n" for some in found for sample in some]
     given.out.write_text("".join(lines), encoding="utf-8")
     accepted = sum(sample["status"] == "accepted" for some in found for sample in some)
+    none = sum(not some for some in found) - len(failed)
     print(f"{len(seeds)} seeds, {len(lines)} samples, {accepted} accepted: {given.out}")
+    if none:
+        print(f"{none} seeds brought no instruction that is new")
+    if failed:
+        sys.exit("\n".join([f"{len(failed)} seeds brought nothing:", *failed[:20]]))
 
 
 if __name__ == "__main__":

@@ -62,6 +62,11 @@ class DefaultSearch:
         """See `memory.index.Search`."""
         return await (await self.current()).search(text, k)
 
+    @property
+    def count(self) -> int:
+        """How many references there were when the index was opened last."""
+        return 0 if self._opened is None else len(self._opened[1].references)
+
     async def current(self) -> ReferenceIndex:
         """The index as it is on disk now, with its vectors. Raises `IndexUnusable`."""
         for tries in range(1, TRIES + 1):
@@ -82,7 +87,8 @@ class DefaultSearch:
             if self._opened is None or self._opened[0] != stamp:
                 references, directory = await asyncio.to_thread(default_references)
                 index = ReferenceIndex(references, self.embed, directory, self._model)
-                await index.build()
+                # Demo references have no directory, so their vectors are made each time.
+                await (index.build() if directory is None else index.open())
                 self._opened = (stamp, index)
             return self._opened[1]
 

@@ -11,6 +11,9 @@ from nodes.context import Context
 from nodes.review import awaited
 from nodes.state import SampleState, State
 
+# As many as a seed may have; whoever edits a thread's state in Studio gets no more either.
+MOST_SLOTS = 50
+
 
 def after_retrieve(state: State) -> Literal["extract"] | list[Send]:
     """Learn from the references, unless the seed is a benchmark's prompt: that ends as it is."""
@@ -39,7 +42,7 @@ def after_propose(state: State) -> list[Send]:
     }
     return [
         Send("sample", {**shared, "slot": slot, "instruction": instruction})
-        for slot, instruction in enumerate(state["instructions"])
+        for slot, instruction in enumerate(state["instructions"][:MOST_SLOTS])
         if instruction is not None
     ]
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from memory.building import hold
 from memory.embed import Embed
 from memory.index import ReferenceIndex
 from memory.references import Reference, distinct
 from memory.store import ReferenceFile, references_in, write_references
+from memory.threads import hold, to_end
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +36,12 @@ async def add(directory: Path, new: Sequence[Reference], embed: Embed, model: st
         before = await asyncio.to_thread(_kept, directory)
         known: Iterable[Reference] = before if before is not None else ()
         rows = distinct(chain(known, new))
-        references = await asyncio.to_thread(write_references, directory, rows)
+        there = await asyncio.to_thread(_references_files, directory)
         try:
+            references = await to_end(write_references, directory, rows)
             total = await ReferenceIndex(references, embed, directory, model).build()
         finally:
-            await asyncio.to_thread(_drop_unused, directory, references.path)
+            await to_end(_drop_unused, directory, there)
     finally:
         await asyncio.to_thread(lock.release)
     added = total - (0 if before is None else len(before))
@@ -51,12 +52,15 @@ def _kept(directory: Path) -> ReferenceFile | None:
     return references_in(directory) if (directory / "index.json").exists() else None
 
 
-def _drop_unused(directory: Path, path: Path) -> None:
-    """Remove references that no index came to be built of."""
-    try:
-        manifest = json.loads((directory / "index.json").read_text(encoding="utf-8"))
-        used = path.name == f"references-{manifest['references']}.parquet"
-    except FileNotFoundError:
-        used = False
-    if not used:
+def _references_files(directory: Path) -> set[Path]:
+    return set(directory.glob("references-*.parquet"))
+
+
+def _drop_unused(directory: Path, there: set[Path]) -> None:
+    """Remove the references that have come since, where no index came to be built of them."""
+    manifest = directory / "index.json"
+    if manifest.exists():
+        used = json.loads(manifest.read_text(encoding="utf-8"))["references"]
+        there = {*there, directory / f"references-{used}.parquet"}
+    for path in _references_files(directory) - there:
         path.unlink(missing_ok=True)

@@ -12,16 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from memory import vectors as faiss_vectors
 from memory.embed import Embed, Vectors
 from memory.references import IndexUnusable, Reference
 from memory.store import Keys, ReferenceFile, digest_of, keys_of, write_references
+from memory.threads import hold, to_end
 
 FORMAT = 2
 BATCH = 1024
-ASK_AGAIN = 0.1  # seconds
 REMOVE = "Remove index.json there to build it anew."
 
 
@@ -72,6 +71,17 @@ class Building:
         finally:
             await asyncio.to_thread(lock.release)
 
+    async def opened(self) -> Built:
+        """The index that is kept, as it is. Raises `IndexUnusable` when it is of other references.
+
+        For who only searches: whoever builds instead would undo what another is adding.
+        """
+        digest = await asyncio.to_thread(digest_of, self._references)
+        found = await asyncio.to_thread(self._kept, digest)
+        if found is None:
+            raise IndexUnusable(f"{self._directory}: the index is of other references. {REMOVE}")
+        return found
+
     def _kept(self, digest: str) -> Built | None:
         before = self._before()
         if before is None or before.manifest["references"] != digest:
@@ -95,7 +105,7 @@ class Building:
             if self._directory is None:
                 return Built(made.index, made.probes)
             said = {"kind": made.kind, "probes": made.probes, "recall": made.recall}
-            return await asyncio.to_thread(self._save, made.index, keys, said, digest, before)
+            return await to_end(self._save, made.index, keys, said, digest, before)
         finally:
             await asyncio.to_thread(file.close)
 
@@ -127,7 +137,7 @@ class Building:
             await asyncio.to_thread(index.add, await self._embed(texts))
             self._told(rows.stop, len(keys))
         said = {name: before.manifest[name] for name in ("kind", "probes", "recall")}
-        return await asyncio.to_thread(self._save, index, keys, said, digest, before)
+        return await to_end(self._save, index, keys, said, digest, before)
 
     def _instructions(self, rows: Sequence[int]) -> list[str]:
         return [self._references[row]["instruction"] for row in rows]
@@ -225,22 +235,6 @@ def _scratch(directory: Path | None) -> Any:
     if directory is not None:
         directory.mkdir(parents=True, exist_ok=True)
     return tempfile.TemporaryFile(dir=directory)
-
-
-def _lock(directory: Path, name: str) -> FileLock:
-    directory.mkdir(parents=True, exist_ok=True)
-    return FileLock(directory / name, thread_local=False)
-
-
-async def hold(directory: Path, name: str) -> FileLock:
-    """Wait for a lock without keeping a thread, which the build that has it may need."""
-    lock = await asyncio.to_thread(_lock, directory, name)
-    while True:
-        try:
-            await asyncio.to_thread(lock.acquire, blocking=False)
-            return lock
-        except Timeout:
-            await asyncio.sleep(ASK_AGAIN)
 
 
 def _is_prefix(before: Before, keys: Keys) -> bool:

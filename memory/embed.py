@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
@@ -15,6 +16,11 @@ from memory import weights
 from memory.weights import DEFAULT_MODEL
 
 Vectors = NDArray[np.float32]
+
+
+# How many texts are remembered with their vectors (some 10 MB), and up to how many at once.
+MOST_RECENT = 4096
+FEW = 64
 
 
 class Embed(Protocol):
@@ -37,15 +43,30 @@ class Embedder:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="embed")
         self._lock = threading.Lock()
         self._encoder: Any = None
+        # The criteria of one reference come again with every seed that it bears on.
+        self._recent: OrderedDict[str, Vectors] = OrderedDict()
 
     def encode(self, texts: Sequence[str]) -> Vectors:
         """Embed in the calling thread; blocks. Shape (n, dimensions), unit length."""
         with self._lock:
-            if self._encoder is None:
-                self._encoder = _load(self.model)
-            found = self._encoder.encode(
-                list(texts), batch_size=32, normalize_embeddings=True, show_progress_bar=False
-            )
+            if len(texts) > FEW:
+                return self._encode(texts)
+            new = list(dict.fromkeys(text for text in texts if text not in self._recent))
+            if new:
+                self._recent.update(zip(new, self._encode(new), strict=True))
+            found = np.stack([self._recent[text] for text in texts]) if texts else self._encode([])
+            for text in texts:
+                self._recent.move_to_end(text)
+            while len(self._recent) > MOST_RECENT:
+                self._recent.popitem(last=False)
+        return found
+
+    def _encode(self, texts: Sequence[str]) -> Vectors:
+        if self._encoder is None:
+            self._encoder = _load(self.model)
+        found = self._encoder.encode(
+            list(texts), batch_size=32, normalize_embeddings=True, show_progress_bar=False
+        )
         return np.asarray(found, dtype=np.float32)
 
     async def __call__(self, texts: Sequence[str]) -> Vectors:

@@ -81,6 +81,12 @@ class ReferenceIndex:
             await self._ready()
         return len(self.references)
 
+    async def open(self) -> int:
+        """Open vectors that are kept, and make none; see `build`. Raises `IndexUnusable`."""
+        async with self._lock:
+            self._built = await self._building.opened()
+        return len(self.references)
+
     async def search(
         self, text: str, k: int, turn: tuple[int, int] | None = None, where: Where | None = None
     ) -> list[Reference]:

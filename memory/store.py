@@ -14,6 +14,7 @@ from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast, overload
+from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
@@ -120,7 +121,7 @@ def write_references(directory: Path, references: Iterable[Reference]) -> Refere
     lists = {"tags": pa.list_(text), "history": pa.list_(turn)}
     schema = pa.schema([*((name, lists.get(name, text)) for name in COLUMNS), ("key", pa.int64())])
     directory.mkdir(parents=True, exist_ok=True)
-    staged = directory / f"references-{os.getpid()}.new"
+    staged = directory / f"references-{os.getpid()}-{uuid4().hex[:8]}.new"
     digest, rows = sha256(), iter(references)
     with pq.ParquetWriter(staged, schema, compression="zstd") as writer:
         while batch := list(islice(rows, WRITTEN)):

@@ -31,8 +31,8 @@ class _Seed(BaseModel):
 class _Reference(BaseModel):
     model_config = ConfigDict(extra="allow")
 
-    instruction: str = Field(min_length=1, max_length=LONGEST)
-    response: str = Field(min_length=1, max_length=LONGEST)
+    instruction: str = Field(min_length=1, max_length=LONGEST, pattern=r"\S")
+    response: str = Field(min_length=1, max_length=LONGEST, pattern=r"\S")
     id: str | None = Field(None, max_length=200)
 
 

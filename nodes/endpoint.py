@@ -13,6 +13,7 @@ from base64 import b64encode
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
+from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
@@ -150,6 +151,9 @@ class Connection:
         if loop not in self._closers:
             self._closers[loop] = _closing(models)
             await anext(self._closers[loop])
+        if (endpoint, name) not in models:
+            # Importing it takes seconds, which no event loop has.
+            await asyncio.to_thread(import_module, "nodes.observed")
         if (endpoint, name) not in models:
             models[endpoint, name] = _chat_model(endpoint, name, self._max_retries)
         return models[endpoint, name]

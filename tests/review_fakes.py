@@ -184,6 +184,7 @@ class Threads(Backend):
         return [
             *page_routes("threads", self.authorise),
             Route("/threads/search", self.search, methods=["POST"]),
+            Route("/threads/t1", self.thread),
             Route("/threads/t1/state", self.state),
             Route("/threads/t1/history", self.history, methods=["POST"]),
             Route("/threads/t1/runs/wait", self.wait, methods=["POST"]),
@@ -210,7 +211,13 @@ class Threads(Backend):
             "values": {},
         }
         other = {"thread_id": "t0", "metadata": {}, "interrupts": {"x": [{"id": "y", "value": 1}]}}
-        return JSONResponse([thread, other] if not offset else [])
+        # A thread that has come to its end is not interrupted any more.
+        found = [other] if len(self.taken) == len(self.samples) else [thread, other]
+        return JSONResponse(found if not offset else [])
+
+    async def thread(self, request: Request) -> Response:
+        metadata = {"graph_id": "synthesizer", "assistant_id": "assistant-1"}
+        return JSONResponse({"thread_id": "t1", "metadata": metadata})
 
     async def state(self, request: Request) -> Response:
         tasks = [self._task(id_) for id_ in self.samples]

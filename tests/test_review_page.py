@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -291,6 +292,19 @@ def test_a_reload_forgets_no_decision_and_no_undo(kind, look):
     settled(backend, {})
 
 
+def test_after_a_reload_the_last_decision_of_all_can_be_undone(kind, look):
+    backend = kind([sample(1)])
+    seen = look(backend).open()
+    seen.keys("a")
+    seen.heading("All decided")
+    settled(backend, {"s1": {"decision": "accept"}})
+    seen.page.reload()
+    seen.page.get_by_role("heading", name=re.compile("decided|Nothing")).wait_for()
+    seen.keys("u")
+    seen.heading("Sample 1")
+    settled(backend, {})
+
+
 def test_keys_move_and_toggle_and_are_listed(look):
     seen = look(Run([sample(1), sample(2), sample(3)])).open()
     for key, number in (
@@ -343,7 +357,7 @@ def test_differences_and_other_attempts_are_shown(look):
     seen.keys("d")
     assert seen.page.locator(".changes").count() == 0
     seen.page.locator(".attempt summary").click()
-    assert "Only one bulge is explained." in seen.text(".attempt")
+    seen.page.locator(".attempt", has_text="Only one bulge is explained.").wait_for()
 
 
 def test_references_are_beside_it_and_inert(look):

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator
+from importlib import import_module
 
 from fastapi import FastAPI
 from starlette.middleware import Middleware
@@ -27,7 +28,7 @@ class WarmUp:
     """Loads index and embedding model beside the serving, and tries again when asked later."""
 
     def __init__(self) -> None:
-        self._task: asyncio.Task[int] | None = None
+        self._task: asyncio.Task[None] | None = None
         self._began = 0.0
 
     def begin(self) -> None:
@@ -42,7 +43,7 @@ class WarmUp:
             await asyncio.gather(self._task, return_exceptions=True)
 
     def state(self) -> tuple[int, dict[str, object]]:
-        """The status and body of /readyz."""
+        """The status and body of /readyz; the references are those of the index searched last."""
         task = self._task
         if task is None or not task.done():
             return 503, {"ready": False, "why": "the index is being loaded"}
@@ -51,15 +52,16 @@ class WarmUp:
             if time.monotonic() - self._began > AGAIN_S:
                 self.begin()
             return 503, {"ready": False, "why": f"{type(failed).__name__}: {failed}"}
-        return 200, {"ready": True, "references": task.result()}
+        return 200, {"ready": True, "references": shared_search().count}
 
 
-async def _load() -> int:
-    """Open the index, embed a word; return how many references there are."""
+async def _load() -> None:
+    """Open the index, embed a word."""
+    # What the first model call would import.
+    await asyncio.to_thread(import_module, "nodes.observed")
     search = shared_search()
-    index = await search.current()
+    await search.current()
     await search.embed(["warm"])
-    return len(index.references)
 
 
 warm_up = WarmUp()

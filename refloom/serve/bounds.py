@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pydantic import ValidationError
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -20,10 +21,13 @@ MOST_BYTES = 8 << 20
 MOST_RUNS = 100
 MOST_STEPS = 1000
 MOST_DEPTH = 64
+MOST_SENDS = 50
+# The one foreign page that may ask: see `cors` in langgraph.json.
+STUDIO = ("https://smith.langchain.com",)
 _READS = frozenset({"GET", "HEAD", "OPTIONS"})
 _HEALTH = frozenset({"/ok", "/readyz", "/health", "/ready", "/live", "/info"})
 _PAGE = re.compile(r"/review(/config|/[a-z]+\.(js|css|svg))?")
-_STARTS_RUNS = re.compile(r"/runs(/|$)")
+_LOOKED_AT = re.compile(r"/(runs|assistants|commands)(/|$)|/threads/?$")
 
 
 class TooMuch(Exception):
@@ -50,8 +54,12 @@ class Bounds:
         """Let a request through, or answer it."""
         # The server's own calls to itself come from nowhere; nobody outside can set a root path.
         own = str(scope.get("root_path") or "").startswith("/noauth")
-        if scope["type"] != "http" or own:
+        if own or scope["type"] == "lifespan":
             await self.app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            # A web page of anybody's may open a socket to this machine, and nothing here needs one.
+            await send({"type": "websocket.close", "code": 1008})
             return
         try:
             self._who(scope)
@@ -59,6 +67,8 @@ class Bounds:
                 body = await _body(scope, receive)
                 _check(scope["path"], body)
                 receive = _again(body, receive)
+        except ClientDisconnect:
+            return
         except TooMuch as refused:
             await JSONResponse({"detail": refused.why}, refused.status)(scope, receive, send)
             return
@@ -74,6 +84,19 @@ class Bounds:
         user = user_of(scope["headers"], client[0] if client else None, self.keys)
         if not isinstance(user, str) and (not self.keys or not _open(scope)):
             raise TooMuch(*user)
+        if not self.keys and scope["method"] not in _READS and not _own_page(scope):
+            raise TooMuch(403, "a page of another site may not ask this server for anything")
+
+
+def _own_page(scope: Scope) -> bool:
+    """Whether a request comes from Studio, from this server's own page, or from no page at all.
+
+    Without keys a browser is all that a foreign page needs; browsers say whose page it is.
+    """
+    headers = dict(scope["headers"])
+    origin = headers.get(b"origin", b"").decode("latin-1")
+    host = headers.get(b"host", b"").decode("latin-1")
+    return not origin or origin in STUDIO or origin.partition("://")[2] == host
 
 
 def _open(scope: Scope) -> bool:
@@ -87,14 +110,14 @@ async def _body(scope: Scope, receive: Receive) -> bytes:
     """The whole body; one that is too large is refused before it is read, or while it is."""
     length = dict(scope["headers"]).get(b"content-length", b"0")
     too_large = TooMuch(413, f"the body is over {MOST_BYTES >> 20} MB")
-    if not length.isdigit() or int(length) > MOST_BYTES:
+    if not length.isdigit() or len(length) > 12 or int(length) > MOST_BYTES:
         raise too_large
     body = bytearray()
     more = True
     while more:
         message = await receive()
         if message["type"] != "http.request":
-            break
+            raise ClientDisconnect
         body += message.get("body", b"")
         more = message.get("more_body", False)
         if len(body) > MOST_BYTES:
@@ -118,13 +141,14 @@ def _again(body: bytes, receive: Receive) -> Receive:
 
 def _check(path: str, body: bytes) -> None:
     """Refuse a body that starts runs or makes assistants as nobody may. Other bodies pass."""
-    runs, assistants = _STARTS_RUNS.search(path), path.rstrip("/").rsplit("/", 2)[-1]
-    if not (runs or "/assistants" in path or assistants == "threads") or not body:
+    if not _LOOKED_AT.search(path) or not body:
         return
     try:
         said = json.loads(body)
     except (ValueError, RecursionError) as error:
         raise TooMuch(422, "the body is no JSON") from error
+    if _depth(said) > MOST_DEPTH:
+        raise TooMuch(422, f"the body is nested over {MOST_DEPTH} deep")
     if isinstance(said, list):
         if len(said) > MOST_RUNS:
             raise TooMuch(422, f"{len(said)} runs in a request; at most {MOST_RUNS}, send the rest")
@@ -134,10 +158,30 @@ def _check(path: str, body: bytes) -> None:
         _check_one(said)
 
 
+def _depth(value: Any) -> int:
+    """How deep lists and objects stand in each other."""
+    level, depth = [value], 0
+    while level := [part for one in level for part in _parts(one)]:
+        depth += 1
+    return depth
+
+
+def _parts(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return list(value.values())
+    return value if isinstance(value, list) else []
+
+
 def _check_one(said: Any) -> None:
-    """One run or assistant."""
+    """One run or assistant; a command of the event stream holds a run in its `params`."""
     if not isinstance(said, dict):
         return
+    if isinstance(said.get("params"), dict):
+        _check_one(said["params"])
+    command = said.get("command")
+    goto = command.get("goto") if isinstance(command, dict) else None
+    if isinstance(goto, list) and len(goto) > MOST_SENDS:
+        raise TooMuch(422, f"command.goto: {len(goto)} of them; at most {MOST_SENDS}")
     if said.get("webhook"):
         raise TooMuch(422, "webhook: this server calls no address that a client names")
     _check_settings(said)

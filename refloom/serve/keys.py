@@ -14,6 +14,8 @@ from typing import Any
 LOCAL = "local"
 _ENTRY = re.compile(r"[A-Za-z0-9_.@-]{1,64}:[0-9a-f]{64}")
 
+_HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^:\[\]]+))(?::[0-9]{1,5})?")
+
 Refusal = tuple[int, str]
 
 
@@ -42,7 +44,10 @@ def configured(text: str | None = None) -> dict[str, str]:
             )
     if text.strip() and not entries:
         raise BadKeys("REFLOOM_API_KEYS: it holds no NAME:HASH; `refloom key NAME` makes one")
-    return dict(entry.split(":", 1) for entry in entries)
+    keys = dict(entry.split(":", 1) for entry in entries)
+    if len(keys) < len(entries):
+        raise BadKeys("REFLOOM_API_KEYS: a name is there twice; give everybody one key")
+    return keys
 
 
 def holder_of(key: str, keys: Mapping[str, str]) -> str | None:
@@ -77,10 +82,9 @@ def _text(value: Any) -> str:
 
 
 def _host(header: str) -> str:
-    """The name in a Host header, without its port."""
-    if header.startswith("["):
-        return header[1:].partition("]")[0]
-    return header.rpartition(":")[0] if ":" in header else header
+    """The name in a Host header, without its port; nothing where it is none."""
+    found = _HOST.fullmatch(header)
+    return (found[1] or found[2]) if found else ""
 
 
 def _loopback(name: str | None) -> bool:

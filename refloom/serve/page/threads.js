@@ -110,10 +110,19 @@ export class ThreadsSource {
   }
 
   async #run(threadId, given) {
-    const assistant = { assistant_id: this.assistants.get(threadId) };
+    const assistant = { assistant_id: await this.#assistant(threadId) };
     const answer = await ask("POST", `threads/${threadId}/runs/wait`, { ...assistant, ...given });
     const error = answer?.__error__;
     if (error) throw new Refused(500, error.message ?? error.error ?? "The thread's run failed.");
+  }
+
+  /** Who runs a thread: its own word, since a state says it on some servers only. */
+  async #assistant(threadId) {
+    if (!this.assistants.get(threadId)) {
+      const { metadata } = await ask("GET", `threads/${threadId}`);
+      this.assistants.set(threadId, metadata?.assistant_id ?? metadata?.graph_id);
+    }
+    return this.assistants.get(threadId);
   }
 
   async #state(threadId) {
@@ -125,8 +134,6 @@ export class ThreadsSource {
     for (const [id, asked] of this.waiting) {
       if (asked.threadId === threadId) this.waiting.delete(id);
     }
-    const { assistant_id: assistant, graph_id: graph } = state.metadata ?? {};
-    if (!this.assistants.get(threadId)) this.assistants.set(threadId, assistant ?? graph);
     this.#found(threadId, openOf(state.tasks), state.values);
   }
 
