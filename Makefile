@@ -14,7 +14,7 @@ TORCH_INDEX ?= $(if $(shell $(PYTHON) -m pip config list 2>/dev/null | grep find
 TORCH_SPEC := torch==$(TORCH)+cpu
 endif
 
-.PHONY: help install demo test check fix bench kill-test fault-test dev readme clean
+.PHONY: help install demo test check fix bench kill-test fault-test serve-test dev readme clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/'
@@ -55,6 +55,9 @@ kill-test: install  ## kill a run 100 times, and stop it 20 times, and compare i
 
 fault-test: install  ## 500 seeds at an endpoint of which 30 % of the calls fail
 	$(BIN)/python benchmarks/fault_test.py --seeds 500 --out bench-run/faults
+
+serve-test: install  ## load a server, kill it in mid-run, and account for every seed
+	$(BIN)/python benchmarks/serving.py --seeds 200 --out bench-run/serving
 
 readme: install  ## redraw the README's generated parts
 	$(BIN)/python docs/redraw.py

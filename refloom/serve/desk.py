@@ -105,8 +105,9 @@ class Decisions:
         id_ = request.path_params["id"]
         if request.method == "GET":
             return await _answered(lambda: self._reviews.item(id_))
-        if request.headers.get("content-type", "").split(";")[0] != "application/json":
-            # No form of another site's can say so.
+        plain = request.headers.get("content-type", "").split(";")[0] != "application/json"
+        if request.method == "POST" and plain:
+            # No form of another site's can say so, nor send anything but a POST.
             return JSONResponse({"detail": "content-type: application/json is needed"}, 415)
         self._files.decided()
         if request.method == "DELETE":

@@ -1,0 +1,99 @@
+"""A person at the review page: of a real run, and of a real server, in a browser."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from fakes import Endpoint
+from langgraph_sdk import get_sync_client
+from served import serving
+from test_review_page import ARGUMENTS, CHROMIUM, Seen
+from test_review_run import BETTER, Page, waiting
+from test_run import rows, told
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium here")
+GIVEN = {
+    "seed": {"instruction": "How waves form at sea"},
+    "references": [{"instruction": "Why tides?", "response": "The Moon pulls."}],
+}
+CONTEXT = {"model": "m", "try_criteria": False, "review": "all"}
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator:
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def person(browser) -> Iterator:
+    """Somebody who has only a keyboard."""
+    page = browser.new_page()
+    page.set_default_timeout(20_000)
+    yield lambda url: Seen(page, url)
+    page.close()
+
+
+def test_a_run_is_reviewed_by_keyboard_and_its_files_follow(person, tmp_path):
+    # In a thread: Playwright keeps a loop of its own running in this one.
+    with ThreadPoolExecutor() as pool:
+        pool.submit(asyncio.run, waiting(tmp_path)).result()
+    with Page(tmp_path) as served:
+        seen = person(f"http://127.0.0.1:{served.port}").open()
+        seen.keys("a")
+        seen.heading("Sample 2")
+        seen.keys("e", "Control+A")
+        seen.page.keyboard.insert_text(BETTER)
+        seen.keys("Control+Enter")
+        seen.heading("Sample 3")
+        seen.keys("r")
+        seen.page.keyboard.type("It is about ponds.")
+        seen.keys("Enter")
+        seen.heading("All decided")
+        seen.keys("u")
+        seen.heading("Sample 3")
+        seen.keys("a")
+        seen.heading("All decided")
+        seen.page.get_by_text("3 of 3").first.wait_for()
+        seen.check()
+    accepted = rows(tmp_path, "accepted")
+    assert [row["review"]["decision"] for row in accepted] == ["accept", "edit", "accept"]
+    assert accepted[1]["response"] == BETTER
+    assert told(tmp_path)["counts"]["pending"] == 0
+
+
+def test_threads_of_a_server_are_reviewed_by_keyboard(person, tmp_path):
+    with (
+        Endpoint() as endpoint,
+        serving(tmp_path, OPENAI_BASE_URL=endpoint.url, OPENAI_API_KEY="k") as server,
+    ):
+        client = get_sync_client(url=server.url)
+        threads = [client.threads.create()["thread_id"] for _ in range(2)]
+        for number, thread in enumerate(threads):
+            context = {**CONTEXT, "random_seed": number}
+            client.runs.wait(thread, "synthesizer", input=GIVEN, context=context)
+        paid = len(endpoint.bodies)
+        seen = person(server.url).open()
+        seen.keys("a")
+        seen.heading("Sample 2")
+        seen.keys("r", "Enter")
+        seen.heading("All decided")
+        seen.page.reload()
+        seen.heading("All decided")
+        seen.keys("u")
+        seen.heading("Sample")
+        seen.keys("a")
+        seen.heading("All decided")
+        seen.page.wait_for_load_state("networkidle")
+        seen.check()
+        found = [client.threads.get_state(t)["values"]["samples"][0] for t in threads]
+        client.http.client.close()
+    assert [sample["status"] for sample in found] == ["accepted", "accepted"]
+    assert [sample["review"]["decision"] for sample in found] == ["accept", "accept"]
+    assert len(endpoint.bodies) == paid
