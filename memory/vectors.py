@@ -9,6 +9,7 @@ in benchmarks/RESULTS.md.
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 from dataclasses import dataclass
@@ -39,6 +40,10 @@ class Made:
     kind: str
     probes: int
     recall: float
+
+
+# What it says while it looks for the fastest of its builds reads like errors in a server's log.
+logging.getLogger("faiss.loader").setLevel(logging.WARNING)
 
 
 def make(vectors: Vectors) -> Made:
