@@ -66,6 +66,8 @@ async def samples_of(
                 return list(state["values"]["samples"])
             if asked := [i for task in state["tasks"] for i in task["interrupts"]]:
                 answers = {one["id"]: await answer(one["value"]) for one in asked}
+                if None in answers.values():
+                    raise Refused("it waits for a person: answer at /review, then ask again")
                 await run(client, thread_id, assistant_id, show, command={"resume": answers})
             elif state["next"]:
                 # Cut off in the middle: on from the last step that was kept.
@@ -102,11 +104,14 @@ async def run(
             sys.stderr.write(f"  {part.data['message']}\n")
 
 
-async def answer(question: Any) -> dict[str, str]:
+async def answer(question: Any) -> dict[str, str] | None:
     """Ask whoever sits here; nobody at a terminal means that the sample is left to a reviewer."""
     sample = question["sample"]
     sys.stderr.write(f"\n{sample['instruction']}\n---\n{sample['response']}\n")
-    said = await asyncio.to_thread(input, "[a]ccept, [r]eject with a reason, or a better text: ")
+    try:
+        said = await asyncio.to_thread(input, "[a]ccept, [r]eject and why, or a better text: ")
+    except EOFError:
+        return None
     if said in ("", "a"):
         return {"decision": "accept"}
     if said == "r" or said.startswith("r "):
@@ -114,8 +119,8 @@ async def answer(question: Any) -> dict[str, str]:
     return {"decision": "edit", "response": said}
 
 
-async def main() -> None:
-    """Read seeds, collect their samples in order."""
+def arguments() -> tuple[argparse.Namespace, list[str], dict[str, Any]]:
+    """What was asked for: flags, seeds, the assistant's settings."""
     parser = argparse.ArgumentParser(description="Make samples on a refloom server.")
     parser.add_argument("seeds", type=Path, help="a text file, one seed a line")
     parser.add_argument("out", type=Path, help="samples as JSON lines")
@@ -125,12 +130,25 @@ async def main() -> None:
     parser.add_argument("--context", default="{}", help="more settings, as JSON")
     parser.add_argument("--at-once", type=int, default=16, help="seeds under way at once")
     given = parser.parse_args()
-    seeds = [line for line in given.seeds.read_text(encoding="utf-8").splitlines() if line.strip()]
-    context = {"per_seed": given.per_seed, "review": given.review, **json.loads(given.context)}
+    try:
+        context = {"per_seed": given.per_seed, "review": given.review, **json.loads(given.context)}
+        text = given.seeds.read_text(encoding="utf-8")
+    except (OSError, ValueError, TypeError) as error:
+        parser.error(f"seeds or --context: {error}")
+    return given, [line for line in text.splitlines() if line.strip()], context
+
+
+async def main() -> None:
+    """Read seeds, collect their samples in order."""
+    given, seeds, context = arguments()
     # REFLOOM_KEY is what `refloom key NAME` printed, where the server asks for keys.
     key = os.environ.get("REFLOOM_KEY")
     client = get_client(url=given.url, api_key=key, timeout=PATIENCE)
-    own = await assistant(client, context)
+    try:
+        own = await assistant(client, context)
+    except (httpx.TransportError, httpx.HTTPStatusError) as error:
+        said = error.response.text if isinstance(error, httpx.HTTPStatusError) else error
+        sys.exit(f"{given.url}: {said}")
     room = asyncio.Semaphore(1 if given.review != "never" else given.at_once)
 
     failed: list[str] = []

@@ -11,6 +11,9 @@ from memory.references import Reference, content_id
 from nodes.given import LONGEST, MOST_ADDED
 from nodes.state import Seed
 
+MOST_REFERENCES = 20
+MOST_CRITERIA = 100
+
 
 class BadInput(ValueError):
     """The input has no usable seed or reference; the message says which field and why.
@@ -81,6 +84,17 @@ def checked(state: Any) -> tuple[Seed, list[Reference]]:
         "position": given.seed.position,
     }
     return seed, _references(given.references)
+
+
+def within(state: Any) -> None:
+    """Refuse a state that somebody wrote into a thread with more than a run ever has.
+
+    Raises `BadInput`: each reference is a call, and each criterion a part of one.
+    """
+    for name, most in (("references", MOST_REFERENCES), ("criteria", MOST_CRITERIA)):
+        found = state.get(name) or ()
+        if not isinstance(found, Sequence) or len(found) > most:
+            raise BadInput(f"{name}: a list of at most {most} is wanted")
 
 
 def checked_sample(state: Any) -> tuple[str, list[Reference], list[str]]:

@@ -10,6 +10,7 @@ from langgraph.runtime import Runtime
 
 from memory.contamination import Contamination
 from memory.embed import Embed, cosine
+from nodes.checked import within
 from nodes.context import Context
 from nodes.criteria import Facts, apply_rules, verdict
 from nodes.events import tell
@@ -33,6 +34,7 @@ async def critique(
     Reads `instruction`, `candidate`, `criteria`, `attempts`; writes `attempts`, `status`,
     `reason`, `usage`. A `must` rule that fails saves the judge's call.
     """
+    within(state)
     context = runtime.context or Context()
     rules = apply_rules(await _facts(state, context, embed, contamination))
     judged = await _judged(state, runtime, complete, rules)
@@ -57,7 +59,7 @@ async def _judged(
     state: SampleState, runtime: Runtime[Context], complete: Complete, rules: list[Verdict]
 ) -> Judged:
     """The judge's verdicts, unless a rule decides without them; each is told of as it comes."""
-    heard = partial(_tell, runtime, state)
+    heard = partial(_tell, runtime, {c["id"]: c["text"] for c in state["criteria"]})
     failed = [found for found in rules if found["verdict"] == "fail"]
     for found in failed:
         heard(found)
@@ -76,9 +78,8 @@ async def _judged(
     )
 
 
-def _tell(runtime: Runtime[Context], state: SampleState, found: Verdict) -> None:
+def _tell(runtime: Runtime[Context], texts: dict[str, str], found: Verdict) -> None:
     """A verdict as it comes."""
-    texts = {c["id"]: c["text"] for c in state["criteria"]}
     text = texts.get(found["criterion_id"])
     if text is not None:
         outcome = found["verdict"].replace("_", " ")

@@ -108,7 +108,7 @@ def read_decision(answer: Any) -> Decision:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"])) or "the answer"
         raise BadDecision(f"That could not be read ({where}: {first['msg']}).") from error
-    if read.decision == "edit" and not read.response:
+    if read.decision == "edit" and not (read.response or "").strip("\0 \n\t"):
         raise BadDecision("An edit needs the edited text as its response.")
     return read
 

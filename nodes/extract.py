@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from memory.characteristics import Characteristics, Learned
 from memory.embed import Embed
 from memory.references import Reference, content_id, content_of
+from nodes.checked import within
 from nodes.context import Context
 from nodes.criteria import answers_instruction, generic_criteria, rule_criteria
 from nodes.events import tell
@@ -61,6 +62,7 @@ async def extract(
     Reads `seed`, `references`; writes `learned`, `criteria`, or `failure` when no reference could
     be learned from.
     """
+    within(state)
     context = runtime.context or Context()
     if context.feedback == "none":
         return {"learned": [], "criteria": rule_criteria()}

@@ -6,6 +6,7 @@ from typing import Any
 
 from langgraph.runtime import Runtime
 
+from nodes.checked import within
 from nodes.context import Context
 from nodes.events import tell
 from nodes.llm import Answer, Complete, Place, ask, make_call
@@ -33,6 +34,7 @@ async def generate(
 
     Reads `instruction`, `references`, `criteria`; writes `candidate`, `usage`.
     """
+    within(state)
     context = runtime.context or Context()
     drawn = [c for c in state["criteria"] if c["reference_id"] is not None]
     messages = render(

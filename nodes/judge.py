@@ -116,8 +116,9 @@ async def by_verdict(
             usage = add_usage(usage, failed.usage)
             break
         usage = add_usage(usage, asked.usage)
+        wanted = {c["id"] for c in open_}
         for read in (_trusted(item, response) for item in asked.answer.verdicts):
-            if read is not None and any(c["id"] == read["criterion_id"] for c in open_):
+            if read is not None and read["criterion_id"] in wanted:
                 found.setdefault(read["criterion_id"], read)
     unread = "The judge gave no verdict on this that could be read and checked."
     verdicts = [found.get(c["id"]) or verdict(c["id"], "unknown", unread) for c in criteria]

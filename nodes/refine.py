@@ -7,6 +7,7 @@ from typing import Any
 from langgraph.runtime import Runtime
 
 from nodes.changes import changed_parts
+from nodes.checked import within
 from nodes.context import Context
 from nodes.events import tell
 from nodes.generate import place_of
@@ -30,6 +31,7 @@ async def refine(
 
     Reads `instruction`, `criteria`, `attempts`; writes `candidate`, `usage`.
     """
+    within(state)
     context = runtime.context or Context()
     attempts, criteria = state["attempts"], state["criteria"]
     best = attempts[best_of(attempts, criteria, context)]

@@ -189,7 +189,7 @@ def _port(text: str) -> int:
 
 def _name(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9_.@-]{1,64}", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no name: letters, digits and _ . @ -")
+        raise argparse.ArgumentTypeError(f"{text!r} is no name: 1 to 64 letters, digits, _ . @ -")
     return text
 
 

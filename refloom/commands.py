@@ -129,7 +129,7 @@ def _sum_up(summary: Summary, out: Path) -> None:
     if (out / "accepted.jsonl").is_file():
         say(f"rows: {out / 'accepted.jsonl'}")
     if summary.settings.review != "never" and counts["pending"]:
-        say(f"some wait for a person: `refloom review {out}` shows them")
+        say(f"{counts['pending']} wait for a person: `refloom review {out}` shows them")
     if counts["failed"]:
         say(f"why samples failed: {out / 'failed.jsonl'}")
 

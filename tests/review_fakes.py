@@ -137,6 +137,8 @@ class Backend:
 class Run(Backend):
     """A run's directory, over REST."""
 
+    most = 500
+
     def routes(self) -> list[Route]:
         item = "/review/items/{id:path}"
         return [
@@ -153,7 +155,7 @@ class Run(Backend):
         keys = ("id", "instruction", "status", "reason")
         waiting = [one for id_, one in self.samples.items() if id_ not in self.taken]
         items = [{key: one[key] for key in keys} for one in waiting]
-        return JSONResponse({**self.counts(), "items": items})
+        return JSONResponse({**self.counts(), "items": items[: self.most]})
 
     async def item(self, request: Request) -> Response:
         one = self.samples[request.path_params["id"]]

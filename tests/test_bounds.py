@@ -425,6 +425,11 @@ def test_another_site_s_page_starts_no_runs_here(content):
     assert not ask("/runs", {"assistant_id": "a", "input": SEED}, "POST", *headers).passed
 
 
+def test_langgraphs_own_names_are_nobodys_to_set():
+    said = {"assistant_id": "a", "config": {"configurable": {"__pregel_runtime": {}}}}
+    assert ask("/runs", said).status == 422
+
+
 def test_a_command_sends_no_more_than_the_settings_may():
     sends = [{"node": "sample", "input": {"instruction": str(i)}} for i in range(1000)]
     said = {"assistant_id": "synthesizer", "command": {"goto": sends}}

@@ -6,6 +6,7 @@ import pytest
 from fakes import ScriptedModel, letters, prompt_of, tagged, verdicts
 from hypothesis import given
 from hypothesis import strategies as st
+from langgraph.checkpoint.memory import InMemorySaver
 
 from graph.builder import build_graph, build_sample
 from nodes.checked import BadInput
@@ -312,3 +313,29 @@ def test_for_any_run_of_verdicts_it_ends_at_the_first_pass_or_the_limit(passes, 
     ends = min(first, most, 3)
     assert len(final["attempts"]) == ends
     assert final["status"] == ("accepted" if first <= ends else "rejected")
+
+
+@pytest.mark.parametrize(
+    ("after", "written"),
+    [
+        ("retrieve", {"references": [REFERENCE] * 21}),
+        ("retrieve", {"references": 7}),
+    ],
+)
+async def test_state_that_was_written_into_a_thread_costs_no_more_than_a_run_may(after, written):
+    model, at = ScriptedModel(), {"configurable": {"thread_id": "one"}}
+    graph = build_graph(complete=model, embed=letters, checkpointer=InMemorySaver())
+    await graph.aupdate_state(at, {"seed": SEED, **written}, as_node=after)
+    with pytest.raises(BadInput, match="references: a list of at most 20"):
+        await graph.ainvoke(None, at, context=Context(model="m"))
+    assert model.calls == []
+
+
+async def test_criteria_that_were_written_into_a_thread_are_bounded():
+    model, at = ScriptedModel(), {"configurable": {"thread_id": "one"}}
+    graph = build_sample(complete=model, embed=letters, checkpointer=InMemorySaver())
+    written = {"instruction": "Say.", "references": [], "criteria": [{}] * 20_000, "seed": {}}
+    await graph.aupdate_state(at, written, as_node="begin")
+    with pytest.raises(BadInput, match="criteria: a list of at most 100"):
+        await graph.ainvoke(None, at, context=Context(model="m"))
+    assert model.calls == []

@@ -106,7 +106,7 @@ async def test_nothing_is_paid_again_for_an_answer():
 
 
 @pytest.mark.parametrize(
-    "said", ["perhaps", None, 7, {}, {"decision": "edit"}, {"decision": "edit", "response": " "}]
+    "said", ["perhaps", None, 7, {}, {"decision": "edit"}, {"decision": "edit", "response": " \0 "}]
 )
 async def test_an_answer_that_decides_nothing_is_asked_for_again(said):
     graph, out = await asked(review="all")

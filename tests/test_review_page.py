@@ -301,6 +301,27 @@ def test_after_a_reload_the_last_decision_of_all_can_be_undone(kind, look):
     settled(backend, {})
 
 
+def test_more_samples_than_are_listed_at_once_are_all_shown(look):
+    backend = Run([sample(number) for number in (1, 2, 3)])
+    backend.most = 2
+    seen = look(backend).open()
+    assert "0 of 3 decided" in seen.text("#count")
+    for number in (1, 2, 3):
+        seen.heading(f"Sample {number} of 3")
+        seen.keys("a")
+    seen.heading("All decided")
+    settled(backend, {f"s{number}": {"decision": "accept"} for number in (1, 2, 3)})
+
+
+def test_a_decision_that_somebody_else_was_faster_with_is_not_shown_as_taken(look):
+    backend = Threads([sample(1)])
+    seen = look(backend).open()
+    backend.taken["s1"] = {"decision": "accept", "by": "bob"}
+    seen.keys("r", "Enter")
+    seen.page.get_by_text("bob has decided otherwise meanwhile (accept)").first.wait_for()
+    assert backend.taken == {"s1": {"decision": "accept", "by": "bob"}}
+
+
 def test_keys_move_and_toggle_and_are_listed(look):
     seen = look(Run([sample(1), sample(2), sample(3)])).open()
     for key, number in (

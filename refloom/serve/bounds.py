@@ -199,6 +199,8 @@ def _check_settings(said: Mapping[str, Any]) -> None:
     own = config.get("configurable")
     own = own if isinstance(own, dict) else {}
     known = {k: v for k, v in own.items() if k in Context.model_fields}
+    if any(name.startswith("__") for name in own):
+        raise TooMuch(422, "config.configurable: names that begin with __ are LangGraph's own")
     context = said.get("context")
     for name, given in (("context", context), ("config.configurable", known)):
         if not isinstance(given, dict) or not given:

@@ -103,7 +103,7 @@ class Decisions:
     async def item(self, request: Request) -> Response:
         """One sample: shown, decided, or taken back."""
         id_ = request.path_params["id"]
-        if request.method == "GET":
+        if request.method in ("GET", "HEAD"):
             return await _answered(lambda: self._reviews.item(id_))
         plain = request.headers.get("content-type", "").split(";")[0] != "application/json"
         if request.method == "POST" and plain:

@@ -45,6 +45,8 @@ def configured(text: str | None = None) -> dict[str, str]:
     if text.strip() and not entries:
         raise BadKeys("REFLOOM_API_KEYS: it holds no NAME:HASH; `refloom key NAME` makes one")
     keys = dict(entry.split(":", 1) for entry in entries)
+    if LOCAL in keys:
+        raise BadKeys(f"REFLOOM_API_KEYS: {LOCAL!r} is who asks where there are no keys; rename it")
     if len(keys) < len(entries):
         raise BadKeys("REFLOOM_API_KEYS: a name is there twice; give everybody one key")
     return keys

@@ -13,6 +13,8 @@ export class Desk extends EventTarget {
     this.items = [];
     this.current = null;
     this.total = 0;
+    /** How many more wait than are listed: a run lists some hundred at a time. */
+    this.beyond = 0;
     this.unsent = new Map();
     /** Id -> when its undo is through; before that the server may not show it. */
     this.returning = new Map();
@@ -21,7 +23,7 @@ export class Desk extends EventTarget {
   }
 
   get decided() {
-    return Math.max(0, this.total - this.items.length);
+    return Math.max(0, this.total - this.items.length - this.beyond);
   }
 
   get item() {
@@ -112,6 +114,7 @@ export class Desk extends EventTarget {
       outbox.forget(entry.id);
       this.unsent.delete(entry.id);
       this.#counted(counts);
+      if (!this.items.length && this.beyond) this.#counted(await this.source.queue());
     } catch (error) {
       entry.state = "failed";
       entry.error = error.message;
@@ -149,6 +152,7 @@ export class Desk extends EventTarget {
 
   #counted(found) {
     this.total = found.waiting + found.decided;
+    if (found.items) this.beyond = Math.max(0, found.waiting - found.items.length);
     const known = new Set([...this.items.map((item) => item.id), ...this.unsent.keys()]);
     const more = (found.items ?? []).filter((item) => !known.has(item.id));
     const summary = (item) => ({ ...item, instruction: oneLine(item.instruction ?? "") });
@@ -159,7 +163,7 @@ export class Desk extends EventTarget {
 
   #number() {
     const numbers = this.items.map((item) => item.number ?? 0);
-    let last = Math.max(this.total - this.items.length, ...numbers);
+    let last = Math.max(this.decided, ...numbers);
     for (const item of this.items) item.number ??= last += 1;
   }
 

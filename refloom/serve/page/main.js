@@ -105,10 +105,11 @@ class Page {
   }
 
   showEnd() {
-    const { decided } = this.desk;
+    const { decided, beyond } = this.desk;
+    if (beyond) return showMessage("More is coming", "", "Look again", () => this.start());
     const title = decided ? "All decided" : "Nothing waits";
     const text = decided ? "Every sample has its decision." : "There is no sample to review yet.";
-    showMessage(title, text, "Look again", () => this.start());
+    return showMessage(title, text, "Look again", () => this.start());
   }
 
   focus() {

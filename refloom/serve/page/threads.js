@@ -26,6 +26,8 @@ export class ThreadsSource {
     /** Page id -> the decision that was taken: what an undo of a neighbour gives again. */
     this.decided = new Map(JSON.parse(sessionStorage.getItem(DECIDED) ?? "[]"));
     this.assistants = new Map();
+    /** Page id, or thread id for a graph of one sample -> what the server has of a review. */
+    this.kept = new Map();
   }
 
   async queue() {
@@ -61,10 +63,10 @@ export class ThreadsSource {
 
   async decide(id, decision) {
     const [threadId] = this.#place(id);
-    if (!this.waiting.has(id)) await this.#refresh(threadId);
+    // What the page knows may be old: somebody else may have decided since.
+    await this.#refresh(threadId);
     const asked = this.waiting.get(id);
-    if (!asked && this.decided.has(id)) return this.#counts();
-    if (!asked) throw new Refused(404, "This sample is not asked about any more.");
+    if (!asked) return this.#settled(id, decision);
     try {
       await this.#run(threadId, { command: { resume: { [asked.interruptId]: decision } } });
     } catch (error) {
@@ -73,6 +75,18 @@ export class ThreadsSource {
     }
     await this.#refresh(threadId);
     if (this.waiting.has(id)) throw new Refused(409, "The server asks about this sample again.");
+    return this.#settled(id, decision);
+  }
+
+  /** Whether the decision that the server has is this one: of two at once it takes one. */
+  #settled(id, decision) {
+    const kept = this.kept.get(id) ?? this.kept.get(this.#place(id)[0]);
+    if (!kept) throw new Refused(404, "This sample is not asked about any more.");
+    const same = (name) => (kept[name] ?? "") === (decision[name] ?? "").trim();
+    if (!same("decision") || !same("reason")) {
+      const who = kept.by ? `${kept.by} has` : "Somebody has";
+      throw new Refused(409, `${who} decided otherwise meanwhile (${kept.decision}).`);
+    }
     this.#took(id, decision);
     return this.#counts();
   }
@@ -145,8 +159,11 @@ export class ThreadsSource {
       const asked = { threadId, interruptId: interrupt.id, sample, references };
       this.waiting.set(nameOf(threadId, sample.id), asked);
     }
+    if (values?.review?.decision) this.kept.set(threadId, values.review);
     for (const sample of values?.samples ?? []) {
       const id = nameOf(threadId, sample?.id);
+      if (sample?.review?.decision) this.kept.set(id, sample.review);
+      else this.kept.delete(id);
       if (!isObject(sample?.review) || this.waiting.has(id) || this.decided.has(id)) continue;
       const edited = sample.review.decision === "edit" ? { response: sample.response } : {};
       this.decided.set(id, { ...sample.review, ...edited });
