@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from functools import cached_property
+from copy import deepcopy
+from functools import cache, cached_property
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo
@@ -185,6 +186,11 @@ class Context(BaseModel):
     )
     refine_prompt: Prompt = _prompt("refine", "Mends what failed.", "sample", "refine")
 
+    @classmethod
+    def model_json_schema(cls, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """The JSON schema; made once, since LangGraph's server asks for it with every run."""
+        return super().model_json_schema(*args, **kwargs) if args or kwargs else deepcopy(_schema())
+
     @property
     def judge(self) -> str:
         """The model that judges."""
@@ -204,3 +210,8 @@ class Context(BaseModel):
     def method(self) -> JudgeMethod:
         """How the judge judges."""
         return self.judge_method or ("logodds" if self.judge == "local" else "verdict")
+
+
+@cache
+def _schema() -> dict[str, Any]:
+    return super(Context, Context).model_json_schema()

@@ -13,7 +13,6 @@ from base64 import b64encode
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
-from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
@@ -106,6 +105,9 @@ class Connection:
         self._models: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Any, Any]] = (
             WeakKeyDictionary()
         )
+        self._making: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = (
+            WeakKeyDictionary()
+        )
         self._closers: WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncGenerator[None, None]] = (
             WeakKeyDictionary()
         )
@@ -151,11 +153,13 @@ class Connection:
         if loop not in self._closers:
             self._closers[loop] = _closing(models)
             await anext(self._closers[loop])
-        if (endpoint, name) not in models:
-            # Importing it takes seconds, which no event loop has.
-            await asyncio.to_thread(import_module, "nodes.observed")
-        if (endpoint, name) not in models:
-            models[endpoint, name] = _chat_model(endpoint, name, self._max_retries)
+        if (endpoint, name) in models:
+            return models[endpoint, name]
+        async with self._making.setdefault(loop, asyncio.Lock()):
+            if (endpoint, name) not in models:
+                # Imports and certificates take a second or more, which no event loop has.
+                made = await asyncio.to_thread(_chat_model, endpoint, name, self._max_retries)
+                models[endpoint, name] = made
         return models[endpoint, name]
 
     async def aclose(self) -> None:
