@@ -14,9 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -30,41 +28,24 @@ from typing import Any
 
 from faulty_answers import ROOT, words
 from processes import answered, rows_of, started
+from served import Server, free_port
+from served import start as begin
 
 MOST_P99_MS = 100.0
-QUIET = {
-    "LANGGRAPH_CLI_NO_ANALYTICS": "1",
-    "LANGGRAPH_NO_VERSION_CHECK": "true",
-    "LANGSMITH_TRACING": "false",
-    "LANGSMITH_API_KEY": "",
-}
 EMBEDDED = 60
 
 
-def start(folder: Path, port: int, endpoint: str, index: Path) -> subprocess.Popen[bytes]:
-    """A server over langgraph.json that keeps its threads in `folder`; waits until it is ready."""
+def start(folder: Path, port: int, endpoint: str, index: Path) -> Server:
+    """A server as `make dev` starts one; waits until index and model are loaded."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("langgraph.json", "refloom", "graph", "nodes", "memory", "prompts"):
-        if not (folder / name).exists():
-            (folder / name).symlink_to(ROOT / name)
-    command = [shutil.which("langgraph", path=str(Path(sys.executable).parent)) or "langgraph"]
-    command += ["dev", "--no-browser", "--no-reload", "--port", str(port)]
     own = {"OPENAI_BASE_URL": endpoint, "OPENAI_API_KEY": "k", "REFLOOM_INDEX": str(index)}
-    with (folder / "log").open("ab") as log:
-        process = subprocess.Popen(
-            [*command, "--n-jobs-per-worker", "32"],
-            cwd=folder,
-            env={**os.environ, **QUIET, **own},
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
+    server = begin(folder, port, **own)
     for _ in range(600):
-        with contextlib.suppress(OSError):
-            if _timed(port, "/readyz") is not None:
-                return process
+        if _timed(port, "/readyz") is not None:
+            return server
         time.sleep(0.1)
-    process.kill()
-    sys.exit((folder / "log").read_text()[-2000:])
+    server.stop()
+    sys.exit(server.log.read_text()[-2000:])
 
 
 def _timed(port: int, path: str) -> float | None:
@@ -139,8 +120,8 @@ def killed(given: argparse.Namespace, port: int, url: str, again: Any, server: A
     # Three calls a seed and the references' own.
     while answered(url) - before < given.seeds * 3 / 2 and asking.poll() is None:
         time.sleep(0.01)
-    server.kill()
-    server.wait()
+    server.process.kill()
+    server.process.wait()
     server = again()
     said, complaints = asking.communicate(timeout=900)
     rows = rows_of(folder / "samples.jsonl")
@@ -167,12 +148,10 @@ def main() -> int:
     references = ROOT / "refloom" / "demo" / "references.jsonl"
     build = [sys.executable, "-m", "refloom", "index", "build", str(references)]
     subprocess.run([*build, "--out", str(index)], check=True, stdout=subprocess.DEVNULL)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     with started(given.out / "calls.jsonl", "--faults", "0") as url:
 
-        def again() -> subprocess.Popen[bytes]:
+        def again() -> Server:
             return start((given.out / "server").absolute(), port, url, index.absolute())
 
         server = again()
@@ -180,8 +159,7 @@ def main() -> int:
             found: dict[str, Any] = {"ok": responsive(port, given.out)}
             server, found["killed"] = killed(given, port, url, again, server)
         finally:
-            server.terminate()
-            server.wait()
+            server.stop()
     print(json.dumps(found))
     kept = found["killed"]["accounted"] == given.seeds
     return 0 if kept and found["ok"]["busy_p99_ms"] <= MOST_P99_MS else 1

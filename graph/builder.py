@@ -30,12 +30,7 @@ from nodes.critique import critique
 from nodes.endpoint import Connection
 from nodes.extract import extract
 from nodes.generate import generate
-from nodes.given import (
-    Input,
-    Output,
-    SampleInput,
-    SampleOutput,
-)
+from nodes.given import Input, Output, SampleInput, SampleOutput
 from nodes.llm import Complete
 from nodes.propose import Taken, Turn, alone, nothing_taken, propose
 from nodes.refine import refine

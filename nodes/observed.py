@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-# What the first client would import as it is made, on the event loop, in a second or so.
-import openai.resources.chat  # noqa: F401
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
 from langchain_openai import ChatOpenAI

@@ -32,6 +32,8 @@ class ReviewState(TypedDict):
 
 def awaited(state: SampleState, context: Context) -> bool:
     """Whether a person should see what the loop ended with."""
+    if context.review == "never":
+        return False
     attempts, criteria = state.get("attempts") or [], state.get("criteria", [])
     best = attempts[best_of(attempts, criteria, context)] if attempts else None
     status = "failed" if state.get("failure") else state["status"]

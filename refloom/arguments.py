@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 from memory.weights import DEFAULT_MODEL
 from refloom import commands, publish, reviewing, shelf
 from refloom.data.export import FORMATS
+from refloom.serve.keys import LOCAL, NAME
 from refloom.settings import Settings
 
 
@@ -188,8 +189,10 @@ def _port(text: str) -> int:
 
 
 def _name(text: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9_.@-]{1,64}", text):
+    if not re.fullmatch(NAME, text):
         raise argparse.ArgumentTypeError(f"{text!r} is no name: 1 to 64 letters, digits, _ . @ -")
+    if text == LOCAL:
+        raise argparse.ArgumentTypeError(f"{text!r} is who asks where there are no keys")
     return text
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
-from ipaddress import ip_address
 from typing import Any
 
 from refloom.data.rows import BadFile
@@ -22,14 +21,14 @@ def review(given: Namespace, flags: dict[str, Any]) -> int:
         import uvicorn
 
         from refloom.serve.desk import desk
-        from refloom.serve.keys import BadKeys, configured
+        from refloom.serve.keys import BadKeys, configured, loopback
     except ImportError as error:
         raise BadFile(INSTALL) from error
     try:
         keys = configured()
     except BadKeys as error:
         raise BadFile(str(error)) from error
-    if not keys and not _loopback(given.host):
+    if not keys and not loopback(given.host):
         raise BadFile(
             f"--host {given.host}: others would reach the page; set REFLOOM_API_KEYS first "
             "(`refloom key NAME` makes a key), or leave --host out"
@@ -64,10 +63,3 @@ def key(given: Namespace, flags: dict[str, Any]) -> int:
         f"{entry}\n"
     )
     return 0
-
-
-def _loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -48,14 +48,14 @@ class Server:
         self.process.wait(20)
 
 
-def start(folder: Path, host: str = "127.0.0.1", **environment: str) -> Server:
+def start(folder: Path, port: int | None = None, **environment: str) -> Server:
     """Start a server over this project's own langgraph.json, its threads kept in `folder`."""
     for name in ("langgraph.json", *PACKAGES):
         if not (folder / name).exists():
             (folder / name).symlink_to(ROOT / name)
-    port = free_port()
+    port = port or free_port()
     command = [shutil.which("langgraph", path=str(Path(sys.executable).parent)) or "langgraph"]
-    command += ["dev", "--no-browser", "--no-reload", "--host", host, "--port", str(port)]
+    command += ["dev", "--no-browser", "--no-reload", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--n-jobs-per-worker", "16"]
     log = folder / "log"
     with log.open("ab") as file:

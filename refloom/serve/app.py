@@ -15,8 +15,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from graph.defaults import shared_search
-from refloom.serve.bounds import Bounds
-from refloom.serve.keys import configured, user_of
+from refloom.serve.bounds import Bounds, authorising
+from refloom.serve.keys import configured
 from refloom.serve.offline import stay_offline
 from refloom.serve.review import page_routes
 
@@ -83,19 +83,12 @@ async def readyz(request: Request) -> Response:
     return JSONResponse(said, status)
 
 
-async def authorise(request: Request) -> Response | None:
-    """Refuse who has no key, where keys are asked for."""
-    client = request.client
-    user = user_of(request.headers.raw, client.host if client else None, KEYS)
-    return None if isinstance(user, str) else JSONResponse({"detail": user[1]}, user[0])
-
-
 # Read now, so that keys nobody can read stop the server and do not leave it open.
 KEYS = configured()
 
 # A FastAPI, since Aegra takes nothing else; langgraph's own server takes both.
 app = FastAPI(
-    routes=[Route("/readyz", readyz), *page_routes("threads", authorise)],
+    routes=[Route("/readyz", readyz), *page_routes("threads", authorising(KEYS))],
     lifespan=lifespan,
     middleware=[Middleware(Bounds)],
     openapi_url=None,

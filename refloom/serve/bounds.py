@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from pydantic import ValidationError
-from starlette.requests import ClientDisconnect
-from starlette.responses import JSONResponse
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nodes.checked import BadInput, checked, checked_references, checked_sample
 from nodes.context import Context
 from nodes.given import MOST_ADDED
-from refloom.serve.keys import configured, user_of
+from refloom.serve.keys import asking, configured
 
 MOST_BYTES = 8 << 20
 MOST_RUNS = 100
@@ -80,12 +80,21 @@ class Bounds:
         The server's own door does the same again. But one server is known to stay open when its
         door cannot be loaded.
         """
-        client = scope.get("client")
-        user = user_of(scope["headers"], client[0] if client else None, self.keys)
+        user = asking(scope, self.keys)
         if not isinstance(user, str) and (not self.keys or not _open(scope)):
             raise TooMuch(*user)
         if not self.keys and scope["method"] not in _READS and not _own_page(scope):
             raise TooMuch(403, "a page of another site may not ask this server for anything")
+
+
+def authorising(keys: Mapping[str, str]) -> Callable[[Request], Awaitable[Response | None]]:
+    """What refuses a request from who has no key, where keys are asked for, and lets others by."""
+
+    async def authorise(request: Request) -> Response | None:
+        user = asking(request.scope, keys)
+        return None if isinstance(user, str) else JSONResponse({"detail": user[1]}, user[0])
+
+    return authorise
 
 
 def _own_page(scope: Scope) -> bool:

@@ -23,8 +23,8 @@ from refloom.runs.files import refresh
 from refloom.runs.kept import reading
 from refloom.runs.lock import JournalUnusable
 from refloom.runs.reviews import NoSuchSample, Reviews
-from refloom.serve.bounds import Bounds
-from refloom.serve.keys import LOCAL, Refusal, configured, user_of
+from refloom.serve.bounds import Bounds, authorising
+from refloom.serve.keys import LOCAL, asking, configured
 from refloom.serve.review import page_routes
 
 # Seconds without a decision after which the run's files are written anew.
@@ -87,15 +87,6 @@ class Decisions:
     def __init__(self, reviews: Reviews, files: Files, keys: dict[str, str]) -> None:
         self._reviews, self._files, self._keys = reviews, files, keys
 
-    async def authorise(self, request: Request) -> Response | None:
-        """Refuse who has no key, where keys are asked for."""
-        user = self._user(request)
-        return None if isinstance(user, str) else JSONResponse({"detail": user[1]}, user[0])
-
-    def _user(self, request: Request) -> str | Refusal:
-        client = request.client
-        return user_of(request.headers.raw, client.host if client else None, self._keys)
-
     async def queue(self, request: Request) -> Response:
         """The samples that wait."""
         return await _answered(self._reviews.queue)
@@ -112,7 +103,7 @@ class Decisions:
         self._files.decided()
         if request.method == "DELETE":
             return await _answered(lambda: self._reviews.undo(id_))
-        user = self._user(request)
+        user = asking(request.scope, self._keys)
         by = user if isinstance(user, str) and user != LOCAL else None
         body = await request.body()
         return await _answered(lambda: self._reviews.decide(id_, read_decision(_json(body)), by))
@@ -123,8 +114,8 @@ def desk(directory: Path) -> Starlette:
 
     Raises `JournalUnusable`, `BadFile` or `BadKeys`.
     """
-    files = Files(directory)
-    asked = Decisions(Reviews(directory, contamination_of(directory)), files, configured())
+    files, keys = Files(directory), configured()
+    asked = Decisions(Reviews(directory, contamination_of(directory)), files, keys)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -140,7 +131,7 @@ def desk(directory: Path) -> Starlette:
     return Starlette(
         routes=[
             Route("/", _home),
-            *page_routes("run", asked.authorise),
+            *page_routes("run", authorising(keys)),
             Route("/review/queue", asked.queue),
             Route("/review/items/{id}", asked.item, methods=methods),
         ],

@@ -12,7 +12,8 @@ from ipaddress import ip_address
 from typing import Any
 
 LOCAL = "local"
-_ENTRY = re.compile(r"[A-Za-z0-9_.@-]{1,64}:[0-9a-f]{64}")
+NAME = r"[A-Za-z0-9_.@-]{1,64}"
+_ENTRY = re.compile(NAME + ":[0-9a-f]{64}")
 
 _HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^:\[\]]+))(?::[0-9]{1,5})?")
 
@@ -69,7 +70,7 @@ def user_of(
     """
     said = {_text(name).lower(): _text(value) for name, value in headers}
     if not keys:
-        if _loopback(client) and _loopback(_host(said.get("host", ""))):
+        if loopback(client) and loopback(_host(said.get("host", ""))):
             return LOCAL
         return 403, "this server answers its own machine only: set REFLOOM_API_KEYS for others"
     scheme, _, token = said.get("authorization", "").partition(" ")
@@ -77,6 +78,12 @@ def user_of(
     if not key.strip():
         return 401, "give a key: Authorization: Bearer KEY, or X-Api-Key: KEY"
     return holder_of(key.strip(), keys) or (401, "this key is not known here")
+
+
+def asking(scope: Mapping[str, Any], keys: Mapping[str, str]) -> str | Refusal:
+    """The same of an ASGI request."""
+    client = scope.get("client")
+    return user_of(scope["headers"], client[0] if client else None, keys)
 
 
 def _text(value: Any) -> str:
@@ -89,7 +96,8 @@ def _host(header: str) -> str:
     return (found[1] or found[2]) if found else ""
 
 
-def _loopback(name: str | None) -> bool:
+def loopback(name: str | None) -> bool:
+    """Whether a name or an address means this very machine."""
     if name is None:
         return False
     try:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+from memory.weights import offline
+
 
 def stay_offline() -> None:
     """Keep the libraries of this process off the network; call it before they are imported.
@@ -12,7 +14,7 @@ def stay_offline() -> None:
     it off, so that weights which are missing are fetched.
     """
     os.environ.setdefault("REFLOOM_OFFLINE", "1")
-    if os.environ["REFLOOM_OFFLINE"] not in ("", "0"):
+    if offline():
         for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
             os.environ.setdefault(name, "1")
         os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
