@@ -12,12 +12,10 @@ from langgraph.types import interrupt
 
 from graph.defaults import DefaultSearch, shared_embedder, shared_search
 from graph.routing import (
+    Route,
     after_critique,
-    after_extract,
     after_propose,
-    after_retrieve,
     after_sample,
-    after_writing,
     judged,
 )
 from memory.characteristics import Characteristics
@@ -36,7 +34,7 @@ from nodes.propose import Taken, Turn, alone, nothing_taken, propose
 from nodes.refine import refine
 from nodes.retrieve import retrieve
 from nodes.review import Ask, review, review_one
-from nodes.sample import Finish, Start, at_once, failing_softly, not_kept
+from nodes.sample import Finish, Start, at_once, failing_softly, not_kept, unless_ended
 from nodes.sample import sample as run_sample
 from nodes.state import SampleState, State
 
@@ -70,11 +68,11 @@ def build_sample(
     builder.add_node("generate", writing, metadata=about(generate))
     builder.add_node("critique", failing_softly(judging), metadata=about(critique))
     builder.add_node("refine", mending, metadata=about(refine))
-    builder.add_conditional_edges("generate", after_writing)
-    builder.add_conditional_edges("refine", after_writing)
+    builder.add_edge("generate", "critique")
+    builder.add_edge("refine", "critique")
     if inner:
         builder.add_edge(START, "generate")
-        builder.add_conditional_edges("critique", after_critique)
+        builder.add_conditional_edges("critique", Route(after_critique), ["refine", END])
     else:
         asking = partial(review_one, ask=ask, contamination=contamination)
         builder.add_node("begin", begin, metadata=about(begin))
@@ -118,7 +116,7 @@ def build_graph(
     finding = partial(retrieve, search=search, contamination=contamination)
     learning = partial(extract, complete=complete, embed=embed, characteristics=characteristics)
     proposing = partial(propose, complete=complete, turn=turn, taken=taken)
-    asking = partial(review, ask=ask, contamination=contamination)
+    asking = None if ask is None else partial(review, ask=ask, contamination=contamination)
     return _joined(finding, learning, proposing, sample, asking, checkpointer)
 
 
@@ -128,14 +126,17 @@ def _joined(
     """The nodes of the synthesizer, each with its tools, and the edges between them."""
     builder = StateGraph(State, context_schema=Context, input_schema=Input, output_schema=Output)
     builder.add_node("retrieve", retrieving, metadata=about(retrieve))
-    builder.add_node("extract", learning, metadata=about(extract))
-    builder.add_node("propose", proposing, metadata=about(propose))
+    builder.add_node("extract", unless_ended(learning), metadata=about(extract))
+    builder.add_node("propose", unless_ended(proposing), metadata=about(propose))
     builder.add_node("sample", sampling, metadata=about(run_sample))
-    builder.add_node("review", asking, metadata=about(review))
     builder.add_edge(START, "retrieve")
-    builder.add_conditional_edges("retrieve", after_retrieve, ["extract", "sample"])
-    builder.add_conditional_edges("extract", after_extract, ["propose", "sample"])
-    builder.add_conditional_edges("propose", after_propose, ["sample"])
-    builder.add_conditional_edges("sample", after_sample, ["review", END])
-    builder.add_edge("review", END)
+    builder.add_edge("retrieve", "extract")
+    builder.add_edge("extract", "propose")
+    builder.add_conditional_edges("propose", Route(after_propose), ["sample"])
+    if asking is None:
+        builder.add_edge("sample", END)
+    else:
+        builder.add_node("review", asking, metadata=about(review))
+        builder.add_conditional_edges("sample", Route(after_sample), ["review", END])
+        builder.add_edge("review", END)
     return builder.compile(name="synthesizer", checkpointer=checkpointer)

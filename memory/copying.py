@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 
 from memory.tokens import tokens
 
@@ -15,8 +16,14 @@ def copied_run(text: str, source: str, words: int, allowed: str = "") -> str | N
     >>> copied_run("so we rise with the sea", "Boats rise with the sea each day.", 4)
     'rise with the sea'
     """
-    runs = set(_runs(source, words)) - set(_runs(allowed, words))
+    runs = _all_runs(source, words) - set(_runs(allowed, words))
     return next((" ".join(run) for run in _runs(text, words) if run in runs), None)
+
+
+@lru_cache(maxsize=32)
+def _all_runs(source: str, words: int) -> frozenset[tuple[str, ...]]:
+    """The runs of a reference, which is asked about with every draft made from it."""
+    return frozenset(_runs(source, words))
 
 
 def _runs(text: str, words: int) -> Iterator[tuple[str, ...]]:

@@ -94,7 +94,7 @@ class ReferenceIndex:
         own = await self.own(text)
         if own is not None and k == 1 and where is None:
             return await self.read([own], [1.0])
-        found = await self.candidates(text, k, where)
+        found = await self.candidates(text, k, where, None if where else own)
         chosen = choose(found, k)
         return await self.read([found.rows[i] for i in chosen], [found.scores[i] for i in chosen])
 
@@ -102,28 +102,35 @@ class ReferenceIndex:
         """The first row with this very instruction."""
         if not len(self.references):
             return None
-        return await asyncio.to_thread(self._own, text)
+        (found,) = await asyncio.to_thread(self.owns, [text])
+        return found[0] if found else None
 
-    def _own(self, text: str) -> int | None:
+    def owns(self, texts: Sequence[str]) -> list[tuple[int, Reference] | None]:
+        """For each text the first row with this very instruction, and its reference. Blocks."""
+        if not len(self.references):
+            return [None] * len(texts)
         if self._sorted is None:
             keys = keys_of(self.references)
             order = np.argsort(keys, kind="stable")
             self._sorted = keys[order], order.astype(np.int64)
         keys, order = self._sorted
-        key = key_of(text)
-        at = int(np.searchsorted(keys, key))
-        if at == len(keys) or keys[at] != key:
-            return None
-        row = int(order[at])
-        same = self.references[row]["instruction"].strip() == text.strip()
-        return row if same else None
+        wanted = np.array([key_of(text) for text in texts], np.int64)
+        at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+        there = np.flatnonzero(keys[at] == wanted)
+        rows = [int(order[at[i]]) for i in there]
+        found: list[tuple[int, Reference] | None] = [None] * len(texts)
+        for i, row, reference in zip(there.tolist(), rows, self._read(rows), strict=True):
+            if reference["instruction"].strip() == texts[i].strip():
+                found[i] = row, reference
+        return found
 
-    async def candidates(self, text: str, k: int, where: Where | None = None) -> Candidates:
-        """The nearest references, several times as many as will be chosen."""
+    async def candidates(
+        self, text: str, k: int, where: Where | None = None, own: int | None = None
+    ) -> Candidates:
+        """The nearest references, several times as many as will be chosen; `own` comes first."""
         none = Candidates([], np.zeros(0, np.float32), np.zeros((0, 1), np.float32), 0)
         if not len(self.references) or k < 1:
             return none
-        own = None if where else await self.own(text)
         built = await self._ready()
         query = await self._embed([text])
         return await asyncio.to_thread(self._near, built, query, k, own, where) or none
@@ -160,10 +167,18 @@ class ReferenceIndex:
 
     async def read(self, rows: Sequence[int], scores: Sequence[float]) -> list[Reference]:
         """The references of some rows, with their scores."""
-        found = await asyncio.to_thread(lambda: [self.references[row] for row in rows])
-        return [
-            {**r, "score": round(float(score), 4)} for r, score in zip(found, scores, strict=True)
-        ]
+        found = await asyncio.to_thread(self._read, rows)
+        return [scored(r, score) for r, score in zip(found, scores, strict=True)]
+
+    def _read(self, rows: Sequence[int]) -> list[Reference]:
+        if isinstance(self.references, ReferenceFile):
+            return self.references.rows(rows)
+        return [self.references[row] for row in rows]
+
+
+def scored(reference: Reference, score: float) -> Reference:
+    """A reference with how near it is to what was asked for."""
+    return {**reference, "score": round(float(score), 4)}
 
 
 def matching(references: Sequence[Reference], where: Where) -> Rows:

@@ -76,6 +76,15 @@ class ReferenceFile(Sequence[Reference]):
         group, at = divmod(row, GROUP)
         return _reference(self._group(group).slice(at, 1).to_pylist()[0])
 
+    def rows(self, rows: Sequence[int]) -> list[Reference]:
+        """Read some rows, each group of them at once. Blocks."""
+        found: dict[int, Reference] = {}
+        for group in sorted({row // GROUP for row in rows}):
+            among = sorted({row for row in rows if row // GROUP == group})
+            table = self._group(group).take([row % GROUP for row in among])
+            found |= zip(among, map(_reference, table.to_pylist()), strict=True)
+        return [found[row] for row in rows]
+
     def __iter__(self) -> Iterator[Reference]:
         """Read everything, a group at a time; reading does not crowd out what is kept. Blocks."""
         for group in range(self._file.num_row_groups):

@@ -1,31 +1,32 @@
 """An OpenAI-compatible endpoint as a `Complete`: what it can do is found out once, and remembered.
 
-langchain-openai configures the client. Calls go to it directly, since its message layer costs
-more than a millisecond a call; with tracing or callbacks on they go through it, so that Studio
-shows them as runs.
+A call is one request over aiohttp; langchain-openai's message layer costs more than a millisecond a
+call. With tracing or callbacks on, the same request is made by a `ChatOpenAI` of the endpoint's
+settings, so that LangSmith and Studio show it as a run: see `nodes.observed`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import random
 from base64 import b64encode
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
+from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Any
+from typing import Any, cast
 from urllib.parse import unquote, urlsplit, urlunsplit
 from weakref import WeakKeyDictionary
 
-from nodes.faults import adjust, failure_of
+from nodes.faults import Transient, adjust, failure_of
 from nodes.llm import Call, ProviderStopped, Reply
 from nodes.wire import MODES, raw_reply, request_body
 
-RAW, HEADERS = "raw", "headers"
-TIMEOUT_S = 600.0
-# An address that does not even take a connection is told to the caller within seconds.
-CONNECT_S = 4.0
+OPENAI = "https://api.openai.com/v1"
+ACCOUNT = {"OpenAI-Organization": "OPENAI_ORG_ID", "OpenAI-Project": "OPENAI_PROJECT_ID"}
+LONGEST_WAIT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,9 @@ class Endpoint:
 
 Resolve = Callable[[str, bool], Awaitable[Endpoint]]
 Heed = Callable[[Call, Mapping[str, str]], None]
+Answer = tuple[Any, Mapping[str, str]]
+Post = Callable[[], Awaitable[Answer]]
+Closer = AsyncGenerator[None, None]
 
 
 async def from_environment(model: str, judge: bool) -> Endpoint:
@@ -85,10 +89,11 @@ class _Known:
 
 
 class Connection:
-    """A `Complete` over the endpoints that `resolve` names; one client an endpoint and loop.
+    """A `Complete` over the endpoints that `resolve` names; one pool of connections an event loop.
 
-    `max_retries` are the client's own; a run that retries by itself sets 0. `heed` is told of the
-    headers of every answer, good or bad: endpoints say there how much more they take.
+    `max_retries` is how often a fault that may pass is tried again; a run that does so by itself
+    sets 0. `heed` is told of the headers of every answer, good or bad: endpoints say there how much
+    more they take.
     """
 
     def __init__(
@@ -102,124 +107,121 @@ class Connection:
         self._heed = heed
         self._max_retries = max_retries
         self._known: dict[tuple[str | None, str], _Known] = {}
-        self._models: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Any, Any]] = (
-            WeakKeyDictionary()
-        )
-        self._making: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = (
-            WeakKeyDictionary()
-        )
-        self._closers: WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncGenerator[None, None]] = (
+        self._requests: dict[Endpoint, tuple[str, dict[str, str]]] = {}
+        self._open: WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[Any, Closer]] = (
             WeakKeyDictionary()
         )
 
     async def __call__(self, call: Call) -> Reply:
         """Send the call the best way this endpoint knows; see `nodes.llm.Complete`."""
         endpoint = await self._resolve(call.model, call.judge)
-        model = await self._model(endpoint, call.model)
         if endpoint.most_tokens is not None:
             most = min(call.max_tokens * call.room, endpoint.most_tokens)
             call = replace(call, max_tokens=most, room=1)
+        for tries in range(self._max_retries):
+            try:
+                return await self._answered(endpoint, call)
+            except Transient as fault:
+                asked = fault.retry_after
+                wait = random.uniform(0.25, 0.5) * 2**tries if asked is None else asked
+            await asyncio.sleep(min(wait, LONGEST_WAIT_S))
+        return await self._answered(endpoint, call)
+
+    async def _answered(self, endpoint: Endpoint, call: Call) -> Reply:
+        """One answer, asked for in other ways until the endpoint takes one."""
+        http = await self._http()
         known = self._known.setdefault((endpoint.base_url, call.model), _Known())
         while True:
             mode, without = known.mode, known.without
             try:
-                return await self._send(model, call, mode, without)
+                return await self._send(http, endpoint, call, mode, without)
             except Exception as error:  # noqa: BLE001 - every fault is told apart and raised anew
-                response = getattr(error, "response", None)
-                if self._heed is not None and response is not None:
-                    self._heed(call, response.headers)
+                headers = getattr(error, "headers", None)
+                if self._heed is not None and headers is not None:
+                    self._heed(call, headers)
                 fault = failure_of(error, call, mode, without)
             if isinstance(fault, Exception):
                 raise fault
             if (known.mode, known.without) == (mode, without):
                 known.mode, known.without = adjust(fault, mode, without)
 
-    async def _send(self, model: Any, call: Call, mode: int, without: frozenset[str]) -> Reply:
-        body = request_body(call, MODES[mode], without)
-        if not _watched():
-            response = await model.post(body)
-            raw, headers = response.json(), response.headers
-        else:
-            messages = [(m["role"], m["content"]) for m in body["messages"]]
-            said = (await model.ainvoke(messages, body=body)).response_metadata
-            raw, headers = said[RAW], said[HEADERS]
+    async def _send(
+        self, http: Any, endpoint: Endpoint, call: Call, mode: int, without: frozenset[str]
+    ) -> Reply:
+        body = {"model": call.model, **request_body(call, MODES[mode], without)}
+        if endpoint not in self._requests:
+            self._requests[endpoint] = _request_to(endpoint)
+        post = partial(http.post, *self._requests[endpoint], body)
+        raw, headers = await (_observed(post, endpoint, body) if _watched() else post())
         if self._heed is not None:
             self._heed(call, headers)
         return raw_reply(raw)
 
-    async def _model(self, endpoint: Endpoint, name: str) -> Any:
+    async def _http(self) -> Any:
+        """The connections of the running loop, made at the first call in it."""
         loop = asyncio.get_running_loop()
-        models = self._models.setdefault(loop, {})
-        if loop not in self._closers:
-            self._closers[loop] = _closing(models)
-            await anext(self._closers[loop])
-        if (endpoint, name) in models:
-            return models[endpoint, name]
-        async with self._making.setdefault(loop, asyncio.Lock()):
-            if (endpoint, name) not in models:
-                # Imports and certificates take a second or more, which no event loop has.
-                made = await asyncio.to_thread(_chat_model, endpoint, name, self._max_retries)
-                models[endpoint, name] = made
-        return models[endpoint, name]
+        if loop not in self._open:
+            # Imports take a second, which no event loop has.
+            made = await asyncio.to_thread(import_module, "nodes.http")
+            if loop not in self._open:
+                http = made.Http()
+                self._open[loop] = http, _closing(http)
+                await anext(self._open[loop][1])
+        return self._open[loop][0]
 
     async def aclose(self) -> None:
-        """Close the clients of the running loop."""
-        loop = asyncio.get_running_loop()
-        closer = self._closers.pop(loop, None)
+        """Close the connections of the running loop."""
+        _, closer = self._open.pop(asyncio.get_running_loop(), (None, None))
         if closer is not None:
             await closer.aclose()
-        self._models.pop(loop, None)
 
 
-async def _closing(models: dict[Any, Any]) -> AsyncGenerator[None, None]:
-    """Close the clients of a loop when it ends, for callers who have nothing to close them by.
+async def _closing(http: Any) -> AsyncGenerator[None, None]:
+    """Close the connections of a loop when it ends, for callers who have nothing to close them by.
 
     A loop that shuts down closes the asynchronous generators that are still open in it.
     """
     try:
         yield
     finally:
-        for model in models.values():
-            await model.root_async_client.close()
+        await http.close()
 
 
-def _chat_model(endpoint: Endpoint, name: str, max_retries: int) -> Any:
-    from httpx2 import Timeout
-    from openai import DefaultAioHttpClient
-
-    from nodes.observed import ObservedChatOpenAI
-
-    timeout = Timeout(TIMEOUT_S, connect=CONNECT_S)
-    base_url, headers = _without_user(endpoint.base_url)
-
-    return ObservedChatOpenAI(
-        model=name,
-        base_url=base_url,
-        default_headers=headers,
-        api_key=endpoint.api_key or "none",
-        timeout=timeout,
-        max_retries=max_retries,
-        http_async_client=DefaultAioHttpClient(timeout=timeout),
-        disable_streaming=True,
-    )
+async def _observed(post: Post, endpoint: Endpoint, body: dict[str, Any]) -> Answer:
+    observed = await asyncio.to_thread(import_module, "nodes.observed")
+    return cast(Answer, await observed.observed(post, endpoint.base_url, body))
 
 
-def _without_user(base_url: str | None) -> tuple[str | None, dict[str, str] | None]:
-    """An address without its user and password, and the header that says them instead."""
-    parts = urlsplit(base_url or "")
+def _request_to(endpoint: Endpoint) -> tuple[str, dict[str, str]]:
+    """Address and headers of an endpoint's requests; the account's are those of OpenAI's client."""
+    base_url, basic = _without_user(endpoint.base_url or OPENAI)
+    account = {name: os.environ[key] for name, key in ACCOUNT.items() if os.environ.get(key)}
+    headers = {
+        "Content-Type": "application/json",
+        "Accept": "application/json",
+        "User-Agent": "refloom",
+        "Authorization": basic or f"Bearer {endpoint.api_key or 'none'}",
+        **account,
+    }
+    return f"{base_url.rstrip('/')}/chat/completions", headers
+
+
+def _without_user(base_url: str) -> tuple[str, str | None]:
+    """An address without its user and password, and the header's value that says them instead."""
+    parts = urlsplit(base_url)
     user, at, host = parts.netloc.rpartition("@")
     if not at:
         return base_url, None
     said = b64encode(unquote(user).encode()).decode()
-    return urlunsplit(parts._replace(netloc=host)), {"Authorization": f"Basic {said}"}
+    return urlunsplit(parts._replace(netloc=host)), f"Basic {said}"
 
 
 def _watched() -> bool:
     """Whether anybody listens to runs: LangSmith tracing, or callbacks of the caller's."""
-    from langchain_core.runnables.config import ensure_config
+    from langchain_core.runnables.config import var_child_runnable_config
     from langsmith.utils import tracing_is_enabled
 
-    callbacks: Any = ensure_config().get("callbacks")
+    callbacks: Any = (var_child_runnable_config.get() or {}).get("callbacks")
     handlers = getattr(callbacks, "handlers", callbacks) or []
     listening = [h for h in handlers if not type(h).__module__.startswith("langgraph")]
     return bool(listening) or bool(tracing_is_enabled())

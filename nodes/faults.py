@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Mapping
@@ -21,7 +22,7 @@ _REFUSALS = {
 }
 KEY_SHAPE = re.compile(r"\b(?:sk|key|gsk|pk)[-_][\w*.-]{6,}")
 _OPTIONAL = ("seed", "temperature", "max_tokens")
-_UNREADABLE = JSONDecodeError | UnicodeDecodeError | NoCompletion
+_UNREADABLE = (JSONDecodeError, UnicodeDecodeError, NoCompletion)
 _NO_QUOTA = ("insufficient_quota", "billing", "exceeded your current quota", "insufficient balance")
 
 
@@ -48,23 +49,21 @@ def adjust(fault: Lower, mode: int, without: frozenset[str]) -> tuple[int, froze
 def failure_of(
     error: Exception, call: Call, mode: int, without: frozenset[str]
 ) -> Exception | Lower:
-    """The failure that an exception of the OpenAI client stands for, or what to lower.
+    """The failure that an exception of a request stands for, or what to lower.
 
-    What is no client error is given back as it is.
+    What is no fault of a request is given back as it is.
     """
-    import openai
+    from nodes.http import NO_CONNECTION_IN_TIME, NOT_CONNECTED, Refused
 
-    cause = error.__cause__ or error
-    # A refused connection comes as a timeout, too, through the aiohttp transport.
-    if isinstance(error, openai.APITimeoutError) and "Connect" not in type(cause).__name__:
+    if isinstance(error, TimeoutError) and not isinstance(error, NO_CONNECTION_IN_TIME):
         return Transient(call.stage, "timeout", "the endpoint did not answer in time")
-    if isinstance(error, openai.APIConnectionError):
-        return Transient(call.stage, "connection", f"no connection to the endpoint: {cause}")
-    if not isinstance(error, openai.APIStatusError):
-        if isinstance(error, openai.OpenAIError | _UNREADABLE):
-            return Transient(call.stage, "server", f"the endpoint's answer is no JSON: {error}")
+    if isinstance(error, NOT_CONNECTED):
+        return Transient(call.stage, "connection", f"no connection to the endpoint: {error}")
+    if isinstance(error, _UNREADABLE):
+        return Transient(call.stage, "server", f"the endpoint's answer is no JSON: {error}")
+    if not isinstance(error, Refused):
         return error
-    status, text = error.status_code, _told(error)
+    status, text = error.status, _told(error)
     if status in (400, 422):
         return _refused(call, status, text, mode, without)
     return _by_status(call, status, text, error)
@@ -112,7 +111,7 @@ def _by_status(call: Call, status: int, text: str, error: Any) -> Exception:
     if kind is None and status < 500:
         return CallFailed(call.stage, "bad_request", f"status {status}: {text[:300]}")
     failure = Transient(call.stage, kind or "server", f"status {status}: {text[:300]}")
-    failure.retry_after = retry_after(error.response.headers)
+    failure.retry_after = retry_after(error.headers)
     return failure
 
 
@@ -124,9 +123,14 @@ def _no_model(call: Call, text: str) -> ProviderStopped:
 
 
 def _told(error: Any) -> str:
-    body = error.body
+    """What an endpoint said of its refusal."""
+    try:
+        body = json.loads(error.said)
+        said = f"{body.get('error') or body}" if isinstance(body, dict) else f"{body}"
+    except ValueError:
+        said = error.said
     # Endpoints quote the key they were sent.
-    return KEY_SHAPE.sub("(key)", f"{body}" if body else str(error.message))
+    return KEY_SHAPE.sub("(key)", said)
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Annotated, Any, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -148,6 +149,7 @@ def _quoted(evidence: str, response: str) -> bool:
     return bool(folded) and folded in fold(response)
 
 
+@lru_cache(maxsize=64)
 def fold(text: str) -> str:
     r"""Text with white space and quote marks made alike, for finding quotes.
 

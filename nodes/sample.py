@@ -18,7 +18,7 @@ from nodes.events import tell
 from nodes.llm import CallFailed
 from nodes.record import Record, record_of
 from nodes.review import awaited
-from nodes.state import Failure, SampleState, Verdict
+from nodes.state import Failure, SampleState, State, Verdict
 
 
 class Loop(Protocol):
@@ -57,14 +57,31 @@ async def not_kept(record: Record, references: Sequence[Reference] = ()) -> None
 def failing_softly(
     node: Callable[..., Awaitable[dict[str, Any]]],
 ) -> Callable[..., Awaitable[dict[str, Any]]]:
-    """Turn a failed call inside a sample's node into that sample's `failed`, with what it used."""
+    """Turn a failed call inside a sample's node into that sample's `failed`, with what it used.
+
+    A sample that has failed passes through the steps that are left.
+    """
 
     @wraps(node)
     async def run(state: SampleState, runtime: Runtime[Context]) -> dict[str, Any]:
+        if state.get("status") == "failed":
+            return {}
         try:
             return await node(state, runtime)
         except CallFailed as failed:
             return {"status": "failed", "failure": failure_of(failed), "usage": failed.usage}
+
+    return run
+
+
+def unless_ended(
+    node: Callable[..., Awaitable[dict[str, Any]]],
+) -> Callable[..., Awaitable[dict[str, Any]]]:
+    """Let a seed that has failed, or is a benchmark's prompt, pass through a step as it is."""
+
+    async def run(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
+        ended = state.get("failure") or state.get("contaminated")
+        return {} if ended else await node(state, runtime)
 
     return run
 

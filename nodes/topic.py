@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from functools import lru_cache
 from importlib.resources import files
 
 _WORD = re.compile(r"[^\W\d_]+|\d+")
@@ -22,6 +23,7 @@ LEAST_WORDS = 3
 _GENERAL = frozenset(files("nodes").joinpath("general_words.txt").read_text("utf-8").split())
 
 
+@lru_cache(maxsize=1 << 16)
 def stem(word: str) -> str:
     """The beginning a word shares with its other forms: at most five letters, no ending.
 
@@ -53,8 +55,13 @@ def names_its_topic(text: str, instruction: str, response: str) -> bool:
     >>> names_its_topic("ends each step with a check", "How hot should my oven be?", "200 degrees.")
     False
     """
-    topic = _stems(_words(instruction)) | _stems(_rare(response))
-    return bool(_stems(_words(text)) & topic)
+    return bool(_stems(_words(text)) & _topic(instruction, response))
+
+
+@lru_cache(maxsize=64)
+def _topic(instruction: str, response: str) -> frozenset[str]:
+    """What a pair is about, by stems: asked for again with every characteristic of it."""
+    return frozenset(_stems(_words(instruction)) | _stems(_rare(response)))
 
 
 def general_part(text: str, instruction: str, response: str) -> str | None:

@@ -13,6 +13,7 @@ from importlib.resources import files
 from typing import Any
 
 from jinja2 import FunctionLoader, StrictUndefined, Template, UndefinedError
+from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 Message = dict[str, str]
@@ -113,9 +114,9 @@ def messages_of(template: Template, values: Mapping[str, object]) -> list[Messag
     """The blocks `system` and `user` of a template as messages."""
     messages = []
     for role in ("system", "user"):
-        block = template.blocks[role]
-        pieces = block(template.new_context(dict(values)))
-        messages.append({"role": role, "content": _joined(pieces)})
+        # Made here: `new_context` goes through all there is in the environment, each time.
+        context = Context(_environment, {**_environment.globals, **values}, None, template.blocks)
+        messages.append({"role": role, "content": _joined(template.blocks[role](context))})
     return messages
 
 

@@ -575,3 +575,21 @@ async def test_references_that_another_build_has_swept_away_are_written_again(tm
     kept.path.unlink()
     await opened(kept, tmp_path).build()
     assert list(references_in(tmp_path)) == references(5)
+
+
+async def test_own_references_of_many_texts_are_found_together(tmp_path):
+    kept = write_references(tmp_path, references(600))
+    index = ReferenceIndex(kept, letters, tmp_path, "m")
+    texts = [kept[i]["instruction"] for i in (0, 599, 300, 0)] + ["nothing like it", ""]
+    found = index.owns([f" {text}\n" for text in texts])
+    assert [own and own[0] for own in found] == [0, 599, 300, 0, None, None]
+    assert [own[1] for own in found if own] == [kept[i] for i in (0, 599, 300, 0)]
+    assert index.owns([]) == []
+    assert ReferenceIndex([], letters, None, "m").owns(["a"]) == [None]
+
+
+def test_rows_are_read_in_the_order_they_are_asked_for(tmp_path):
+    kept = write_references(tmp_path, references(600))
+    rows = [599, 0, 256, 255, 0]
+    assert kept.rows(rows) == [kept[row] for row in rows]
+    assert kept.rows([]) == []

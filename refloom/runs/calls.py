@@ -6,12 +6,13 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from functools import cache
 from hashlib import sha256
 from typing import Any
 
 from nodes.faults import Transient
-from nodes.llm import Call, CallFailed, Complete, ProviderStopped, Reply
+from nodes.llm import Answer, Call, CallFailed, Complete, ProviderStopped, Reply
 from nodes.wire import schema_of
 from refloom.runs.budget import Budget, BudgetSpent
 from refloom.runs.journal import Journal
@@ -173,7 +174,7 @@ class JournaledCalls:
             return await self._send(one)
 
         async def keep(reply: Reply) -> None:
-            await self._journal.keep(key, call.stage, call.model, asdict(reply))
+            await self._journal.keep(key, call.stage, call.model, _kept_form(reply))
             self.counts["paid"] += 1
             limits.budget.check_reported(reply.usage)
 
@@ -209,15 +210,27 @@ class JournaledCalls:
         )
 
     def _key(self, call: Call) -> bytes:
-        schema = schema_of(call.answer) if call.answer else None
-        rests_on = [
-            self._address(call.judge),
-            call.model,
-            call.messages,
-            schema,
-            call.temperature,
-            call.max_tokens * call.room,
-            call.seed,
-            call.extra_body,
-        ]
-        return sha256(json.dumps(rests_on, sort_keys=True).encode()).digest()
+        """A hash of a JSON list of all that the answer rests on, whose schema is written once."""
+        before = (self._address(call.judge), call.model, call.messages)
+        after = (call.temperature, call.max_tokens * call.room, call.seed, call.extra_body)
+        parts = (_written(before), _schema_written(call.answer), _written(after))
+        return sha256(f"[{', '.join(parts)}]".encode()).digest()
+
+
+def _kept_form(reply: Reply) -> dict[str, Any]:
+    return {
+        "text": reply.text,
+        "finish": reply.finish,
+        "usage": reply.usage,
+        "refusal": reply.refusal,
+        "odds": reply.odds,
+    }
+
+
+def _written(values: tuple[Any, ...]) -> str:
+    return json.dumps(values, sort_keys=True)[1:-1]
+
+
+@cache
+def _schema_written(answer: type[Answer] | None) -> str:
+    return json.dumps(schema_of(answer) if answer else None, sort_keys=True)

@@ -21,6 +21,7 @@ from nodes.record import Record
 from refloom.data.read import Source
 from refloom.runs.calls import JournaledCalls, Limits
 from refloom.runs.files import Summary, counted, used_before, write_files
+from refloom.runs.garbage import seldom_collected
 from refloom.runs.given import Given, read_given
 from refloom.runs.journal import Journal
 from refloom.runs.log import event
@@ -79,6 +80,7 @@ class Run:
             read_given, self.settings, self.references, self.seeds
         )
         with contextlib.ExitStack() as stack:
+            stack.enter_context(seldom_collected())
             if given.elsewhere is not None:
                 stack.callback(given.elsewhere.close)
             if self.tools.complete is None:
@@ -180,7 +182,6 @@ class Run:
         retrieval = Retrieval(
             index, journal, seeds=order.seeds, quota=self.settings.reference_quota
         )
-        await retrieval.begin()
         async with kept_in(memory) as store:
             learned = Characteristics(store, heard(journal))
             graph = build_graph(

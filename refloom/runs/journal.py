@@ -1,20 +1,19 @@
 """The truth of a run: every paid call and every finished sample, in one SQLite file.
 
-One thread writes, in groups: whatever has come in while the last group was being committed is the
-next one. A write is awaited by whoever needs it on disk before going on.
+A write is awaited by whoever needs it on disk before going on; see `memory.writer` for how.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import queue
 import sqlite3
 import threading
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+from memory.writer import Writer
+from nodes.quick_json import dumps
 from refloom.runs.kept import FORMAT, REPLY, check_ours
 from refloom.runs.lock import JournalUnusable, hold
 from refloom.runs.reviews import TABLE
@@ -44,8 +43,6 @@ CREATE TABLE IF NOT EXISTS learned (
 ) WITHOUT ROWID;
 """
 
-Write = tuple[str, tuple[Any, ...], "Future[None] | None"]
-
 
 class Journal:
     """The journal of the run in `directory`, held by this process alone while it is open."""
@@ -69,70 +66,18 @@ class Journal:
             self._lock.release()
             raise
         self._reading = threading.Lock()
-        self._queue: queue.SimpleQueue[Write | None] = queue.SimpleQueue()
-        self._fault: BaseException | None = None
-        self._thread = threading.Thread(target=self._write, name="journal", daemon=True)
-        self._thread.start()
+        self._writing = Writer(self._writer, self._unusable)
+
+    def _unusable(self, fault: BaseException) -> JournalUnusable:
+        return JournalUnusable(f"{self.path}: cannot be written: {fault}")
 
     async def put(self, sql: str, *values: Any) -> None:
         """Write, and return once it is on disk. Raises `JournalUnusable` if it cannot be."""
-        if self._fault is not None:
-            raise JournalUnusable(f"{self.path}: cannot be written: {self._fault}")
-        done: Future[None] = Future()
-        self._queue.put((sql, values, done))
-        await asyncio.wrap_future(done)
+        await self._writing.put(sql, *values)
 
     def put_soon(self, sql: str, *values: Any) -> None:
         """Write without waiting: for what could be found out again for nothing."""
-        self._queue.put((sql, values, None))
-
-    def _write(self) -> None:
-        while (first := self._queue.get()) is not None:
-            group: list[Write | None] = [first]
-            while not self._queue.empty():
-                group.append(self._queue.get())
-            writes = [w for w in group if w is not None]
-            try:
-                self._commit(writes)
-            except (ValueError, OverflowError):
-                # One value that no database takes must not cost the others of its group.
-                for write in writes:
-                    self._commit_alone(write)
-            except sqlite3.Error as error:
-                self._fault = error
-                for write in writes:
-                    self._settle(write, error)
-            if len(writes) < len(group):
-                return
-
-    def _commit(self, writes: list[Write]) -> None:
-        self._writer.execute("BEGIN")
-        try:
-            for sql, values, _ in writes:
-                self._writer.execute(sql, values)
-            self._writer.execute("COMMIT")
-        except BaseException:
-            if self._writer.in_transaction:
-                self._writer.execute("ROLLBACK")
-            raise
-        for write in writes:
-            self._settle(write, None)
-
-    def _commit_alone(self, write: Write) -> None:
-        try:
-            self._commit([write])
-        except (ValueError, OverflowError, sqlite3.Error) as error:
-            self._settle(write, error)
-
-    def _settle(self, write: Write, error: Exception | None) -> None:
-        """Tell who waits for a write; nobody does any more if that was cancelled."""
-        done = write[2]
-        if done is None or not done.set_running_or_notify_cancel():
-            return
-        if error is None:
-            done.set_result(None)
-        else:
-            done.set_exception(JournalUnusable(f"{self.path}: cannot be written: {error}"))
+        self._writing.put_soon(sql, *values)
 
     async def reply(self, key: bytes) -> str | None:
         """The reply of a call that was paid for or borrowed, as JSON; None if it was neither."""
@@ -146,7 +91,7 @@ class Journal:
         """Commit a paid call's reply; returns once it is on disk."""
         usage = reply["usage"]
         tokens = (usage[k] for k in ("prompt_tokens", "cached_tokens", "completion_tokens"))
-        said = json.dumps(reply, ensure_ascii=True)
+        said = dumps(reply).decode()
         sql = "INSERT OR IGNORE INTO calls VALUES (?, ?, ?, ?, ?, ?, ?)"
         await self.put(sql, key, stage, model, said, *tokens)
         self._known.add(int.from_bytes(key[:8], "big"))
@@ -160,7 +105,7 @@ class Journal:
 
     async def flush(self) -> None:
         """Return once everything that was put before is on disk, whoever waits for it or not."""
-        await self.put("SELECT 1")
+        await self.put("DELETE FROM meta WHERE 0")
 
     def read(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
         """All rows of a query; blocks, so call it off the event loop."""
@@ -178,9 +123,7 @@ class Journal:
 
     def close(self) -> None:
         """Write what is left, close the file and let go of the directory."""
-        self._queue.put(None)
-        self._thread.join()
-        self._writer.close()
+        self._writing.close()
         self._reader.close()
         self._lock.release()
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from memory.index import ReferenceIndex, choose
+from memory.index import ReferenceIndex, choose, scored
 from memory.references import Reference
+from nodes.state import Seed
 from refloom.runs.journal import Journal
 
 # However few references there are, one may be used so often.
@@ -72,6 +73,7 @@ class Retrieval:
         self._uses: Counter[int] = Counter()
         self._total = 0
         self._resumed = False
+        self._own: dict[tuple[int, int], tuple[int, Reference] | None] = {}
 
     async def begin(self) -> None:
         """Look whether an earlier session has retrieved anything."""
@@ -86,11 +88,11 @@ class Retrieval:
             return await self._index.search(text, k)
         taken = await self._written(turn)
         if taken is None:
-            own = await self._index.own(text)
+            own = await self._owned(turn, text)
             if own is not None and k == 1:
                 self.passed(turn)
-                return await self._index.read([own], [1.0])
-            found = await self._index.candidates(text, k)
+                return [scored(own[1], 1.0)]
+            found = await self._index.candidates(text, k, own=own[0] if own else None)
             await self._gate.reach(self._number(turn))
             picked = choose(found, k, self._allowed(k))
             rows = [found.rows[i] for i in picked]
@@ -100,6 +102,18 @@ class Retrieval:
             await self._gate.reach(self._number(turn))
         self._count(turn, taken)
         return await self._index.read(taken.rows, taken.scores)
+
+    def look_ahead(self, seeds: Sequence[Seed]) -> None:
+        """Find the seeds' own references together, some time before they are asked for. Blocks."""
+        found = self._index.owns([seed["instruction"] for seed in seeds])
+        for seed, own in zip(seeds, found, strict=True):
+            self._own[seed["round"], seed["position"]] = own
+
+    async def _owned(self, turn: tuple[int, int], text: str) -> tuple[int, Reference] | None:
+        """The seed's own reference, if it is one itself."""
+        if turn in self._own:
+            return self._own.pop(turn)
+        return (await asyncio.to_thread(self._index.owns, [text]))[0]
 
     async def replay(self, turn: tuple[int, int]) -> None:
         """Count what a seed retrieved that is finished."""
@@ -111,6 +125,7 @@ class Retrieval:
 
     def passed(self, turn: tuple[int, int]) -> None:
         """A seed retrieves nothing, or nothing more."""
+        self._own.pop(turn, None)
         self._gate.leave(self._number(turn))
 
     def _number(self, turn: tuple[int, int]) -> int:

@@ -16,6 +16,7 @@ from typing import Any
 from memory.contamination import Contamination
 from memory.references import Reference
 from nodes.decisions import Decision, decided, question
+from nodes.quick_json import dumps
 from nodes.record import Record
 from refloom.runs.kept import check_ours, open_to_read, waiting_in
 from refloom.runs.lock import JournalUnusable
@@ -40,8 +41,7 @@ class NoSuchSample(KeyError):
 
 def asked(record: Record, references: Sequence[Reference]) -> str:
     """What is kept of a sample that waits: itself and its references, as JSON."""
-    said = json.dumps({"sample": record, "references": references}, ensure_ascii=False)
-    return said.encode("utf-8", "replace").decode("utf-8")
+    return dumps({"sample": record, "references": references}).decode()
 
 
 class Reviews:
@@ -110,7 +110,7 @@ class Reviews:
                 hit=hit,
                 checked=self._contamination is not None,
             )
-            line = json.dumps(record, ensure_ascii=False).encode("utf-8", "replace").decode()
+            line = dumps(record).decode()
             connection.execute(
                 "INSERT OR REPLACE INTO samples VALUES (?, ?, ?, ?, ?)",
                 (*slot, record["status"], line),

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from memory.characteristics import Learned
 from memory.references import Reference
+from nodes.quick_json import dumps
 from nodes.record import Record
 from refloom.runs.calls import JournaledCalls
 from refloom.runs.journal import Journal
@@ -38,6 +39,8 @@ class Kept:
         self.order = order
         self.journal = journal
         self.calls = calls
+        # Whether an earlier session has finished anything: else nothing has to be looked up.
+        self.resumed = True
         self._max_failure_rate = settings.max_failure_rate
         self._at_once = settings.calls_at_once
         self._on_record = on_record
@@ -45,11 +48,13 @@ class Kept:
     async def start(self, slot: Slot) -> bool:
         """See `nodes.sample.Start`; a slot that is finished in the journal does not start again."""
         begun = await self.order.start(slot)
+        if not begun or not self.resumed:
+            return begun
         kept = await asyncio.to_thread(statuses, self.journal, slot[0], slot[1])
-        if begun and slot[2] in kept:
+        if slot[2] in kept:
             await self.order.finished_before(kept[slot[2]])
             return False
-        return begun
+        return True
 
     async def finish(self, record: Record, references: Sequence[Reference] = ()) -> None:
         """See `nodes.sample.Finish`; a pending sample is put aside for a person."""
@@ -86,6 +91,13 @@ class Kept:
             )
 
 
+def begun_before(journal: Journal) -> bool:
+    """Whether an earlier session of the run has got anywhere. Blocks."""
+    return any(
+        journal.read(f"SELECT 1 FROM {table} LIMIT 1") for table in ("turns", "samples", "reviews")
+    )
+
+
 def statuses(journal: Journal, round_: int, position: int) -> dict[int, str]:
     """How the finished slots of a seed ended, or that they wait for a person. Blocks."""
     rows = journal.read(
@@ -99,7 +111,7 @@ def statuses(journal: Journal, round_: int, position: int) -> dict[int, str]:
 
 def line_of(record: Record) -> str:
     """A record as JSON; half a surrogate pair, which is no text, becomes a question mark."""
-    return json.dumps(record, ensure_ascii=False).encode("utf-8", "replace").decode("utf-8")
+    return dumps(record).decode()
 
 
 def heard(journal: Journal) -> Callable[[str, Learned | None], None]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from itertools import islice
+from typing import Any
 
 from graph.builder import Graph
-from memory.references import IndexUnusable
+from memory.references import IndexUnusable, Reference
 from memory.weights import WeightsUnavailable
 from nodes.llm import ProviderStopped
 from nodes.record import record_of
@@ -17,7 +18,7 @@ from refloom.data.read import Source
 from refloom.runs.calls import Interrupted
 from refloom.runs.lock import JournalUnusable
 from refloom.runs.retrieval import Retrieval
-from refloom.runs.seams import Kept, statuses
+from refloom.runs.seams import Kept, begun_before, statuses
 from refloom.settings import Settings
 
 BATCH = 100
@@ -49,7 +50,8 @@ class Work:
 
         The first fault that is more than a sample's is raised once what is in flight has ended.
         """
-        resumed = bool(await asyncio.to_thread(self._journal.read, "SELECT 1 FROM turns LIMIT 1"))
+        await self._retrieval.begin()
+        resumed = self._kept.resumed = await asyncio.to_thread(begun_before, self._journal)
         try:
             async for seed in self._in_order():
                 await self._until_fewer_than(self._most)
@@ -85,18 +87,27 @@ class Work:
         while True:
             seeds = enumerate(self._seeds)
             # Read by the hundred in a thread: files are not for the event loop.
-            while batch := await asyncio.to_thread(lambda: list(islice(seeds, BATCH))):  # noqa: B023
-                for position, seed in batch:
-                    yield {
-                        "id": seed["id"],
-                        "instruction": seed["instruction"],
-                        "round": round_,
-                        "position": position,
-                    }
+            while batch := await asyncio.to_thread(self._ahead, round_, seeds):
+                for seed in batch:
+                    yield seed
             # Without a target a seed has one turn; with one, `Order.enough` ends it.
             if not self._settings.target or self._settings.answer_seeds:
                 return
             round_ += 1
+
+    def _ahead(self, round_: int, rows: Iterator[tuple[int, Reference]]) -> list[Seed]:
+        """The next seeds, and what can be looked up for them together. Blocks."""
+        seeds: list[Seed] = [
+            {
+                "id": row["id"],
+                "instruction": row["instruction"],
+                "round": round_,
+                "position": position,
+            }
+            for position, row in islice(rows, BATCH)
+        ]
+        self._retrieval.look_ahead(seeds)
+        return seeds
 
     def _over(self) -> bool:
         return self._calls.stopping or self._order.met()
@@ -122,7 +133,10 @@ class Work:
         try:
             if resumed and await self._replayed(seed, place):
                 return
-            await self._graph.ainvoke({"seed": seed}, context=self._context)
+            # Nobody looks on, and what comes of it is kept by `Kept`: no state has to be streamed.
+            given: Any = {"seed": seed}
+            async for _ in self._graph.astream(given, context=self._context, stream_mode=[]):
+                continue
         except (Interrupted, *STOPS):
             raise
         except Exception as error:  # noqa: BLE001 - whatever is wrong with one seed costs that seed

@@ -1,0 +1,181 @@
+"""Requests as they go over the wire: addresses, headers, odd texts, proxies, connections."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+from aiohttp import web
+from fakes import Endpoint
+
+from nodes.endpoint import Connection, _request_to
+from nodes.endpoint import Endpoint as Address
+from nodes.http import Http, Refused
+from nodes.quick_json import dumps, loads
+
+
+def good(body, number):
+    return {"response": "so"}
+
+
+async def posted(script, body, headers=None):
+    http = Http()
+    try:
+        with Endpoint(script) as endpoint:
+            url = f"{endpoint.url}/chat/completions"
+            return await http.post(url, headers or {}, body), endpoint.bodies
+    finally:
+        await http.close()
+
+
+@pytest.mark.parametrize("text", ["L'été 潮汐 😀 \x00", "a\u2028b", "\\frac{1}{2}\r\n", '"]}'])
+async def test_a_text_arrives_as_it_was(text):
+    _, bodies = await posted(good, {"model": "m", "messages": [], "said": text})
+    assert bodies[0]["said"] == text
+
+
+async def test_half_a_surrogate_pair_does_not_cost_the_request():
+    _, bodies = await posted(good, {"model": "m", "messages": [], "said": "half \ud83d"})
+    assert bodies[0]["said"] == "half ?"
+
+
+async def test_an_answer_with_half_a_surrogate_pair_is_read():
+    def script(body, number):
+        return web.Response(text='{"said": "\\ud83d!"}', content_type="application/json")
+
+    (raw, _), _ = await posted(script, {"model": "m", "messages": []})
+    assert raw == {"said": "\ud83d!"}
+
+
+async def test_a_refusal_brings_what_was_said_and_the_headers():
+    with pytest.raises(Refused) as refused:
+        await posted(
+            lambda body, n: web.Response(status=429, text="slow", headers={"Retry-After": "3"}),
+            {"model": "m", "messages": []},
+        )
+    assert (refused.value.status, refused.value.said) == (429, "slow")
+    assert refused.value.headers["retry-after"] == "3"
+    assert "slow" not in str(refused.value)
+
+
+def test_the_address_and_headers_of_a_request(monkeypatch):
+    for name in ("OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
+        monkeypatch.delenv(name, raising=False)
+    url, headers = _request_to(Address("http://there/v1/", "key"))
+    assert url == "http://there/v1/chat/completions"
+    assert headers["Authorization"] == "Bearer key"
+    assert not any(name.startswith("OpenAI") for name in headers)
+    assert _request_to(Address(None, "key"))[0] == "https://api.openai.com/v1/chat/completions"
+
+
+def test_a_user_in_an_address_becomes_a_header():
+    url, headers = _request_to(Address("http://me:p%40ss@there:8/v1", "key"))
+    assert url == "http://there:8/v1/chat/completions"
+    assert headers["Authorization"] == "Basic bWU6cEBzcw=="
+
+
+def test_the_account_of_the_openai_client_goes_with_every_request(monkeypatch):
+    monkeypatch.setenv("OPENAI_ORG_ID", "org-1")
+    monkeypatch.setenv("OPENAI_PROJECT_ID", "proj-2")
+    headers = _request_to(Address(None, "key"))[1]
+    assert (headers["OpenAI-Organization"], headers["OpenAI-Project"]) == ("org-1", "proj-2")
+
+
+async def test_a_proxy_of_the_environment_is_used_and_what_it_spares_is_not(monkeypatch):
+    with Endpoint(good) as endpoint:
+        host = endpoint.url.removesuffix("/v1")
+        monkeypatch.setenv("http_proxy", host)
+        monkeypatch.setenv("no_proxy", "spared.invalid")
+        http = Http()
+        assert http._proxy("http://model.invalid/v1/chat/completions") == host
+        assert http._proxy("http://spared.invalid/v1/chat/completions") is None
+        assert http._proxy("https://model.invalid/v1/chat/completions") is None
+        await http.post(
+            "http://model.invalid/v1/chat/completions", {}, {"model": "m", "messages": []}
+        )
+        await http.close()
+    assert len(endpoint.bodies) == 1
+
+
+async def test_an_address_without_tls_behind_it_is_no_connection():
+    from nodes.faults import failure_of
+    from nodes.llm import Call
+
+    call = Call("generate", (), None, "m", False, 0, 0.0, 1)
+    http = Http()
+    with Endpoint(good) as endpoint:
+        url = endpoint.url.replace("http:", "https:") + "/chat/completions"
+        with pytest.raises(Exception) as raised:
+            await http.post(url, {}, {"model": "m", "messages": []})
+    await http.close()
+    failed = failure_of(raised.value, call, 0, frozenset())
+    assert failed.kind == "connection"
+
+
+LIGHT = """
+import asyncio, sys
+sys.path[:0] = [sys.argv[2]]
+from nodes.endpoint import Connection, Endpoint
+from nodes.llm import Call
+async def there(model, judge):
+    return Endpoint(sys.argv[1], "k")
+async def go():
+    connection = Connection(there)
+    message = {"role": "user", "content": "x"}
+    await connection(Call("generate", (message,), None, "m", False, 0, 0.0, 1))
+    await connection.aclose()
+asyncio.run(go())
+heavy = ("openai", "langchain_openai", "faiss", "torch")
+print([name for name in heavy if name in sys.modules])
+"""
+
+
+def test_a_call_nobody_watches_loads_no_client_library():
+    from pathlib import Path
+
+    with Endpoint(good) as endpoint:
+        done = subprocess.run(
+            [sys.executable, "-c", LIGHT, endpoint.url, str(Path(__file__).parent.parent)],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("value", [None, [1, 2.5, True], {"a": {"b": "é"}}, 2**70, "\ud83d"])
+def test_quick_json_reads_what_it_writes(value):
+    expected = "?" if value == "\ud83d" else value
+    assert loads(dumps(value)) == expected
+    assert json.loads(dumps(value)) == expected
+
+
+@pytest.mark.parametrize("said", [b"", b"{oo", b"\xff", b'{"a":}'])
+def test_quick_json_refuses_what_is_no_json(said):
+    with pytest.raises(ValueError):
+        loads(said)
+
+
+async def test_retries_of_a_connection_end_with_the_last_fault():
+    calls = []
+
+    async def there(model, judge):
+        return Address(endpoint.url, "k")
+
+    def script(body, number):
+        calls.append(number)
+        return web.Response(status=500, text="no", headers={"retry-after-ms": "1"})
+
+    from nodes.faults import Transient
+    from nodes.llm import Call
+
+    call = Call("generate", ({"role": "user", "content": "x"},), None, "m", False, 0, 0.0, 1)
+    with Endpoint(script) as endpoint:
+        connection = Connection(there, max_retries=2)
+        with pytest.raises(Transient):
+            await connection(replace(call))
+        await connection.aclose()
+    assert len(calls) == 3
+    await asyncio.sleep(0)
