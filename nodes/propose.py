@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from typing import Any, Protocol
@@ -18,8 +18,8 @@ from nodes.llm import Answer, CallFailed, Complete, Place, ask, make_call
 from nodes.state import Seed, State, Usage, add_usage, no_usage
 from prompts import render
 
-Admit = Callable[[str | None], bool]
-Taken = Callable[[str], bool]
+Admit = Callable[[Sequence[str | None], int], Awaitable[list[str]]]
+Taken = Callable[[Seed, Sequence[str]], Awaitable[list[bool]]]
 Proposals = tuple[list[str | None], Usage]
 LEAST_ROOM = 400
 _OF_THE_PROMPT = re.compile(
@@ -30,8 +30,8 @@ _OF_THE_PROMPT = re.compile(
 class Turn(Protocol):
     """The seam for the order of work: a seed waits for its turn, then has instructions admitted.
 
-    Within the turn `admit(instruction)` says whether the instruction is new to the run, and
-    remembers it if so; `admit(None)` is told of one that was dropped for other reasons.
+    Within the turn `admit(instructions, most)` gives the first `most` that are new to the run, and
+    remembers them; None stands for one that was dropped for other reasons.
     """
 
     def __call__(self, seed: Seed, context: Context) -> AbstractAsyncContextManager[Admit]:
@@ -44,20 +44,20 @@ async def alone(seed: Seed, context: Context) -> Any:
     """The `Turn` of a seed that is not part of a run: new is what differs from its siblings."""
     known = NoveltyFilter(context.novelty_threshold)
 
-    def admit(instruction: str | None) -> bool:
-        if instruction is None:
-            return False
-        fresh = known.collision(instruction) is None
-        if fresh:
-            known.add(instruction, "")
-        return fresh
+    async def admit(instructions: Sequence[str | None], most: int) -> list[str]:
+        kept: list[str] = []
+        for text in instructions:
+            if len(kept) < most and text is not None and known.collision(text) is None:
+                known.add(text, "")
+                kept.append(text)
+        return kept
 
     yield admit
 
 
-def nothing_taken(text: str) -> bool:
+async def nothing_taken(seed: Seed, texts: Sequence[str]) -> list[bool]:
     """The `Taken` of a seed that is not part of a run."""
-    return False
+    return [False] * len(texts)
 
 
 class Proposed(Answer):
@@ -84,8 +84,8 @@ async def propose(
     seed = state["seed"]
     if context.answer_seeds:
         async with turn(seed, context) as admit:
-            text = seed["instruction"]
-            return {"instructions": [text if admit(text) else None]}
+            admitted = await admit([seed["instruction"]], 1)
+            return {"instructions": [*admitted] or [None]}
     usage = no_usage()
     try:
         first, usage = await _ask(state, context, complete, [], 0)
@@ -113,17 +113,18 @@ async def _in_turn(
         near.add(text, "")
     again = partial(_ask_again, state, context, complete, first)
     # What is taken stays taken, so this says of no proposal what its turn would not.
-    new = [t for t in first if t and near.collision(t) is None and not taken(t)]
-    second = await again() if len(new) < most else None
+    unlike = [t for t in first if t and near.collision(t) is None]
+    gone = sum(await taken(state["seed"], unlike)) if len(unlike) >= most else 0
+    second = await again() if len(unlike) - gone < most else None
     async with turn(state["seed"], context) as admit:
-        kept = _admitted(first, near, admit, most)
+        kept = await admit(_apart(first, near), most)
         if len(kept) < most:
             second = second or await again()
             if isinstance(second, CallFailed):
                 if not kept:
                     raise second
             else:
-                kept += _admitted(second[0], near, admit, most - len(kept))
+                kept += await admit(_apart(second[0], near), most - len(kept))
     if second is None:
         return [*kept], no_usage()
     return [*kept], second.usage if isinstance(second, CallFailed) else second[1]
@@ -141,16 +142,9 @@ def fit(text: str, taken: Sequence[str]) -> bool:
     return len(text) <= most and not spoken and not blank
 
 
-def _admitted(
-    texts: Sequence[str | None], near: NoveltyFilter, admit: Admit, most: int
-) -> list[str]:
-    """The first `most` of those unlike the seed and its references, and new to the run."""
-    kept: list[str] = []
-    for text in texts:
-        dropped = text is None or near.collision(text) is not None
-        if len(kept) < most and admit(None if dropped else text) and text is not None:
-            kept.append(text)
-    return kept
+def _apart(texts: Sequence[str | None], near: NoveltyFilter) -> list[str | None]:
+    """The texts that are unlike the seed and its references; None for the others."""
+    return [t if t is not None and near.collision(t) is None else None for t in texts]
 
 
 async def _ask_again(

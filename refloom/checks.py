@@ -15,6 +15,16 @@ COLUMNS = (
     *("id", "source", "license", "tags"),
 )
 
+# What may differ when a run is taken up again; anything else would make other rows.
+MAY_DIFFER = frozenset(
+    {
+        *("concurrency", "rpm", "tpm", "timeout", "max_cost", "max_tokens", "prices"),
+        *("engine", "workers", "ray_address"),
+        *("max_failure_rate", "target", "limit", "quiet"),
+        *("memory", "reuse", "preset"),
+    }
+)
+
 _SECRET = re.compile("key|token|secret|passw|auth|credential|cookie", re.IGNORECASE)
 
 

@@ -13,7 +13,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -25,33 +25,14 @@ from pydantic_settings import (
 from memory.weights import DEFAULT_MODEL
 from nodes.context import Context, Feedback, JudgeMethod, Review, default_model
 from refloom import checks
-from refloom.checks import PRESETS
+from refloom.checks import MAY_DIFFER, PRESETS
+from refloom.stages import StageName, StageSettings
 
 WINDOW = 64
 _USER_INFO = re.compile(r"//[^/@]*@")
 Address = Annotated[str | None, AfterValidator(checks.address)]
 # Text in the environment and on the command line, a table in a TOML file.
 Columns = Annotated[dict[str, str], NoDecode, BeforeValidator(checks.columns)]
-StageName = Literal["extract", "propose", "generate", "critique", "refine", "feedback", "compare"]
-
-# What may differ when a run is taken up again; anything else would make other rows.
-MAY_DIFFER = frozenset(
-    {
-        *("concurrency", "rpm", "tpm", "timeout", "max_cost", "max_tokens", "prices"),
-        *("max_failure_rate", "target", "limit", "quiet"),
-        *("memory", "reuse", "preset"),
-    }
-)
-
-
-class StageSettings(BaseModel):
-    """How the calls of one stage are made, where it should not be the default way."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    temperature: float | None = Field(None, ge=0, le=2)
-    max_tokens: int | None = Field(None, ge=1)
-    extra_body: dict[str, Any] = Field(default_factory=dict)
 
 
 class Settings(BaseSettings):
@@ -140,6 +121,15 @@ class Settings(BaseSettings):
     concurrency: int | None = Field(
         None, ge=1, le=1024, description="calls in flight (default: 16, embedded model: 1)"
     )
+    engine: Literal["local", "ray"] = Field(
+        "local", description="local: this process; ray: workers on this machine or a Ray cluster"
+    )
+    workers: int | None = Field(
+        None, ge=1, le=1024, description="workers of --engine ray (default: one a processor)"
+    )
+    ray_address: str | None = Field(
+        None, description="the Ray cluster to join, HOST:PORT (default: begin one on this machine)"
+    )
     rpm: int | None = Field(None, ge=1, description="calls a minute at most, to each model")
     tpm: int | None = Field(None, ge=1, description="tokens a minute at most, to each model")
     timeout: float = Field(
@@ -196,6 +186,11 @@ class Settings(BaseSettings):
         """How many calls may be in flight; an embedded model gains nothing by more than one."""
         local = embedded(self.model) and embedded(self.judge)
         return self.concurrency or (1 if local else 16)
+
+    @property
+    def at_work(self) -> int:
+        """How many workers a run on Ray has."""
+        return self.workers or os.cpu_count() or 1
 
     def seeds_at_once(self, wanted: int | None) -> int:
         """How many seeds may be under way when so many more rows are wanted (None: of all seeds).

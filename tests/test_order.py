@@ -135,7 +135,7 @@ async def run(plan: Plan, timing: random.Random, context: Context | None = None)
             kept = 0
             for text in texts:
                 await a_while()
-                kept += admit(text)
+                kept += len(await admit([text], 1))
             seen.turns.append(number)
         await asyncio.gather(*(one_slot((*place, slot)) for slot in range(kept)))
 
@@ -241,7 +241,7 @@ async def test_what_was_admitted_before_a_round_without_news_is_still_begun():
     async def turn(round_, *texts):
         seed = {"instruction": "", "round": round_, "position": 0}
         async with order.turn(seed, context) as admit:
-            return [admit(text) for text in texts]
+            return [bool(await admit([text], 1)) for text in texts]
 
     assert await turn(0, "a b c", "d e f") == [True, True]
     assert await order.start((0, 0, 0))
@@ -298,7 +298,7 @@ async def test_a_seed_that_fails_inside_its_turn_leaves_one_failed_slot_and_lets
 
     async def good(position):
         async with order.turn({"instruction": "", "round": 0, "position": position}, context) as ad:
-            assert ad(f"w{position}")
+            assert await ad([f"w{position}"], 1)
         assert await order.start((0, position, 0))
         await order.finished({"status": "accepted"})
 
@@ -343,7 +343,7 @@ async def test_later_rounds_follow_earlier_ones():
     async def one(round_, position):
         seed = {"instruction": "", "round": round_, "position": position}
         async with order.turn(seed, context) as admit:
-            admit(f"r{round_} p{position}")
+            await admit([f"r{round_} p{position}"], 1)
         assert await order.start((round_, position, 0))
         await order.finished({"status": "accepted"})
 
@@ -446,7 +446,7 @@ def test_a_run_that_is_taken_up_again_ends_as_it_would_have(plan, timing, data):
             slots = 1
             if texts is not None:
                 async with order.turn(seed, context) as admit:
-                    slots = sum([admit(t) for t in texts])
+                    slots = sum([len(await admit([t], 1)) for t in texts])
             await asyncio.gather(*(one_slot((0, position, s), kept) for s in range(slots)))
 
         async def one_slot(slot, kept) -> None:

@@ -18,7 +18,8 @@ from test_run import SEEDS, Mixed, Watched, lasting, made, references, rows, run
 from memory.index import ReferenceIndex
 from nodes.llm import Call
 from refloom.runs.journal import Journal
-from refloom.runs.retrieval import LEAST_QUOTA, Gate, Retrieval
+from refloom.runs.quota import LEAST_QUOTA, Gate, Quota
+from refloom.runs.retrieval import Retrieval
 
 quick = settings(max_examples=80, deadline=None, database=None)
 
@@ -60,8 +61,9 @@ async def uses_of(directory: Path, quota: float | None, asked: int) -> Counter[s
     journal = Journal(directory)
     try:
         index = ReferenceIndex(near_one(20), letters, None, "m")
-        retrieval = Retrieval(index, journal, seeds=asked, quota=quota)
-        await retrieval.begin()
+        uses = Quota(journal, references=21, seeds=asked, quota=quota)
+        await uses.begin()
+        retrieval = Retrieval(index, uses)
         found = await asyncio.gather(
             *(retrieval(f"tides {words(str(i), 1)} tides", 2, (0, i)) for i in range(asked))
         )
@@ -82,7 +84,7 @@ async def test_where_there_is_nothing_else_a_quota_does_not_leave_a_seed_without
     journal = Journal(tmp_path)
     try:
         index = ReferenceIndex(references(2), letters, None, "m")
-        retrieval = Retrieval(index, journal, seeds=40, quota=1.0)
+        retrieval = Retrieval(index, Quota(journal, references=2, seeds=40, quota=1.0))
         for i in range(40):
             assert len(await retrieval(words(f"q{i}", 5), 2, (0, i))) == 2
     finally:

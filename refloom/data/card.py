@@ -12,17 +12,20 @@ from importlib.resources import files
 from pathlib import PurePath
 from typing import Any
 
+from refloom.checks import MAY_DIFFER
 from refloom.data.diversity import diversity
 from refloom.data.facts import Facts, Passing, quantiles
 from refloom.data.found import NOT_STATED
 from refloom.data.licence import Outcome, outcome
-from refloom.settings import MAY_DIFFER, Settings, embedded
+from refloom.settings import Settings, embedded
 
 Run = Mapping[str, Any]
 MOST_CRITERIA = 30
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 # Where a run was made is nobody's business; the rest is shown.
-PRIVATE = frozenset({"base_url", "judge_base_url", "memory", "reuse", "prices", "quiet"})
+PRIVATE = frozenset(
+    {"base_url", "judge_base_url", "memory", "reuse", "prices", "quiet", "ray_address"}
+)
 SUFFIXES = (".gguf", ".jsonl", ".json", ".parquet", ".csv", ".txt", ".toml")
 PATHS = ("model", "judge_model", "embedding_model", "benchmark")
 _MARKS = re.compile(r"([\\`*_\[\]|~#$])")

@@ -21,7 +21,8 @@ from refloom.runs.limits import Limiter
 from refloom.runs.log import event
 from refloom.runs.prices import Prices
 from refloom.runs.retry import with_retries
-from refloom.settings import Settings, StageSettings
+from refloom.settings import Settings
+from refloom.stages import StageSettings
 
 Faulted = Callable[[str, CallFailed], None]
 
@@ -174,7 +175,7 @@ class JournaledCalls:
             return await self._send(one)
 
         async def keep(reply: Reply) -> None:
-            await self._journal.keep(key, call.stage, call.model, _kept_form(reply))
+            await self._journal.keep(key, call.stage, call.model, kept_form(reply))
             self.counts["paid"] += 1
             limits.budget.check_reported(reply.usage)
 
@@ -217,7 +218,8 @@ class JournaledCalls:
         return sha256(f"[{', '.join(parts)}]".encode()).digest()
 
 
-def _kept_form(reply: Reply) -> dict[str, Any]:
+def kept_form(reply: Reply) -> dict[str, Any]:
+    """A reply as the journal keeps it; `Reply(**...)` is the way back."""
     return {
         "text": reply.text,
         "finish": reply.finish,

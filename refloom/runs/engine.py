@@ -9,10 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from graph.builder import build_graph
 from memory.characteristics import Characteristics, kept_in
-from memory.embed import Embed, Embedder
-from memory.index import ReferenceIndex
+from memory.embed import Embed
 from memory.references import distinct
 from memory.store import write_references
 from nodes.endpoint import Connection
@@ -26,10 +24,12 @@ from refloom.runs.given import Given, read_given
 from refloom.runs.journal import Journal
 from refloom.runs.log import event
 from refloom.runs.look import seen
+from refloom.runs.making import Ground, alone, together
 from refloom.runs.order import Order
-from refloom.runs.retrieval import Retrieval
-from refloom.runs.seams import Kept, heard
+from refloom.runs.quota import Quota
+from refloom.runs.seams import Kept, begun_before, heard
 from refloom.runs.shown import Seen
+from refloom.runs.team import Hiring, Maker, Team
 from refloom.runs.work import Work
 from refloom.settings import Settings
 
@@ -43,6 +43,7 @@ class Tools:
 
     complete: Complete | None = None
     embed: Embed | None = None
+    hiring: Hiring | None = None
 
 
 @dataclass
@@ -135,8 +136,9 @@ class Run:
             limiter.heed(limiter.lane(addresses.name(call.judge), call.model), headers)
 
         connection = Connection(addresses.resolve, max_retries=0, heed=heed)
+        team = Team(settings.at_work, heed) if settings.engine == "ray" else None
         calls = self._calls = JournaledCalls(
-            self.tools.complete or connection,
+            team.send if team else self.tools.complete or connection,
             journal,
             self._limits,
             address=addresses.name,
@@ -155,7 +157,7 @@ class Run:
             max_candidates=settings.most_candidates,
         )
         try:
-            await self._work(journal, given, calls, order)
+            await self._work(journal, given, calls, order, team)
         finally:
             await connection.aclose()
         return self._ended(calls, order)
@@ -170,38 +172,33 @@ class Run:
         return "short" if target and order.accepted < target else "done"
 
     async def _work(
-        self, journal: Journal, given: Given, calls: JournaledCalls, order: Order
+        self,
+        journal: Journal,
+        given: Given,
+        calls: JournaledCalls,
+        order: Order,
+        team: Team | None,
     ) -> None:
-        memory = self.settings.memory or self.out / "memory"
+        settings, memory = self.settings, self.settings.memory or self.out / "memory"
         references = await asyncio.to_thread(write_references, memory, distinct(self.references))
-        if not self.settings.answer_seeds:
+        if not settings.answer_seeds:
             await asyncio.to_thread(order.know, references)
-        kept = Kept(journal, order, calls, self.settings, self.on_record)
-        embed = self.tools.embed or Embedder(self.settings.embedding_model)
-        index = ReferenceIndex(references, embed, memory, self.settings.embedding_model)
-        retrieval = Retrieval(
-            index, journal, seeds=order.seeds, quota=self.settings.reference_quota
-        )
-        async with kept_in(memory) as store:
+        kept = Kept(journal, order, calls, settings, self.on_record)
+        kept.resumed = await asyncio.to_thread(begun_before, journal)
+        quota, seeds = settings.reference_quota, order.seeds
+        uses = Quota(journal, references=len(references), seeds=seeds, quota=quota)
+        await uses.begin()
+        async with contextlib.AsyncExitStack() as stack:
+            store = await stack.enter_async_context(kept_in(memory))
             learned = Characteristics(store, heard(journal))
-            graph = build_graph(
-                complete=calls,
-                search=retrieval,
-                embed=embed,
-                characteristics=learned,
-                turn=order.turn,
-                taken=order.taken,
-                start=kept.start,
-                finish=kept.finish,
-                ask=None,
-                contamination=given.contamination,
-            )
-            work = Work(graph, self.settings, given.seeds, kept, retrieval)
-            try:
-                await work.all()
-            finally:
-                await calls.aclose()
-                await learned.aclose()
+            stack.push_async_callback(learned.aclose)
+            ground = Ground(settings, given, references, kept, uses, store, learned)
+            maker: Maker = alone(ground, self.tools.embed)
+            if team is not None:
+                hired = together(ground, team, self.tools.hiring)
+                maker = await stack.enter_async_context(hired)
+            stack.push_async_callback(calls.aclose)
+            await Work(maker, settings, given.seeds, kept, uses).all()
 
     def _faulted(self, stage: str, fault: Exception) -> None:
         if self.on_fault is not None:

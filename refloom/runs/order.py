@@ -9,13 +9,12 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import deque
-from collections.abc import AsyncIterator, Collection, Iterable
+from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from hashlib import sha256
 
 from memory.novelty import NoveltyFilter
-from memory.references import Reference
+from memory.references import Reference, key_of
 from nodes.context import Context
 from nodes.propose import Admit
 from nodes.record import Record
@@ -97,20 +96,25 @@ class Order:
         admitted: list[str] = []
         duplicates = 0
 
-        def admit(text: str | None) -> bool:
+        async def admit(texts: Sequence[str | None], most: int) -> list[str]:
             nonlocal duplicates
-            fresh = not self._barren and text is not None and self._fresh(text, context)
-            if fresh and text is not None:
-                admitted.append(text)
-            duplicates += not fresh
-            return fresh
+            kept: list[str] = []
+            for text in texts:
+                if len(kept) == most:
+                    break
+                if not self._barren and text is not None and self._fresh(text, context):
+                    kept.append(text)
+                else:
+                    duplicates += 1
+            admitted.extend(kept)
+            return kept
 
         yield admit
         await self._close(seed, admitted, duplicates, len(admitted))
 
-    def taken(self, text: str) -> bool:
-        """See `nodes.propose.Taken`: whether an instruction admitted so far is too near."""
-        return self._novelty.collision(text) is not None
+    async def taken(self, seed: Seed, texts: Sequence[str]) -> list[bool]:
+        """See `nodes.propose.Taken`: of each whether an instruction admitted so far is too near."""
+        return [self._novelty.collision(text) is not None for text in texts]
 
     def _fresh(self, text: str, context: Context) -> bool:
         if context.answer_seeds:
@@ -245,5 +249,4 @@ class Order:
 
 
 def _key(text: str) -> int:
-    """64 bits that stand for a text: what is kept of each instruction must stay small."""
-    return int.from_bytes(sha256(text.encode("utf-8", "replace")).digest()[:8], "big")
+    return key_of(f".{text}.")  # within dots, white space counts

@@ -8,6 +8,10 @@ from collections.abc import Mapping
 MINUTE_S = 60.0
 # No header pauses all calls for longer; a longer limit shows itself again after it.
 LONGEST_PAUSE_S = 60.0
+# What `pause_of` reads.
+TOLD_IN = tuple(
+    f"x-ratelimit-{what}-{of}" for what in ("remaining", "reset") for of in ("requests", "tokens")
+)
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 

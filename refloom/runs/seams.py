@@ -39,6 +39,7 @@ class Kept:
         self.order = order
         self.journal = journal
         self.calls = calls
+        self.context = settings.context()
         # Whether an earlier session has finished anything: else nothing has to be looked up.
         self.resumed = True
         self._max_failure_rate = settings.max_failure_rate

@@ -6,9 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from itertools import islice
-from typing import Any
 
-from graph.builder import Graph
 from memory.references import IndexUnusable, Reference
 from memory.weights import WeightsUnavailable
 from nodes.llm import ProviderStopped
@@ -17,13 +15,14 @@ from nodes.state import SampleState, Seed
 from refloom.data.read import Source
 from refloom.runs.calls import Interrupted
 from refloom.runs.lock import JournalUnusable
-from refloom.runs.retrieval import Retrieval
-from refloom.runs.seams import Kept, begun_before, statuses
+from refloom.runs.quota import Quota
+from refloom.runs.seams import Kept, statuses
+from refloom.runs.team import Maker, WorkersLost
 from refloom.settings import Settings
 
 BATCH = 100
 # What ends a run, where anything else costs one seed.
-STOPS = (ProviderStopped, WeightsUnavailable, IndexUnusable, JournalUnusable)
+STOPS = (ProviderStopped, WeightsUnavailable, IndexUnusable, JournalUnusable, WorkersLost)
 
 
 class Work:
@@ -31,16 +30,16 @@ class Work:
 
     def __init__(
         self,
-        graph: Graph,
+        maker: Maker,
         settings: Settings,
         seeds: Source,
         kept: Kept,
-        retrieval: Retrieval,
+        uses: Quota,
     ) -> None:
-        self._graph, self._settings, self._seeds = graph, settings, seeds
+        self._maker, self._settings, self._seeds = maker, settings, seeds
         self._journal, self._order, self._calls = kept.journal, kept.order, kept.calls
-        self._kept, self._retrieval = kept, retrieval
-        self._context = settings.context()
+        self._kept, self._uses = kept, uses
+        self._context = kept.context
         self._ended = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._fault: Exception | None = None
@@ -50,8 +49,7 @@ class Work:
 
         The first fault that is more than a sample's is raised once what is in flight has ended.
         """
-        await self._retrieval.begin()
-        resumed = self._kept.resumed = await asyncio.to_thread(begun_before, self._journal)
+        resumed = self._kept.resumed
         try:
             async for seed in self._in_order():
                 await self._until_fewer_than(self._most)
@@ -106,7 +104,7 @@ class Work:
             }
             for position, row in islice(rows, BATCH)
         ]
-        self._retrieval.look_ahead(seeds)
+        self._maker.look_ahead(seeds)
         return seeds
 
     def _over(self) -> bool:
@@ -133,16 +131,14 @@ class Work:
         try:
             if resumed and await self._replayed(seed, place):
                 return
-            # Nobody looks on, and what comes of it is kept by `Kept`: no state has to be streamed.
-            given: Any = {"seed": seed}
-            async for _ in self._graph.astream(given, context=self._context, stream_mode=[]):
-                continue
+            await self._maker.make(seed)
         except (Interrupted, *STOPS):
             raise
         except Exception as error:  # noqa: BLE001 - whatever is wrong with one seed costs that seed
             await self._lost(seed, error)
         finally:
-            self._retrieval.passed(place)
+            self._maker.forget(place)
+            self._uses.passed(place)
 
     async def _replayed(self, seed: Seed, place: tuple[int, int]) -> bool:
         """Whether the seed is finished in the journal; then it is counted, and nothing is done."""
@@ -150,7 +146,7 @@ class Work:
         turned = await self._order.finished_turn(seed, kept)
         if turned is None:
             return False
-        await self._retrieval.replay(place)
+        await self._uses.replay(place)
         await self._order.replay(seed, self._context, turned, kept)
         return True
 

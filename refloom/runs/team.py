@@ -1,0 +1,235 @@
+"""The workers of a run: a seed goes to the one with the fewest; what one lost had, others make."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextvars import ContextVar
+from typing import Any, Protocol
+
+from memory.characteristics import NAMESPACE, Characteristics, FileStore
+from memory.contamination import Contamination
+from nodes.context import Context
+from nodes.llm import Call, Reply
+from nodes.state import Seed
+from refloom.runs.calls import kept_form
+from refloom.runs.held import Held
+from refloom.runs.line import Far, Line, Lost
+from refloom.runs.log import event
+from refloom.runs.plain import call_of, plain_call
+from refloom.runs.quota import Place, Quota
+from refloom.runs.seams import Kept
+
+# How often a run replaces a worker, for each it has.
+REPLACEMENTS = 5
+
+Hire = Callable[[], Awaitable[Far]]
+Hiring = Callable[[Mapping[str, Any], Contamination | None], Hire]
+Heed = Callable[[Call, Mapping[str, str]], None]
+
+
+class Maker(Protocol):
+    """The seam for making: a seed through the graph, here or elsewhere."""
+
+    async def make(self, seed: Seed) -> None:
+        """Make the seed's samples; each is kept as it ends."""
+        ...
+
+    def look_ahead(self, seeds: Sequence[Seed]) -> None:
+        """These come next. Blocks."""
+        ...
+
+    def forget(self, place: Place) -> None:
+        """The seed of a place (round, position) has ended."""
+        ...
+
+
+class WorkersLost(RuntimeError):
+    """No worker is left; what was made is kept, and the same command goes on."""
+
+
+class _Member:
+    """A worker as the run sees it."""
+
+    def __init__(self, number: int, far: Far, line: Line) -> None:
+        self.number, self.far, self.line = number, far, line
+        self.seeds = 0
+        self.carriers: list[asyncio.Task[None]] = []
+
+
+# Who asked for the call that is being answered, and the number it has there.
+_asker: ContextVar[tuple[_Member, int] | None] = ContextVar("asker", default=None)
+
+
+class Team:
+    """A `Maker` over workers that `hire` finds; one that is lost is replaced.
+
+    Its `send` is the `Complete` below journal and limits: the call goes back to the worker that
+    asked for it, or, if that is gone, to another.
+    """
+
+    def __init__(self, workers: int, heed: Heed) -> None:
+        self._workers, self._heed = workers, heed
+        self._members: list[_Member] = []
+        self._changed = asyncio.Condition()
+        self._held: dict[Place, Held] = {}
+        self._hired = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._fault: Exception | None = None
+
+    async def begin(
+        self, hire: Hire, kept: Kept, uses: Quota, store: FileStore, learned: Characteristics
+    ) -> None:
+        """Hire everybody. Raises what the first one that cannot be hired raises."""
+        self._hire, self._calls, self._kept, self._uses = hire, kept.calls, kept, uses
+        self._store, self._learned = store, learned
+        self._context: Context = kept.context
+        await asyncio.gather(*(self._join() for _ in range(self._workers)))
+
+    async def _join(self) -> None:
+        self._hired += 1
+        far = await self._hire()
+        number = self._hired
+        member = _Member(number, far, Line(lambda what, values: self._answer(member, what, values)))
+        member.carriers = [
+            asyncio.ensure_future(self._out(member)),
+            asyncio.ensure_future(self._back(member)),
+        ]
+        async with self._changed:
+            self._members.append(member)
+            self._changed.notify_all()
+        event("worker", number=number, state="begun")
+
+    async def _out(self, member: _Member) -> None:
+        try:
+            while True:
+                await member.far.deliver(await member.line.batch())
+        except Lost as lost:
+            self._leave(member, lost)
+
+    async def _back(self, member: _Member) -> None:
+        try:
+            while True:
+                member.line.receive(await member.far.collect())
+        except Lost as lost:
+            self._leave(member, lost)
+
+    def _leave(self, member: _Member, why: Lost) -> None:
+        """A worker is lost; what it was asked fails, and is asked of others."""
+        if member not in self._members:
+            return
+        self._members.remove(member)
+        event("worker", number=member.number, state="lost", why=str(why))
+        member.line.cut(why)
+        task = asyncio.ensure_future(self._replaced())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _replaced(self) -> None:
+        try:
+            if self._hired >= self._workers * (1 + REPLACEMENTS):
+                raise WorkersLost("each was replaced several times")
+            await self._join()
+        except Exception as error:  # noqa: BLE001 - the others go on without it
+            self._fault = error
+            async with self._changed:
+                self._changed.notify_all()
+
+    async def make(self, seed: Seed) -> None:
+        """See `Maker`. Raises `WorkersLost` when nobody is left."""
+        place = (seed["round"], seed["position"])
+        held = self._held[place] = Held(seed, self._context, self._kept, self._uses)
+        try:
+            while True:
+                member = await self._idlest()
+                held.anew()
+                member.seeds += 1
+                try:
+                    await member.line.ask("make", seed)
+                    return
+                except Lost:
+                    event("worker", number=member.number, state="seed made again", slot=place)
+                finally:
+                    member.seeds -= 1
+        finally:
+            self._held.pop(place, None)
+            await held.aclose()
+
+    async def _idlest(self) -> _Member:
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._members or self._fault)
+            if not self._members:
+                raise WorkersLost(
+                    f"all {self._hired} workers were lost ({self._fault}). "
+                    "What was made is kept; the same command goes on"
+                )
+            return min(self._members, key=lambda member: member.seeds)
+
+    async def send(self, call: Call) -> Reply:
+        """Send a call by the worker that asked for it, or by another if that is lost."""
+        asker = _asker.get()
+        if asker is not None and asker[0] in self._members:
+            member, number = asker
+            said = plain_call(call)
+            changed = {k: said[k] for k in ("temperature", "max_tokens", "extra_body")}
+            try:
+                return Reply(**await member.line.ask("send", number, changed))
+            except Lost:
+                event("worker", number=member.number, state="call sent again")
+        while True:
+            member = await self._idlest()
+            try:
+                return Reply(**await member.line.ask("send", None, plain_call(call)))
+            except Lost:
+                continue
+
+    async def _answer(self, member: _Member, what: str, values: list[Any]) -> Any:
+        """What a worker asks of the run."""
+        if what == "call":
+            _asker.set((member, values[0]))
+            return kept_form(await self._calls(call_of(values[1])))
+        if what == "heed":
+            judge, model, headers = values
+            self._heed(_told_of(model, judge), headers)
+        elif what == "recall":
+            found = await self._store.aget(NAMESPACE, values[0])
+            return found and found.value
+        elif what == "keep":
+            await self._store.aput(NAMESPACE, values[0], values[1], index=False)
+        elif what == "heard":
+            self._learned.tell(*values)
+        else:
+            return await self._step(what, values)
+        return None
+
+    async def _step(self, what: str, values: list[Any]) -> Any:
+        if what in ("start", "finish"):
+            round_, position, slot = values[0] if what == "start" else values[0]["slot"]
+            place, rest = (round_, position), [slot] if what == "start" else values
+        else:
+            place, rest = (values[0][0], values[0][1]), values[1:]
+        if what == "passed":
+            self._uses.passed(place)
+            return None
+        if what == "written":
+            taken = await self._uses.written(place)
+            return taken and [taken.rows, taken.scores, taken.counted]
+        return await self._held[place].step(what, rest)
+
+    def look_ahead(self, seeds: Sequence[Seed]) -> None:
+        """See `Maker`: each worker has an index of its own."""
+
+    def forget(self, place: Place) -> None:
+        """See `Maker`: what a seed had is forgotten as it ends."""
+
+    async def aclose(self) -> None:
+        """Let everybody go."""
+        tasks = [*self._tasks, *(c for member in self._members for c in member.carriers)]
+        await asyncio.gather(*(member.line.close() for member in self._members))
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _told_of(model: str, judge: bool) -> Call:
+    return Call("critique", (), None, model, judge, 0, 0.0, 1)

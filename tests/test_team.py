@@ -1,0 +1,324 @@
+"""Runs with workers: the same rows as alone, whoever is lost on the way."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from fakes import ScriptedModel, answer, letters, prompt_of, words
+from test_run import SEEDS, Mixed, lasting, references, rows, run_of, told
+
+from nodes.faults import Transient
+from nodes.llm import CallFailed, ProviderStopped
+from refloom.runs.engine import Run
+from refloom.runs.line import Line, Lost
+from refloom.runs.plain import call_of, error_of, plain_call, plain_error
+from refloom.runs.team import WorkersLost
+from refloom.runs.worker import Worker
+
+
+class Inside:
+    """A worker in this process, and the way to it, which can be cut."""
+
+    def __init__(self, worker: Worker) -> None:
+        self.worker = worker
+        self.cut = asyncio.Event()
+        self.delivered = 0
+
+    def kill(self) -> None:
+        self.cut.set()
+
+    async def deliver(self, batch: bytes) -> None:
+        if self.cut.is_set():
+            raise Lost("it was killed")
+        self.delivered += 1
+        self.worker.line.receive(batch)
+
+    async def collect(self) -> bytes:
+        batch = asyncio.ensure_future(self.worker.line.batch())
+        end = asyncio.ensure_future(self.cut.wait())
+        await asyncio.wait([batch, end], return_when=asyncio.FIRST_COMPLETED)
+        if self.cut.is_set():
+            batch.cancel()
+            # What a process does ends with it.
+            await self.worker.close()
+            raise Lost("it was killed")
+        end.cancel()
+        return batch.result()
+
+
+class Office:
+    """Hires workers that send by a scripted model, each over a watched one of its own."""
+
+    def __init__(self, complete: Any) -> None:
+        self.complete = complete
+        self.hired: list[Inside] = []
+        self.on_call: Callable[[Inside, int], None] = lambda far, n: None
+        self.sent = 0
+        self.run: Run | None = None
+
+    def __call__(self, orders: Any, contamination: Any) -> Any:
+        said = json.loads(json.dumps(orders))
+
+        async def hire() -> Inside:
+            async def send(call):
+                self.sent += 1
+                self.on_call(far, self.sent)
+                return await self.complete(call)
+
+            far = Inside(Worker(said, contamination, complete=send, embed=letters))
+            self.hired.append(far)
+            return far
+
+        return hire
+
+
+@pytest.fixture
+def office():
+    return Office
+
+
+async def together(out, office: Office, *args: Any, **more: Any) -> dict[str, Any]:
+    run = run_of(
+        out, office.complete, *args, **{"engine": "ray", "workers": 2, "concurrency": 4, **more}
+    )
+    office.run, run.tools.hiring = run, office
+    async with asyncio.timeout(60):
+        await run.go()
+    return told(out)
+
+
+async def alone(out, complete: Any, *args: Any, **more: Any) -> dict[str, Any]:
+    async with asyncio.timeout(60):
+        await run_of(out, complete, *args, **more).go()
+    return told(out)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+async def test_workers_make_the_rows_that_one_process_makes(tmp_path, office, workers):
+    few = {"given": references(8), "references_per_seed": 2, "reference_quota": 1.0, "per_seed": 3}
+    one = await alone(tmp_path / "one", Mixed(), SEEDS, **few)
+    many = await together(tmp_path / "many", office(Mixed()), SEEDS, workers=workers, **few)
+    assert lasting(tmp_path / "many") == lasting(tmp_path / "one")
+    for name in ("counts", "criteria", "usage"):
+        assert many[name] == one[name]
+    assert many["calls"]["paid"] == one["calls"]["paid"]
+
+
+async def test_every_worker_gets_seeds(tmp_path, office):
+    staff = office(ScriptedModel())
+    await together(tmp_path, staff, SEEDS, workers=3)
+    assert len(staff.hired) == 3
+    assert all(far.delivered > 1 for far in staff.hired)
+
+
+@pytest.mark.parametrize("target", [3, 7, 16])
+async def test_a_target_is_reached_exactly(tmp_path, office, target):
+    said = await together(tmp_path, office(Mixed()), SEEDS, target=target, workers=3)
+    assert said["counts"]["accepted"] == target
+    await alone(tmp_path / "one", Mixed(), SEEDS, target=target)
+    assert lasting(tmp_path) == lasting(tmp_path / "one")
+
+
+@pytest.mark.parametrize("at", [1, 2, 5, 9, 14, 22, 31])
+async def test_a_worker_that_is_lost_costs_its_calls_in_flight_only(tmp_path, office, at):
+    few = {"given": references(8), "references_per_seed": 2, "reference_quota": 1.0, "per_seed": 2}
+    calm = office(Mixed())
+    one = await together(tmp_path / "one", calm, SEEDS, **few)
+    staff = office(Mixed())
+    staff.on_call = lambda far, n: far.kill() if n == at else None
+    many = await together(tmp_path / "many", staff, SEEDS, **few)
+    assert lasting(tmp_path / "many") == lasting(tmp_path / "one")
+    assert many["counts"] == one["counts"]
+    assert many["calls"]["paid"] == one["calls"]["paid"]
+    assert len(staff.hired) == 3
+    assert calm.sent < staff.sent <= calm.sent + 4
+
+
+async def test_workers_that_are_lost_again_and_again_are_replaced(tmp_path, office):
+    few = {"given": references(8), "per_seed": 2}
+    await alone(tmp_path / "one", Mixed(), SEEDS, **few)
+    staff = office(Mixed())
+    staff.on_call = lambda far, n: far.kill() if n % 9 == 0 and n < 60 else None
+    await together(tmp_path / "many", staff, SEEDS, **few)
+    assert lasting(tmp_path / "many") == lasting(tmp_path / "one")
+    assert len(staff.hired) > 4
+
+
+async def test_when_every_worker_is_lost_the_run_stops_and_can_be_gone_on_with(tmp_path, office):
+    staff = office(Mixed())
+    staff.on_call = lambda far, n: far.kill()
+    with pytest.raises((WorkersLost, Lost), match=r"lost|killed"):
+        await together(tmp_path / "many", staff, SEEDS)
+    assert told(tmp_path / "many")["status"] == "stopped"
+    await together(tmp_path / "many", office(Mixed()), SEEDS)
+    await alone(tmp_path / "one", Mixed(), SEEDS)
+    assert lasting(tmp_path / "many") == lasting(tmp_path / "one")
+
+
+@pytest.mark.parametrize("at", [4, 17])
+async def test_a_run_is_gone_on_with_by_another_engine_and_number_of_workers(tmp_path, office, at):
+    few = {"given": references(6), "references_per_seed": 2, "per_seed": 2}
+    one = await alone(tmp_path / "one", Mixed(), SEEDS, **few)
+    staff = office(Mixed())
+    staff.on_call = lambda far, n: staff.run.stop() if n == at else None
+    first = await together(tmp_path / "many", staff, SEEDS, workers=3, **few)
+    assert first["status"] == "interrupted"
+    last = await alone(tmp_path / "many", Mixed(), SEEDS, **few)
+    assert lasting(tmp_path / "many") == lasting(tmp_path / "one")
+    assert last["calls"]["paid"] == one["calls"]["paid"]
+
+
+async def test_a_budget_is_one_for_all_workers(tmp_path, office):
+    cap = {"max_tokens": 4000, "workers": 4, "concurrency": 8}
+    staff = office(ScriptedModel())
+    with pytest.raises(Exception, match="--max-tokens"):
+        await together(tmp_path, staff, SEEDS, **cap)
+    used = told(tmp_path)["usage"]
+    assert used["prompt_tokens"] + used["completion_tokens"] <= 4000
+
+
+async def test_places_are_shared_by_all_workers(tmp_path, office):
+    at_once, most = 0, 0
+
+    async def slow(call):
+        nonlocal at_once, most
+        at_once += 1
+        most = max(most, at_once)
+        await asyncio.sleep(0.01)
+        at_once -= 1
+        return await ScriptedModel()(call)
+
+    await together(tmp_path, office(slow), SEEDS, workers=4, concurrency=3)
+    assert most == 3
+
+
+async def test_a_provider_that_refuses_stops_the_run(tmp_path, office):
+    async def refuse(call):
+        raise ProviderStopped("no key")
+
+    with pytest.raises(ProviderStopped, match="no key"):
+        await together(tmp_path, office(refuse), SEEDS)
+
+
+async def test_a_reference_that_two_workers_want_is_learned_from_once(tmp_path, office):
+    model = ScriptedModel()
+    await together(tmp_path, office(model), SEEDS, given=references(2), workers=4)
+    asked = Counter(model.asked("extract"))
+    assert set(asked.values()) == {1}
+
+
+async def test_a_seed_that_cannot_be_taken_costs_itself(tmp_path, office):
+    def propose(call):
+        if "seed 3" in prompt_of(call):
+            return CallFailed("propose", "bad_request", "no")
+        return answer("propose", prompt_of(call), call.seed)
+
+    seeds = [*SEEDS[:3], "seed 3 " + words("x", 5), *SEEDS[4:]]
+    said = await together(tmp_path, office(ScriptedModel(propose=propose)), seeds)
+    assert said["counts"]["failed"] == 1
+    assert rows(tmp_path, "failed")[0]["error"]["kind"] == "bad_request"
+
+
+# --- the line ----------------------------------------------------------------------------------
+
+
+async def joined(answer_here: Any, answer_there: Any) -> tuple[Line, Line, list[asyncio.Task]]:
+    here, there = Line(answer_here), Line(answer_there)
+
+    async def carry(one: Line, other: Line) -> None:
+        while True:
+            other.receive(await one.batch())
+
+    return here, there, [asyncio.create_task(carry(*p)) for p in ((here, there), (there, here))]
+
+
+async def nothing(what: str, values: list[Any]) -> None:
+    return None
+
+
+async def test_what_is_asked_is_answered_whoever_is_quicker():
+    async def wait(what, values):
+        await asyncio.sleep(values[0])
+        return [what, values[0]]
+
+    here, _, tasks = await joined(nothing, wait)
+    said = await asyncio.gather(here.ask("a", 0.05), here.ask("b", 0.0), here.ask("c", 0.02))
+    assert said == [["a", 0.05], ["b", 0.0], ["c", 0.02]]
+    for task in tasks:
+        task.cancel()
+
+
+ERRORS = [
+    CallFailed("generate", "filtered", "no", {"calls": 1}),
+    ProviderStopped("check the key"),
+    KeyError("seed"),
+]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda e: type(e).__name__)
+async def test_what_goes_wrong_there_goes_wrong_here(error):
+    async def fail(what, values):
+        raise error
+
+    here, _, tasks = await joined(nothing, fail)
+    with pytest.raises(Exception) as raised:
+        await here.ask("x")
+    assert type(raised.value).__name__ == type(error).__name__
+    assert str(raised.value) == str(error)
+    for task in tasks:
+        task.cancel()
+
+
+def test_a_passing_fault_keeps_what_the_endpoint_asked_for():
+    fault = Transient("critique", "rate_limit", "slow down")
+    fault.retry_after = 2.5
+    again = error_of(json.loads(json.dumps(plain_error(fault))))
+    assert isinstance(again, Transient)
+    assert (again.kind, again.message, again.retry_after) == ("rate_limit", "slow down", 2.5)
+
+
+async def test_who_asks_a_line_that_is_cut_is_told():
+    here, _, tasks = await joined(nothing, nothing)
+    for task in tasks:
+        task.cancel()
+    asked = asyncio.create_task(here.ask("x"))
+    await asyncio.sleep(0)
+    here.cut(Lost("gone"))
+    with pytest.raises(Lost, match="gone"):
+        await asked
+    with pytest.raises(Lost, match="gone"):
+        await here.ask("y")
+
+
+async def test_who_gives_up_asking_is_not_answered_any_more():
+    begun, ended = asyncio.Event(), []
+
+    async def long(what, values):
+        begun.set()
+        try:
+            await asyncio.sleep(10)
+        except asyncio.CancelledError:
+            ended.append(what)
+            raise
+
+    here, _, tasks = await joined(nothing, long)
+    asked = asyncio.create_task(here.ask("x"))
+    await begun.wait()
+    asked.cancel()
+    async with asyncio.timeout(5):
+        while not ended:
+            await asyncio.sleep(0.01)
+    for task in tasks:
+        task.cancel()
+
+
+async def test_a_call_is_the_same_after_its_way_to_another_process(tmp_path):
+    model = ScriptedModel()
+    await alone(tmp_path, model, SEEDS[:2])
+    for call in model.calls:
+        assert call_of(json.loads(json.dumps(plain_call(call)))) == call
