@@ -18,7 +18,6 @@ from nodes.llm import Answer, CallFailed, Complete, Place, ask, make_call
 from nodes.state import Seed, State, Usage, add_usage, no_usage
 from prompts import render
 
-Admit = Callable[[Sequence[str | None], int], Awaitable[list[str]]]
 Taken = Callable[[Seed, Sequence[str]], Awaitable[list[bool]]]
 Proposals = tuple[list[str | None], Usage]
 LEAST_ROOM = 400
@@ -27,12 +26,21 @@ _OF_THE_PROMPT = re.compile(
 )
 
 
-class Turn(Protocol):
-    """The seam for the order of work: a seed waits for its turn, then has instructions admitted.
+class Admit(Protocol):
+    """What a seed's turn is for: having instructions admitted that are new to the run."""
 
-    Within the turn `admit(instructions, most)` gives the first `most` that are new to the run, and
-    remembers them; None stands for one that was dropped for other reasons.
-    """
+    async def __call__(
+        self, texts: Sequence[str | None], most: int, *, last: bool = False
+    ) -> list[str]:
+        """Give the first `most` that are new, and remember them; None is one dropped before.
+
+        `last`: nothing more will be offered in this turn.
+        """
+        ...
+
+
+class Turn(Protocol):
+    """The seam for the order of work: a seed waits for its turn, then has instructions admitted."""
 
     def __call__(self, seed: Seed, context: Context) -> AbstractAsyncContextManager[Admit]:
         """Wait for the seed's turn; leaving it lets the next seed in."""
@@ -44,9 +52,9 @@ async def alone(seed: Seed, context: Context) -> Any:
     """The `Turn` of a seed that is not part of a run: new is what differs from its siblings."""
     known = NoveltyFilter(context.novelty_threshold)
 
-    async def admit(instructions: Sequence[str | None], most: int) -> list[str]:
+    async def admit(texts: Sequence[str | None], most: int, *, last: bool = False) -> list[str]:
         kept: list[str] = []
-        for text in instructions:
+        for text in texts:
             if len(kept) < most and text is not None and known.collision(text) is None:
                 known.add(text, "")
                 kept.append(text)
@@ -84,7 +92,7 @@ async def propose(
     seed = state["seed"]
     if context.answer_seeds:
         async with turn(seed, context) as admit:
-            admitted = await admit([seed["instruction"]], 1)
+            admitted = await admit([seed["instruction"]], 1, last=True)
             return {"instructions": [*admitted] or [None]}
     usage = no_usage()
     try:
@@ -116,15 +124,17 @@ async def _in_turn(
     unlike = [t for t in first if t and near.collision(t) is None]
     gone = sum(await taken(state["seed"], unlike)) if len(unlike) >= most else 0
     second = await again() if len(unlike) - gone < most else None
+    offered, known = _apart(first, near), second is not None
+    if second is not None and not isinstance(second, CallFailed):
+        offered += _apart(second[0], near)
     async with turn(state["seed"], context) as admit:
-        kept = await admit(_apart(first, near), most)
-        if len(kept) < most:
-            second = second or await again()
-            if isinstance(second, CallFailed):
-                if not kept:
-                    raise second
-            else:
-                kept += await admit(_apart(second[0], near), most - len(kept))
+        kept = await admit(offered, most, last=known)
+        if len(kept) < most and not known:
+            second = await again()
+            if not isinstance(second, CallFailed):
+                kept += await admit(_apart(second[0], near), most - len(kept), last=True)
+        if isinstance(second, CallFailed) and not kept:
+            raise second
     if second is None:
         return [*kept], no_usage()
     return [*kept], second.usage if isinstance(second, CallFailed) else second[1]

@@ -40,12 +40,11 @@ class Held:
         """Take a step the worker asks for, or say again what came of it."""
         steps: dict[str, Callable[..., Awaitable[Any]]] = {
             "taken": self._taken,
-            "turn": self._open,
             "admit": self._admitted,
             "close": self._close,
             "start": self._start,
             "finish": self._finish,
-            "allowed": self._allowed,
+            "offer": self._offer,
             "take": self._take,
         }
         key: Any = what
@@ -66,19 +65,21 @@ class Held:
     async def _taken(self, texts: list[str]) -> list[bool]:
         return await self._kept.order.taken(self._seed, texts)
 
-    async def _open(self) -> None:
-        turn = self._kept.order.turn(self._seed, self._context)
-        self._admit = await turn.__aenter__()
-        self._turn = turn
-
-    async def _admitted(self, texts: list[str | None], most: int) -> list[str]:
+    async def _admitted(self, texts: list[str | None], most: int, last: bool) -> list[str]:
+        if self._turn is None:
+            turn = self._kept.order.turn(self._seed, self._context)
+            self._admit = await turn.__aenter__()
+            self._turn = turn
         assert self._admit is not None
-        return await self._admit(texts, most)
+        admitted = await self._admit(texts, most, last=last)
+        if last or len(admitted) == most:
+            await self._close()
+        return admitted
 
     async def _close(self) -> None:
-        assert self._turn is not None
-        await self._turn.__aexit__(None, None, None)
-        self._turn = None
+        turn, self._turn = self._turn, None
+        if turn is not None:
+            await turn.__aexit__(None, None, None)
 
     async def _start(self, slot: int) -> bool:
         return await self._kept.start((*self._place, slot))
@@ -86,8 +87,8 @@ class Held:
     async def _finish(self, record: Record, references: list[Any]) -> None:
         await self._kept.finish(record, references)
 
-    async def _allowed(self, rows: list[int], k: int) -> list[bool]:
-        return await self._uses.allowed(self._place, rows, k)
+    async def _offer(self, taken: list[Any], rows: list[int], k: int) -> list[bool] | None:
+        return await self._uses.offer(self._place, Taken(*taken), rows, k)
 
     async def _take(self, taken: list[Any]) -> None:
         await self._uses.take(self._place, Taken(*taken))

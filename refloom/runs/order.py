@@ -96,7 +96,7 @@ class Order:
         admitted: list[str] = []
         duplicates = 0
 
-        async def admit(texts: Sequence[str | None], most: int) -> list[str]:
+        async def admit(texts: Sequence[str | None], most: int, *, last: bool = False) -> list[str]:
             nonlocal duplicates
             kept: list[str] = []
             for text in texts:

@@ -59,8 +59,13 @@ class Uses(Protocol):
         """What an earlier session of the run gave the seed."""
         ...
 
-    async def allowed(self, place: Place, rows: Sequence[int], k: int) -> list[bool]:
-        """Of each row whether the seed may take it; waits for the seed's turn."""
+    async def offer(
+        self, place: Place, taken: Taken, rows: Sequence[int], k: int
+    ) -> list[bool] | None:
+        """Take what was chosen among `rows`, in the seed's turn: None if all of it may be taken.
+
+        Otherwise whether each row may be; then something else is to be chosen, and `take`n.
+        """
         ...
 
     async def take(self, place: Place, taken: Taken) -> None:
@@ -105,14 +110,18 @@ class Quota:
         found = await asyncio.to_thread(self._journal.read, sql, *place)
         return Taken(*json.loads(found[0][0])) if found else None
 
-    async def allowed(self, place: Place, rows: Sequence[int], k: int) -> list[bool]:
+    async def offer(
+        self, place: Place, taken: Taken, rows: Sequence[int], k: int
+    ) -> list[bool] | None:
         """See `Uses`."""
         await self._gate.reach(self._number(place))
-        if self._quota is None:
-            return [True] * len(rows)
-        mean = (self._total + k) / self._references
-        most = max(LEAST_QUOTA, self._quota * mean)
-        return [self._uses[row] < most for row in rows]
+        if self._quota is not None:
+            mean = (self._total + k) / self._references
+            most = max(LEAST_QUOTA, self._quota * mean)
+            if any(self._uses[row] >= most for row in taken.counted):
+                return [self._uses[row] < most for row in rows]
+        await self.take(place, taken)
+        return None
 
     async def take(self, place: Place, taken: Taken) -> None:
         """See `Uses`."""

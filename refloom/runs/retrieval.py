@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from memory.index import ReferenceIndex, choose, scored
+from memory.index import Candidates, ReferenceIndex, choose, scored
 from memory.references import Reference
 from nodes.state import Seed
 from refloom.runs.quota import Place, Taken, Uses
@@ -35,15 +35,22 @@ class Retrieval:
                 self._uses.passed(turn)
                 return [scored(own[1], 1.0)]
             taken = await self._chosen(text, k, turn, own)
-        await self._uses.take(turn, taken)
+        else:
+            await self._uses.take(turn, taken)
         return await self._index.read(taken.rows, taken.scores)
 
     async def _chosen(self, text: str, k: int, turn: Place, own: Own) -> Taken:
+        """What the seed takes. Mostly its first choice will do, which saves another asking.
+
+        When all of that is allowed, choosing among the allowed ones only would choose the same.
+        """
         found = await self._index.candidates(text, k, own=own[0] if own else None)
-        allowed = dict(zip(found.rows, await self._uses.allowed(turn, found.rows, k), strict=True))
-        picked = choose(found, k, allowed.__getitem__)
-        rows = [found.rows[i] for i in picked]
-        return Taken(rows, [float(found.scores[i]) for i in picked], rows[found.own :])
+        taken = _picked(found, k, [True] * len(found.rows))
+        allowed = await self._uses.offer(turn, taken, found.rows, k)
+        if allowed is not None:
+            taken = _picked(found, k, allowed)
+            await self._uses.take(turn, taken)
+        return taken
 
     def look_ahead(self, seeds: Sequence[Seed]) -> None:
         """Find the seeds' own references together, some time before they are asked for. Blocks."""
@@ -60,3 +67,9 @@ class Retrieval:
     def forget(self, turn: Place) -> None:
         """A seed has ended; what was found for it and not asked for is not needed."""
         self._own.pop(turn, None)
+
+
+def _picked(found: Candidates, k: int, allowed: Sequence[bool]) -> Taken:
+    picked = choose(found, k, dict(zip(found.rows, allowed, strict=True)).__getitem__)
+    rows = [found.rows[i] for i in picked]
+    return Taken(rows, [float(found.scores[i]) for i in picked], rows[found.own :])

@@ -111,15 +111,23 @@ class Worker:
 
     @asynccontextmanager
     async def _turn(self, seed: Seed, context: Context) -> AsyncIterator[Admit]:
-        place = _place(seed)
-        await self.line.ask("turn", place)
+        """A turn is over with the last that is offered, or when enough is admitted.
 
-        async def admit(texts: Sequence[str | None], most: int) -> list[str]:
-            admitted: list[str] = await self.line.ask("admit", place, list(texts), most)
+        So that the next seed does not wait until this worker has heard of it.
+        """
+        over = False
+
+        async def admit(texts: Sequence[str | None], most: int, *, last: bool = False) -> list[str]:
+            nonlocal over
+            admitted: list[str] = await self.line.ask(
+                "admit", _place(seed), list(texts), most, last
+            )
+            over = last or len(admitted) == most
             return admitted
 
         yield admit
-        await self.line.ask("close", place)
+        if not over:
+            await self.line.ask("close", _place(seed))
 
     async def _taken(self, seed: Seed, texts: Sequence[str]) -> list[bool]:
         taken: list[bool] = await self.line.ask("taken", _place(seed), list(texts))
@@ -150,12 +158,14 @@ class _Uses:
         said = await self._line.ask("written", place) if self._resumed else None
         return Taken(*said) if said else None
 
-    async def allowed(self, place: Place, rows: Sequence[int], k: int) -> list[bool]:
-        allowed: list[bool] = await self._line.ask("allowed", place, list(rows), k)
+    async def offer(
+        self, place: Place, taken: Taken, rows: Sequence[int], k: int
+    ) -> list[bool] | None:
+        allowed: list[bool] | None = await self._line.ask("offer", place, _said(taken), rows, k)
         return allowed
 
     async def take(self, place: Place, taken: Taken) -> None:
-        await self._line.ask("take", place, [taken.rows, taken.scores, taken.counted])
+        await self._line.ask("take", place, _said(taken))
 
     def passed(self, place: Place) -> None:
         self._line.tell("passed", place)
@@ -175,6 +185,10 @@ class _Store:
         self, namespace: tuple[str, ...], key: str, value: dict[str, Any], index: Literal[False]
     ) -> None:
         self._line.tell("keep", key, value)
+
+
+def _said(taken: Taken) -> list[Any]:
+    return [taken.rows, taken.scores, taken.counted]
 
 
 def _place(seed: Seed) -> Place:

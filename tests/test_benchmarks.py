@@ -1,0 +1,419 @@
+"""What the benchmarks reckon, judge and write; what they measure is no matter of tests."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import bars, peers, plot, results, sections
+from benchmarks.authors import Sizes, authors, judged_once, per_row, total
+from benchmarks.bars import Bar, beside, judged
+from benchmarks.journal import report
+from benchmarks.mock_endpoint import made
+from benchmarks.own_cost import ratios
+from benchmarks.scripted import KnownModel, World, make_references, tagged
+from benchmarks.tabled import figure, median, spread, table
+from nodes.context import Context
+from nodes.criteria import Facts, answers_instruction
+from nodes.critique import apply_rules
+from nodes.generate import Generated
+from nodes.judge import Critiqued
+from nodes.llm import Place, make_call
+from prompts import render
+
+ROOT = Path(__file__).parent.parent
+SIZES = Sizes(60, 600, 50, 500, judge_prompt=900, judge_answer=300)
+CHANCES = {"passes": 0.5, "mends": 0.6, "spoils": 0.0}
+
+
+def run_of(wall: float, cpu: float = 1.0, accepted: int = 1000) -> dict:
+    """A repeat of own_cost as results.json keeps it, with a floor of 10 s."""
+    own = {"wall_s": 10 * wall, "cpu_s": 3 * cpu, "calls": 3000, "accepted": accepted}
+    own |= {"peak_mb": 200.0, "process_wall_s": 10 * wall + 4, "process_cpu_s": 3 * cpu + 3}
+    floor = {"wall_s": 10.0, "cpu_s": 1.5, "process_wall_s": 11.0, "process_cpu_s": 2.0}
+    return ratios(floor, own) | {"whole": {"floor": floor, "refloom": own}}
+
+
+def cell_of(in_flight: int, latency_ms: int, *runs: dict) -> dict:
+    return {"in_flight": in_flight, "latency_ms": latency_ms, "runs": [*runs]}
+
+
+def peer(name: str, **more) -> dict:
+    """A line of a results.jsonl."""
+    row = {"name": name, "n": 1000, "conc": 64, "latency_ms": 200, "rc": 0, "wall_s": 40.0}
+    row |= {"samples_s": 25.0, "cpu_s": 42.0, "calls": 3000, "lost": 0, "peak_rss_mb": 100.0}
+    row |= {"peak_tree_pss_mb": 90.0, "procs": 1, "ratio_wall": 4.0, "ratio_span": 3.5}
+    return row | {"other_cpus": 0.1, "mode": {"schema": 3000}} | more
+
+
+def kept(**figures) -> dict:
+    return {name: results.entry(one, False, None) for name, one in figures.items()}
+
+
+START = {"help_s": [0.4, 0.3, 0.9], "bare_s": [0.02], "loaded": []}
+
+
+# Figures and tables
+
+
+def test_a_cell_cannot_end_its_row():
+    assert table(["a"], [["x|y\nz"]]).splitlines()[2] == r"| x\|y z |"
+
+
+def test_a_median_is_one_of_the_figures():
+    assert [median([3, 1, 2]), median([4, 1])] == [2, 1]
+
+
+@pytest.mark.parametrize(
+    ("values", "said"), [([1.234], "1.23"), ([3, 1, 2], "2.00 (1.00 to 3.00)")]
+)
+def test_a_spread_names_least_and_most_where_there_are_several(values, said):
+    assert spread(values) == said
+
+
+def test_what_was_not_measured_is_a_dash():
+    assert [figure(None), figure(12345.6, 0)] == ["–", "12,346"]
+
+
+# Bars
+
+
+@pytest.mark.parametrize(
+    ("value", "bar", "said"),
+    [
+        (1.15, Bar(1.15), "yes"),
+        (1.151, Bar(1.15), "**no**"),
+        (0.95, Bar(0.95, most=False), "yes"),
+        (0.949, Bar(0.95, most=False), "**no**"),
+        (None, Bar(1), "not measured"),
+        (5, None, "no bar"),
+    ],
+)
+def test_a_figure_is_judged_by_its_bar(value, bar, said):
+    assert judged(value, bar) == said
+
+
+def test_small_numbers_reach_no_bar():
+    assert beside(0.1, Bar(1.15, "x"), False) == ["at most 1.15x", "too few to say"]
+
+
+# The authors' pipeline
+
+
+def test_the_authors_calls_are_two_a_reference_one_for_ten_and_two_a_row():
+    stages = authors(SIZES, 3, 10, **CHANCES)["stages"]
+    calls = {name: stage["calls"] for name, stage in stages.items()}
+    assert calls == {"feedback": 6, "propose": 3, "generate": 30, "refine": 30}
+
+
+def test_eleven_instructions_are_two_calls():
+    assert authors(SIZES, 3, 11, **CHANCES)["stages"]["propose"]["calls"] == 6
+
+
+def test_the_authors_export_everything_as_good_as_one_refinement_makes_it():
+    one = authors(SIZES, 3, 10, passes=0.5, mends=0.6, spoils=0.1)
+    assert (one["candidates"], one["rows"]) == (30, 30)
+    assert one["good"] == pytest.approx(30 * (0.5 * 0.9 + 0.5 * 0.6))
+
+
+def test_an_authors_draft_reads_the_pair_and_the_instruction():
+    one = authors(SIZES, 1, 1, **CHANCES)["stages"]["generate"]
+    assert (one["prompt_tokens"], one["completion_tokens"]) == (167 + 60 + 600 + 50, 500)
+
+
+def test_all_instructions_are_written_however_many_a_call_brings():
+    assert authors(SIZES, 2, 15, **CHANCES)["stages"]["propose"]["completion_tokens"] == 1500
+
+
+def test_a_judge_behind_it_drops_what_it_holds_for_bad():
+    one = judged_once(authors(SIZES, 1, 100, **CHANCES), SIZES, errs=0.1)
+    assert (one["good"], one["rows"]) == (pytest.approx(72), pytest.approx(72 + 2))
+    assert one["stages"]["critique"]["calls"] == 100
+
+
+def test_per_row_is_of_what_was_exported():
+    stages = {"a": {"calls": 6, "prompt_tokens": 30, "completion_tokens": 12}, "b": {"calls": 4}}
+    one = {"candidates": 9, "rows": 5, "good": 4, "stages": stages}
+    assert total(one, "calls") == 10
+    found = per_row(one)
+    assert [found[k] for k in ("calls", "calls_a_good", "good_share")] == [2, 2.5, 0.8]
+    assert [found[k] for k in ("read", "written", "written_a_good")] == [6, 2.4, 3]
+
+
+def test_per_row_of_nothing_is_nothing():
+    assert set(per_row({"rows": 0, "good": 0, "stages": {}}).values()) == {0.0}
+
+
+# The model of known quality
+
+
+def call_of(stage, answer, seed, **said):
+    return make_call(stage, render(stage, **said), answer, Context(), Place(str(seed)))
+
+
+async def drafts(model: KnownModel, n: int) -> list[str]:
+    said = {"reference": None, "criteria": [], "instruction": "Why?"}
+    calls = [call_of("generate", Generated, i, **said) for i in range(n)]
+    return [json.loads((await model(call)).text)["response"] for call in calls]
+
+
+async def verdict_of(model: KnownModel, response: str, seed: int) -> str:
+    said = {"history": (), "instruction": "Why?", "response": response}
+    call = call_of("critique", Critiqued, seed, criteria=[answers_instruction(None)], **said)
+    return json.loads((await model(call)).text)["verdicts"][0]["verdict"]
+
+
+async def test_drafts_are_good_as_often_as_was_said():
+    model = KnownModel(World(0.6), [])
+    good = [model.good[text] for text in await drafts(model, 200)]
+    assert 100 < sum(good) < 140
+
+
+async def test_a_plainly_bad_draft_fails_a_rule_and_no_other_does():
+    for plain in (1.0, 0.0):
+        model = KnownModel(World(0.0, plain=plain), [])
+        (text,) = await drafts(model, 1)
+        found = {v["criterion_id"]: v["verdict"] for v in apply_rules(Facts("Why?", text, ()))}
+        assert found["finished"] == ("fail" if plain else "pass")
+
+
+async def test_a_judge_that_errs_not_knows_and_says_the_same_again():
+    model = KnownModel(World(0.5, errs=0.0), [])
+    for text in await drafts(model, 20):
+        said = [await verdict_of(model, text, seed) for seed in (1, 2)]
+        assert said == ["pass" if model.good[text] else "fail"] * 2
+    assert set(model.judged.values()) == {2}
+
+
+async def test_a_judge_that_always_errs_says_the_opposite():
+    model = KnownModel(World(0.5, errs=1.0), [])
+    for text in await drafts(model, 10):
+        assert await verdict_of(model, text, 1) == ("fail" if model.good[text] else "pass")
+
+
+def test_made_references_are_all_different():
+    assert len({row["response"] for row in make_references(50)}) == 50
+
+
+# The Python mock
+
+
+def test_the_mock_judges_every_criterion_on_words_of_the_response():
+    said = {"history": (), "instruction": "Why?", "response": "So it is."}
+    call = call_of("critique", Critiqued, 1, criteria=[answers_instruction(None)], **said)
+    prompt = call.messages[-1]["content"]
+    (found,) = made(Critiqued.model_json_schema(), prompt)["verdicts"]
+    assert (found["criterion_id"], found["verdict"]) == ("answers-instruction", "pass")
+    assert tagged(prompt, "response")[-1] == found["evidence"]
+
+
+def test_the_mock_gives_as_many_instructions_as_were_asked_for():
+    schema = {"properties": {"instructions": {"type": "array", "items": {"type": "string"}}}}
+    assert len(set(made(schema, "Asked for: 7 instructions.")["instructions"])) == 7
+
+
+# The journal's ratios
+
+
+def test_the_journal_is_compared_with_both_plain_ways():
+    said = report({"commit_a_row": [90, 100, 700], "waiters_64": [500], "one_transaction": [1000]})
+    assert said["to_commit_a_row"]["waiters_64"] == 5
+    assert said["to_one_transaction"]["waiters_64"] == 0.5
+
+
+# Sections
+
+
+def test_own_cost_is_judged_by_the_median_of_its_repeats():
+    runs = [run_of(1.1), run_of(1.2), run_of(9)]
+    said = sections.own_cost({"n": 1000, "cells": [cell_of(64, 200, *runs)]}, {})
+    line = said.splitlines()[-1]
+    assert "| 1.20 (1.10 to 9.00) | at most 1.15x | **no** |" in line
+    assert "| at most 1.2 ms | yes |" in line
+
+
+def test_an_endpoint_that_answers_at_once_has_no_bar():
+    said = sections.own_cost({"n": 1000, "cells": [cell_of(64, 0, run_of(5))]}, {})
+    assert said.splitlines()[-1].count("no bar") == 2
+
+
+@pytest.mark.parametrize(("loaded", "said"), [([], "yes"), (["torch"], "**no**")])
+def test_a_heavy_import_is_named(loaded, said):
+    *_, last = sections.start(START | {"loaded": loaded}, {}).splitlines()
+    assert last.endswith(f"| {said} |")
+    assert f"| {loaded[0] if loaded else 'neither'} |" in last
+
+
+@pytest.mark.parametrize(("samples", "said"), [(10_000, "too few to say"), (100_000, "yes")])
+def test_memory_is_judged_at_100_000_samples_only(samples, said):
+    run = {"samples": samples, "over_start_mb": 299.0, "seconds": 9, "cpu_ms_per_call": 1}
+    run |= dict.fromkeys(("first_tenth_per_s", "last_tenth_per_s"), 100)
+    run |= dict.fromkeys(("before_mb", "start_mb", "peak_mb"), 300)
+    assert f"| {said} |" in sections.memory({"runs": [run]}, {})
+
+
+# Peers
+
+
+def test_only_runs_beside_a_floor_are_read(tmp_path):
+    path = tmp_path / "results.jsonl"
+    alone = {k: v for k, v in peer("curator").items() if k != "ratio_wall"}
+    rows = [peer("langgraph"), peer(peers.FLOOR), alone]
+    path.write_text("\n".join(map(json.dumps, rows)) + "\n\n")
+    (row,) = peers.read(path)
+    assert row["name"] == "langgraph"
+    assert "mode" not in row
+
+
+def test_a_line_that_is_no_json_is_named(tmp_path):
+    path = tmp_path / "results.jsonl"
+    path.write_text("{}\nno\n")
+    with pytest.raises(SystemExit, match=r"results\.jsonl, line 2"):
+        peers.read(path)
+
+
+def test_the_least_disturbed_run_that_ended_well_is_shown():
+    rows = [peer("a", other_cpus=0.5), peer("a", other_cpus=0.2, lost=1), peer("a", rc=1)]
+    assert [row["lost"] for row in peers.best(rows)] == [1]
+
+
+def test_memory_of_several_processes_is_that_of_all():
+    assert peers.figures_of(peer("a", procs=3))["peak_mb"] == 90
+    assert peers.figures_of(peer("a"))["peak_mb"] == 100
+
+
+def test_calls_that_were_never_made_cost_nothing_that_can_be_said():
+    assert peers.figures_of(peer("a", calls=0))["cpu_ms"] is None
+
+
+def test_refloom_stands_beside_its_peers_with_its_start_up():
+    own = {"n": 1000, "cells": [cell_of(64, 200, run_of(1.1, accepted=999))]}
+    everything = kept(own_cost=own, peers={"rows": [peer("langgraph")]})
+    said = sections.beside_peers(everything["peers"]["figures"], everything)
+    first, second = said.splitlines()[-2:]
+    assert first == "| **refloom** | 1.36x | 1.10x | 2.00 ms | 66.6 | 200 | 1 |"
+    assert second == "| LangGraph + ChatOpenAI | 4.00x | 3.50x | 14.00 ms | 25.0 | 100 | 0 |"
+
+
+# results.json and RESULTS.md
+
+
+def test_no_file_holds_no_figures(tmp_path):
+    assert results.load(tmp_path / "results.json") == {}
+
+
+@pytest.mark.parametrize("text", ["{", "[]"])
+def test_a_damaged_file_of_figures_is_refused(tmp_path, text):
+    (tmp_path / "results.json").write_text(text)
+    with pytest.raises(SystemExit, match=r"results\.json"):
+        results.load(tmp_path / "results.json")
+
+
+def test_a_part_run_alone_changes_its_own_section(tmp_path):
+    given = argparse.Namespace(results=tmp_path / "r.json", table=tmp_path / "R.md")
+    given.table.write_text(f"# Mine\n\n{results.BEGIN}\nold\n{results.END}\n\nBelow.\n")
+    own = {"n": 1000, "cells": [cell_of(64, 200, run_of(1.1))]}
+    results.keep("own_cost", results.entry(own, False, "python"), given)
+    before = given.table.read_text()
+    results.keep("start", results.entry(START, True, None), given)
+    after = given.table.read_text()
+    assert set(results.load(given.results)) == {"own_cost", "start"}
+    assert after.startswith("# Mine\n") and after.endswith(f"{results.END}\n\nBelow.\n")
+    section = before.split("## Own cost")[1].split(results.END)[0].strip()
+    assert section in after and "old" not in after
+    assert "Python mock" in section and results.QUICK not in section
+    assert results.QUICK in after.split("## Start-up")[1]
+
+
+def test_a_new_table_has_a_heading():
+    assert results.written("", kept(start=START)).startswith("# Results\n")
+
+
+def test_a_table_without_a_place_for_figures_gets_one_at_its_end():
+    said = results.written("# Mine\n", kept(start=START))
+    assert said.startswith(f"# Mine\n\n{results.BEGIN}\n")
+
+
+def asked(**more) -> argparse.Namespace:
+    plain = {"only": None, "peers": None, "peer_results": None, "peer_bench": None}
+    return argparse.Namespace(**plain | more)
+
+
+def test_parts_come_in_the_order_of_the_suite():
+    assert results.parts_of(asked(only="calls,start")) == ["start", "calls"]
+    assert results.parts_of(asked(peer_results=Path("x")))[-1] == "peers"
+    assert "peers" not in results.parts_of(asked())
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"only": "call"}, "there is no call"),
+        ({"only": "peers"}, "name them"),
+        ({"peers": Path("x")}, "--peer-bench"),
+    ],
+)
+def test_what_cannot_be_run_is_refused(more, said):
+    with pytest.raises(SystemExit, match=said):
+        results.parts_of(asked(**more))
+
+
+def test_the_machine_is_described_without_its_name():
+    import platform
+
+    said = results.machine()
+    assert said["cores"] and said["python"] == platform.python_version()
+    assert platform.node() not in json.dumps(said)
+
+
+# The drawing
+
+
+def test_the_drawing_is_small_and_names_no_place(tmp_path):
+    own = {"n": 1000, "cells": [cell_of(64, 200, run_of(1.1))]}
+    rows = plot.bars_of(kept(own_cost=own, peers={"rows": [peer("langgraph")]}))
+    assert [name for name, _ in rows] == ["LangGraph + ChatOpenAI", "refloom"]
+    first, again = tmp_path / "a.svg", tmp_path / "b.svg"
+    for path in (first, again):
+        plot.draw(rows, 1000, path)
+    assert first.read_bytes() == again.read_bytes()
+    text = first.read_text()
+    assert len(text) < 60_000
+    assert str(ROOT) not in text and str(tmp_path) not in text
+
+
+def test_there_is_no_drawing_without_figures_of_ones_own():
+    with pytest.raises(SystemExit, match="own_cost"):
+        plot.bars_of(kept(peers={"rows": [peer("langgraph")]}))
+
+
+# A part as a process
+
+
+def test_the_calls_part_runs_and_its_early_ends_are_free(tmp_path):
+    command = [sys.executable, "benchmarks/results.py", "--quick", "--only", "calls"]
+    command += ["--out", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    kept = json.loads((tmp_path / "results.json").read_text())
+    (one,) = kept["calls"]["figures"]["qualities"]
+    own, theirs = one["pipelines"]["refloom"], one["pipelines"]["authors"]
+    early = own["early"]
+    assert early["drafts"] == own["candidates"] == theirs["rows"] == 20
+    assert early["judge_calls_on_them"] == early["refinements_of_them"] == 0
+    assert early["passed_at_once"] > 0
+    # Each of two references has its own response and three spoiled ones judged once.
+    assert own["stages"]["trial"]["calls"] == 8
+    assert own["stages"]["critique"]["calls"] == early["judge_calls"]
+    assert own["per_row"]["good_share"] > one["world"]["passes"]
+    assert "## Calls and tokens a row" in (tmp_path / "RESULTS.md").read_text()
+
+
+def test_the_bars_are_those_of_the_design():
+    assert {k: bar.limit for k, bar in bars.WALL.items()} == {64: 1.15, 256: 1.6}
+    assert {k: bar.limit for k, bar in bars.NOVELTY_S.items()} == {10_000: 1, 100_000: 30}
