@@ -9,6 +9,7 @@ from refloom.data.benchmark import benchmarks
 from refloom.data.found import Report
 from refloom.data.read import Source
 from refloom.data.rows import BadFile
+from refloom.runs import ray
 from refloom.runs.budget import check_priced
 from refloom.runs.files import Summary
 from refloom.runs.kept import KeptCalls
@@ -40,6 +41,8 @@ def read_given(
             "--answer-seeds with --turns all: a later turn cannot be answered without what was "
             "said before it; give --seeds, or --turns first"
         )
+    if settings.engine == "ray":
+        ray.check(settings.ray_address)
     prices = Prices.load(settings.prices)
     check_priced(prices, [settings.model, settings.judge], settings.max_cost)
     reference_report = references.scan()

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
+import sys
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from memory.contamination import Contamination
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
 STORE_BYTES = 128 << 20
 # A batch is delivered while another is waited for, and one may be under way each.
 METHODS_AT_ONCE = 8
+CONNECT_S = 5.0
 
 
 class Actor:
@@ -74,19 +78,33 @@ class _Far:
         return batch
 
 
+def check(address: str | None) -> None:
+    """Raise `BadFile` now when Ray is not installed or nobody answers at `address`. Blocks.
+
+    Ray itself would look for a cluster for minutes.
+    """
+    if sys.modules.get("ray", find_spec) is None or find_spec("ray") is None:
+        raise BadFile("--engine ray: Ray is not installed; install refloom with the extra [ray]")
+    if address is None:
+        return
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65535:
+        raise BadFile(f"--ray-address {address!r}: give the head node's HOST:PORT")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
+    except OSError as error:
+        raise BadFile(f"--ray-address {address}: nobody answers there ({error})") from error
+
+
 def connect(address: str | None, workers: int) -> None:
     """Join the cluster at `address`, or begin one on this machine that ends with this process.
 
-    Raises `BadFile` when Ray is not installed or the cluster cannot be had. Blocks.
+    Raises `BadFile` when it cannot be had. Blocks.
     """
     # No news of this run goes to Ray's makers.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        import ray
-    except ImportError:
-        raise BadFile(
-            "--engine ray: Ray is not installed; install refloom with the extra [ray]"
-        ) from None
+    import ray
+
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
     quiet |= {"ignore_reinit_error": True, "namespace": "refloom"}
     try:
