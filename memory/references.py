@@ -54,6 +54,11 @@ def key_of(instruction: str) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
+def exact_key_of(text: str) -> int:
+    """The same, where white space counts."""
+    return key_of(f".{text}.")
+
+
 def distinct(references: Iterable[Reference]) -> Iterator[Reference]:
     """Every reference once: the same pair again is left out, another under its id is renamed.
 

@@ -126,6 +126,10 @@ def _sum_up(summary: Summary, out: Path) -> None:
         + (f" (${cost:.4f})" if cost else "")
         + f", in {summary.seconds:.0f} s"
     )
+    usage = summary.more["usage"]
+    if usage["cached_tokens"]:
+        share = usage["cached_tokens"] / usage["prompt_tokens"]
+        say(f"{share:.0%} of {usage['prompt_tokens']:,} prompt tokens were in the endpoint's cache")
     if (out / "accepted.jsonl").is_file():
         say(f"rows: {out / 'accepted.jsonl'}")
     if summary.settings.review != "never" and counts["pending"]:

@@ -10,7 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
-from fakes import Endpoint, completion, criterion_ids, error, stage_of, verdicts, words
+from aiohttp import web
+from fakes import Endpoint, answer, completion, criterion_ids, error, stage_of, verdicts, words
 from processes import env_of, lines, refloom
 
 KEYS = {
@@ -40,6 +41,27 @@ def test_help_and_version_say_what_a_stranger_needs(tmp_path):
     assert "refloom demo" in refloom("--help", cwd=tmp_path).stdout
     assert "--target" in refloom("run", "--help", cwd=tmp_path).stdout
     assert refloom("--version", cwd=tmp_path).stdout.startswith("refloom 0.")
+
+
+def test_what_the_endpoint_had_in_its_cache_is_told(tmp_path, references):
+    def script(body, number):
+        said = json.loads(completion(answer(stage_of(body), prompt(body), 0), body).text)
+        said["usage"] = {
+            "prompt_tokens": 100,
+            "completion_tokens": 10,
+            "prompt_tokens_details": {"cached_tokens": 25},
+        }
+        return web.json_response(said)
+
+    def prompt(body):
+        return "\n".join(m["content"] for m in body["messages"])
+
+    with Endpoint(script) as endpoint:
+        flags = run_flags(references, tmp_path / "out", endpoint, "--limit", 2)
+        done = refloom(*flags, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    sent = 100 * len(endpoint.bodies)
+    assert f"25% of {sent:,} prompt tokens were in the endpoint's cache" in done.stdout
 
 
 def test_a_run_makes_rows_and_files_and_says_so(tmp_path, references):

@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from memory.novelty import NoveltyFilter
-from memory.references import Reference, key_of
+from memory.references import Reference, exact_key_of
 from nodes.context import Context
 from nodes.propose import Admit
 from nodes.record import Record
@@ -118,7 +118,7 @@ class Order:
 
     def _fresh(self, text: str, context: Context) -> bool:
         if context.answer_seeds:
-            fresh = _key(text) not in self._exact
+            fresh = exact_key_of(text) not in self._exact
         else:
             fresh = self._novelty.collision(text) is None
         if fresh:
@@ -127,7 +127,7 @@ class Order:
 
     def _remember(self, text: str, context: Context) -> None:
         if context.answer_seeds:
-            self._exact.add(_key(text))
+            self._exact.add(exact_key_of(text))
         else:
             self._novelty.add(text, "")
 
@@ -246,7 +246,3 @@ class Order:
     async def _tell(self) -> None:
         async with self._changed:
             self._changed.notify_all()
-
-
-def _key(text: str) -> int:
-    return key_of(f".{text}.")  # within dots, white space counts

@@ -1,0 +1,35 @@
+"""Collecting seldom: only while a run is on, and what a run leaves is freed after it."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import pytest
+
+from refloom.runs.garbage import YOUNG, seldom_collected
+
+
+class Ring:
+    """Something that only the collector can free."""
+
+    def __init__(self) -> None:
+        self.own = self
+
+
+def test_thresholds_are_raised_and_put_back_whatever_happens():
+    before = gc.get_threshold()
+    with pytest.raises(KeyError), seldom_collected():
+        assert gc.get_threshold()[0] == YOUNG
+        assert gc.get_freeze_count() > 0
+        raise KeyError
+    assert gc.get_threshold() == before
+    assert gc.get_freeze_count() == 0
+
+
+def test_what_is_made_meanwhile_is_freed():
+    with seldom_collected():
+        gone = [weakref.ref(Ring()) for _ in range(10)]
+        assert any(ring() is not None for ring in gone)
+        gc.collect()
+        assert all(ring() is None for ring in gone)
