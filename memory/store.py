@@ -9,7 +9,8 @@ import json
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
@@ -135,15 +136,39 @@ def write_references(directory: Path, references: Iterable[Reference]) -> Refere
     with pq.ParquetWriter(staged, schema, compression="zstd") as writer:
         while batch := list(islice(rows, WRITTEN)):
             for reference in batch:
-                digest.update(json.dumps(reference, sort_keys=True).encode())
+                digest.update(_line(reference))
             listed = [
                 {**{name: r.get(name) for name in COLUMNS}, "key": key_of(r["instruction"])}
                 for r in batch
             ]
             writer.write_table(pa.Table.from_pylist(listed, schema), row_group_size=GROUP)
-    path = directory / f"references-{digest.hexdigest()[:16]}.parquet"
+    path = _named(directory, digest)
     os.replace(staged, path)
     return ReferenceFile(path)
+
+
+def kept_references(
+    directory: Path, references: Callable[[], Iterable[Reference]]
+) -> ReferenceFile:
+    """The references as `directory` has them, written if it has not; goes through them. Blocks.
+
+    A run that is taken up again finds them there, and needs to read them only.
+    """
+    if any(directory.glob("references-*.parquet")):
+        digest = sha256()
+        for reference in references():
+            digest.update(_line(reference))
+        with suppress(IndexUnusable):
+            return ReferenceFile(_named(directory, digest))
+    return write_references(directory, references())
+
+
+def _line(reference: Reference) -> bytes:
+    return json.dumps(reference, sort_keys=True).encode()
+
+
+def _named(directory: Path, digest: Any) -> Path:
+    return directory / f"references-{digest.hexdigest()[:16]}.parquet"
 
 
 def keys_of(references: Sequence[Reference]) -> Keys:

@@ -16,10 +16,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graph.defaults import default_references
+from memory import store
 from memory import vectors as faiss_vectors
 from memory.index import Candidates, ReferenceIndex, choose, matching, mmr
 from memory.references import IndexUnusable, content_id, distinct
-from memory.store import GROUP, KEPT_GROUPS, ReferenceFile, references_in, write_references
+from memory.store import (
+    GROUP,
+    KEPT_GROUPS,
+    ReferenceFile,
+    kept_references,
+    references_in,
+    write_references,
+)
 
 quick = settings(max_examples=120, deadline=None, database=None)
 
@@ -593,3 +601,19 @@ def test_rows_are_read_in_the_order_they_are_asked_for(tmp_path):
     rows = [599, 0, 256, 255, 0]
     assert kept.rows(rows) == [kept[row] for row in rows]
     assert kept.rows([]) == []
+
+
+def test_references_that_are_there_are_not_written_again(tmp_path, monkeypatch):
+    first = kept_references(tmp_path, lambda: references(300))
+    monkeypatch.setattr(store, "write_references", None)
+    again = kept_references(tmp_path, lambda: iter(references(300)))
+    assert (again.path, list(again)) == (first.path, list(first))
+
+
+def test_other_references_and_damaged_ones_are_written(tmp_path):
+    first = kept_references(tmp_path, lambda: references(3))
+    more = kept_references(tmp_path, lambda: references(4))
+    assert more.path != first.path
+    assert list(more) == references(4)
+    first.path.write_bytes(b"no parquet")
+    assert list(kept_references(tmp_path, lambda: references(3))) == references(3)

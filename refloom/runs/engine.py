@@ -12,7 +12,7 @@ from pathlib import Path
 from memory.characteristics import Characteristics, kept_in
 from memory.embed import Embed
 from memory.references import distinct
-from memory.store import write_references
+from memory.store import kept_references
 from nodes.endpoint import Connection
 from nodes.llm import Call, Complete
 from nodes.record import Record
@@ -180,7 +180,9 @@ class Run:
         team: Team | None,
     ) -> None:
         settings, memory = self.settings, self.settings.memory or self.out / "memory"
-        references = await asyncio.to_thread(write_references, memory, distinct(self.references))
+        references = await asyncio.to_thread(
+            kept_references, memory, lambda: distinct(self.references)
+        )
         if not settings.answer_seeds:
             await asyncio.to_thread(order.know, references)
         kept = Kept(journal, order, calls, settings, self.on_record)
