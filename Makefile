@@ -1,7 +1,6 @@
 # Everything happens in .venv; nothing is installed by hand. `make help` lists the targets.
 PYTHON ?= python3.11
 BIN := .venv/bin
-ENDPOINT ?= http://127.0.0.1:8900/v1
 # PyTorch's CPU build: from PyTorch's public index, or, where pip is told of a folder
 # of wheels (find-links) or TORCH_INDEX is empty, from where pip already finds it.
 # pip knows the CPU build by its local version (+cpu); macOS wheels carry none.
@@ -45,8 +44,9 @@ fix: install  ## format and mend what ruff can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: install  ## measure refloom's own cost (ENDPOINT=URL of a mock endpoint)
-	$(BIN)/python benchmarks/own_cost.py --endpoint $(ENDPOINT) --n 1000 --in-flight 64 --out bench-run
+bench: install  ## measure all and write benchmarks/RESULTS.md (MOCK=PROGRAM or ENDPOINT=URL; ONLY=PART,.. QUICK=1)
+	$(BIN)/python benchmarks/results.py --out bench-run $(if $(MOCK),--mock $(MOCK)) \
+	$(if $(ENDPOINT),--endpoint $(ENDPOINT)) $(if $(ONLY),--only $(ONLY)) $(if $(QUICK),--quick)
 
 kill-test: install  ## kill a run 100 times, and stop it 20 times, and compare its rows (half an hour)
 	$(BIN)/python benchmarks/kill_test.py --kills 100 --out bench-run/kill

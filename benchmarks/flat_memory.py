@@ -14,21 +14,20 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import random
 import shutil
-import socket
 import sqlite3
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.endpoints import started
 
 START = 1000
 EVERY_S = 1.0
@@ -164,30 +163,6 @@ def report(seen: list[Moment], used: dict[str, float], n: int) -> dict[str, floa
     }
 
 
-@contextmanager
-def endpoint(given: argparse.Namespace) -> Iterator[str]:
-    """The endpoint's URL; one that is to be started is ended afterwards."""
-    if given.mock is None:
-        yield given.endpoint
-        return
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    settings = os.environ | {"PORT": str(port), "LATENCY_MS": "0"}
-    process = subprocess.Popen([given.mock], env=settings, stderr=subprocess.DEVNULL)
-    try:
-        for _ in range(100):
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models", timeout=5).close()
-                break
-            except urllib.error.URLError:
-                time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        process.terminate()
-        process.wait()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--endpoint", default="http://127.0.0.1:8900/v1")
@@ -205,8 +180,8 @@ def main() -> None:
     shutil.rmtree(given.out / "memory", ignore_errors=True)
     given.out.mkdir(parents=True, exist_ok=True)
     write_references(given.out / "references.jsonl", given.n)
-    with endpoint(given) as url:
-        command = [sys.executable, __file__, "--part", "run", "--endpoint", url]
+    with started(given.mock, given.endpoint) as mock:
+        command = [sys.executable, __file__, "--part", "run", "--endpoint", mock.url]
         command += ["--in-flight", str(given.in_flight), "--out", str(given.out)]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         seen = watch(process, given)
@@ -217,5 +192,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     main()

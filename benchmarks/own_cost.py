@@ -5,8 +5,10 @@
 
 The endpoint should answer at once or after a fixed time and mind the shape it is asked for. The
 pipeline is the product's own, as a process: extract, generate, critique, each seed with a reference
-not seen before, journal on. The floor makes the same three calls in the same order, in a process of
-its own, right before. The last line on stdout is JSON.
+not seen before, journal on; references are kept before the clock starts. The floor makes the same
+three calls in the same order, in a process of its own, right before. The last line on stdout is
+JSON; OUT/own_cost.json has all that was measured, of both processes as a whole, too, with their
+start-up.
 """
 
 from __future__ import annotations
@@ -107,6 +109,16 @@ def measured_run(given: argparse.Namespace) -> Any:
     return Run(settings, Source(path, as_reference=True), None, given.out / "run")
 
 
+def index(given: argparse.Namespace) -> None:
+    """Keep the references where the run looks for them; as its own seeds they need no vectors."""
+    from memory.references import distinct
+    from memory.store import write_references
+    from refloom.data.read import Source
+
+    found = Source(given.out / "references.jsonl", as_reference=True)
+    write_references(given.out / "memory", distinct(found))
+
+
 async def pipeline(given: argparse.Namespace) -> dict[str, float]:
     """One run of the product over references made before; the clock starts at its first seed."""
     run = measured_run(given)
@@ -125,10 +137,25 @@ def part(name: str, given: argparse.Namespace) -> dict[str, float]:
     """Run one part as a process of its own and read its last line."""
     command = [sys.executable, __file__, "--part", name, "--endpoint", given.endpoint]
     command += ["--n", str(given.n), "--in-flight", str(given.in_flight), "--out", str(given.out)]
+    begun, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"the {name} part failed:\n{done.stderr}")
-    return json.loads(done.stdout.splitlines()[-1])
+    wall, after = time.perf_counter() - begun, resource.getrusage(resource.RUSAGE_CHILDREN)
+    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    said = json.loads(done.stdout.splitlines()[-1])
+    return said | {"process_wall_s": wall, "process_cpu_s": used}
+
+
+def ratios(least: dict[str, float], own: dict[str, float]) -> dict[str, float]:
+    """What the product costs beside the floor of the same run."""
+    return {
+        "wall_ratio": round(own["wall_s"] / least["wall_s"], 3),
+        "cpu_ms_per_call": round(own["cpu_s"] / own["calls"] * 1000, 3),
+        "samples_per_s": round(own["accepted"] / own["wall_s"], 1),
+        "peak_mb": round(own["peak_mb"], 1),
+        "calls": own["calls"],
+    }
 
 
 def main() -> None:
@@ -153,20 +180,12 @@ def main() -> None:
         return
     lines = "".join(json.dumps(reference) + "\n" for reference in references)
     (given.out / "references.jsonl").write_text(lines, encoding="utf-8")
+    index(given)
     least, own = part("floor", given), part("pipeline", given)
     if not given.json:
         print(f"floor {least}\nrefloom {own}")
-    print(
-        json.dumps(
-            {
-                "wall_ratio": round(own["wall_s"] / least["wall_s"], 3),
-                "cpu_ms_per_call": round(own["cpu_s"] / own["calls"] * 1000, 3),
-                "samples_per_s": round(own["accepted"] / own["wall_s"], 1),
-                "peak_mb": round(own["peak_mb"], 1),
-                "calls": own["calls"],
-            }
-        )
-    )
+    (given.out / "own_cost.json").write_text(json.dumps({"floor": least, "refloom": own}))
+    print(json.dumps(ratios(least, own)))
 
 
 if __name__ == "__main__":

@@ -291,6 +291,14 @@ def test_calls_that_were_never_made_cost_nothing_that_can_be_said():
     assert peers.figures_of(peer("a", calls=0))["cpu_ms"] is None
 
 
+def test_versions_are_those_installed(tmp_path):
+    packages = tmp_path / "venvs" / "sdghub" / "lib" / "python3.11" / "site-packages"
+    (packages / "sdg_hub-0.9.2.dist-info").mkdir(parents=True)
+    assert peers.versions(tmp_path) == {"sdghub": "0.9.2"}
+    found = {"rows": [peer("sdghub")], "versions": peers.versions(tmp_path)}
+    assert "| SDG Hub (0.9.2) |" in sections.beside_peers(found, {})
+
+
 def test_refloom_stands_beside_its_peers_with_its_start_up():
     own = {"n": 1000, "cells": [cell_of(64, 200, run_of(1.1, accepted=999))]}
     everything = kept(own_cost=own, peers={"rows": [peer("langgraph")]})

@@ -1,0 +1,148 @@
+"""A small endpoint that answers by the schema it is asked for, where no faster one is at hand.
+
+    python benchmarks/mock_endpoint.py [--latency-ms 200]
+
+It prints `listening URL`. GET /reset?latency_ms=N sets the latency and zeroes the counters, GET
+/stats gives them. It is one Python process: it takes a part of the machine, and at a latency of
+nothing it, and not its client, sets the pace.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import re
+import zlib
+from contextlib import suppress
+from typing import Any
+
+import orjson
+from aiohttp import web
+
+WORDS = """
+    model data train step graph prompt answer reason check signal vector token layer sample loss
+    batch table query index cache route fetch parse merge split shard queue stream event clock
+    budget quota policy schema field record column union filter window scale bound proof claim
+""".split()  # noqa: SIM905
+LENGTHS = {"instruction": 30, "instructions": 30, "response": 80, "topic": 3}
+_CRITERION = re.compile(r'<criterion(?:-\w+)? id="([^"]+)"')
+_RESPONSE = re.compile(r"<response(?:-\w+)?>\s*([^<]{1,40})")
+_HOW_MANY = re.compile(r"(\d{1,3}) (?:new )?instructions")
+
+
+def made(schema: dict[str, Any], prompt: str) -> Any:
+    """A value of a schema's shape that agrees with its prompt, always the same one for the two."""
+    draw = random.Random(zlib.crc32(prompt.encode()))
+    return _fit(_value(schema, schema.get("$defs", {}), "", draw), prompt, draw)
+
+
+def _value(schema: dict[str, Any], defs: dict[str, Any], name: str, draw: random.Random) -> Any:
+    if "$ref" in schema:
+        return _value(defs[schema["$ref"].rpartition("/")[2]], defs, name, draw)
+    if "enum" in schema:
+        return schema["enum"][0]
+    if "anyOf" in schema:
+        return _value(schema["anyOf"][0], defs, name, draw)
+    kind = schema.get("type", "object" if "properties" in schema else "string")
+    if kind == "object":
+        return {k: _value(v, defs, k, draw) for k, v in schema.get("properties", {}).items()}
+    if kind == "array":
+        return [_value(schema["items"], defs, name, draw) for _ in range(2)]
+    if kind == "boolean":
+        return True
+    if kind in ("integer", "number"):
+        return 5
+    return _text(draw, LENGTHS.get(name, 15))
+
+
+def _text(draw: random.Random, n: int) -> str:
+    return " ".join(draw.choices(WORDS, k=n)).capitalize() + "."
+
+
+def _fit(value: Any, prompt: str, draw: random.Random) -> Any:
+    """One verdict a criterion, quotes that are there, as many instructions as were asked for."""
+    if not isinstance(value, dict):
+        return value
+    found = _RESPONSE.findall(prompt)
+    quote = found[-1].strip() if found else ""
+    for one in value.get("characteristics", ()):
+        one["quote"] = quote
+    if value.get("verdicts"):
+        first = value["verdicts"][0] | {"evidence": quote}
+        value["verdicts"] = [first | {"criterion_id": id_} for id_ in _CRITERION.findall(prompt)]
+    if "instructions" in value and (count := _HOW_MANY.search(prompt)):
+        value["instructions"] = [_text(draw, 30) for _ in range(int(count.group(1)))]
+    return value
+
+
+def completion(body: dict[str, Any]) -> bytes:
+    """The chat completion that answers a request."""
+    prompt = "".join(message["content"] for message in body["messages"])
+    shape = body.get("response_format", {}).get("json_schema", {}).get("schema")
+    text = orjson.dumps(made(shape, prompt)).decode() if shape else _text(random.Random(0), 20)
+    read, written = len(prompt) // 4, len(text) // 4
+    message = {"role": "assistant", "content": text}
+    usage = {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
+    return orjson.dumps(
+        {
+            "id": "x",
+            "object": "chat.completion",
+            "created": 0,
+            "model": body["model"],
+            "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+            "usage": usage,
+        }
+    )
+
+
+def application(latency_ms: float) -> web.Application:
+    """The endpoint's routes around its state: the latency, and what it has counted."""
+    state = {"latency_ms": latency_ms, "requests": 0, "in_flight": 0, "max_inflight": 0}
+
+    async def chat(request: web.Request) -> web.Response:
+        begun = asyncio.get_running_loop().time()
+        state["in_flight"] += 1
+        state["max_inflight"] = max(state["max_inflight"], state["in_flight"])
+        try:
+            said = completion(orjson.loads(await request.read()))
+            state["requests"] += 1
+            spent = asyncio.get_running_loop().time() - begun
+            await asyncio.sleep(max(state["latency_ms"] / 1000 - spent, 0))
+            return web.Response(body=said, content_type="application/json")
+        finally:
+            state["in_flight"] -= 1
+
+    async def reset(request: web.Request) -> web.Response:
+        latency = float(request.query.get("latency_ms", state["latency_ms"]))
+        state.update(latency_ms=latency, requests=0, max_inflight=0)
+        return web.Response(text="ok")
+
+    async def stats(_: web.Request) -> web.Response:
+        return web.json_response(state)
+
+    async def models(_: web.Request) -> web.Response:
+        return web.json_response({"object": "list", "data": [{"id": "mock-model"}]})
+
+    app = web.Application(client_max_size=1 << 26)
+    app.router.add_post("/v1/chat/completions", chat)
+    app.router.add_get("/v1/models", models)
+    app.router.add_get("/reset", reset)
+    app.router.add_get("/stats", stats)
+    return app
+
+
+async def serve(latency_ms: float) -> None:
+    """Listen on a free port of this machine until the process is ended."""
+    runner = web.AppRunner(application(latency_ms), access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0, backlog=1024).start()
+    print(f"listening http://127.0.0.1:{runner.addresses[0][1]}", flush=True)
+    await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--latency-ms", type=float, default=200)
+    with suppress(KeyboardInterrupt):
+        asyncio.run(serve(parser.parse_args().latency_ms))

@@ -1,0 +1,180 @@
+"""A model in this process of which everything is known: what its answers are truly worth.
+
+It stands behind refloom's own seam for model calls. Drafts are good with a given probability,
+refinements mend with another, and its judge errs with a third; every draw follows from the call's
+own seed, so that a run made again is the same run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import re
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from hashlib import sha256
+from typing import Any
+
+import numpy as np
+
+from nodes.criteria import ANSWERS_ID
+from nodes.llm import Call, Reply
+
+# Texts of the lengths of LIMA's pairs and of what a model of today writes; four letters a token.
+INSTRUCTION_WORDS, RESPONSE_WORDS, REASON_WORDS, EVIDENCE_WORDS = 35, 330, 18, 10
+LETTERS_A_TOKEN = 4
+SYLLABLES = "ba ce di fo gu ha je ki lo mu na pe ri so tu va we xi yo zu".split()  # noqa: SIM905
+VOCABULARY = [a + b + c for a in SYLLABLES for b in SYLLABLES for c in SYLLABLES]
+QUALITIES = [
+    *("gives a reason for every claim", "closes with a short summary"),
+    *("explains each step before the next", "begins with the main answer"),
+    *("compares two ways of doing it", "warns of a common mistake"),
+    *("keeps a friendly and calm tone", "uses short sentences throughout"),
+]
+
+
+@dataclass(frozen=True)
+class World:
+    """The probabilities: a draft is good, a refinement mends a bad response or spoils a good one,
+    the judge errs, and a bad response shows it plainly enough for a rule to see.
+    """
+
+    passes: float
+    mends: float = 0.6
+    spoils: float = 0.0
+    errs: float = 0.1
+    plain: float = 0.25
+    seed: int = 0
+
+
+def drawn(*parts: object) -> float:
+    """A number from 0 to 1 that the same parts always give."""
+    digest = sha256("\x1f".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:6], "big") / (1 << 48)
+
+
+def words(n: int, *parts: object) -> str:
+    """Sentences of n words in all; the same parts give the same ones."""
+    said = random.Random("\x1f".join(map(str, parts))).choices(VOCABULARY, k=n)
+    sentences = (" ".join(said[i : i + 12]) for i in range(0, n, 12))
+    return ". ".join(s.capitalize() for s in sentences) + "."
+
+
+def make_references(n: int) -> list[dict[str, str]]:
+    """Made-up pairs, no two alike."""
+    return [
+        {
+            "id": f"r{i}",
+            "instruction": words(INSTRUCTION_WORDS, "ask", i),
+            "response": words(RESPONSE_WORDS, "say", i),
+        }
+        for i in range(n)
+    ]
+
+
+def tagged(prompt: str, tag: str) -> list[str]:
+    """What stands between a prompt's tags of a name, suffixed or not."""
+    found = re.findall(rf"<({tag}(?:-\w+)?)(?: [^>]*)?>\n(.*?)\n</\1>", prompt, re.DOTALL)
+    return [text for _, text in found]
+
+
+async def embed(texts: Sequence[str]) -> np.ndarray:
+    """Vectors without a model: those of different texts have nothing to do with each other."""
+    made = [
+        np.random.default_rng(list(sha256(t.encode()).digest()[:8])).normal(size=32) for t in texts
+    ]
+    vectors = np.array(made, np.float32).reshape(len(texts), 32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+class KnownModel:
+    """A `Complete` that keeps what it was asked, by part of the pipeline, and what is truly good.
+
+    `used` has calls and tokens a part; a judge's calls on references are the part "trial". `judged`
+    counts how often a response was put to the judge, `refined` how often an instruction's was.
+    """
+
+    def __init__(self, world: World, references: Sequence[dict[str, str]]) -> None:
+        self.world = world
+        self._own = {r["instruction"]: r["response"] for r in references}
+        self.good: dict[str, bool] = {}
+        self.used: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        self.judged: Counter[str] = Counter()
+        self.refined: Counter[str] = Counter()
+
+    async def __call__(self, call: Call) -> Reply:
+        """Answer a call; see `nodes.llm.Complete`."""
+        await asyncio.sleep(0)
+        prompt = "\n".join(m["content"] for m in call.messages)
+        part, said = getattr(self, f"_{call.stage}")(
+            prompt, partial(drawn, self.world.seed, call.seed)
+        )
+        text = json.dumps(said)
+        tokens = {
+            "prompt_tokens": len(prompt) // LETTERS_A_TOKEN,
+            "completion_tokens": len(text) // LETTERS_A_TOKEN,
+        }
+        self.used[part].update({"calls": 1, **tokens})
+        return Reply(text, "stop", {"calls": 1, "cached_tokens": 0, **tokens})
+
+    def _extract(self, prompt: str, draw: Any) -> tuple[str, dict[str, Any]]:
+        response = tagged(prompt, "response")[-1].split()
+        chosen = random.Random(draw("qualities")).sample(QUALITIES, 4)
+        quotes = (" ".join(response[i * 20 : i * 20 + EVIDENCE_WORDS]) for i in range(4))
+        texts = zip(chosen, quotes, strict=True)
+        return "extract", {
+            "subject_areas": ["one field", "another field"],
+            "relevant_skills": ["one skill", "another skill"],
+            "characteristics": [{"text": t, "quote": q, "must": True} for t, q in texts],
+        }
+
+    def _propose(self, prompt: str, draw: Any) -> tuple[str, dict[str, Any]]:
+        count = int(re.findall(r"(\d+) instructions", prompt)[0])
+        made = [words(INSTRUCTION_WORDS, draw("propose"), i) for i in range(count)]
+        return "propose", {"instructions": made}
+
+    def _generate(self, prompt: str, draw: Any) -> tuple[str, dict[str, Any]]:
+        return "generate", {"response": self._written(draw, draw("good") < self.world.passes)}
+
+    def _refine(self, prompt: str, draw: Any) -> tuple[str, dict[str, Any]]:
+        self.refined[tagged(prompt, "instruction")[-1]] += 1
+        was = self.good[tagged(prompt, "response")[-1]]
+        good = draw("spoils") >= self.world.spoils if was else draw("mends") < self.world.mends
+        plan = [words(REASON_WORDS, draw("plan"), i) for i in range(2)]
+        return "refine", {"plan": plan, "response": self._written(draw, good)}
+
+    def _written(self, draw: Any, good: bool) -> str:
+        """A response whose truth is kept; some bad ones stop in mid-sentence."""
+        text = words(RESPONSE_WORDS, draw("response"))
+        if not good and draw("plain") < self.world.plain:
+            text = text.rstrip(".") + " and the"
+        self.good[text] = good
+        return text
+
+    def _critique(self, prompt: str, draw: Any) -> tuple[str, dict[str, Any]]:
+        instruction, response = tagged(prompt, "instruction")[-1], tagged(prompt, "response")[-1]
+        trial = instruction in self._own
+        if trial:
+            passed = response == self._own[instruction]
+        else:
+            self.judged[response] += 1
+            # By the text, not by the call: asked about the same response it says the same.
+            errs = drawn(self.world.seed, response, "errs") < self.world.errs
+            passed = self.good[response] != errs
+        ids = re.findall(r'<criterion(?:-\w+)? id="([^"]+)"', prompt)
+        # What is wanting shows in the built-in criterion and, by lot, in half of the others.
+        failed = {i for i in ids if not passed and (trial or i == ANSWERS_ID or draw(i) < 0.5)}
+        evidence = " ".join(response.split()[:EVIDENCE_WORDS])
+        verdicts = [
+            {
+                "criterion_id": id_,
+                "reason": words(REASON_WORDS, draw("reason"), id_),
+                "evidence": evidence,
+                "verdict": "fail" if id_ in failed else "pass",
+            }
+            for id_ in ids
+        ]
+        return "trial" if trial else "critique", {"verdicts": verdicts}
