@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import sys
@@ -9,7 +10,7 @@ import sys
 import pytest
 from fakes import Endpoint
 from processes import refloom
-from test_run import references
+from test_run import references, run_of
 
 from refloom.data.rows import BadFile
 from refloom.runs import ray as on_ray
@@ -27,16 +28,17 @@ def test_a_run_on_ray_makes_the_rows_of_a_run_alone_and_tells_no_key(tmp_path):
     file = tmp_path / "references.jsonl"
     file.write_text("".join(json.dumps(r) + "\n" for r in references(6)), encoding="utf-8")
     few = ("--references", file, "--no-try-criteria", "--references-per-seed", "1", "--model", "m")
-    said = {}
     with Endpoint() as endpoint:
-        environment = {"OPENAI_BASE_URL": endpoint.url, "OPENAI_API_KEY": KEY}
-        for name, engine in (("one", ()), ("two", ("--engine", "ray", "--workers", "2"))):
-            command = ("run", *few, "--out", tmp_path / name, *engine)
-            said[name] = refloom(*command, cwd=tmp_path, **environment)
-            assert said[name].returncode == 0, said[name].stderr
-        assert len(endpoint.bodies) == 2 * len({json.dumps(b) for b in endpoint.bodies})
+        one = {"base_url": endpoint.url, "references_per_seed": 1, "given": references(6)}
+        asyncio.run(run_of(tmp_path / "one", None, None, **one).go())
+        asked = len(endpoint.bodies)
+        command = ("run", *few, "--out", tmp_path / "two", "--engine", "ray", "--workers", "2")
+        keys = {"OPENAI_BASE_URL": endpoint.url, "OPENAI_API_KEY": KEY}
+        said = refloom(*command, cwd=tmp_path, **keys)
+        assert said.returncode == 0, said.stderr
+        assert len(endpoint.bodies) == 2 * asked
     assert rows_of(tmp_path / "two") == rows_of(tmp_path / "one") != []
-    assert KEY not in said["two"].stdout + said["two"].stderr
+    assert KEY not in said.stdout + said.stderr
     kept = json.loads((tmp_path / "two" / "run.json").read_text(encoding="utf-8"))
     assert kept["settings"]["engine"] == "ray"
     assert KEY not in json.dumps(kept)
