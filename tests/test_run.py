@@ -495,7 +495,7 @@ async def test_a_reference_with_half_an_emoji_does_not_end_the_run(tmp_path):
 async def test_a_refusal_with_half_an_emoji_is_a_failed_sample(tmp_path):
     refusal = Reply(None, "stop", dict(USAGE), refusal="no \ud83d")
     run = run_of(tmp_path, ScriptedModel(generate=lambda call: refusal), SEEDS[:1])
-    async with asyncio.timeout(1.5):
+    async with asyncio.timeout(20):
         await run.go()
     assert told(tmp_path)["counts"]["failed"] == 1
 
