@@ -33,6 +33,7 @@ from benchmarks.sections import SECTIONS
 
 BEGIN, END = "<!-- measured -->", "<!-- /measured -->"
 HEADING = "# Results\n\nWhat was measured, on what, and with which command.\n"
+OLDER = "Kept by another version of this benchmark, which has to be run again."
 QUICK = "Small numbers (`--quick`): they show that it runs, not how well."
 
 
@@ -80,7 +81,11 @@ def section(name: str, kept: Mapping[str, Any]) -> str:
         said += f"; {KINDS[one['endpoint']]}"
     quick = f"\n\n{QUICK}" if one["quick"] else ""
     measured = f"*{said}. `python benchmarks/results.py --only {name}`*"
-    return f"## {title}\n\n{measured}{quick}\n\n{write(one['figures'], kept)}"
+    try:
+        body = write(one["figures"], kept)
+    except (KeyError, IndexError):
+        body = OLDER
+    return f"## {title}\n\n{measured}{quick}\n\n{body}"
 
 
 def written(text: str, kept: Mapping[str, Any]) -> str:

@@ -338,6 +338,12 @@ def test_a_part_run_alone_changes_its_own_section(tmp_path):
     assert results.QUICK in after.split("## Start-up")[1]
 
 
+def test_figures_of_another_version_cost_their_own_section_only():
+    said = results.written("", kept(own_cost={"n": 1000}, start=START))
+    assert results.OLDER in said.split("## Start-up")[0]
+    assert "`refloom --help`" in said.split("## Start-up")[1]
+
+
 def test_a_new_table_has_a_heading():
     assert results.written("", kept(start=START)).startswith("# Results\n")
 
