@@ -1151,3 +1151,23 @@ async def test_synthesize_heeds_the_limit_of_its_settings(tmp_path, endpoint):
     seeds = [{"instruction": r["instruction"]} for r in references(4)]
     settings = settings_for(endpoint, limit=2)
     assert len([r async for r in synthesize(references(4), seeds, settings)]) == 2
+
+
+@pytest.mark.parametrize("per_seed", [1, 3])
+async def test_a_fault_of_the_graph_itself_costs_its_seed_and_holds_up_no_other(tmp_path, per_seed):
+    broken = []
+
+    def critique(call: Call):
+        if not broken or call.order[:2] == broken[0]:
+            broken.append(call.order[:2])
+            return TypeError("no such thing")
+        return verdicts(prompt_of(call))
+
+    model = ScriptedModel(critique=critique)
+    said = await made(tmp_path, model, SEEDS[:4], per_seed=per_seed, max_failure_rate=1.0)
+    counts = said["counts"]
+    assert said["status"] == "done"
+    assert counts["candidates"] == 4 * per_seed
+    assert counts["failed"] == per_seed
+    assert counts["accepted"] == 3 * per_seed
+    assert all("TypeError" in row["error"]["message"] for row in rows(tmp_path, "failed"))

@@ -53,7 +53,7 @@ class Order:
         self._exact: set[int] = set()
         self._next = 0
         self._turns: dict[int, asyncio.Future[None]] = {}
-        self._queue: deque[Slot] = deque()
+        self.queue: deque[Slot] = deque()
         self._changed = asyncio.Condition()
         self.in_flight = 0
         self.candidates = self.accepted = self.rejected = self.failed = self.duplicates = 0
@@ -144,7 +144,7 @@ class Order:
 
     async def _pass(self, seed: Seed, slots: int, duplicates: int) -> None:
         place = (seed["round"], seed["position"])
-        self._queue.extend((*place, slot) for slot in range(slots))
+        self.queue.extend((*place, slot) for slot in range(slots))
         self.duplicates += duplicates
         self._new_in_round += slots
         self._next += 1
@@ -210,7 +210,7 @@ class Order:
             await self._changed.wait_for(lambda: self._may(slot) is not None)
             begun = bool(self._may(slot))
             if begun:
-                self._queue.popleft()
+                self.queue.popleft()
                 self.in_flight += 1
                 self.candidates += 1
             self._changed.notify_all()
@@ -220,7 +220,7 @@ class Order:
         """Whether a slot may start: yes, no, or not known yet."""
         if self._full():
             return False
-        if not self._queue or self._queue[0] != slot:
+        if not self.queue or self.queue[0] != slot:
             return None
         if self._target is None:
             return True

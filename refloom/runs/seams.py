@@ -40,19 +40,28 @@ class Kept:
         self.journal = journal
         self.calls = calls
         self.context = settings.context()
+        self._begun: set[Slot] = set()
         # Whether an earlier session has finished anything: else nothing has to be looked up.
         self.resumed = True
         self._max_failure_rate = settings.max_failure_rate
         self._at_once = settings.calls_at_once
         self._on_record = on_record
 
+    def open_slots(self, place: tuple[int, int]) -> dict[Slot, bool]:
+        """The slots of a seed that are not finished, and of each whether it has begun."""
+        waiting = {slot: False for slot in self.order.queue if slot[:2] == place}
+        return waiting | {slot: True for slot in sorted(self._begun) if slot[:2] == place}
+
     async def start(self, slot: Slot) -> bool:
         """See `nodes.sample.Start`; a slot that is finished in the journal does not start again."""
         begun = await self.order.start(slot)
+        if begun:
+            self._begun.add(slot)
         if not begun or not self.resumed:
             return begun
         kept = await asyncio.to_thread(statuses, self.journal, slot[0], slot[1])
         if slot[2] in kept:
+            self._begun.discard(slot)
             await self.order.finished_before(kept[slot[2]])
             return False
         return True
@@ -69,6 +78,7 @@ class Kept:
                 record["status"],
                 line_of(record),
             )
+        self._begun.discard(tuple(record["slot"]))
         await self.order.finished(record)
         said = {k: record[k] for k in ("id", "seed_id", "slot", "status", "reason", "cost_usd")}
         event("sample", **said, attempts=len(record["attempts"]), error=record.get("error"))

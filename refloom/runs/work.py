@@ -151,12 +151,14 @@ class Work:
         return True
 
     async def _lost(self, seed: Seed, error: Exception) -> None:
-        """Write down a seed the graph could not take as one failed sample."""
-        slot = (seed["round"], seed["position"], 0)
+        """Write down every sample of a seed that the graph broke off as failed: one at least."""
+        place = (seed["round"], seed["position"])
+        open_ = self._kept.open_slots(place) or {(*place, 0): False}
         message = f"{type(error).__name__}: {error}"[:500]
         state: SampleState = {
             "seed": seed,
             "failure": {"stage": "retrieve", "kind": "bad_input", "message": message},
         }
-        if await self._kept.start(slot):
-            await self._kept.finish(record_of(state, slot, self._context))
+        for slot, begun in open_.items():
+            if begun or await self._kept.start(slot):
+                await self._kept.finish(record_of(state, slot, self._context))
