@@ -92,8 +92,10 @@ def _status_of(error: Exception) -> int | None:
     from refloom.runs.budget import BudgetSpent
     from refloom.runs.lock import JournalUnusable
     from refloom.runs.seams import TooManyFailed
+    from refloom.runs.team import WorkersLost
 
-    if isinstance(error, ProviderStopped | WeightsUnavailable | BudgetSpent | HubRefused):
+    stopped = ProviderStopped | WeightsUnavailable | BudgetSpent | HubRefused | WorkersLost
+    if isinstance(error, stopped):
         return 4
     if isinstance(error, TooManyFailed):
         return 3

@@ -325,3 +325,24 @@ async def test_a_call_is_the_same_after_its_way_to_another_process(tmp_path):
     await alone(tmp_path, model, SEEDS[:2])
     for call in model.calls:
         assert call_of(json.loads(json.dumps(plain_call(call)))) == call
+
+
+async def test_a_cluster_with_less_room_makes_the_rows_with_the_workers_it_has(tmp_path, office):
+    staff = office(ScriptedModel())
+
+    def crowded(orders, contamination):
+        hire = staff(orders, contamination)
+
+        async def one() -> Inside:
+            if staff.hired:
+                await asyncio.sleep(3600)
+            return await hire()
+
+        return one
+
+    run = run_of(tmp_path, staff.complete, SEEDS, engine="ray", workers=3, concurrency=4)
+    run.tools.hiring = crowded
+    async with asyncio.timeout(30):
+        await run.go()
+    assert told(tmp_path)["counts"]["accepted"] == len(SEEDS)
+    assert len(staff.hired) == 1

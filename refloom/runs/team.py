@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, Protocol
 
@@ -22,6 +22,7 @@ from refloom.runs.seams import Kept
 
 # How often a run replaces a worker, for each it has.
 REPLACEMENTS = 5
+HIRE_S = 180
 
 Hire = Callable[[], Awaitable[Far]]
 Hiring = Callable[[Mapping[str, Any], Contamination | None], Hire]
@@ -80,16 +81,31 @@ class Team:
     async def begin(
         self, hire: Hire, kept: Kept, uses: Quota, store: FileStore, learned: Characteristics
     ) -> None:
-        """Hire everybody. Raises what the first one that cannot be hired raises."""
+        """Hire everybody, and return as soon as one is there: a cluster may have less room.
+
+        Raises what the first one that cannot be hired raises, or `WorkersLost` if none comes.
+        """
         self._hire, self._calls, self._kept, self._uses = hire, kept.calls, kept, uses
         self._store, self._learned = store, learned
         self._context: Context = kept.context
-        await asyncio.gather(*(self._join() for _ in range(self._workers)))
+        first = asyncio.ensure_future(self._join())
+        for _ in range(self._workers - 1):
+            self._keep(self._replaced())
+        try:
+            async with asyncio.timeout(HIRE_S):
+                await first
+        except TimeoutError:
+            raise WorkersLost(f"no worker began within {HIRE_S} s: each takes one CPU") from None
+
+    def _keep(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _join(self) -> None:
         self._hired += 1
-        far = await self._hire()
         number = self._hired
+        far = await self._hire()
         member = _Member(number, far, Line(lambda what, values: self._answer(member, what, values)))
         member.carriers = [
             asyncio.ensure_future(self._out(member)),
@@ -121,9 +137,7 @@ class Team:
         self._members.remove(member)
         event("worker", number=member.number, state="lost", why=str(why))
         member.line.cut(why)
-        task = asyncio.ensure_future(self._replaced())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._keep(self._replaced())
 
     async def _replaced(self) -> None:
         try:
