@@ -94,8 +94,9 @@ class Team:
         try:
             async with asyncio.timeout(HIRE_S):
                 await first
-        except TimeoutError:
-            raise WorkersLost(f"no worker began within {HIRE_S} s: each takes one CPU") from None
+        except (TimeoutError, Lost) as why:
+            said = str(why) or f"none began within {HIRE_S} s; each takes one CPU of the cluster"
+            raise WorkersLost(f"no worker could be had: {said}") from None
 
     def _keep(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(work)
