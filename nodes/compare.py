@@ -1,0 +1,94 @@
+"""Two responses to one instruction against each other, asked in both orders."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from nodes.context import Context
+from nodes.llm import Answer, Asked, Complete, Place, ask, make_call
+from nodes.state import Usage, add_usage
+from prompts import render
+
+Side = Literal["first", "second", "tie"]
+WORTH = {"first": 1.0, "tie": 0.5, "second": 0.0}
+
+
+def _winner(said: Any) -> Any:
+    """A winner as the schema has it, however it is spelt: "a", "Response B", "Tie."."""
+    if not isinstance(said, str):
+        return said
+    word = said.strip().strip(".\"'").removeprefix("Response ").strip()
+    return "tie" if word.lower() == "tie" else word.upper()
+
+
+class Compared(Answer):
+    """What a comparison brings: the reason first, so that it is made before the choice."""
+
+    reason: str
+    winner: Annotated[
+        Literal["A", "B", "tie"],
+        BeforeValidator(_winner),
+        Field(json_schema_extra={"enum": ["A", "B", "tie"]}),
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Duel:
+    """What a judge said of two responses: who won as A then B, and with the places changed.
+
+    `reasons` are those of the two orders.
+    """
+
+    orders: tuple[Side, Side]
+    reasons: tuple[str, str]
+    usage: Usage
+
+    @property
+    def score(self) -> float:
+        """The first response's share of the win, 0 to 1: the mean over both orders.
+
+        >>> none: Any = {}
+        >>> Duel(("first", "second"), ("", ""), none).score  # the judge took what stood first
+        0.5
+        """
+        return sum(WORTH[side] for side in self.orders) / 2
+
+    @property
+    def won(self) -> Side:
+        """Who won in both orders; a tie where the orders do not agree."""
+        one, other = self.orders
+        return one if one == other else "tie"
+
+
+async def compare(
+    complete: Complete,
+    context: Context,
+    place: Place,
+    *,
+    instruction: str,
+    first: str,
+    second: str,
+    draw: int = 0,
+) -> Duel:
+    """Ask the judge which response is better, twice, each standing first once.
+
+    `draw` tells repeats apart. Raises `CallFailed`.
+    """
+
+    async def asked(a: str, b: str, number: int) -> Asked[Compared]:
+        messages = render("compare", instruction=instruction, first=a, second=b)
+        call = make_call("compare", messages, Compared, context, place, draw * 2 + number)
+        return await ask(complete, call, Compared)
+
+    one, other = await asyncio.gather(asked(first, second, 0), asked(second, first, 1))
+    sides: dict[str, Side] = {"A": "first", "B": "second", "tie": "tie"}
+    turned: dict[str, Side] = {"A": "second", "B": "first", "tie": "tie"}
+    return Duel(
+        (sides[one.answer.winner], turned[other.answer.winner]),
+        (one.answer.reason, other.answer.reason),
+        add_usage(one.usage, other.usage),
+    )
