@@ -18,6 +18,7 @@ from graph.routing import (
     after_sample,
     judged,
 )
+from memory.another import Another
 from memory.characteristics import Characteristics
 from memory.contamination import Contamination
 from memory.embed import Embed
@@ -88,6 +89,7 @@ def build_graph(
     *,
     complete: Complete | None = None,
     search: Search | None = None,
+    another: Another | None = None,
     embed: Embed | None = None,
     characteristics: Characteristics | None = None,
     turn: Turn = alone,
@@ -103,7 +105,9 @@ def build_graph(
     A tool not given is the environment's endpoint or the embedded model, the references of
     `REFLOOM_INDEX` or the demo's, a memory of this process. `ask` None: nobody is there to review.
     """
-    search = search or (shared_search() if embed is None else DefaultSearch(embed))
+    if search is None:
+        search = shared_search() if embed is None else DefaultSearch(embed)
+        another = another or search.another
     complete, embed = complete or Connection(), embed or shared_embedder()
     characteristics = characteristics or Characteristics()
     loop = build_sample(complete=complete, embed=embed, contamination=contamination, inner=True)
@@ -115,6 +119,7 @@ def build_graph(
 
     finding = partial(retrieve, search=search, contamination=contamination)
     learning = partial(extract, complete=complete, embed=embed, characteristics=characteristics)
+    learning = partial(learning, another=another)
     proposing = partial(propose, complete=complete, turn=turn, taken=taken)
     asking = None if ask is None else partial(review, ask=ask, contamination=contamination)
     return _joined(finding, learning, proposing, sample, asking, checkpointer)

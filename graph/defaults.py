@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -61,6 +61,12 @@ class DefaultSearch:
     ) -> list[Reference]:
         """See `memory.index.Search`."""
         return await (await self.current()).search(text, k)
+
+    async def another(
+        self, reference: Reference, avoid: Collection[str], random_seed: int
+    ) -> Reference | None:
+        """See `memory.another.Another`."""
+        return await (await self.current()).another(reference, avoid, random_seed)
 
     @property
     def count(self) -> int:

@@ -58,10 +58,19 @@ def after_propose(state: State) -> list[Send]:
         "topic_bar": sum(learned) / len(learned) if learned else None,
     }
     return [
-        Send("sample", {**shared, "slot": slot, "instruction": instruction})
-        for slot, instruction in enumerate(state["instructions"][:MOST_SLOTS])
-        if instruction is not None
+        Send("sample", {**shared, **_fed(state, text), "slot": slot, "instruction": text})
+        for slot, text in enumerate(state["instructions"][:MOST_SLOTS])
+        if text is not None
     ]
+
+
+def _fed(state: State, instruction: str) -> dict[str, Any]:
+    """Feedback on the reference, for samples that are refined by it."""
+    learned = next(iter(state.get("learned", [])), {})
+    if "response_feedback" not in learned:
+        return {}
+    feature = (state.get("features") or {}).get(instruction)
+    return {"response_feedback": learned["response_feedback"], "feature": feature}
 
 
 def after_sample(state: State) -> Literal["__end__"] | list[Send]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memory import vectors as faiss_vectors
+from memory.another import another_of
 from memory.building import Building, Built
 from memory.embed import Embed
 from memory.references import Reference, key_of
@@ -97,6 +98,12 @@ class ReferenceIndex:
         found = await self.candidates(text, k, where, None if where else own)
         chosen = choose(found, k)
         return await self.read([found.rows[i] for i in chosen], [found.scores[i] for i in chosen])
+
+    async def another(
+        self, reference: Reference, avoid: Collection[str], random_seed: int
+    ) -> Reference | None:
+        """See `memory.another.Another`."""
+        return await asyncio.to_thread(another_of, self.references, reference, avoid, random_seed)
 
     async def own(self, text: str) -> int | None:
         """The first row with this very instruction."""

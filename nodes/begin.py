@@ -7,7 +7,7 @@ from typing import Any
 from langgraph.runtime import Runtime
 
 from memory.references import content_id
-from nodes.checked import checked_sample
+from nodes.checked import BadInput, checked_sample
 from nodes.context import Context
 from nodes.criteria import answers_instruction, generic_criteria, rule_criteria
 from nodes.state import Criterion, SampleState
@@ -22,7 +22,9 @@ async def begin(state: SampleState, runtime: Runtime[Context]) -> dict[str, Any]
     context = runtime.context or Context()
     instruction, references, texts = checked_sample(state)
     criteria = [_criterion(text, references[0]["id"] if references else None) for text in texts]
-    if context.feedback == "none":
+    if context.pipeline == "refed":
+        raise BadInput("the pipeline refed needs a seed's references: run the synthesizer")
+    if context.feedback in ("none", "sample"):
         judged: list[Criterion] = []
     else:
         judged = [answers_instruction(None), *(criteria or generic_criteria())]
@@ -35,7 +37,7 @@ async def begin(state: SampleState, runtime: Runtime[Context]) -> dict[str, Any]
         "attempts": None,
         "usage": None,
         "status": "open",
-        **dict.fromkeys(("reason", "failure", "contaminated", "topic_bar", "review")),
+        **dict.fromkeys(("reason", "failure", "contaminated", "topic_bar", "review", "analysed")),
     }
 
 

@@ -76,15 +76,17 @@ async def compare(
 ) -> Duel:
     """Ask the judge which response is better, twice, each standing first once.
 
-    `draw` tells repeats apart. Raises `CallFailed`.
+    `draw` tells repeats apart. Which of the two is called first makes no difference to what is
+    asked, so that the same question the other way round is not paid for again. Raises `CallFailed`.
     """
 
-    async def asked(a: str, b: str, number: int) -> Asked[Compared]:
+    async def asked(a: str, b: str) -> Asked[Compared]:
+        number = int(a > b)
         messages = render("compare", instruction=instruction, first=a, second=b)
         call = make_call("compare", messages, Compared, context, place, draw * 2 + number)
         return await ask(complete, call, Compared)
 
-    one, other = await asyncio.gather(asked(first, second, 0), asked(second, first, 1))
+    one, other = await asyncio.gather(asked(first, second), asked(second, first))
     sides: dict[str, Side] = {"A": "first", "B": "second", "tie": "tie"}
     turned: dict[str, Side] = {"A": "second", "B": "first", "tie": "tie"}
     return Duel(

@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 from copy import deepcopy
 from functools import cache, cached_property
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from nodes.fields import Prompt, at, prompt_field
 from prompts import Edited, source
-from prompts.edited import PromptUnusable, check
 
-Feedback = Literal["reference", "generic", "none"]
+Feedback = Literal["reference", "sample", "none", "generic", "swapped"]
+Pipeline = Literal["loop", "refed"]
 JudgeMethod = Literal["verdict", "logodds"]
 Review = Literal["never", "rejected", "borderline", "all"]
 # The prompts of the nodes; each is a setting `NAME_prompt`.
@@ -29,35 +30,6 @@ def default_model() -> str:
     return "gpt-4o-mini" if named else "local"
 
 
-def _at(*nodes: str) -> dict[str, Any]:
-    """Tell Studio which nodes a setting belongs to."""
-    return {"langgraph_nodes": list(nodes)}
-
-
-def _usable(text: str, info: ValidationInfo) -> str:
-    try:
-        check(str(info.field_name).removesuffix("_prompt"), text)
-    except PromptUnusable as error:
-        raise PydanticCustomError("prompt", "{why}", {"why": str(error)}) from error
-    return text
-
-
-Prompt = Annotated[str, AfterValidator(_usable)]
-
-
-def _prompt(name: str, about: str, *nodes: str) -> Any:
-    """A prompt as a field: Studio opens an editor for it."""
-    return Field(
-        default=source(name),
-        title=f"Prompt of {name}",
-        description=f"{about} A Jinja template with the blocks system and user; data goes "
-        "through fence().",
-        min_length=1,
-        max_length=20_000,
-        json_schema_extra={**_at(*nodes), "langgraph_type": "prompt"},
-    )
-
-
 class Context(BaseModel):
     """The settings of a run. They hold no path, URL or key: a client of a server may set them."""
 
@@ -69,7 +41,7 @@ class Context(BaseModel):
         default_factory=default_model,
         min_length=1,
         max_length=LONGEST_NAME,
-        json_schema_extra=_at("extract", "propose", "sample", *LOOP),
+        json_schema_extra=at("extract", "propose", "sample", *LOOP),
     )
     judge_model: str | None = Field(
         default=None,
@@ -77,7 +49,7 @@ class Context(BaseModel):
         description="The model that judges; the writing model when empty.",
         min_length=1,
         max_length=LONGEST_NAME,
-        json_schema_extra=_at("extract", "sample", "critique"),
+        json_schema_extra=at("extract", "sample", "critique"),
     )
     judge_method: JudgeMethod | None = Field(
         default=None,
@@ -86,7 +58,7 @@ class Context(BaseModel):
             "verdict: the judge writes reason, evidence, verdict. logodds: one yes/no token a "
             "criterion. Empty: logodds for the embedded model, verdict for any other."
         ),
-        json_schema_extra=_at("extract", "sample", "critique"),
+        json_schema_extra=at("extract", "sample", "critique"),
     )
     references_per_seed: int = Field(
         default=3,
@@ -94,7 +66,7 @@ class Context(BaseModel):
         description="How many references are retrieved for a seed.",
         ge=1,
         le=20,
-        json_schema_extra=_at("retrieve"),
+        json_schema_extra=at("retrieve"),
     )
     per_seed: int = Field(
         default=1,
@@ -102,13 +74,13 @@ class Context(BaseModel):
         description="How many new instructions are proposed for a seed.",
         ge=1,
         le=50,
-        json_schema_extra=_at("propose"),
+        json_schema_extra=at("propose"),
     )
     answer_seeds: bool = Field(
         default=False,
         title="Answer seeds",
         description="Take each seed's instruction as it is and make only the response.",
-        json_schema_extra=_at("propose"),
+        json_schema_extra=at("propose"),
     )
     max_attempts: int = Field(
         default=3,
@@ -116,7 +88,7 @@ class Context(BaseModel):
         description="How many candidates are made for an instruction at most.",
         ge=1,
         le=10,
-        json_schema_extra=_at("sample", "critique"),
+        json_schema_extra=at("sample", "critique"),
     )
     max_criteria: int = Field(
         default=6,
@@ -124,7 +96,7 @@ class Context(BaseModel):
         description="How many criteria drawn from references a response is judged by at most.",
         ge=0,
         le=30,
-        json_schema_extra=_at("extract"),
+        json_schema_extra=at("extract"),
     )
     should_share: float = Field(
         default=0.5,
@@ -133,13 +105,13 @@ class Context(BaseModel):
         "(written verdicts only; by log-odds they rank).",
         ge=0,
         le=1,
-        json_schema_extra=_at("sample", "critique"),
+        json_schema_extra=at("sample", "critique"),
     )
     try_criteria: bool = Field(
         default=True,
         title="Try criteria",
         description="Try each criterion on its own reference and on spoiled responses first.",
-        json_schema_extra=_at("extract"),
+        json_schema_extra=at("extract"),
     )
     novelty_threshold: float = Field(
         default=0.7,
@@ -147,16 +119,44 @@ class Context(BaseModel):
         description="An instruction whose ROUGE-L F1 with another is over this is dropped.",
         gt=0,
         le=1,
-        json_schema_extra=_at("propose"),
+        json_schema_extra=at("propose"),
     )
     feedback: Feedback = Field(
         default="reference",
         title="Feedback arm",
         description=(
-            "Where criteria come from: reference (the method), generic (one fixed "
-            "checklist), none (draft only, no judge)."
+            "What a draft is refined by: reference (the method: criteria from references), sample "
+            "(feedback of the judge on the draft, one refinement), none (draft only, no judge), "
+            "generic (one fixed checklist), swapped (the criteria of another reference)."
         ),
-        json_schema_extra=_at("extract", "sample", "critique"),
+        json_schema_extra=at("extract", "sample", *LOOP),
+    )
+    pipeline: Pipeline = Field(
+        default="loop",
+        title="Pipeline",
+        description=(
+            "loop: criteria, and refinement until they pass. refed: as the paper's authors ran it, "
+            "feedback on each reference and one refinement by it, nothing judged."
+        ),
+        json_schema_extra=at("extract", "propose", "sample", *LOOP),
+    )
+    paired: bool = Field(
+        default=False,
+        title="Paired",
+        description=(
+            "Instructions and drafts are those that every other feedback arm would make, so that "
+            "arms can be compared: references are studied, drafts written without criteria."
+        ),
+        json_schema_extra=at("extract", "sample", "generate"),
+    )
+    judge_votes: int = Field(
+        default=1,
+        title="Votes of the judge",
+        description="How often the judge is asked where one written verdict alone keeps a response "
+        "from passing; the majority counts.",
+        ge=1,
+        le=9,
+        json_schema_extra=at("sample", "critique"),
     )
     review: Review = Field(
         default="never",
@@ -165,7 +165,7 @@ class Context(BaseModel):
             "Which samples wait for a person who accepts, edits or rejects them: never, rejected, "
             "borderline (one verdict decides, or the judge did not agree to all), all."
         ),
-        json_schema_extra=_at("review"),
+        json_schema_extra=at("review"),
     )
     random_seed: int = Field(
         default=0,
@@ -173,23 +173,38 @@ class Context(BaseModel):
         description="Fixes every draw; the same answers give the same rows.",
         ge=0,
         le=2**53 - 1,
-        json_schema_extra=_at("propose", "sample", *LOOP),
+        json_schema_extra=at("propose", "sample", *LOOP),
     )
-    extract_prompt: Prompt = _prompt("extract", "Finds what makes a reference good.", "extract")
-    propose_prompt: Prompt = _prompt("propose", "Asks for new instructions.", "propose")
-    generate_prompt: Prompt = _prompt("generate", "Writes a response.", "sample", "generate")
-    critique_prompt: Prompt = _prompt(
+    extract_prompt: Prompt = prompt_field(
+        "extract", "Finds what makes a reference good.", "extract"
+    )
+    propose_prompt: Prompt = prompt_field("propose", "Asks for new instructions.", "propose")
+    generate_prompt: Prompt = prompt_field("generate", "Writes a response.", "sample", "generate")
+    critique_prompt: Prompt = prompt_field(
         "critique", "Asks for verdicts (judge method verdict).", "extract", "sample", "critique"
     )
-    question_prompt: Prompt = _prompt(
+    question_prompt: Prompt = prompt_field(
         "question", "Asks yes or no (judge method logodds).", "extract", "sample", "critique"
     )
-    refine_prompt: Prompt = _prompt("refine", "Mends what failed.", "sample", "refine")
+    refine_prompt: Prompt = prompt_field("refine", "Mends what failed.", "sample", "refine")
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Context:
+        if self.pipeline == "refed" and self.feedback != "reference":
+            raise PydanticCustomError(
+                "pipeline", "with pipeline refed, feedback is reference and nothing else"
+            )
+        return self
 
     @classmethod
     def model_json_schema(cls, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """The JSON schema; made once, since LangGraph's server asks for it with every run."""
         return super().model_json_schema(*args, **kwargs) if args or kwargs else deepcopy(_schema())
+
+    @property
+    def once(self) -> bool:
+        """Whether a draft is refined once, whatever is thought of it."""
+        return self.feedback == "sample" or self.pipeline == "refed"
 
     @property
     def judge(self) -> str:

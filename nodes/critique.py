@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -14,11 +15,16 @@ from nodes.checked import within
 from nodes.context import Context
 from nodes.criteria import Facts, apply_rules, verdict
 from nodes.events import tell
+from nodes.feedback import feedback
 from nodes.generate import place_of
 from nodes.judge import Judged, judge
 from nodes.llm import Complete
-from nodes.state import Attempt, SampleState, Verdict, no_usage
+from nodes.state import Attempt, Criterion, SampleState, Usage, Verdict, add_usage, no_usage
 from nodes.verdicts import decide
+from nodes.votes import vote
+
+# More draws than there are attempts: what tells one vote's from another's.
+VOTES_APART = 16
 
 
 async def critique(
@@ -42,6 +48,9 @@ async def critique(
         "response": state["candidate"],
         "verdicts": _in_order(state, [*judged.verdicts, *rules]),
     }
+    fed = await _fed_back(state, context, complete)
+    if fed is not None:
+        attempt["feedback"] = fed[0]
     attempts = [*(state.get("attempts") or []), attempt]
     decision = decide(attempts, state["criteria"], context)
     said = decision.status if decision.status != "open" else "to be refined"
@@ -51,8 +60,21 @@ async def critique(
         "response": attempts[decision.best]["response"],
         "status": decision.status,
         "reason": decision.reason,
-        "usage": judged.usage,
+        "usage": add_usage(judged.usage, fed[1]) if fed else judged.usage,
     }
+
+
+async def _fed_back(
+    state: SampleState, context: Context, complete: Complete
+) -> tuple[list[str], Usage] | None:
+    """What the refinement of a draft is to be told, in arms that refine it once."""
+    if not context.once or state.get("attempts"):
+        return None
+    if context.pipeline == "refed":
+        return state.get("response_feedback", []), no_usage()
+    texts = {"instruction": state["instruction"], "response": state["candidate"]}
+    asked = await feedback(complete, context, place_of(state), **texts)
+    return [text.strip() for text in asked.answer.feedback if text.strip()], asked.usage
 
 
 async def _judged(
@@ -66,16 +88,15 @@ async def _judged(
     musts = {c["id"] for c in state["criteria"] if c["must"]}
     if any(found["criterion_id"] in musts for found in failed):
         return _unasked(state)
-    return await judge(
-        complete,
-        runtime.context or Context(),
-        place_of(state),
-        instruction=state["instruction"],
-        response=state["candidate"],
-        criteria=state["criteria"],
-        draw=len(state.get("attempts") or []),
-        heard=heard,
-    )
+    context, draw = runtime.context or Context(), len(state.get("attempts") or [])
+    ask = partial(judge, complete, context, place_of(state), instruction=state["instruction"])
+    ask = partial(ask, response=state["candidate"])
+    judged = await ask(criteria=state["criteria"], draw=draw, heard=heard)
+
+    async def again(criteria: Sequence[Criterion], number: int) -> Judged:
+        return await ask(criteria=criteria, draw=draw + VOTES_APART * number, heard=heard)
+
+    return await vote(judged, rules, state["criteria"], context, again)
 
 
 def _tell(runtime: Runtime[Context], texts: dict[str, str], found: Verdict) -> None:

@@ -36,7 +36,8 @@ async def generate(
     """
     within(state)
     context = runtime.context or Context()
-    drawn = [c for c in state["criteria"] if c["reference_id"] is not None]
+    # In arms that are compared, drafts are the same: none may know what it will be judged by.
+    drawn = [c for c in state["criteria"] if c["reference_id"] and not context.paired]
     messages = render(
         "generate",
         template=context.generate_prompt,

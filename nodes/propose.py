@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from functools import partial
+from functools import partial, reduce
 from typing import Any, Protocol
 
 from langgraph.runtime import Runtime
@@ -15,6 +16,7 @@ from nodes.context import Context
 from nodes.criteria import Facts, no_placeholder
 from nodes.events import tell
 from nodes.llm import Answer, CallFailed, Complete, Place, ask, make_call
+from nodes.refed import FEATURES, counts_by_feature, told
 from nodes.state import Seed, State, Usage, add_usage, no_usage
 from prompts import render
 
@@ -95,6 +97,8 @@ async def propose(
             admitted = await admit([seed["instruction"]], 1, last=True)
             return {"instructions": [*admitted] or [None]}
     usage = no_usage()
+    if context.pipeline == "refed":
+        return await _of_features(state, context, complete, turn)
     try:
         first, usage = await _ask(state, context, complete, [], 0)
         kept, used = await _in_turn(state, context, complete, turn, taken, first)
@@ -105,6 +109,37 @@ async def propose(
     new = [text for text in kept if text is not None]
     tell(runtime, "instructions", f"{len(new)} new instructions.", instructions=new)
     return {"instructions": kept + [None] * (context.per_seed - len(kept)), "usage": usage}
+
+
+async def _of_features(
+    state: State, context: Context, complete: Complete, turn: Turn
+) -> dict[str, Any]:
+    """As the paper's authors do: each feature asked for its share by itself, and never again.
+
+    A feature whose call fails costs its own instructions, not the other's.
+    """
+
+    async def asked(draw: int, feature: str, count: int) -> Proposals | CallFailed:
+        try:
+            return await _ask(state, context, complete, [], draw, (feature, count))
+        except CallFailed as failed:
+            return failed
+
+    shares = counts_by_feature(context.per_seed)
+    calls = [asked(draw, *share) for draw, share in enumerate(shares.items())]
+    found = await asyncio.gather(*calls)
+    usage = reduce(add_usage, (f.usage if isinstance(f, CallFailed) else f[1] for f in found))
+    got = [(name, f[0]) for name, f in zip(shares, found, strict=True) if isinstance(f, tuple)]
+    if not got:
+        failed = next(f for f in found if isinstance(f, CallFailed))
+        failure = {"stage": failed.stage, "kind": failed.kind, "message": failed.message}
+        return {"failure": failure, "usage": usage}
+    features: dict[str, str] = {}
+    for name, texts in got:
+        features |= {text: name for text in texts if text and text not in features}
+    async with turn(state["seed"], context) as admit:
+        kept: list[str | None] = [*await admit([*features], context.per_seed, last=True)]
+    return {"instructions": kept, "features": features, "usage": usage}
 
 
 async def _in_turn(
@@ -168,18 +203,25 @@ async def _ask_again(
 
 
 async def _ask(
-    state: State, context: Context, complete: Complete, avoid: Sequence[str], draw: int
+    state: State,
+    context: Context,
+    complete: Complete,
+    avoid: Sequence[str],
+    draw: int,
+    share: tuple[str, int] | None = None,
 ) -> Proposals:
+    """Ask for new instructions; `share` is the one feature to make them from, and how many."""
     seed, learned = state["seed"], state.get("learned", [])
+    count = share[1] if share else context.per_seed
+    phrases = told(share[0], learned) if share else {f: _phrases(learned, f) for f in FEATURES}
     messages = render(
         "propose",
         template=context.propose_prompt,
-        count=context.per_seed,
+        count=count,
         seed=seed["instruction"],
         references=[r for r in state["references"] if r["instruction"] != seed["instruction"]],
-        subject_areas=_phrases(learned, "subject_areas"),
-        relevant_skills=_phrases(learned, "relevant_skills"),
         avoid=avoid,
+        **phrases,
     )
     round_ = seed.get("round", 0)
     place = Place(seed.get("id", ""), str(round_), (round_, seed.get("position", 0)))
@@ -188,8 +230,9 @@ async def _ask(
     )
     taken = [seed["instruction"], *(r["instruction"] for r in state["references"])]
     texts = [t.strip() for t in asked.answer.instructions if t.strip()]
-    fitting = [t if fit(t, taken) else None for t in texts]
-    return fitting[: context.per_seed], asked.usage
+    # The paper's authors look at none of them.
+    fitting = [t if share or fit(t, taken) else None for t in texts]
+    return fitting[:count], asked.usage
 
 
 def _phrases(learned: Sequence[dict[str, Any]], key: str) -> list[str]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from memory.references import content_id
 from nodes.context import Context
+from nodes.refed import fields_of
 from nodes.state import Attempt, SampleState, no_usage
 from nodes.verdicts import best_of
 from prompts import version
@@ -47,6 +48,8 @@ def record_of(state: SampleState, slot: tuple[int, int, int], context: Context) 
         "cost_usd": None if cost is None else round(cost, 9),
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+    if context.pipeline == "refed":
+        record |= fields_of(state)
     if status == "failed":
         record["error"] = failure
     return record

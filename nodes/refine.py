@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from langgraph.runtime import Runtime
@@ -11,10 +13,11 @@ from nodes.checked import within
 from nodes.context import Context
 from nodes.events import tell
 from nodes.generate import place_of
-from nodes.llm import Answer, Complete, ask, make_call
-from nodes.state import Criterion, SampleState, Verdict
+from nodes.llm import Answer, Asked, Complete, ask, make_call
+from nodes.refed import Improved, analysed
+from nodes.state import Attempt, Criterion, SampleState, Verdict
 from nodes.verdicts import best_of
-from prompts import render
+from prompts import Message, render
 
 
 class Refined(Answer):
@@ -29,30 +32,72 @@ async def refine(
 ) -> dict[str, Any]:
     """Mend what failed in the best candidate so far; nothing else is fed back.
 
+    Where a draft is refined once, it is told the feedback there is, and which rules fail.
+
     Reads `instruction`, `criteria`, `attempts`; writes `candidate`, `usage`.
     """
     within(state)
     context = runtime.context or Context()
-    attempts, criteria = state["attempts"], state["criteria"]
-    best = attempts[best_of(attempts, criteria, context)]
-    by_id = {c["id"]: c for c in criteria}
+    criteria = {c["id"]: c for c in state["criteria"]}
+    best = state["attempts"][best_of(state["attempts"], state["criteria"], context)]
     failed = [v for v in best["verdicts"] if v["verdict"] == "fail"]
+    told = [_feedback(v, criteria[v["criterion_id"]]) for v in failed]
+    asked = await _asked(state, context, complete, best, told)
+    changed = changed_parts(best["response"], asked.answer.response)
+    said = f"Refined in {len(changed)} places{_aim(best, failed, criteria)}."
+    tell(runtime, "refinement", said, plan=asked.answer.plan, changes=changed)
+    found = {"candidate": asked.answer.response, "usage": asked.usage}
+    if isinstance(asked.answer, Improved):
+        found["analysed"] = analysed(asked.answer)
+    return found
+
+
+async def _asked(
+    state: SampleState,
+    context: Context,
+    complete: Complete,
+    best: Attempt,
+    failed: list[dict[str, str]],
+) -> Asked[Refined] | Asked[Improved]:
+    draw = len(state["attempts"])
+    make = partial(make_call, "refine", context=context, place=place_of(state), draw=draw)
+    if context.pipeline == "refed":
+        messages = _by_feedback(state, best, failed, borrowed=True)
+        return await ask(complete, make(messages, Improved), Improved)
+    if context.once:
+        messages = _by_feedback(state, best, failed, borrowed=False)
+        return await ask(complete, make(messages, Refined), Refined)
     messages = render(
         "refine",
         template=context.refine_prompt,
-        criteria=[c for c in criteria if c["judged_by"] == "judge"],
+        criteria=[c for c in state["criteria"] if c["judged_by"] == "judge"],
         instruction=state["instruction"],
         response=best["response"],
-        failed=[_feedback(v, by_id[v["criterion_id"]]) for v in failed],
+        failed=failed,
     )
-    draw = len(attempts)
-    call = make_call("refine", messages, Refined, context, place_of(state), draw)
-    asked = await ask(complete, call, Refined)
-    changed = changed_parts(best["response"], asked.answer.response)
-    mends = ", ".join(by_id[v["criterion_id"]]["text"] for v in failed)
-    told = f"Refined in {len(changed)} places, so that the response {mends}."
-    tell(runtime, "refinement", told, plan=asked.answer.plan, changes=changed)
-    return {"candidate": asked.answer.response, "usage": asked.usage}
+    return await ask(complete, make(messages, Refined), Refined)
+
+
+def _by_feedback(
+    state: SampleState, best: Attempt, failed: list[dict[str, str]], *, borrowed: bool
+) -> list[Message]:
+    return render(
+        "refine_by_feedback",
+        instruction=state["instruction"],
+        response=best["response"],
+        feedback=best.get("feedback", []),
+        failed=failed,
+        borrowed=borrowed,
+    )
+
+
+def _aim(best: Attempt, failed: Sequence[Verdict], criteria: Mapping[str, Criterion]) -> str:
+    """What a refinement was for, as the end of a sentence."""
+    if best.get("feedback"):
+        return f", by {len(best['feedback'])} points of feedback"
+    return (
+        f", so that the response {', '.join(criteria[v['criterion_id']]['text'] for v in failed)}"
+    )
 
 
 def _feedback(verdict: Verdict, criterion: Criterion) -> dict[str, str]:

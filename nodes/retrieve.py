@@ -42,7 +42,7 @@ async def retrieve(
     if not given:
         turn = (seed.get("round", 0), seed.get("position", 0))
         references = await search(seed["instruction"], context.references_per_seed, turn)
-    if not references and context.feedback == "reference":
+    if not references and (context.paired or context.feedback in ("reference", "swapped")):
         raise BadInput("references: none were given, and the index has none")
     told = [
         {"id": r["id"], "instruction": r["instruction"][:200], "why": _why(r, seed, given)}

@@ -50,6 +50,8 @@ class Attempt(TypedDict):
 
     response: str
     verdicts: list[Verdict]
+    feedback: NotRequired[list[str]]
+    """What its refinement was told, where that is no failed verdict."""
 
 
 class Usage(TypedDict):
@@ -137,6 +139,7 @@ class State(TypedDict, total=False):
     learned: list[dict[str, Any]]
     criteria: list[Criterion]
     instructions: list[str | None]
+    features: dict[str, str]
     samples: Annotated[list[dict[str, Any]], latest]
     failure: Failure | None
     usage: Annotated[Usage, add_usage]
@@ -152,6 +155,9 @@ class SampleState(TypedDict, total=False):
     criteria: list[Criterion]
     topic_bar: float | None
     contaminated: Verdict | None
+    response_feedback: list[str]
+    feature: str | None
+    analysed: dict[str, Any] | None
     candidate: str
     response: str
     attempts: Annotated[list[Attempt], append]

@@ -75,7 +75,13 @@ def _worth(attempt: Attempt, criteria: Sequence[Criterion]) -> tuple[int, int, f
 
 
 def best_of(attempts: Sequence[Attempt], criteria: Sequence[Criterion], context: Context) -> int:
-    """The place of the best attempt: the first that will do, else the last that was better."""
+    """The place of the best attempt: the first that will do, else the last that was better.
+
+    Of a draft that is refined once whatever it is, the refinement, unless only the draft will do.
+    """
+    if context.once:
+        places = range(len(attempts) - 1, -1, -1)
+        return next((i for i in places if settled(attempts[i], criteria, context)), places[0])
     best = 0
     for i, attempt in enumerate(attempts):
         if settled(attempt, criteria, context):
@@ -94,12 +100,21 @@ def decide(
     that a refinement could be told (verdicts unknown, none failed).
     """
     best = best_of(attempts, criteria, context)
-    if settled(attempts[best], criteria, context):
+    fed_back = context.once and len(attempts) == 1 and bool(attempts[0].get("feedback"))
+    more = fed_back and context.max_attempts > 1
+    if settled(attempts[best], criteria, context) and not more:
         return Decision("accepted", None, best)
     failed = [v["criterion_id"] for v in attempts[best]["verdicts"] if v["verdict"] == "fail"]
     if CLEAN_ID in failed:
         return Decision("rejected", "contaminated", best)
-    over = len(attempts) >= context.max_attempts or context.feedback == "none" or not failed
+    if more:
+        return Decision("open", None, best)
+    over = (
+        context.once
+        or len(attempts) >= context.max_attempts
+        or context.feedback == "none"
+        or not failed
+    )
     stuck = len(attempts) - 1 - best >= PATIENCE
     if over or stuck:
         if "not-copied" in failed:

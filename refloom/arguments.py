@@ -11,7 +11,8 @@ from typing import Any
 from pydantic.fields import FieldInfo
 
 from memory.weights import DEFAULT_MODEL
-from refloom import commands, publish, reviewing, shelf
+from refloom import choosing, commands, measuring, publish, reviewing, shelf
+from refloom.checks import ASKING
 from refloom.data.export import FORMATS
 from refloom.serve.keys import LOCAL, NAME
 from refloom.settings import Settings
@@ -54,6 +55,25 @@ def add_run(run: argparse.ArgumentParser) -> None:
     run.set_defaults(command=commands.run)
 
 
+def add_experiment(experiment: argparse.ArgumentParser) -> None:
+    """Feedback arms: everything a run takes, and which arms."""
+    add_run(experiment)
+    experiment.add_argument(
+        "--arms",
+        required=True,
+        metavar="A,B,..",
+        help="of reference, sample, none, generic, swapped; each is compared with reference",
+    )
+    experiment.set_defaults(command=measuring.experiment)
+
+
+def add_asking(parser: argparse.ArgumentParser) -> None:
+    """Who judges what is made already, and what that may cost; by default the run's own judge."""
+    settings = parser.add_argument_group("judge (default: as in the run)")
+    for name in ASKING:
+        _add_setting(settings, name, Settings.model_fields[name])
+
+
 def _add_setting(group: Any, name: str, field: FieldInfo) -> None:
     """A field as a flag; its value stays text, for pydantic to read and to judge."""
     flag = name.replace("_", "-")
@@ -86,8 +106,11 @@ def add_export(export: argparse.ArgumentParser) -> None:
     export.add_argument("directory", type=Path, metavar="DIR", help="a run's directory")
     export.add_argument("file", type=Path, metavar="FILE", help="a .jsonl or .parquet file")
     export.add_argument("--format", required=True, choices=tuple(FORMATS))
-    _add_split(export)
+    _add_split(export, "which seeds go where, and in which order samples are chosen from")
     export.add_argument("--max-rows", type=_count, metavar="N", help="the first N rows only")
+    group = choosing.add_choosing(export, _count, _share)
+    for name in choosing.SETTINGS:
+        _add_setting(group, name, Settings.model_fields[name])
     export.set_defaults(command=publish.export)
 
 
@@ -101,7 +124,7 @@ def add_push(push: argparse.ArgumentParser) -> None:
         choices=tuple(FORMATS),
         help="a format of the rows; may be given several times (default: messages)",
     )
-    _add_split(push)
+    _add_split(push, "which seeds go where")
     push.add_argument("--public", action="store_true", help="for everybody (default: private)")
     push.add_argument(
         "--despite-contamination",
@@ -112,7 +135,7 @@ def add_push(push: argparse.ArgumentParser) -> None:
     push.set_defaults(command=publish.push)
 
 
-def _add_split(parser: argparse.ArgumentParser) -> None:
+def _add_split(parser: argparse.ArgumentParser, decides: str) -> None:
     parser.add_argument(
         "--split",
         type=publish.parts,
@@ -121,7 +144,7 @@ def _add_split(parser: argparse.ArgumentParser) -> None:
         "rows of one seed stay together",
     )
     parser.add_argument(
-        "--random-seed", type=int, default=0, metavar="N", help="decides which seeds go where"
+        "--random-seed", type=int, default=0, metavar="N", help=f"decides {decides}"
     )
 
 

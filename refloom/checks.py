@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from pydantic_core import PydanticCustomError
 
-PRESETS = ("quick", "thorough")
+PRESETS = ("quick", "thorough", "refed")
 # What a row of a reference or seed may be read from, under whatever name a file has for it.
 COLUMNS = (
     *("instruction", "input", "response", "output", "messages", "conversations"),
@@ -23,6 +23,12 @@ MAY_DIFFER = frozenset(
         *("max_failure_rate", "target", "limit", "quiet"),
         *("memory", "reuse", "preset"),
     }
+)
+
+# The settings that the commands which ask a judge take.
+ASKING = (
+    *("judge_model", "judge_method", "base_url", "judge_base_url", "concurrency", "rpm", "tpm"),
+    *("timeout", "max_cost", "max_tokens", "prices", "random_seed", "quiet"),
 )
 
 _SECRET = re.compile("key|token|secret|passw|auth|credential|cookie", re.IGNORECASE)

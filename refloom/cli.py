@@ -11,7 +11,7 @@ from typing import NoReturn
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
-from refloom import __version__, arguments, commands, shelf
+from refloom import __version__, arguments, commands, measuring, shelf
 from refloom.settings import Settings
 
 EXAMPLES = """
@@ -47,6 +47,18 @@ def build_parser() -> argparse.ArgumentParser:
     status.add_argument("directory", type=Path, metavar="DIR")
     status.add_argument("--json", action="store_true", help="everything, as JSON")
     status.set_defaults(command=commands.status)
+
+    measuring.add_report(add("report", help="write a page of figures and samples of runs"))
+    asked = add("compare", help="judge the responses of runs against each other")
+    arguments.add_asking(asked)
+    measuring.add_compare(asked)
+    asked = add("judge-check", help="say how far the judge of a run is to be trusted")
+    arguments.add_asking(asked)
+    measuring.add_judge_check(asked)
+    tried = add(
+        "experiment", help="compare ways of feedback on the same drafts", allow_abbrev=False
+    )
+    arguments.add_experiment(tried)
 
     arguments.add_export(add("export", help="write a run's accepted rows as training data"))
     arguments.add_review(add("review", help="accept, edit or reject samples of a run in a browser"))
@@ -114,6 +126,8 @@ def _one_line(error: Exception) -> str:
     if isinstance(error, ValidationError):
         first = error.errors(include_url=False, include_input=False)[0]
         name = ".".join(str(part) for part in first["loc"])
+        if not name:
+            return str(first["msg"])
         if first["type"] == "extra_forbidden":
             return f"there is no setting {name!r}; `refloom run --help` lists them"
         if name.startswith("stages"):

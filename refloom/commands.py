@@ -22,6 +22,7 @@ from refloom.shelf import name_left_out, say
 
 if TYPE_CHECKING:
     from refloom.runs.files import Summary
+    from refloom.runs.journal import Journal
 
 # How many references a dry run reads the lengths of.
 DRY_RUN_SAMPLE = 1000
@@ -29,21 +30,27 @@ DRY_RUN_SAMPLE = 1000
 EXIT = {"done": 0, "short": 3, "interrupted": 130}
 
 
-def run(given: Namespace, flags: dict[str, Any]) -> int:
-    """Make rows from references and seeds into a directory, or go on with what is there."""
-    from refloom.runs.log import log_to
-    from refloom.runs.where import Addresses
-
+def read(given: Namespace, flags: dict[str, Any]) -> tuple[Settings, Source, Source | None]:
+    """The settings of a run, its references and its seeds, as the command line names them."""
     settings = load(flags, given.config)
     skip = given.skip_bad_lines
     references = references_of(given.references, settings, skip_bad_lines=skip)
     seeds = None
     if given.seeds is not None:
         seeds = seeds_of(given.seeds, settings, skip_bad_lines=skip)
+    return settings, references, seeds
+
+
+def run(given: Namespace, flags: dict[str, Any]) -> int:
+    """Make rows from references and seeds into a directory, or go on with what is there."""
+    from refloom.runs.log import log_to
+    from refloom.runs.where import Addresses
+
+    settings, references, seeds = read(given, flags)
     if given.dry_run:
-        return _dry_run(settings, references, seeds)
+        return dry_run(settings, references, seeds)
     with log_to(given.log_file, Addresses(settings).keys()):
-        return _make(settings, references, seeds, given.out, show_rows=False)
+        return make(settings, references, seeds, given.out, show_rows=False)
 
 
 def demo(given: Namespace, flags: dict[str, Any]) -> int:
@@ -61,7 +68,7 @@ def demo(given: Namespace, flags: dict[str, Any]) -> int:
             "refloom demo: the embedded model writes and judges on this machine; no key is used.\n"
             "It is small: this shows the whole way of a row, not rows worth training on.\n"
         )
-        status = _make(
+        status = make(
             settings,
             references_of(references, settings),
             seeds_of(s, settings),
@@ -75,13 +82,20 @@ def demo(given: Namespace, flags: dict[str, Any]) -> int:
     return status
 
 
-def _make(
-    settings: Settings, references: Source, seeds: Source | None, out: Path, *, show_rows: bool
+def make(
+    settings: Settings,
+    references: Source,
+    seeds: Source | None,
+    out: Path,
+    *,
+    show_rows: bool,
+    shared: Journal | None = None,
 ) -> int:
+    """Run with a display, until it ends or is stopped; the exit status. `shared`: see `Run`."""
     from refloom.runs.display import Progress
     from refloom.runs.engine import Run
 
-    session = Run(settings, references, seeds, out)
+    session = Run(settings, references, seeds, out, shared=shared)
     try:
         if settings.quiet:
             asyncio.run(_until_signalled(session))
@@ -138,7 +152,7 @@ def _sum_up(summary: Summary, out: Path) -> None:
         say(f"why samples failed: {out / 'failed.jsonl'}")
 
 
-def _dry_run(settings: Settings, references: Source, seeds: Source | None) -> int:
+def dry_run(settings: Settings, references: Source, seeds: Source | None) -> int:
     """Say what a run would be and cost, without a call and without writing anything."""
     from refloom.runs import estimate
     from refloom.runs.prices import Prices

@@ -44,7 +44,10 @@ def load(given: dict[str, Any], config: Path | None = None) -> Settings:
             # None and not an empty list, of which pydantic-settings warns.
             model_config = SettingsConfigDict(toml_file=behind or None)
 
-        return Settings.model_validate(Layered(**given).model_dump())
+        settings = Settings.model_validate(Layered(**given).model_dump())
+    # Checks what only the graph knows of: settings that exclude each other.
+    settings.context()
+    return settings
 
 
 def _check_environment() -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sqlite3
 import sys
 import tempfile
 from argparse import ArgumentTypeError, Namespace
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from nodes.quick_json import loads
+from refloom.choosing import choice_of, chosen
 from refloom.data.rows import BadFile
 from refloom.shelf import say
 
@@ -18,6 +22,7 @@ WHY_NONE = {
     "preference": "no accepted row had an earlier attempt that failed a `must` criterion",
 }
 NO_ROW = "no row was accepted"
+NONE_LEFT = "no sample passed the filters"
 # What run.json has once a session of a run has begun.
 CARD_NEEDS = {"settings", "reading", "prompts", "versions", "fingerprint", "written"}
 
@@ -33,16 +38,17 @@ def parts(text: str) -> dict[str, float]:
 
 
 def export(given: Namespace, flags: dict[str, Any]) -> int:
-    """Write a run's accepted rows as training data."""
+    """Write a run's accepted rows, or a choice of them, as training data."""
     from refloom.data.export import export as write
-    from refloom.runs.kept import records_in, snapshot
+    from refloom.runs.kept import snapshot
 
-    if given.file.suffix not in (".jsonl", ".parquet"):
-        raise BadFile(f"{given.file}: exports are written as .jsonl or .parquet; name it so")
+    _check_file(given.file)
+    choice = choice_of(given, flags)
+    ids = None if choice is None else chosen(given.directory, choice, flags)
     with snapshot(given.directory / "journal.sqlite") as journal:
         try:
             written = write(
-                partial(records_in, journal, "accepted"),
+                partial(_accepted, journal, ids),
                 given.file,
                 given.format,
                 parts=given.split,
@@ -54,10 +60,30 @@ def export(given: Namespace, flags: dict[str, Any]) -> int:
     for path, count in written.items():
         say(f"{count} rows in {path}")
         if not count:
-            why = WHY_NONE.get(given.format, NO_ROW)
+            why = NONE_LEFT if ids == set() else WHY_NONE.get(given.format, NO_ROW)
             why = "there are too few seeds" if given.split and sum(written.values()) else why
             sys.stderr.write(f"{path} is empty: {why}\n")
     return 0
+
+
+def _check_file(path: Path) -> None:
+    """Refuse before anything is paid for what could not be written in the end."""
+    if path.suffix not in (".jsonl", ".parquet"):
+        raise BadFile(f"{path}: exports are written as .jsonl or .parquet; name it so")
+    if path.is_dir():
+        raise BadFile(f"{path}: cannot be written (is a directory)")
+    if not os.access(path.parent, os.W_OK):
+        why = "may not be written to" if path.parent.is_dir() else "is no directory"
+        raise BadFile(f"{path}: cannot be written ({path.parent} {why})")
+
+
+def _accepted(journal: sqlite3.Connection, ids: set[str] | None) -> Iterator[str]:
+    """The accepted records, or those of them that were chosen, in slot order."""
+    from refloom.runs.kept import records_in
+
+    for line in records_in(journal, "accepted"):
+        if ids is None or loads(line)["id"] in ids:
+            yield line
 
 
 def push(given: Namespace, flags: dict[str, Any]) -> int:

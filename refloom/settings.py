@@ -23,7 +23,7 @@ from pydantic_settings import (
 )
 
 from memory.weights import DEFAULT_MODEL
-from nodes.context import Context, Feedback, JudgeMethod, Review, default_model
+from nodes.context import Context, Feedback, JudgeMethod, Pipeline, Review, default_model
 from refloom import checks
 from refloom.checks import MAY_DIFFER, PRESETS
 from refloom.stages import StageName, StageSettings
@@ -98,6 +98,9 @@ class Settings(BaseSettings):
     )
     max_attempts: int = Field(3, ge=1, le=10, description="candidates an instruction at most")
     max_criteria: int = Field(6, ge=0, le=30, description="criteria from references at most")
+    judge_votes: int = Field(
+        1, ge=1, le=9, description="times to ask about a verdict that alone fails a response"
+    )
     should_share: float = Field(
         0.5, ge=0, le=1, description="share of judged 'should' criteria that has to pass"
     )
@@ -111,7 +114,14 @@ class Settings(BaseSettings):
         (), description="files of benchmark prompts; rows that hold one are rejected"
     )
     feedback: Feedback = Field(
-        "reference", description="where the criteria come from: reference, generic, none"
+        "reference",
+        description="what a draft is refined by: reference, sample, none, generic, swapped",
+    )
+    pipeline: Pipeline = Field(
+        "loop", description="loop, or refed: as the paper's authors ran it, one refinement"
+    )
+    paired: bool = Field(
+        False, description="make the instructions and drafts that every feedback arm would make"
     )
     review: Review = Field(
         "never",

@@ -77,6 +77,10 @@ def answer(stage: str, prompt: str, seed: int) -> dict[str, Any]:
         return {"response": words(prompt, 40).capitalize() + "."}
     if stage == "refine":
         return {"plan": ["mend it"], "response": words(prompt, 41).capitalize() + "."}
+    if stage == "feedback":
+        return {"feedback": [words(f"{seed} first", 3), words(f"{seed} second", 3)]}
+    if stage == "compare":
+        return {"reason": "neither is better", "winner": "tie"}
     return verdicts(prompt)
 
 

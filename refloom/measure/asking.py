@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from nodes.endpoint import Connection
 from nodes.llm import Call, Complete, ProviderStopped
+from refloom.checks import ASKING as ASKING
 from refloom.loading import load
 from refloom.runs.budget import check_priced
 from refloom.runs.calls import Interrupted, JournaledCalls, Limits
@@ -27,11 +28,6 @@ from refloom.settings import Settings
 OF_THE_RUN = (
     *("model", "judge_model", "judge_method", "base_url", "judge_base_url", "embedding_model"),
     *("random_seed", "judge_votes", "should_share", "concurrency", "timeout", "memory"),
-)
-# The settings that the commands which ask a judge take.
-ASKING = (
-    *("judge_model", "judge_method", "base_url", "judge_base_url", "concurrency", "rpm", "tpm"),
-    *("timeout", "max_cost", "max_tokens", "prices", "random_seed", "quiet"),
 )
 ELSEWHERE = {"base_url": ("OPENAI_BASE_URL",), "model": ("OPENAI_BASE_URL", "OPENAI_API_KEY")}
 TOLD_EVERY_S = 5.0

@@ -71,12 +71,14 @@ class JournaledCalls:
         stages: dict[Any, StageSettings],
         prices: Prices,
         elsewhere: KeptCalls | None = None,
+        shared: Journal | None = None,
         faulted: Faulted = lambda stage, fault: None,
     ) -> None:
         """`address` says where a judge's (True) or a writer's call goes, for the key.
 
         `elsewhere` are the calls of another run's journal, which are used as this run's own;
-        `faulted` is told of what goes wrong with calls.
+        `shared` is a journal over several runs: what is paid for goes there first, and what is
+        there is used; `faulted` is told of what goes wrong with calls.
         """
         self._send = send
         self._journal = journal
@@ -85,6 +87,7 @@ class JournaledCalls:
         self._stages = stages
         self._prices = prices
         self._elsewhere = elsewhere
+        self._shared = shared
         self._faulted = faulted
         self._under_way: dict[bytes, asyncio.Future[Reply]] = {}
         self.counts: Counter[str] = Counter()
@@ -118,8 +121,11 @@ class JournaledCalls:
     async def _kept(self, key: bytes, call: Call) -> Reply | None:
         """The answer that was paid for before, in this run or in the one whose calls it reuses."""
         found = await self._journal.reply(key)
-        if found is None and self._elsewhere is not None:
-            found = await asyncio.to_thread(self._elsewhere.reply, key)
+        if found is None:
+            if self._shared is not None:
+                found = await self._shared.reply(key)
+            if found is None and self._elsewhere is not None:
+                found = await asyncio.to_thread(self._elsewhere.reply, key)
             if found is not None:
                 # Kept here too: this run must not need the other's directory to be taken up.
                 await self._journal.borrow(key, call.stage, call.model, found)
@@ -175,7 +181,10 @@ class JournaledCalls:
             return await self._send(one)
 
         async def keep(reply: Reply) -> None:
-            await self._journal.keep(key, call.stage, call.model, kept_form(reply))
+            kept = (key, call.stage, call.model, kept_form(reply))
+            if self._shared is not None:
+                await self._shared.keep(*kept)
+            await self._journal.keep(*kept)
             self.counts["paid"] += 1
             limits.budget.check_reported(reply.usage)
 

@@ -59,6 +59,8 @@ class Run:
     on_fault: OnFault | None = None
     on_begin: Callable[[Summary], None] | None = None
     summary: Summary | None = None
+    # Of an experiment: the journal that all its runs pay into, and whose account budgets go by.
+    shared: Journal | None = None
     _calls: JournaledCalls | None = None
     _limits: Limits | None = None
     _order: Order | None = None
@@ -128,7 +130,8 @@ class Run:
 
     async def _make(self, journal: Journal, summary: Summary, given: Given) -> str:
         settings, addresses = self.settings, given.addresses
-        summary.paid_before, cost, tokens = await asyncio.to_thread(used_before, journal)
+        account = self.shared or journal
+        summary.paid_before, cost, tokens = await asyncio.to_thread(used_before, account)
         self._limits = Limits.of(settings, given.prices, cost, tokens)
         limiter = self._limits.limiter
 
@@ -145,6 +148,7 @@ class Run:
             stages=dict(settings.stages),
             prices=given.prices,
             elsewhere=given.elsewhere,
+            shared=self.shared,
             faulted=self._faulted,
         )
         if self._stopping:

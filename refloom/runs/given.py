@@ -48,6 +48,11 @@ def read_given(
     reference_report = references.scan()
     seeds = seeds or Source(references, as_reference=False, limit=settings.limit)
     report = Report()
+    if settings.feedback == "swapped" and reference_report.taken < 2:
+        raise BadFile(
+            f"{references.name}: has one reference; --feedback swapped needs another to take "
+            "criteria from"
+        )
     contamination = benchmarks(settings.benchmark, report=report) if settings.benchmark else None
     summary = Summary(settings, reference_report, seeds.scan(), prices, report)
     addresses = Addresses(settings)

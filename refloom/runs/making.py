@@ -63,6 +63,7 @@ def alone(ground: Ground, embed: Embed | None) -> Alone:
     graph = build_graph(
         complete=kept.calls,
         search=retrieval,
+        another=index.another,
         embed=embed,
         characteristics=ground.learned,
         turn=kept.order.turn,

@@ -8,19 +8,22 @@ from typing import Any
 from memory.references import IndexUnusable
 from memory.weights import WeightsUnavailable
 from nodes.checked import BadInput
-from nodes.extract import Extracted
 from nodes.faults import Transient
+from nodes.feedback import Feedback
 from nodes.generate import Generated
 from nodes.judge import Critiqued
+from nodes.learn import Extracted
 from nodes.llm import Answer, Call, CallFailed, ProviderStopped
 from nodes.propose import Proposed
+from nodes.refed import Improved
 from nodes.refine import Refined
 from refloom.runs.budget import BudgetSpent
 from refloom.runs.calls import Interrupted
 from refloom.runs.lock import JournalUnusable
 
 ANSWERS: dict[str, type[Answer]] = {
-    answer.__name__: answer for answer in (Extracted, Proposed, Generated, Critiqued, Refined)
+    answer.__name__: answer
+    for answer in (Extracted, Proposed, Generated, Critiqued, Refined, Feedback, Improved)
 }
 
 

@@ -10,9 +10,9 @@ from statistics import fmean
 from typing import Any
 
 from memory.references import Reference
-from nodes.extract import MOST, Extracted
 from nodes.generate import Generated
 from nodes.judge import Critiqued
+from nodes.learn import MOST, Extracted
 from nodes.llm import Answer
 from nodes.propose import Proposed
 from nodes.refine import Refined

@@ -70,6 +70,7 @@ class Worker:
         return build_graph(
             complete=self._complete,
             search=Retrieval(index, _Uses(self.line, self._resumed)),
+            another=index.another,
             embed=embed,
             characteristics=Characteristics(_Store(self.line), self._heard),
             turn=self._turn,

@@ -1,0 +1,152 @@
+"""What one reference teaches: its characteristics, tried, as criteria."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pydantic import BaseModel, ConfigDict
+
+from memory.characteristics import Learned
+from memory.embed import Embed
+from memory.references import Reference, content_id, content_of
+from nodes.context import Context
+from nodes.judge import fold
+from nodes.llm import Answer, Asked, Complete, Place, ask, make_call
+from nodes.state import Criterion, add_usage, no_usage
+from nodes.topic import general_part
+from nodes.trial import try_criteria
+from prompts import render, version
+
+MOST = 4
+# A characteristic that starts so does not complete "The response ...".
+NO_VERBS = frozenset({"the", "a", "an", "this", "these", "there", "its", "no", "all", "each"})
+
+
+class Characteristic(BaseModel):
+    """One quality of a reference's response, as the model puts it."""
+
+    model_config = ConfigDict(json_schema_extra={"additionalProperties": False})
+
+    text: str
+    quote: str
+    must: bool
+
+
+class Extracted(Answer):
+    """What an extraction brings."""
+
+    subject_areas: list[str]
+    relevant_skills: list[str]
+    characteristics: list[Characteristic]
+
+
+def whole(context: Context) -> bool:
+    """Whether references are studied, or only the built-in criterion is calibrated on them."""
+    return context.paired or context.feedback in ("reference", "swapped")
+
+
+def key_of(reference: Reference, context: Context) -> str:
+    """What an entry rests on; a change of any of it is another entry."""
+    return content_id(
+        content_of(reference),
+        version("extract", "critique", "question", edited=context.edited),
+        context.model,
+        context.judge,
+        context.method,
+        str(context.try_criteria),
+        "reference" if whole(context) else context.feedback,
+    )
+
+
+async def learn(
+    reference: Reference, context: Context, place: Place, complete: Complete, embed: Embed
+) -> Learned:
+    """Extract (one call), drop what is unfounded or topical, and try the rest."""
+    at = Place(f"reference {reference['id']}", "", place.order)
+    usage = no_usage()
+    subjects: list[str] = []
+    skills: list[str] = []
+    kept: list[Criterion] = []
+    proposed = 0
+    if whole(context):
+        avoid: list[str] = []
+        for draw in (0, 1):
+            asked = await _ask(complete, context, at, reference, avoid, draw)
+            usage = add_usage(usage, asked.usage)
+            subjects = subjects or short(asked.answer.subject_areas)
+            skills = skills or short(asked.answer.relevant_skills)
+            proposed += len(asked.answer.characteristics)
+            founded = [c for c in asked.answer.characteristics if _founded(c, reference)]
+            kept = _criteria(founded, reference)
+            # Asked again only when every one of them was about the topic, and by a model that can
+            # be told so: a small one gives the same again.
+            if kept or not founded or not context.try_criteria or context.method == "logodds":
+                break
+            avoid = [c.text for c in founded]
+    tried = await try_criteria(complete, embed, context, at, reference, kept)
+    usage = add_usage(usage, tried.usage)
+    lost = proposed - len(kept) + tried.counts["dropped"]
+    return {
+        "reference_id": reference["id"],
+        "subject_areas": subjects,
+        "relevant_skills": skills,
+        "criteria": tried.criteria,
+        "answers_bar": tried.answers_bar,
+        "topic_bar": tried.topic_bar,
+        "counts": tried.counts | {"proposed": proposed, "dropped": lost},
+        "usage": usage,
+    }
+
+
+async def _ask(
+    complete: Complete,
+    context: Context,
+    at: Place,
+    reference: Reference,
+    avoid: Sequence[str],
+    draw: int,
+) -> Asked[Extracted]:
+    prompt = context.extract_prompt
+    messages = render("extract", template=prompt, reference=reference, most=MOST, avoid=avoid)
+    return await ask(
+        complete, make_call("extract", messages, Extracted, context, at, draw), Extracted
+    )
+
+
+def short(phrases: Sequence[str]) -> list[str]:
+    """A few phrases, none of them long."""
+    return [p.strip()[:80] for p in phrases if p.strip()][:4]
+
+
+def _founded(found: Characteristic, reference: Reference) -> bool:
+    """Whether the quote really is in the response."""
+    quote = fold(found.quote)
+    return bool(quote and found.text.strip()) and quote in fold(reference["response"])
+
+
+def _criteria(found: Sequence[Characteristic], reference: Reference) -> list[Criterion]:
+    """The characteristics that do not name the topic, as criteria."""
+    criteria: list[Criterion] = []
+    for one in found[:MOST]:
+        text = general_part(_completing(one.text), reference["instruction"], reference["response"])
+        if text is not None and text.split()[0] not in NO_VERBS:
+            criteria.append(
+                {
+                    "id": f"c{content_id(reference['id'], text)[:8]}",
+                    "text": text,
+                    "must": one.must,
+                    "reference_id": reference["id"],
+                    "quote": one.quote.strip(),
+                    "judged_by": "judge",
+                }
+            )
+    return list({c["id"]: c for c in criteria}.values())
+
+
+def _completing(text: str) -> str:
+    """A characteristic as the end of the sentence "The response ..."."""
+    bare = " ".join(text.split()).rstrip(" .")
+    for start in ("the response ", "this response ", "response ", "it "):
+        if bare.lower().startswith(start):
+            bare = bare[len(start) :]
+    return bare[:1].lower() + bare[1:300]

@@ -1,0 +1,103 @@
+"""What runs made, as a comparison wants it: a response for each instruction, and what it took."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from refloom.data.facts import Facts, Passing
+from refloom.measure.asking import run_json
+from refloom.measure.stats import share
+from refloom.runs.kept import reading, records_in
+from refloom.runs.tally import TOKENS, prices_kept
+
+# Criteria from references that are shown one by one; the others count in the sum of all.
+MOST_SHOWN = 12
+_USED = ", ".join(f"sum(json_extract(reply, '$.usage.{name}'))" for name in TOKENS)
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """One finished sample: whose it is, its response, whether it was accepted."""
+
+    seed_id: str
+    response: str
+    accepted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One run of a comparison: its samples by instruction, and its account."""
+
+    name: str
+    samples: Mapping[str, Made]
+    account: dict[str, Any]
+
+
+def arm_of(name: str, directory: Path) -> Arm:
+    """Read a run, finished or not. Blocks. Raises `JournalUnusable` for what is none."""
+    said = run_json(directory)
+    facts, samples = Facts(), dict[str, Made]()
+    with reading(directory / "journal.sqlite") as journal:
+        for line in records_in(journal, "accepted", "rejected"):
+            record = json.loads(line)
+            facts.add(record)
+            if record["instruction"] and record["response"]:
+                made = Made(record["seed_id"], record["response"], record["status"] == "accepted")
+                samples.setdefault(record["instruction"], made)
+        spent = _spent(journal)
+    counts = said.get("counts", {})
+    settings = said.get("settings", {})
+    account = {
+        "name": name,
+        "feedback": settings.get("feedback"),
+        "model": settings.get("model"),
+        "status": said["status"],
+        **{key: counts.get(key, 0) for key in ("accepted", "rejected", "failed", "pending")},
+        **spent,
+        "criteria": _criteria(facts),
+    }
+    return Arm(name, samples, account)
+
+
+def _spent(journal: Any) -> dict[str, Any]:
+    """What a run would have cost by itself: calls it shares with others count in each.
+
+    Comparisons that were asked for later are no part of it.
+    """
+    prices, calls, tokens = prices_kept(journal), 0, 0
+    by_stage: dict[str, int] = {}
+    costs: list[float | None] = []
+    for table in ("calls", "borrowed"):
+        sql = f"SELECT stage, model, count(*), {_USED} FROM {table} GROUP BY stage, model"
+        for stage, model, count, *used in journal.execute(sql):
+            if stage == "compare":
+                continue
+            usage = dict(zip(TOKENS, (n or 0 for n in used), strict=True))
+            calls += count
+            tokens += usage["prompt_tokens"] + usage["completion_tokens"]
+            by_stage[stage] = by_stage.get(stage, 0) + count
+            costs.append(prices.cost(model, {"calls": count, **usage}))  # type: ignore[typeddict-item]
+    known = [cost for cost in costs if cost is not None]
+    cost_usd = round(sum(known), 9) if len(known) == len(costs) else None
+    return {"calls": calls, "by_stage": by_stage, "tokens": tokens, "cost_usd": cost_usd}
+
+
+def _criteria(facts: Facts) -> list[dict[str, Any]]:
+    """Pass rates at the last attempt: rules and built-in ones, then those from references."""
+    shown = facts.passing(MOST_SHOWN)
+    rows = [_passing(f"The response {one.text}", one.judged_by, one.must, [one]) for one in shown]
+    drawn = [one for one in facts.criteria.values() if one.drawn and one.times]
+    if drawn:
+        rows.append(_passing("all criteria from references", "judge", None, drawn))
+    return rows
+
+
+def _passing(text: str, by: str, must: bool | None, parts: list[Passing]) -> dict[str, Any]:
+    n, passed = sum(one.times for one in parts), sum(one.last["pass"] for one in parts)
+    found = share(passed, n)
+    said = {"criterion": text, "judged_by": by, "must": must, "n": n, "passed": passed}
+    return {**said, "share": found.value, "low": found.low, "high": found.high}

@@ -1,0 +1,226 @@
+"""Runs against each other: the responses to the same instructions, judged in both orders."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from memory.references import content_id
+from nodes.compare import Duel, compare
+from nodes.context import Context
+from nodes.llm import CallFailed, Complete, Place
+from prompts import version
+from refloom.data.rows import BadFile
+from refloom.measure.arms import Arm, Made
+from refloom.measure.asking import asking, each
+from refloom.measure.stats import Interval, length_controlled, mean, share, sign_test
+from refloom.settings import Settings
+
+SHOWN = 24
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """The two responses to one instruction, and what the judge said; None where it could not."""
+
+    instruction: str
+    a: Made
+    b: Made
+    duel: Duel | None
+    same: bool
+
+    @property
+    def score(self) -> float | None:
+        """The share of the win that is a's; two equal texts are a tie that nobody was asked for."""
+        if self.same:
+            return 0.5
+        return None if self.duel is None else self.duel.score
+
+
+async def compared(
+    arms: Sequence[Arm],
+    pairs: Sequence[tuple[int, int]],
+    journal: Path,
+    settings: Settings,
+    *,
+    limit: int | None = None,
+    complete: Complete | None = None,
+    told: Callable[[int, int], None] = lambda done, of: None,
+) -> dict[str, Any]:
+    """Judge the arms' responses pair by pair, and say what comes of it.
+
+    Args:
+        arms: The runs.
+        pairs: Which to compare, by place in `arms`; win rates are of the first of each.
+        journal: The directory in whose journal the judge's answers are kept.
+        settings: Who judges, and what it may cost.
+        limit: Compare the first so many instructions of each pair only.
+        complete: What stands in for the endpoint.
+        told: Hears how many of how many comparisons are done.
+
+    Raises:
+        BadFile: Two of the arms have no instruction in common.
+    """
+    todo: list[tuple[int, str, Made, Made]] = []
+    for number, (i, j) in enumerate(pairs):
+        one, other = arms[i], arms[j]
+        common = [text for text in one.samples if text in other.samples]
+        if not common:
+            raise BadFile(
+                f"{one.name} and {other.name}: have no instruction in common that both answered; "
+                "compare arms of one experiment, or runs with --answer-seeds of the same seeds"
+            )
+        todo += [(number, t, one.samples[t], other.samples[t]) for t in common[:limit]]
+    context = settings.context()
+    async with asking(journal, settings, complete) as calls:
+
+        async def work(one: tuple[int, str, Made, Made]) -> Match:
+            return await _match(calls, context, *one[1:])
+
+        matches = await each(todo, work, at_once=2 * settings.calls_at_once, told=told)
+    by_pair: list[list[Match]] = [[] for _ in pairs]
+    for (number, *_), match in zip(todo, matches, strict=True):
+        by_pair[number].append(match)
+    found = await asyncio.to_thread(_figures, arms, pairs, by_pair, settings)
+    return found | {"arms": [arm.account for arm in arms]}
+
+
+async def _match(complete: Complete, context: Context, text: str, a: Made, b: Made) -> Match:
+    if a.response.strip() == b.response.strip():
+        return Match(text, a, b, None, True)
+    place = Place("compare", content_id(text))
+    asked: dict[str, Any] = {"instruction": text, "first": a.response, "second": b.response}
+    try:
+        return Match(text, a, b, await compare(complete, context, place, **asked), False)
+    except CallFailed:
+        return Match(text, a, b, None, False)
+
+
+def _figures(
+    arms: Sequence[Arm],
+    pairs: Sequence[tuple[int, int]],
+    by_pair: Sequence[list[Match]],
+    settings: Settings,
+) -> dict[str, Any]:
+    said = {
+        "judge": settings.judge,
+        "prompt": version("compare"),
+        "random_seed": settings.random_seed,
+    }
+    rows, cards = [], []
+    for (i, j), matches in zip(pairs, by_pair, strict=True):
+        names = {"a": arms[i].name, "b": arms[j].name}
+        accepted = [m for m in matches if m.a.accepted and m.b.accepted]
+        rows.append(
+            {
+                **names,
+                **figures(matches, settings.random_seed),
+                "accepted": figures(accepted, settings.random_seed),
+                **said,
+            }
+        )
+        differing = [match for match in matches if match.duel is not None]
+        cards += [names | _card(match) for match in differing[: max(SHOWN // len(pairs), 3)]]
+    return {"pairs": rows, "cards": cards}
+
+
+def _card(match: Match) -> dict[str, Any]:
+    assert match.duel is not None
+    texts = {"a_response": match.a.response, "b_response": match.b.response}
+    asked = {"score": match.duel.score, "reasons": list(match.duel.reasons)}
+    return {"instruction": match.instruction, **texts, **asked}
+
+
+def figures(matches: Sequence[Match], random_seed: int) -> dict[str, Any]:
+    """The figures of one pair: win rate with interval, ties, sign test, length, order."""
+    judged = [(m, score) for m in matches if (score := m.score) is not None]
+    scores = [score for _, score in judged]
+    seeds = [m.a.seed_id for m, _ in judged]
+    gaps = [len(m.a.response) - len(m.b.response) for m, _ in judged]
+    rate = mean(scores, seeds, random_seed)
+    wins, losses = sum(s > 0.5 for s in scores), sum(s < 0.5 for s in scores)
+    duels = [m.duel for m, _ in judged if m.duel is not None]
+    # In the first order a stands first, in the second b.
+    firsts = [duel.orders[0] == "first" for duel in duels if duel.orders[0] != "tie"]
+    firsts += [duel.orders[1] == "second" for duel in duels if duel.orders[1] != "tie"]
+    return {
+        "n": rate.n,
+        "win_rate": rate.value,
+        "low": rate.low,
+        "high": rate.high,
+        "wins": wins,
+        "losses": losses,
+        "ties": len(scores) - wins - losses,
+        "same_text": sum(m.same for m, _ in judged),
+        "not_judged": len(matches) - len(judged),
+        "sign_p": sign_test(wins, losses),
+        "length_controlled": plain(length_controlled(scores, gaps, seeds, random_seed)),
+        "longer": round(sum(gaps) / len(gaps), 1) if gaps else None,
+        "same_in_both_orders": plain(share(sum(_same(d) for d in duels), len(duels))),
+        "first_picked": plain(share(sum(firsts), len(firsts))),
+    }
+
+
+def _same(duel: Duel) -> bool:
+    return duel.orders[0] == duel.orders[1]
+
+
+def plain(found: Interval) -> dict[str, Any]:
+    """An interval as JSON."""
+    return found._asdict()
+
+
+def shown(found: Mapping[str, Any]) -> str:
+    """A comparison for people, as plain text."""
+    lines = [
+        f"{'':<22}{'win rate':>9}  95 % interval    n   won lost tied  p (sign)  at equal length"
+    ]
+    for pair in found["pairs"]:
+        lines.append(_line(f"{pair['a']} : {pair['b']}", pair))
+        if pair["accepted"]["n"] not in (0, pair["n"]):
+            lines.append(_line("  both accepted", pair["accepted"]))
+    first = found["pairs"][0]
+    lines += ["", f"judge {first['judge']}, both orders, prompt {first['prompt']}; a pair of equal"]
+    lines[-1] += " texts is a tie; intervals by bootstrap over seeds"
+    lines += _warnings(found["pairs"])
+    lines += [
+        "",
+        f"{'run':<14}{'accepted':>9}{'rejected':>9}{'failed':>7}{'calls':>8}{'tokens':>11}",
+    ]
+    lines[-1] += "  dollars"
+    for arm in found["arms"]:
+        cost = "unknown" if arm["cost_usd"] is None else f"${arm['cost_usd']:.4f}"
+        lines.append(
+            f"{arm['name']:<14}{arm['accepted']:>9,}{arm['rejected']:>9,}{arm['failed']:>7,}"
+            f"{arm['calls']:>8,}{arm['tokens']:>11,}  {cost}"
+        )
+    lines.append("what runs share counts in each; learning a reference in the run that did it")
+    return "\n".join(lines)
+
+
+def _line(name: str, of: Mapping[str, Any]) -> str:
+    if not of["n"]:
+        return f"{name:<22}{'none':>9}"
+    even = of["length_controlled"]
+    return (
+        f"{name:<22}{of['win_rate']:>9.1%}  {of['low']:>6.1%} to {of['high']:>6.1%}{of['n']:>5,}"
+        f"{of['wins']:>6,}{of['losses']:>5,}{of['ties']:>5,}{of['sign_p']:>10.3f}  "
+        f"{even['value']:.1%} ({even['low']:.1%} to {even['high']:.1%})"
+    )
+
+
+def _warnings(pairs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What a reader has to know before they believe the figures."""
+    found = []
+    for pair in pairs:
+        name, first = f"{pair['a']} : {pair['b']}", pair["first_picked"]
+        if first["n"] and not first["low"] <= 0.5 <= first["high"]:
+            found.append(
+                f"{name}: the judge took what stood first in {first['value']:.0%} of picks"
+            )
+        if pair["not_judged"]:
+            found.append(f"{name}: {pair['not_judged']} could not be judged and are left out")
+    return found

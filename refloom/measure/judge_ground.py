@@ -1,0 +1,192 @@
+"""What a judge is tried on: a run's accepted samples, its references, and the criteria they gave.
+
+Everything is drawn by hashes fixed by the random seed, so that a check that is taken up again, or
+made by another judge, is made on the same texts.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from memory.characteristics import NAMESPACE, Learned, kept_in
+from memory.references import IndexUnusable, Reference
+from memory.store import ReferenceFile
+from nodes.context import Context
+from nodes.judge import fold
+from nodes.learn import key_of
+from nodes.record import Record
+from nodes.state import Criterion
+from refloom.data.rows import BadFile
+from refloom.runs.files import status_of
+from refloom.runs.kept import records
+from refloom.settings import Settings, embedded
+
+Rank = Callable[[str], bytes]
+
+
+@dataclass(frozen=True)
+class Ground:
+    """The texts of a check.
+
+    Attributes:
+        run: What the run says of itself (see `refloom.runs.files.status_of`).
+        samples: The accepted samples that canaries are made of.
+        others: For each of them, by id, another accepted response; missing where there is none.
+        tried: The references whose criteria are tried, by id, as many as could be found.
+        references: Those, and the references of the samples.
+        drawn: The criteria that each tried reference gave.
+        notes: What could not be had, in sentences.
+    """
+
+    run: dict[str, Any]
+    samples: list[Record]
+    others: dict[str, str]
+    tried: dict[str, Reference]
+    references: dict[str, Reference]
+    drawn: dict[str, list[Criterion]]
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Draw:
+    """The `limit` references with the smallest hashes of all that were used, with their criteria.
+
+    One that is pushed out never comes back, so the memory needed does not grow with the run.
+    """
+
+    rank: Rank
+    limit: int
+    kept: dict[str, dict[str, Criterion]] = field(default_factory=dict)
+
+    def add(self, record: Record) -> None:
+        """Take note of the references of a sample, and of the criteria it was judged by."""
+        criteria = [c for c in record["criteria"] if c["reference_id"]]
+        for id_ in (*record["reference_ids"], *(c["reference_id"] for c in criteria)):
+            self._enter(id_)
+        for criterion in criteria:
+            if criterion["reference_id"] in self.kept:
+                self.kept[criterion["reference_id"]].setdefault(criterion["id"], criterion)
+
+    def _enter(self, id_: str) -> None:
+        if id_ in self.kept:
+            return
+        self.kept[id_] = {}
+        if len(self.kept) > self.limit:
+            del self.kept[max(self.kept, key=self.rank)]
+
+
+def ground_of(directory: Path, settings: Settings, limit: int) -> Ground:
+    """Read what a check of so many samples and references needs. Blocks.
+
+    Raises `BadFile` when the run has no accepted row, `JournalUnusable` when there is no run.
+    """
+    run = status_of(directory)
+
+    def rank(id_: str) -> bytes:
+        said = f"{settings.random_seed} {id_}".encode("utf-8", "replace")
+        return sha256(said).digest()
+
+    draw = Draw(rank, limit)
+    # One more than is judged, so that a single sample has another's response too.
+    drawn = heapq.nsmallest(limit + 1, _accepted(directory, draw), key=lambda r: rank(r["id"]))
+    if not drawn:
+        raise BadFile(
+            f"{directory}: holds no accepted row, and a judge is checked on accepted rows. Run on "
+            "until there are some (`refloom status` says how it stands)"
+        )
+    samples, others = drawn[:limit], {}
+    for i, record in enumerate(samples):
+        other = drawn[(i + 1) % len(drawn)]
+        if other["response"] != record["response"]:
+            others[record["id"]] = other["response"]
+    wanted = {*draw.kept, *(id_ for record in samples for id_ in record["reference_ids"])}
+    criteria = {id_: list(found.values()) for id_, found in draw.kept.items()}
+    memory = memory_of(directory, settings)
+    found = _references(memory, wanted, criteria)
+    ids = sorted((id_ for id_ in draw.kept if id_ in found), key=rank)
+    notes = []
+    if len(found) < len(wanted):
+        notes.append(
+            f"{len(wanted) - len(found)} of {len(wanted)} references are not in {memory} any more; "
+            "nothing was tried on them (--memory names where a run kept its own)"
+        )
+    tried = {id_: found[id_] for id_ in ids}
+    return Ground(run, samples, others, tried, found, criteria, notes)
+
+
+def _accepted(directory: Path, draw: Draw) -> Iterator[Record]:
+    """The accepted samples; `draw` sees those and the rejected ones."""
+    for line in records(directory / "journal.sqlite", "accepted", "rejected"):
+        record: Record = json.loads(line)
+        draw.add(record)
+        if record["status"] == "accepted":
+            yield record
+
+
+def memory_of(directory: Path, settings: Settings) -> Path:
+    """Where a run keeps its references and what it learned of them."""
+    return settings.memory or directory / "memory"
+
+
+def _references(
+    memory: Path, wanted: set[str], criteria: Mapping[str, list[Criterion]]
+) -> dict[str, Reference]:
+    """The references of some ids, newest file first; of a shared memory only those meant.
+
+    One that does not hold the words its criteria quote is another run's of the same id.
+    """
+    found: dict[str, Reference] = {}
+    files = memory.glob("references-*.parquet")
+    for path in sorted(files, key=lambda p: p.stat().st_mtime, reverse=True):
+        if wanted <= found.keys():
+            break
+        with suppress(IndexUnusable):
+            file = ReferenceFile(path)
+            ids = enumerate(file.column("id").to_pylist())
+            rows = [row for row, id_ in ids if id_ in wanted and id_ not in found]
+            for reference in file.rows(rows):
+                said = fold(reference["response"])
+                quotes = [c["quote"] or "" for c in criteria.get(reference["id"], ())]
+                if all(fold(quote) in said for quote in quotes):
+                    found[reference["id"]] = reference
+    return found
+
+
+def context_of(ground: Ground, settings: Settings, method: str) -> Context:
+    """The run's own context with the judge that is checked in it."""
+    own = ground.run.get("settings", {})
+    kept = {name: value for name, value in own.items() if name in Context.model_fields}
+    judging = ("random_seed", "should_share")
+    kept |= {name: getattr(settings, name) for name in judging}
+    kept |= {"judge_model": settings.judge, "judge_method": method}
+    return Context.model_validate(settings.context().model_dump() | kept)
+
+
+async def learned_of(ground: Ground, memory: Path, context: Context) -> dict[str, Learned]:
+    """What this judge's own trials left of the references, by id: their bars are in it."""
+    if not (memory / "characteristics.sqlite").is_file():
+        return {}
+    found: dict[str, Learned] = {}
+    # A memory that cannot be opened means that bars are made anew.
+    with suppress(IndexUnusable):
+        async with kept_in(memory) as store:
+            for id_, reference in ground.references.items():
+                entry = await store.aget(NAMESPACE, key_of(reference, context))
+                if entry is not None:
+                    found[id_] = entry.value
+    return found
+
+
+def judged_by(ground: Ground) -> tuple[str, str]:
+    """The judge of the run itself, and how it judged."""
+    record = ground.samples[0]
+    method = ground.run.get("settings", {}).get("judge_method")
+    judge = record["judge_model"]
+    return judge, method or ("logodds" if embedded(judge) else "verdict")

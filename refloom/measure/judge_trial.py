@@ -1,0 +1,183 @@
+"""One judge, judging in one way: tried on references, on canaries, on the same text again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from memory.embed import Embed, cosine
+from memory.references import Reference
+from nodes.context import Context
+from nodes.criteria import Facts, answers_instruction, apply_rules, rule_criteria
+from nodes.llm import CallFailed
+from nodes.record import Record
+from nodes.spoil import another_topic, spoiled
+from nodes.state import Criterion, Verdict
+from nodes.verdicts import passes, settled
+from refloom.measure import judge_figures as figures
+from refloom.measure.canaries import canaries
+from refloom.measure.human import WHOLE, Human, Key, final
+from refloom.measure.judge_asked import Bars, Case, Judge, criteria_of, with_draw
+from refloom.measure.judge_consistency import agreement
+from refloom.measure.judge_ground import Ground, learned_of, memory_of
+
+SPOILS = ("cut", "shuffled", "another")
+# What is judged again: good responses, and those that a judge may well be in two minds about.
+AGAIN = ("original", "truncated")
+
+
+@dataclass
+class Trial:
+    """What a judge said by one method, as figures.
+
+    Attributes:
+        criteria: Of each criterion, how well it tells references from spoiled responses.
+        canaries: Of each kind, how many were caught.
+        originals: How many accepted responses pass.
+        agreement: How often a repeat brings the same verdict.
+        faults: The calls that failed; what they were to judge is left out.
+    """
+
+    bars: Bars = field(default_factory=Bars)
+    criteria: list[dict[str, Any]] = field(default_factory=list)
+    canaries: list[dict[str, Any]] = field(default_factory=list)
+    originals: dict[str, Any] = field(default_factory=dict)
+    agreement: dict[str, Any] = field(default_factory=dict)
+    faults: list[CallFailed] = field(default_factory=list)
+
+
+async def tried(judge: Judge, ground: Ground, embed: Embed | None, repeats: int) -> Trial:
+    """Try a judge on everything but duels.
+
+    `embed` is for the cosines of `on-topic`, which is a rule where judging is by log-odds. Raises
+    what `Judge.hear` raises.
+    """
+    trial = Trial()
+    if judge.context.method == "logodds":
+        memory = memory_of(judge.directory, judge.settings)
+        kept = await learned_of(ground, memory, judge.context)
+        for id_, learned in kept.items():
+            trial.bars.take(id_, learned)
+    cases = reference_cases(ground)
+    heard, faults = await judge.hear(cases, "criteria on references")
+    trial.faults += faults
+    trial.bars.fit(heard, SPOILS)
+    trial.criteria = figures.criteria_rows(figures.told_of(heard, trial.bars), judge.context.method)
+    await _on_samples(judge, ground, embed, repeats, trial)
+    return trial
+
+
+async def _on_samples(
+    judge: Judge, ground: Ground, embed: Embed | None, repeats: int, trial: Trial
+) -> None:
+    """Canaries and originals, and some of them again."""
+    context = judge.context
+    cases = sample_cases(ground, context, trial.bars)
+    heard, faults = await judge.hear(cases, "canaries")
+    trial.faults += faults
+    if embed is not None:
+        await _topic_bars(embed, ground.references, trial.bars)
+    records = {record["id"]: record for record in ground.samples}
+    outcomes = []
+    for one in heard:
+        rules = await _ruled(one.case, records[one.case.about], ground, embed, trial.bars)
+        outcomes.append(figures.outcome(one, rules, rule_criteria(), context))
+    trial.canaries = figures.canary_rows(outcomes, context.method)
+    trial.originals = figures.originals(outcomes)
+    again = [case for case in cases if case.kind in AGAIN]
+    repeated = [case for draw in range(1, repeats) for case in with_draw(again, draw)]
+    more, faults = await judge.hear(repeated, "repeats")
+    trial.faults += faults
+    trial.agreement = agreement([one for one in heard if one.case.kind in AGAIN] + more)
+
+
+def reference_cases(ground: Ground) -> list[Case]:
+    """Each reference's own response and bad ones to its instruction, with its criteria.
+
+    The bad ones are those of a criterion's trial, and another reference's response, which no
+    criterion has been tried on.
+    """
+    references = list(ground.tried.values())
+    cases = []
+    for i, reference in enumerate(references):
+        bad = spoiled(reference["instruction"], reference["response"])
+        other = references[(i + 1) % len(references)]
+        responses = {"own": reference["response"], **bad, "mismatched": other["response"]}
+        criteria: list[Criterion] = [answers_instruction(None), *ground.drawn[reference["id"]]]
+        own = reference["response"].split()
+        cases += [
+            Case(
+                reference["id"],
+                kind,
+                reference["instruction"],
+                response,
+                criteria,
+                reference.get("history", ()),
+            )
+            for kind, response in responses.items()
+            if kind == "own" or response.split() != own
+        ]
+    return cases
+
+
+def sample_cases(ground: Ground, context: Context, bars: Bars) -> list[Case]:
+    """Each accepted response and its canaries, with its own criteria."""
+    cases = []
+    for record in ground.samples:
+        id_, instruction, response = record["id"], record["instruction"], record["response"]
+        bad = canaries(instruction, response, ground.others.get(id_))
+        criteria = criteria_of(record, context, bars)
+        for kind, text in {"original": response, **bad}.items():
+            cases.append(Case(id_, kind, instruction, text, criteria))
+    return cases
+
+
+async def _topic_bars(embed: Embed, references: Mapping[str, Reference], bars: Bars) -> None:
+    """Halfway between the cosines of a reference's own and a mismatched response, as in a trial."""
+    for id_, reference in references.items():
+        if id_ not in bars.topics:
+            asked, said = reference["instruction"], reference["response"]
+            own = await cosine(embed, asked, said)
+            other = await cosine(embed, asked, another_topic(asked, said))
+            bars.topics[id_] = (own + other) / 2
+
+
+async def _ruled(
+    case: Case, record: Record, ground: Ground, embed: Embed | None, bars: Bars
+) -> list[Verdict]:
+    """The verdicts of the rules; benchmarks are not looked at again."""
+    ids = record["reference_ids"]
+    references = [ground.references[id_] for id_ in ids if id_ in ground.references]
+    bar = bars.topic(ids)
+    near = None
+    if embed is not None and bar is not None:
+        near = await cosine(embed, case.instruction, case.response)
+    return apply_rules(Facts(case.instruction, case.response, references, near, bar))
+
+
+async def verdicts_on(
+    judge: Judge, human: Human, bars: Bars
+) -> tuple[dict[Key, bool], list[CallFailed]]:
+    """What a judge that is not the run's own says of the samples a person has judged.
+
+    The rules' verdicts are those of the run.
+    """
+    cases = []
+    for id_, record in human.samples.items():
+        also = {one.criterion_id for one in human.said if one.id == id_ and one.criterion_id}
+        criteria = criteria_of(record, judge.context, bars, also)
+        cases.append(Case(id_, "human", record["instruction"], final(record)["response"], criteria))
+    heard, faults = await judge.hear(cases, "a person's samples")
+    found: dict[Key, bool] = {}
+    for one in heard:
+        record = human.samples[one.case.about]
+        rules = [c for c in record["criteria"] if c["judged_by"] == "rule"]
+        ids = {c["id"] for c in rules}
+        ruled = [v for v in final(record)["verdicts"] if v["criterion_id"] in ids]
+        said = [*one.verdicts.values(), *ruled]
+        criteria = [*one.case.criteria, *rules]
+        whole = settled({"response": one.case.response, "verdicts": said}, criteria, judge.context)
+        found[one.case.about, WHOLE] = whole
+        found |= {(one.case.about, v["criterion_id"]): passes(v) for v in said}
+    return found, faults

@@ -1,0 +1,62 @@
+"""The report of a run, or of several side by side: one HTML page that needs nothing else.
+
+Run it as `refloom report DIR [DIR ..] [--out FILE.html]`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from memory.embed import Embed
+from refloom.data.rows import BadFile
+from refloom.data.write import staged
+
+NAME = "report.html"
+
+
+async def report(
+    directories: Sequence[Path],
+    out: Path | None = None,
+    *,
+    embed: Embed | None = None,
+    compared: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write the page and return where it is.
+
+    A run that is under way or was killed is told of as it stands.
+
+    Args:
+        directories: The runs' directories; none where there is a comparison alone.
+        out: The file to write; by default report.html in the first directory.
+        embed: Stands in for the embedding model of the first run.
+        compared: What a comparison has found, as in compare.json with `arms` and `cards`.
+
+    Raises:
+        JournalUnusable: A directory holds no run, or a damaged one.
+        BadFile: There is nothing to report on, or `out` cannot be written.
+    """
+    if not directories and not compared:
+        raise BadFile("there is nothing to report on: give the directory of a run")
+    place = out or (directories[0] if directories else Path()) / NAME
+    if out is not None:
+        # What cannot be written is better said before the work than after it.
+        if place.is_dir():
+            raise BadFile(f"{place}: is a directory; --out names a file")
+        if not place.parent.is_dir():
+            raise BadFile(f"{place}: cannot be written: there is no directory {place.parent}")
+    from refloom.measure.report_page import page_of
+
+    page = await page_of(directories, embed, compared)
+    await asyncio.to_thread(_write, place, page)
+    return place
+
+
+def _write(place: Path, page: str) -> None:
+    try:
+        with staged(place) as aside:
+            aside.write_text(page, encoding="utf-8", newline="\n")
+    except OSError as error:
+        raise BadFile(f"{place}: cannot be written: {error.strerror or error}") from error

@@ -1,0 +1,201 @@
+"""The commands that say whether rows are any good: report, compare, judge-check, experiment."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+from argparse import Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from refloom.data.rows import BadFile
+from refloom.shelf import say
+
+if TYPE_CHECKING:
+    from refloom.settings import Settings
+
+
+def report(given: Namespace, flags: dict[str, Any]) -> int:
+    """Write a page about a run, about several side by side, or about an experiment."""
+    from refloom.measure.experiment import arms_in, is_experiment
+    from refloom.measure.report import report as write
+
+    directories: list[Path] = given.directories
+    found = None
+    if len(directories) == 1 and is_experiment(directories[0]):
+        home = directories[0]
+        directories = arms_in(home)
+        found = _kept(home / "compare.json")
+        given.out = given.out or home / "report.html"
+    path = asyncio.run(write(directories, given.out, compared=found))
+    say(f"{path} ({path.stat().st_size / 1e6:.1f} MB): open it in a browser")
+    return 0
+
+
+def _kept(path: Path) -> dict[str, Any] | None:
+    """What a comparison has left, or None."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise BadFile(f"{path}: is no JSON ({error}); compare once more") from error
+    return found if isinstance(found, dict) else None
+
+
+def compare(given: Namespace, flags: dict[str, Any]) -> int:
+    """Judge the responses of runs to the same instructions against each other."""
+    from refloom.measure.arms import arm_of
+    from refloom.measure.asking import run_json, settings_for, telling, unique_names
+    from refloom.measure.compare import compared, shown
+    from refloom.measure.experiment import arms_in, home_of, is_experiment
+
+    directories: list[Path] = given.directories
+    if len(directories) == 1 and is_experiment(directories[0]):
+        directories = arms_in(directories[0])
+    if len(directories) < 2:
+        raise BadFile("compare: give two runs or more, or the directory of an experiment")
+    settings = settings_for(directories[0], flags, run_json(directories[0]))
+    names = unique_names(directories)
+    arms = [arm_of(name, path) for name, path in zip(names, directories, strict=True)]
+    pairs = [(0, i) for i in range(1, len(arms))]
+    home = home_of(directories)
+    told = telling("compared", settings.quiet)
+    found = asyncio.run(compared(arms, pairs, home, settings, limit=given.limit, told=told))
+    say(json.dumps(found, indent=2, ensure_ascii=False) if given.json else shown(found))
+    _page(found, given.out)
+    return 0
+
+
+def _page(found: dict[str, Any], out: Path | None) -> None:
+    from refloom.measure.report import report as write
+
+    if out is not None:
+        path = asyncio.run(write([], out, compared=found))
+        sys.stderr.write(f"page: {path}\n")
+
+
+def judge_check(given: Namespace, flags: dict[str, Any]) -> int:
+    """Say how far the judge of a run is to be trusted."""
+    from refloom.measure.asking import run_json, settings_for
+    from refloom.measure.judge import judge_check as check
+    from refloom.measure.judge import shown
+
+    settings = settings_for(given.directory, flags, run_json(given.directory))
+    found = asyncio.run(
+        check(
+            given.directory,
+            settings,
+            human=given.human,
+            limit=given.limit,
+            methods=given.methods,
+            repeats=given.repeats,
+        )
+    )
+    say(json.dumps(found, indent=2, ensure_ascii=False) if given.json else shown(found))
+    return 0
+
+
+def experiment(given: Namespace, flags: dict[str, Any]) -> int:
+    """Run several feedback arms over the same instructions and drafts, and compare them."""
+    from refloom import commands
+    from refloom.measure.experiment import Shared, arms_of, settings_of
+    from refloom.runs.log import log_to
+    from refloom.runs.where import Addresses
+
+    settings, references, seeds = commands.read(given, flags)
+    arms = arms_of(given.arms)
+    each = {arm: settings_of(settings, arm, given.out) for arm in arms}
+    if given.dry_run:
+        return _dry_run(each, references, seeds)
+    status = 0
+    with log_to(given.log_file, Addresses(settings).keys()):
+        shared = Shared(given.out, settings)
+        try:
+            for number, (arm, own) in enumerate(each.items(), 1):
+                if not settings.quiet:
+                    sys.stderr.write(f"\narm {arm} ({number} of {len(arms)})\n")
+                out = given.out / arm
+                ended = commands.make(
+                    own, references, seeds, out, show_rows=False, shared=shared.journal
+                )
+                if ended not in (0, 3):
+                    return ended
+                status = max(status, ended)
+        finally:
+            shared.close()
+        _compare(given, settings, arms)
+    return status
+
+
+def _compare(given: Namespace, settings: Settings, arms: tuple[str, ...]) -> None:
+    from refloom.measure.asking import telling
+    from refloom.measure.compare import shown
+    from refloom.measure.experiment import compare_arms
+
+    told = telling("compared", settings.quiet)
+    found = asyncio.run(compare_arms(given.out, arms, settings, told=told))
+    say(shown(found))
+    say(f"\n{given.out / 'compare.json'}; `refloom report {given.out}` makes a page of it")
+
+
+def _dry_run(each: dict[str, Settings], references: Any, seeds: Any) -> int:
+    from refloom import commands
+
+    for arm, own in each.items():
+        say(f"\narm {arm}; what arms share is counted in each, and paid once")
+        commands.dry_run(own, references, seeds)
+    return 0
+
+
+def add_report(parser: argparse.ArgumentParser) -> None:
+    """A page about runs."""
+    _directories(parser, "a run, several side by side, or an experiment")
+    _out(parser, "the page (default: report.html in DIR)")
+    parser.set_defaults(command=report)
+
+
+def add_compare(parser: argparse.ArgumentParser) -> None:
+    """Runs against each other."""
+    _directories(parser, "runs that answered the same instructions; or an experiment. Win rates "
+                 "are those of the first against each of the others")  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="everything, as JSON")
+    parser.add_argument("--limit", type=int, metavar="N", help="the first N instructions only")
+    _out(parser, "write a page as well")
+    parser.set_defaults(command=compare)
+
+
+def add_judge_check(parser: argparse.ArgumentParser) -> None:
+    """Trust in a judge."""
+    parser.add_argument("directory", type=Path, metavar="DIR", help="a run's directory")
+    parser.add_argument(
+        "--human",
+        type=Path,
+        metavar="FILE",
+        help="verdicts of people: .jsonl or .csv of id (a sample's), verdict (pass or fail) and "
+        "criterion_id (none: of the whole sample)",
+    )
+    parser.add_argument(
+        "--limit", type=int, default=20, metavar="N", help="references and samples (default: 20)"
+    )
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        choices=("verdict", "logodds"),
+        help="ways of judging to try (default: the run's own)",
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=2, metavar="N", help="of each verdict (default: 2)"
+    )
+    parser.add_argument("--json", action="store_true", help="everything, as JSON")
+    parser.set_defaults(command=judge_check)
+
+
+def _directories(parser: argparse.ArgumentParser, about: str) -> None:
+    parser.add_argument("directories", type=Path, nargs="+", metavar="DIR", help=about)
+
+
+def _out(parser: argparse.ArgumentParser, about: str) -> None:
+    parser.add_argument("--out", type=Path, metavar="FILE.html", help=about)
