@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import ScriptedModel, letters, prompt_of, tagged, verdicts, words
+from fakes import ScriptedModel, criterion_ids, letters, prompt_of, tagged, verdicts, words
 from hypothesis import given
 from hypothesis import strategies as st
 from test_run import made, references, rows
@@ -363,6 +363,21 @@ async def test_each_repeat_and_order_is_a_call_of_its_own(copy):
     # Two references with four bad responses each; two samples with six canaries each, of which
     # original and truncated are judged twice more; three duels a sample in two orders.
     assert stages == {"critique": 2 * 5 + 2 * 7 + 2 * 2 * 2, "compare": 2 * 3 * 2}
+
+
+async def test_a_judge_votes_as_it_does_in_a_run(copy):
+    """A single verdict that alone stands against a response is asked for again."""
+
+    def verdict(call: Call, fine: bool, id_: str) -> str:
+        several = len(criterion_ids(prompt_of(call))) > 1
+        return "fail" if not fine or (several and id_ == ANSWERS_ID) else "pass"
+
+    alone = await checked(copied(copy, copy.parent / "alone"), judging(copy, verdict), limit=3)
+    assert alone["originals"]["verdict"]["by_judge"]["value"] == 0
+    three = await checked(copy, judging(copy, verdict), another(judge_votes=3), limit=3)
+    assert three["originals"]["verdict"]["by_judge"]["value"] == 1
+    # Two more votes on each original; the canaries fail by more than one criterion.
+    assert three["calls"] == alone["calls"] + 3 * 2
 
 
 async def test_a_check_out_of_budget_keeps_what_was_paid(copy):

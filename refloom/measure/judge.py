@@ -24,10 +24,18 @@ from refloom.measure.human import Human, read_human
 from refloom.measure.judge_asked import Fought, Judge, NotAvailable, lacks_odds
 from refloom.measure.judge_consistency import duel_rows, over_orders
 from refloom.measure.judge_flags import flags
-from refloom.measure.judge_ground import Ground, context_of, ground_of, judged_by
+from refloom.measure.judge_ground import (
+    Ground,
+    context_of,
+    ground_of,
+    judge_of,
+    run_judge_of,
+    run_method_of,
+    writer_of,
+)
 from refloom.measure.judge_shown import shown
 from refloom.measure.judge_trial import Trial, sample_cases, tried, verdicts_on
-from refloom.settings import Settings, embedded
+from refloom.settings import Settings
 
 __all__ = ["FILE", "METHODS", "judge_check", "shown"]
 
@@ -67,8 +75,7 @@ async def judge_check(
 ) -> dict[str, Any]:
     """Try the judge of a run, and write what is found to DIR/judge-check.json.
 
-    Every call is in the run's journal before its answer is used: a check that is stopped goes on
-    where it was, and one that is made again pays for nothing.
+    One that was stopped goes on; one that is made again pays for nothing.
 
     Args:
         directory: The run's.
@@ -81,32 +88,33 @@ async def judge_check(
         embed: Stands in for the embedding model.
 
     Returns:
-        The report. Shares and the like are `{"value", "low", "high", "n"}` with 95 % intervals,
-        `value` None where nothing is known.
+        The report; a figure is `{"value", "low", "high", "n"}`, a 95 % interval, None if unknown.
 
     Raises:
-        BadFile: A row of `human` cannot be used, or the run has no accepted row; nothing was
-            asked by then.
+        BadFile: `human` cannot be used, or no row is accepted; nothing was asked by then.
         JournalUnusable: There is no run, or another process is at work on it.
         ProviderStopped, BudgetSpent: What stopped the calls; what was paid is kept.
-        ValueError: An argument out of range.
     """
     chosen = list(dict.fromkeys(methods or [settings.context().method]))
-    wrong = [method for method in chosen if method not in METHODS]
-    if wrong or limit < 1 or repeats < 1:
+    if set(chosen) - set(METHODS) or limit < 1 or repeats < 1:
         raise ValueError(f"methods are {', '.join(METHODS)}; limit and repeats are 1 or more")
     ground = await asyncio.to_thread(ground_of, directory, settings, limit)
     check = Check(directory, settings, ground, complete, embed)
     if human is not None:
         check.human = await asyncio.to_thread(read_human, human, directory)
+    return await _made(check, chosen, repeats)
+
+
+async def _made(check: Check, chosen: Sequence[str], repeats: int) -> dict[str, Any]:
+    """Ask the judge everything, and write the report."""
     for method in chosen:
         await _by(check, method, repeats)
     await _duels(check, next(iter(check.trials), chosen[0]))
     if check.human is not None and check.agreed is None:
-        check.agreed = _agreed(check.human, None, judged_by(ground)[1])
+        check.agreed = _agreed(check.human, None, run_method_of(check.ground))
     found = _report(check, chosen)
     line = json.dumps(found, indent=2, ensure_ascii=False)
-    await asyncio.to_thread(replace_lines, directory / FILE, [line])
+    await asyncio.to_thread(replace_lines, check.directory / FILE, [line])
     return found
 
 
@@ -148,7 +156,8 @@ def _embedder(settings: Settings) -> Embed:
 async def _against(check: Check, judge: Judge, human: Human, trial: Trial) -> None:
     """Compare the judge with a person: by what the run kept if it is the same, else ask it."""
     method = judge.context.method
-    if judged_by(check.ground) == (check.settings.judge, method):
+    same = run_judge_of(check.ground) == judge_of(check.settings)
+    if same and run_method_of(check.ground) == method:
         check.agreed = _agreed(human, None, method)
         return
     verdicts, faults = await verdicts_on(judge, human, trial.bars)
@@ -205,19 +214,5 @@ def _report(check: Check, chosen: Sequence[str]) -> dict[str, Any]:
         "calls": check.paid + check.reused,
         "paid": check.paid,
     }
-    found["flags"] = flags(found, *_who(check))
+    found["flags"] = flags(found, writer_of(check.ground), judge_of(settings))
     return found
-
-
-def _who(check: Check) -> tuple[tuple[str, str], tuple[str, str]]:
-    """The model that wrote the rows and the one that judges here, each with its endpoint."""
-    said, own = check.settings.shown(), check.ground.run.get("settings", {})
-    writer = str(check.ground.samples[0]["model"])
-    judge = check.settings.judge
-    written_at = own.get("base_url") or ""
-    judged_at = said["judge_base_url"] or said["base_url"] or ""
-    # One inside this process has no endpoint.
-    return (
-        (writer, "" if embedded(writer) else str(written_at)),
-        (judge, "" if embedded(judge) else str(judged_at)),
-    )

@@ -16,7 +16,8 @@ from nodes.criteria import ANSWERS_ID
 from nodes.state import Criterion, Verdict
 from nodes.verdicts import passes, settled
 from refloom.measure.canaries import KINDS, SPOILT
-from refloom.measure.judge_asked import Bars, Heard
+from refloom.measure.judge_asked import Heard
+from refloom.measure.judge_bars import Bars
 from refloom.measure.stats import Interval, auc, mean
 
 WORTH = {"pass": 1.0, "not_applicable": 0.5, "unknown": 0.5, "fail": 0.0}

@@ -163,7 +163,7 @@ def context_of(ground: Ground, settings: Settings, method: str) -> Context:
     """The run's own context with the judge that is checked in it."""
     own = ground.run.get("settings", {})
     kept = {name: value for name, value in own.items() if name in Context.model_fields}
-    judging = ("random_seed", "should_share")
+    judging = ("random_seed", "should_share", "judge_votes")
     kept |= {name: getattr(settings, name) for name in judging}
     kept |= {"judge_model": settings.judge, "judge_method": method}
     return Context.model_validate(settings.context().model_dump() | kept)
@@ -184,9 +184,31 @@ async def learned_of(ground: Ground, memory: Path, context: Context) -> dict[str
     return found
 
 
-def judged_by(ground: Ground) -> tuple[str, str]:
-    """The judge of the run itself, and how it judged."""
-    record = ground.samples[0]
+def writer_of(ground: Ground) -> tuple[str, str]:
+    """The model that wrote the rows, and its endpoint."""
+    said = ground.run.get("settings", {})
+    return _at(str(ground.samples[0]["model"]), said.get("base_url"))
+
+
+def run_judge_of(ground: Ground) -> tuple[str, str]:
+    """The judge of the run itself, and its endpoint."""
+    said = ground.run.get("settings", {})
+    judge = str(ground.samples[0]["judge_model"])
+    return _at(judge, said.get("judge_base_url") or said.get("base_url"))
+
+
+def judge_of(settings: Settings) -> tuple[str, str]:
+    """The judge that is checked, and its endpoint, without what is secret in the address."""
+    said = settings.shown()
+    return _at(settings.judge, said["judge_base_url"] or said["base_url"])
+
+
+def _at(model: str, address: str | None) -> tuple[str, str]:
+    # One inside this process has no endpoint.
+    return model, "" if embedded(model) else address or ""
+
+
+def run_method_of(ground: Ground) -> str:
+    """How the judge of the run judged."""
     method = ground.run.get("settings", {}).get("judge_method")
-    judge = record["judge_model"]
-    return judge, method or ("logodds" if embedded(judge) else "verdict")
+    return method or ("logodds" if embedded(run_judge_of(ground)[0]) else "verdict")

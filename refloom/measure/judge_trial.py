@@ -18,7 +18,8 @@ from nodes.verdicts import passes, settled
 from refloom.measure import judge_figures as figures
 from refloom.measure.canaries import canaries
 from refloom.measure.human import WHOLE, Human, Key, final
-from refloom.measure.judge_asked import Bars, Case, Judge, criteria_of, with_draw
+from refloom.measure.judge_asked import Case, Judge, with_draw
+from refloom.measure.judge_bars import Bars, criteria_of
 from refloom.measure.judge_consistency import agreement
 from refloom.measure.judge_ground import Ground, learned_of, memory_of
 
@@ -79,10 +80,13 @@ async def _on_samples(
     if embed is not None:
         await _topic_bars(embed, ground.references, trial.bars)
     records = {record["id"]: record for record in ground.samples}
-    outcomes = []
-    for one in heard:
-        rules = await _ruled(one.case, records[one.case.about], ground, embed, trial.bars)
-        outcomes.append(figures.outcome(one, rules, rule_criteria(), context))
+    ruled = [
+        (one, await _ruled(one.case, records[one.case.about], ground, embed, trial.bars))
+        for one in heard
+    ]
+    voted, faults = await judge.vote(ruled)
+    trial.faults += faults
+    outcomes = [figures.outcome(one, rules, rule_criteria(), context) for one, rules in voted]
     trial.canaries = figures.canary_rows(outcomes, context.method)
     trial.originals = figures.originals(outcomes)
     again = [case for case in cases if case.kind in AGAIN]
