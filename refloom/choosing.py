@@ -49,7 +49,10 @@ def add_choosing(
         "has dropped what is over its own --novelty-threshold)",
     )
     group.add_argument(
-        "--size", type=count, metavar="N", help="choose N samples; those of a smaller N are among them"
+        "--size",
+        type=count,
+        metavar="N",
+        help="choose N samples; those of a smaller N are among them",
     )
     group.add_argument(
         "--sample",

@@ -21,6 +21,7 @@ from refloom.settings import Settings
 from refloom.shelf import name_left_out, say
 
 if TYPE_CHECKING:
+    from refloom.runs.engine import Tools
     from refloom.runs.files import Summary
     from refloom.runs.journal import Journal
 
@@ -90,12 +91,16 @@ def make(
     *,
     show_rows: bool,
     shared: Journal | None = None,
+    tools: Tools | None = None,
 ) -> int:
-    """Run with a display, until it ends or is stopped; the exit status. `shared`: see `Run`."""
-    from refloom.runs.display import Progress
-    from refloom.runs.engine import Run
+    """Run with a display, until it ends or is stopped; the exit status.
 
-    session = Run(settings, references, seeds, out, shared=shared)
+    `shared`, `tools`: see `refloom.runs.engine.Run`.
+    """
+    from refloom.runs.display import Progress
+    from refloom.runs.engine import Run, Tools
+
+    session = Run(settings, references, seeds, out, tools=tools or Tools(), shared=shared)
     try:
         if settings.quiet:
             asyncio.run(_until_signalled(session))
@@ -154,7 +159,8 @@ def _sum_up(summary: Summary, out: Path) -> None:
 
 def dry_run(settings: Settings, references: Source, seeds: Source | None) -> int:
     """Say what a run would be and cost, without a call and without writing anything."""
-    from refloom.runs import estimate
+    from refloom.runs.estimate import estimate
+    from refloom.runs.estimated import shown
     from refloom.runs.prices import Prices
 
     prices = Prices.load(settings.prices)
@@ -166,7 +172,7 @@ def dry_run(settings: Settings, references: Source, seeds: Source | None) -> int
         say(line)
     for one in reports:
         name_left_out(one)
-    found = estimate.estimate(
+    found = estimate(
         settings,
         report,
         counted,
@@ -174,7 +180,7 @@ def dry_run(settings: Settings, references: Source, seeds: Source | None) -> int
         prices,
         seed_texts=[seed["instruction"] for seed in islice(own, DRY_RUN_SAMPLE)],
     )
-    say(estimate.shown(found))
+    say(shown(found))
     return 0
 
 

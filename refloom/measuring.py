@@ -100,8 +100,10 @@ def judge_check(given: Namespace, flags: dict[str, Any]) -> int:
 
 def experiment(given: Namespace, flags: dict[str, Any]) -> int:
     """Run several feedback arms over the same instructions and drafts, and compare them."""
+    from memory.embed import Embedder
     from refloom import commands
     from refloom.measure.experiment import Shared, arms_of, settings_of
+    from refloom.runs.engine import Tools
     from refloom.runs.log import log_to
     from refloom.runs.where import Addresses
 
@@ -110,7 +112,7 @@ def experiment(given: Namespace, flags: dict[str, Any]) -> int:
     each = {arm: settings_of(settings, arm, given.out) for arm in arms}
     if given.dry_run:
         return _dry_run(each, references, seeds)
-    status = 0
+    status, tools = 0, Tools(embed=Embedder(settings.embedding_model))
     with log_to(given.log_file, Addresses(settings).keys()):
         shared = Shared(given.out, settings)
         try:
@@ -119,7 +121,13 @@ def experiment(given: Namespace, flags: dict[str, Any]) -> int:
                     sys.stderr.write(f"\narm {arm} ({number} of {len(arms)})\n")
                 out = given.out / arm
                 ended = commands.make(
-                    own, references, seeds, out, show_rows=False, shared=shared.journal
+                    own,
+                    references,
+                    seeds,
+                    out,
+                    show_rows=False,
+                    shared=shared.journal,
+                    tools=tools,
                 )
                 if ended not in (0, 3):
                     return ended

@@ -119,7 +119,9 @@ async def test_swapped_takes_the_criteria_of_a_reference_that_was_not_retrieved(
 async def test_swapped_is_fixed_by_the_random_seed():
     drawn = []
     for seed in (0, 0, *range(1, 12)):
-        (record,) = await made(ScriptedModel(extract=extracted), feedback="swapped", random_seed=seed)
+        (record,) = await made(
+            ScriptedModel(extract=extracted), feedback="swapped", random_seed=seed
+        )
         drawn.append(next(c["reference_id"] for c in record["criteria"] if c["reference_id"]))
     assert drawn[0] == drawn[1]
     assert len(set(drawn)) > 1
@@ -314,4 +316,3 @@ def test_the_schema_of_an_improvement_asks_for_every_key_and_has_no_default():
 def test_refed_with_another_arm_is_refused():
     with pytest.raises(ValidationError, match="pipeline refed"):
         Context(pipeline="refed", feedback="none")
-

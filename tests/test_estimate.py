@@ -14,7 +14,8 @@ from nodes.llm import Call
 from refloom.data.found import Report
 from refloom.data.read import Source
 from refloom.runs.engine import Run, Tools
-from refloom.runs.estimate import STAGES, TOKENS, WAYS, WHY, estimate, shown
+from refloom.runs.estimate import STAGES, WHY, estimate
+from refloom.runs.estimated import TOKENS, WAYS, shown
 from refloom.runs.prices import Price, Prices
 from refloom.runs.sizes import MEASURED, Assumptions, size_of, some
 from refloom.settings import Settings
@@ -108,6 +109,10 @@ RUNS = [
     {"try_criteria": True, "per_seed": 3, "references_per_seed": 2},
     {"try_criteria": True, "feedback": "generic"},
     {"try_criteria": True, "feedback": "none"},
+    {"feedback": "sample"},
+    {"feedback": "sample", "paired": True},
+    {"feedback": "none", "paired": True, "try_criteria": True},
+    {"feedback": "swapped", "try_criteria": True},
     {"max_criteria": 0},
     {"max_attempts": 1, "answer_seeds": True},
 ]
@@ -123,7 +128,15 @@ async def test_when_all_drafts_pass_the_calls_are_those_of_a_run(tmp_path, given
     assert low["accepted"] == said["counts"]["accepted"]
 
 
-@pytest.mark.parametrize("given", [{}, {"try_criteria": True, "per_seed": 2}], ids=str)
+OWN = [
+    {},
+    {"try_criteria": True, "per_seed": 2},
+    {"pipeline": "refed"},
+    {"pipeline": "refed", "per_seed": 4, "novelty_threshold": 1.0},
+]
+
+
+@pytest.mark.parametrize("given", OWN, ids=str)
 async def test_references_that_are_their_own_seeds_are_each_used_once(tmp_path, given):
     given = {"references_per_seed": 1, **given}
     said = await ran(tmp_path, ScriptedModel(), 4, None, **given)

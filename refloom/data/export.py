@@ -106,6 +106,18 @@ def trajectory(record: Record) -> list[Row]:
     return rows
 
 
+def refed(record: Record) -> list[Row]:
+    """The shape of the paper's own data, of records made with `--preset refed`.
+
+    There `response` is the draft. Other records have no analysis and give no row.
+    """
+    if "improved_response" not in record or not record["attempts"]:
+        return []
+    kept = ("analysis", "implementation_strategy", "improved_response")
+    drafted = {"instruction": record["instruction"], "response": record["attempts"][0]["response"]}
+    return [drafted | {key: record[key] for key in kept}]
+
+
 def _said(role: str, text: str) -> list[Row]:
     return [{"role": role, "content": text}]
 
@@ -133,6 +145,20 @@ FORMATS: dict[str, Format] = {
         },
     ),
     "kto": Format(kto, {"prompt": TURNS, "completion": TURNS, "label": True}),
+    "refed": Format(
+        refed,
+        {
+            "instruction": TEXT,
+            "response": TEXT,
+            "analysis": {
+                "original_strengths": [TEXT],
+                "improvement_opportunities": [TEXT],
+                "relevant_feedback": [TEXT],
+            },
+            "implementation_strategy": {"planned_changes": [TEXT], "rationale": TEXT},
+            "improved_response": TEXT,
+        },
+    ),
     "trajectory": Format(
         trajectory,
         {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -13,13 +12,12 @@ from memory.references import Reference
 from nodes.criteria import GENERIC
 from nodes.state import Usage
 from refloom.data.found import Report
+from refloom.runs.estimated import TOKENS, WAYS
 from refloom.runs.prices import Prices
-from refloom.runs.sizes import Assumptions, Size, size_of, sizes, some
+from refloom.runs.sizes import Assumptions, Size, size_of, sizes, some, studied
 from refloom.settings import Settings
 
-STAGES = ("extract", "propose", "generate", "critique", "refine")
-WAYS = ("low", "expected", "high")
-TOKENS = ("calls", "prompt_tokens", "completion_tokens")
+STAGES = ("extract", "propose", "generate", "critique", "refine", "feedback")
 TRIED = 4
 WHY = {
     "tokens_per_byte": "about what English takes, a character being a byte; other scripts differ",
@@ -72,8 +70,9 @@ def estimate(
     texts = some(seed_texts or [r["instruction"] for r in sample])
     facts = _facts(settings, references.taken, measured, texts, assume)
     sized = sizes(settings, measured, texts, facts["judge_criteria"], assume)
-    once = {**facts, "attempts": 1.0, "accepted_share": 1.0, "seeds_ahead": 0}
-    most = facts if facts["attempts"] == 1 else {**facts, "attempts": settings.max_attempts}
+    fewest = facts["attempts"] if settings.context().once else 1.0
+    once = {**facts, "attempts": fewest, "accepted_share": 1.0, "seeds_ahead": 0}
+    most = facts if facts["attempts"] == fewest else {**facts, "attempts": settings.max_attempts}
     found = {}
     for name, way in zip(WAYS, (once, facts, most), strict=True):
         made = _made(settings, references.taken, seeds.taken, way)
@@ -115,30 +114,49 @@ def _facts(
     assume: Assumptions,
 ) -> dict[str, Any]:
     """What follows from settings, data and assumptions, for one candidate, turn or trial."""
-    arm, by_odds = settings.feedback, settings.context().method == "logodds"
-    drawn = min(settings.max_criteria, assume.characteristics * _a_seed(settings, references))
-    criteria = {"none": 0, "generic": 1 + len(GENERIC), "reference": 1 + drawn}[arm]
+    context = settings.context()
+    by_odds = context.method == "logodds"
+    criteria = _criteria(settings, references, assume)
     passing, most = assume.attempts_passing, settings.max_attempts
-    if arm == "none":
+    if not criteria:
         passing, most = 1.0, 1
     failing = 1 - passing
-    own = assume.characteristics if arm == "reference" else 0
+    attempts = sum(failing**i for i in range(most))
+    own = assume.characteristics if studied(settings) else 0
+    tried = settings.try_criteria and (studied(settings) or settings.feedback == "generic")
     return {
         "reference_instruction_bytes": round(fmean(size_of(r["instruction"]) for r in measured)),
         "reference_response_bytes": round(fmean(size_of(r["response"]) for r in measured)),
         "seed_bytes": round(fmean(map(size_of, texts))),
-        "responses_tried": TRIED if settings.try_criteria and arm != "none" else 0,
+        "responses_tried": TRIED if tried else 0,
         "calls_a_trial": 1 + own if by_odds else 1,
         "judge_criteria": criteria,
         "calls_a_critique": criteria if by_odds else min(criteria, 1),
-        "attempts": sum(failing**i for i in range(most)),
+        "attempts": min(2, settings.max_attempts) if context.once else attempts,
         "accepted_share": 1 - failing**most,
         "seeds_ahead": settings.seeds_at_once(settings.target) - 1,
     }
 
 
+def _criteria(settings: Settings, references: int, assume: Assumptions) -> int:
+    """By how many criteria the judge judges a response."""
+    if settings.pipeline == "refed" or settings.feedback in ("none", "sample"):
+        return 0
+    if settings.feedback == "generic":
+        return 1 + len(GENERIC)
+    drawn = assume.characteristics * _a_seed(settings, references)
+    return 1 + min(settings.max_criteria, drawn)
+
+
 def _a_seed(settings: Settings, references: int) -> int:
     return min(settings.references_per_seed, references)
+
+
+def _studied(settings: Settings, references: int) -> int:
+    """How many references are learned from for a seed, at most."""
+    if settings.pipeline == "refed":
+        return 1
+    return _a_seed(settings, references) * (2 if settings.feedback == "swapped" else 1)
 
 
 def _made(
@@ -157,17 +175,21 @@ def _made(
         "candidates": int(candidates),
         "accepted": min(accepted, settings.target or accepted),
         "turns": turns,
-        "references_used": min(references, min(turns, seeds) * _a_seed(settings, references)),
+        "references_used": min(references, min(turns, seeds) * _studied(settings, references)),
     }
 
 
 def _calls(settings: Settings, made: Mapping[str, int], facts: Mapping[str, Any]) -> dict[str, int]:
     attempts = math.ceil(made["candidates"] * facts["attempts"])
     used = made["references_used"]
+    refed = settings.pipeline == "refed"
+    asks = min(2, settings.per_seed) if refed else 1
+    told = 2 * used if refed else made["candidates"] if settings.feedback == "sample" else 0
     return {
-        "extract": used if settings.feedback == "reference" else 0,
+        "extract": used if studied(settings) else 0,
         "trial": used * facts["responses_tried"] * facts["calls_a_trial"],
-        "propose": 0 if settings.answer_seeds else made["turns"],
+        "propose": 0 if settings.answer_seeds else made["turns"] * asks,
+        "feedback": told,
         "generate": made["candidates"],
         "critique": attempts * facts["calls_a_critique"],
         "refine": attempts - made["candidates"],
@@ -189,7 +211,7 @@ def _paid(
             math.ceil(sum(calls[k] * sized[k][part] for k in kinds) * assume.tokens_per_byte)
             for part in (0, 1)
         )
-        model = settings.judge if stage == "critique" else settings.model
+        model = settings.judge if stage in ("critique", "feedback") else settings.model
         usage: Usage = {
             "calls": sum(calls[k] for k in kinds),
             "prompt_tokens": prompt,
@@ -202,30 +224,3 @@ def _paid(
     costs = [s["cost_usd"] for s in by_stage.values()]
     total["cost_usd"] = None if None in costs else sum(costs)
     return {"by_stage": by_stage, "total": total}
-
-
-def shown(estimated: Mapping[str, Any]) -> str:
-    """An estimate for people, as plain text."""
-    lines = ["dry run: no call is made and nothing is written", ""]
-    for name in ("references", "seeds"):
-        said = estimated[name]
-        lines.append(f"{name}: {said['taken']:,} taken, {said['left_out']:,} left out")
-    lines += ["", "settings:"]
-    lines += [f"  {k} = {json.dumps(v)}" for k, v in estimated["settings"].items()]
-    for name in WAYS:
-        way = estimated[name]
-        lines += ["", f"{name}: {way['candidates']:,} candidates, {way['accepted']:,} accepted"]
-        lines.append(f"  {'stage':<10}{'calls':>12}{'prompt':>16}{'completion':>16}  dollars")
-        named = [*way["by_stage"].items(), ("total", way["total"])]
-        lines += [_row(stage, part) for stage, part in named if part["calls"]]
-    lines += ["", "assumed:"]
-    for name, one in estimated["assumptions"].items():
-        lines.append(f"  {name} = {json.dumps(one['value'])}: {one['why']}")
-    return "\n".join(lines)
-
-
-def _row(stage: str, part: Mapping[str, Any]) -> str:
-    calls, prompt, completion = (part[key] for key in TOKENS)
-    cost = "unknown" if part["cost_usd"] is None else f"${part['cost_usd']:,.4f}"
-    model = f"  {json.dumps(part['model'])}" if "model" in part else ""
-    return f"  {stage:<10}{calls:>12,}{prompt:>16,}{completion:>16,}  {cost}{model}"

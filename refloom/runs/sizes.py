@@ -10,9 +10,10 @@ from statistics import fmean
 from typing import Any
 
 from memory.references import Reference
+from nodes.feedback import Feedback
 from nodes.generate import Generated
 from nodes.judge import Critiqued
-from nodes.learn import MOST, Extracted
+from nodes.learn import MOST, Extracted, whole
 from nodes.llm import Answer
 from nodes.propose import Proposed
 from nodes.refine import Refined
@@ -38,6 +39,11 @@ class Assumptions:
     evidence_bytes: int = 80
     verdicts_fed_back: int = 1
     phrase_bytes: int = 25
+
+
+def studied(settings: Settings) -> bool:
+    """Whether references are studied for their characteristics."""
+    return settings.pipeline == "loop" and whole(settings.context())
 
 
 def some(items: Sequence[Any]) -> list[Any]:
@@ -88,8 +94,9 @@ def _writing(
     assume: Assumptions,
 ) -> dict[str, Size]:
     """The calls that write, for one seed."""
-    drawn = _criteria(criteria, assume)[1:] if settings.feedback == "reference" else []
-    phrases = ["x" * assume.phrase_bytes] * (4 if settings.feedback == "reference" else 0)
+    shown = studied(settings) and not settings.paired
+    drawn = _criteria(criteria, assume)[1:] if shown else []
+    phrases = ["x" * assume.phrase_bytes] * (4 if studied(settings) else 0)
     proposing = render(
         "propose",
         count=settings.per_seed,
@@ -131,14 +138,17 @@ def _learning(settings: Settings, reference: Reference, assume: Assumptions) -> 
         "characteristics": [quality] * MOST,
     }
     asking = render("extract", reference=reference, most=MOST, avoid=[])
-    own = assume.characteristics if settings.feedback == "reference" else 0
+    own = assume.characteristics if studied(settings) else 0
     instruction, response = reference["instruction"], reference["response"]
     tried = [
         _judged(settings, instruction, text, 1 + own, assume)
         for text in (response, *spoiled(instruction, response).values())
     ]
+    points = {"feedback": ["x" * assume.reason_bytes] * MOST}
+    reviewing = render("feedback", instruction=instruction, response=response)
     return {
         "extract": _size(asking, Extracted, answer),
+        "feedback": _size(reviewing, Feedback, points),
         "trial": (fmean(t[0] for t in tried), fmean(t[1] for t in tried)),
     }
 
