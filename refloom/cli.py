@@ -6,7 +6,7 @@ import argparse
 import sys
 import tomllib
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
@@ -37,6 +37,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"refloom {__version__}")
     add = parser.add_subparsers(title="commands", metavar="", required=True).add_parser
 
+    _add_making(add)
+    _add_measuring(add)
+    _add_rest(add)
+    return parser
+
+
+def _add_making(add: Any) -> None:
     demo = add("demo", help="make rows on the embedded model from the bundled references")
     demo.add_argument("--out", type=Path, default=Path("demo-run"), metavar="DIR")
     demo.add_argument("--all", action="store_true", help="all 12 seeds, not the first 4")
@@ -48,6 +55,8 @@ def build_parser() -> argparse.ArgumentParser:
     status.add_argument("--json", action="store_true", help="everything, as JSON")
     status.set_defaults(command=commands.status)
 
+
+def _add_measuring(add: Any) -> None:
     measuring.add_report(add("report", help="write a page of figures and samples of runs"))
     asked = add("compare", help="judge the responses of runs against each other")
     arguments.add_asking(asked)
@@ -60,6 +69,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     arguments.add_experiment(tried)
 
+
+def _add_rest(add: Any) -> None:
     arguments.add_export(add("export", help="write a run's accepted rows as training data"))
     arguments.add_review(add("review", help="accept, edit or reject samples of a run in a browser"))
     arguments.add_key(add("key", help="make a key for a user of the server or the review page"))
@@ -73,7 +84,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     pull.add_argument("--from-hub", action="store_true", help="from the publisher's own repository")
     pull.set_defaults(command=shelf.model_pull)
-    return parser
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:

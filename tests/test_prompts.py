@@ -62,6 +62,24 @@ VALUES: dict[str, dict[str, Any]] = {
         "response": "The Sun and the Moon pull at right angles.",
         "text": "fully answers the instruction",
     },
+    "compare": {
+        "instruction": "Why do neap tides happen?",
+        "first": "The Sun and the Moon pull at right angles.",
+        "second": "The Moon is far away.",
+    },
+    "feedback": {
+        "instruction": "Why do neap tides happen?",
+        "response": "The Sun and the Moon pull at right angles.",
+    },
+    "feedback_instruction": {"reference": REFERENCE},
+    "feedback_response": {"reference": REFERENCE},
+    "refine_by_feedback": {
+        "instruction": "Why do neap tides happen?",
+        "response": "The Sun and the Moon pull at right angles.",
+        "feedback": ["It could say how often."],
+        "failed": [],
+        "borrowed": True,
+    },
 }
 # What changes the shape of a prompt, not only its words.
 HISTORY = [

@@ -75,30 +75,43 @@ async def asking(
         await _keep_prices(journal, settings, prices)
         _, cost, tokens = await asyncio.to_thread(used_before, journal)
         limits = Limits.of(settings, prices, cost, tokens)
-
-        def heed(call: Call, headers: Mapping[str, str]) -> None:
-            limiter = limits.limiter
-            limiter.heed(limiter.lane(addresses.name(call.judge), call.model), headers)
-
-        connection = Connection(addresses.resolve, max_retries=0, heed=heed)
-        stages = dict(settings.stages)
-        calls = JournaledCalls(
-            complete or connection,
-            journal,
-            limits,
-            address=addresses.name,
-            stages=stages,
-            prices=prices,
-        )
-        try:
+        async with _calls(journal, settings, addresses, prices, limits, complete) as calls:
             yield calls
-        except Interrupted as interrupted:
-            raise calls.stopped_by or ProviderStopped("the calls were stopped") from interrupted
-        finally:
-            await calls.aclose()
-            await connection.aclose()
     finally:
         await asyncio.to_thread(journal.close)
+
+
+@asynccontextmanager
+async def _calls(
+    journal: Journal,
+    settings: Settings,
+    addresses: Addresses,
+    prices: Prices,
+    limits: Limits,
+    complete: Complete | None,
+) -> AsyncIterator[JournaledCalls]:
+    """The calls themselves; what stops them is raised in place of their `Interrupted`."""
+
+    def heed(call: Call, headers: Mapping[str, str]) -> None:
+        limiter = limits.limiter
+        limiter.heed(limiter.lane(addresses.name(call.judge), call.model), headers)
+
+    connection = Connection(addresses.resolve, max_retries=0, heed=heed)
+    calls = JournaledCalls(
+        complete or connection,
+        journal,
+        limits,
+        address=addresses.name,
+        stages=dict(settings.stages),
+        prices=prices,
+    )
+    try:
+        yield calls
+    except Interrupted as interrupted:
+        raise calls.stopped_by or ProviderStopped("the calls were stopped") from interrupted
+    finally:
+        await calls.aclose()
+        await connection.aclose()
 
 
 async def _keep_prices(journal: Journal, settings: Settings, prices: Prices) -> None:

@@ -64,16 +64,11 @@ async def compared(
     Raises:
         BadFile: Two of the arms have no instruction in common.
     """
-    todo: list[tuple[int, str, Made, Made]] = []
-    for number, (i, j) in enumerate(pairs):
-        one, other = arms[i], arms[j]
-        common = [text for text in one.samples if text in other.samples]
-        if not common:
-            raise BadFile(
-                f"{one.name} and {other.name}: have no instruction in common that both answered; "
-                "compare arms of one experiment, or runs with --answer-seeds of the same seeds"
-            )
-        todo += [(number, t, one.samples[t], other.samples[t]) for t in common[:limit]]
+    todo = [
+        (number, *one)
+        for number, (i, j) in enumerate(pairs)
+        for one in _in_common(arms[i], arms[j])[:limit]
+    ]
     context = settings.context()
     async with asking(journal, settings, complete) as calls:
 
@@ -86,6 +81,17 @@ async def compared(
         by_pair[number].append(match)
     found = await asyncio.to_thread(_figures, arms, pairs, by_pair, settings)
     return found | {"arms": [arm.account for arm in arms]}
+
+
+def _in_common(one: Arm, other: Arm) -> list[tuple[str, Made, Made]]:
+    """The instructions that both answered, with what each made of them."""
+    common = [(t, made, other.samples[t]) for t, made in one.samples.items() if t in other.samples]
+    if not common:
+        raise BadFile(
+            f"{one.name} and {other.name}: have no instruction in common that both answered; "
+            "compare arms of one experiment, or runs with --answer-seeds of the same seeds"
+        )
+    return common
 
 
 async def _match(complete: Complete, context: Context, text: str, a: Made, b: Made) -> Match:
