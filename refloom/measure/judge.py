@@ -73,13 +73,11 @@ async def judge_check(
     complete: Complete | None = None,
     embed: Embed | None = None,
 ) -> dict[str, Any]:
-    """Try the judge of a run, and write what is found to DIR/judge-check.json.
-
-    One that was stopped goes on; one that is made again pays for nothing.
+    """Try the judge of a run, write judge-check.json there; what was asked before is not paid for.
 
     Args:
         directory: The run's.
-        settings: Who judges, how, where, and within which budget.
+        settings: Who judges, how, where, within which budget.
         human: A file of a person's verdicts; see `refloom.measure.human`.
         limit: How many accepted rows, and how many references, are used at most.
         methods: Ways of judging; None: the settings' own.
