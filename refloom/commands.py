@@ -207,12 +207,28 @@ async def _until_signalled(session: Any) -> Any:
 
 def status(given: Namespace, flags: dict[str, Any]) -> int:
     """Say how a run stands, whether it is running, ended, or was killed."""
+    from refloom.measure.experiment import arms_in
     from refloom.runs.files import status_of
+    from refloom.runs.kept import is_experiment
 
+    if is_experiment(given.directory):
+        arms = {path.name: status_of(path) for path in arms_in(given.directory)}
+        if given.json:
+            say(json.dumps({"arms": arms}, indent=2, ensure_ascii=False))
+            return 0
+        for name, said in arms.items():
+            say(f"arm {name}")
+            _say_status(said)
+        return 0
     said = status_of(given.directory)
     if given.json:
         say(json.dumps(said, indent=2, ensure_ascii=False))
         return 0
+    _say_status(said)
+    return 0
+
+
+def _say_status(said: dict[str, Any]) -> None:
     say(said["status"] + (f" (pid {said['pid']})" if "pid" in said else ""))
     for group in ("counts", "criteria", "calls", "usage"):
         pairs = (f"{k} {v}" for k, v in said.get(group, {}).items() if k != "by_stage")
@@ -226,7 +242,6 @@ def status(given: Namespace, flags: dict[str, Any]) -> int:
         say(f"  cost: ${said['cost_usd']:.4f}")
     if said.get("stopped"):
         say(f"  stopped: {said['stopped']}")
-    return 0
 
 
 def _dollars(cost: float | None) -> str:

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
 def report(given: Namespace, flags: dict[str, Any]) -> int:
     """Write a page about a run, about several side by side, or about an experiment."""
-    from refloom.measure.experiment import arms_in, is_experiment
+    from refloom.measure.experiment import arms_in
     from refloom.measure.report import report as write
+    from refloom.runs.kept import is_experiment
 
     directories: list[Path] = given.directories
     found = None
@@ -50,7 +51,8 @@ def compare(given: Namespace, flags: dict[str, Any]) -> int:
     from refloom.measure.arms import arm_of
     from refloom.measure.asking import run_json, settings_for, telling, unique_names
     from refloom.measure.compare import compared, shown
-    from refloom.measure.experiment import arms_in, home_of, is_experiment
+    from refloom.measure.experiment import arms_in, home_of
+    from refloom.runs.kept import is_experiment
 
     directories: list[Path] = given.directories
     if len(directories) == 1 and is_experiment(directories[0]):
@@ -82,7 +84,9 @@ def judge_check(given: Namespace, flags: dict[str, Any]) -> int:
     from refloom.measure.asking import run_json, settings_for
     from refloom.measure.judge import judge_check as check
     from refloom.measure.judge import shown
+    from refloom.runs.kept import check_run
 
+    check_run(given.directory)
     settings = settings_for(given.directory, flags, run_json(given.directory))
     found = asyncio.run(
         check(

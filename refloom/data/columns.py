@@ -18,7 +18,7 @@ def renamed(row: Any, columns: Mapping[str, str]) -> Any:
     called that. Raises `Unfit` where a mapped column of text is missing.
 
     >>> renamed({"question": "Why?", "answer": "So.", "prompt": "-"}, {"instruction": "question"})
-    {'answer': 'So.', 'instruction': 'Why?'}
+    {'question': 'Why?', 'answer': 'So.', 'instruction': 'Why?'}
     """
     if not columns or not isinstance(row, Mapping):
         return row

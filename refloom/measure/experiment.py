@@ -16,6 +16,7 @@ from refloom.data.write import replace_lines
 from refloom.measure.arms import arm_of
 from refloom.measure.compare import compared
 from refloom.runs.journal import Journal
+from refloom.runs.kept import is_experiment
 from refloom.runs.lock import JournalUnusable
 from refloom.runs.prices import Prices
 from refloom.settings import Settings
@@ -87,18 +88,6 @@ def home_of(directories: Sequence[Path]) -> Path:
     if len(parents) == 1 and is_experiment(parent := parents.pop()):
         return parent
     return directories[0]
-
-
-def is_experiment(directory: Path) -> bool:
-    """Whether a directory is an experiment's. Blocks."""
-    from refloom.runs.kept import reading
-
-    path = directory / "journal.sqlite"
-    if not path.is_file():
-        return False
-    with reading(path) as journal:
-        found = journal.execute("SELECT value FROM meta WHERE key = 'experiment'").fetchone()
-    return found is not None
 
 
 def arms_in(directory: Path) -> list[Path]:

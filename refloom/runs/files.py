@@ -21,7 +21,7 @@ from refloom.data.found import Report
 from refloom.data.read import Source
 from refloom.data.write import replace_lines
 from refloom.runs.journal import Journal
-from refloom.runs.kept import reading, records, records_in
+from refloom.runs.kept import check_run, reading, records, records_in
 from refloom.runs.lock import JournalUnusable, holder
 from refloom.runs.prices import Prices
 from refloom.runs.tally import STATUSES, tally
@@ -53,6 +53,7 @@ class Summary:
 
         Raises `JournalUnusable` naming what differs. Blocks.
         """
+        check_run(journal.path.parent)
         before = journal.meta("settings")
         if before is None:
             return

@@ -35,6 +35,31 @@ class KeptCalls:
         self._connection.close()
 
 
+def is_experiment(directory: Path) -> bool:
+    """Whether a directory is that of an experiment, whose arms are runs. Blocks."""
+    path = directory / "journal.sqlite"
+    if not path.is_file():
+        return False
+    with reading(path) as journal:
+        return _of_experiment(journal)
+
+
+def _of_experiment(journal: sqlite3.Connection) -> bool:
+    found = journal.execute("SELECT value FROM meta WHERE key = 'experiment'").fetchone()
+    return found is not None
+
+
+def check_run(directory: Path) -> None:
+    """Refuse what is no run's directory. Raises `JournalUnusable` saying what to name. Blocks."""
+    with reading(directory / "journal.sqlite") as journal:
+        if _of_experiment(journal):
+            arms = sorted(path.parent.name for path in directory.glob("*/journal.sqlite"))
+            raise JournalUnusable(
+                f"{directory}: holds an experiment; name one of its arms, such as "
+                f"{directory / (arms[0] if arms else 'reference')}"
+            )
+
+
 def records(path: Path, *statuses: str) -> Iterator[str]:
     """The records of some statuses as JSON lines, in slot order; streams, blocks.
 

@@ -71,4 +71,4 @@ def _seconds(text: str | None) -> float:
     if plain is not None:
         return max(plain, 0.0) if plain < float("inf") else 0.0
     parts = _DURATION.findall(text or "")
-    return sum(float(n) * _UNITS[unit] for n, unit in parts)
+    return sum((float(n) * _UNITS[unit] for n, unit in parts), 0.0)
