@@ -1,4 +1,4 @@
-"""Charts as inline SVG without text of its own: what is said stands beside them, in the page's type.
+"""Charts as inline SVG without text of its own: what is said stands beside them.
 
 They stretch to the width there is. Colours are classes of the page's style sheet.
 """
@@ -97,9 +97,19 @@ def _line(kind: str, x1: float, y1: float, x2: float, y2: float) -> Markup:
     )
 
 
-def histogram(drawn: Histogram, label: str, show: Callable[[float], str]) -> Markup:
-    """Bars a bin, the baseline as an outline over them; each bar says what it is of."""
-    top = max([*drawn.shares, *(drawn.baseline or ())], default=0) or 1.0
+def highest(drawn: Histogram) -> float:
+    """The share that reaches the top of the chart."""
+    return max([*drawn.shares, *(drawn.baseline or ())], default=0.0)
+
+
+def histogram(
+    drawn: Histogram, label: str, show: Callable[[float], str], top: float | None = None
+) -> Markup:
+    """Bars a bin, the baseline as an outline over them; each bar says what it is of.
+
+    `top` is the share at the top of the chart, where several charts are to have one scale.
+    """
+    top = top or highest(drawn) or 1.0
     bins = max(len(drawn.shares), 1)
     wide = WIDTH / bins
     body = [_line("grid", 0, HEIGHT * y, WIDTH, HEIGHT * y) for y in (0.002, 0.5)]

@@ -8,11 +8,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from memory.embed import Embed
 from refloom.data.rows import BadFile
 from refloom.data.write import staged
+
+if TYPE_CHECKING:
+    from memory.embed import Embed
 
 NAME = "report.html"
 

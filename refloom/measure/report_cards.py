@@ -127,7 +127,7 @@ def _ends(text: str, first: bool, last: bool) -> str:
     half = MOST_ALIKE // 2
     head, tail = text[:half] if first else "", text[-half:] if last else ""
     between = len(text) - len(head) - len(tail)
-    return f"{head} [… {between:,} characters the same …] {tail}".strip(" ")
+    return f"{head} [… {between:,} characters the same …] {tail}"
 
 
 def references_of(records: Sequence[Mapping[str, Any]]) -> list[str]:

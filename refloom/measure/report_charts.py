@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from refloom.measure.coverage import Floats
-from refloom.measure.figures import Histogram, binned, binned_counts, even_edges, histogram
+from refloom.measure.figures import (
+    Histogram,
+    binned,
+    binned_counts,
+    even_edges,
+    highest,
+    histogram,
+)
 from refloom.measure.report_account import Account
 from refloom.measure.report_references import Shelf
 from refloom.measure.report_spread import Measured
@@ -18,7 +25,8 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 UNIT = [i / 20 for i in range(21)]
-LAST = 0.99
+# Few long texts would press all others into one bar.
+LAST = 0.95
 
 
 @dataclass(frozen=True)
@@ -27,11 +35,31 @@ class Chart:
 
     title: str
     note: str
-    drawing: Markup | None = None
+    drawn: Histogram | None = None
     ticks: Sequence[str] = ()
-    top: str = ""
+    show: Callable[[float], str] = "{:,.0f}".format
     beside: str = ""
     limit: str = ""
+    drawing: Markup | None = None
+    top: str = ""
+
+
+def together(runs: Sequence[dict[str, Chart]]) -> list[dict[str, Chart]]:
+    """The charts of runs, drawn so that those of one name have one scale."""
+    tops: dict[str, float] = {}
+    for charts in runs:
+        for name, chart in charts.items():
+            if chart.drawn is not None:
+                tops[name] = max(tops.get(name, 0.0), highest(chart.drawn))
+    return [{n: _drawn(c, tops.get(n, 0.0)) for n, c in charts.items()} for charts in runs]
+
+
+def _drawn(chart: Chart, top: float) -> Chart:
+    if chart.drawn is None:
+        return chart
+    label = f"{chart.title}. {chart.note}"
+    drawing = histogram(chart.drawn, label, chart.show, top)
+    return replace(chart, drawing=drawing, top=_percent(top))
 
 
 def nearness(account: Account, found: Measured) -> dict[str, Chart]:
@@ -95,21 +123,7 @@ def _unit(
     )
     said = f"the bar for duplicates ({limit:g})" if limit is not None else ""
     ticks = ("0", "0.25", "0.5", "0.75", "1")
-    return _chart(title, note, drawn, ticks, "{:.2f}".format, beside if has else "", said)
-
-
-def _chart(
-    title: str,
-    note: str,
-    drawn: Histogram,
-    ticks: Sequence[str],
-    show: Callable[[float], str],
-    beside: str,
-    limit: str = "",
-) -> Chart:
-    top = max([*drawn.shares, *(drawn.baseline or ())], default=0)
-    label = f"{title}. {note}"
-    return Chart(title, note, histogram(drawn, label, show), ticks, _percent(top), beside, limit)
+    return Chart(title, note, drawn, ticks, "{:.2f}".format, beside if has else "", said)
 
 
 def lengths(accounts: Sequence[Account], shelves: Sequence[Shelf]) -> list[dict[str, Chart]]:
@@ -148,7 +162,7 @@ def _length(what: str, ours: Counter[int], own: Counter[int], edges: Sequence[in
     )
     ticks = ("0", f"{edges[-1] / 2:,.0f}", f"{edges[-1]:,} and more")
     beside = f"references (n = {own.total():,}; {_spread(own)})" if own else ""
-    return _chart(title, note, drawn, ticks, "{:,.0f}".format, beside)
+    return Chart(title, note, drawn, ticks, beside=beside)
 
 
 def _words(texts: Iterable[str]) -> Counter[int]:

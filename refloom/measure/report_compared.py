@@ -1,4 +1,4 @@
-"""The part of a report on a comparison of runs, and on what a judge check has found."""
+"""The part of a report on a comparison of runs."""
 
 from __future__ import annotations
 
@@ -6,15 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from refloom.measure.report_cards import clip
-from refloom.measure.report_head import money, number
-from refloom.measure.stats import Interval
+from refloom.measure.report_checked import interval_of
+from refloom.measure.report_head import money, named, number
+from refloom.measure.stats import NOTHING, Interval
 
 MOST_LINES = 60
-MOST_COLUMNS = 12
 MOST_CARDS = 24
 LONG = 2500
-# What is shown by name elsewhere in the part.
-FLAGS = "flags"
 
 
 class Pair(NamedTuple):
@@ -30,6 +28,9 @@ class Pair(NamedTuple):
     sign_p: str
     judge: str
     prompt: str
+    same_order: Interval | None
+    first_picked: Interval | None
+    not_judged: str
 
 
 def comparison(compared: Mapping[str, Any]) -> dict[str, Any]:
@@ -59,12 +60,17 @@ def _pair(pair: Mapping[str, Any]) -> Pair:
     return Pair(
         str(pair.get("a") or ""),
         str(pair.get("b") or ""),
-        found or Interval(None, None, None, 0),
-        controlled or Interval(None, None, None, 0),
-        *(number(pair.get(name)) for name in ("wins", "ties", "losses")),
+        found or NOTHING,
+        controlled or NOTHING,
+        number(pair.get("wins")),
+        number(pair.get("ties")),
+        number(pair.get("losses")),
         "" if p is None else f"{p:.4f}",
-        str(pair.get("judge") or ""),
+        named(pair.get("judge")),
         str(pair.get("prompt") or ""),
+        interval_of(pair.get("same_in_both_orders")),
+        interval_of(pair.get("first_picked")),
+        number(pair.get("not_judged")),
     )
 
 
@@ -73,7 +79,7 @@ def _arm(arm: Mapping[str, Any]) -> dict[str, str]:
     return {
         "name": str(arm.get("name") or ""),
         **{name: number(arm.get(name)) for name in counts},
-        "dollars": money(arm.get("cost_usd")),
+        "dollars": "unknown" if arm.get("cost_usd") is None else money(arm["cost_usd"]),
     }
 
 
@@ -109,81 +115,3 @@ def _card(card: Mapping[str, Any]) -> dict[str, Any]:
         "score": "" if score is None else f"{score:g}",
         "reasons": [clip(reason, 500) for reason in card.get("reasons") or () if reason],
     }
-
-
-def interval_of(value: object) -> Interval | None:
-    """A figure with its interval, where a value is one; its n may not be told."""
-    if not isinstance(value, Mapping):
-        return None
-    shares = [value.get(name) for name in ("value", "low", "high")]
-    if not all(isinstance(s, int | float) and 0 <= s <= 1 for s in shares):
-        return None
-    n = value.get("n")
-    return Interval(*map(float, shares), n if isinstance(n, int) else 0)  # type: ignore[arg-type]
-
-
-class Table(NamedTuple):
-    """A table of what was found: its name, its columns, its lines of cells."""
-
-    name: str
-    columns: list[str]
-    lines: list[list[Any]]
-    more: int
-
-
-def checked(said: Mapping[str, Any]) -> dict[str, Any]:
-    """What a judge check says: its flags, single facts, and tables of all that has several."""
-    flags = said.get(FLAGS)
-    facts: list[tuple[str, Any]] = []
-    tables: list[Table] = []
-    for name, value in said.items():
-        if name == FLAGS:
-            continue
-        if (table := _table(_words(name), value)) is not None:
-            tables.append(table)
-        else:
-            facts.append((_words(name), cell(value)))
-    shown = [clip(flag, 500) for flag in flags] if isinstance(flags, list) else []
-    return {"flags": shown[:MOST_LINES], "facts": facts[:MOST_LINES], "tables": tables[:MOST_LINES]}
-
-
-def _table(name: str, value: object) -> Table | None:
-    """A list or a mapping of mappings, or a plain mapping, as a table; None of what is neither."""
-    if isinstance(value, Mapping) and value and interval_of(value) is None:
-        lines = [{"": key, **_columns(inner)} for key, inner in value.items()]
-    elif isinstance(value, list) and value and all(isinstance(v, Mapping) for v in value):
-        lines = [dict(v) for v in value]
-    else:
-        return None
-    columns = list(dict.fromkeys(key for line in lines for key in line))[:MOST_COLUMNS]
-    shown = [[cell(line.get(column)) for column in columns] for line in lines[:MOST_LINES]]
-    return Table(name, list(map(_words, columns)), shown, max(len(lines) - MOST_LINES, 0))
-
-
-def _columns(inner: object) -> dict[str, Any]:
-    plain = not isinstance(inner, Mapping) or interval_of(inner) is not None
-    return {"value": inner} if plain else dict(inner)  # type: ignore[call-overload]
-
-
-def cell(value: object) -> Any:
-    """A value for a cell: an interval stays one, all else becomes short text."""
-    if (found := interval_of(value)) is not None:
-        return found
-    if isinstance(value, bool) or value is None:
-        return {True: "yes", False: "no", None: "unknown"}[value]
-    if isinstance(value, int | float):
-        return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
-    if isinstance(value, Mapping):
-        return clip(", ".join(f"{_words(k)} {_plain(v)}" for k, v in value.items()), 300).text
-    if isinstance(value, list):
-        return clip(", ".join(map(_plain, value)), 300).text
-    return clip(value, 300).text
-
-
-def _plain(value: object) -> str:
-    found = cell(value) if not isinstance(value, Mapping | list) else clip(value, 100).text
-    return found if isinstance(found, str) else f"{found.value}"
-
-
-def _words(name: object) -> str:
-    return str(name).replace("_", " ")

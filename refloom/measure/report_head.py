@@ -86,22 +86,23 @@ def _share(name: str, found: Interval, what: str) -> Tile:
     return Tile(name, value, f"n = {found.n:,} {what}", found)
 
 
-def overview(accounts: Sequence[Account]) -> list[Line]:
-    """The table of runs: what they were made with and what they used."""
-    columns = [_facts(account) for account in accounts]
-    names = list(dict.fromkeys(name for column in columns for name in column))
-    lines = []
-    for name in names:
-        values = [column.get(name, "") for column in columns]
-        if any(values):
-            lines.append(Line(name, values, len(set(values)) > 1))
-    return lines
+def overview(accounts: Sequence[Account]) -> dict[str, list[Line]]:
+    """Two tables of runs: what they were made with, and what there was of everything."""
+    found = {}
+    for title, facts in (("Settings", _settings), ("Counts and use", _use)):
+        columns = [facts(account) for account in accounts]
+        lines = []
+        for name in dict.fromkeys(name for column in columns for name in column):
+            values = [column.get(name, "") for column in columns]
+            if any(values):
+                lines.append(Line(name, values, facts is _settings and len(set(values)) > 1))
+        found[title] = lines
+    return found
 
 
-def _facts(account: Account) -> dict[str, str]:
+def _settings(account: Account) -> dict[str, str]:
     said = account.said
     settings: Mapping[str, Any] = said.get("settings") or {}
-    counts, calls, usage = said["counts"], said["calls"], said.get("usage") or {}
     judge = settings.get("judge_model") or settings.get("model") or ""
     method = settings.get("judge_method") or ("logodds" if embedded(str(judge)) else "verdict")
     return {
@@ -110,8 +111,17 @@ def _facts(account: Account) -> dict[str, str]:
         "embedding model": named(settings.get("embedding_model")),
         "prompt version": text(said.get("prompt_version")),
         "refloom": text((said.get("versions") or {}).get("refloom")),
-        **_counted(counts),
-        **{k: v for k, v in _trials(said.get("criteria") or {}).items() if settings},
+        **{k.replace("_", " "): text(settings.get(k)) for k in SHOWN},
+        "benchmarks": ", ".join(map(named, settings.get("benchmark") or ())),
+    }
+
+
+def _use(account: Account) -> dict[str, str]:
+    said = account.said
+    calls, usage = said["calls"], said.get("usage") or {}
+    return {
+        **_counted(said["counts"]),
+        **(_trials(said.get("criteria") or {}) if said.get("settings") else {}),
         "calls paid": number(calls.get("paid")),
         "calls reused": number(calls.get("reused")),
         "calls tried again": number(calls.get("retried")),
@@ -121,8 +131,6 @@ def _facts(account: Account) -> dict[str, str]:
         "dollars": money(said.get("cost_usd")),
         "time": duration(said.get("seconds")),
         "decided by people": account.facts.reviewed,
-        **{k.replace("_", " "): text(settings.get(k)) for k in SHOWN},
-        "benchmarks": ", ".join(map(named, settings.get("benchmark") or ())),
     }
 
 

@@ -6,24 +6,26 @@ import asyncio
 import re
 import time
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
-from memory.embed import Embed, Embedder
+from memory.embed import Embed, Embedder, Vectors
 from memory.weights import DEFAULT_MODEL
 from refloom.measure import figures, report_tables
 from refloom.measure.asking import unique_names
-from refloom.measure.report_account import CARDS, Account, account_of
+from refloom.measure.report_account import CARDS, SAMPLE, Account, account_of
 from refloom.measure.report_cards import card, chosen
 from refloom.measure.report_cards import references_of as of_cards
-from refloom.measure.report_charts import Chart, lengths, nearness
-from refloom.measure.report_compared import checked, comparison
+from refloom.measure.report_charts import Chart, lengths, nearness, together
+from refloom.measure.report_checked import checked
+from refloom.measure.report_compared import comparison
 from refloom.measure.report_head import head, money, named, number, overview, stages
-from refloom.measure.report_references import Shelf, shelf_of
-from refloom.measure.report_spread import Embedded, Measured, embedded, measured, sizes, texts_of
+from refloom.measure.report_references import Shelf, kept_vectors, shelf_of
+from refloom.measure.report_spread import Measured, embedded, measured, sizes, texts_of
 
 Records = list[dict[str, Any]]
 FEWEST_CARDS = 6
@@ -50,7 +52,10 @@ async def page_of(
     ]
     drawn = sizes(accounts)
     embed, model = _embed(accounts, embed)
-    found = await embedded(embed, _texts(accounts, shelves, drawn))
+    kept: dict[str, Vectors] = {}
+    for shelf in shelves:
+        kept |= await kept_vectors(shelf, embed, model, SAMPLE)
+    found = await embedded(embed, _texts(accounts, shelves, drawn), kept)
 
     def write() -> str:
         seen = [
@@ -59,7 +64,7 @@ async def page_of(
         ]
         values = _values(accounts, shelves, seen, cards)
         values |= _shared(accounts, shelves, (best, worst, judged))
-        values |= {"model": model, "unmeasured": found.missing, "drawn": drawn}
+        values |= {"model": named(model), "unmeasured": found.missing, "drawn": drawn}
         values["compared"] = comparison(compared) if compared else None
         return rendered(values)
 
@@ -78,7 +83,7 @@ def _embed(accounts: Sequence[Account], embed: Embed | None) -> tuple[Embed, str
     """What embeds, and its name; the first run's model for all, since vectors must be of one."""
     settings = accounts[0].said.get("settings") or {} if accounts else {}
     model = str(settings.get("embedding_model") or DEFAULT_MODEL)
-    return embed or Embedder(model), named(model)
+    return embed or Embedder(model), model
 
 
 def _texts(
@@ -99,18 +104,21 @@ def _values(
     cards: Sequence[Records],
 ) -> dict[str, Any]:
     """What is shown of each run."""
-    words = lengths(accounts, shelves)
-    each = zip(accounts, shelves, seen, cards, words, strict=True)
+    charts = [
+        nearness(account, found) | words
+        for account, found, words in zip(accounts, seen, lengths(accounts, shelves), strict=True)
+    ]
+    each = zip(accounts, shelves, seen, cards, together(charts), strict=True)
     return {"runs": [_run(*one) for one in each]}
 
 
 def _run(
-    account: Account, shelf: Shelf, found: Measured, records: Records, words: dict[str, Chart]
+    account: Account, shelf: Shelf, found: Measured, records: Records, charts: dict[str, Chart]
 ) -> dict[str, Any]:
     return {
         "name": account.name,
         "head": head(account, found),
-        "charts": nearness(account, found) | words,
+        "charts": charts,
         "beside": report_tables.beside(found) if found.rows.n else [],
         "measured": found,
         "references": shelf.count,
@@ -144,6 +152,13 @@ def _shared(
 
 def rendered(values: Mapping[str, Any]) -> str:
     """The page as HTML; all that is not a drawing of ours is escaped."""
+    written = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+    page = _environment().get_template("page.html.jinja").render(values, written=written)
+    return _ODD.sub(_shown, page)
+
+
+@cache
+def _environment() -> Environment:
     environment = Environment(
         autoescape=True,
         trim_blocks=True,
@@ -151,12 +166,9 @@ def rendered(values: Mapping[str, Any]) -> str:
         undefined=StrictUndefined,
         loader=FunctionLoader(_source),
     )
-    environment.globals.update(
-        n=number, pct=percent, money=money, interval=figures.interval, bar=figures.bar
-    )
-    written = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
-    page = environment.get_template("page.html.jinja").render(values, written=written)
-    return _ODD.sub(_shown, page)
+    environment.globals.update(n=number, pct=percent, money=money, named=named)
+    environment.globals.update(interval=figures.interval, bar=figures.bar)
+    return environment
 
 
 def _source(name: str) -> str:
@@ -172,8 +184,11 @@ def _shown(odd: re.Match[str]) -> str:
 def percent(value: float) -> str:
     """A share in per cent, finer where it is near none or all.
 
-    >>> percent(0.814), percent(0.004), percent(1)
-    ('81 %', '0.4 %', '100 %')
+    >>> percent(0.814), percent(0.004), percent(1), percent(0.9999)
+    ('81 %', '0.4 %', '100 %', '>99.9 %')
     """
-    fine = 0 < value < 0.01 or 0.99 < value < 1
-    return f"{100 * value:.1f} %" if fine else f"{100 * value:.0f} %"
+    if value in (0, 1) or 0.005 <= value < 0.995:
+        return f"{100 * value:.0f} %"
+    if 0.0005 <= value < 0.9995:
+        return f"{100 * value:.1f} %"
+    return "<0.1 %" if value < 0.5 else ">99.9 %"

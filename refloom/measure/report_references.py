@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from memory.building import Building
+from memory.embed import Embed, Vectors
 from memory.references import IndexUnusable, Reference
 from memory.store import ReferenceFile
+from memory.vectors import vectors_of
 from refloom.measure.report_account import Account
 
 # So many are compared with the rows, and have their words counted.
@@ -22,9 +28,10 @@ class Shelf:
     """The references of a run: how many, a fair sample of them, and those that were asked for."""
 
     count: int = 0
-    digest: str = ""
     sample: list[Reference] = field(default_factory=list)
     known: dict[str, Reference] = field(default_factory=dict)
+    file: ReferenceFile | None = None
+    rows: list[int] = field(default_factory=list)
 
     def start(self, id_: str) -> str:
         """How the instruction of a reference begins; nothing where it is not known."""
@@ -40,15 +47,14 @@ def shelf_of(account: Account, wanted: Iterable[str]) -> Shelf:
     file = _file_of(account)
     if file is None:
         return Shelf()
-    import numpy as np
-
     many, some = len(file), min(len(file), SAMPLE)
     # Sorted for quick reading; mixed again, so that the first n of them are a fair draw too.
     rows = np.sort(np.random.default_rng(0).choice(many, some, replace=False))
     try:
         read = file.rows(rows.tolist())
-        sample = [read[i] for i in np.random.default_rng(1).permutation(some)]
-        return Shelf(many, file.digest, sample, _by_id(file, list(dict.fromkeys(wanted))))
+        order = np.random.default_rng(1).permutation(some).tolist()
+        known = _by_id(file, list(dict.fromkeys(wanted)))
+        return Shelf(many, [read[i] for i in order], known, file, rows[order].tolist())
     except (OSError, ValueError):
         return Shelf()
 
@@ -92,3 +98,20 @@ def _rows_of(file: ReferenceFile, ids: Sequence[str]) -> list[int]:
 
 def _by_id(file: ReferenceFile, ids: Sequence[str]) -> dict[str, Reference]:
     return {reference["id"]: reference for reference in file.rows(_rows_of(file, ids))}
+
+
+async def kept_vectors(shelf: Shelf, embed: Embed, model: str, most: int) -> dict[str, Vectors]:
+    """The vectors that the run's index has of the sampled instructions, by instruction.
+
+    Nothing where the index is of another model or of other references: then they are embedded.
+    """
+    if shelf.file is None:
+        return {}
+    building = Building(shelf.file, embed, shelf.file.path.parent, model, None)
+    try:
+        built = await building.opened()
+        rows = np.array(shelf.rows[:most], np.int64).reshape(1, -1)
+        found = await asyncio.to_thread(vectors_of, built.index, rows)
+    except (IndexUnusable, RuntimeError):
+        return {}
+    return {r["instruction"]: v for r, v in zip(shelf.sample, found[0], strict=False)}

@@ -27,7 +27,7 @@ from refloom.measure.report_references import Shelf
 # Under this a comparison at equal n says nothing, and does not hold the other runs down.
 FEWEST = 20
 # An embedding model reads less of a text than this.
-MOST_CHARS = 4000
+MOST_CHARS = 2000
 NOTHING = np.zeros(0)
 
 
@@ -83,18 +83,26 @@ def texts_of(account: Account, shelf: Shelf, n: int) -> tuple[list[str], list[st
     return rows, [reference["instruction"] for reference in shelf.sample[:SAMPLE]]
 
 
-async def embedded(embed: Embed, texts: Sequence[str]) -> Embedded:
-    """Embed each of the texts once; where the model cannot be had it is said why."""
+async def embedded(embed: Embed, texts: Sequence[str], kept: Mapping[str, Vectors]) -> Embedded:
+    """Embed each of the texts once; where the model cannot be had it is said why.
+
+    `kept` are vectors that the run's own index has of some of them.
+    """
     each = list(dict.fromkeys(text[:MOST_CHARS] for text in texts))
     if len(each) < 2:
         return Embedded({}, "there are too few texts")
+    known = {text[:MOST_CHARS]: vector for text, vector in kept.items()}
+    new = [text for text in each if text not in known]
     # Half a surrogate pair is no text to a tokenizer.
-    readable = [text.encode("utf-8", "replace").decode() for text in each]
+    readable = [text.encode("utf-8", "replace").decode() for text in new]
     try:
-        vectors = await embed(readable)
+        vectors = dict(zip(new, await embed(readable), strict=True)) if new else {}
     except WeightsUnavailable as error:
         return Embedded({}, f"the embedding model cannot be had: {error}")
-    return Embedded(dict(zip(each, vectors, strict=True)))
+    found = known | vectors
+    if len({len(vector) for vector in found.values()}) > 1:
+        return await embedded(embed, texts, {})
+    return Embedded(found)
 
 
 def measured(account: Account, shelf: Shelf, n: int, found: Embedded) -> Measured:

@@ -17,13 +17,22 @@ from refloom.measure.stats import NOTHING, Interval, share
 
 MOST_CRITERIA = 30
 MOST_REFERENCES = 40
+MOST_SOURCES = 2
+REASONS = {
+    "criteria": "criteria still failed",
+    "no_progress": "no progress in two rounds",
+    "copied": "copied from a reference",
+    "contaminated": "holds a benchmark's prompt",
+    "reviewer": "a person rejected it",
+    "budget": "the budget was spent",
+}
 
 
 class Part(NamedTuple):
     """One of the things that came out, and how often."""
 
     name: str
-    count: int
+    times: int
     share: Interval
 
 
@@ -38,7 +47,7 @@ def outcomes(account: Account) -> dict[str, list[Part]]:
     never = [Part("never: rejected", rejected, share(rejected, judged))] if judged else []
     return {
         "attempts": [*accepted, *never],
-        "reasons": _parts(facts.reasons),
+        "reasons": _parts(Counter({REASONS.get(k, k): n for k, n in facts.reasons.items()})),
         "failures": _parts(facts.errors),
     }
 
@@ -70,7 +79,8 @@ def criteria(
         for key, passing in account.facts.criteria.items():
             if passing.times:
                 merged.setdefault(key, [None] * len(accounts))[i] = passing
-    ours, theirs = [], []
+    ours: list[str] = []
+    theirs: list[str] = []
     for key, found in merged.items():
         (theirs if any(p and p.drawn for p in found) else ours).append(key)
     theirs.sort(key=lambda key: -sum(p.times for p in merged[key] if p))
@@ -83,12 +93,12 @@ def _criterion(
     found: Sequence[Passing | None], accounts: Sequence[Account], shelves: Sequence[Shelf]
 ) -> CriterionLine:
     one = next(passing for passing in found if passing)
-    key, sources = source_key(one.text, one.must), {}
+    key, sources = source_key(one.text, one.must), dict[str, str]()
     for account, shelf in zip(accounts, shelves, strict=True):
-        for id_, _ in account.sources.get(key, Counter[str]()).most_common(3):
+        for id_, _ in account.sources.get(key, Counter[str]()).most_common(MOST_SOURCES):
             sources[id_] = sources.get(id_) or shelf.start(id_)
     cells = [(_passed(p.first), _passed(p.last)) if p else (NOTHING, NOTHING) for p in found]
-    named = list(sources.items())[:3] if one.drawn else []
+    named = list(sources.items())[:MOST_SOURCES] if one.drawn else []
     return CriterionLine(one.text, one.must, one.judged_by, named, cells)
 
 
