@@ -99,27 +99,26 @@ async def select(
     """
     with _stored(directory / "journal.sqlite") as stored:
         samples = await asyncio.to_thread(stored.samples)
-        order = sorted(samples, key=lambda s: (key(f"choose\x1f{s.id}", choice.random_seed), s.id))
-        judge, stages = None, []
+        found = Selection(set(), [f"{len(samples)} accepted samples"])
+        samples.sort(key=lambda s: (key(f"choose\x1f{s.id}", choice.random_seed), s.id))
         async with AsyncExitStack() as stack:
-            for name in dict.fromkeys(choice.filters):
-                if name == "judge":
-                    calls = await stack.enter_async_context(asking(directory, settings, complete))
-                    judge = Judge(calls, settings, stored.pair)
-                stages.append(_stage(name, choice, judge))
-            cut = None if choice.diverse else choice.size
+            judge = None
+            if "judge" in choice.filters:
+                calls = await stack.enter_async_context(asking(directory, settings, complete))
+                judge = Judge(calls, settings, stored.pair)
+            stages = [_stage(name, choice, judge) for name in dict.fromkeys(choice.filters)]
             least = settings.calls_at_once if judge else 1
-            chosen = await _through(stages, order, cut, least)
-        found = Selection(set(), [f"{len(order)} accepted samples"])
-        for stage in stages:
-            found.told.append(f"{stage.about}: {stage.came} came, {stage.left} passed")
-        if judge is not None:
-            found.told.append(judge.told())
-            found.missed += judge.missed
-        if choice.diverse and choice.size is not None:
-            embed = embed or Embedder(settings.embedding_model)
-            chosen = await _spread(chosen, choice.size, embed, settings, found.told)
-        _sum_up(found, chosen, choice)
+            cut = None if choice.diverse else choice.size
+            chosen = await _through(stages, samples, cut, least)
+    for stage in stages:
+        found.told.append(f"{stage.about}: {stage.came} came, {stage.left} passed")
+    if judge is not None:
+        found.told.append(judge.told())
+        found.missed += judge.missed
+    if choice.diverse and choice.size is not None:
+        embed = embed or Embedder(settings.embedding_model)
+        chosen = await _spread(chosen, choice.size, embed, settings, found.told)
+    _sum_up(found, chosen, choice)
     return found
 
 
