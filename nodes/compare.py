@@ -86,7 +86,13 @@ async def compare(
         call = make_call("compare", messages, Compared, context, place, draw * 2 + number)
         return await ask(complete, call, Compared)
 
-    one, other = await asyncio.gather(asked(first, second), asked(second, first))
+    # Both are waited for: an answer that is under way is paid for, and wanted later.
+    orders = (asked(first, second), asked(second, first))
+    found = await asyncio.gather(*orders, return_exceptions=True)
+    for fault in found:
+        if isinstance(fault, BaseException):
+            raise fault
+    one, other = (asked for asked in found if not isinstance(asked, BaseException))
     sides: dict[str, Side] = {"A": "first", "B": "second", "tie": "tie"}
     turned: dict[str, Side] = {"A": "second", "B": "first", "tie": "tie"}
     return Duel(

@@ -187,6 +187,16 @@ def texts_in(value) -> list[str]:
     return [text for part in parts for text in texts_in(part)]
 
 
+def analysed(response: str) -> dict[str, object]:
+    """What a record of the paper's pipeline has beyond others."""
+    names = ("original_strengths", "improvement_opportunities", "relevant_feedback")
+    return {
+        "analysis": {name: [f"{name} of it"] for name in names},
+        "implementation_strategy": {"planned_changes": ["say why"], "rationale": "so"},
+        "improved_response": response,
+    }
+
+
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
 @pytest.mark.parametrize("format_", FORMATS)
@@ -194,7 +204,13 @@ def test_every_format_gives_back_every_text_through_the_datasets_library(tmp_pat
     import datasets
 
     drafts = {n: f"{text[:500]} a poor draft in other words" for n, text in NASTY.items()}
-    made = [judged(f"{NASTY[n][:500]}?", drafts[n], f"{NASTY[n]}!") for n in NASTY]
+    made = [
+        json.dumps(
+            json.loads(judged(f"{NASTY[n][:500]}?", drafts[n], f"{NASTY[n]}!"))
+            | analysed(f"{NASTY[n]}!")
+        )
+        for n in NASTY
+    ]
     path = tmp_path / f"rows{suffix}"
     (count,) = export(lambda: made, path, format_).values()
     kind = "parquet" if suffix == ".parquet" else "json"
@@ -205,7 +221,7 @@ def test_every_format_gives_back_every_text_through_the_datasets_library(tmp_pat
     texts = {text.encode() for row in found for text in texts_in(row)}
     assert {f"{text[:500]}?".encode() for text in NASTY.values()} <= texts
     assert {f"{text}!".encode() for text in NASTY.values()} <= texts
-    if format_ in ("preference", "kto", "trajectory"):
+    if format_ in ("preference", "kto", "trajectory", "refed"):
         assert {text.encode() for text in drafts.values()} <= texts
 
 

@@ -22,14 +22,14 @@ from refloom.runs.files import status_of, used_before
 from refloom.runs.journal import Journal
 from refloom.runs.prices import Prices
 from refloom.runs.where import Addresses
-from refloom.settings import Settings
+from refloom.settings import Settings, embedded
 
 # What measuring takes from the run it measures unless it is told otherwise.
 OF_THE_RUN = (
     *("model", "judge_model", "judge_method", "base_url", "judge_base_url", "embedding_model"),
     *("random_seed", "judge_votes", "should_share", "concurrency", "timeout", "memory"),
 )
-ELSEWHERE = {"base_url": ("OPENAI_BASE_URL",), "model": ("OPENAI_BASE_URL", "OPENAI_API_KEY")}
+ELSEWHERE = {"base_url": ("OPENAI_BASE_URL",)}
 TOLD_EVERY_S = 5.0
 
 T = TypeVar("T")
@@ -68,8 +68,8 @@ async def asking(
     """
     addresses, prices = Addresses(settings), Prices.load(settings.prices)
     check_priced(prices, [settings.judge], settings.max_cost)
-    if complete is None:
-        await addresses.check(settings.model_copy(update={"model": settings.judge}))
+    if complete is None and not embedded(settings.judge):
+        await addresses.resolve(settings.judge, True)
     journal = await asyncio.to_thread(Journal, directory)
     try:
         await _keep_prices(journal, settings, prices)
