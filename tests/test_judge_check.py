@@ -188,10 +188,11 @@ async def test_a_judge_that_always_passes(copy):
     assert flagged["caught"]["value"] == flagged["by_rule"]["value"]
 
 
-@pytest.mark.parametrize("limit", [3, 4])
+@pytest.mark.parametrize("limit", [4, 5])
 async def test_a_flag_needs_enough_rows(copy, limit):
     found = await checked(copy, judging(copy, verdict=lambda *_: "pass"), limit=limit)
-    assert ("always passes" in keys(found)) == (limit == 4)
+    assert ("always passes" in keys(found)) == (limit == 5)
+    assert any("too few" in note for note in found["notes"]) == (limit == 4)
 
 
 async def test_a_judge_that_fails_everything(copy):
@@ -241,6 +242,7 @@ async def test_a_judge_that_obeys_what_it_reads(copy):
 
 async def test_few_rows_prove_nothing_against_a_judge(copy):
     found = await checked(copy, judging(copy, lambda *_: "pass", lambda *_: 0), limit=1)
+    assert "too few" in found["notes"][-1]
     assert found["flags"] == []
     assert found["samples"] == found["references"] == 1
     assert {row["kind"]: row["n"] for row in found["canaries"]}["swapped"] == 1

@@ -23,7 +23,7 @@ from refloom.measure.asking import asking
 from refloom.measure.human import Human, read_human
 from refloom.measure.judge_asked import Fought, Judge, NotAvailable, lacks_odds
 from refloom.measure.judge_consistency import duel_rows, over_orders
-from refloom.measure.judge_flags import flags
+from refloom.measure.judge_flags import FEWEST, flags
 from refloom.measure.judge_ground import (
     Ground,
     context_of,
@@ -188,6 +188,8 @@ def _report(check: Check, chosen: Sequence[str]) -> dict[str, Any]:
     if check.faults:
         why = check.faults[0]
         notes.append(f"{len(check.faults)} questions had no answer, the first: {why.message}")
+    if len(check.ground.samples) < FEWEST:
+        notes.append(f"fewer than {FEWEST} accepted rows: too few to hold anything against a judge")
     found: dict[str, Any] = {
         "judge": settings.judge,
         "method": list(chosen),

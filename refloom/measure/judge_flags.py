@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-# Fewer cases than this prove nothing at all.
+# So few samples, or references, prove nothing: a bootstrap over fewer is too sure of itself.
 FEWEST = 5
 # "always passes": of the spoilt canaries it lets at least so many pass, surely more than half.
 PASSES_MOST = 0.9
@@ -35,13 +35,15 @@ def flags(found: Mapping[str, Any], writer: tuple[str, str], judge: tuple[str, s
     """The flags of a check, as far as it can be told from its figures.
 
     Args:
-        found: The report: `criteria`, `canaries`, `originals`, `duels`, `consistency`.
+        found: The report, all but its flags.
         writer: The model that wrote the rows, and its endpoint.
         judge: The model that judged here, and its endpoint.
     """
     raised: list[str] = []
-    for method, originals in found["originals"].items():
-        rows = [row for row in found["criteria"] if row["method"] == method]
+    enough = found["samples"] >= FEWEST
+    for method, originals in found["originals"].items() if enough else ():
+        tried = [row for row in found["criteria"] if row["method"] == method]
+        rows = [row for row in tried if row["references"] >= FEWEST]
         raised += _passing(method, originals)
         raised += _chance(method, originals, rows)
         raised += _failing(method, originals, rows)
@@ -52,7 +54,8 @@ def flags(found: Mapping[str, Any], writer: tuple[str, str], judge: tuple[str, s
                 f"inconsistent: by {method} the same response judged again gets the same verdict "
                 f"in {said(same)}"
             )
-    raised += _duelling(found["duels"], found["consistency"])
+    if enough:
+        raised += _duelling(found["duels"], found["consistency"])
     if writer == judge:
         raised.append(f"judges itself: judge and generator are the same model ({judge[0]})")
     return raised
@@ -69,11 +72,11 @@ def said(figure: Mapping[str, Any], what: str = "cases") -> str:
 
 
 def _under(figure: Mapping[str, Any], bar: float) -> bool:
-    return figure.get("high") is not None and figure["n"] >= FEWEST and figure["high"] < bar
+    return figure.get("high") is not None and figure["high"] < bar
 
 
 def _over(figure: Mapping[str, Any], bar: float) -> bool:
-    return figure.get("low") is not None and figure["n"] >= FEWEST and figure["low"] > bar
+    return figure.get("low") is not None and figure["low"] > bar
 
 
 def _passing(method: str, originals: Mapping[str, Any]) -> list[str]:
