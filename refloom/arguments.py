@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import re
-import sys
 from pathlib import Path
 from typing import Any
 
 from pydantic.fields import FieldInfo
 
 from memory.weights import DEFAULT_MODEL
-from refloom import choosing, commands, measuring, publish, reviewing, shelf
+from refloom import choosing, commands, measuring, publish, reviewing, shelf, values
 from refloom.checks import ASKING
 from refloom.data.export import FORMATS
-from refloom.serve.keys import LOCAL, NAME
 from refloom.settings import Settings
 
 
@@ -107,8 +104,8 @@ def add_export(export: argparse.ArgumentParser) -> None:
     export.add_argument("file", type=Path, metavar="FILE", help="a .jsonl or .parquet file")
     export.add_argument("--format", required=True, choices=tuple(FORMATS))
     _add_split(export, "which seeds go where, and in which order samples are chosen from")
-    export.add_argument("--max-rows", type=_count, metavar="N", help="the first N rows only")
-    group = choosing.add_choosing(export, _count, _share)
+    export.add_argument("--max-rows", type=values.count, metavar="N", help="the first N rows only")
+    group = choosing.add_choosing(export)
     for name in choosing.SETTINGS:
         _add_setting(group, name, Settings.model_fields[name])
     export.set_defaults(command=publish.export)
@@ -152,13 +149,13 @@ def add_review(review: argparse.ArgumentParser) -> None:
     """The review page over a run."""
     review.add_argument("directory", type=Path, metavar="DIR", help="a run's directory")
     review.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1, this machine only")
-    review.add_argument("--port", type=_port, default=2025, help="default: 2025")
+    review.add_argument("--port", type=values.port, default=2025, help="default: 2025")
     review.set_defaults(command=reviewing.review)
 
 
 def add_key(key: argparse.ArgumentParser) -> None:
     """Keys of the server."""
-    key.add_argument("name", type=_name, metavar="NAME", help="letters, digits and _ . @ -")
+    key.add_argument("name", type=values.name, metavar="NAME", help="letters, digits and _ . @ -")
     key.set_defaults(command=reviewing.key)
 
 
@@ -174,7 +171,7 @@ def add_index(index: argparse.ArgumentParser) -> None:
     search = add("search", help="show what is found for a text")
     search.add_argument("directory", type=Path, metavar="DIR")
     search.add_argument("text", metavar="TEXT")
-    search.add_argument("-k", type=_count, default=3, help="how many (default: 3)")
+    search.add_argument("-k", type=values.count, default=3, help="how many (default: 3)")
     for name in ("source", "license", "tags"):
         search.add_argument(
             f"--{name}", action="append", metavar="VALUE", help=f"only references of this {name}"
@@ -189,41 +186,16 @@ def add_dedup(dedup: argparse.ArgumentParser) -> None:
     dedup.add_argument("file", metavar="FILE", help="rows of any shape that `run` reads")
     dedup.add_argument("out", metavar="OUT", type=Path, help="a .jsonl or .parquet file")
     dedup.add_argument(
-        "--threshold", type=_share, default=0.7, help="ROUGE-L F1 of instructions (default: 0.7)"
+        "--threshold",
+        type=values.share,
+        default=0.7,
+        help="ROUGE-L F1 of instructions (default: 0.7)",
     )
     dedup.add_argument(
-        "--embedding-threshold", type=_share, help="cosine over which a row is dropped as well"
+        "--embedding-threshold",
+        type=values.share,
+        help="cosine over which a row is dropped as well",
     )
     dedup.add_argument("--embedding-model", default=DEFAULT_MODEL)
     dedup.add_argument("--skip-bad-lines", action="store_true", help="leave out what is no JSON")
     dedup.set_defaults(command=shelf.dedup)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is no whole number over 0")
-    return min(int(text), sys.maxsize)
-
-
-def _port(text: str) -> int:
-    if not text.isdecimal() or not 0 < int(text) < 65536:
-        raise argparse.ArgumentTypeError(f"{text} is no port; give 1 to 65535")
-    return int(text)
-
-
-def _name(text: str) -> str:
-    if not re.fullmatch(NAME, text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no name: 1 to 64 letters, digits, _ . @ -")
-    if text == LOCAL:
-        raise argparse.ArgumentTypeError(f"{text!r} is who asks where there are no keys")
-    return text
-
-
-def _share(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not over 0 and at most 1")
-    return value

@@ -6,10 +6,10 @@ import argparse
 import asyncio
 import sys
 from argparse import Namespace
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from refloom import values
 from refloom.checks import ASKING
 from refloom.data.rows import BadFile
 from refloom.shelf import NAMED
@@ -23,11 +23,7 @@ SETTINGS = ("quiet", "embedding_model", *JUDGING)
 THRESHOLD = 0.7
 
 
-def add_choosing(
-    parser: argparse.ArgumentParser,
-    count: Callable[[str], int],
-    share: Callable[[str], float],
-) -> Any:
+def add_choosing(parser: argparse.ArgumentParser) -> Any:
     """Filters and sizes, in a group that `SETTINGS` belong to as well."""
     group = parser.add_argument_group(
         "choosing among the accepted samples (the judge is the run's own if not said otherwise)"
@@ -43,14 +39,14 @@ def add_choosing(
     )
     group.add_argument(
         "--filter-threshold",
-        type=share,
+        type=values.share,
         metavar="R",
         help=f"of rouge: the highest ROUGE-L F1 of two instructions (default: {THRESHOLD}; a run "
         "has dropped what is over its own --novelty-threshold)",
     )
     group.add_argument(
         "--size",
-        type=count,
+        type=values.count,
         metavar="N",
         help="choose N samples; those of a smaller N are among them",
     )

@@ -10,6 +10,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from refloom import values
 from refloom.data.rows import BadFile
 from refloom.shelf import say
 
@@ -174,7 +175,9 @@ def add_compare(parser: argparse.ArgumentParser) -> None:
     _directories(parser, "runs that answered the same instructions; or an experiment. Win rates "
                  "are those of the first against each of the others")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="everything, as JSON")
-    parser.add_argument("--limit", type=int, metavar="N", help="the first N instructions only")
+    parser.add_argument(
+        "--limit", type=values.count, metavar="N", help="the first N instructions only"
+    )
     _out(parser, "write a page as well")
     parser.set_defaults(command=compare)
 
@@ -190,7 +193,11 @@ def add_judge_check(parser: argparse.ArgumentParser) -> None:
         "criterion_id (none: of the whole sample)",
     )
     parser.add_argument(
-        "--limit", type=int, default=20, metavar="N", help="references and samples (default: 20)"
+        "--limit",
+        type=values.count,
+        default=20,
+        metavar="N",
+        help="references and samples (default: 20)",
     )
     parser.add_argument(
         "--methods",
@@ -199,7 +206,7 @@ def add_judge_check(parser: argparse.ArgumentParser) -> None:
         help="ways of judging to try (default: the run's own)",
     )
     parser.add_argument(
-        "--repeats", type=int, default=2, metavar="N", help="of each verdict (default: 2)"
+        "--repeats", type=values.count, default=2, metavar="N", help="of each verdict (default: 2)"
     )
     parser.add_argument("--json", action="store_true", help="everything, as JSON")
     parser.set_defaults(command=judge_check)

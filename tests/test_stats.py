@@ -1,0 +1,110 @@
+"""Figures and their intervals, against what is known of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from refloom.measure.stats import (
+    auc,
+    kappa,
+    length_controlled,
+    mean,
+    share,
+    sign_test,
+)
+
+SCORES = st.lists(st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]), min_size=1, max_size=40)
+
+
+@given(SCORES)
+def test_a_mean_lies_within_its_interval_and_that_within_nought_and_one(scores):
+    found = mean(scores, range(len(scores)))
+    assert 0 <= found.low <= found.value + 1e-4
+    assert found.value - 1e-4 <= found.high <= 1
+    assert found.n == len(scores)
+
+
+def test_nothing_has_no_figure():
+    for found in (mean([], []), share(0, 0), length_controlled([], [], [])):
+        assert found == (None, None, None, 0)
+    assert auc([], [1.0]) is None
+    assert kappa([]) is None
+
+
+def test_rows_of_one_seed_are_no_more_evidence_than_their_seed():
+    scores = [1.0, 0.0] * 20
+    apart = mean(scores, range(40))
+    together = mean(
+        [s for s in (1.0, 0.0) for _ in range(20)], [s for s in "ab" for _ in range(20)]
+    )
+    assert together.high - together.low > 2 * (apart.high - apart.low)
+
+
+@pytest.mark.parametrize("truth", [0.2, 0.5, 0.7])
+def test_about_ninety_five_of_a_hundred_intervals_hold_the_truth(truth):
+    draw, held = np.random.default_rng(7), 0
+    for number in range(200):
+        scores = draw.binomial(2, truth, size=50) / 2
+        found = mean(scores.tolist(), range(50), number)
+        held += found.low <= truth <= found.high
+    assert 180 <= held <= 199
+
+
+def test_unanimous_scores_still_have_an_interval():
+    found = mean([1.0] * 10, range(10))
+    assert (found.value, found.high) == (1.0, 1.0)
+    assert 0.6 < found.low < 0.8
+
+
+def liking(n: int, better: float, likes: float, longer: float, seed: int):
+    """Wins of a side that is longer by so much, under a judge that likes length by so much."""
+    draw = np.random.default_rng(seed)
+    gaps = draw.normal(longer, 100, size=n)
+    odds = better + likes * np.tanh(gaps / gaps.std())
+    return (draw.random(n) < 1 / (1 + np.exp(-odds))).astype(float).tolist(), gaps.tolist()
+
+
+def test_at_equal_length_a_liking_for_length_is_gone():
+    raw, even = [], []
+    for seed in range(40):
+        scores, gaps = liking(120, 0.0, 1.5, 80, seed)
+        raw.append(np.mean(scores))
+        even.append(length_controlled(scores, gaps, range(120), seed))
+    assert np.mean(raw) > 0.62
+    assert abs(np.mean([e.value for e in even]) - 0.5) < 0.03
+    assert sum(e.low <= 0.5 <= e.high for e in even) >= 34
+
+
+def test_at_equal_length_a_true_difference_stays():
+    scores, gaps = liking(400, 1.0, 1.5, 80, 3)
+    found = length_controlled(scores, gaps, range(400))
+    assert found.low < 1 / (1 + np.exp(-1.0)) < found.high
+    assert found.low > 0.5
+
+
+def test_texts_of_one_length_have_their_plain_win_rate():
+    scores = [1.0] * 30 + [0.0] * 10
+    found = length_controlled(scores, [0.0] * 40, range(40))
+    assert abs(found.value - 0.75) < 0.01
+
+
+@pytest.mark.parametrize(
+    ("wins", "losses", "p"),
+    [(0, 0, 1.0), (5, 5, 1.0), (8, 2, 0.1094), (10, 0, 0.002), (9, 1, 0.0215)],
+)
+def test_the_sign_test_is_the_binomial_one(wins, losses, p):
+    assert sign_test(wins, losses) == sign_test(losses, wins) == p
+
+
+@given(st.lists(st.floats(-5, 5), min_size=1), st.lists(st.floats(-5, 5), min_size=1))
+def test_auc_turns_round_with_its_sides(good, bad):
+    assert abs(auc(good, bad) + auc(bad, good) - 1) < 2e-4
+
+
+def test_kappa_is_one_where_all_agree_and_nought_where_chance_does():
+    assert kappa([("a", "a"), ("b", "b")]) == 1.0
+    assert kappa([("a", "a"), ("a", "b"), ("b", "a"), ("b", "b")]) == 0.0
+    assert kappa([("a", "a")] * 5) is None
