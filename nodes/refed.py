@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from memory.characteristics import Learned
 from memory.references import Reference, content_id, content_of
 from nodes.context import Context
 from nodes.feedback import Feedback
 from nodes.llm import Answer, Asked, Complete, Place, ask, make_call
 from nodes.state import Attempt, SampleState, add_usage
 from prompts import render, version
+
+if TYPE_CHECKING:
+    # It brings LangGraph, which a command that only writes rows can do without.
+    from memory.characteristics import Learned
 
 FEATURES = ("subject_areas", "relevant_skills")
 

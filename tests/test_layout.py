@@ -108,6 +108,16 @@ def test_importing_refloom_loads_no_torch_and_no_faiss():
     assert done.stdout.strip() == "[]", done.stderr
 
 
+def test_the_command_line_begins_without_what_only_runs_and_figures_need():
+    import subprocess
+    import sys
+
+    heavy = ("torch", "faiss", "langgraph", "langchain_core", "numpy", "pandas", "aiohttp")
+    code = f"import sys, refloom.cli; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
 def test_files_and_functions_stay_short():
     import ast
 
