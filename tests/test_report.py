@@ -382,6 +382,7 @@ async def test_runs_stand_side_by_side_on_as_many_rows(mended, tmp_path):
     assert sizes(accounts) == [60, 5]
     twenty = await begun(tmp_path / "twenty", *(row(i) for i in range(20)))
     assert sizes([*accounts, account_of("twenty", twenty)]) == [20, 5, 20]
+    assert sizes(accounts[:1] * 20) == [50] * 20
     page = await page_of(mended, many, out=tmp_path / "both.html")
     said = seen(page)
     assert f"<title>{mended.name} and many · refloom report</title>" in page
@@ -510,6 +511,8 @@ async def test_in_a_browser_nothing_runs_loads_or_overflows(browser, whole, widt
         assert await page.evaluate("getComputedStyle(document.body).backgroundColor") == (
             "rgb(255, 255, 255)"
         )
+        await page.set_viewport_size({"width": 700, "height": 800})
+        assert await page.evaluate("document.documentElement.scrollWidth") == 700
         await opened.close()
     assert wrong == []
     assert [url for url in requests if not url.startswith(("file:", "data:"))] == []

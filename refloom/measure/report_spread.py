@@ -26,6 +26,8 @@ from refloom.measure.report_references import Shelf
 
 # Under this a comparison at equal n says nothing, and does not hold the other runs down.
 FEWEST = 20
+# Of all runs together so many instructions are embedded, since that takes most of the time.
+MOST_TOGETHER = 1000
 # An embedding model reads less of a text than this.
 MOST_CHARS = 2000
 NOTHING = np.zeros(0)
@@ -74,7 +76,8 @@ def sizes(accounts: Sequence[Account]) -> list[int]:
     """How many instructions of each run are looked at: as many in each, where there are enough."""
     drawn = [len(account.rows.drawn()) for account in accounts]
     common = min((n for n in drawn if n >= FEWEST), default=SAMPLE)
-    return [min(n, common) for n in drawn]
+    most = max(MOST_TOGETHER // max(len(drawn), 1), FEWEST)
+    return [min(n, common, most) for n in drawn]
 
 
 def texts_of(account: Account, shelf: Shelf, n: int) -> tuple[list[str], list[str]]:
