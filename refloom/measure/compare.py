@@ -64,11 +64,7 @@ async def compared(
     Raises:
         BadFile: Two of the arms have no instruction in common.
     """
-    todo = [
-        (number, *one)
-        for number, (i, j) in enumerate(pairs)
-        for one in _in_common(arms[i], arms[j])[:limit]
-    ]
+    todo = _todo(arms, pairs, limit)
     context = settings.context()
     async with asking(journal, settings, complete) as calls:
 
@@ -81,6 +77,17 @@ async def compared(
         by_pair[number].append(match)
     found = await asyncio.to_thread(_figures, arms, pairs, by_pair, settings)
     return found | {"arms": [arm.account for arm in arms]}
+
+
+def _todo(
+    arms: Sequence[Arm], pairs: Sequence[tuple[int, int]], limit: int | None
+) -> list[tuple[int, str, Made, Made]]:
+    """What is to be compared: the number of the pair, the instruction, and both samples."""
+    return [
+        (number, *one)
+        for number, (i, j) in enumerate(pairs)
+        for one in _in_common(arms[i], arms[j])[:limit]
+    ]
 
 
 def _in_common(one: Arm, other: Arm) -> list[tuple[str, Made, Made]]:

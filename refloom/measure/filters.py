@@ -106,20 +106,32 @@ async def select(
             if "judge" in choice.filters:
                 calls = await stack.enter_async_context(asking(directory, settings, complete))
                 judge = Judge(calls, settings, stored.pair)
-            stages = [_stage(name, choice, judge) for name in dict.fromkeys(choice.filters)]
-            least = settings.calls_at_once if judge else 1
-            cut = None if choice.diverse else choice.size
-            chosen = await _through(stages, samples, cut, least)
-    for stage in stages:
-        found.told.append(f"{stage.about}: {stage.came} came, {stage.left} passed")
-    if judge is not None:
-        found.told.append(judge.told())
-        found.missed += judge.missed
+            chosen = await _filtered(samples, choice, settings, judge, found)
     if choice.diverse and choice.size is not None:
         embed = embed or Embedder(settings.embedding_model)
         chosen = await _spread(chosen, choice.size, embed, settings, found.told)
     _sum_up(found, chosen, choice)
     return found
+
+
+async def _filtered(
+    samples: list[Sample],
+    choice: Choice,
+    settings: Settings,
+    judge: Judge | None,
+    found: Selection,
+) -> list[Sample]:
+    """What passes every filter, in order; `found` is told what each of them did."""
+    stages = [_stage(name, choice, judge) for name in dict.fromkeys(choice.filters)]
+    least = settings.calls_at_once if judge else 1
+    cut = None if choice.diverse else choice.size
+    chosen = await _through(stages, samples, cut, least)
+    for stage in stages:
+        found.told.append(f"{stage.about}: {stage.came} came, {stage.left} passed")
+    if judge is not None:
+        found.told.append(judge.told())
+        found.missed += judge.missed
+    return chosen
 
 
 def _stage(name: Name, choice: Choice, judge: Judge | None) -> Stage:

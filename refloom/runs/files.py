@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import platform
 import sqlite3
@@ -69,13 +70,7 @@ class Summary:
             )
         self._check_prompts(journal)
         self.seconds = journal.meta("seconds") or 0.0
-        target = journal.meta("target")
-        now_target = self.settings.target
-        if target != now_target and (None in (target, now_target) or now_target < target):
-            raise JournalUnusable(
-                f"{journal.path.parent}: holds a run with target {target}; it may be raised, "
-                "not lowered, set or left out. Give a higher one, or another --out"
-            )
+        self._check_target(journal)
         kept = journal.meta("benchmarks")
         if kept is not None and kept != self.benchmarks.digest:
             raise JournalUnusable(
@@ -89,6 +84,14 @@ class Summary:
                     f"{journal.path.parent}: holds a run on other {name}; rows may be appended "
                     "to them, not changed or left out (--limit). Give the same, or another --out"
                 )
+
+    def _check_target(self, journal: Journal) -> None:
+        before, now = journal.meta("target"), self.settings.target
+        if before != now and (None in (before, now) or now < before):
+            raise JournalUnusable(
+                f"{journal.path.parent}: holds a run with target {before}; it may be raised, "
+                "not lowered, set or left out. Give a higher one, or another --out"
+            )
 
     def _check_prompts(self, journal: Journal) -> None:
         """Refuse other prompts: half of the rows would be made one way, half another."""
@@ -106,7 +109,9 @@ class Summary:
         await journal.put_meta("prompts", versions())
         models = {self.settings.model, self.settings.judge}
         prices = {m: asdict(p) for m in models if (p := self.prices.of(m)) is not None}
-        await journal.put_meta("prices", prices)
+        # Those of a judge that was asked about the rows later stay known.
+        known = await asyncio.to_thread(journal.meta, "prices")
+        await journal.put_meta("prices", (known or {}) | prices)
         await journal.put_meta("target", self.settings.target)
         await journal.put_meta("benchmarks", self.benchmarks.digest)
         for name, report in (("references", self.references), ("seeds", self.seeds)):
