@@ -102,6 +102,8 @@ class Account:
     rows: Draw[Row] = field(default_factory=lambda: Draw(SAMPLE))
     cards: dict[str, Draw[str]] = field(default_factory=lambda: {e: Draw(CARDS) for e in ENDS})
     stages: list[Stage] = field(default_factory=list)
+    # Calls that another run paid for: an arm of an experiment, or one that --reuse named.
+    borrowed: int = 0
     checked: Mapping[str, Any] | None = None
 
     @property
@@ -185,6 +187,9 @@ def account_of(name: str, directory: Path) -> Account:
         for line in records_in(connection, *STATUSES):
             account.add(loads(line), line)
         account.stages = _stages(connection)
+        sql = "SELECT count(*) FROM sqlite_master WHERE name = 'borrowed'"
+        if connection.execute(sql).fetchone()[0]:
+            (account.borrowed,) = connection.execute("SELECT count(*) FROM borrowed").fetchone()
     account.checked = _checked(directory / "judge-check.json")
     return account
 

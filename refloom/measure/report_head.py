@@ -77,8 +77,13 @@ def _tiles(account: Account, found: Measured) -> list[Tile]:
         _share("accepted at once", share(first, judged), "judged samples"),
         Tile("different instructions", score, f"Vendi score of n = {rows.n:,} rows"),
         Tile("nearest instruction", near, f"mean ROUGE-L F1 of n = {rows.n:,} rows"),
-        Tile("dollars a row", each, f"n = {accepted:,} accepted rows"),
+        Tile("dollars a row", each, f"n = {accepted:,} accepted rows{_apart(account.borrowed)}"),
     ]
+
+
+def _apart(borrowed: int) -> str:
+    """What a cost leaves out, as the end of a sentence."""
+    return f"; {borrowed:,} calls that another run paid for are not in it" if borrowed else ""
 
 
 def _share(name: str, found: Interval, what: str) -> Tile:
