@@ -346,3 +346,20 @@ async def test_a_cluster_with_less_room_makes_the_rows_with_the_workers_it_has(t
         await run.go()
     assert told(tmp_path)["counts"]["accepted"] == len(SEEDS)
     assert len(staff.hired) == 1
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"feedback": "sample"},
+        {"feedback": "swapped", "paired": True},
+        {"pipeline": "refed", "per_seed": 4, "novelty_threshold": 1.0},
+        {"feedback": "generic", "judge_votes": 3},
+    ],
+    ids=str,
+)
+async def test_workers_make_every_arm(tmp_path, office, given):
+    one = await alone(tmp_path / "one", Mixed(), SEEDS, **given)
+    many = await together(tmp_path / "many", office(Mixed()), SEEDS, **given)
+    assert lasting(tmp_path / "many") == lasting(tmp_path / "one")
+    assert many["calls"]["by_stage"] == one["calls"]["by_stage"]
