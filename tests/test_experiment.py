@@ -127,7 +127,7 @@ def test_arms_can_be_compared_again_and_in_another_order(tried):
     done = refloom("compare", out, "--json", cwd=out)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert [(p["a"], p["win_rate"]) for p in found["pairs"]][0] == ("reference", 1.0)
+    assert next((p["a"], p["win_rate"]) for p in found["pairs"]) == ("reference", 1.0)
 
 
 def test_a_run_in_the_place_of_an_experiment_is_refused(tried, tmp_path):
