@@ -246,3 +246,34 @@ async def test_arms_of_runs_can_be_read_while_they_are_made(tmp_path):
     found = arm_of("run", tmp_path / "run")
     assert len(found.samples) == 3
     assert found.account["by_stage"]["generate"] == 3
+
+
+def test_the_page_of_an_experiment_has_its_arms_and_its_comparison(tried):
+    out, *_ = tried
+    done = refloom("report", out, cwd=out)
+    assert done.returncode == 0, done.stderr
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert all(arm in page for arm in ARMS.split(","))
+    assert "bootstrap over seeds" in page
+
+
+def test_a_judge_is_checked_on_an_arm_and_not_on_a_whole_experiment(tried):
+    out, *_ = tried
+    with Endpoint(wanting) as endpoint:
+        command = ("judge-check", out / "reference", "--base-url", endpoint.url, "--limit", 2)
+        done = refloom(*command, "--json", cwd=out)
+        asked = len(endpoint.bodies)
+        again = refloom(*command, cwd=out)
+        assert len(endpoint.bodies) == asked > 0
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["judge"], found["paid"]) == ("m", asked)
+    assert "padded" in again.stdout
+    whole = refloom("judge-check", out, cwd=out)
+    assert (whole.returncode, "name one of its arms" in whole.stderr) == (2, True)
+
+
+def test_the_status_of_an_experiment_is_that_of_its_arms(tried):
+    out, *_ = tried
+    done = refloom("status", out, "--json", cwd=out)
+    assert set(json.loads(done.stdout)["arms"]) == set(ARMS.split(","))
