@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from refloom.data.export import FORMATS
 from refloom.settings import Settings
 
 
-def add_run(run: argparse.ArgumentParser) -> None:
-    """Making rows: files, and every setting."""
+def add_run(run: argparse.ArgumentParser, without: Sequence[str] = ()) -> None:
+    """Making rows: files, and every setting but those `without`."""
     run.add_argument(
         "--references",
         required=True,
@@ -47,14 +48,15 @@ def add_run(run: argparse.ArgumentParser) -> None:
     )
     settings = run.add_argument_group("settings")
     for name, field in Settings.model_fields.items():
-        if name != "stages":
+        if name != "stages" and name not in without:
             _add_setting(settings, name, field)
     run.set_defaults(command=commands.run)
 
 
 def add_experiment(experiment: argparse.ArgumentParser) -> None:
     """Feedback arms: everything a run takes, and which arms."""
-    add_run(experiment)
+    # What an arm decides, or what cannot be compared.
+    add_run(experiment, without=("feedback", "pipeline", "paired", "review"))
     experiment.add_argument(
         "--arms",
         required=True,

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
 from refloom import __version__, arguments, commands, measuring, shelf
+from refloom.runs.garbage import seldom_in_this_process
 from refloom.settings import Settings
 
 EXAMPLES = """
@@ -90,6 +91,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     """Run a command and exit: 0 done, 2 bad input, 3 short, 4 stopped, 130 interrupted."""
     given = build_parser().parse_args(arguments)
     flags = {k: v for k, v in vars(given).items() if k in Settings.model_fields}
+    seldom_in_this_process()
     try:
         sys.exit(given.command(given, flags))
     except KeyboardInterrupt:

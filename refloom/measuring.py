@@ -7,6 +7,7 @@ import asyncio
 import json
 import sys
 from argparse import Namespace
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,11 +23,14 @@ def report(given: Namespace, flags: dict[str, Any]) -> int:
     """Write a page about a run, about several side by side, or about an experiment."""
     from refloom.measure.experiment import arms_in
     from refloom.measure.report import report as write
-    from refloom.runs.kept import is_experiment
+    from refloom.runs.kept import check_run, is_experiment
 
     directories: list[Path] = given.directories
     found = None
-    if len(directories) == 1 and is_experiment(directories[0]):
+    if len(directories) > 1:
+        for directory in directories:
+            check_run(directory)
+    elif is_experiment(directories[0]):
         home = directories[0]
         directories = arms_in(home)
         found = _kept(home / "compare.json")
@@ -51,19 +55,33 @@ def compare(given: Namespace, flags: dict[str, Any]) -> int:
     """Judge the responses of runs to the same instructions against each other."""
     from refloom.measure.arms import arm_of
     from refloom.measure.asking import run_json, settings_for, telling, unique_names
-    from refloom.measure.compare import compared, shown
+    from refloom.measure.compare import compared
+    from refloom.measure.compare_shown import shown
     from refloom.measure.experiment import arms_in, home_of
-    from refloom.runs.kept import is_experiment
+    from refloom.measure.report import check_place
+    from refloom.runs.kept import check_run, is_experiment
 
     directories: list[Path] = given.directories
-    if len(directories) == 1 and is_experiment(directories[0]):
+    whole = len(directories) == 1 and is_experiment(directories[0])
+    if whole:
         directories = arms_in(directories[0])
+    if len({path.resolve() for path in directories}) < len(directories):
+        raise BadFile("compare: a directory is named twice; give different runs")
     if len(directories) < 2:
-        raise BadFile("compare: give two runs or more, or the directory of an experiment")
+        raise BadFile(
+            f"{directories[0].parent}: has only one arm yet; run the experiment to its end"
+            if whole
+            else "compare: give two runs or more, or the directory of an experiment"
+        )
+    for path in directories:
+        check_run(path)
+    if given.out is not None:
+        check_place(given.out)
     settings = settings_for(directories[0], flags, run_json(directories[0]))
     names = unique_names(directories)
     arms = [arm_of(name, path) for name, path in zip(names, directories, strict=True)]
-    pairs = [(0, i) for i in range(1, len(arms))]
+    # Of an experiment as in its compare.json: each arm against `reference`.
+    pairs = [(i, 0) if whole else (0, i) for i in range(1, len(arms))]
     home = home_of(directories)
     told = telling("compared", settings.quiet)
     found = asyncio.run(compared(arms, pairs, home, settings, limit=given.limit, told=told))
@@ -117,6 +135,7 @@ def experiment(given: Namespace, flags: dict[str, Any]) -> int:
     each = {arm: settings_of(settings, arm, given.out) for arm in arms}
     if given.dry_run:
         return _dry_run(each, references, seeds)
+    _check_arms(each.values(), references, seeds)
     status, tools = 0, Tools(embed=Embedder(settings.embedding_model))
     with log_to(given.log_file, Addresses(settings).keys()):
         shared = Shared(given.out, settings)
@@ -139,19 +158,30 @@ def experiment(given: Namespace, flags: dict[str, Any]) -> int:
                 status = max(status, ended)
         finally:
             shared.close()
-        _compare(given, settings, arms)
-    return status
+        found = _compare(given, settings, arms)
+    return status if all(pair["n"] for pair in found["pairs"]) else 3
 
 
-def _compare(given: Namespace, settings: Settings, arms: tuple[str, ...]) -> None:
+def _check_arms(each: Iterable[Settings], references: Any, seeds: Any) -> None:
+    """Find out what is wrong with any arm before anything is made or paid. Raises `BadFile`."""
+    from refloom.runs.given import read_given
+
+    for own in each:
+        checked, _ = read_given(own, references, seeds)
+        if checked.elsewhere is not None:
+            checked.elsewhere.close()
+
+
+def _compare(given: Namespace, settings: Settings, arms: tuple[str, ...]) -> dict[str, Any]:
     from refloom.measure.asking import telling
-    from refloom.measure.compare import shown
+    from refloom.measure.compare_shown import shown
     from refloom.measure.experiment import compare_arms
 
     told = telling("compared", settings.quiet)
     found = asyncio.run(compare_arms(given.out, arms, settings, told=told))
     say(shown(found))
     say(f"\n{given.out / 'compare.json'}; `refloom report {given.out}` makes a page of it")
+    return found
 
 
 def _dry_run(each: dict[str, Settings], references: Any, seeds: Any) -> int:

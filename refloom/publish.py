@@ -20,6 +20,7 @@ from refloom.shelf import say
 
 WHY_NONE = {
     "preference": "no accepted row had an earlier attempt that failed a `must` criterion",
+    "refed": "no accepted row was made with --preset refed",
 }
 NO_ROW = "no row was accepted"
 NONE_LEFT = "no sample passed the filters"
@@ -40,9 +41,10 @@ def parts(text: str) -> dict[str, float]:
 def export(given: Namespace, flags: dict[str, Any]) -> int:
     """Write a run's accepted rows, or a choice of them, as training data."""
     from refloom.data.export import export as write
-    from refloom.runs.kept import snapshot
+    from refloom.runs.kept import check_run, snapshot
 
     _check_file(given.file)
+    check_run(given.directory)
     choice = choice_of(given, flags)
     ids = None if choice is None else chosen(given.directory, choice, flags)
     with snapshot(given.directory / "journal.sqlite") as journal:
@@ -91,9 +93,10 @@ def push(given: Namespace, flags: dict[str, Any]) -> int:
     from refloom.data.push import check_name
     from refloom.data.push import push as upload
     from refloom.runs.files import card_of, status_of, up_to_date
-    from refloom.runs.kept import snapshot
+    from refloom.runs.kept import check_run, snapshot
 
     check_name(given.repo_id)
+    check_run(given.directory)
     said = status_of(given.directory)
     if not said.keys() >= CARD_NEEDS or "references" not in said["reading"]:
         raise BadFile(f"{given.directory / 'run.json'}: is missing or damaged; run it once more")

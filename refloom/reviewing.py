@@ -21,18 +21,12 @@ def review(given: Namespace, flags: dict[str, Any]) -> int:
         import uvicorn
 
         from refloom.serve.desk import desk
-        from refloom.serve.keys import BadKeys, configured, loopback
     except ImportError as error:
         raise BadFile(INSTALL) from error
-    try:
-        keys = configured()
-    except BadKeys as error:
-        raise BadFile(str(error)) from error
-    if not keys and not loopback(given.host):
-        raise BadFile(
-            f"--host {given.host}: others would reach the page; set REFLOOM_API_KEYS first "
-            "(`refloom key NAME` makes a key), or leave --host out"
-        )
+    _check_keys(given)
+    from refloom.runs.kept import check_run
+
+    check_run(given.directory)
     app = desk(given.directory)
     server = uvicorn.Server(
         uvicorn.Config(app, given.host, given.port, log_level="error", lifespan="on")
@@ -50,6 +44,21 @@ def review(given: Namespace, flags: dict[str, Any]) -> int:
             f"--port {given.port}: it cannot be listened on; is another review open? Give --port"
         ) from error
     return 0
+
+
+def _check_keys(given: Namespace) -> None:
+    """Refuse to show the page to others without keys. Raises `BadFile`."""
+    from refloom.serve.keys import BadKeys, configured, loopback
+
+    try:
+        keys = configured()
+    except BadKeys as error:
+        raise BadFile(str(error)) from error
+    if not keys and not loopback(given.host):
+        raise BadFile(
+            f"--host {given.host}: others would reach the page; set REFLOOM_API_KEYS first "
+            "(`refloom key NAME` makes a key), or leave --host out"
+        )
 
 
 def key(given: Namespace, flags: dict[str, Any]) -> int:

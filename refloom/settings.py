@@ -83,7 +83,8 @@ class Settings(BaseSettings):
         None, description="where index and characteristics are kept (default: inside --out)"
     )
     reuse: Path | None = Field(
-        None, description="another run's directory: what it paid for is not paid again"
+        None,
+        description="another run's or experiment's directory: what it paid for is not paid again",
     )
     target: int | None = Field(None, ge=1, description="stop at exactly this many accepted rows")
     limit: int | None = Field(None, ge=1, description="use only the first LIMIT seeds")

@@ -14,8 +14,10 @@ from test_run import made, references
 
 from refloom.data.rows import BadFile
 from refloom.measure.arms import Arm, Made, arm_of
-from refloom.measure.compare import compared, shown
+from refloom.measure.compare import compared
+from refloom.measure.compare_shown import shown
 from refloom.measure.experiment import arms_of
+from refloom.runs.files import status_of
 from refloom.settings import Settings
 
 ARMS = "reference,sample,none,generic,swapped"
@@ -127,7 +129,10 @@ def test_arms_can_be_compared_again_and_in_another_order(tried):
     done = refloom("compare", out, "--json", cwd=out)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert next((p["a"], p["win_rate"]) for p in found["pairs"]) == ("reference", 1.0)
+    assert found["pairs"] == json.loads((out / "compare.json").read_text())["pairs"]
+    done = refloom("compare", out / "reference", out / "none", "--json", cwd=out)
+    (pair,) = json.loads(done.stdout)["pairs"]
+    assert (pair["a"], pair["b"], pair["win_rate"]) == ("reference", "none", 1.0)
 
 
 def test_a_run_in_the_place_of_an_experiment_is_refused(tried, tmp_path):
@@ -271,9 +276,78 @@ def test_a_judge_is_checked_on_an_arm_and_not_on_a_whole_experiment(tried):
     assert "padded" in again.stdout
     whole = refloom("judge-check", out, cwd=out)
     assert (whole.returncode, "name one of its arms" in whole.stderr) == (2, True)
+    # What a judge was asked since is no part of what making the rows took.
+    account = arm_of("reference", out / "reference").account
+    kept = json.loads((out / "compare.json").read_text())["arms"][0]
+    assert account["calls"] == kept["calls"]
+    assert status_of(out / "reference")["calls"]["by_stage"]["judge-check"] == asked
 
 
 def test_the_status_of_an_experiment_is_that_of_its_arms(tried):
     out, *_ = tried
     done = refloom("status", out, "--json", cwd=out)
     assert set(json.loads(done.stdout)["arms"]) == set(ARMS.split(","))
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (("export", "OUT", "rows.jsonl", "--format", "messages"), "name one of its arms"),
+        (("push", "OUT", "me/rows", "--dry-run"), "name one of its arms"),
+        (("report", "OUT", "OUT/none"), "name one of its arms"),
+        (("compare", "OUT/none", "OUT/none"), "named twice"),
+        (("compare", "OUT", "--out", "OUT/nowhere/page.html"), "there is no directory"),
+        (("compare", "OUT/none"), "give two runs or more"),
+    ],
+)
+def test_what_cannot_be_done_is_said_before_it_is_tried(tried, tmp_path, command, said):
+    out, *_ = tried
+    done = refloom(*(part.replace("OUT", str(out)) for part in command), cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"), [(1, "needs another to take"), (None, "nofile.jsonl")], ids=["one", "none"]
+)
+def test_what_is_wrong_with_an_arm_is_known_before_anything_is_made(tmp_path, rows, said):
+    name = "nofile.jsonl" if rows is None else "one.jsonl"
+    if rows:
+        (tmp_path / name).write_text(json.dumps(references(1)[0]))
+    with Endpoint() as endpoint:
+        done = refloom(
+            "experiment", "--arms", "swapped", "--references", tmp_path / name, "--out",
+            tmp_path / "out", "--base-url", endpoint.url, "--model", "m", cwd=tmp_path,
+        )  # fmt: skip
+        assert not endpoint.bodies
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert said in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_arm_of_which_nothing_came_leaves_the_others_their_comparison(tmp_path):
+    def without_feedback(body, number):
+        return "no JSON" if stage_of(body) == "feedback" else wanting(body, number)
+
+    rows = "\n".join(json.dumps(r) for r in references(3))
+    (tmp_path / "references.jsonl").write_text(rows)
+    with Endpoint(without_feedback) as endpoint:
+        done = refloom(
+            "experiment", "--arms", "sample,none", "--references", tmp_path / "references.jsonl",
+            "--out", tmp_path / "out", "--base-url", endpoint.url, "--model", "m",
+            "--no-try-criteria", cwd=tmp_path,
+        )  # fmt: skip
+    assert done.returncode == 3, done.stderr
+    assert "nothing to compare" in done.stdout
+    pairs = json.loads((tmp_path / "out" / "compare.json").read_text())["pairs"]
+    assert [(p["a"], p["n"]) for p in pairs] == [("sample", 0), ("none", 3)]
+
+
+def test_what_another_experiment_asked_its_judge_is_not_asked_again(tmp_path):
+    model = judge_by(lambda a, b: "tie")
+    arms = [arm("a", many("x")), arm("b", many("y"))]
+    for name, given in (("one", {}), ("two", {"reuse": tmp_path / "one"})):
+        settings = Settings(model="m", **given)
+        asyncio.run(compared(arms, [(0, 1)], tmp_path / name, settings, complete=model))
+    assert len(model.calls) == 40

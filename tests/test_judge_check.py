@@ -593,6 +593,7 @@ BAD = [
         "line 1 names the criterion 'fine'",
     ),
     ("human.csv", "id,verdict\nID,pass\nID,maybe\n", "line 3 has the verdict 'maybe'"),
+    ("human.csv", "id,verdict\nID,pass\nID,pass\n", "line 3 judges what line 2 has judged"),
     ("human.csv", "id,verdict\nID,pass,more\n", "line 2 has 3 cells"),
     ("human.csv", 'id,verdict\n"ID,pass\n', "is no CSV"),
     ("human.csv", "name,verdict\nID,pass\n", "line 2 has no id"),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from refloom.data.facts import Facts, Passing
-from refloom.measure.asking import run_json
+from refloom.measure.asking import CHECK, run_json
 from refloom.measure.stats import share
 from refloom.runs.kept import reading, records_in
 from refloom.runs.tally import TOKENS, prices_kept
@@ -66,7 +66,7 @@ def arm_of(name: str, directory: Path) -> Arm:
 def _spent(journal: Any) -> dict[str, Any]:
     """What a run would have cost by itself: calls it shares with others count in each.
 
-    Comparisons that were asked for later are no part of it.
+    What was asked about the rows later, comparisons and checks of the judge, is no part of it.
     """
     prices, calls, tokens = prices_kept(journal), 0, 0
     by_stage: dict[str, int] = {}
@@ -74,7 +74,7 @@ def _spent(journal: Any) -> dict[str, Any]:
     for table in ("calls", "borrowed"):
         sql = f"SELECT stage, model, count(*), {_USED} FROM {table} GROUP BY stage, model"
         for stage, model, count, *used in journal.execute(sql):
-            if stage == "compare":
+            if stage in ("compare", CHECK):
                 continue
             usage = dict(zip(TOKENS, (n or 0 for n in used), strict=True))
             calls += count

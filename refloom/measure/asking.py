@@ -20,6 +20,7 @@ from refloom.runs.budget import check_priced
 from refloom.runs.calls import Interrupted, JournaledCalls, Limits
 from refloom.runs.files import status_of, used_before
 from refloom.runs.journal import Journal
+from refloom.runs.kept import KeptCalls
 from refloom.runs.prices import Prices
 from refloom.runs.where import Addresses
 from refloom.settings import Settings, embedded
@@ -31,6 +32,8 @@ OF_THE_RUN = (
 )
 ELSEWHERE = {"base_url": ("OPENAI_BASE_URL",)}
 TOLD_EVERY_S = 5.0
+# The stage of calls that put a judge to the test.
+CHECK = "judge-check"
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -58,11 +61,15 @@ def run_json(directory: Path) -> dict[str, Any]:
 
 @asynccontextmanager
 async def asking(
-    directory: Path, settings: Settings, complete: Complete | None = None
+    directory: Path,
+    settings: Settings,
+    complete: Complete | None = None,
+    kept_as: str | None = None,
 ) -> AsyncIterator[JournaledCalls]:
     """The calls of a judge, each kept in the journal of `directory` before its answer is used.
 
-    What was asked before is not paid for again. `complete` stands in for the endpoint. Raises
+    What was asked before, here or in the run that `reuse` names, is not paid for again. `complete`
+    stands in for the endpoint; `kept_as` is the stage that the calls count under. Raises
     `JournalUnusable` while another process is at work there, `BadFile` for a cap without a price,
     and what stopped the calls: `ProviderStopped`, `BudgetSpent`.
     """
@@ -71,19 +78,27 @@ async def asking(
     if complete is None and not embedded(settings.judge):
         await addresses.resolve(settings.judge, True)
     journal = await asyncio.to_thread(Journal, directory)
+    journal.kept_as = kept_as
+    elsewhere: KeptCalls | None = None
     try:
+        if settings.reuse is not None:
+            elsewhere = await asyncio.to_thread(KeptCalls, settings.reuse)
         await _keep_prices(journal, settings, prices)
         _, cost, tokens = await asyncio.to_thread(used_before, journal)
         limits = Limits.of(settings, prices, cost, tokens)
-        async with _calls(journal, settings, addresses, prices, limits, complete) as calls:
+        given = (settings, addresses, prices, limits, complete)
+        async with _calls(journal, elsewhere, *given) as calls:
             yield calls
     finally:
+        if elsewhere is not None:
+            elsewhere.close()
         await asyncio.to_thread(journal.close)
 
 
 @asynccontextmanager
 async def _calls(
     journal: Journal,
+    elsewhere: KeptCalls | None,
     settings: Settings,
     addresses: Addresses,
     prices: Prices,
@@ -104,6 +119,7 @@ async def _calls(
         address=addresses.name,
         stages=dict(settings.stages),
         prices=prices,
+        elsewhere=elsewhere,
     )
     try:
         yield calls

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,7 @@ async def compared(
     settings: Settings,
     *,
     limit: int | None = None,
+    strict: bool = True,
     complete: Complete | None = None,
     told: Callable[[int, int], None] = lambda done, of: None,
 ) -> dict[str, Any]:
@@ -58,13 +59,14 @@ async def compared(
         journal: The directory in whose journal the judge's answers are kept.
         settings: Who judges, and what it may cost.
         limit: Compare the first so many instructions of each pair only.
+        strict: Whether two arms with nothing in common are refused, or a pair of nothing.
         complete: What stands in for the endpoint.
         told: Hears how many of how many comparisons are done.
 
     Raises:
-        BadFile: Two of the arms have no instruction in common.
+        BadFile: Two of the arms have no instruction in common, and `strict` is on.
     """
-    todo = _todo(arms, pairs, limit)
+    todo = _todo(arms, pairs, limit, strict)
     context = settings.context()
     async with asking(journal, settings, complete) as calls:
 
@@ -80,20 +82,23 @@ async def compared(
 
 
 def _todo(
-    arms: Sequence[Arm], pairs: Sequence[tuple[int, int]], limit: int | None
+    arms: Sequence[Arm], pairs: Sequence[tuple[int, int]], limit: int | None, strict: bool
 ) -> list[tuple[int, str, Made, Made]]:
     """What is to be compared: the number of the pair, the instruction, and both samples."""
     return [
         (number, *one)
         for number, (i, j) in enumerate(pairs)
-        for one in _in_common(arms[i], arms[j])[:limit]
+        for one in _in_common(arms[i], arms[j], strict)[:limit]
     ]
 
 
-def _in_common(one: Arm, other: Arm) -> list[tuple[str, Made, Made]]:
+def _in_common(one: Arm, other: Arm, strict: bool) -> list[tuple[str, Made, Made]]:
     """The instructions that both answered, with what each made of them."""
     common = [(t, made, other.samples[t]) for t, made in one.samples.items() if t in other.samples]
-    if not common:
+    for arm in (one, other) if strict else ():
+        if not arm.samples:
+            raise BadFile(f"{arm.name}: holds no response to compare; its failed.jsonl says why")
+    if not common and strict:
         raise BadFile(
             f"{one.name} and {other.name}: have no instruction in common that both answered; "
             "compare arms of one experiment, or runs with --answer-seeds of the same seeds"
@@ -161,6 +166,7 @@ def figures(matches: Sequence[Match], random_seed: int) -> dict[str, Any]:
     firsts += [duel.orders[1] == "second" for duel in duels if duel.orders[1] != "tie"]
     return {
         "n": rate.n,
+        "seeds": len(set(seeds)),
         "win_rate": rate.value,
         "low": rate.low,
         "high": rate.high,
@@ -184,56 +190,3 @@ def _same(duel: Duel) -> bool:
 def plain(found: Interval) -> dict[str, Any]:
     """An interval as JSON."""
     return found._asdict()
-
-
-def shown(found: Mapping[str, Any]) -> str:
-    """A comparison for people, as plain text."""
-    lines = [
-        f"{'':<22}{'win rate':>9}  95 % interval    n   won lost tied  p (sign)  at equal length"
-    ]
-    for pair in found["pairs"]:
-        lines.append(_line(f"{pair['a']} : {pair['b']}", pair))
-        if pair["accepted"]["n"] not in (0, pair["n"]):
-            lines.append(_line("  both accepted", pair["accepted"]))
-    first = found["pairs"][0]
-    lines += ["", f"judge {first['judge']}, both orders, prompt {first['prompt']}; a pair of equal"]
-    lines[-1] += " texts is a tie; intervals by bootstrap over seeds"
-    lines += _warnings(found["pairs"])
-    lines += [
-        "",
-        f"{'run':<14}{'accepted':>9}{'rejected':>9}{'failed':>7}{'calls':>8}{'tokens':>11}",
-    ]
-    lines[-1] += "  dollars"
-    for arm in found["arms"]:
-        cost = "unknown" if arm["cost_usd"] is None else f"${arm['cost_usd']:.4f}"
-        lines.append(
-            f"{arm['name']:<14}{arm['accepted']:>9,}{arm['rejected']:>9,}{arm['failed']:>7,}"
-            f"{arm['calls']:>8,}{arm['tokens']:>11,}  {cost}"
-        )
-    lines.append("what runs share counts in each; learning a reference in the run that did it")
-    return "\n".join(lines)
-
-
-def _line(name: str, of: Mapping[str, Any]) -> str:
-    if not of["n"]:
-        return f"{name:<22}{'none':>9}"
-    even = of["length_controlled"]
-    return (
-        f"{name:<22}{of['win_rate']:>9.1%}  {of['low']:>6.1%} to {of['high']:>6.1%}{of['n']:>5,}"
-        f"{of['wins']:>6,}{of['losses']:>5,}{of['ties']:>5,}{of['sign_p']:>10.3f}  "
-        f"{even['value']:.1%} ({even['low']:.1%} to {even['high']:.1%})"
-    )
-
-
-def _warnings(pairs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What a reader has to know before they believe the figures."""
-    found = []
-    for pair in pairs:
-        name, first = f"{pair['a']} : {pair['b']}", pair["first_picked"]
-        if first["n"] and not first["low"] <= 0.5 <= first["high"]:
-            found.append(
-                f"{name}: the judge took what stood first in {first['value']:.0%} of picks"
-            )
-        if pair["not_judged"]:
-            found.append(f"{name}: {pair['not_judged']} could not be judged and are left out")
-    return found

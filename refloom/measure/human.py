@@ -71,6 +71,7 @@ def read_human(path: Path, directory: Path) -> Human:
     said = [_said(path, line, row) for line, row in rows_of(path, _bad)]
     if not said:
         raise BadFile(f"{path}: holds no verdict. Give rows with id and verdict ({KNOWN})")
+    _check_once(path, said)
     wanted = {one.id for one in said}
     samples: dict[str, Record] = {}
     for text in records(directory / "journal.sqlite", "accepted", "rejected", "failed"):
@@ -80,6 +81,18 @@ def read_human(path: Path, directory: Path) -> Human:
     for one in said:
         _check(path, one, samples.get(one.id), directory)
     return Human(said, samples)
+
+
+def _check_once(path: Path, said: Sequence[Said]) -> None:
+    """Refuse a second verdict on the same thing, be it the same or another."""
+    lines: dict[Key, int] = {}
+    for one in said:
+        first = lines.setdefault(one.key, one.line)
+        if first != one.line:
+            raise BadFile(
+                f"{path}: line {one.line} judges what line {first} has judged. Give one verdict on "
+                "each sample and criterion; where people differ, what they agree on"
+            )
 
 
 def _bad(file: str, line: int, what: str) -> None:

@@ -19,7 +19,7 @@ from nodes.llm import CallFailed, Complete, ProviderStopped
 from prompts import version
 from refloom.data.write import replace_lines
 from refloom.measure import human as people
-from refloom.measure.asking import asking
+from refloom.measure.asking import CHECK, asking
 from refloom.measure.human import Human, read_human
 from refloom.measure.judge_asked import Fought, Judge, NotAvailable, lacks_odds
 from refloom.measure.judge_consistency import duel_rows, over_orders
@@ -125,7 +125,7 @@ async def _by(check: Check, method: str, repeats: int) -> None:
     # The method that comes first stands for the judge against a person.
     first = check.human is not None and check.agreed is None
     try:
-        async with asking(check.directory, check.settings, check.complete) as calls:
+        async with asking(check.directory, check.settings, check.complete, CHECK) as calls:
             try:
                 judge = Judge(calls, context, check.settings, check.directory)
                 trial = await tried(judge, check.ground, embed, repeats)
@@ -173,7 +173,7 @@ async def _duels(check: Check, method: str) -> None:
     """Originals against canaries; how a judge gives single verdicts does not matter here."""
     context = context_of(check.ground, check.settings, method)
     bars = check.trials[method].bars if method in check.trials else Trial().bars
-    async with asking(check.directory, check.settings, check.complete) as calls:
+    async with asking(check.directory, check.settings, check.complete, CHECK) as calls:
         judge = Judge(calls, context, check.settings, check.directory)
         check.fought, faults = await judge.duels(sample_cases(check.ground, context, bars))
         check.paid += calls.counts["paid"]

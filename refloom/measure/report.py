@@ -44,16 +44,20 @@ async def report(
         raise BadFile("there is nothing to report on: give the directory of a run")
     place = out or (directories[0] if directories else Path()) / NAME
     if out is not None:
-        # What cannot be written is better said before the work than after it.
-        if place.is_dir():
-            raise BadFile(f"{place}: is a directory; --out names a file")
-        if not place.parent.is_dir():
-            raise BadFile(f"{place}: cannot be written: there is no directory {place.parent}")
+        check_place(out)
     from refloom.measure.report_page import page_of
 
     page = await page_of(directories, embed, compared)
     await asyncio.to_thread(_write, place, page)
     return place
+
+
+def check_place(place: Path) -> None:
+    """Say what cannot be written before the work rather than after it. Raises `BadFile`."""
+    if place.is_dir():
+        raise BadFile(f"{place}: is a directory; --out names a file")
+    if not place.parent.is_dir():
+        raise BadFile(f"{place}: cannot be written: there is no directory {place.parent}")
 
 
 def _write(place: Path, page: str) -> None:

@@ -50,6 +50,8 @@ class Journal:
     def __init__(self, directory: Path) -> None:
         """Open or make it. Raises `JournalUnusable` when it cannot be had."""
         self.path = directory / "journal.sqlite"
+        # The stage under which calls are kept, where they are no part of making the rows.
+        self.kept_as: str | None = None
         self._lock = hold(directory)
         try:
             self._writer = _connect(self.path)
@@ -93,7 +95,7 @@ class Journal:
         tokens = (usage[k] for k in ("prompt_tokens", "cached_tokens", "completion_tokens"))
         said = dumps(reply).decode()
         sql = "INSERT OR IGNORE INTO calls VALUES (?, ?, ?, ?, ?, ?, ?)"
-        await self.put(sql, key, stage, model, said, *tokens)
+        await self.put(sql, key, self.kept_as or stage, model, said, *tokens)
         self._known.add(int.from_bytes(key[:8], "big"))
 
     async def borrow(self, key: bytes, stage: str, model: str, reply: str) -> None:
