@@ -19,7 +19,8 @@ from memory.weights import DEFAULT_MODEL
 
 # What tells one state of a file from another.
 Stamp = tuple[int, ...]
-TRIES = 3
+TRIES = 6
+PAUSE_S = 0.03
 
 
 @cache
@@ -82,6 +83,7 @@ class DefaultSearch:
                 # Between its manifest and its other files it may have been replaced.
                 if tries == TRIES:
                     raise
+                await asyncio.sleep(PAUSE_S * 2**tries)
         raise AssertionError("the last try returns or raises")
 
     async def _current(self) -> ReferenceIndex:

@@ -18,10 +18,10 @@ from graph.builder import build_graph
 from nodes.context import Context
 from nodes.endpoint import Connection, from_environment
 from nodes.endpoint import Endpoint as Address
-from nodes.extract import Extracted
 from nodes.faults import Transient
 from nodes.generate import Generated
 from nodes.judge import Critiqued
+from nodes.learn import Extracted
 from nodes.llm import Call, CallFailed, Place, ProviderStopped, Reply, make_call
 from nodes.propose import Proposed
 from nodes.refine import Refined
