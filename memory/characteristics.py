@@ -175,7 +175,9 @@ class FileStore:
     def close(self) -> None:
         """Write what is left and let go of the file. Blocks."""
         self._writer.close()
-        self._reader.close()
+        # A thread that reads outlives the task that waited for it.
+        with self._reading:
+            self._reader.close()
 
     def _read(self, key: str) -> Kept | None:
         sql = "SELECT learned FROM characteristics WHERE key = ?"

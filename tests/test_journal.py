@@ -9,6 +9,8 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
@@ -443,3 +445,42 @@ async def test_a_waiter_that_gives_up_does_not_take_the_journal_from_the_others(
     finally:
         journal.close()
     assert {row[1] for row in content(tmp_path)["samples"]} >= set(range(1, 40, 2))
+
+
+def test_nothing_is_closed_under_a_thread_that_reads(tmp_path):
+    """SQLite crashes the process where a connection is closed in the middle of a query."""
+    from memory.characteristics import FileStore
+    from refloom.runs.kept import KeptCalls
+
+    Journal(tmp_path).close()
+    counting = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?)"
+    slow = f"{counting} SELECT sum(i) FROM n"
+    journal, kept = Journal(tmp_path), KeptCalls(tmp_path)
+    store = FileStore(tmp_path / "characteristics.sqlite")
+
+    def read_kept():
+        with kept._lock:
+            return kept._connection.execute(slow, (300_000,)).fetchall()
+
+    def read_store():
+        with store._reading:
+            return store._reader.execute(slow, (300_000,)).fetchall()
+
+    reads = {journal: lambda: journal.read(slow, 300_000), kept: read_kept, store: read_store}
+    for one, read in reads.items():
+        found = []
+
+        def several(read=read, found=found):
+            with suppress(sqlite3.ProgrammingError):
+                while True:
+                    found.append(read()[0][0])
+
+        threads = [threading.Thread(target=several) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        while not found:
+            time.sleep(0.001)
+        one.close()
+        for thread in threads:
+            thread.join(20)
+        assert set(found) == {300_000 * 300_001 // 2}

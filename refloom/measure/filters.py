@@ -211,14 +211,14 @@ def _sum_up(found: Selection, chosen: Sequence[Sample], choice: Choice) -> None:
 @contextmanager
 def _stored(path: Path) -> Iterator[_Stored]:
     """A journal as it is now, to read in any thread. Raises `JournalUnusable`."""
-    connection = open_to_read(path, check_same_thread=False)
+    stored = _Stored(open_to_read(path, check_same_thread=False))
     try:
-        connection.execute("BEGIN")
-        yield _Stored(connection)
+        stored.begin()
+        yield stored
     except sqlite3.DatabaseError as error:
         raise JournalUnusable(f"{path}: is damaged ({error})") from error
     finally:
-        connection.close()
+        stored.close()
 
 
 class _Stored:
@@ -226,6 +226,15 @@ class _Stored:
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection, self._lock = connection, threading.Lock()
+
+    def begin(self) -> None:
+        """See the journal from now on as it is now."""
+        self._connection.execute("BEGIN")
+
+    def close(self) -> None:
+        """Let go of the file, once nobody reads; whoever was given up may still do."""
+        with self._lock:
+            self._connection.close()
 
     def samples(self) -> list[Sample]:
         """All of them, in slot order. Blocks."""

@@ -126,7 +126,9 @@ class Journal:
     def close(self) -> None:
         """Write what is left, close the file and let go of the directory."""
         self._writing.close()
-        self._reader.close()
+        # A thread that reads outlives the task that waited for it.
+        with self._reading:
+            self._reader.close()
         self._lock.release()
 
 

@@ -31,8 +31,9 @@ class KeptCalls:
         return found[0] if found else None
 
     def close(self) -> None:
-        """Let go of the file."""
-        self._connection.close()
+        """Let go of the file, once nobody reads: a thread outlives the task that was given up."""
+        with self._lock:
+            self._connection.close()
 
 
 def is_experiment(directory: Path) -> bool:
