@@ -22,8 +22,10 @@ install: .venv/.installed  ## make .venv with everything: refloom, the embedded 
 
 .venv/.installed: pyproject.toml Makefile
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH_SPEC)
-	$(BIN)/pip install --quiet -e '.[local,dev]'
+	$(BIN)/pip install --quiet --no-compile $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH_SPEC)
+	$(BIN)/pip install --quiet --no-compile -e '.[local,dev]'
+	@# By all processors, where pip would take one; files that are no Python 3 are left.
+	-@$(BIN)/python -m compileall -q -j 0 .venv/lib >/dev/null 2>&1
 	$(BIN)/python -c 'from memory.weights import minilm; minilm()'
 	touch $@
 
