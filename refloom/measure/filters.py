@@ -9,10 +9,8 @@ cuts it off. So of one random seed the 1,000 chosen are among the 2,000 chosen.
 from __future__ import annotations
 
 import asyncio
-import sqlite3
-import threading
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -20,13 +18,11 @@ from typing import Literal
 from memory.embed import Embed, Embedder, Vectors
 from memory.novelty import NoveltyFilter
 from nodes.llm import Complete
-from nodes.quick_json import loads
 from refloom.data.split import key
 from refloom.measure.asking import asking, telling
-from refloom.measure.improved import Judge, Sample, Slot
+from refloom.measure.improved import Judge, Sample
 from refloom.measure.kcentre import farthest_first
-from refloom.runs.kept import open_to_read, records_in
-from refloom.runs.lock import JournalUnusable
+from refloom.measure.stored import stored_in
 from refloom.settings import Settings
 
 Name = Literal["judge", "rouge", "random"]
@@ -97,7 +93,7 @@ async def select(
         TooManyFailed: More comparisons failed than `settings.max_failure_rate` lets fail.
         ProviderStopped: No comparison can be had; `BudgetSpent`: no further one may be paid.
     """
-    with _stored(directory / "journal.sqlite") as stored:
+    with stored_in(directory / "journal.sqlite") as stored:
         samples = await asyncio.to_thread(stored.samples)
         found = Selection(set(), [f"{len(samples)} accepted samples"])
         samples.sort(key=lambda s: (key(f"choose\x1f{s.id}", choice.random_seed), s.id))
@@ -206,52 +202,3 @@ def _sum_up(found: Selection, chosen: Sequence[Sample], choice: Choice) -> None:
     found.told.append(f"chosen: {len(chosen)} samples{asked}{order}")
     if choice.size is not None and len(chosen) < choice.size:
         found.missed.append(f"only {len(chosen)} samples are left; {choice.size} were asked for")
-
-
-@contextmanager
-def _stored(path: Path) -> Iterator[_Stored]:
-    """A journal as it is now, to read in any thread. Raises `JournalUnusable`."""
-    stored = _Stored(open_to_read(path, check_same_thread=False))
-    try:
-        stored.begin()
-        yield stored
-    except sqlite3.DatabaseError as error:
-        raise JournalUnusable(f"{path}: is damaged ({error})") from error
-    finally:
-        stored.close()
-
-
-class _Stored:
-    """The accepted samples of a journal; their texts are read again when they are wanted."""
-
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self._connection, self._lock = connection, threading.Lock()
-
-    def begin(self) -> None:
-        """See the journal from now on as it is now."""
-        self._connection.execute("BEGIN")
-
-    def close(self) -> None:
-        """Let go of the file, once nobody reads; whoever was given up may still do."""
-        with self._lock:
-            self._connection.close()
-
-    def samples(self) -> list[Sample]:
-        """All of them, in slot order. Blocks."""
-        found = []
-        for line in records_in(self._connection, "accepted"):
-            record = loads(line)
-            attempts = record["attempts"]
-            changed = bool(attempts) and attempts[0]["response"] != record["response"]
-            slot = tuple(record["slot"])
-            about = (record["id"], slot, record["seed_id"], record["instruction"])
-            found.append(Sample(*about, changed))
-        return found
-
-    def pair(self, slot: Slot) -> tuple[str, str]:
-        """The response of a sample, and its draft. Blocks."""
-        sql = "SELECT record FROM samples WHERE round = ? AND position = ? AND slot = ?"
-        with self._lock:
-            (line,) = self._connection.execute(sql, slot).fetchone()
-        record = loads(line)
-        return record["response"], record["attempts"][0]["response"]
