@@ -40,11 +40,10 @@ QUICK = "Small numbers (`--quick`): they show that it runs, not how well."
 def machine() -> dict[str, Any]:
     """What the figures were measured on, without its name."""
     model = platform.processor() or platform.machine()
-    try:
-        found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text("utf-8"))
-        model = found.group(1).strip() if found else model
-    except OSError:
-        pass
+    told = Path("/proc/cpuinfo")
+    # Only Linux has it.
+    found = re.search(r"model name\s*: (.+)", told.read_text("utf-8") if told.is_file() else "")
+    model = found.group(1).strip() if found else model
     gb = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
     python = platform.python_version()
     return {"cpu": model, "cores": os.cpu_count(), "memory_gb": round(gb), "python": python}

@@ -118,8 +118,8 @@ def build_graph(
         return await slot(state, runtime, loop=loop)
 
     finding = partial(retrieve, search=search, contamination=contamination)
-    learning = partial(extract, complete=complete, embed=embed, characteristics=characteristics)
-    learning = partial(learning, another=another)
+    known: dict[str, Any] = {"characteristics": characteristics, "another": another}
+    learning = partial(extract, complete=complete, embed=embed, **known)
     proposing = partial(propose, complete=complete, turn=turn, taken=taken)
     asking = None if ask is None else partial(review, ask=ask, contamination=contamination)
     return _joined(finding, learning, proposing, sample, asking, checkpointer)

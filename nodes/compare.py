@@ -51,17 +51,30 @@ class Duel:
     def score(self) -> float:
         """The first response's share of the win, 0 to 1: the mean over both orders.
 
-        >>> none: Any = {}
-        >>> Duel(("first", "second"), ("", ""), none).score  # the judge took what stood first
+        >>> Duel(("first", "second"), ("", ""), {}).score  # the judge took what stood first
         0.5
         """
         return sum(WORTH[side] for side in self.orders) / 2
 
     @property
+    def agreed(self) -> bool:
+        """Whether both orders say the same."""
+        return self.orders[0] == self.orders[1]
+
+    @property
+    def first_picked(self) -> list[bool]:
+        """Of each order that has a winner, whether it is what stood first; in the second, B did.
+
+        >>> Duel(("first", "first"), ("", ""), {}).first_picked
+        [True, False]
+        """
+        standing = zip(self.orders, ("first", "second"), strict=True)
+        return [side == first for side, first in standing if side != "tie"]
+
+    @property
     def won(self) -> Side:
         """Who won in both orders; a tie where the orders do not agree."""
-        one, other = self.orders
-        return one if one == other else "tie"
+        return self.orders[0] if self.agreed else "tie"
 
 
 async def compare(

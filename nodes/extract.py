@@ -80,16 +80,13 @@ async def _recall(
     context = runtime.context or Context()
     seed = state["seed"]
     place = Place("", "", (seed.get("round", 0), seed.get("position", 0)))
+    given = (reference, context, place, complete)
     if context.pipeline == "refed":
-        key, make = collect_key(reference, context), partial(collect, reference, context, place)
-        making = partial(make, complete)
+        key, make = collect_key(reference, context), partial(collect, *given)
     else:
-        key, making = (
-            key_of(reference, context),
-            partial(learn, reference, context, place, complete, embed),
-        )
+        key, make = key_of(reference, context), partial(learn, *given, embed)
     try:
-        return await characteristics.recall(key, reference["id"], making, runtime.store)
+        return await characteristics.recall(key, reference["id"], make, runtime.store)
     except CallFailed as failed:
         characteristics.tell(reference["id"], None)
         return failed

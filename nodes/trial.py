@@ -45,7 +45,7 @@ async def try_criteria(
     stays a `must`.
     """
     counts = {"earned": 0, "demoted": 0, "dropped": 0}
-    topic_bar = await _topic_bar(embed, reference) if context.method == "logodds" else None
+    topic_bar = await topic_bar_of(embed, reference) if context.method == "logodds" else None
     if not context.try_criteria:
         untried: list[Criterion] = [_as_should(c, context, None) for c in criteria]
         return Trial(untried, None, topic_bar, counts, no_usage())
@@ -134,14 +134,17 @@ def _outcome(own: Verdict, bad: Sequence[Verdict], context: Context) -> tuple[st
 
 
 def _bar(own: Verdict, bad: Sequence[Verdict]) -> float | None:
-    """The midpoint of the reference's own score and the mean of its spoiled ones."""
-    scores = [b["score"] for b in bad if b["score"] is not None]
-    if own["score"] is None or not scores:
+    return midpoint(own["score"], [b["score"] for b in bad if b["score"] is not None])
+
+
+def midpoint(own: float | None, bad: Sequence[float]) -> float | None:
+    """Halfway between a reference's own score and the mean of its spoiled ones."""
+    if own is None or not bad:
         return None
-    return round((own["score"] + sum(scores) / len(scores)) / 2, 4)
+    return round((own + sum(bad) / len(bad)) / 2, 4)
 
 
-async def _topic_bar(embed: Embed, reference: Reference) -> float:
+async def topic_bar_of(embed: Embed, reference: Reference) -> float:
     """Halfway between the cosines of the reference's own and a mismatched response."""
     instruction = reference["instruction"]
     own = await cosine(embed, instruction, reference["response"])

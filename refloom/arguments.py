@@ -10,7 +10,7 @@ from typing import Any
 from pydantic.fields import FieldInfo
 
 from memory.weights import DEFAULT_MODEL
-from refloom import choosing, commands, measuring, publish, reviewing, shelf, values
+from refloom import choosing, commands, experimenting, publish, reviewing, shelf, values
 from refloom.checks import ASKING
 from refloom.data.export import FORMATS
 from refloom.settings import Settings
@@ -63,7 +63,7 @@ def add_experiment(experiment: argparse.ArgumentParser) -> None:
         metavar="A,B,..",
         help="of reference, sample, none, generic, swapped; each is compared with reference",
     )
-    experiment.set_defaults(command=measuring.experiment)
+    experiment.set_defaults(command=experimenting.experiment)
 
 
 def add_asking(parser: argparse.ArgumentParser) -> None:

@@ -96,12 +96,12 @@ def chosen(directory: Path, choice: Choice, flags: dict[str, Any]) -> set[str]:
 
     Raises what `refloom.measure.filters.select` raises.
     """
-    from refloom.measure.asking import run_json, settings_for
+    from refloom.measure.asking import settings_for
     from refloom.measure.filters import select
 
     # Another draw of samples is no reason to pay for the same comparisons again.
     own = {name: value for name, value in flags.items() if name != "random_seed"}
-    settings = settings_for(directory, own, run_json(directory))
+    settings = settings_for(directory, own)
     found = asyncio.run(select(directory, choice, settings))
     missed = found.missed[:NAMED]
     if len(found.missed) > NAMED:

@@ -1,4 +1,4 @@
-"""The commands that say whether rows are any good: report, compare, judge-check, experiment."""
+"""The commands that say whether rows are any good: report, compare, judge-check."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import asyncio
 import json
 import sys
 from argparse import Namespace
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,7 @@ from refloom.data.rows import BadFile
 from refloom.shelf import say
 
 if TYPE_CHECKING:
-    from refloom.settings import Settings
+    pass
 
 
 def report(given: Namespace, flags: dict[str, Any]) -> int:
@@ -54,7 +53,7 @@ def _kept(path: Path) -> dict[str, Any] | None:
 def compare(given: Namespace, flags: dict[str, Any]) -> int:
     """Judge the responses of runs to the same instructions against each other."""
     from refloom.measure.arms import arm_of
-    from refloom.measure.asking import run_json, settings_for, telling, unique_names
+    from refloom.measure.asking import settings_for, telling, unique_names
     from refloom.measure.compare import compared
     from refloom.measure.compare_shown import shown
     from refloom.measure.experiment import arms_in, home_of
@@ -77,7 +76,7 @@ def compare(given: Namespace, flags: dict[str, Any]) -> int:
         check_run(path)
     if given.out is not None:
         check_place(given.out)
-    settings = settings_for(directories[0], flags, run_json(directories[0]))
+    settings = settings_for(directories[0], flags)
     names = unique_names(directories)
     arms = [arm_of(name, path) for name, path in zip(names, directories, strict=True)]
     # Of an experiment as in its compare.json: each arm against `reference`.
@@ -100,13 +99,13 @@ def _page(found: dict[str, Any], out: Path | None) -> None:
 
 def judge_check(given: Namespace, flags: dict[str, Any]) -> int:
     """Say how far the judge of a run is to be trusted."""
-    from refloom.measure.asking import run_json, settings_for
+    from refloom.measure.asking import settings_for
     from refloom.measure.judge import judge_check as check
     from refloom.measure.judge import shown
     from refloom.runs.kept import check_run
 
     check_run(given.directory)
-    settings = settings_for(given.directory, flags, run_json(given.directory))
+    settings = settings_for(given.directory, flags)
     found = asyncio.run(
         check(
             given.directory,
@@ -118,78 +117,6 @@ def judge_check(given: Namespace, flags: dict[str, Any]) -> int:
         )
     )
     say(json.dumps(found, indent=2, ensure_ascii=False) if given.json else shown(found))
-    return 0
-
-
-def experiment(given: Namespace, flags: dict[str, Any]) -> int:
-    """Run several feedback arms over the same instructions and drafts, and compare them."""
-    from memory.embed import Embedder
-    from refloom import commands
-    from refloom.measure.experiment import Shared, arms_of, settings_of
-    from refloom.runs.engine import Tools
-    from refloom.runs.log import log_to
-    from refloom.runs.where import Addresses
-
-    settings, references, seeds = commands.read(given, flags)
-    arms = arms_of(given.arms)
-    each = {arm: settings_of(settings, arm, given.out) for arm in arms}
-    if given.dry_run:
-        return _dry_run(each, references, seeds)
-    _check_arms(each.values(), references, seeds)
-    status, tools = 0, Tools(embed=Embedder(settings.embedding_model))
-    with log_to(given.log_file, Addresses(settings).keys()):
-        shared = Shared(given.out, settings)
-        try:
-            for number, (arm, own) in enumerate(each.items(), 1):
-                if not settings.quiet:
-                    sys.stderr.write(f"\narm {arm} ({number} of {len(arms)})\n")
-                out = given.out / arm
-                ended = commands.make(
-                    own,
-                    references,
-                    seeds,
-                    out,
-                    show_rows=False,
-                    shared=shared.journal,
-                    tools=tools,
-                )
-                if ended not in (0, 3):
-                    return ended
-                status = max(status, ended)
-        finally:
-            shared.close()
-        found = _compare(given, settings, arms)
-    return status if all(pair["n"] for pair in found["pairs"]) else 3
-
-
-def _check_arms(each: Iterable[Settings], references: Any, seeds: Any) -> None:
-    """Find out what is wrong with any arm before anything is made or paid. Raises `BadFile`."""
-    from refloom.runs.given import read_given
-
-    for own in each:
-        checked, _ = read_given(own, references, seeds)
-        if checked.elsewhere is not None:
-            checked.elsewhere.close()
-
-
-def _compare(given: Namespace, settings: Settings, arms: tuple[str, ...]) -> dict[str, Any]:
-    from refloom.measure.asking import telling
-    from refloom.measure.compare_shown import shown
-    from refloom.measure.experiment import compare_arms
-
-    told = telling("compared", settings.quiet)
-    found = asyncio.run(compare_arms(given.out, arms, settings, told=told))
-    say(shown(found))
-    say(f"\n{given.out / 'compare.json'}; `refloom report {given.out}` makes a page of it")
-    return found
-
-
-def _dry_run(each: dict[str, Settings], references: Any, seeds: Any) -> int:
-    from refloom import commands
-
-    for arm, own in each.items():
-        say(f"\narm {arm}; what arms share is counted in each, and paid once")
-        commands.dry_run(own, references, seeds)
     return 0
 
 

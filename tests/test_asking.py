@@ -11,8 +11,9 @@ from test_run import made
 from nodes.compare import compare
 from nodes.context import Context
 from nodes.llm import CallFailed, Place
-from refloom.measure.asking import asking, each, run_json, settings_for, unique_names
+from refloom.measure.asking import asking, each, settings_over, unique_names
 from refloom.runs.budget import BudgetSpent
+from refloom.runs.files import status_of
 from refloom.runs.lock import JournalUnusable
 from refloom.settings import Settings
 
@@ -31,11 +32,11 @@ RUN = {"settings": {"model": "m", "judge_model": "j", "base_url": "http://run.ex
     ],
 )  # fmt: skip
 def test_what_is_given_counts_then_the_environment_then_the_run(
-    monkeypatch, tmp_path, flags, environment, judge, address
+    monkeypatch, flags, environment, judge, address
 ):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    found = settings_for(tmp_path, flags, RUN)
+    found = settings_over(RUN["settings"], flags)
     assert (found.model, found.judge, found.base_url) == ("m", judge, address)
 
 
@@ -56,7 +57,7 @@ async def test_a_directory_is_held_while_its_judge_is_asked(tmp_path):
 
 async def test_a_budget_that_is_spent_ends_it_and_what_was_paid_is_kept(tmp_path):
     await made(tmp_path, ScriptedModel())
-    before = run_json(tmp_path)["calls"]["paid"]
+    before = status_of(tmp_path)["calls"]["paid"]
     settings, model = Settings(model="m", max_tokens=6000, concurrency=1), ScriptedModel()
 
     async def ask(calls, number: int) -> None:
@@ -67,7 +68,7 @@ async def test_a_budget_that_is_spent_ends_it_and_what_was_paid_is_kept(tmp_path
         async with asking(tmp_path, settings, model) as calls:
             for number in range(500):
                 await ask(calls, number)
-    paid = run_json(tmp_path)["calls"]["paid"] - before
+    paid = status_of(tmp_path)["calls"]["paid"] - before
     assert 0 < paid == len(model.calls)
     async with asking(tmp_path, Settings(model="m"), model) as calls:
         await ask(calls, 0)

@@ -22,10 +22,11 @@ from memory.tokens import tokens
 from nodes.llm import CallFailed, ProviderStopped
 from refloom.choosing import JUDGING, SETTINGS
 from refloom.cli import main
-from refloom.measure.asking import run_json, settings_for
+from refloom.measure.asking import settings_for
 from refloom.measure.filters import Choice, Selection, select
 from refloom.measure.kcentre import farthest_first
 from refloom.runs.budget import BudgetSpent
+from refloom.runs.files import status_of
 from refloom.runs.journal import Journal
 from refloom.runs.lock import JournalUnusable
 from refloom.runs.seams import TooManyFailed
@@ -83,7 +84,7 @@ def accepted(run: Path) -> dict[str, dict]:
 
 async def choose(run: Path, model=None, *, embed=letters, **given) -> Selection:
     judge = {k: given.pop(k) for k in list(given) if k not in Choice.__dataclass_fields__}
-    its = settings_for(run, {"quiet": True, **judge}, run_json(run))
+    its = settings_for(run, {"quiet": True, **judge})
     return await select(run, Choice(**given), its, complete=model or family(), embed=embed)
 
 
@@ -175,7 +176,7 @@ async def test_what_was_paid_before_a_stop_is_kept(run):
 
 
 async def test_the_budget_of_the_run_bounds_the_judge(run):
-    used = run_json(run)["usage"]
+    used = status_of(run)["usage"]
     spent = used["prompt_tokens"] + used["completion_tokens"] + 10
     with pytest.raises(BudgetSpent):
         await choose(run, filters=("judge",), max_tokens=spent)
@@ -441,7 +442,7 @@ def test_an_endpoint_that_is_gone_stops_it_and_the_file_that_was_there_stays(her
 
 
 def test_the_flags_of_the_judge_are_those_of_the_other_commands_that_ask_one():
-    from refloom.measure.asking import ASKING
+    from refloom.checks import ASKING
 
     assert set(ASKING) - set(SETTINGS) == {"judge_method", "random_seed"}
     assert set(JUDGING) < set(SETTINGS)

@@ -241,10 +241,8 @@ def _longest_run(text: str) -> int:
 
 def _flag(name: str, value: Any) -> list[str]:
     flag = name.replace("_", "-")
-    if value is False:
-        return [f"--no-{flag}"]
-    if value is True:
-        return [f"--{flag}"]
+    if isinstance(value, bool):
+        return [f"--{flag}" if value else f"--no-{flag}"]
     if isinstance(value, dict):
         return [f"--{flag}", ",".join(f"{k}={v}" for k, v in value.items())]
     return [f"--{flag}", *map(str, value)] if isinstance(value, list) else [f"--{flag}", str(value)]

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from refloom.data.facts import Facts, Passing
-from refloom.measure.asking import CHECK, run_json
+from refloom.measure.asking import CHECK
 from refloom.measure.stats import share
+from refloom.runs.files import status_of
 from refloom.runs.kept import reading, records_in
-from refloom.runs.tally import TOKENS, prices_kept
+from refloom.runs.tally import cost_of, used_in
 
 # Criteria from references that are shown one by one; the others count in the sum of all.
 MOST_SHOWN = 12
-_USED = ", ".join(f"sum(json_extract(reply, '$.usage.{name}'))" for name in TOKENS)
+TABLES: tuple[Literal["calls", "borrowed"], ...] = ("calls", "borrowed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +41,7 @@ class Arm:
 
 def arm_of(name: str, directory: Path) -> Arm:
     """Read a run, finished or not. Blocks. Raises `JournalUnusable` for what is none."""
-    said = run_json(directory)
+    said = status_of(directory)
     facts, samples = Facts(), dict[str, Made]()
     with reading(directory / "journal.sqlite") as journal:
         for line in records_in(journal, "accepted", "rejected"):
@@ -68,22 +70,17 @@ def _spent(journal: Any) -> dict[str, Any]:
 
     What was asked about the rows later, comparisons and checks of the judge, is no part of it.
     """
-    prices, calls, tokens = prices_kept(journal), 0, 0
-    by_stage: dict[str, int] = {}
-    costs: list[float | None] = []
-    for table in ("calls", "borrowed"):
-        sql = f"SELECT stage, model, count(*), {_USED} FROM {table} GROUP BY stage, model"
-        for stage, model, count, *used in journal.execute(sql):
-            if stage in ("compare", CHECK):
-                continue
-            usage = dict(zip(TOKENS, (n or 0 for n in used), strict=True))
-            calls += count
-            tokens += usage["prompt_tokens"] + usage["completion_tokens"]
-            by_stage[stage] = by_stage.get(stage, 0) + count
-            costs.append(prices.cost(model, {"calls": count, **usage}))  # type: ignore[typeddict-item]
-    known = [cost for cost in costs if cost is not None]
-    cost_usd = round(sum(known), 9) if len(known) == len(costs) else None
-    return {"calls": calls, "by_stage": by_stage, "tokens": tokens, "cost_usd": cost_usd}
+    every = [used for table in TABLES for used in used_in(journal, table)]
+    every = [used for used in every if used.stage not in ("compare", CHECK)]
+    by_stage: Counter[str] = Counter()
+    for used in every:
+        by_stage[used.stage] += used.calls
+    return {
+        "calls": by_stage.total(),
+        "by_stage": dict(by_stage),
+        "tokens": sum(used.prompt_tokens + used.completion_tokens for used in every),
+        "cost_usd": cost_of(every),
+    }
 
 
 def _criteria(facts: Facts) -> list[dict[str, Any]]:

@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 
 from nodes.endpoint import Connection
 from nodes.llm import Call, Complete, ProviderStopped
-from refloom.checks import ASKING as ASKING
 from refloom.loading import load
 from refloom.runs.budget import check_priced
 from refloom.runs.calls import Interrupted, JournaledCalls, Limits
@@ -39,12 +38,16 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def settings_for(run: Path, flags: Mapping[str, Any], said: Mapping[str, Any]) -> Settings:
+def settings_for(directory: Path, flags: Mapping[str, Any]) -> Settings:
     """The settings to measure a run with: what is given, the environment's, then the run's own.
 
-    `said` is the run's run.json. Raises what `refloom.loading.load` raises.
+    Raises `JournalUnusable` when there is no run, and what `refloom.loading.load` raises. Blocks.
     """
-    own = said.get("settings", {})
+    return settings_over(status_of(directory).get("settings", {}), flags)
+
+
+def settings_over(own: Mapping[str, Any], flags: Mapping[str, Any]) -> Settings:
+    """The same over the settings that a run.json has."""
     given = dict(flags)
     for name in OF_THE_RUN:
         elsewhere = (f"REFLOOM_{name.upper()}", *ELSEWHERE.get(name, ()))
@@ -52,11 +55,6 @@ def settings_for(run: Path, flags: Mapping[str, Any], said: Mapping[str, Any]) -
         if not known and own.get(name) is not None:
             given[name] = own[name]
     return load(given)
-
-
-def run_json(directory: Path) -> dict[str, Any]:
-    """What is known of a run; see `refloom.runs.files.status_of`. Blocks."""
-    return status_of(directory)
 
 
 @asynccontextmanager

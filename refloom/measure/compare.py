@@ -16,7 +16,7 @@ from prompts import version
 from refloom.data.rows import BadFile
 from refloom.measure.arms import Arm, Made
 from refloom.measure.asking import asking, each
-from refloom.measure.stats import Interval, length_controlled, mean, share, sign_test
+from refloom.measure.stats import length_controlled, mean, plain, share, sign_test
 from refloom.settings import Settings
 
 SHOWN = 24
@@ -161,9 +161,7 @@ def figures(matches: Sequence[Match], random_seed: int) -> dict[str, Any]:
     rate = mean(scores, seeds, random_seed)
     wins, losses = sum(s > 0.5 for s in scores), sum(s < 0.5 for s in scores)
     duels = [m.duel for m, _ in judged if m.duel is not None]
-    # In the first order a stands first, in the second b.
-    firsts = [duel.orders[0] == "first" for duel in duels if duel.orders[0] != "tie"]
-    firsts += [duel.orders[1] == "second" for duel in duels if duel.orders[1] != "tie"]
+    firsts = [picked for duel in duels for picked in duel.first_picked]
     return {
         "n": rate.n,
         "seeds": len(set(seeds)),
@@ -178,15 +176,6 @@ def figures(matches: Sequence[Match], random_seed: int) -> dict[str, Any]:
         "sign_p": sign_test(wins, losses),
         "length_controlled": plain(length_controlled(scores, gaps, seeds, random_seed)),
         "longer": round(sum(gaps) / len(gaps), 1) if gaps else None,
-        "same_in_both_orders": plain(share(sum(_same(d) for d in duels), len(duels))),
+        "same_in_both_orders": plain(share(sum(duel.agreed for duel in duels), len(duels))),
         "first_picked": plain(share(sum(firsts), len(firsts))),
     }
-
-
-def _same(duel: Duel) -> bool:
-    return duel.orders[0] == duel.orders[1]
-
-
-def plain(found: Interval) -> dict[str, Any]:
-    """An interval as JSON."""
-    return found._asdict()

@@ -10,6 +10,7 @@ from nodes.context import Context
 from nodes.criteria import ANSWERS_ID, answers_instruction
 from nodes.record import Record
 from nodes.state import Criterion
+from nodes.trial import midpoint
 from refloom.measure.judge_asked import Heard
 
 
@@ -46,10 +47,7 @@ class Bars:
         return _mean([self.topics[id_] for id_ in reference_ids if id_ in self.topics])
 
     def fit(self, heard: Sequence[Heard], spoils: Sequence[str]) -> None:
-        """Set what is still missing from scores at hand, as a trial does.
-
-        A bar is the midpoint of the reference's own score and the mean of its spoiled ones.
-        """
+        """Set what is still missing from scores at hand, as a trial does."""
         scores: dict[tuple[str, str], dict[str, float]] = {}
         for one in heard:
             for id_, verdict in one.verdicts.items():
@@ -57,10 +55,10 @@ class Bars:
                     of = scores.setdefault((one.case.about, id_), {})
                     of[one.case.kind] = verdict["score"]
         for (about, id_), by_kind in scores.items():
-            worse = _mean([by_kind[kind] for kind in spoils if kind in by_kind])
-            if "own" in by_kind and worse is not None:
+            bar = midpoint(by_kind.get("own"), [by_kind[k] for k in spoils if k in by_kind])
+            if bar is not None:
                 kept, key = (self.answers, about) if id_ == ANSWERS_ID else (self.criteria, id_)
-                kept.setdefault(key, (by_kind["own"] + worse) / 2)
+                kept.setdefault(key, bar)
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from itertools import combinations
 
 from refloom.measure.judge_asked import DUELS, Fought, Heard
-from refloom.measure.judge_figures import Row, figure, share_of
-from refloom.measure.stats import NOTHING, mean
+from refloom.measure.judge_figures import Row, share_of
+from refloom.measure.stats import mean, plain
 
 
 def agreement(heard: Sequence[Heard]) -> Row:
@@ -23,7 +23,7 @@ def agreement(heard: Sequence[Heard]) -> Row:
         if pairs:
             values.append(sum(a == b for a, b in pairs) / len(pairs))
             of.append(about)
-    return figure(mean(values, of))
+    return plain(mean(values, of))
 
 
 def duel_rows(fought: Sequence[Fought]) -> list[Row]:
@@ -38,7 +38,7 @@ def duel_rows(fought: Sequence[Fought]) -> list[Row]:
                 "n": len(among),
                 "original_wins": share_of((f.about, f.duel.won == "first") for f in among),
                 "canary_wins": share_of((f.about, f.duel.won == "second") for f in among),
-                "share": figure(scores),
+                "share": plain(scores),
             }
         )
     return rows
@@ -46,14 +46,7 @@ def duel_rows(fought: Sequence[Fought]) -> list[Row]:
 
 def over_orders(fought: Sequence[Fought]) -> tuple[Row, Row]:
     """How often both orders have the same winner, and the first place's share of the picks."""
-    same = share_of((f.about, f.duel.orders[0] == f.duel.orders[1]) for f in fought)
-    shares, of = [], []
-    for one in fought:
-        ahead, behind = one.duel.orders
-        # The second order has the places changed.
-        picks = [side == "first" for side in (ahead,) if side != "tie"]
-        picks += [side == "second" for side in (behind,) if side != "tie"]
-        if picks:
-            shares.append(sum(picks) / len(picks))
-            of.append(one.about)
-    return same, figure(mean(shares, of) if shares else NOTHING)
+    same = share_of((f.about, f.duel.agreed) for f in fought)
+    picked = [(f.about, picks) for f in fought if (picks := f.duel.first_picked)]
+    shares = [sum(picks) / len(picks) for _, picks in picked]
+    return same, plain(mean(shares, [about for about, _ in picked]))

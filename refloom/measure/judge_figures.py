@@ -18,7 +18,7 @@ from nodes.verdicts import passes, settled
 from refloom.measure.canaries import KINDS, SPOILT
 from refloom.measure.judge_asked import Heard
 from refloom.measure.judge_bars import Bars
-from refloom.measure.stats import Interval, auc, mean
+from refloom.measure.stats import Interval, auc, mean, plain
 
 WORTH = {"pass": 1.0, "not_applicable": 0.5, "unknown": 0.5, "fail": 0.0}
 Row = dict[str, Any]
@@ -44,11 +44,6 @@ class Told:
     own: Verdict
     bad: Mapping[str, Verdict]
     bar: float | None
-
-
-def figure(found: Interval) -> Row:
-    """An interval as the report keeps it."""
-    return found._asdict()
 
 
 def outcome(
@@ -118,13 +113,13 @@ def _row(of: str, told: Sequence[Told], method: str, id_: str | None = None) -> 
         "id": id_,
         "text": told[0].criterion["text"] if id_ and told else None,
         "references": len({t.reference_id for t in told}),
-        "auc": figure(_auc(told)),
+        "auc": plain(_auc(told)),
         "against": {
-            kind: figure(_auc(told, kind))
+            kind: plain(_auc(told, kind))
             for kind in dict.fromkeys(kind for t in told for kind in t.bad)
         },
-        "own_passes": figure(_passing([(t, t.own) for t in told])),
-        "bad_passes": figure(_passing([(t, bad) for t in told for bad in t.bad.values()])),
+        "own_passes": plain(_passing([(t, t.own) for t in told])),
+        "bad_passes": plain(_passing([(t, bad) for t in told for bad in t.bad.values()])),
     }
 
 
@@ -160,7 +155,7 @@ def _passing(judged: Sequence[tuple[Told, Verdict]]) -> Interval:
 def share_of(of: Iterable[tuple[str, bool]]) -> Row:
     """A share of hits, each with the text it belongs to."""
     found = list(of)
-    return figure(mean([float(hit) for _, hit in found], [about for about, _ in found]))
+    return plain(mean([float(hit) for _, hit in found], [about for about, _ in found]))
 
 
 def canary_rows(outcomes: Sequence[Outcome], method: str) -> list[Row]:
@@ -201,5 +196,5 @@ def originals(outcomes: Sequence[Outcome]) -> Row:
         "by_judge": share_of((o.about, o.by_judge) for o in own),
         "by_rule": share_of((o.about, o.by_rule) for o in own),
         "canaries_pass": share_of((a, passed) for a, all_ in spoilt.items() for passed in all_),
-        "over_canaries": figure(mean([v for _, v in known], [a for a, _ in known])),
+        "over_canaries": plain(mean([v for _, v in known], [a for a, _ in known])),
     }

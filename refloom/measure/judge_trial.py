@@ -12,8 +12,9 @@ from nodes.context import Context
 from nodes.criteria import Facts, answers_instruction, apply_rules, rule_criteria
 from nodes.llm import CallFailed
 from nodes.record import Record
-from nodes.spoil import another_topic, spoiled
+from nodes.spoil import spoiled
 from nodes.state import Criterion, Verdict
+from nodes.trial import topic_bar_of
 from nodes.verdicts import passes, settled
 from refloom.measure import judge_figures as figures
 from refloom.measure.canaries import canaries
@@ -138,13 +139,10 @@ def sample_cases(ground: Ground, context: Context, bars: Bars) -> list[Case]:
 
 
 async def _topic_bars(embed: Embed, references: Mapping[str, Reference], bars: Bars) -> None:
-    """Halfway between the cosines of a reference's own and a mismatched response, as in a trial."""
+    """What is still missing of the cosines' bars, as a trial sets them."""
     for id_, reference in references.items():
         if id_ not in bars.topics:
-            asked, said = reference["instruction"], reference["response"]
-            own = await cosine(embed, asked, said)
-            other = await cosine(embed, asked, another_topic(asked, said))
-            bars.topics[id_] = (own + other) / 2
+            bars.topics[id_] = await topic_bar_of(embed, reference)
 
 
 async def _ruled(

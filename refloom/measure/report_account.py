@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import heapq
 import json
-import sqlite3
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from nodes.quick_json import loads
 from refloom.data.facts import Facts
 from refloom.runs.files import status_of, up_to_date
 from refloom.runs.kept import records_in, snapshot
-from refloom.runs.tally import STATUSES, TOKENS, prices_kept
+from refloom.runs.tally import STATUSES, Used, used_in
 
 # So many instructions are compared with each other and embedded.
 SAMPLE = 400
@@ -74,19 +73,6 @@ class Taught:
     criteria_passed: int = 0
 
 
-@dataclass(frozen=True)
-class Stage:
-    """The calls of a stage to a model that were paid for."""
-
-    stage: str
-    model: str
-    calls: int
-    prompt_tokens: int
-    cached_tokens: int
-    completion_tokens: int
-    cost_usd: float | None
-
-
 @dataclass
 class Account:
     """A run as its report tells of it; `add` takes its records one by one."""
@@ -101,7 +87,7 @@ class Account:
     sources: dict[str, Counter[str]] = field(default_factory=dict)
     rows: Draw[Row] = field(default_factory=lambda: Draw(SAMPLE))
     cards: dict[str, Draw[str]] = field(default_factory=lambda: {e: Draw(CARDS) for e in ENDS})
-    stages: list[Stage] = field(default_factory=list)
+    stages: list[Used] = field(default_factory=list)
     # Calls that another run paid for: an arm of an experiment, or one that --reuse named.
     borrowed: int = 0
     checked: Mapping[str, Any] | None = None
@@ -186,32 +172,10 @@ def account_of(name: str, directory: Path) -> Account:
         account.said = up_to_date(account.said, connection)
         for line in records_in(connection, *STATUSES):
             account.add(loads(line), line)
-        account.stages = _stages(connection)
-        sql = "SELECT count(*) FROM sqlite_master WHERE name = 'borrowed'"
-        if connection.execute(sql).fetchone()[0]:
-            (account.borrowed,) = connection.execute("SELECT count(*) FROM borrowed").fetchone()
+        account.stages = sorted(used_in(connection), key=lambda used: -used.calls)
+        account.borrowed = sum(used.calls for used in used_in(connection, "borrowed"))
     account.checked = _checked(directory / "judge-check.json")
     return account
-
-
-def _stages(connection: sqlite3.Connection) -> list[Stage]:
-    prices = prices_kept(connection)
-    sums = ", ".join(f"sum({name})" for name in TOKENS)
-    sql = f"SELECT stage, model, count(*), {sums} FROM calls GROUP BY stage, model ORDER BY 3 DESC"
-    found = []
-    for stage, model, calls, *tokens in connection.execute(sql):
-        prompt, cached, completion = tokens
-        cost = prices.cost(
-            model,
-            {
-                "calls": calls,
-                "prompt_tokens": prompt,
-                "cached_tokens": cached,
-                "completion_tokens": completion,
-            },
-        )
-        found.append(Stage(stage, model, calls, prompt, cached, completion, cost))
-    return found
 
 
 def _checked(path: Path) -> Mapping[str, Any] | None:

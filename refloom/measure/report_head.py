@@ -7,9 +7,10 @@ from pathlib import PurePath
 from typing import Any, NamedTuple
 
 from refloom.measure.figures import stack
-from refloom.measure.report_account import Account, Stage
+from refloom.measure.report_account import Account
 from refloom.measure.report_spread import Measured
 from refloom.measure.stats import Interval, share
+from refloom.runs.tally import Used
 from refloom.settings import embedded
 
 STATES = {
@@ -162,7 +163,7 @@ def stages(account: Account) -> dict[str, Any]:
     found = account.stages
     costs = [stage.cost_usd for stage in found]
     known = [cost for cost in costs if cost is not None]
-    total = Stage(
+    total = Used(
         "in all",
         "",
         sum(s.calls for s in found),

@@ -29,6 +29,11 @@ class Interval(NamedTuple):
 NOTHING = Interval(None, None, None, 0)
 
 
+def plain(found: Interval) -> dict[str, Any]:
+    """An interval as JSON."""
+    return found._asdict()
+
+
 def _rounded(value: float, low: float, high: float, n: int) -> Interval:
     return Interval(round(float(value), 4), round(float(low), 4), round(float(high), 4), n)
 

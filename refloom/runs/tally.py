@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from refloom.runs.kept import waiting_in
 from refloom.runs.prices import Price, Prices
@@ -12,6 +14,7 @@ from refloom.runs.prices import Price, Prices
 STATUSES = ("accepted", "rejected", "failed")
 TOKENS = ("prompt_tokens", "cached_tokens", "completion_tokens")
 _USED = ", ".join(f"sum({name})" for name in TOKENS)
+_USED_IN_REPLIES = ", ".join(f"sum(json_extract(reply, '$.usage.{name}'))" for name in TOKENS)
 
 
 def tally(connection: Any, over: bool) -> dict[str, Any]:
@@ -51,30 +54,54 @@ def tally(connection: Any, over: bool) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True, slots=True)
+class Used:
+    """What the calls of a stage to a model used; dollars are None where a price is."""
+
+    stage: str
+    model: str
+    calls: int
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    cost_usd: float | None
+
+
+def used_in(connection: Any, table: Literal["calls", "borrowed"] = "calls") -> list[Used]:
+    """What a journal's calls used, those it paid for or those it has from another run. Blocks."""
+    prices = prices_kept(connection)
+    if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (table,)).fetchone():
+        return []
+    sums = _USED if table == "calls" else _USED_IN_REPLIES
+    sql = f"SELECT stage, model, count(*), {sums} FROM {table} GROUP BY stage, model"
+    found = []
+    for stage, model, calls, *counts in connection.execute(sql):
+        tokens = dict(zip(TOKENS, (n or 0 for n in counts), strict=True))
+        cost = prices.cost(model, {"calls": calls, **tokens})  # type: ignore[typeddict-item]
+        found.append(Used(stage, model, calls, cost_usd=cost, **tokens))
+    return found
+
+
 def _spent(connection: Any) -> dict[str, Any]:
     """Calls, tokens and dollars, by stage and by model; dollars are None where a price is."""
-    prices = prices_kept(connection)
     stages: Counter[str] = Counter()
-    used: Counter[str] = Counter()
-    costs: dict[str, defaultdict[str, list[float | None]]] = {
+    by: dict[str, defaultdict[str, list[Used]]] = {
         "stage": defaultdict(list),
         "model": defaultdict(list),
     }
-    sql = f"SELECT stage, model, count(*), {_USED} FROM calls GROUP BY stage, model"
-    for stage, model, calls, *tokens in connection.execute(sql):
-        stages[stage] += calls
-        of_these = dict(zip(TOKENS, tokens, strict=True))
-        used.update(of_these)
-        cost = prices.cost(model, {"calls": calls, **of_these})  # type: ignore[typeddict-item]
-        costs["stage"][stage].append(cost)
-        costs["model"][model].append(cost)
+    every = used_in(connection)
+    for used in every:
+        stages[used.stage] += used.calls
+        by["stage"][used.stage].append(used)
+        by["model"][used.model].append(used)
     paid = sum(stages.values())
+    tokens = {name: sum(getattr(used, name) for used in every) for name in TOKENS}
     return {
         "calls": {"paid": paid, "by_stage": dict(stages)},
-        "usage": {"calls": paid, **{name: used[name] for name in TOKENS}},
-        "cost_usd": _sum([c for cs in costs["stage"].values() for c in cs]),
-        "cost_by_stage": {stage: _sum(found) for stage, found in costs["stage"].items()},
-        "cost_by_model": {model: _sum(found) for model, found in costs["model"].items()},
+        "usage": {"calls": paid, **tokens},
+        "cost_usd": cost_of(every),
+        "cost_by_stage": {stage: cost_of(found) for stage, found in by["stage"].items()},
+        "cost_by_model": {model: cost_of(found) for model, found in by["model"].items()},
     }
 
 
@@ -85,6 +112,8 @@ def prices_kept(connection: Any) -> Prices:
     return Prices({model: Price(**entry) for model, entry in kept.items()})
 
 
-def _sum(costs: list[float | None]) -> float | None:
+def cost_of(used: Iterable[Used]) -> float | None:
+    """The dollars of all; None where one is unknown."""
+    costs = [one.cost_usd for one in used]
     known = [cost for cost in costs if cost is not None]
     return round(sum(known), 9) if len(known) == len(costs) else None

@@ -205,7 +205,8 @@ class Team:
             return kept_form(await self._calls(call_of(values[1])))
         if what == "heed":
             judge, model, headers = values
-            self._heed(_told_of(model, judge), headers)
+            # Only whose it was and by which model counts here.
+            self._heed(Call("critique", (), None, model, judge, 0, 0.0, 1), headers)
         elif what == "recall":
             found = await self._store.aget(NAMESPACE, values[0])
             return found and found.value
@@ -244,7 +245,3 @@ class Team:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _told_of(model: str, judge: bool) -> Call:
-    return Call("critique", (), None, model, judge, 0, 0.0, 1)
