@@ -6,8 +6,10 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from browser import ARGUMENTS, CHROMIUM
 from fakes import Endpoint, stage_of, tagged, verdicts, words
 from processes import refloom
 
@@ -57,3 +59,18 @@ def made(tmp_path_factory) -> Path:
         )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium; a module that asks for it is skipped where there is none.
+
+    Not for a session: while it runs, Playwright keeps an event loop running in this thread.
+    """
+    if CHROMIUM is None:
+        pytest.skip("no chromium on this machine")
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield browser
+        browser.close()

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 from fakes import ScriptedModel
-from test_run import made
+from runs import finish_run
 
 from nodes.compare import compare
 from nodes.context import Context
@@ -41,14 +41,14 @@ def test_what_is_given_counts_then_the_environment_then_the_run(
 
 
 async def test_a_judge_of_its_own_needs_no_endpoint_of_the_writer(tmp_path):
-    await made(tmp_path, ScriptedModel())
+    await finish_run(tmp_path, ScriptedModel())
     settings = Settings(model="m", judge_model="j", judge_base_url="http://127.0.0.1:9/v1")
     async with asking(tmp_path, settings):
         pass
 
 
 async def test_a_directory_is_held_while_its_judge_is_asked(tmp_path):
-    await made(tmp_path, ScriptedModel())
+    await finish_run(tmp_path, ScriptedModel())
     async with asking(tmp_path, Settings(model="m"), ScriptedModel()):
         with pytest.raises(JournalUnusable, match="at work here"):
             async with asking(tmp_path, Settings(model="m"), ScriptedModel()):
@@ -56,7 +56,7 @@ async def test_a_directory_is_held_while_its_judge_is_asked(tmp_path):
 
 
 async def test_a_budget_that_is_spent_ends_it_and_what_was_paid_is_kept(tmp_path):
-    await made(tmp_path, ScriptedModel())
+    await finish_run(tmp_path, ScriptedModel())
     before = status_of(tmp_path)["calls"]["paid"]
     settings, model = Settings(model="m", max_tokens=6000, concurrency=1), ScriptedModel()
 
@@ -76,7 +76,7 @@ async def test_a_budget_that_is_spent_ends_it_and_what_was_paid_is_kept(tmp_path
 
 
 async def test_half_of_a_comparison_that_fails_is_kept(tmp_path):
-    await made(tmp_path, ScriptedModel())
+    await finish_run(tmp_path, ScriptedModel())
 
     async def one_order(call):
         if "first text" in call.messages[1]["content"].split('id="B"')[1]:

@@ -13,6 +13,7 @@ import pytest
 from aiohttp import web
 from fakes import Endpoint, answer, completion, criterion_ids, error, stage_of, verdicts, words
 from processes import env_of, lines, refloom
+from runs import run_flags
 
 KEYS = {
     "id", "seed_id", "slot", "instruction", "response", "status", "reason", "reference_ids",
@@ -30,11 +31,6 @@ def references(tmp_path: Path) -> Path:
     ]
     path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     return path
-
-
-def run_flags(references: Path, out: Path, endpoint: Endpoint, *more: object) -> list[object]:
-    flags = ["run", "--references", references, "--out", out, "--base-url", endpoint.url]
-    return [*flags, "--model", "m", "--references-per-seed", 1, *more]
 
 
 def test_help_and_version_say_what_a_stranger_needs(tmp_path):

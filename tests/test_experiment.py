@@ -10,7 +10,7 @@ from collections import Counter
 import pytest
 from fakes import Endpoint, ScriptedModel, prompt_of, stage_of, tagged, verdicts, words
 from processes import lines, refloom
-from test_run import made, references
+from runs import finish_run, references
 
 from refloom.data.rows import BadFile
 from refloom.measure.arms import Arm, Made, arm_of
@@ -247,7 +247,7 @@ def test_a_winner_is_read_however_it_is_spelt(tmp_path, said):
 
 
 async def test_arms_of_runs_can_be_read_while_they_are_made(tmp_path):
-    await made(tmp_path / "run", ScriptedModel())
+    await finish_run(tmp_path / "run", ScriptedModel())
     found = arm_of("run", tmp_path / "run")
     assert len(found.samples) == 3
     assert found.account["by_stage"]["generate"] == 3

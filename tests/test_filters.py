@@ -16,7 +16,7 @@ from fakes import Endpoint, ScriptedModel, answer, letters, prompt_of, stage_of,
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from processes import lines, refloom
-from test_run import run_of
+from runs import build_run
 
 from memory.tokens import tokens
 from nodes.llm import CallFailed, ProviderStopped
@@ -68,7 +68,7 @@ def family(scripted: type[ScriptedModel] = ScriptedModel, **stages) -> ScriptedM
 def here(tmp_path_factory) -> Path:
     """A run that no test changes."""
     out = tmp_path_factory.mktemp("here") / "run"
-    asyncio.run(run_of(out, family(), FAMILY).go())
+    asyncio.run(build_run(out, family(), FAMILY).go())
     return out
 
 

@@ -18,7 +18,7 @@ import pytest
 from fakes import ScriptedModel, criterion_ids, letters, prompt_of, tagged, verdicts, words
 from hypothesis import given
 from hypothesis import strategies as st
-from test_run import made, references, rows
+from runs import finish_run, references, rows
 
 from memory.characteristics import kept_in
 from nodes.criteria import ANSWERS_ID
@@ -65,7 +65,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of twelve accepted rows, whose criteria have earned their place; to be copied."""
     out = tmp_path_factory.mktemp("judged")
     model = ScriptedModel(critique=in_a_run)
-    asyncio.run(made(out, model, SEEDS, given=REFERENCES, try_criteria=True))
+    asyncio.run(finish_run(out, model, SEEDS, given=REFERENCES, try_criteria=True))
     return out
 
 
@@ -280,7 +280,7 @@ async def test_bars_are_those_of_the_runs_own_trials(tmp_path):
 
     settings = {"try_criteria": True, "judge_method": "logodds", "judge_model": "j"}
     model = ScriptedModel(odds=odds)
-    await made(tmp_path / "run", model, SEEDS[:4], given=REFERENCES[:4], **settings)
+    await finish_run(tmp_path / "run", model, SEEDS[:4], given=REFERENCES[:4], **settings)
     async with kept_in(tmp_path / "run" / "memory") as store:
         assert len(store._known) == 4
     good = good_in(tmp_path / "run")
@@ -426,7 +426,7 @@ USAGE = ("calls", "prompt_tokens", "cached_tokens", "completion_tokens")
 
 async def test_a_run_without_accepted_rows_is_refused_before_any_call(tmp_path):
     model = ScriptedModel(critique=lambda call: verdicts(prompt_of(call), "fail"))
-    await made(tmp_path / "run", model, SEEDS[:2], max_attempts=1)
+    await finish_run(tmp_path / "run", model, SEEDS[:2], max_attempts=1)
     judge = ScriptedModel()
     with pytest.raises(BadFile, match="no accepted row"):
         await checked(tmp_path / "run", judge)
@@ -449,7 +449,7 @@ async def test_references_that_are_gone_are_told_of(copy):
 
 
 async def test_an_arm_without_a_judge_is_judged_by_the_built_in_criterion(tmp_path):
-    await made(tmp_path / "run", ScriptedModel(), SEEDS[:3], feedback="none")
+    await finish_run(tmp_path / "run", ScriptedModel(), SEEDS[:3], feedback="none")
     model = judging(tmp_path / "run")
     found = await checked(tmp_path / "run", model)
     assert found["originals"]["verdict"]["by_judge"]["value"] == 1
@@ -498,7 +498,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     model = ScriptedModel(critique=critique)
     more = {"answer_seeds": True, "max_attempts": 1, "references_per_seed": 1}
-    asyncio.run(made(out, model, SEEDS[:10], given=REFERENCES[:3], **more))
+    asyncio.run(finish_run(out, model, SEEDS[:10], given=REFERENCES[:3], **more))
     return out
 
 

@@ -11,8 +11,17 @@ import pytest
 from aiohttp import web
 from fakes import Endpoint, ScriptedModel, answer, completion, error, prompt_of, stage_of, words
 from processes import env_of, lines, refloom
-from test_cli import run_flags
-from test_run import SEEDS, Watched, every_row, lasting, made, references, rows, told
+from runs import (
+    SEEDS,
+    CountingModel,
+    all_rows,
+    finish_run,
+    references,
+    rows,
+    run_flags,
+    stable_rows,
+    summary_of,
+)
 
 from nodes.llm import Call, CallFailed, ProviderStopped, Reply
 from refloom.loading import load
@@ -39,7 +48,7 @@ def prices(tmp_path: Path) -> Path:
 
 
 async def test_dollars_are_counted_by_stage_model_and_sample(tmp_path, prices):
-    said = await made(tmp_path / "out", ScriptedModel(), prices=prices)
+    said = await finish_run(tmp_path / "out", ScriptedModel(), prices=prices)
     calls = said["calls"]["by_stage"]
     assert said["cost_usd"] == pytest.approx(COST * sum(calls.values()))
     assert said["cost_by_stage"] == {k: pytest.approx(COST * n) for k, n in calls.items()}
@@ -50,7 +59,7 @@ async def test_dollars_are_counted_by_stage_model_and_sample(tmp_path, prices):
 
 
 async def test_an_unknown_price_is_null_and_no_guess(tmp_path, prices):
-    said = await made(tmp_path, ScriptedModel(), prices=prices, judge_model="another")
+    said = await finish_run(tmp_path, ScriptedModel(), prices=prices, judge_model="another")
     assert said["cost_usd"] is None
     assert said["cost_by_stage"]["critique"] is None
     assert said["cost_by_stage"]["generate"] > 0
@@ -61,11 +70,11 @@ async def test_an_unknown_price_is_null_and_no_guess(tmp_path, prices):
 @pytest.mark.parametrize("cap", [{"max_cost": 30.0}, {"max_tokens": 30_000}], ids=str)
 async def test_a_cap_is_kept_and_a_higher_one_goes_on_without_paying_twice(tmp_path, prices, cap):
     ((name, most),) = cap.items()
-    model = Watched(ScriptedModel())
+    model = CountingModel(ScriptedModel())
     # A call of this model may cost dollars and costs cents, so the cap bites at its reservation.
     with pytest.raises(BudgetSpent, match=name.replace("_", "-")):
-        await made(tmp_path / "out", model, SEEDS, prices=prices, **{name: most / 10})
-    said = told(tmp_path / "out")
+        await finish_run(tmp_path / "out", model, SEEDS, prices=prices, **{name: most / 10})
+    said = summary_of(tmp_path / "out")
     assert said["status"] == "stopped"
     assert "raise --" in said["stopped"]
     usage = said["usage"]
@@ -78,12 +87,12 @@ async def test_a_cap_is_kept_and_a_higher_one_goes_on_without_paying_twice(tmp_p
     ended = counts["accepted"] + counts["rejected"] + counts["failed"]
     assert counts["failed"] == 0
     assert counts["candidates"] == ended + counts["pending"]
-    said = await made(tmp_path / "out", model, SEEDS, prices=prices, **{name: most * 10})
+    said = await finish_run(tmp_path / "out", model, SEEDS, prices=prices, **{name: most * 10})
     assert said["status"] == "done"
     assert said["stopped"] is None
     assert max(model.answered.values()) == 1
-    await made(tmp_path / "calm", ScriptedModel(), SEEDS, prices=prices)
-    assert lasting(tmp_path / "out") == lasting(tmp_path / "calm")
+    await finish_run(tmp_path / "calm", ScriptedModel(), SEEDS, prices=prices)
+    assert stable_rows(tmp_path / "out") == stable_rows(tmp_path / "calm")
 
 
 async def test_a_cap_holds_over_many_sessions(tmp_path, prices):
@@ -93,8 +102,8 @@ async def test_a_cap_holds_over_many_sessions(tmp_path, prices):
     for concurrency in (1, 8, 3):
         with pytest.raises(BudgetSpent):
             model = ScriptedModel()
-            await made(tmp_path, model, SEEDS, concurrency=concurrency, **few)
-        said = told(tmp_path)
+            await finish_run(tmp_path, model, SEEDS, concurrency=concurrency, **few)
+        said = summary_of(tmp_path)
         assert said["cost_usd"] <= 0.2
         paid.append(said["calls"]["paid"])
     assert 5 < paid[0] <= paid[1] <= paid[2] == round(said["cost_usd"] / COST)
@@ -119,8 +128,8 @@ def failing(share: int) -> ScriptedModel:
 
 async def test_a_run_most_of_whose_samples_fail_is_stopped(tmp_path):
     with pytest.raises(TooManyFailed, match="--max-failure-rate"):
-        await made(tmp_path, failing(1), SEEDS, per_seed=10, concurrency=1)
-    said = told(tmp_path)
+        await finish_run(tmp_path, failing(1), SEEDS, per_seed=10, concurrency=1)
+    said = summary_of(tmp_path)
     assert said["status"] == "stopped"
     assert JUDGED_AFTER <= said["counts"]["failed"] < 40
     assert "failed.jsonl" in said["stopped"]
@@ -128,7 +137,7 @@ async def test_a_run_most_of_whose_samples_fail_is_stopped(tmp_path):
 
 @pytest.mark.parametrize(("share", "rate"), [(3, 0.5), (1, 1.0), (4, 0.4)])
 async def test_a_run_within_its_failure_rate_goes_on_to_its_end(tmp_path, share, rate):
-    said = await made(tmp_path, failing(share), SEEDS, per_seed=5, max_failure_rate=rate)
+    said = await finish_run(tmp_path, failing(share), SEEDS, per_seed=5, max_failure_rate=rate)
     assert said["status"] == "done"
     assert said["counts"]["failed"] > 5
 
@@ -148,37 +157,37 @@ async def test_what_is_in_flight_when_the_provider_stops_is_finished_and_kept(tm
             return await super().__call__(call)
 
     with pytest.raises(ProviderStopped):
-        await made(tmp_path, Stopping())
-    assert told(tmp_path)["calls"]["by_stage"]["generate"] == 1
+        await finish_run(tmp_path, Stopping())
+    assert summary_of(tmp_path)["calls"]["by_stage"]["generate"] == 1
 
 
 # --- another run's calls -----------------------------------------------------------------------
 
 
 async def test_another_runs_calls_are_reused_and_only_what_changed_is_paid(tmp_path):
-    first = Watched(ScriptedModel())
-    await made(tmp_path / "a", first, SEEDS[:3])
-    before = told(tmp_path / "a")["calls"]["paid"]
-    model = Watched(ScriptedModel())
-    said = await made(tmp_path / "b", model, SEEDS[:4], reuse=tmp_path / "a")
+    first = CountingModel(ScriptedModel())
+    await finish_run(tmp_path / "a", first, SEEDS[:3])
+    before = summary_of(tmp_path / "a")["calls"]["paid"]
+    model = CountingModel(ScriptedModel())
+    said = await finish_run(tmp_path / "b", model, SEEDS[:4], reuse=tmp_path / "a")
     assert not set(first.answered) & set(model.answered)
     assert said["calls"]["reused"] == before
     assert said["calls"]["paid"] == sum(model.answered.values()) == 3
-    assert lasting(tmp_path / "b")[:3] == lasting(tmp_path / "a")
+    assert stable_rows(tmp_path / "b")[:3] == stable_rows(tmp_path / "a")
     more = references(4)
-    model = Watched(ScriptedModel())
-    said = await made(tmp_path / "c", model, None, given=more, reuse=tmp_path / "a")
+    model = CountingModel(ScriptedModel())
+    said = await finish_run(tmp_path / "c", model, None, given=more, reuse=tmp_path / "a")
     assert {c.stage for c in model.model.calls} == {"propose", "generate", "critique", "extract"}
     assert len([c for c in model.model.calls if c.stage == "extract"]) == 1
 
 
 async def test_a_run_that_reused_calls_needs_the_other_no_more(tmp_path):
-    await made(tmp_path / "a", ScriptedModel(), SEEDS[:3])
-    await made(tmp_path / "b", ScriptedModel(), SEEDS[:3], reuse=tmp_path / "a", target=1)
+    await finish_run(tmp_path / "a", ScriptedModel(), SEEDS[:3])
+    await finish_run(tmp_path / "b", ScriptedModel(), SEEDS[:3], reuse=tmp_path / "a", target=1)
     for path in sorted((tmp_path / "a").rglob("*"), reverse=True):
         path.unlink() if path.is_file() else path.rmdir()
     model = ScriptedModel()
-    said = await made(tmp_path / "b", model, SEEDS[:3], target=3)
+    said = await finish_run(tmp_path / "b", model, SEEDS[:3], target=3)
     assert said["counts"]["accepted"] == 3
     assert said["calls"]["paid"] == 0 or not [c for c in model.calls if c.stage == "extract"]
 
@@ -311,7 +320,7 @@ def test_a_target_of_137_among_500_seeds_and_rejections_is_met_evenly(tmp_path):
         done = refloom(*flags, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert len(lines(tmp_path / "out" / "accepted.jsonl")) == 137
-    every = every_row(tmp_path / "out")
+    every = all_rows(tmp_path / "out")
     of_seed = [sum(row["slot"][1] == n for row in every) for n in range(len(every) // 2)]
     assert max(of_seed) - min(of_seed) <= 2
 
@@ -351,9 +360,9 @@ async def test_a_cap_is_not_passed_over_when_the_endpoint_reports_no_usage(tmp_p
             return Reply(reply.text, reply.finish, dict(nothing))
 
     with pytest.raises(BudgetSpent, match="reports no usage"):
-        await made(tmp_path / "capped", Silent(), max_tokens=100_000)
-    assert 0 < told(tmp_path / "capped")["calls"]["paid"] <= 4
-    said = await made(tmp_path / "free", Silent())
+        await finish_run(tmp_path / "capped", Silent(), max_tokens=100_000)
+    assert 0 < summary_of(tmp_path / "capped")["calls"]["paid"] <= 4
+    said = await finish_run(tmp_path / "free", Silent())
     assert said["counts"]["accepted"] == 3
 
 
@@ -388,7 +397,7 @@ async def test_no_call_is_begun_once_the_target_is_met(tmp_path):
             met.append(record)
 
     few = {"target": 4, "concurrency": 2, "on_record": heard}
-    said = await made(tmp_path, Slow(), [*SEEDS, *(f"{s} more" for s in SEEDS)], **few)
+    said = await finish_run(tmp_path, Slow(), [*SEEDS, *(f"{s} more" for s in SEEDS)], **few)
     assert said["counts"]["accepted"] == 4
     assert len(late) <= 2
     assert said["calls"]["by_stage"]["propose"] <= 8
@@ -396,15 +405,15 @@ async def test_no_call_is_begun_once_the_target_is_met(tmp_path):
 
 async def test_another_endpoint_of_the_environment_is_refused_on_resume(tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1/")
-    await made(tmp_path, ScriptedModel())
-    await made(tmp_path, ScriptedModel(), base_url="http://127.0.0.1:9/v1")
+    await finish_run(tmp_path, ScriptedModel())
+    await finish_run(tmp_path, ScriptedModel(), base_url="http://127.0.0.1:9/v1")
     monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:10/v1")
     with pytest.raises(JournalUnusable, match="base_url"):
-        await made(tmp_path, ScriptedModel())
+        await finish_run(tmp_path, ScriptedModel())
 
 
 async def test_a_damaged_run_is_told_in_one_line(tmp_path):
-    await made(tmp_path / "out", ScriptedModel(), SEEDS)
+    await finish_run(tmp_path / "out", ScriptedModel(), SEEDS)
     for odd in ("[1]", '{"status": 5, "counts": [1]}', "{"):
         (tmp_path / "out" / "run.json").write_text(odd)
         assert status_of(tmp_path / "out")["counts"]["accepted"] == 8
@@ -435,7 +444,7 @@ async def test_seeds_that_are_a_benchmarks_prompts_are_rejected_and_nothing_is_p
 ):
     model = ScriptedModel()
     few = {"benchmark": (benchmark,), "answer_seeds": answer_seeds}
-    said = await made(tmp_path / "out", model, [*QUESTIONS, SEEDS[0]], **few)
+    said = await finish_run(tmp_path / "out", model, [*QUESTIONS, SEEDS[0]], **few)
     assert said["counts"]["contaminated"] == said["counts"]["rejected"] == 6
     assert said["counts"]["accepted"] == 1
     for n, row in enumerate(rows(tmp_path / "out", "rejected")):
@@ -460,7 +469,9 @@ async def test_new_instructions_and_responses_that_hold_a_prompt_are_rejected(tm
         return said
 
     model = ScriptedModel(propose=propose, generate=generate)
-    said = await made(tmp_path / "out", model, SEEDS[:3], benchmark=(benchmark,), concurrency=1)
+    said = await finish_run(
+        tmp_path / "out", model, SEEDS[:3], benchmark=(benchmark,), concurrency=1
+    )
     assert said["counts"]["contaminated"] == 2
     by_seed = {row["slot"][1]: row for row in rows(tmp_path / "out", "rejected")}
     assert "row 3" in by_seed[0]["attempts"][0]["verdicts"][0]["reason"]
@@ -470,7 +481,7 @@ async def test_new_instructions_and_responses_that_hold_a_prompt_are_rejected(tm
 
 
 async def test_a_benchmark_that_changed_is_refused_on_resume(tmp_path, benchmark):
-    await made(tmp_path / "out", ScriptedModel(), SEEDS[:1], benchmark=(benchmark,))
+    await finish_run(tmp_path / "out", ScriptedModel(), SEEDS[:1], benchmark=(benchmark,))
     Path(benchmark).write_text(json.dumps({"question": "Quite another one?"}) + "\n")
     with pytest.raises(JournalUnusable, match="other benchmarks"):
-        await made(tmp_path / "out", ScriptedModel(), SEEDS[:1], benchmark=(benchmark,))
+        await finish_run(tmp_path / "out", ScriptedModel(), SEEDS[:1], benchmark=(benchmark,))

@@ -15,8 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fakes import ScriptedModel, letters, prompt_of, tagged, verdicts, words
-from test_run import made as make
-from test_run import references
+from runs import finish_run, references
 
 from memory.store import write_references
 from memory.weights import WeightsUnavailable
@@ -195,7 +194,7 @@ def mended(tmp_path_factory) -> Path:
     seeds = [words(f"seed {i}", 8) for i in range(24)]
     elsewhere = {"base_url": "http://127.0.0.1:9/v1", "judge_model": str(out / "my-model.gguf")}
     verdicts_ = {"judge_method": "verdict", "references_per_seed": 1}
-    asyncio.run(make(out, mending(NASTY), seeds, **elsewhere, **verdicts_))
+    asyncio.run(finish_run(out, mending(NASTY), seeds, **elsewhere, **verdicts_))
     return out
 
 
@@ -293,7 +292,7 @@ async def test_a_run_without_any_sample_has_a_page(tmp_path):
 
 async def test_a_run_of_failures_has_a_page(tmp_path):
     broken = ScriptedModel(propose=lambda call: CallFailed("propose", "length", "<i>cut</i>"))
-    await make(tmp_path, broken)
+    await finish_run(tmp_path, broken)
     page = await page_of(tmp_path)
     assert "length in propose" in seen(page)
     assert "(no instruction yet)" in page and "&lt;i&gt;cut&lt;/i&gt;" in page
@@ -309,19 +308,19 @@ async def test_one_row_without_references_file_attempts_or_price(tmp_path):
 
 
 async def test_a_cost_that_is_not_known_is_not_nothing(tmp_path):
-    await make(tmp_path, ScriptedModel())
+    await finish_run(tmp_path, ScriptedModel())
     said = seen(await page_of(tmp_path))
     assert "unknown: a model has no price" in said and "dollars a row unknown" in said
 
 
 async def test_what_waits_for_a_person_is_pending(tmp_path):
-    await make(tmp_path, ScriptedModel(), review="all")
+    await finish_run(tmp_path, ScriptedModel(), review="all")
     said = seen(await page_of(tmp_path))
     assert "3 pending" in said and "0 accepted" in said
 
 
 async def test_a_run_under_way_is_told_as_it_stands(tmp_path):
-    await make(tmp_path, ScriptedModel())
+    await finish_run(tmp_path, ScriptedModel())
     journal = Journal(tmp_path)
     try:
         said = seen(await page_of(tmp_path))
@@ -332,7 +331,7 @@ async def test_a_run_under_way_is_told_as_it_stands(tmp_path):
 
 async def test_of_a_shared_memory_the_runs_own_references_are_taken(tmp_path):
     memory = tmp_path / "memory"
-    await make(tmp_path / "run", ScriptedModel(), memory=memory)
+    await finish_run(tmp_path / "run", ScriptedModel(), memory=memory)
     others = [{**r, "id": f"x{i}"} for i, r in enumerate(references(9))]
     write_references(memory, others)
     account = account_of("run", tmp_path / "run")

@@ -13,7 +13,16 @@ from fakes import ScriptedModel, answer, letters, prompt_of, words
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from processes import refloom
-from test_run import SEEDS, Mixed, Watched, lasting, made, references, rows, run_of
+from runs import (
+    SEEDS,
+    CountingModel,
+    MixedModel,
+    build_run,
+    finish_run,
+    references,
+    rows,
+    stable_rows,
+)
 
 from memory.index import ReferenceIndex
 from nodes.llm import Call
@@ -95,14 +104,14 @@ async def test_where_there_is_nothing_else_a_quota_does_not_leave_a_seed_without
 async def test_rows_with_a_quota_depend_neither_on_stops_nor_on_timing(tmp_path, at):
     given_ = references(8)
     few = {"given": given_, "references_per_seed": 2, "reference_quota": 1.0, "per_seed": 2}
-    await made(tmp_path / "calm", Mixed(), SEEDS, concurrency=1, **few)
-    first = Watched(Mixed(), at)
-    run = run_of(tmp_path / "out", first, SEEDS, concurrency=6, **few)
+    await finish_run(tmp_path / "calm", MixedModel(), SEEDS, concurrency=1, **few)
+    first = CountingModel(MixedModel(), at)
+    run = build_run(tmp_path / "out", first, SEEDS, concurrency=6, **few)
     first.then = run.stop
     async with asyncio.timeout(20):
         await run.go()
-    await made(tmp_path / "out", Mixed(), SEEDS, concurrency=3, **few)
-    assert lasting(tmp_path / "out") == lasting(tmp_path / "calm")
+    await finish_run(tmp_path / "out", MixedModel(), SEEDS, concurrency=3, **few)
+    assert stable_rows(tmp_path / "out") == stable_rows(tmp_path / "calm")
 
 
 async def test_an_instruction_that_is_near_to_any_reference_is_no_news(tmp_path):
@@ -116,7 +125,7 @@ async def test_an_instruction_that_is_near_to_any_reference_is_no_news(tmp_path)
 
     model = ScriptedModel(propose=propose)
     few = {"given": given_, "references_per_seed": 1, "concurrency": 1}
-    said = await made(tmp_path, model, SEEDS[:2], **few)
+    said = await finish_run(tmp_path, model, SEEDS[:2], **few)
     assert said["counts"]["duplicates"] == 1
     assert len(model.asked("propose")) == 3
     assert not [r for r in rows(tmp_path, "accepted") if "please" in r["instruction"]]
@@ -127,7 +136,9 @@ async def test_after_ten_references_more_ten_are_learned_from(tmp_path):
     for n, expected in ((12, 12), (12, 0), (22, 10)):
         model = ScriptedModel()
         out = tmp_path / f"{n}-{expected}"
-        await made(out, model, None, given=references(n), memory=memory, references_per_seed=1)
+        await finish_run(
+            out, model, None, given=references(n), memory=memory, references_per_seed=1
+        )
         assert len(model.asked("extract")) == expected
 
 

@@ -5,31 +5,18 @@ from __future__ import annotations
 import http.client
 import json
 import re
-import shutil
 import time
-from collections.abc import Iterator
 from types import SimpleNamespace
 
 import httpx
 import pytest
+from browser import ReviewPage
 from hypothesis import given
 from hypothesis import strategies as st
 from review_fakes import NASTY, REFERENCES, Run, Threads, sample, served
 
 from refloom.serve.review import FILES, NAMES, Malformed, asked, changes, rendered, shown
 
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 FORBIDDEN = [
     "/review/..%2f..%2fpyproject.toml",
     "/review/%2e%2e/x",
@@ -126,66 +113,9 @@ def test_every_file_of_the_page_is_served_and_is_short():
 # The page
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[object]:
-    if CHROMIUM is None:
-        pytest.skip("no chromium on this machine")
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield browser
-        browser.close()
-
-
 @pytest.fixture(params=["run", "threads"])
 def kind(request):
     return {"run": Run, "threads": Threads}[request.param]
-
-
-class Seen:
-    """A page that is looked at, and all that must not have happened on it."""
-
-    def __init__(self, page, url):
-        self.page, self.url = page, url
-        self.wrong, self.requests, self.dialogs = [], [], []
-        self.expected = ()
-        page.on(
-            "console",
-            lambda m: self.wrong.append(m.text) if m.type in ("error", "warning") else None,
-        )
-        page.on("pageerror", lambda error: self.wrong.append(str(error)))
-        page.on("request", lambda request: self.requests.append(request.url))
-        page.on("dialog", lambda dialog: (self.dialogs.append(dialog.message), dialog.dismiss()))
-
-    def open(self):
-        self.page.goto(f"{self.url}/review")
-        self.heading("Sample 1 of")
-        return self
-
-    def keys(self, *keys):
-        for key in keys:
-            self.page.keyboard.press(key)
-
-    def heading(self, text):
-        self.page.wait_for_function(
-            "t => document.getElementById('heading').textContent.startsWith(t)"
-            " && (document.querySelector('.response, .message'))",
-            arg=text,
-        )
-
-    def says(self, text):
-        self.page.wait_for_function(
-            "t => document.getElementById('status').textContent.includes(t)", arg=text
-        )
-
-    def text(self, selector):
-        return self.page.locator(selector).inner_text()
-
-    def check(self):
-        assert [line for line in self.wrong if not any(e in line for e in self.expected)] == []
-        assert self.dialogs == []
-        assert [url for url in self.requests if not url.startswith(self.url)] == []
-        assert self.page.evaluate("window.owned") is None
 
 
 @pytest.fixture
@@ -200,7 +130,7 @@ def look(browser):
             viewport={"width": viewport.get("w", 1280), "height": viewport.get("h", 800)}
         )
         page.set_default_timeout(15_000)
-        seen = Seen(page, url)
+        seen = ReviewPage(page, url)
         opened.append(SimpleNamespace(seen=seen, server=server))
         return seen
 

@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
-from pathlib import Path
 
 import pytest
 from fakes import ScriptedModel, prompt_of, verdicts
-from processes import env_of, lines, refloom
-from served import free_port
-from test_run import SEEDS, made, rows, told
+from processes import lines, refloom
+from reviewing import BETTER, ReviewProcess, run_for_review
+from runs import SEEDS, rows, summary_of
 
 from nodes.decisions import BadDecision, Decision
 from refloom.runs.files import refresh, status_of
 from refloom.runs.reviews import NoSuchSample, Reviews
-
-BETTER = "Wind pushes on the water, and gravity pulls it back."
 
 
 def failing() -> ScriptedModel:
@@ -33,32 +24,27 @@ def failing() -> ScriptedModel:
     )
 
 
-async def waiting(out: Path, model=None, seeds=SEEDS[:3], **more):
-    more = {"review": "all", "try_criteria": False, "max_attempts": 1} | more
-    return await made(out, model or ScriptedModel(), seeds, **more)
-
-
 def decide(reviews: Reviews, number: int, said: str, **more) -> dict[str, int]:
     id_ = reviews.queue()["items"][number]["id"]
     return reviews.decide(id_, Decision(decision=said, **more))
 
 
 async def test_what_waits_is_pending_and_in_no_file(tmp_path):
-    said = await waiting(tmp_path)
+    said = await run_for_review(tmp_path)
     counts = said["counts"]
     assert (said["status"], counts["pending"], counts["candidates"]) == ("done", 3, 3)
     assert rows(tmp_path, "accepted") == rows(tmp_path, "rejected") == []
 
 
 async def test_only_what_was_asked_for_waits(tmp_path):
-    said = await waiting(tmp_path, review="rejected")
+    said = await run_for_review(tmp_path, review="rejected")
     assert (said["counts"]["pending"], said["counts"]["accepted"]) == (0, 3)
-    said = await waiting(tmp_path / "b", failing(), review="rejected")
+    said = await run_for_review(tmp_path / "b", failing(), review="rejected")
     assert (said["counts"]["pending"], said["counts"]["rejected"]) == (3, 0)
 
 
 async def test_decisions_reach_journal_files_counts_and_card(tmp_path):
-    await waiting(tmp_path, failing(), review="rejected")
+    await run_for_review(tmp_path, failing(), review="rejected")
     reviews = Reviews(tmp_path)
     assert decide(reviews, 0, "accept") == {"waiting": 2, "decided": 1}
     decide(reviews, 0, "edit", response=BETTER)
@@ -69,13 +55,13 @@ async def test_decisions_reach_journal_files_counts_and_card(tmp_path):
     assert accepted[1]["response"] == BETTER
     assert rejected[0]["reason"] == "reviewer"
     assert rejected[0]["review"]["reason"] == "It is about ponds."
-    counts = told(tmp_path)["counts"]
+    counts = summary_of(tmp_path)["counts"]
     assert [counts[k] for k in ("accepted", "rejected", "pending")] == [2, 1, 0]
     assert "1 accepted, 1 edited, 1 rejected by a person" in (tmp_path / "README.md").read_text()
 
 
 async def test_a_decision_is_taken_back(tmp_path):
-    await waiting(tmp_path)
+    await run_for_review(tmp_path)
     reviews = Reviews(tmp_path)
     id_ = reviews.queue()["items"][1]["id"]
     reviews.decide(id_, Decision(decision="reject"))
@@ -86,7 +72,7 @@ async def test_a_decision_is_taken_back(tmp_path):
 
 
 async def test_a_person_sees_the_sample_as_the_judge_left_it_and_its_references(tmp_path):
-    await waiting(tmp_path, failing())
+    await run_for_review(tmp_path, failing())
     reviews = Reviews(tmp_path)
     (first, *_) = reviews.queue()["items"]
     assert (first["status"], first["reason"]) == ("rejected", "criteria")
@@ -97,33 +83,33 @@ async def test_a_person_sees_the_sample_as_the_judge_left_it_and_its_references(
 
 
 async def test_a_resumed_run_asks_nobody_again_and_pays_nothing(tmp_path):
-    await waiting(tmp_path)
+    await run_for_review(tmp_path)
     decide(Reviews(tmp_path), 0, "accept")
     model = ScriptedModel()
-    said = await waiting(tmp_path, model)
+    said = await run_for_review(tmp_path, model)
     assert model.calls == []
     counts = said["counts"]
     assert [counts[k] for k in ("accepted", "pending", "candidates")] == [1, 2, 3]
 
 
 async def test_what_waits_counts_towards_the_target_and_a_rejection_makes_room(tmp_path):
-    said = await waiting(tmp_path, seeds=SEEDS, target=2)
+    said = await run_for_review(tmp_path, seeds=SEEDS, target=2)
     assert (said["status"], said["counts"]["pending"]) == ("short", 2)
     decide(Reviews(tmp_path), 0, "accept")
     decide(Reviews(tmp_path), 0, "reject")
     refresh(tmp_path)
-    assert told(tmp_path)["status"] == "short"
-    said = await waiting(tmp_path, seeds=SEEDS, target=2)
+    assert summary_of(tmp_path)["status"] == "short"
+    said = await run_for_review(tmp_path, seeds=SEEDS, target=2)
     assert [said["counts"][k] for k in ("accepted", "rejected", "pending")] == [1, 1, 1]
     decide(Reviews(tmp_path), 0, "accept")
     refresh(tmp_path)
-    assert told(tmp_path)["status"] == "done"
-    said = await waiting(tmp_path, seeds=SEEDS, target=2)
+    assert summary_of(tmp_path)["status"] == "done"
+    said = await run_for_review(tmp_path, seeds=SEEDS, target=2)
     assert (said["status"], said["counts"]["accepted"]) == ("done", 2)
 
 
 async def test_several_of_a_seed_wait_each_by_itself(tmp_path):
-    said = await waiting(tmp_path, seeds=SEEDS[:2], per_seed=3)
+    said = await run_for_review(tmp_path, seeds=SEEDS[:2], per_seed=3)
     assert said["counts"]["pending"] == 6
     decide(Reviews(tmp_path), 4, "accept")
     refresh(tmp_path)
@@ -137,7 +123,7 @@ async def test_a_benchmarks_prompt_is_let_in_by_nobody(tmp_path):
     prompt = "What would a lighthouse keeper say to the sea on the last night of the year, and why?"
     (tmp_path / "exam.jsonl").write_text(json.dumps({"question": prompt}))
     found: Contamination = benchmarks([tmp_path / "exam.jsonl"])
-    await waiting(tmp_path / "out")
+    await run_for_review(tmp_path / "out")
     reviews = Reviews(tmp_path / "out", found)
     with pytest.raises(BadDecision, match="exam"):
         decide(reviews, 0, "edit", response=f"Ask this: {prompt}")
@@ -148,7 +134,7 @@ async def test_a_run_of_an_older_version_has_nobody_waiting(tmp_path):
     import sqlite3
     from contextlib import closing
 
-    await waiting(tmp_path, review="never")
+    await run_for_review(tmp_path, review="never")
     with closing(sqlite3.connect(tmp_path / "journal.sqlite")) as connection:
         connection.execute("DROP TABLE reviews")
         connection.commit()
@@ -157,7 +143,7 @@ async def test_a_run_of_an_older_version_has_nobody_waiting(tmp_path):
 
 
 async def test_an_edit_is_a_preference_that_its_reviewer_decided(tmp_path):
-    await waiting(tmp_path)
+    await run_for_review(tmp_path)
     decide(Reviews(tmp_path), 0, "edit", response=BETTER, reason="Says why.")
     refresh(tmp_path)
     done = refloom(
@@ -174,51 +160,9 @@ async def test_an_edit_is_a_preference_that_its_reviewer_decided(tmp_path):
 # --- refloom review, as a process ----------------------------------------------------------------
 
 
-class Page:
-    """`refloom review DIR` on a free port."""
-
-    def __init__(self, out: Path, **environment: str) -> None:
-        self.port = free_port()
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "refloom", "review", str(out), "--port", str(self.port)],
-            env=env_of(environment),
-            cwd=out,
-            stderr=subprocess.PIPE,
-        )
-
-    def __enter__(self) -> Page:
-        for _ in range(200):
-            assert self.process.poll() is None, self.process.stderr.read()
-            try:
-                self.ask("/review/config")
-                return self
-            except urllib.error.URLError as error:
-                if isinstance(error, urllib.error.HTTPError):
-                    return self
-                time.sleep(0.05)
-        raise AssertionError("it does not answer")
-
-    def __exit__(self, *exc: object) -> None:
-        self.process.send_signal(signal.SIGINT)
-        self.process.wait(20)
-        self.process.stderr.close()
-
-    def ask(self, path: str, said: object = None, method: str = "GET", **headers: str):
-        body = None if said is None else json.dumps(said).encode()
-        headers = {"Content-Type": "application/json", **headers}
-        address = f"http://127.0.0.1:{self.port}{path}"
-        request = urllib.request.Request(address, body, headers, method=method)
-        try:
-            with urllib.request.urlopen(request, timeout=10) as answer:
-                return answer.status, json.loads(answer.read() or "null")
-        except urllib.error.HTTPError as error:
-            with error:
-                return error.code, json.loads(error.read())
-
-
 async def test_the_page_of_a_run_takes_decisions_and_keeps_the_files_fresh(tmp_path):
-    await waiting(tmp_path)
-    with Page(tmp_path) as page:
+    await run_for_review(tmp_path)
+    with ReviewProcess(tmp_path) as page:
         status, said = page.ask("/review/queue")
         assert (status, said["waiting"]) == (200, 3)
         first, second, _ = (item["id"] for item in said["items"])
@@ -235,15 +179,15 @@ async def test_the_page_of_a_run_takes_decisions_and_keeps_the_files_fresh(tmp_p
         assert page.ask(path, {"decision": "reject"}, "POST", **form)[0] == 415
     assert page.process.returncode == 0
     assert [row["response"] for row in rows(tmp_path, "accepted")] == [BETTER]
-    assert told(tmp_path)["counts"]["pending"] == 2
+    assert summary_of(tmp_path)["counts"]["pending"] == 2
 
 
 async def test_a_page_with_keys_wants_one_and_says_who_decided(tmp_path):
     from refloom.serve.keys import new_key
 
     key, entry = new_key("alice")
-    await waiting(tmp_path)
-    with Page(tmp_path, REFLOOM_API_KEYS=entry) as page:
+    await run_for_review(tmp_path)
+    with ReviewProcess(tmp_path, REFLOOM_API_KEYS=entry) as page:
         assert page.ask("/review/config")[0] == 200
         assert page.ask("/review/queue")[0] == 401
         assert page.ask("/review/queue", **{"X-Api-Key": "rk_wrong"})[0] == 401

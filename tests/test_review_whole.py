@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from browser import CHROMIUM, ReviewPage
 from fakes import Endpoint
 from langgraph_sdk import get_sync_client
+from reviewing import BETTER, ReviewProcess, run_for_review
+from runs import rows, summary_of
 from served import serving
-from test_review_page import ARGUMENTS, CHROMIUM, Seen
-from test_review_run import BETTER, Page, waiting
-from test_run import rows, told
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium here")
 GIVEN = {
@@ -22,29 +22,20 @@ GIVEN = {
 CONTEXT = {"model": "m", "try_criteria": False, "review": "all"}
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator:
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
 def person(browser) -> Iterator:
     """Somebody who has only a keyboard."""
     page = browser.new_page()
     page.set_default_timeout(20_000)
-    yield lambda url: Seen(page, url)
+    yield lambda url: ReviewPage(page, url)
     page.close()
 
 
 def test_a_run_is_reviewed_by_keyboard_and_its_files_follow(person, tmp_path):
     # In a thread: Playwright keeps a loop of its own running in this one.
     with ThreadPoolExecutor() as pool:
-        pool.submit(asyncio.run, waiting(tmp_path)).result()
-    with Page(tmp_path) as served:
+        pool.submit(asyncio.run, run_for_review(tmp_path)).result()
+    with ReviewProcess(tmp_path) as served:
         seen = person(f"http://127.0.0.1:{served.port}").open()
         seen.keys("a")
         seen.heading("Sample 2")
@@ -65,7 +56,7 @@ def test_a_run_is_reviewed_by_keyboard_and_its_files_follow(person, tmp_path):
     accepted = rows(tmp_path, "accepted")
     assert [row["review"]["decision"] for row in accepted] == ["accept", "edit", "accept"]
     assert accepted[1]["response"] == BETTER
-    assert told(tmp_path)["counts"]["pending"] == 0
+    assert summary_of(tmp_path)["counts"]["pending"] == 0
 
 
 def test_threads_of_a_server_are_reviewed_by_keyboard(person, tmp_path):

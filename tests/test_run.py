@@ -7,9 +7,8 @@ import json
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import aclosing
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,19 @@ from fakes import (
     verdicts,
     words,
 )
+from runs import (
+    SEEDS,
+    STATUSES,
+    CountingModel,
+    MixedModel,
+    all_rows,
+    build_run,
+    finish_run,
+    references,
+    rows,
+    stable_rows,
+    summary_of,
+)
 
 from nodes.llm import Call, CallFailed, ProviderStopped, Reply
 from refloom import synthesize
@@ -34,7 +46,6 @@ from refloom.data.read import Source
 from refloom.data.rows import BadFile
 from refloom.runs.budget import Budget
 from refloom.runs.calls import JournaledCalls, Limits
-from refloom.runs.engine import Run, Tools
 from refloom.runs.files import status_of
 from refloom.runs.journal import Journal
 from refloom.runs.limits import Limiter
@@ -42,7 +53,6 @@ from refloom.runs.lock import JournalUnusable, holder
 from refloom.runs.prices import Prices
 from refloom.settings import Settings
 
-STATUSES = ("accepted", "rejected", "failed")
 RECORD = {
     *("id", "seed_id", "slot", "instruction", "response", "status", "reason", "reference_ids"),
     *("criteria", "attempts", "feedback", "model", "judge_model", "prompt_version"),
@@ -52,70 +62,11 @@ COUNTS = {
     *("seeds", "candidates", "accepted", "rejected", "failed", "pending", "duplicates"),
     *("contaminated", "references", "references_failed", "rows_skipped"),
 }
-SEEDS = [words(f"seed {i}", 8) for i in range(8)]
-
-
-def references(n: int = 3) -> list[dict[str, str]]:
-    return [
-        {
-            "id": f"r{i}",
-            "instruction": words(f"reference {i}", 10) + "?",
-            "response": words(f"first {i}", 30) + ". " + words(f"then {i}", 20) + ".",
-        }
-        for i in range(n)
-    ]
-
-
-def run_of(
-    out: Path,
-    complete: Any,
-    seeds: Sequence[Any] | None = SEEDS[:3],
-    *,
-    given: Sequence[Any] | None = None,
-    on_record: Callable[[dict[str, Any]], None] | None = None,
-    **settings: Any,
-) -> Run:
-    return Run(
-        Settings(**{"model": "m", "try_criteria": False, **settings}),
-        Source(references() if given is None else given, as_reference=True),
-        None if seeds is None else Source(seeds, as_reference=False),
-        out,
-        on_record,
-        Tools(complete=complete, embed=letters),
-    )
-
-
-async def made(out: Path, complete: Any, *args: Any, **more: Any) -> dict[str, Any]:
-    """Run to the end; return what run.json then says."""
-    async with asyncio.timeout(20):
-        await run_of(out, complete, *args, **more).go()
-    return told(out)
-
-
-def told(out: Path) -> dict[str, Any]:
-    said: dict[str, Any] = json.loads((out / "run.json").read_text(encoding="utf-8"))
-    return said
-
-
-def rows(out: Path, status: str) -> list[dict[str, Any]]:
-    text = (out / f"{status}.jsonl").read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.split("\n")[:-1]]
-
-
-def every_row(out: Path) -> list[dict[str, Any]]:
-    found = [row for status in STATUSES for row in rows(out, status)]
-    return sorted(found, key=lambda row: row["slot"])
-
-
-def lasting(out: Path) -> list[dict[str, Any]]:
-    """The rows without what may differ from run to run."""
-    passing = ("created", "usage", "cost_usd")
-    return [{k: v for k, v in row.items() if k not in passing} for row in every_row(out)]
 
 
 def assert_adds_up(out: Path) -> None:
     """What run.json counts is what is in the files, and in the journal."""
-    said = told(out)
+    said = summary_of(out)
     counts = said["counts"]
     assert set(counts) == COUNTS
     for status in STATUSES:
@@ -123,7 +74,7 @@ def assert_adds_up(out: Path) -> None:
         assert counts[status] == len(found)
         assert all(row["status"] == status for row in found)
         assert [row["slot"] for row in found] == sorted(row["slot"] for row in found)
-    slots = [tuple(row["slot"]) for row in every_row(out)]
+    slots = [tuple(row["slot"]) for row in all_rows(out)]
     assert len(slots) == len(set(slots))
     ended = counts["accepted"] + counts["rejected"] + counts["failed"]
     assert counts["candidates"] == ended + counts["pending"]
@@ -133,78 +84,12 @@ def assert_adds_up(out: Path) -> None:
     assert not list(out.glob("*.new"))
 
 
-def content_of(call: Call) -> str:
-    """All that makes a call's answer what it is."""
-    rest = (call.answer.__name__ if call.answer else None, call.model, call.judge, call.seed)
-    return repr((call.stage, call.messages, rest, call.temperature, call.max_tokens, call.room))
-
-
-def number_of(text: str) -> int:
-    return int.from_bytes(sha256(text.encode()).digest()[:4], "big")
-
-
-class Watched:
-    """A model in front of another: counts calls by content, and does something at one of them."""
-
-    def __init__(self, model: Any, at: int = 0, then: Callable[[], Any] = lambda: None) -> None:
-        self.model, self.at, self.then = model, at, then
-        self.begun = 0
-        self.answered: Counter[str] = Counter()
-
-    async def __call__(self, call: Call) -> Reply:
-        self.begun += 1
-        if self.begun == self.at:
-            self.then()
-        reply = await self.model(call)
-        self.answered[content_of(call)] += 1
-        return reply
-
-
-class Mixed(ScriptedModel):
-    """A model of varied success, fixed by seeds and instructions alone, not by prompts' wording."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            propose=self._propose,
-            generate=self._generate,
-            critique=self._critique,
-            refine=self._refine,
-        )
-
-    def _propose(self, call: Call) -> Any:
-        said = answer("propose", prompt_of(call), call.seed)
-        if call.seed % 4 == 0:
-            said["instructions"][0] = "which quartz river has umber and violet banks"
-        return said
-
-    def _generate(self, call: Call) -> Any:
-        instruction = tagged(prompt_of(call), "instruction")[-1]
-        if number_of(instruction) % 5 == 0:
-            return CallFailed("generate", "bad_request", "not this one")
-        return {"response": words(instruction, 40).capitalize() + "."}
-
-    def _refine(self, call: Call) -> Any:
-        response = tagged(prompt_of(call), "response")[-1]
-        return {"plan": ["mend it"], "response": words(response, 40).capitalize() + "."}
-
-    def _critique(self, call: Call) -> Any:
-        response = tagged(prompt_of(call), "response")[-1]
-        candidate = not any(r["response"] == response for r in references())
-        bad = candidate and number_of(response) % 2 == 0
-        return verdicts(prompt_of(call), "fail" if bad else "pass")
-
-    async def __call__(self, call: Call) -> Reply:
-        for _ in range(call.seed % 5):
-            await asyncio.sleep(0)
-        return await super().__call__(call)
-
-
 # --- what a run leaves -------------------------------------------------------------------------
 
 
 async def test_a_run_of_an_agreeable_model_accepts_a_row_a_seed(tmp_path):
     model = ScriptedModel()
-    said = await made(tmp_path, model, try_criteria=True)
+    said = await finish_run(tmp_path, model, try_criteria=True)
     assert said["status"] == "done"
     assert said["counts"] == {
         **dict.fromkeys(COUNTS, 0),
@@ -226,7 +111,7 @@ async def test_a_run_of_an_agreeable_model_accepts_a_row_a_seed(tmp_path):
 
 
 async def test_a_record_has_the_keys_of_the_design_and_no_other(tmp_path):
-    await made(tmp_path, Mixed(), SEEDS, per_seed=3)
+    await finish_run(tmp_path, MixedModel(), SEEDS, per_seed=3)
     by_status = {status: rows(tmp_path, status) for status in STATUSES}
     assert all(by_status.values())
     for status, found in by_status.items():
@@ -257,7 +142,7 @@ async def test_a_record_has_the_keys_of_the_design_and_no_other(tmp_path):
 
 
 async def test_the_response_of_a_record_is_that_of_one_of_its_attempts(tmp_path):
-    await made(tmp_path, Mixed(), SEEDS)
+    await finish_run(tmp_path, MixedModel(), SEEDS)
     for row in rows(tmp_path, "accepted") + rows(tmp_path, "rejected"):
         assert row["response"] in [a["response"] for a in row["attempts"]]
         assert 1 <= len(row["attempts"]) <= 3
@@ -265,15 +150,15 @@ async def test_the_response_of_a_record_is_that_of_one_of_its_attempts(tmp_path)
 
 async def test_ids_are_the_seeds_own_and_records_have_their_own(tmp_path):
     seeds = [{"id": "mine", "instruction": SEEDS[0]}, {"instruction": SEEDS[1]}]
-    await made(tmp_path, ScriptedModel(), seeds, per_seed=2)
-    found = every_row(tmp_path)
+    await finish_run(tmp_path, ScriptedModel(), seeds, per_seed=2)
+    found = all_rows(tmp_path)
     assert [row["seed_id"] for row in found][:2] == ["mine", "mine"]
     assert len({row["id"] for row in found}) == 4
     assert [row["slot"] for row in found] == [[0, 0, 0], [0, 0, 1], [0, 1, 0], [0, 1, 1]]
 
 
 async def test_without_seeds_every_reference_is_its_own_seed(tmp_path):
-    said = await made(tmp_path, ScriptedModel(), None, references_per_seed=1)
+    said = await finish_run(tmp_path, ScriptedModel(), None, references_per_seed=1)
     assert said["counts"]["seeds"] == 3
     found = rows(tmp_path, "accepted")
     assert [(row["seed_id"], row["reference_ids"]) for row in found] == [
@@ -283,21 +168,23 @@ async def test_without_seeds_every_reference_is_its_own_seed(tmp_path):
 
 async def test_each_record_is_told_of_once_it_is_kept(tmp_path):
     heard: list[dict[str, Any]] = []
-    await made(tmp_path, Mixed(), SEEDS, on_record=heard.append, per_seed=2)
-    assert sorted(heard, key=lambda row: row["slot"]) == every_row(tmp_path)
+    await finish_run(tmp_path, MixedModel(), SEEDS, on_record=heard.append, per_seed=2)
+    assert sorted(heard, key=lambda row: row["slot"]) == all_rows(tmp_path)
 
 
 async def test_rows_do_not_depend_on_concurrency(tmp_path):
     for concurrency in (1, 5, 50):
-        said = await made(
-            tmp_path / str(concurrency), Mixed(), SEEDS, per_seed=3, concurrency=concurrency
+        said = await finish_run(
+            tmp_path / str(concurrency), MixedModel(), SEEDS, per_seed=3, concurrency=concurrency
         )
         assert said["counts"]["duplicates"] > 0
-    assert lasting(tmp_path / "1") == lasting(tmp_path / "5") == lasting(tmp_path / "50")
+    assert (
+        stable_rows(tmp_path / "1") == stable_rows(tmp_path / "5") == stable_rows(tmp_path / "50")
+    )
 
 
 async def test_rows_that_were_skipped_are_counted_and_named(tmp_path):
-    said = await made(tmp_path, ScriptedModel(), [SEEDS[0], {"question": "x"}, 7])
+    said = await finish_run(tmp_path, ScriptedModel(), [SEEDS[0], {"question": "x"}, 7])
     assert said["counts"]["rows_skipped"] == 2
     assert [s["line"] for s in said["skipped"]] == [2, 3]
     assert_adds_up(tmp_path)
@@ -306,7 +193,7 @@ async def test_rows_that_were_skipped_are_counted_and_named(tmp_path):
 async def test_a_file_that_cannot_be_read_is_refused_before_anything_is_made(tmp_path):
     (tmp_path / "seeds.jsonl").write_text('{"instruction": "Why?"}\n{')
     model = ScriptedModel()
-    run = run_of(tmp_path / "out", model)
+    run = build_run(tmp_path / "out", model)
     run.seeds = Source(tmp_path / "seeds.jsonl", as_reference=False)
     with pytest.raises(BadFile, match="line 2"):
         await run.go()
@@ -326,7 +213,7 @@ async def test_one_failing_call_is_one_failed_sample_and_its_siblings_go_on(tmp_
             return CallFailed("generate", "filtered", "not that")
         return answer("generate", prompt_of(call), call.seed)
 
-    said = await made(tmp_path, ScriptedModel(generate=once), SEEDS[:2], per_seed=3)
+    said = await finish_run(tmp_path, ScriptedModel(generate=once), SEEDS[:2], per_seed=3)
     assert (said["counts"]["accepted"], said["counts"]["failed"]) == (5, 1)
     (failed,) = rows(tmp_path, "failed")
     assert failed["error"] == {"stage": "generate", "kind": "filtered", "message": "not that"}
@@ -353,7 +240,7 @@ async def test_a_stage_that_fails_for_one_seed_fails_that_seed_alone(tmp_path, s
         return said
 
     stages = {"propose": propose} | {stage: for_one}
-    said = await made(tmp_path, ScriptedModel(**stages), per_seed=3)
+    said = await finish_run(tmp_path, ScriptedModel(**stages), per_seed=3)
     assert said["counts"]["failed"] == failed
     assert said["counts"]["accepted"] == 6
     for row in rows(tmp_path, "failed"):
@@ -371,10 +258,10 @@ async def test_a_reference_that_cannot_be_learned_from_is_left_out(tmp_path):
             return CallFailed("extract", "refused", "no")
         return answer("extract", prompt_of(call), call.seed)
 
-    said = await made(tmp_path, ScriptedModel(extract=extract))
+    said = await finish_run(tmp_path, ScriptedModel(extract=extract))
     assert said["counts"]["references_failed"] == 1
     assert said["counts"]["accepted"] == 3
-    assert all(c["reference_id"] != "r1" for row in every_row(tmp_path) for c in row["criteria"])
+    assert all(c["reference_id"] != "r1" for row in all_rows(tmp_path) for c in row["criteria"])
     assert_adds_up(tmp_path)
 
 
@@ -392,7 +279,7 @@ async def test_a_run_in_which_every_call_fails_ends(tmp_path, stage, target):
                 raise CallFailed(call.stage, "refused", "no")
             return await super().__call__(call)
 
-    said = await made(tmp_path, Failing(), target=target, max_candidates=target and 7)
+    said = await finish_run(tmp_path, Failing(), target=target, max_candidates=target and 7)
     assert said["status"] == ("short" if target else "done")
     counts = said["counts"]
     assert counts["accepted"] == 0
@@ -408,7 +295,7 @@ async def test_a_judge_that_never_passes_ends_with_rejected(
     tmp_path, max_attempts, attempts, reason
 ):
     model = ScriptedModel(critique=lambda call: verdicts(prompt_of(call), "fail"))
-    said = await made(tmp_path, model, max_attempts=max_attempts)
+    said = await finish_run(tmp_path, model, max_attempts=max_attempts)
     assert said["counts"]["rejected"] == said["counts"]["candidates"] == 3
     for row in rows(tmp_path, "rejected"):
         assert len(row["attempts"]) == attempts
@@ -420,7 +307,7 @@ async def test_a_judge_that_never_passes_ends_with_rejected(
 
 async def test_a_judge_that_never_passes_ends_a_run_with_a_target_too(tmp_path):
     model = ScriptedModel(critique=lambda call: verdicts(prompt_of(call), "fail"))
-    said = await made(tmp_path, model, target=2, max_attempts=1)
+    said = await finish_run(tmp_path, model, target=2, max_attempts=1)
     assert said["status"] == "short"
     assert said["counts"]["rejected"] == said["counts"]["candidates"] == 20
     assert_adds_up(tmp_path)
@@ -428,7 +315,7 @@ async def test_a_judge_that_never_passes_ends_a_run_with_a_target_too(tmp_path):
 
 @pytest.mark.parametrize("said_of", ["", "I think it is fine.", '{"verdicts": []}', "{"])
 async def test_a_judge_that_cannot_be_read_accepts_nothing(tmp_path, said_of):
-    said = await made(tmp_path, ScriptedModel(critique=lambda call: said_of), SEEDS[:1])
+    said = await finish_run(tmp_path, ScriptedModel(critique=lambda call: said_of), SEEDS[:1])
     assert said["counts"]["accepted"] == 0
     assert said["counts"]["candidates"] == 1
     assert_adds_up(tmp_path)
@@ -455,7 +342,7 @@ async def test_a_model_that_proposes_nothing_new_ends_the_run(tmp_path, seeds):
 
     given = [words(f"many {i}", 8) for i in range(seeds)]
     few = {"feedback": "none", "references_per_seed": 1, "target": 5}
-    said = await made(tmp_path, ScriptedModel(propose=same), given, **few)
+    said = await finish_run(tmp_path, ScriptedModel(propose=same), given, **few)
     assert said["status"] == "short"
     assert said["counts"]["accepted"] == said["counts"]["candidates"] == 1
     assert said["counts"]["duplicates"] > 1
@@ -467,54 +354,54 @@ async def test_a_provider_that_stops_ends_the_run_and_what_was_paid_is_kept(tmp_
         return ProviderStopped("the quota is used up")
 
     with pytest.raises(ProviderStopped, match="quota"):
-        await made(tmp_path, ScriptedModel(generate=out_of_quota))
-    said = told(tmp_path)
+        await finish_run(tmp_path, ScriptedModel(generate=out_of_quota))
+    said = summary_of(tmp_path)
     assert said["status"] == "stopped"
     assert said["calls"]["by_stage"]["extract"] == 3
     assert said["counts"]["pending"] == said["counts"]["candidates"] > 0
     assert_adds_up(tmp_path)
-    again = Watched(ScriptedModel())
-    said = await made(tmp_path, again)
+    again = CountingModel(ScriptedModel())
+    said = await finish_run(tmp_path, again)
     assert said["counts"]["accepted"] == 3
     assert not any(c.stage == "extract" for c in again.model.calls)
 
 
 @pytest.mark.parametrize("seed", ["x" * 100_001, "half an emoji \ud83d", ""], ids=lambda s: s[:9])
 async def test_a_seed_that_the_graph_does_not_take_costs_itself_alone(tmp_path, seed):
-    said = await made(tmp_path, ScriptedModel(), [SEEDS[0], seed, SEEDS[1]])
+    said = await finish_run(tmp_path, ScriptedModel(), [SEEDS[0], seed, SEEDS[1]])
     assert said["counts"]["accepted"] >= 2
     assert_adds_up(tmp_path)
 
 
 async def test_a_reference_with_half_an_emoji_does_not_end_the_run(tmp_path):
     given = [*references(), {"instruction": "Why \ud83d?", "response": "So."}]
-    said = await made(tmp_path, ScriptedModel(), given=given)
+    said = await finish_run(tmp_path, ScriptedModel(), given=given)
     assert said["counts"]["accepted"] == 3
 
 
 async def test_a_refusal_with_half_an_emoji_is_a_failed_sample(tmp_path):
     refusal = Reply(None, "stop", dict(USAGE), refusal="no \ud83d")
-    run = run_of(tmp_path, ScriptedModel(generate=lambda call: refusal), SEEDS[:1])
+    run = build_run(tmp_path, ScriptedModel(generate=lambda call: refusal), SEEDS[:1])
     async with asyncio.timeout(20):
         await run.go()
-    assert told(tmp_path)["counts"]["failed"] == 1
+    assert summary_of(tmp_path)["counts"]["failed"] == 1
 
 
 # --- how much is made --------------------------------------------------------------------------
 
 
 async def test_duplicate_seeds_are_seeds_but_their_instructions_are_new(tmp_path):
-    said = await made(tmp_path, Watched(ScriptedModel()), [SEEDS[0]] * 3 + [SEEDS[1]])
+    said = await finish_run(tmp_path, CountingModel(ScriptedModel()), [SEEDS[0]] * 3 + [SEEDS[1]])
     assert said["counts"]["seeds"] == 4
     assert said["counts"]["duplicates"] > 0
-    instructions = [row["instruction"] for row in every_row(tmp_path)]
+    instructions = [row["instruction"] for row in all_rows(tmp_path)]
     assert len(instructions) == len(set(instructions)) == said["counts"]["candidates"]
     assert_adds_up(tmp_path)
 
 
 async def test_a_call_is_made_once_in_a_run(tmp_path):
-    model = Watched(Mixed())
-    said = await made(tmp_path, model, [*SEEDS, SEEDS[0]], per_seed=3, concurrency=2)
+    model = CountingModel(MixedModel())
+    said = await finish_run(tmp_path, model, [*SEEDS, SEEDS[0]], per_seed=3, concurrency=2)
     assert max(model.answered.values()) == 1
     assert said["calls"]["paid"] == len(model.answered)
 
@@ -541,20 +428,22 @@ async def test_an_equal_call_later_in_the_session_is_answered_from_the_journal(t
 
 @pytest.mark.parametrize(("target", "concurrency"), [(1, 40), (4, 7), (9, 1), (9, 40)])
 async def test_a_target_is_met_exactly(tmp_path, target, concurrency):
-    model = Mixed()
-    said = await made(tmp_path, model, SEEDS, per_seed=2, target=target, concurrency=concurrency)
+    model = MixedModel()
+    said = await finish_run(
+        tmp_path, model, SEEDS, per_seed=2, target=target, concurrency=concurrency
+    )
     assert said["status"] == "done"
     assert said["counts"]["accepted"] == target == len(rows(tmp_path, "accepted"))
     assert said["counts"]["pending"] == 0
-    last = every_row(tmp_path)[-1]
+    last = all_rows(tmp_path)[-1]
     assert last["status"] == "accepted"
     assert_adds_up(tmp_path)
 
 
 async def test_what_a_target_starts_is_the_beginning_of_what_a_higher_one_starts(tmp_path):
     for target in (3, 6):
-        await made(tmp_path / str(target), Mixed(), SEEDS, per_seed=2, target=target)
-    few, many = lasting(tmp_path / "3"), lasting(tmp_path / "6")
+        await finish_run(tmp_path / str(target), MixedModel(), SEEDS, per_seed=2, target=target)
+    few, many = stable_rows(tmp_path / "3"), stable_rows(tmp_path / "6")
     assert many[: len(few)] == few
 
 
@@ -588,32 +477,32 @@ async def test_a_round_is_over_when_all_of_its_seeds_have_had_their_turn(tmp_pat
 
     model = Uneven(propose=propose, generate=generate)
     few = {"feedback": "none", "references_per_seed": 1, "target": 1, "max_candidates": 200}
-    said = await made(tmp_path, model, [exhausted, fresh], **few)
+    said = await finish_run(tmp_path, model, [exhausted, fresh], **few)
     assert (said["status"], said["counts"]["candidates"]) == ("done", 75)
 
 
 async def test_no_more_candidates_are_made_than_asked_for(tmp_path):
-    said = await made(tmp_path, ScriptedModel(), SEEDS, per_seed=3, max_candidates=5)
+    said = await finish_run(tmp_path, ScriptedModel(), SEEDS, per_seed=3, max_candidates=5)
     assert said["counts"]["accepted"] == said["counts"]["candidates"] == 5
     assert_adds_up(tmp_path)
 
 
 async def test_each_seed_has_as_many_rows_as_asked_for_and_those_that_fail_are_counted(tmp_path):
-    said = await made(tmp_path, Mixed(), SEEDS, per_seed=3)
+    said = await finish_run(tmp_path, MixedModel(), SEEDS, per_seed=3)
     counts = said["counts"]
     assert counts["failed"] > 0
     assert counts["rejected"] > 0
     assert counts["accepted"] > 0
     assert counts["candidates"] <= 3 * len(SEEDS)
-    assert all(row["slot"][2] < 3 for row in every_row(tmp_path))
+    assert all(row["slot"][2] < 3 for row in all_rows(tmp_path))
     assert_adds_up(tmp_path)
 
 
 async def test_with_answer_seeds_the_seeds_themselves_are_answered(tmp_path):
     model = ScriptedModel()
     seeds = [*SEEDS, SEEDS[2], "  " + SEEDS[3]]
-    said = await made(tmp_path, model, seeds, answer_seeds=True)
-    assert [row["instruction"] for row in every_row(tmp_path)] == SEEDS
+    said = await finish_run(tmp_path, model, seeds, answer_seeds=True)
+    assert [row["instruction"] for row in all_rows(tmp_path)] == SEEDS
     assert model.asked("propose") == []
     assert said["counts"]["duplicates"] == 2
     assert said["counts"]["candidates"] == said["counts"]["accepted"] == 8
@@ -622,7 +511,7 @@ async def test_with_answer_seeds_the_seeds_themselves_are_answered(tmp_path):
 
 async def test_answered_seeds_that_are_alike_but_not_the_same_are_all_answered(tmp_path):
     seeds = ["why do tides rise twice a day", "why do tides rise twice a day?"]
-    said = await made(tmp_path, ScriptedModel(), seeds, answer_seeds=True)
+    said = await finish_run(tmp_path, ScriptedModel(), seeds, answer_seeds=True)
     assert said["counts"]["accepted"] == 2
 
 
@@ -634,23 +523,23 @@ _undisturbed: dict[int, list[dict[str, Any]]] = {}
 
 async def undisturbed(folder: Path, per_seed: int) -> list[dict[str, Any]]:
     if per_seed not in _undisturbed:
-        await made(folder, Mixed(), SEEDS, per_seed=per_seed, try_criteria=True)
-        _undisturbed[per_seed] = lasting(folder)
+        await finish_run(folder, MixedModel(), SEEDS, per_seed=per_seed, try_criteria=True)
+        _undisturbed[per_seed] = stable_rows(folder)
     return _undisturbed[per_seed]
 
 
 async def stopped_and_resumed(out: Path, at: int, per_seed: int) -> Counter[str]:
-    first = Watched(Mixed(), at)
+    first = CountingModel(MixedModel(), at)
     same = {"per_seed": per_seed, "try_criteria": True}
-    run = run_of(out, first, SEEDS, concurrency=4, **same)
+    run = build_run(out, first, SEEDS, concurrency=4, **same)
     first.then = run.stop
     async with asyncio.timeout(20):
         await run.go()
-    assert told(out)["status"] == "interrupted"
+    assert summary_of(out)["status"] == "interrupted"
     assert first.begun == at
     assert_adds_up(out)
-    second = Watched(Mixed())
-    said = await made(out, second, SEEDS, **same)
+    second = CountingModel(MixedModel())
+    said = await finish_run(out, second, SEEDS, **same)
     assert said["status"] == "done"
     assert_adds_up(out)
     return first.answered + second.answered
@@ -659,7 +548,7 @@ async def stopped_and_resumed(out: Path, at: int, per_seed: int) -> Counter[str]
 @pytest.mark.parametrize("at", [1, 9, 22, 29, 36])
 async def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path, at):
     answered = await stopped_and_resumed(tmp_path / "out", at, 1)
-    assert lasting(tmp_path / "out") == await undisturbed(tmp_path / "whole", 1)
+    assert stable_rows(tmp_path / "out") == await undisturbed(tmp_path / "whole", 1)
     assert max(answered.values()) == 1
 
 
@@ -669,7 +558,7 @@ async def test_a_stop_among_the_samples_of_one_seed_loses_nothing(tmp_path, at, 
     monkeypatch.setattr(threading, "excepthook", died.append)
     answered = await stopped_and_resumed(tmp_path / "out", at, 3)
     assert died == []
-    assert lasting(tmp_path / "out") == await undisturbed(tmp_path / "whole", 3)
+    assert stable_rows(tmp_path / "out") == await undisturbed(tmp_path / "whole", 3)
     assert max(answered.values()) == 1
 
 
@@ -692,14 +581,14 @@ async def test_a_sample_that_failed_before_a_stop_stays_failed_and_is_not_tried_
         stopped.set()
 
     few = {"per_seed": 3, "concurrency": 1, "target": 5, "max_candidates": 6}
-    run = run_of(tmp_path, FailingFirst(), SEEDS[:2], on_record=stop, **few)
+    run = build_run(tmp_path, FailingFirst(), SEEDS[:2], on_record=stop, **few)
     async with asyncio.timeout(20):
         await run.go()
     before = rows(tmp_path, "failed")
     assert len(before) == 1
     assert rows(tmp_path, "accepted") == []
     model = ScriptedModel()
-    said = await made(tmp_path, model, SEEDS[:2], **few)
+    said = await finish_run(tmp_path, model, SEEDS[:2], **few)
     assert rows(tmp_path, "failed") == before
     assert said["counts"]["accepted"] == 5
     asked = [tagged(prompt, "instruction")[-1] for prompt in model.asked("generate")]
@@ -709,17 +598,17 @@ async def test_a_sample_that_failed_before_a_stop_stays_failed_and_is_not_tried_
 
 @pytest.mark.parametrize("at", [2, 20, 30])
 async def test_a_run_that_was_cut_off_goes_on_as_if_it_had_not_been(tmp_path, at):
-    first = Watched(Mixed(), at)
-    run = run_of(tmp_path / "out", first, SEEDS, concurrency=4, try_criteria=True)
+    first = CountingModel(MixedModel(), at)
+    run = build_run(tmp_path / "out", first, SEEDS, concurrency=4, try_criteria=True)
     cut_off = asyncio.create_task(run.go())
     first.then = cut_off.cancel
     async with asyncio.timeout(20):
         await asyncio.wait([cut_off])
     assert cut_off.cancelled()
     assert holder(tmp_path / "out") is None
-    said = await made(tmp_path / "out", Mixed(), SEEDS, try_criteria=True)
+    said = await finish_run(tmp_path / "out", MixedModel(), SEEDS, try_criteria=True)
     assert said["status"] == "done"
-    assert lasting(tmp_path / "out") == await undisturbed(tmp_path / "whole", 1)
+    assert stable_rows(tmp_path / "out") == await undisturbed(tmp_path / "whole", 1)
     assert_adds_up(tmp_path / "out")
 
 
@@ -741,7 +630,7 @@ async def test_a_run_that_was_cut_off_makes_no_further_call_and_leaves_no_task(t
             return await super().__call__(call)
 
     model = Slow()
-    cut_off = asyncio.create_task(run_of(tmp_path, model, SEEDS, concurrency=2).go())
+    cut_off = asyncio.create_task(build_run(tmp_path, model, SEEDS, concurrency=2).go())
     async with asyncio.timeout(10):
         await asyncio.wait([cut_off])
     asked = len(model.calls)
@@ -756,17 +645,17 @@ async def test_a_run_that_was_cut_off_makes_no_further_call_and_leaves_no_task(t
 
 async def test_a_run_that_is_stopped_before_its_first_call_makes_none(tmp_path):
     model = ScriptedModel()
-    run = run_of(tmp_path, model)
+    run = build_run(tmp_path, model)
     run.stop()
     async with asyncio.timeout(20):
         await run.go()
     assert model.calls == []
-    assert told(tmp_path)["status"] == "interrupted"
+    assert summary_of(tmp_path)["status"] == "interrupted"
 
 
 async def test_a_stop_while_references_are_learned_is_no_failure_of_theirs(tmp_path):
-    model = Watched(ScriptedModel(), 4)
-    run = run_of(tmp_path, model, concurrency=1, try_criteria=True)
+    model = CountingModel(ScriptedModel(), 4)
+    run = build_run(tmp_path, model, concurrency=1, try_criteria=True)
     model.then = run.stop
     await run.go()
     assert status_of(tmp_path)["counts"]["references_failed"] == 0
@@ -787,62 +676,62 @@ async def test_a_reference_that_is_learned_at_the_second_try_is_not_counted_as_f
             await asyncio.sleep(0.05)
         return await letters(list(texts))
 
-    run = run_of(tmp_path, ScriptedModel(extract=extract), SEEDS[:2], given=references(1))
+    run = build_run(tmp_path, ScriptedModel(extract=extract), SEEDS[:2], given=references(1))
     run.tools.embed = embed
     async with asyncio.timeout(20):
         await run.go()
-    said = told(tmp_path)
+    said = summary_of(tmp_path)
     assert (said["counts"]["failed"], said["counts"]["accepted"]) == (1, 1)
     assert said["counts"]["references_failed"] == 0
     assert said["criteria"]["proposed"] == 2
 
 
 async def test_a_finished_run_is_done_at_once_when_taken_up_again(tmp_path):
-    before = await made(tmp_path, Mixed(), SEEDS, per_seed=2)
-    kept = lasting(tmp_path)
+    before = await finish_run(tmp_path, MixedModel(), SEEDS, per_seed=2)
+    kept = stable_rows(tmp_path)
     model = ScriptedModel()
-    after = await made(tmp_path, model, SEEDS, per_seed=2)
+    after = await finish_run(tmp_path, model, SEEDS, per_seed=2)
     assert model.calls == []
-    assert lasting(tmp_path) == kept
+    assert stable_rows(tmp_path) == kept
     assert after["counts"] == before["counts"]
     assert after["calls"]["paid"] == before["calls"]["paid"]
     assert after["criteria"] == before["criteria"]
 
 
 async def test_appended_seeds_are_taken_up_and_the_others_are_kept(tmp_path):
-    await made(tmp_path, Mixed(), SEEDS[:5])
-    kept = lasting(tmp_path)
-    model = Watched(Mixed())
-    said = await made(tmp_path, model, SEEDS)
+    await finish_run(tmp_path, MixedModel(), SEEDS[:5])
+    kept = stable_rows(tmp_path)
+    model = CountingModel(MixedModel())
+    said = await finish_run(tmp_path, model, SEEDS)
     assert said["counts"]["seeds"] == 8
-    assert [r for r in lasting(tmp_path) if r["slot"][1] < 5] == kept
-    assert {r["slot"][1] for r in lasting(tmp_path)} > {5, 6}
+    assert [r for r in stable_rows(tmp_path) if r["slot"][1] < 5] == kept
+    assert {r["slot"][1] for r in stable_rows(tmp_path)} > {5, 6}
     assert_adds_up(tmp_path)
 
 
 async def test_appended_references_are_taken_up_and_finished_rows_are_kept(tmp_path):
-    await made(tmp_path, ScriptedModel(), SEEDS[:2])
-    kept = lasting(tmp_path)
-    said = await made(tmp_path, ScriptedModel(), SEEDS[:4], given=references(5))
+    await finish_run(tmp_path, ScriptedModel(), SEEDS[:2])
+    kept = stable_rows(tmp_path)
+    said = await finish_run(tmp_path, ScriptedModel(), SEEDS[:4], given=references(5))
     assert said["counts"]["references"] == 5
-    assert lasting(tmp_path)[:2] == kept
+    assert stable_rows(tmp_path)[:2] == kept
     assert said["counts"]["accepted"] == 4
     model = ScriptedModel()
-    await made(tmp_path / "own", ScriptedModel(), None)
-    said = await made(tmp_path / "own", model, None, given=references(5))
+    await finish_run(tmp_path / "own", ScriptedModel(), None)
+    said = await finish_run(tmp_path / "own", model, None, given=references(5))
     assert said["counts"]["seeds"] == said["counts"]["accepted"] == 5
     assert len(model.asked("generate")) == 2
 
 
 async def test_a_higher_target_continues(tmp_path):
-    await made(tmp_path / "once", Mixed(), SEEDS, target=8)
-    before = Watched(Mixed())
-    await made(tmp_path / "twice", before, SEEDS, target=4)
+    await finish_run(tmp_path / "once", MixedModel(), SEEDS, target=8)
+    before = CountingModel(MixedModel())
+    await finish_run(tmp_path / "twice", before, SEEDS, target=4)
     assert len(rows(tmp_path / "twice", "accepted")) == 4
-    after = Watched(Mixed())
-    said = await made(tmp_path / "twice", after, SEEDS, target=8)
+    after = CountingModel(MixedModel())
+    said = await finish_run(tmp_path / "twice", after, SEEDS, target=8)
     assert said["counts"]["accepted"] == 8
-    assert lasting(tmp_path / "twice") == lasting(tmp_path / "once")
+    assert stable_rows(tmp_path / "twice") == stable_rows(tmp_path / "once")
     assert max((before.answered + after.answered).values()) == 1
     assert_adds_up(tmp_path / "twice")
 
@@ -861,8 +750,8 @@ async def test_what_makes_no_other_rows_may_differ(tmp_path, changed):
     if "memory" in changed:
         changed = {"memory": tmp_path / "elsewhere"}
     few = {"target": 3, "feedback": "none", "references_per_seed": 1}
-    await made(tmp_path / "out", ScriptedModel(), **few)
-    said = await made(tmp_path / "out", ScriptedModel(), **{**few, **changed})
+    await finish_run(tmp_path / "out", ScriptedModel(), **few)
+    said = await finish_run(tmp_path / "out", ScriptedModel(), **{**few, **changed})
     assert said["status"] == "done"
 
 
@@ -870,7 +759,7 @@ async def test_what_makes_no_other_rows_may_differ(tmp_path, changed):
 def finished_run(tmp_path_factory):
     """A run that is refused to all who would go on with it otherwise, and so is never changed."""
     out = tmp_path_factory.mktemp("finished")
-    asyncio.run(made(out, ScriptedModel()))
+    asyncio.run(finish_run(out, ScriptedModel()))
     return out
 
 
@@ -900,7 +789,7 @@ async def test_any_other_setting_that_differs_is_refused_and_named(finished_run,
     before = (finished_run / "run.json").read_bytes()
     model = ScriptedModel()
     with pytest.raises(JournalUnusable) as refusal:
-        await made(finished_run, model, **changed)
+        await finish_run(finished_run, model, **changed)
     ((name, value),) = changed.items()
     assert name in str(refusal.value)
     assert (str(value) if not isinstance(value, dict) else "0.125") in str(refusal.value)
@@ -911,9 +800,9 @@ async def test_any_other_setting_that_differs_is_refused_and_named(finished_run,
 
 
 async def test_a_lower_target_is_refused(tmp_path):
-    await made(tmp_path, ScriptedModel(), target=4)
+    await finish_run(tmp_path, ScriptedModel(), target=4)
     with pytest.raises(JournalUnusable, match="target"):
-        await made(tmp_path, ScriptedModel(), target=2)
+        await finish_run(tmp_path, ScriptedModel(), target=2)
 
 
 def changed_rows(kind: str) -> dict[str, Any]:
@@ -941,19 +830,19 @@ async def test_rows_that_are_not_only_appended_are_refused(finished_run, kind):
     kept = {p.name: p.read_bytes() for p in finished_run.glob("*.json*")}
     model = ScriptedModel()
     with pytest.raises(JournalUnusable, match="references" if "reference" in kind else "seeds"):
-        await made(finished_run, model, **changed_rows(kind))
+        await finish_run(finished_run, model, **changed_rows(kind))
     assert model.calls == []
     assert {p.name: p.read_bytes() for p in finished_run.glob("*.json*")} == kept
 
 
 async def test_a_second_run_in_the_same_directory_at_once_is_refused(tmp_path):
-    model = Watched(ScriptedModel(), 5)
-    run = run_of(tmp_path, model)
+    model = CountingModel(ScriptedModel(), 5)
+    run = build_run(tmp_path, model)
     refused: list[Any] = []
 
     async def second() -> None:
         with pytest.raises(JournalUnusable, match="pid") as refusal:
-            await run_of(tmp_path, ScriptedModel()).go()
+            await build_run(tmp_path, ScriptedModel()).go()
         refused.append(refusal)
 
     tasks: list[asyncio.Task[None]] = []
@@ -965,10 +854,10 @@ async def test_a_second_run_in_the_same_directory_at_once_is_refused(tmp_path):
 
 
 async def test_the_status_of_a_run_is_brought_up_to_date_from_its_journal(tmp_path):
-    await made(tmp_path, Mixed(), SEEDS)
+    await finish_run(tmp_path, MixedModel(), SEEDS)
     said = status_of(tmp_path)
     assert said["status"] == "done"
-    assert said["counts"] == told(tmp_path)["counts"]
+    assert said["counts"] == summary_of(tmp_path)["counts"]
     (tmp_path / "run.json").unlink()
     assert status_of(tmp_path)["status"] == "interrupted"
     assert status_of(tmp_path)["counts"]["accepted"] == len(rows(tmp_path, "accepted"))
@@ -993,8 +882,8 @@ def learning(model: ScriptedModel) -> list[Call]:
 async def test_a_second_run_that_shares_the_memory_learns_nothing_anew(tmp_path):
     first, second = ScriptedModel(), ScriptedModel()
     memory = tmp_path / "memory"
-    before = await made(tmp_path / "a", first, SEEDS[:3], memory=memory, try_criteria=True)
-    after = await made(tmp_path / "b", second, SEEDS[3:6], memory=memory, try_criteria=True)
+    before = await finish_run(tmp_path / "a", first, SEEDS[:3], memory=memory, try_criteria=True)
+    after = await finish_run(tmp_path / "b", second, SEEDS[3:6], memory=memory, try_criteria=True)
     assert len(learning(first)) == 3 + 3 * 4
     assert learning(second) == []
     assert after["criteria"] == before["criteria"]
@@ -1004,16 +893,16 @@ async def test_a_second_run_that_shares_the_memory_learns_nothing_anew(tmp_path)
 
 async def test_what_was_learned_is_learned_anew_for_another_model(tmp_path):
     memory = tmp_path / "memory"
-    await made(tmp_path / "a", ScriptedModel(), SEEDS[:1], memory=memory)
+    await finish_run(tmp_path / "a", ScriptedModel(), SEEDS[:1], memory=memory)
     for name, changed in {"b": {"model": "x"}, "c": {"try_criteria": True}}.items():
         model = ScriptedModel()
-        await made(tmp_path / name, model, SEEDS[:1], memory=memory, **changed)
+        await finish_run(tmp_path / name, model, SEEDS[:1], memory=memory, **changed)
         assert len(model.asked("extract")) == 3
 
 
 async def test_a_run_without_trials_makes_no_trial_call(tmp_path):
     model = ScriptedModel()
-    await made(tmp_path, model, try_criteria=False)
+    await finish_run(tmp_path, model, try_criteria=False)
     assert {c.stage for c in learning(model)} == {"extract"}
 
 
@@ -1164,7 +1053,7 @@ async def test_a_fault_of_the_graph_itself_costs_its_seed_and_holds_up_no_other(
         return verdicts(prompt_of(call))
 
     model = ScriptedModel(critique=critique)
-    said = await made(tmp_path, model, SEEDS[:4], per_seed=per_seed, max_failure_rate=1.0)
+    said = await finish_run(tmp_path, model, SEEDS[:4], per_seed=per_seed, max_failure_rate=1.0)
     counts = said["counts"]
     assert said["status"] == "done"
     assert counts["candidates"] == 4 * per_seed

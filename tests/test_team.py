@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from fakes import ScriptedModel, answer, letters, prompt_of, words
-from test_run import SEEDS, Mixed, lasting, references, rows, run_of, told
+from runs import SEEDS, MixedModel, build_run, references, rows, stable_rows, summary_of
 
 from nodes.faults import Transient
 from nodes.llm import CallFailed, ProviderStopped
@@ -85,27 +85,27 @@ def office():
 
 
 async def together(out, office: Office, *args: Any, **more: Any) -> dict[str, Any]:
-    run = run_of(
+    run = build_run(
         out, office.complete, *args, **{"engine": "ray", "workers": 2, "concurrency": 4, **more}
     )
     office.run, run.tools.hiring = run, office
     async with asyncio.timeout(60):
         await run.go()
-    return told(out)
+    return summary_of(out)
 
 
 async def alone(out, complete: Any, *args: Any, **more: Any) -> dict[str, Any]:
     async with asyncio.timeout(60):
-        await run_of(out, complete, *args, **more).go()
-    return told(out)
+        await build_run(out, complete, *args, **more).go()
+    return summary_of(out)
 
 
 @pytest.mark.parametrize("workers", [1, 2, 5])
 async def test_workers_make_the_rows_that_one_process_makes(tmp_path, office, workers):
     few = {"given": references(8), "references_per_seed": 2, "reference_quota": 1.0, "per_seed": 3}
-    one = await alone(tmp_path / "one", Mixed(), SEEDS, **few)
-    many = await together(tmp_path / "many", office(Mixed()), SEEDS, workers=workers, **few)
-    assert lasting(tmp_path / "many") == lasting(tmp_path / "one")
+    one = await alone(tmp_path / "one", MixedModel(), SEEDS, **few)
+    many = await together(tmp_path / "many", office(MixedModel()), SEEDS, workers=workers, **few)
+    assert stable_rows(tmp_path / "many") == stable_rows(tmp_path / "one")
     for name in ("counts", "criteria", "usage"):
         assert many[name] == one[name]
     assert many["calls"]["paid"] == one["calls"]["paid"]
@@ -120,21 +120,21 @@ async def test_every_worker_gets_seeds(tmp_path, office):
 
 @pytest.mark.parametrize("target", [3, 7, 16])
 async def test_a_target_is_reached_exactly(tmp_path, office, target):
-    said = await together(tmp_path, office(Mixed()), SEEDS, target=target, workers=3)
+    said = await together(tmp_path, office(MixedModel()), SEEDS, target=target, workers=3)
     assert said["counts"]["accepted"] == target
-    await alone(tmp_path / "one", Mixed(), SEEDS, target=target)
-    assert lasting(tmp_path) == lasting(tmp_path / "one")
+    await alone(tmp_path / "one", MixedModel(), SEEDS, target=target)
+    assert stable_rows(tmp_path) == stable_rows(tmp_path / "one")
 
 
 @pytest.mark.parametrize("at", [1, 2, 5, 9, 14, 22, 31])
 async def test_a_worker_that_is_lost_costs_its_calls_in_flight_only(tmp_path, office, at):
     few = {"given": references(8), "references_per_seed": 2, "reference_quota": 1.0, "per_seed": 2}
-    calm = office(Mixed())
+    calm = office(MixedModel())
     one = await together(tmp_path / "one", calm, SEEDS, **few)
-    staff = office(Mixed())
+    staff = office(MixedModel())
     staff.on_call = lambda far, n: far.kill() if n == at else None
     many = await together(tmp_path / "many", staff, SEEDS, **few)
-    assert lasting(tmp_path / "many") == lasting(tmp_path / "one")
+    assert stable_rows(tmp_path / "many") == stable_rows(tmp_path / "one")
     assert many["counts"] == one["counts"]
     assert many["calls"]["paid"] == one["calls"]["paid"]
     assert len(staff.hired) == 3
@@ -144,35 +144,35 @@ async def test_a_worker_that_is_lost_costs_its_calls_in_flight_only(tmp_path, of
 
 async def test_workers_that_are_lost_again_and_again_are_replaced(tmp_path, office):
     few = {"given": references(8), "per_seed": 2}
-    await alone(tmp_path / "one", Mixed(), SEEDS, **few)
-    staff = office(Mixed())
+    await alone(tmp_path / "one", MixedModel(), SEEDS, **few)
+    staff = office(MixedModel())
     staff.on_call = lambda far, n: far.kill() if n % 9 == 0 and n < 60 else None
     await together(tmp_path / "many", staff, SEEDS, **few)
-    assert lasting(tmp_path / "many") == lasting(tmp_path / "one")
+    assert stable_rows(tmp_path / "many") == stable_rows(tmp_path / "one")
     assert len(staff.hired) > 4
 
 
 async def test_when_every_worker_is_lost_the_run_stops_and_can_be_gone_on_with(tmp_path, office):
-    staff = office(Mixed())
+    staff = office(MixedModel())
     staff.on_call = lambda far, n: far.kill()
     with pytest.raises((WorkersLost, Lost), match=r"lost|killed"):
         await together(tmp_path / "many", staff, SEEDS)
-    assert told(tmp_path / "many")["status"] == "stopped"
-    await together(tmp_path / "many", office(Mixed()), SEEDS)
-    await alone(tmp_path / "one", Mixed(), SEEDS)
-    assert lasting(tmp_path / "many") == lasting(tmp_path / "one")
+    assert summary_of(tmp_path / "many")["status"] == "stopped"
+    await together(tmp_path / "many", office(MixedModel()), SEEDS)
+    await alone(tmp_path / "one", MixedModel(), SEEDS)
+    assert stable_rows(tmp_path / "many") == stable_rows(tmp_path / "one")
 
 
 @pytest.mark.parametrize("at", [4, 17])
 async def test_a_run_is_gone_on_with_by_another_engine_and_number_of_workers(tmp_path, office, at):
     few = {"given": references(6), "references_per_seed": 2, "per_seed": 2}
-    one = await alone(tmp_path / "one", Mixed(), SEEDS, **few)
-    staff = office(Mixed())
+    one = await alone(tmp_path / "one", MixedModel(), SEEDS, **few)
+    staff = office(MixedModel())
     staff.on_call = lambda far, n: staff.run.stop() if n == at else None
     first = await together(tmp_path / "many", staff, SEEDS, workers=3, **few)
     assert first["status"] == "interrupted"
-    last = await alone(tmp_path / "many", Mixed(), SEEDS, **few)
-    assert lasting(tmp_path / "many") == lasting(tmp_path / "one")
+    last = await alone(tmp_path / "many", MixedModel(), SEEDS, **few)
+    assert stable_rows(tmp_path / "many") == stable_rows(tmp_path / "one")
     assert last["calls"]["paid"] == one["calls"]["paid"]
 
 
@@ -181,7 +181,7 @@ async def test_a_budget_is_one_for_all_workers(tmp_path, office):
     staff = office(ScriptedModel())
     with pytest.raises(Exception, match="--max-tokens"):
         await together(tmp_path, staff, SEEDS, **cap)
-    used = told(tmp_path)["usage"]
+    used = summary_of(tmp_path)["usage"]
     assert used["prompt_tokens"] + used["completion_tokens"] <= 4000
 
 
@@ -340,11 +340,11 @@ async def test_a_cluster_with_less_room_makes_the_rows_with_the_workers_it_has(t
 
         return one
 
-    run = run_of(tmp_path, staff.complete, SEEDS, engine="ray", workers=3, concurrency=4)
+    run = build_run(tmp_path, staff.complete, SEEDS, engine="ray", workers=3, concurrency=4)
     run.tools.hiring = crowded
     async with asyncio.timeout(30):
         await run.go()
-    assert told(tmp_path)["counts"]["accepted"] == len(SEEDS)
+    assert summary_of(tmp_path)["counts"]["accepted"] == len(SEEDS)
     assert len(staff.hired) == 1
 
 
@@ -359,7 +359,7 @@ async def test_a_cluster_with_less_room_makes_the_rows_with_the_workers_it_has(t
     ids=str,
 )
 async def test_workers_make_every_arm(tmp_path, office, given):
-    one = await alone(tmp_path / "one", Mixed(), SEEDS, **given)
-    many = await together(tmp_path / "many", office(Mixed()), SEEDS, **given)
-    assert lasting(tmp_path / "many") == lasting(tmp_path / "one")
+    one = await alone(tmp_path / "one", MixedModel(), SEEDS, **given)
+    many = await together(tmp_path / "many", office(MixedModel()), SEEDS, **given)
+    assert stable_rows(tmp_path / "many") == stable_rows(tmp_path / "one")
     assert many["calls"]["by_stage"] == one["calls"]["by_stage"]

@@ -1,0 +1,66 @@
+"""Runs whose samples wait for a person, and `refloom review` as a process."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from fakes import ScriptedModel
+from processes import env_of
+from runs import SEEDS, finish_run
+from served import free_port
+
+BETTER = "Wind pushes on the water, and gravity pulls it back."
+
+
+async def run_for_review(out: Path, model=None, seeds=SEEDS[:3], **more):
+    more = {"review": "all", "try_criteria": False, "max_attempts": 1} | more
+    return await finish_run(out, model or ScriptedModel(), seeds, **more)
+
+
+class ReviewProcess:
+    """`refloom review DIR` on a free port."""
+
+    def __init__(self, out: Path, **environment: str) -> None:
+        self.port = free_port()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "refloom", "review", str(out), "--port", str(self.port)],
+            env=env_of(environment),
+            cwd=out,
+            stderr=subprocess.PIPE,
+        )
+
+    def __enter__(self) -> ReviewProcess:
+        for _ in range(200):
+            assert self.process.poll() is None, self.process.stderr.read()
+            try:
+                self.ask("/review/config")
+                return self
+            except urllib.error.URLError as error:
+                if isinstance(error, urllib.error.HTTPError):
+                    return self
+                time.sleep(0.05)
+        raise AssertionError("it does not answer")
+
+    def __exit__(self, *exc: object) -> None:
+        self.process.send_signal(signal.SIGINT)
+        self.process.wait(20)
+        self.process.stderr.close()
+
+    def ask(self, path: str, said: object = None, method: str = "GET", **headers: str):
+        body = None if said is None else json.dumps(said).encode()
+        headers = {"Content-Type": "application/json", **headers}
+        address = f"http://127.0.0.1:{self.port}{path}"
+        request = urllib.request.Request(address, body, headers, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=10) as answer:
+                return answer.status, json.loads(answer.read() or "null")
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, json.loads(error.read())
