@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from refloom import values
 from refloom.checks import ASKING
-from refloom.data.rows import BadFile
+from refloom.errors import InputError
 from refloom.shelf import NAMED
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def add_choosing(parser: argparse.ArgumentParser) -> Any:
 
 
 def choice_of(given: Namespace, flags: dict[str, Any]) -> Choice | None:
-    """What is to be chosen; None: everything. Raises `BadFile` for flags that do not fit."""
+    """What is to be chosen; None: everything. Raises `InputError` for flags that do not fit."""
     filters, diverse = tuple(given.filter or ()), given.sample == "diverse"
     random, size = "random" in filters, given.size is not None
     wrong = {
@@ -82,7 +82,7 @@ def choice_of(given: Namespace, flags: dict[str, Any]) -> Choice | None:
         wrong[why] = name in flags and "judge" not in filters
     for why, holds in wrong.items():
         if holds:
-            raise BadFile(why)
+            raise InputError(why)
     if not filters and not diverse:
         return None
     from refloom.measure.filters import Choice

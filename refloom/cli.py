@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
 from refloom import __version__, arguments, commands, measuring, shelf
+from refloom.errors import RefloomError
 from refloom.runs.garbage import seldom_in_this_process
 from refloom.settings import Settings
 
@@ -108,30 +109,17 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 def _status_of(error: Exception) -> int | None:
     """The exit status of an error a person can do something about; None for a fault of ours."""
+    if isinstance(error, RefloomError):
+        return error.exit_status
+    if isinstance(error, SettingsError | ValidationError | tomllib.TOMLDecodeError | OSError):
+        return 2
     from memory.references import IndexUnusable
     from memory.weights import WeightsUnavailable
     from nodes.llm import ProviderStopped
-    from refloom.data.push import HubRefused
-    from refloom.data.rows import BadFile
-    from refloom.runs.budget import BudgetSpent
-    from refloom.runs.lock import JournalUnusable
-    from refloom.runs.seams import TooManyFailed
-    from refloom.runs.team import WorkersLost
 
-    stopped = ProviderStopped | WeightsUnavailable | BudgetSpent | HubRefused | WorkersLost
-    if isinstance(error, stopped):
+    if isinstance(error, ProviderStopped | WeightsUnavailable):
         return 4
-    if isinstance(error, TooManyFailed):
-        return 3
-    bad = (
-        BadFile
-        | SettingsError
-        | JournalUnusable
-        | IndexUnusable
-        | ValidationError
-        | tomllib.TOMLDecodeError
-    )
-    return 2 if isinstance(error, bad | OSError) else None
+    return 2 if isinstance(error, IndexUnusable) else None
 
 
 def _one_line(error: Exception) -> str:

@@ -56,7 +56,7 @@ def experiment(given: Namespace, flags: dict[str, Any]) -> int:
 
 
 def _check_arms(each: Iterable[Settings], references: Any, seeds: Any) -> None:
-    """Find out what is wrong with any arm before anything is made or paid. Raises `BadFile`."""
+    """Find out what is wrong with any arm before anything is made or paid. Raises `InputError`."""
     from refloom.runs.given import read_given
 
     for own in each:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refloom import values
-from refloom.data.rows import BadFile
+from refloom.errors import InputError
 from refloom.shelf import say
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def _kept(path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise BadFile(f"{path}: is no JSON ({error}); compare once more") from error
+        raise InputError(f"{path}: is no JSON ({error}); compare once more") from error
     return found if isinstance(found, dict) else None
 
 
@@ -65,9 +65,9 @@ def compare(given: Namespace, flags: dict[str, Any]) -> int:
     if whole:
         directories = arms_in(directories[0])
     if len({path.resolve() for path in directories}) < len(directories):
-        raise BadFile("compare: a directory is named twice; give different runs")
+        raise InputError("compare: a directory is named twice; give different runs")
     if len(directories) < 2:
-        raise BadFile(
+        raise InputError(
             f"{directories[0].parent}: has only one arm yet; run the experiment to its end"
             if whole
             else "compare: give two runs or more, or the directory of an experiment"

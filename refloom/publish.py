@@ -15,7 +15,7 @@ from typing import Any
 
 from nodes.quick_json import loads
 from refloom.choosing import choice_of, chosen
-from refloom.data.rows import BadFile
+from refloom.errors import InputError
 from refloom.shelf import say
 
 WHY_NONE = {
@@ -58,7 +58,9 @@ def export(given: Namespace, flags: dict[str, Any]) -> int:
                 random_seed=given.random_seed,
             )
         except OSError as error:
-            raise BadFile(f"{given.file}: cannot be written ({error.strerror or error})") from error
+            raise InputError(
+                f"{given.file}: cannot be written ({error.strerror or error})"
+            ) from error
     for path, count in written.items():
         say(f"{count} rows in {path}")
         if not count:
@@ -71,12 +73,12 @@ def export(given: Namespace, flags: dict[str, Any]) -> int:
 def _check_file(path: Path) -> None:
     """Refuse before anything is paid for what could not be written in the end."""
     if path.suffix not in (".jsonl", ".parquet"):
-        raise BadFile(f"{path}: exports are written as .jsonl or .parquet; name it so")
+        raise InputError(f"{path}: exports are written as .jsonl or .parquet; name it so")
     if path.is_dir():
-        raise BadFile(f"{path}: cannot be written (is a directory)")
+        raise InputError(f"{path}: cannot be written (is a directory)")
     if not os.access(path.parent, os.W_OK):
         why = "may not be written to" if path.parent.is_dir() else "is no directory"
-        raise BadFile(f"{path}: cannot be written ({path.parent} {why})")
+        raise InputError(f"{path}: cannot be written ({path.parent} {why})")
 
 
 def _accepted(journal: sqlite3.Connection, ids: set[str] | None) -> Iterator[str]:
@@ -99,7 +101,7 @@ def push(given: Namespace, flags: dict[str, Any]) -> int:
     check_run(given.directory)
     said = status_of(given.directory)
     if not said.keys() >= CARD_NEEDS or "references" not in said["reading"]:
-        raise BadFile(f"{given.directory / 'run.json'}: is missing or damaged; run it once more")
+        raise InputError(f"{given.directory / 'run.json'}: is missing or damaged; run it once more")
     with (
         snapshot(given.directory / "journal.sqlite") as journal,
         tempfile.TemporaryDirectory() as folder,
@@ -120,7 +122,7 @@ def push(given: Namespace, flags: dict[str, Any]) -> int:
 
 def _check_clean(given: Namespace, found: int) -> None:
     if found and not given.despite_contamination:
-        raise BadFile(
+        raise InputError(
             f"{given.directory}: {found} samples held a benchmark's prompt. They are not among the "
             "rows, but their seeds were: look at rejected.jsonl, then give --despite-contamination"
         )
@@ -151,5 +153,5 @@ def _written(
         configs.append({"config_name": format_, "data_files": files, **first})
         rows[format_] = sum(written.values())
     if not configs:
-        raise BadFile(f"{given.directory}: there is no row to publish")
+        raise InputError(f"{given.directory}: there is no row to publish")
     return rows, configs

@@ -6,7 +6,7 @@ import sys
 from argparse import Namespace
 from typing import Any
 
-from refloom.data.rows import BadFile
+from refloom.errors import InputError
 from refloom.shelf import say
 
 INSTALL = "the review page needs the extra 'serve': pip install 'refloom[serve]'"
@@ -15,14 +15,14 @@ INSTALL = "the review page needs the extra 'serve': pip install 'refloom[serve]'
 def review(given: Namespace, flags: dict[str, Any]) -> int:
     """Serve the review page of a run until it is stopped; decisions go into its journal and files.
 
-    Raises `BadFile` where the page cannot be served, `JournalUnusable` where there is no run.
+    Raises `InputError` where the page cannot be served, `JournalError` where there is no run.
     """
     try:
         import uvicorn
 
         from refloom.serve.desk import desk
     except ImportError as error:
-        raise BadFile(INSTALL) from error
+        raise InputError(INSTALL) from error
     _check_keys(given)
     from refloom.runs.kept import check_run
 
@@ -40,22 +40,22 @@ def review(given: Namespace, flags: dict[str, Any]) -> int:
     except KeyboardInterrupt:
         return 0
     except SystemExit as error:
-        raise BadFile(
+        raise InputError(
             f"--port {given.port}: it cannot be listened on; is another review open? Give --port"
         ) from error
     return 0
 
 
 def _check_keys(given: Namespace) -> None:
-    """Refuse to show the page to others without keys. Raises `BadFile`."""
+    """Refuse to show the page to others without keys. Raises `InputError`."""
     from refloom.serve.keys import BadKeys, configured, loopback
 
     try:
         keys = configured()
     except BadKeys as error:
-        raise BadFile(str(error)) from error
+        raise InputError(str(error)) from error
     if not keys and not loopback(given.host):
-        raise BadFile(
+        raise InputError(
             f"--host {given.host}: others would reach the page; set REFLOOM_API_KEYS first "
             "(`refloom key NAME` makes a key), or leave --host out"
         )

@@ -169,7 +169,8 @@ class Endpoint:
         self._stop = asyncio.Event()
         app = web.Application(client_max_size=1 << 26)
         app.router.add_post("/v1/chat/completions", self._chat)
-        runner = web.AppRunner(app, access_log=None)
+        # What still waits for its latency in the end is not waited for.
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.05)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()

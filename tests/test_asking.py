@@ -11,10 +11,9 @@ from runs import finish_run
 from nodes.compare import compare
 from nodes.context import Context
 from nodes.llm import CallFailed, Place
+from refloom.errors import BudgetSpent, JournalError
 from refloom.measure.asking import asking, each, settings_over, unique_names
-from refloom.runs.budget import BudgetSpent
 from refloom.runs.files import status_of
-from refloom.runs.lock import JournalUnusable
 from refloom.settings import Settings
 
 RUN = {"settings": {"model": "m", "judge_model": "j", "base_url": "http://run.example/v1"}}
@@ -50,7 +49,7 @@ async def test_a_judge_of_its_own_needs_no_endpoint_of_the_writer(tmp_path):
 async def test_a_directory_is_held_while_its_judge_is_asked(tmp_path):
     await finish_run(tmp_path, ScriptedModel())
     async with asking(tmp_path, Settings(model="m"), ScriptedModel()):
-        with pytest.raises(JournalUnusable, match="at work here"):
+        with pytest.raises(JournalError, match="at work here"):
             async with asking(tmp_path, Settings(model="m"), ScriptedModel()):
                 pass
 

@@ -14,15 +14,8 @@ from hypothesis import strategies as st
 from nodes.generate import Generated
 from nodes.llm import Call
 from nodes.state import Usage
-from refloom.data.rows import BadFile
-from refloom.runs.budget import (
-    TOKENS_PER_BYTE,
-    TOKENS_PER_CALL,
-    Budget,
-    BudgetSpent,
-    Reservation,
-    check_priced,
-)
+from refloom.errors import BudgetSpent, InputError
+from refloom.runs.budget import TOKENS_PER_BYTE, TOKENS_PER_CALL, Budget, Reservation, check_priced
 from refloom.runs.prices import Price, Prices
 
 PRICES = Prices({"m": Price(1.0, 2.0, 0.5), "dear": Price(10.0, 20.0)})
@@ -134,26 +127,26 @@ def test_a_file_of_the_users_goes_over_the_bundled_one(tmp_path):
 )
 def test_a_wrong_file_is_refused_with_what_is_wrong_in_it(tmp_path, text, said):
     path = lines(tmp_path, text)
-    with pytest.raises(BadFile) as refused:
+    with pytest.raises(InputError) as refused:
         Prices.load(path)
     assert said in str(refused.value)
     assert str(path) in str(refused.value)
 
 
 def test_a_file_that_is_not_there_or_no_text_is_refused(tmp_path):
-    with pytest.raises(BadFile, match="cannot be read: No such file"):
+    with pytest.raises(InputError, match="cannot be read: No such file"):
         Prices.load(tmp_path / "none.toml")
-    with pytest.raises(BadFile, match="cannot be read: Is a directory"):
+    with pytest.raises(InputError, match="cannot be read: Is a directory"):
         Prices.load(tmp_path)
     (tmp_path / "x.toml").write_bytes(b"\xff\xfe")
-    with pytest.raises(BadFile, match="no UTF-8"):
+    with pytest.raises(InputError, match="no UTF-8"):
         Prices.load(tmp_path / "x.toml")
 
 
 def test_a_cap_in_dollars_needs_the_price_of_every_model():
     check_priced(PRICES, ["m", "unknown"], None)
     check_priced(PRICES, ["m", "local"], 1.0)
-    with pytest.raises(BadFile, match="--prices FILE") as refused:
+    with pytest.raises(InputError, match="--prices FILE") as refused:
         check_priced(PRICES, ["m", "a.b", "a.b", "c"], 1.0)
     said = str(refused.value)
     assert "'a.b', 'c'" in said
@@ -230,7 +223,7 @@ async def test_what_a_model_without_a_price_has_cost_is_not_known():
 
 async def test_a_cap_in_dollars_refuses_a_model_without_a_price():
     budget = Budget(max_cost=1.0, max_tokens=None, prices=PRICES)
-    with pytest.raises(BadFile, match="unknown"):
+    with pytest.raises(InputError, match="unknown"):
         await budget.reserve(call(model="unknown"))
 
 

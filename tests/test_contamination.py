@@ -17,8 +17,8 @@ from memory.novelty import tokens
 from memory.runs import words
 from refloom.data.benchmark import benchmarks, prompts_of
 from refloom.data.found import Report
-from refloom.data.rows import BadFile
 from refloom.data.shapes import Unfit
+from refloom.errors import InputError
 
 OPENINGS = [
     "Draft a short letter for", "Suppose you must advise", "List five mistakes made by",
@@ -371,7 +371,7 @@ def test_a_file_without_a_prompt_is_one_clear_line(
     good = write(tmp_path / "good.jsonl", [{"question": "Why?"}, {"label": 1}])
     if text is not None:
         (tmp_path / name).write_text(text, encoding="utf-8")
-    with pytest.raises(BadFile, match=message) as caught:
+    with pytest.raises(InputError, match=message) as caught:
         benchmarks([good, tmp_path / name])
     assert name in str(caught.value) and "\n" not in str(caught.value)
     assert len(benchmarks([])) == 0

@@ -12,7 +12,7 @@ from fakes import Endpoint, ScriptedModel, prompt_of, stage_of, tagged, verdicts
 from processes import lines, refloom
 from runs import finish_run, references
 
-from refloom.data.rows import BadFile
+from refloom.errors import InputError
 from refloom.measure.arms import Arm, Made, arm_of
 from refloom.measure.compare import compared
 from refloom.measure.compare_shown import shown
@@ -151,7 +151,7 @@ def test_a_run_in_the_place_of_an_experiment_is_refused(tried, tmp_path):
     [("reference", "at least one arm"), ("none,best", "no arm 'best'"), ("", "at least one arm")],
 )
 def test_arms_there_are_none_of_are_refused(arms, said):
-    with pytest.raises(BadFile, match=said):
+    with pytest.raises(InputError, match=said):
         arms_of(arms)
 
 
@@ -224,7 +224,7 @@ def test_what_was_asked_is_not_asked_again(tmp_path):
 def test_runs_with_nothing_in_common_are_refused_before_any_call(tmp_path):
     model = judge_by(lambda a, b: "tie")
     arms = [arm("a", {"one": "x"}), arm("b", {"two": "y"})]
-    with pytest.raises(BadFile, match="no instruction in common"):
+    with pytest.raises(InputError, match="no instruction in common"):
         asyncio.run(compared(arms, [(0, 1)], tmp_path, Settings(model="m"), complete=model))
     assert not model.calls
 

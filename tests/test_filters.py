@@ -22,14 +22,12 @@ from memory.tokens import tokens
 from nodes.llm import CallFailed, ProviderStopped
 from refloom.choosing import JUDGING, SETTINGS
 from refloom.cli import main
+from refloom.errors import BudgetSpent, JournalError, TooManyFailed
 from refloom.measure.asking import settings_for
 from refloom.measure.filters import Choice, Selection, select
 from refloom.measure.kcentre import farthest_first
-from refloom.runs.budget import BudgetSpent
 from refloom.runs.files import status_of
 from refloom.runs.journal import Journal
-from refloom.runs.lock import JournalUnusable
-from refloom.runs.seams import TooManyFailed
 
 # A third of the drafts fail, and so are refined; of these a half are found better.
 FAMILY = [words(f"seed {i}", 9) for i in range(24)]
@@ -186,7 +184,7 @@ async def test_the_judge_is_refused_while_another_process_has_the_run_and_the_ot
     journal = Journal(run)
     try:
         model = family()
-        with pytest.raises(JournalUnusable, match="another process"):
+        with pytest.raises(JournalError, match="another process"):
             await choose(run, model, filters=("judge",))
         assert model.calls == []
         assert len((await choose(run, filters=("random",), size=3)).ids) == 3
@@ -198,7 +196,7 @@ async def test_a_journal_that_is_damaged_is_one_error(run):
     with sqlite3.connect(run / "journal.sqlite") as connection:
         connection.execute("DROP TABLE samples")
     connection.close()
-    with pytest.raises(JournalUnusable, match="damaged"):
+    with pytest.raises(JournalError, match="damaged"):
         await choose(run, filters=("random",), size=3)
 
 

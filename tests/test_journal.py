@@ -17,9 +17,10 @@ from pathlib import Path
 
 import pytest
 
+from refloom.errors import JournalError
 from refloom.runs.journal import Journal
 from refloom.runs.kept import open_to_read, records
-from refloom.runs.lock import JournalUnusable, hold, holder
+from refloom.runs.lock import hold, holder
 
 ROOT = Path(__file__).parent.parent
 CALL = "INSERT INTO calls VALUES (?, ?, ?, ?, ?, ?, ?)"
@@ -174,7 +175,7 @@ class Another:
 
 async def test_a_second_process_is_refused_with_the_pid_of_the_first(tmp_path):
     with Another(tmp_path, "wait") as first:
-        with pytest.raises(JournalUnusable) as refusal:
+        with pytest.raises(JournalError) as refusal:
             Journal(tmp_path)
         assert f"pid {first.process.pid}" in str(refusal.value)
         assert str(tmp_path) in str(refusal.value)
@@ -207,7 +208,7 @@ async def test_a_process_that_is_killed_loses_nothing_it_was_told_is_written(tmp
 
 async def test_a_second_journal_in_this_process_is_refused_until_the_first_is_closed(tmp_path):
     first = Journal(tmp_path)
-    with pytest.raises(JournalUnusable, match=f"pid {os.getpid()}"):
+    with pytest.raises(JournalError, match=f"pid {os.getpid()}"):
         Journal(tmp_path)
     await first.put(SAMPLE, *sample(1))
     first.close()
@@ -251,7 +252,7 @@ async def filled(directory: Path) -> bytes:
 def refused(directory: Path) -> str:
     try:
         journal = Journal(directory)
-    except JournalUnusable as refusal:
+    except JournalError as refusal:
         return str(refusal)
     journal.close()
     pytest.fail("it was opened")
@@ -358,7 +359,7 @@ def test_a_directory_in_place_of_the_journal_is_refused(tmp_path):
 def test_a_file_in_place_of_the_directory_is_refused(tmp_path, inside):
     file = tmp_path / "file"
     file.write_text("mine")
-    with pytest.raises(JournalUnusable, match="cannot be written"):
+    with pytest.raises(JournalError, match="cannot be written"):
         Journal(file / inside)
     assert file.read_text() == "mine"
 
@@ -376,9 +377,9 @@ def test_a_directory_that_may_not_be_written_is_refused(tmp_path):
 def test_only_a_journal_is_opened_to_read(tmp_path, make):
     path = tmp_path / "journal.sqlite"
     make(path)
-    with pytest.raises(JournalUnusable, match=r"journal\.sqlite"):
+    with pytest.raises(JournalError, match=r"journal\.sqlite"):
         open_to_read(path)
-    with pytest.raises(JournalUnusable):
+    with pytest.raises(JournalError):
         list(records(path, "accepted"))
 
 
@@ -393,9 +394,9 @@ async def test_a_full_disk_is_told_to_every_waiter_and_to_later_ones(tmp_path):
     fill_the_disk(journal)
     puts = [journal.put(SAMPLE, *sample(n, "accepted", "x" * 50_000)) for n in range(1, 6)]
     ended = await asyncio.wait_for(asyncio.gather(*puts, return_exceptions=True), 10)
-    assert [type(e) for e in ended] == [JournalUnusable] * 5
+    assert [type(e) for e in ended] == [JournalError] * 5
     assert all("full" in str(e) and str(journal.path) in str(e) for e in ended)
-    with pytest.raises(JournalUnusable, match="full"):
+    with pytest.raises(JournalError, match="full"):
         await asyncio.wait_for(journal.put(SAMPLE, *sample(9)), 10)
     journal.put_soon(SAMPLE, *sample(10))
     journal.close()
@@ -408,7 +409,7 @@ async def test_after_a_full_disk_the_journal_opens_and_goes_on(tmp_path):
     journal = Journal(tmp_path)
     await journal.put(SAMPLE, *sample(0))
     fill_the_disk(journal)
-    with pytest.raises(JournalUnusable):
+    with pytest.raises(JournalError):
         await journal.put(SAMPLE, *sample(1, "accepted", "x" * 50_000))
     journal.close()
     again = Journal(tmp_path)
@@ -419,7 +420,7 @@ async def test_after_a_full_disk_the_journal_opens_and_goes_on(tmp_path):
 
 async def test_a_write_that_is_wrong_is_told_to_who_waits(tmp_path):
     journal = Journal(tmp_path)
-    with pytest.raises(JournalUnusable):
+    with pytest.raises(JournalError):
         await asyncio.wait_for(journal.put("INSERT INTO nowhere VALUES (1)"), 10)
     journal.close()
 
@@ -428,7 +429,7 @@ async def test_a_write_that_is_wrong_is_told_to_who_waits(tmp_path):
 async def test_a_value_that_cannot_be_written_is_told_to_who_waits(tmp_path, record):
     journal = Journal(tmp_path)
     try:
-        with pytest.raises(JournalUnusable):
+        with pytest.raises(JournalError):
             await asyncio.wait_for(journal.put(SAMPLE, *sample(1, "accepted", record)), 10)
     finally:
         journal.close()

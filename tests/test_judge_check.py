@@ -23,14 +23,12 @@ from runs import finish_run, references, rows
 from memory.characteristics import kept_in
 from nodes.criteria import ANSWERS_ID
 from nodes.llm import Call, ProviderStopped, Reply
-from refloom.data.rows import BadFile
+from refloom.errors import BudgetSpent, InputError, JournalError
 from refloom.measure.canaries import KINDS, TIMES, canaries, contradicting, negated, padded
 from refloom.measure.human import kappa_over
 from refloom.measure.judge import FILE, judge_check, shown
 from refloom.measure.judge_ground import ground_of
-from refloom.runs.budget import BudgetSpent
 from refloom.runs.kept import reading
-from refloom.runs.lock import JournalUnusable
 from refloom.settings import Settings
 
 REFERENCES = references(12)
@@ -428,9 +426,9 @@ async def test_a_run_without_accepted_rows_is_refused_before_any_call(tmp_path):
     model = ScriptedModel(critique=lambda call: verdicts(prompt_of(call), "fail"))
     await finish_run(tmp_path / "run", model, SEEDS[:2], max_attempts=1)
     judge = ScriptedModel()
-    with pytest.raises(BadFile, match="no accepted row"):
+    with pytest.raises(InputError, match="no accepted row"):
         await checked(tmp_path / "run", judge)
-    with pytest.raises(JournalUnusable):
+    with pytest.raises(JournalError):
         await checked(tmp_path / "gone", judge)
     with pytest.raises(ValueError, match="methods"):
         await checked(tmp_path / "run", judge, methods=["guess"])
@@ -611,7 +609,7 @@ async def test_a_bad_file_of_verdicts_is_refused_before_any_call(mixed, tmp_path
     if text is not None:
         path.write_text(text.replace("ID", id_))
     model = ScriptedModel()
-    with pytest.raises(BadFile) as refusal:
+    with pytest.raises(InputError) as refusal:
         await checked(mixed, model, human=path)
     said = str(refusal.value)
     assert said.startswith(str(path))

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from nodes.faults import Transient
 from nodes.llm import Call, CallFailed, ProviderStopped, Reply
-from refloom.runs.budget import Budget, BudgetSpent
+from refloom.errors import BudgetSpent
+from refloom.runs.budget import Budget
 from refloom.runs.lane import (
     BREAK_AFTER,
     CUT,

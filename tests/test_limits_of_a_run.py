@@ -24,12 +24,11 @@ from runs import (
 )
 
 from nodes.llm import Call, CallFailed, ProviderStopped, Reply
+from refloom.errors import BudgetSpent, JournalError, TooManyFailed
 from refloom.loading import load
-from refloom.runs.budget import BudgetSpent
 from refloom.runs.files import status_of
 from refloom.runs.kept import records
-from refloom.runs.lock import JournalUnusable
-from refloom.runs.seams import JUDGED_AFTER, TooManyFailed
+from refloom.runs.seams import JUDGED_AFTER
 
 __all__ = ["env_of"]
 PRICES = "[m]\ninput = 100.0\ncached_input = 50.0\noutput = 1000.0\n"
@@ -408,7 +407,7 @@ async def test_another_endpoint_of_the_environment_is_refused_on_resume(tmp_path
     await finish_run(tmp_path, ScriptedModel())
     await finish_run(tmp_path, ScriptedModel(), base_url="http://127.0.0.1:9/v1")
     monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:10/v1")
-    with pytest.raises(JournalUnusable, match="base_url"):
+    with pytest.raises(JournalError, match="base_url"):
         await finish_run(tmp_path, ScriptedModel())
 
 
@@ -420,9 +419,9 @@ async def test_a_damaged_run_is_told_in_one_line(tmp_path):
     path = tmp_path / "out" / "journal.sqlite"
     whole = path.read_bytes()
     path.write_bytes(whole[:8192] + b"\xff" * (len(whole) - 8192))
-    with pytest.raises(JournalUnusable, match=r"damaged|no refloom journal"):
+    with pytest.raises(JournalError, match=r"damaged|no refloom journal"):
         status_of(tmp_path / "out")
-    with pytest.raises(JournalUnusable, match=r"damaged|no refloom journal"):
+    with pytest.raises(JournalError, match=r"damaged|no refloom journal"):
         list(records(path, "accepted"))
 
 
@@ -483,5 +482,5 @@ async def test_new_instructions_and_responses_that_hold_a_prompt_are_rejected(tm
 async def test_a_benchmark_that_changed_is_refused_on_resume(tmp_path, benchmark):
     await finish_run(tmp_path / "out", ScriptedModel(), SEEDS[:1], benchmark=(benchmark,))
     Path(benchmark).write_text(json.dumps({"question": "Quite another one?"}) + "\n")
-    with pytest.raises(JournalUnusable, match="other benchmarks"):
+    with pytest.raises(JournalError, match="other benchmarks"):
         await finish_run(tmp_path / "out", ScriptedModel(), SEEDS[:1], benchmark=(benchmark,))

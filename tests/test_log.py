@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refloom.data.rows import BadFile
+from refloom.errors import InputError
 from refloom.runs.log import FORWARDED, event, log_to, plain, redacting
 
 SECRET = "my+very/secret=key"
@@ -300,7 +300,7 @@ def bad_paths(tmp_path):
 def test_a_path_that_cannot_be_written_is_one_clear_line(tmp_path, which):
     before, threads = state(), threading.active_count()
     path = bad_paths(tmp_path)[which]
-    with pytest.raises(BadFile) as raised, log_to(path, ()):
+    with pytest.raises(InputError) as raised, log_to(path, ()):
         raise AssertionError("not to be reached")
     assert str(raised.value).startswith(f"{path}: the log cannot be written: ")
     assert "\n" not in str(raised.value)
@@ -312,7 +312,7 @@ def test_a_file_that_may_not_be_written_is_one_clear_line(tmp_path):
     path = tmp_path / "run.log"
     path.write_text("")
     path.chmod(0o400)
-    with pytest.raises(BadFile, match="Permission denied"), log_to(path, ()):
+    with pytest.raises(InputError, match="Permission denied"), log_to(path, ()):
         raise AssertionError("not to be reached")
 
 

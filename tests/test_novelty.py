@@ -17,7 +17,7 @@ import memory.near
 import memory.novelty
 from memory.novelty import NearVectors, NoveltyFilter, copied_run, novel, tokens
 from refloom.data.dedup import ByMeaning, dedup
-from refloom.data.rows import BadFile
+from refloom.errors import InputError
 
 THRESHOLDS = [0.001, 0.05, 0.3, 0.5, 0.7, 0.85, 0.99, 1.0]
 NASTY = "aAbB01 !?\n\t潮汐éßİK😀\u202e\u0301-_'"
@@ -354,7 +354,7 @@ def test_dedup_reads_every_kind_of_file(tmp_path, kind):
 
 def test_dedup_writes_no_other_kind_of_file(tmp_path):
     given = write(tmp_path / "in.jsonl", [{"instruction": WHY}])
-    with pytest.raises(BadFile, match="parquet"):
+    with pytest.raises(InputError, match="parquet"):
         dedup(given, tmp_path / "out.csv")
 
 
@@ -375,7 +375,7 @@ def test_dedup_writes_parquet_with_every_column_and_keeps_the_types_of_parquet(t
 
 def test_dedup_of_what_fits_no_table_says_so_and_leaves_nothing(tmp_path):
     rows = [{"instruction": WHY, "n": 1}, {"instruction": "Sing.", "n": ["a"]}]
-    with pytest.raises(BadFile, match="jsonl"):
+    with pytest.raises(InputError, match="jsonl"):
         dedup(write(tmp_path / "in.jsonl", rows), tmp_path / "out.parquet")
     assert [p.name for p in tmp_path.iterdir()] == ["in.jsonl"]
 
@@ -395,7 +395,7 @@ def test_dedup_writes_what_parquet_holds_and_json_does_not(tmp_path):
     pyarrow.parquet.write_table(
         pyarrow.table({"instruction": [WHY], "raw": [b"x"]}), tmp_path / "raw.parquet"
     )
-    with pytest.raises(BadFile, match="line 1"):
+    with pytest.raises(InputError, match="line 1"):
         dedup(tmp_path / "raw.parquet", tmp_path / "out.jsonl")
     assert read(tmp_path / "out.jsonl") == [{"instruction": WHY, "day": "2026-01-02"}]
 
@@ -411,7 +411,7 @@ def test_dedup_refuses_its_own_file_whatever_it_is_called(tmp_path):
     (tmp_path / "soft.jsonl").symlink_to(given)
     (tmp_path / "hard.jsonl").hardlink_to(given)
     for name in ("in.jsonl", "soft.jsonl", "hard.jsonl"):
-        with pytest.raises(BadFile, match="is the file that is read"):
+        with pytest.raises(InputError, match="is the file that is read"):
             dedup(given, tmp_path / name)
     assert read(given) == [{"instruction": WHY}]
 
@@ -427,7 +427,7 @@ def test_dedup_refuses_its_own_file_whatever_it_is_called(tmp_path):
 def test_dedup_of_a_bad_file_says_where_and_leaves_the_old_output(tmp_path, text, why):
     (tmp_path / "in.jsonl").write_text(text, encoding="utf-8")
     (tmp_path / "out.jsonl").write_text("old", encoding="utf-8")
-    with pytest.raises(BadFile, match=why):
+    with pytest.raises(InputError, match=why):
         dedup(tmp_path / "in.jsonl", tmp_path / "out.jsonl")
     assert (tmp_path / "out.jsonl").read_text(encoding="utf-8") == "old"
     assert len(list(tmp_path.iterdir())) == 2
@@ -441,10 +441,10 @@ def test_dedup_goes_past_bad_lines_when_told_to_and_counts_them(tmp_path):
 
 def test_dedup_says_when_it_cannot_write(tmp_path):
     given = write(tmp_path / "in.jsonl", [{"instruction": WHY}])
-    with pytest.raises(BadFile, match="cannot be written"):
+    with pytest.raises(InputError, match="cannot be written"):
         dedup(given, tmp_path / "nowhere" / "out.jsonl")
     (tmp_path / "there.jsonl").mkdir()
-    with pytest.raises(BadFile, match="directory"):
+    with pytest.raises(InputError, match="directory"):
         dedup(given, tmp_path / "there.jsonl")
 
 

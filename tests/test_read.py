@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from memory.references import content_id
 from refloom.data.read import Source
-from refloom.data.rows import BadFile
+from refloom.errors import InputError
 
 quick = settings(max_examples=80, deadline=None, database=None)
 HARD = "Say “so”,\nthen: \\frac{1}{2}\t潮汐 😀 \u202e \u2028 <|im_end|> {{ x }}"
@@ -159,7 +159,7 @@ def test_a_text_file_is_one_seed_a_line(tmp_path):
 def test_a_text_file_holds_no_references(tmp_path):
     path = tmp_path / "seeds.txt"
     path.write_text("Why?\n")
-    with pytest.raises(BadFile, match=r"seeds\.txt: no usable row; line 1"):
+    with pytest.raises(InputError, match=r"seeds\.txt: no usable row; line 1"):
         Source(path, as_reference=True).scan()
 
 
@@ -278,7 +278,7 @@ def test_no_more_than_a_thousand_skipped_rows_are_named_and_all_are_counted():
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet", ".csv"])
 def test_a_file_in_which_no_row_fits_is_bad_and_says_why(tmp_path, suffix):
     path = write(tmp_path / f"given{suffix}", [{"question": "Why?"}, {"question": "How?"}])
-    with pytest.raises(BadFile) as refusal:
+    with pytest.raises(InputError) as refusal:
         Source(path, as_reference=True, skip_bad_lines=True).scan()
     said = str(refusal.value)
     assert said.startswith(f"{path}: no usable row; line ")
@@ -301,13 +301,13 @@ def test_a_file_in_which_no_row_fits_is_bad_and_says_why(tmp_path, suffix):
 def test_an_empty_file_is_bad(tmp_path, name, content):
     path = tmp_path / name
     path.write_bytes(content)
-    with pytest.raises(BadFile, match=r"e\.\w+: no usable row \(it is empty\)"):
+    with pytest.raises(InputError, match=r"e\.\w+: no usable row \(it is empty\)"):
         Source(path, as_reference=False).scan()
 
 
 def test_no_rows_at_all_are_bad():
     for given_ in ([], iter([])):
-        with pytest.raises(BadFile, match="no usable row"):
+        with pytest.raises(InputError, match="no usable row"):
             Source(given_, as_reference=True).scan()
 
 
@@ -338,7 +338,7 @@ def lines_with(seventh: bytes) -> bytes:
 def test_a_line_that_cannot_be_parsed_is_named_or_skipped_if_asked(tmp_path, seventh):
     path = tmp_path / "given.jsonl"
     path.write_bytes(lines_with(seventh))
-    with pytest.raises(BadFile) as refusal:
+    with pytest.raises(InputError) as refusal:
         references(path)
     assert f"{path}: line 7 " in str(refusal.value)
     assert "--skip-bad-lines" in str(refusal.value)
@@ -355,7 +355,7 @@ def test_what_comes_before_a_bad_line_is_yielded_before_it_is_found(tmp_path):
     path.write_bytes(lines_with(b"{"))
     reading = iter(Source(path, as_reference=True))
     assert [next(reading)["instruction"] for _ in range(6)] == [f"Why {i}?" for i in range(6)]
-    with pytest.raises(BadFile):
+    with pytest.raises(InputError):
         next(reading)
 
 
@@ -375,7 +375,7 @@ def test_what_comes_before_a_bad_line_is_yielded_before_it_is_found(tmp_path):
 def test_a_json_file_that_is_no_list_is_bad(tmp_path, content, told):
     path = tmp_path / "given.json"
     path.write_bytes(content)
-    with pytest.raises(BadFile) as refusal:
+    with pytest.raises(InputError) as refusal:
         seeds(path)
     assert str(refusal.value).startswith(f"{path}: ")
     assert told in str(refusal.value)
@@ -407,7 +407,7 @@ def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path, name, content):
 def test_text_that_is_no_utf_8_is_bad_in_every_kind_of_file(tmp_path, name, content):
     path = tmp_path / name
     path.write_bytes(content)
-    with pytest.raises(BadFile, match=r"line \d is no UTF-8"):
+    with pytest.raises(InputError, match=r"line \d is no UTF-8"):
         seeds(path)
 
 
@@ -418,7 +418,7 @@ def test_text_that_is_no_utf_8_is_bad_in_every_kind_of_file(tmp_path, name, cont
 def test_nul_bytes_are_bad_in_text_and_csv_too(tmp_path, name, content):
     path = tmp_path / name
     path.write_bytes(content)
-    with pytest.raises(BadFile, match="line 2 "):
+    with pytest.raises(InputError, match="line 2 "):
         seeds(path)
 
 
@@ -461,7 +461,7 @@ def test_csv_fields_hold_line_breaks_quotes_and_commas(tmp_path):
 def test_a_csv_row_that_is_short_is_named_and_one_that_is_long_is_bad(tmp_path):
     path = tmp_path / "g.csv"
     path.write_text("instruction,response\nWhy?\nHow?,Well, so.\n\nWhen?,Now.\n")
-    with pytest.raises(BadFile, match=r"line 3 has 3 cells for 2 columns"):
+    with pytest.raises(InputError, match=r"line 3 has 3 cells for 2 columns"):
         references(path)
     source = Source(path, as_reference=True, skip_bad_lines=True)
     assert pairs(source) == [("When?", "Now.")]
@@ -474,14 +474,14 @@ BROKEN_CSV = b"instruction,response\nHow?,So.\nWhy\rthis?,So.\nWhen?,Now.\n"
 def test_a_csv_file_that_cannot_be_parsed_is_bad(tmp_path):
     path = tmp_path / "g.csv"
     path.write_bytes(BROKEN_CSV)
-    with pytest.raises(BadFile, match=r"g\.csv: line \d is no CSV"):
+    with pytest.raises(InputError, match=r"g\.csv: line \d is no CSV"):
         references(path)
 
 
 def test_a_csv_line_that_cannot_be_parsed_is_named(tmp_path):
     path = tmp_path / "g.csv"
     path.write_bytes(BROKEN_CSV)
-    with pytest.raises(BadFile, match="line 3 is no CSV"):
+    with pytest.raises(InputError, match="line 3 is no CSV"):
         references(path)
 
 
@@ -497,14 +497,14 @@ def test_a_csv_line_that_cannot_be_parsed_is_skipped_if_asked(tmp_path):
 def test_a_file_that_is_no_parquet_is_bad(tmp_path, content):
     path = tmp_path / "g.parquet"
     path.write_bytes(content)
-    with pytest.raises(BadFile, match=r"g\.parquet: is no parquet file"):
+    with pytest.raises(InputError, match=r"g\.parquet: is no parquet file"):
         references(path)
 
 
 def test_a_truncated_parquet_file_is_bad(tmp_path):
     path = write(tmp_path / "g.parquet", [PAIR] * 2000)
     path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(BadFile):
+    with pytest.raises(InputError):
         references(path)
 
 
@@ -520,20 +520,20 @@ def test_parquet_is_read_over_the_edges_of_its_batches(tmp_path):
 def test_a_missing_file_is_named(tmp_path, suffix, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for path in (f"gone{suffix}", tmp_path / f"gone{suffix}"):
-        with pytest.raises(BadFile) as refusal:
+        with pytest.raises(InputError) as refusal:
             Source(path, as_reference=True).scan()
         assert str(refusal.value) == f"{path}: no such file"
 
 
 def test_a_missing_path_without_a_suffix_is_named(tmp_path):
-    with pytest.raises(BadFile, match="gone: no such file"):
+    with pytest.raises(InputError, match="gone: no such file"):
         seeds(tmp_path / "gone")
 
 
 def test_a_file_of_an_unknown_kind_is_refused_with_those_that_are_known(tmp_path):
     path = tmp_path / "g.xlsx"
     path.write_bytes(b"PK")
-    with pytest.raises(BadFile, match=r"g\.xlsx: unknown kind of file; known are .*\.parquet"):
+    with pytest.raises(InputError, match=r"g\.xlsx: unknown kind of file; known are .*\.parquet"):
         seeds(path)
 
 
@@ -542,7 +542,7 @@ def test_a_directory_is_a_dataset_or_bad(tmp_path):
     empty.mkdir()
     full.mkdir()
     write(full / "train.jsonl", [PAIR, {**PAIR, "instruction": "How?"}])
-    with pytest.raises(BadFile, match="empty: is neither a file nor a dataset"):
+    with pytest.raises(InputError, match="empty: is neither a file nor a dataset"):
         seeds(empty)
     assert pairs(references(full)) == [("Why?", "So."), ("How?", "So.")]
 
@@ -550,7 +550,7 @@ def test_a_directory_is_a_dataset_or_bad(tmp_path):
 def test_a_directory_with_the_name_of_a_file_is_bad(tmp_path):
     path = tmp_path / "seeds.jsonl"
     path.mkdir()
-    with pytest.raises(BadFile, match=r"seeds\.jsonl"):
+    with pytest.raises(InputError, match=r"seeds\.jsonl"):
         seeds(path)
 
 
@@ -780,7 +780,7 @@ def test_a_split_of_a_folder_of_files_is_read_by_its_name(tmp_path):
     write(tmp_path / "train.jsonl", [PAIR])
     write(tmp_path / "test.jsonl", [{**PAIR, "instruction": "How?"}])
     assert pairs(references(f"{tmp_path}@test")) == [("How?", "So.")]
-    with pytest.raises(BadFile, match="@dev: is neither a file nor a dataset"):
+    with pytest.raises(InputError, match="@dev: is neither a file nor a dataset"):
         references(f"{tmp_path}@dev")
 
 
@@ -798,14 +798,14 @@ def test_what_the_datasets_library_saved_is_read(tmp_path):
 def test_a_quote_that_is_never_closed_does_not_swallow_the_rest_of_a_csv_file(tmp_path):
     path = tmp_path / "g.csv"
     path.write_text('instruction,response\nWhy?,So.\nWhat?,"It is\nHow?,So.\nWhen?,Now.\n')
-    with pytest.raises(BadFile, match=r"begins in line 3"):
+    with pytest.raises(InputError, match=r"begins in line 3"):
         references(path)
 
 
 def test_two_columns_of_one_name_are_refused(tmp_path):
     path = tmp_path / "g.csv"
     path.write_text("instruction,response,response\nWhy?,So.,No.\n")
-    with pytest.raises(BadFile, match="two columns 'response'"):
+    with pytest.raises(InputError, match="two columns 'response'"):
         references(path)
 
 
@@ -815,7 +815,7 @@ def test_a_parquet_value_that_cannot_be_read_is_one_line(tmp_path):
     pyarrow.parquet.write_table(
         pyarrow.table({"instruction": ["Why?"], "response": ["So."], "when": far}), path
     )
-    with pytest.raises(BadFile, match="row 1 or one after it cannot be read"):
+    with pytest.raises(InputError, match="row 1 or one after it cannot be read"):
         references(path)
 
 

@@ -21,7 +21,7 @@ from memory.store import write_references
 from memory.weights import WeightsUnavailable
 from nodes.llm import CallFailed
 from refloom.data.diversity import diversity
-from refloom.data.rows import BadFile
+from refloom.errors import InputError, JournalError
 from refloom.measure.coverage import coverage, evenness, k_means, nearest_of, pairs_of, rouge, vendi
 from refloom.measure.figures import binned, binned_counts, even_edges
 from refloom.measure.report import report
@@ -34,7 +34,6 @@ from refloom.measure.report_spread import sizes
 from refloom.measure.report_tables import outcomes, ranked
 from refloom.measure.stats import share
 from refloom.runs.journal import Journal
-from refloom.runs.lock import JournalUnusable
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -428,16 +427,16 @@ async def test_what_a_judge_check_found_is_shown(tmp_path):
 
 
 async def test_what_is_no_run_is_refused(tmp_path):
-    with pytest.raises(JournalUnusable):
+    with pytest.raises(JournalError):
         await report([tmp_path])
-    with pytest.raises(BadFile, match="nothing to report"):
+    with pytest.raises(InputError, match="nothing to report"):
         await report([])
 
 
 async def test_a_place_that_cannot_be_written_is_said_before_the_work(mended, tmp_path):
-    with pytest.raises(BadFile, match="no directory"):
+    with pytest.raises(InputError, match="no directory"):
         await report([mended], tmp_path / "none" / "page.html")
-    with pytest.raises(BadFile, match="is a directory"):
+    with pytest.raises(InputError, match="is a directory"):
         await report([mended], tmp_path)
 
 

@@ -43,13 +43,13 @@ from runs import (
 from nodes.llm import Call, CallFailed, ProviderStopped, Reply
 from refloom import synthesize
 from refloom.data.read import Source
-from refloom.data.rows import BadFile
+from refloom.errors import InputError, JournalError
 from refloom.runs.budget import Budget
 from refloom.runs.calls import JournaledCalls, Limits
 from refloom.runs.files import status_of
 from refloom.runs.journal import Journal
 from refloom.runs.limits import Limiter
-from refloom.runs.lock import JournalUnusable, holder
+from refloom.runs.lock import holder
 from refloom.runs.prices import Prices
 from refloom.settings import Settings
 
@@ -195,7 +195,7 @@ async def test_a_file_that_cannot_be_read_is_refused_before_anything_is_made(tmp
     model = ScriptedModel()
     run = build_run(tmp_path / "out", model)
     run.seeds = Source(tmp_path / "seeds.jsonl", as_reference=False)
-    with pytest.raises(BadFile, match="line 2"):
+    with pytest.raises(InputError, match="line 2"):
         await run.go()
     assert model.calls == []
     assert not (tmp_path / "out").exists()
@@ -788,7 +788,7 @@ def finished_run(tmp_path_factory):
 async def test_any_other_setting_that_differs_is_refused_and_named(finished_run, changed):
     before = (finished_run / "run.json").read_bytes()
     model = ScriptedModel()
-    with pytest.raises(JournalUnusable) as refusal:
+    with pytest.raises(JournalError) as refusal:
         await finish_run(finished_run, model, **changed)
     ((name, value),) = changed.items()
     assert name in str(refusal.value)
@@ -801,7 +801,7 @@ async def test_any_other_setting_that_differs_is_refused_and_named(finished_run,
 
 async def test_a_lower_target_is_refused(tmp_path):
     await finish_run(tmp_path, ScriptedModel(), target=4)
-    with pytest.raises(JournalUnusable, match="target"):
+    with pytest.raises(JournalError, match="target"):
         await finish_run(tmp_path, ScriptedModel(), target=2)
 
 
@@ -829,7 +829,7 @@ def changed_rows(kind: str) -> dict[str, Any]:
 async def test_rows_that_are_not_only_appended_are_refused(finished_run, kind):
     kept = {p.name: p.read_bytes() for p in finished_run.glob("*.json*")}
     model = ScriptedModel()
-    with pytest.raises(JournalUnusable, match="references" if "reference" in kind else "seeds"):
+    with pytest.raises(JournalError, match="references" if "reference" in kind else "seeds"):
         await finish_run(finished_run, model, **changed_rows(kind))
     assert model.calls == []
     assert {p.name: p.read_bytes() for p in finished_run.glob("*.json*")} == kept
@@ -841,7 +841,7 @@ async def test_a_second_run_in_the_same_directory_at_once_is_refused(tmp_path):
     refused: list[Any] = []
 
     async def second() -> None:
-        with pytest.raises(JournalUnusable, match="pid") as refusal:
+        with pytest.raises(JournalError, match="pid") as refusal:
             await build_run(tmp_path, ScriptedModel()).go()
         refused.append(refusal)
 
@@ -861,7 +861,7 @@ async def test_the_status_of_a_run_is_brought_up_to_date_from_its_journal(tmp_pa
     (tmp_path / "run.json").unlink()
     assert status_of(tmp_path)["status"] == "interrupted"
     assert status_of(tmp_path)["counts"]["accepted"] == len(rows(tmp_path, "accepted"))
-    with pytest.raises(JournalUnusable):
+    with pytest.raises(JournalError):
         status_of(tmp_path / "gone")
 
 
@@ -1030,7 +1030,7 @@ async def test_synthesize_raises_what_ends_the_run_after_what_was_made(tmp_path,
     with pytest.raises(ProviderStopped, match="OPENAI_API_KEY"):
         async for _ in synthesize(references(2), settings=settings_for(endpoint)):
             pytest.fail("nothing can have been made")
-    with pytest.raises(BadFile, match="no such file"):
+    with pytest.raises(InputError, match="no such file"):
         async for _ in synthesize(tmp_path / "gone.jsonl", settings=settings_for(endpoint)):
             pytest.fail("nothing can have been made")
     assert left_behind(tmp_path, endpoint) == []

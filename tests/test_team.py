@@ -14,10 +14,10 @@ from runs import SEEDS, MixedModel, build_run, references, rows, stable_rows, su
 
 from nodes.faults import Transient
 from nodes.llm import CallFailed, ProviderStopped
+from refloom.errors import WorkersLost
 from refloom.runs.engine import Run
 from refloom.runs.line import Line, Lost
 from refloom.runs.plain import call_of, error_of, plain_call, plain_error
-from refloom.runs.team import WorkersLost
 from refloom.runs.worker import Worker
 
 

@@ -12,8 +12,9 @@ from typing import Any
 from memory.contamination import Contamination
 from memory.runs import words
 from refloom.data.found import Report
-from refloom.data.rows import BadFile, rows_of
+from refloom.data.rows import rows_of
 from refloom.data.shapes import Unfit, pair_of, whole
+from refloom.errors import InputError
 
 # Keys under which a row keeps all of its turns, and those under which it keeps one prompt.
 _TURNS = ("turns", "messages", "conversations", "conversation", "prompt")
@@ -35,7 +36,7 @@ def benchmarks(
         report: Is told of rows taken and rows left out, and of a hash of all prompts.
 
     Raises:
-        BadFile: A file is missing, cannot be parsed, or no row of it has a prompt.
+        InputError: A file is missing, cannot be parsed, or no row of it has a prompt.
     """
     report = Report() if report is None else report
     found = Contamination()
@@ -54,7 +55,7 @@ def benchmarks(
                 found.add(prompt, name, line)
                 digest.update(json.dumps([name, line, prompt]).encode())
         if report.taken == before[0]:
-            raise BadFile(_unusable(path, report, *before[1:]))
+            raise InputError(_unusable(path, report, *before[1:]))
     report.digest = digest.hexdigest()
     return found
 

@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 
 from memory.novelty import NearVectors, NoveltyFilter
 from refloom.data.found import Report
-from refloom.data.rows import BadFile, Skip, rows_of
+from refloom.data.rows import Skip, rows_of
 from refloom.data.shapes import Unfit, pair_of, whole
 from refloom.data.write import replace_lines, replace_parquet
+from refloom.errors import InputError
 
 Encode = Callable[[Sequence[str]], Any]
 BATCH = 256
@@ -68,7 +69,7 @@ def dedup(
 
     A row is written as it was read, whatever its shape, and compared by its instruction: with
     ROUGE-L over `threshold`, and by `meaning` if that is given. A line of text becomes
-    {"instruction": line}. `out` appears whole or not at all. Raises `BadFile` for what cannot be
+    {"instruction": line}. `out` appears whole or not at all. Raises `InputError` for what cannot be
     read or written.
     """
     _check(given, out)
@@ -81,26 +82,26 @@ def dedup(
         else:
             summary.kept = replace_lines(out, map(_line, judged))
     except OSError as error:
-        raise BadFile(f"{out}: cannot be written ({error.strerror or error})") from error
+        raise InputError(f"{out}: cannot be written ({error.strerror or error})") from error
     except ValueError as error:
-        raise BadFile(f"{out}: rows do not fit one table ({error}); name it .jsonl") from error
+        raise InputError(f"{out}: rows do not fit one table ({error}); name it .jsonl") from error
     return summary
 
 
 def _check(given: str | Path, out: Path) -> None:
     if out.suffix not in (".jsonl", ".parquet"):
-        raise BadFile(f"{out}: rows are written as .jsonl or .parquet; name it so")
+        raise InputError(f"{out}: rows are written as .jsonl or .parquet; name it so")
     if out.is_dir():
-        raise BadFile(f"{out}: is a directory")
+        raise InputError(f"{out}: is a directory")
     source = Path(given)
     if out.resolve() == source.resolve() or (
         out.exists() and source.exists() and out.samefile(source)
     ):
-        raise BadFile(f"{out}: is the file that is read; name another one to write to")
+        raise InputError(f"{out}: is the file that is read; name another one to write to")
 
 
 def _rows(given: str | Path, report: Report, bad: Skip | None) -> Iterator[_Row]:
-    """The rows that have an instruction; `BadFile` at the end if there was none."""
+    """The rows that have an instruction; `InputError` at the end if there was none."""
     for line, row in rows_of(given, bad):
         try:
             if isinstance(row, str):
@@ -116,7 +117,7 @@ def _rows(given: str | Path, report: Report, bad: Skip | None) -> Iterator[_Row]
     if not report.taken:
         first = report.skipped[0] if report.skipped else None
         why = f"; line {first['line']}: {first['why']}" if first else " (it is empty)"
-        raise BadFile(f"{given}: no row with an instruction{why}")
+        raise InputError(f"{given}: no row with an instruction{why}")
 
 
 def _judged(
@@ -154,7 +155,7 @@ def _line(row: _Row) -> str:
         # Half of a surrogate pair is no UTF-8; escaped it is.
         return line if line.isascii() or _whole(line) else json.dumps(row.row, default=_plain)
     except TypeError as error:
-        raise BadFile(f"line {row.line}: {error}; name the output .parquet") from error
+        raise InputError(f"line {row.line}: {error}; name the output .parquet") from error
 
 
 def _whole(text: str) -> bool:

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from refloom.data.rows import BadFile
+from refloom.errors import HubRefused, InputError
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -15,19 +15,15 @@ if TYPE_CHECKING:
 _USER_INFO = re.compile(r"//[^/@]*@")
 
 
-class HubRefused(Exception):
-    """The hub took nothing, or not all; the message says why, and never holds a token."""
-
-
 def check_name(repo_id: str) -> None:
-    """Raise `BadFile` for what is no name of a data set."""
+    """Raise `InputError` for what is no name of a data set."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise BadFile(f"{repo_id}: is no name of a data set; give OWNER/NAME") from error
+        raise InputError(f"{repo_id}: is no name of a data set; give OWNER/NAME") from error
 
 
 def push(folder: Path, repo_id: str, *, private: bool) -> tuple[str, bool]:

@@ -14,8 +14,9 @@ from memory.references import Reference, content_id, content_of, distinct
 from nodes.state import Seed
 from refloom.data.columns import renamed
 from refloom.data.found import Report
-from refloom.data.rows import BadFile, rows_of
+from refloom.data.rows import rows_of
 from refloom.data.shapes import Exchange, Unfit, exchanges_of, usable
+from refloom.errors import InputError
 from refloom.settings import Settings
 
 Turns = Literal["first", "all"]
@@ -71,7 +72,7 @@ class Source:
         return not self._as_reference or self._turns == "first"
 
     def __iter__(self) -> Iterator[Any]:
-        """Yield the items; raises `BadFile` at a line that cannot be parsed."""
+        """Yield the items; raises `InputError` at a line that cannot be parsed."""
         self.report = self._begun()
         return islice(self._items(self.report), self._limit)
 
@@ -144,7 +145,7 @@ class Source:
         if not count:
             first = self.report.skipped[0] if self.report.skipped else None
             why = f"; line {first['line']}: {first['why']}" if first else " (it is empty)"
-            raise BadFile(
+            raise InputError(
                 f"{self.name}: no usable row{why}. Known shapes: instruction/response, "
                 "instruction/input/output, prompt/completion, messages, conversations; "
                 f"--{'' if self._as_reference else 'seeds-'}map names other columns"

@@ -9,15 +9,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from refloom.errors import InputError
+
 Numbered = Iterator[tuple[int, Any]]
 FIELD_BYTES = 1 << 28
 # The name of a dataset, with a configuration and a split if it has several.
 _NAMED = re.compile(r"(?P<name>[^:@]+)(?::(?P<config>[\w.-]+))?(?:@(?P<split>[\w.-]+))?")
 FORMATS = (".jsonl", ".json", ".parquet", ".csv", ".txt")
-
-
-class BadFile(Exception):
-    """A file that cannot be read as asked: which, at which line, what is wrong, how to mend it."""
 
 
 Skip = Callable[[str, int, str], None]
@@ -26,7 +24,7 @@ Skip = Callable[[str, int, str], None]
 def rows_of(given: str | Path | list[Any], bad: Skip | None) -> Numbered:
     """The rows of a file, a dataset or a list, with their line numbers; streams.
 
-    `bad` is told of lines that cannot be parsed; without it they raise `BadFile`.
+    `bad` is told of lines that cannot be parsed; without it they raise `InputError`.
     """
     if isinstance(given, list):
         return iter(enumerate(given, 1))
@@ -36,14 +34,14 @@ def rows_of(given: str | Path | list[Any], bad: Skip | None) -> Numbered:
         return _dataset(str(given))
     if not path.exists():
         if path.suffix in FORMATS or path.is_absolute():
-            raise BadFile(f"{path}: no such file")
+            raise InputError(f"{path}: no such file")
         return _dataset(str(given))
     readers = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".txt": _txt}
     if path.suffix == ".parquet":
         return _parquet(path)
     reader = readers.get(path.suffix)
     if reader is None:
-        raise BadFile(f"{path}: unknown kind of file; known are {', '.join(FORMATS)}")
+        raise InputError(f"{path}: unknown kind of file; known are {', '.join(FORMATS)}")
     return reader(path, bad)
 
 
@@ -62,12 +60,12 @@ def _lines(path: Path, bad: Skip | None) -> Iterator[tuple[int, str]]:
                     continue
                 yield number, text
     except OSError as error:
-        raise BadFile(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
 def _bad(path: Path, line: int, what: str, bad: Skip | None) -> None:
     if bad is None:
-        raise BadFile(f"{path}: line {line} {what}. Mend it, or pass --skip-bad-lines")
+        raise InputError(f"{path}: line {line} {what}. Mend it, or pass --skip-bad-lines")
     bad(str(path), line, what)
 
 
@@ -86,9 +84,9 @@ def _json(path: Path, bad: Skip | None) -> Numbered:
     try:
         rows = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise BadFile(f"{path}: is no JSON ({str(error)[:120]})") from error
+        raise InputError(f"{path}: is no JSON ({str(error)[:120]})") from error
     if not isinstance(rows, list):
-        raise BadFile(f"{path}: must hold a list of rows; for one row a line call it .jsonl")
+        raise InputError(f"{path}: must hold a list of rows; for one row a line call it .jsonl")
     yield from enumerate(rows, 1)
 
 
@@ -128,7 +126,7 @@ def _csv(path: Path, bad: Skip | None) -> Numbered:
 def _header(path: Path, cells: list[str]) -> list[str]:
     twice = [name for name in cells if name and cells.count(name) > 1]
     if twice:
-        raise BadFile(f"{path}: has two columns {twice[0]!r}; give each a name of its own")
+        raise InputError(f"{path}: has two columns {twice[0]!r}; give each a name of its own")
     return cells
 
 
@@ -149,7 +147,7 @@ def _parquet(path: Path) -> Numbered:
                 number += 1
                 yield number, row
     except (OSError, ValueError, OverflowError, pyarrow.ArrowException) as error:
-        raise BadFile(
+        raise InputError(
             f"{path}: is no parquet file, or row {number + 1} or one after it cannot be read "
             f"({str(error)[:120]})"
         ) from error
@@ -171,4 +169,4 @@ def _dataset(given: str) -> Numbered:
         yield from enumerate(found, 1)
     except Exception as error:
         said = " ".join(str(error).split())[:160]
-        raise BadFile(f"{given}: is neither a file nor a dataset ({said})") from error
+        raise InputError(f"{given}: is neither a file nor a dataset ({said})") from error

@@ -40,7 +40,7 @@ class Arm:
 
 
 def arm_of(name: str, directory: Path) -> Arm:
-    """Read a run, finished or not. Blocks. Raises `JournalUnusable` for what is none."""
+    """Read a run, finished or not. Blocks. Raises `JournalError` for what is none."""
     said = status_of(directory)
     facts, samples = Facts(), dict[str, Made]()
     with reading(directory / "journal.sqlite") as journal:

@@ -41,7 +41,7 @@ R = TypeVar("R")
 def settings_for(directory: Path, flags: Mapping[str, Any]) -> Settings:
     """The settings to measure a run with: what is given, the environment's, then the run's own.
 
-    Raises `JournalUnusable` when there is no run, and what `refloom.loading.load` raises. Blocks.
+    Raises `JournalError` when there is no run, and what `refloom.loading.load` raises. Blocks.
     """
     return settings_over(status_of(directory).get("settings", {}), flags)
 
@@ -68,7 +68,7 @@ async def asking(
 
     What was asked before, here or in the run that `reuse` names, is not paid for again. `complete`
     stands in for the endpoint; `kept_as` is the stage that the calls count under. Raises
-    `JournalUnusable` while another process is at work there, `BadFile` for a cap without a price,
+    `JournalError` while another process is at work there, `InputError` for a cap without a price,
     and what stopped the calls: `ProviderStopped`, `BudgetSpent`.
     """
     addresses, prices = Addresses(settings), Prices.load(settings.prices)

@@ -13,7 +13,7 @@ from nodes.compare import Duel, compare
 from nodes.context import Context
 from nodes.llm import CallFailed, Complete, Place
 from prompts import version
-from refloom.data.rows import BadFile
+from refloom.errors import InputError
 from refloom.measure.arms import Arm, Made
 from refloom.measure.asking import asking, each
 from refloom.measure.stats import length_controlled, mean, plain, share, sign_test
@@ -64,7 +64,7 @@ async def compared(
         told: Hears how many of how many comparisons are done.
 
     Raises:
-        BadFile: Two of the arms have no instruction in common, and `strict` is on.
+        InputError: Two of the arms have no instruction in common, and `strict` is on.
     """
     todo = _todo(arms, pairs, limit, strict)
     context = settings.context()
@@ -97,9 +97,9 @@ def _in_common(one: Arm, other: Arm, strict: bool) -> list[tuple[str, Made, Made
     common = [(t, made, other.samples[t]) for t, made in one.samples.items() if t in other.samples]
     for arm in (one, other) if strict else ():
         if not arm.samples:
-            raise BadFile(f"{arm.name}: holds no response to compare; its failed.jsonl says why")
+            raise InputError(f"{arm.name}: holds no response to compare; its failed.jsonl says why")
     if not common and strict:
-        raise BadFile(
+        raise InputError(
             f"{one.name} and {other.name}: have no instruction in common that both answered; "
             "compare arms of one experiment, or runs with --answer-seeds of the same seeds"
         )

@@ -11,13 +11,12 @@ from typing import Any, get_args
 
 from nodes.context import Feedback
 from nodes.llm import Complete
-from refloom.data.rows import BadFile
 from refloom.data.write import replace_lines
+from refloom.errors import InputError, JournalError
 from refloom.measure.arms import arm_of
 from refloom.measure.compare import compared
 from refloom.runs.journal import Journal
 from refloom.runs.kept import is_experiment
-from refloom.runs.lock import JournalUnusable
 from refloom.runs.prices import Prices
 from refloom.settings import Settings
 
@@ -28,7 +27,7 @@ ARMS: tuple[str, ...] = get_args(Feedback)
 def arms_of(text: str) -> tuple[str, ...]:
     """The arms named in text such as `reference,sample`, the one all are compared with first.
 
-    It is added where it is not named. Raises `BadFile` for a name there is none of.
+    It is added where it is not named. Raises `InputError` for a name there is none of.
 
     >>> arms_of("none, sample")
     ('reference', 'none', 'sample')
@@ -36,10 +35,10 @@ def arms_of(text: str) -> tuple[str, ...]:
     named = [name.strip() for name in text.split(",") if name.strip()]
     for name in named:
         if name not in ARMS:
-            raise BadFile(f"--arms: there is no arm {name!r}; there are {', '.join(ARMS)}")
+            raise InputError(f"--arms: there is no arm {name!r}; there are {', '.join(ARMS)}")
     others = [name for name in dict.fromkeys(named) if name != BASE]
     if not others:
-        raise BadFile(f"--arms: name at least one arm beside {BASE}: {', '.join(ARMS)}")
+        raise InputError(f"--arms: name at least one arm beside {BASE}: {', '.join(ARMS)}")
     return (BASE, *others)
 
 
@@ -49,9 +48,9 @@ def settings_of(settings: Settings, arm: str, out: Path) -> Settings:
     All arms share one memory, so that each reference is learned from once.
     """
     if settings.pipeline != "loop":
-        raise BadFile("an experiment compares feedback arms; --preset refed has none")
+        raise InputError("an experiment compares feedback arms; --preset refed has none")
     if settings.review != "never":
-        raise BadFile("--review: an experiment compares what models make; leave it out")
+        raise InputError("--review: an experiment compares what models make; leave it out")
     memory = settings.memory or out / "memory"
     return settings.model_copy(update={"feedback": arm, "paired": True, "memory": memory})
 
@@ -60,11 +59,11 @@ class Shared:
     """The experiment's directory while it runs: one journal that all arms pay into."""
 
     def __init__(self, out: Path, settings: Settings) -> None:
-        """Open or make it. Raises `JournalUnusable` when it holds something else. Blocks."""
+        """Open or make it. Raises `JournalError` when it holds something else. Blocks."""
         self.journal = Journal(out)
         try:
             if self.journal.meta("settings") is not None:
-                raise JournalUnusable(f"{out}: holds a run, not an experiment; give another --out")
+                raise JournalError(f"{out}: holds a run, not an experiment; give another --out")
             prices = Prices.load(settings.prices)
             models = {settings.model, settings.judge}
             priced = {m: asdict(p) for m in models if (p := prices.of(m)) is not None}
@@ -94,7 +93,7 @@ def arms_in(directory: Path) -> list[Path]:
     """The run directories of an experiment, the one all are compared with first. Blocks."""
     made = [directory / arm for arm in ARMS if (directory / arm / "journal.sqlite").is_file()]
     if not made:
-        raise BadFile(f"{directory}: holds no arm of an experiment yet")
+        raise InputError(f"{directory}: holds no arm of an experiment yet")
     return made
 
 

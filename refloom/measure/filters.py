@@ -89,7 +89,7 @@ async def select(
         embed: Stands in for the embedding model.
 
     Raises:
-        JournalUnusable: No run is kept there, or with `judge` another process is at work there.
+        JournalError: No run is kept there, or with `judge` another process is at work there.
         TooManyFailed: More comparisons failed than `settings.max_failure_rate` lets fail.
         ProviderStopped: No comparison can be had; `BudgetSpent`: no further one may be paid.
     """

@@ -19,7 +19,8 @@ import numpy as np
 from nodes.record import Record
 from nodes.state import Attempt
 from nodes.verdicts import passes
-from refloom.data.rows import BadFile, rows_of
+from refloom.data.rows import rows_of
+from refloom.errors import InputError
 from refloom.measure.stats import LEVEL, NOTHING, Interval, kappa, mean, resampled
 from refloom.runs.kept import records
 
@@ -63,14 +64,14 @@ class Human:
 def read_human(path: Path, directory: Path) -> Human:
     """Read verdicts and find what they are about in the run of `directory`. Blocks.
 
-    Raises `BadFile` naming file and line for a row that cannot be used, `JournalUnusable` when
+    Raises `InputError` naming file and line for a row that cannot be used, `JournalError` when
     there is no run.
     """
     if path.suffix not in SUFFIXES:
-        raise BadFile(f"{path}: verdicts are read from {' or '.join(SUFFIXES)} files only")
+        raise InputError(f"{path}: verdicts are read from {' or '.join(SUFFIXES)} files only")
     said = [_said(path, line, row) for line, row in rows_of(path, _bad)]
     if not said:
-        raise BadFile(f"{path}: holds no verdict. Give rows with id and verdict ({KNOWN})")
+        raise InputError(f"{path}: holds no verdict. Give rows with id and verdict ({KNOWN})")
     _check_once(path, said)
     wanted = {one.id for one in said}
     samples: dict[str, Record] = {}
@@ -89,32 +90,32 @@ def _check_once(path: Path, said: Sequence[Said]) -> None:
     for one in said:
         first = lines.setdefault(one.key, one.line)
         if first != one.line:
-            raise BadFile(
+            raise InputError(
                 f"{path}: line {one.line} judges what line {first} has judged. Give one verdict on "
                 "each sample and criterion; where people differ, what they agree on"
             )
 
 
 def _bad(file: str, line: int, what: str) -> None:
-    raise BadFile(f"{file}: line {line} {what}. Mend the line")
+    raise InputError(f"{file}: line {line} {what}. Mend the line")
 
 
 def _said(path: Path, line: int, row: Any) -> Said:
     if not isinstance(row, dict):
-        raise BadFile(f"{path}: line {line} is no row of names and values. Give id and verdict")
+        raise InputError(f"{path}: line {line} is no row of names and values. Give id and verdict")
     found: dict[str, str] = {}
     for name in ("id", "verdict"):
         # `true` and 1 are words in JSON too.
         found[name] = str(row.get(name) if row.get(name) is not None else "").strip()
         if not found[name]:
             columns = ", ".join(map(str, row)) or "nothing"
-            raise BadFile(
+            raise InputError(
                 f"{path}: line {line} has no {name} (it has {columns}). Give the sample's id, "
                 f"the verdict ({KNOWN}), and a criterion_id if it is about one"
             )
     word = found["verdict"].casefold()
     if word not in WORDS:
-        raise BadFile(
+        raise InputError(
             f"{path}: line {line} has the verdict {found['verdict'][:40]!r}. Write {KNOWN}"
         )
     criterion = row.get("criterion_id")
@@ -125,17 +126,17 @@ def _said(path: Path, line: int, row: Any) -> Said:
 def _check(path: Path, said: Said, record: Record | None, directory: Path) -> None:
     at = f"{path}: line {said.line}"
     if record is None:
-        raise BadFile(
+        raise InputError(
             f"{at} names the sample {said.id[:40]!r}, which is not in {directory}. Take the ids "
             "of its accepted.jsonl and rejected.jsonl"
         )
     if record["status"] == "failed":
-        raise BadFile(
+        raise InputError(
             f"{at} names the sample {said.id!r}, which failed and was never judged. Leave it out"
         )
     known = [v["criterion_id"] for v in final(record)["verdicts"]]
     if said.criterion_id is not WHOLE and said.criterion_id not in known:
-        raise BadFile(
+        raise InputError(
             f"{at} names the criterion {said.criterion_id[:40]!r}, by which the sample {said.id!r} "
             f"was not judged. It was by {', '.join(known) or 'none'}"
         )

@@ -10,8 +10,9 @@ from typing import Literal, NamedTuple
 from nodes.compare import compare
 from nodes.llm import CallFailed, Complete, Place
 from prompts import version
+from refloom.errors import TooManyFailed
 from refloom.measure.asking import each, telling
-from refloom.runs.seams import JUDGED_AFTER, TooManyFailed
+from refloom.runs.seams import JUDGED_AFTER
 from refloom.settings import Settings
 
 Slot = tuple[int, int, int]

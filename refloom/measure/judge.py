@@ -89,8 +89,8 @@ async def judge_check(
         The report; a figure is `{"value", "low", "high", "n"}`, a 95 % interval, None if unknown.
 
     Raises:
-        BadFile: `human` cannot be used, or no row is accepted; nothing was asked by then.
-        JournalUnusable: There is no run, or another process is at work on it.
+        InputError: `human` cannot be used, or no row is accepted; nothing was asked by then.
+        JournalError: There is no run, or another process is at work on it.
         ProviderStopped, BudgetSpent: What stopped the calls; what was paid is kept.
     """
     chosen = list(dict.fromkeys(methods or [settings.context().method]))

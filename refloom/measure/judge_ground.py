@@ -23,7 +23,7 @@ from nodes.judge import fold
 from nodes.learn import key_of
 from nodes.record import Record
 from nodes.state import Criterion
-from refloom.data.rows import BadFile
+from refloom.errors import InputError
 from refloom.runs.files import status_of
 from refloom.runs.kept import records
 from refloom.settings import Settings, embedded
@@ -85,7 +85,7 @@ class Draw:
 def ground_of(directory: Path, settings: Settings, limit: int) -> Ground:
     """Read what a check of so many samples and references needs. Blocks.
 
-    Raises `BadFile` when the run has no accepted row, `JournalUnusable` when there is no run.
+    Raises `InputError` when the run has no accepted row, `JournalError` when there is no run.
     """
     run = status_of(directory)
 
@@ -97,7 +97,7 @@ def ground_of(directory: Path, settings: Settings, limit: int) -> Ground:
     # One more than is judged, so that a single sample has another's response too.
     drawn = heapq.nsmallest(limit + 1, _accepted(directory, draw), key=lambda r: rank(r["id"]))
     if not drawn:
-        raise BadFile(
+        raise InputError(
             f"{directory}: holds no accepted row, and a judge is checked on accepted rows. Run on "
             "until there are some (`refloom status` says how it stands)"
         )

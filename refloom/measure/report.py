@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from refloom.data.rows import BadFile
 from refloom.data.write import staged
+from refloom.errors import InputError
 
 if TYPE_CHECKING:
     from memory.embed import Embed
@@ -37,11 +37,11 @@ async def report(
         compared: What a comparison has found, as in compare.json with `arms` and `cards`.
 
     Raises:
-        JournalUnusable: A directory holds no run, or a damaged one.
-        BadFile: There is nothing to report on, or `out` cannot be written.
+        JournalError: A directory holds no run, or a damaged one.
+        InputError: There is nothing to report on, or `out` cannot be written.
     """
     if not directories and not compared:
-        raise BadFile("there is nothing to report on: give the directory of a run")
+        raise InputError("there is nothing to report on: give the directory of a run")
     place = out or (directories[0] if directories else Path()) / NAME
     if out is not None:
         check_place(out)
@@ -53,11 +53,11 @@ async def report(
 
 
 def check_place(place: Path) -> None:
-    """Say what cannot be written before the work rather than after it. Raises `BadFile`."""
+    """Say what cannot be written before the work rather than after it. Raises `InputError`."""
     if place.is_dir():
-        raise BadFile(f"{place}: is a directory; --out names a file")
+        raise InputError(f"{place}: is a directory; --out names a file")
     if not place.parent.is_dir():
-        raise BadFile(f"{place}: cannot be written: there is no directory {place.parent}")
+        raise InputError(f"{place}: cannot be written: there is no directory {place.parent}")
 
 
 def _write(place: Path, page: str) -> None:
@@ -65,4 +65,4 @@ def _write(place: Path, page: str) -> None:
         with staged(place) as aside:
             aside.write_text(page, encoding="utf-8", newline="\n")
     except OSError as error:
-        raise BadFile(f"{place}: cannot be written: {error.strerror or error}") from error
+        raise InputError(f"{place}: cannot be written: {error.strerror or error}") from error

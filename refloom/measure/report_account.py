@@ -164,7 +164,7 @@ def _end(record: dict[str, Any]) -> str:
 def account_of(name: str, directory: Path) -> Account:
     """Read a run's directory as it stands, be it running, ended or killed. Blocks.
 
-    Raises `JournalUnusable` when there is no run.
+    Raises `JournalError` when there is no run.
     """
     account = Account(name, directory, said=status_of(directory))
     with snapshot(directory / "journal.sqlite") as connection:

@@ -9,20 +9,20 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from nodes.quick_json import loads
+from refloom.errors import JournalError
 from refloom.measure.improved import Sample, Slot
 from refloom.runs.kept import open_to_read, records_in
-from refloom.runs.lock import JournalUnusable
 
 
 @contextmanager
 def stored_in(path: Path) -> Iterator[Stored]:
-    """A journal as it is now, to read in any thread. Raises `JournalUnusable`."""
+    """A journal as it is now, to read in any thread. Raises `JournalError`."""
     stored = Stored(open_to_read(path, check_same_thread=False))
     try:
         stored.begin()
         yield stored
     except sqlite3.DatabaseError as error:
-        raise JournalUnusable(f"{path}: is damaged ({error})") from error
+        raise JournalError(f"{path}: is damaged ({error})") from error
     finally:
         stored.close()
 

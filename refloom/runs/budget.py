@@ -14,7 +14,7 @@ from functools import cache
 from nodes.llm import Answer, Call
 from nodes.state import Usage
 from nodes.wire import schema_of
-from refloom.data.rows import BadFile
+from refloom.errors import BudgetSpent, InputError
 from refloom.runs.prices import Price, Prices, line_of
 
 # Dollars are summed as whole picodollars: what is given back leaves exactly nothing behind.
@@ -24,10 +24,6 @@ TOKENS_PER_BYTE = 0.4
 # What a prompt takes beside its text: the marks of a chat, and how the schema is told.
 TOKENS_PER_CALL = 64
 _CAPS_OF_A_BODY = ("max_tokens", "max_completion_tokens")
-
-
-class BudgetSpent(Exception):
-    """A cap leaves no room for a call; the message says which, and how the run can go on."""
 
 
 @dataclass(slots=True, eq=False)
@@ -49,7 +45,7 @@ class _Waiter:
 
 
 def check_priced(prices: Prices, models: Iterable[str], max_cost: float | None) -> None:
-    """Refuse a cap in dollars on a model without a price. Raises `BadFile` saying how to mend it.
+    """Refuse a cap in dollars on a model without a price. Raises `InputError`.
 
     Nothing is checked when there is no cap.
     """
@@ -58,7 +54,7 @@ def check_priced(prices: Prices, models: Iterable[str], max_cost: float | None) 
     unknown = [m for m in dict.fromkeys(models) if prices.of(m) is None]
     if unknown:
         lines = "  ".join(line_of(m) for m in unknown)
-        raise BadFile(
+        raise InputError(
             f"--max-cost needs the price of every model, and there is none for "
             f"{', '.join(map(repr, unknown))}. Give --prices FILE.toml, one line a model, in "
             f"dollars per million tokens: {lines}"

@@ -14,7 +14,8 @@ from typing import Any
 from nodes.faults import Transient
 from nodes.llm import Answer, Call, CallFailed, Complete, ProviderStopped, Reply
 from nodes.wire import schema_of
-from refloom.runs.budget import Budget, BudgetSpent
+from refloom.errors import BudgetSpent
+from refloom.runs.budget import Budget
 from refloom.runs.journal import Journal
 from refloom.runs.kept import KeptCalls
 from refloom.runs.limits import Limiter

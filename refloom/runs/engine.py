@@ -75,7 +75,7 @@ class Run:
     async def go(self) -> Summary:
         """Make rows until there are enough, seeds run out, or the run is stopped.
 
-        Raises `BadFile`, `JournalUnusable`, `ProviderStopped`, `BudgetSpent` or `TooManyFailed`;
+        Raises `InputError`, `JournalError`, `ProviderStopped`, `BudgetSpent` or `TooManyFailed`;
         whatever was paid for by then is in the journal, and the files are written from it.
         """
         begun = time.monotonic()

@@ -21,9 +21,10 @@ from refloom.data.facts import facts_of
 from refloom.data.found import Report
 from refloom.data.read import Source
 from refloom.data.write import replace_lines
+from refloom.errors import JournalError
 from refloom.runs.journal import Journal
 from refloom.runs.kept import check_run, reading, records, records_in
-from refloom.runs.lock import JournalUnusable, holder
+from refloom.runs.lock import holder
 from refloom.runs.prices import Prices
 from refloom.runs.tally import STATUSES, tally
 from refloom.settings import Settings
@@ -52,7 +53,7 @@ class Summary:
     def check_same(self, journal: Journal, references: Source, seeds: Source) -> None:
         """Refuse to go on with a run that was begun otherwise; appended rows are no hindrance.
 
-        Raises `JournalUnusable` naming what differs. Blocks.
+        Raises `JournalError` naming what differs. Blocks.
         """
         check_run(journal.path.parent)
         before = journal.meta("settings")
@@ -64,7 +65,7 @@ class Summary:
         differing = [k for k in now if now[k] != before.get(k)]
         if differing:
             told = ", ".join(f"{k} ({before.get(k)!r}, now {now[k]!r})" for k in differing)
-            raise JournalUnusable(
+            raise JournalError(
                 f"{journal.path.parent}: holds a run with other settings: {told}. "
                 "Give the same ones, or another --out"
             )
@@ -73,14 +74,14 @@ class Summary:
         self._check_target(journal)
         kept = journal.meta("benchmarks")
         if kept is not None and kept != self.benchmarks.digest:
-            raise JournalUnusable(
+            raise JournalError(
                 f"{journal.path.parent}: holds a run that was checked against other benchmarks. "
                 "Give the same files, or another --out with --reuse this one"
             )
         for name, source in (("references", references), ("seeds", seeds)):
             kept = journal.meta(name)
             if kept and source.digest_of(kept["count"]) != kept["digest"]:
-                raise JournalUnusable(
+                raise JournalError(
                     f"{journal.path.parent}: holds a run on other {name}; rows may be appended "
                     "to them, not changed or left out (--limit). Give the same, or another --out"
                 )
@@ -88,7 +89,7 @@ class Summary:
     def _check_target(self, journal: Journal) -> None:
         before, now = journal.meta("target"), self.settings.target
         if before != now and (None in (before, now) or now < before):
-            raise JournalUnusable(
+            raise JournalError(
                 f"{journal.path.parent}: holds a run with target {before}; it may be raised, "
                 "not lowered, set or left out. Give a higher one, or another --out"
             )
@@ -98,7 +99,7 @@ class Summary:
         before = journal.meta("prompts") or {}
         changed = [name for name, now in versions().items() if before.get(name, now) != now]
         if changed:
-            raise JournalUnusable(
+            raise JournalError(
                 f"{journal.path.parent}: holds a run with other prompts: {', '.join(changed)}. "
                 "Give another --out, with --reuse this one: only what they changed is paid again"
             )
@@ -199,7 +200,7 @@ def used_before(journal: Journal) -> tuple[int, float, int]:
 def status_of(out: Path) -> dict[str, Any]:
     """What `refloom status` says: run.json brought up to date from the journal. Blocks.
 
-    Raises `JournalUnusable` when there is no run.
+    Raises `JournalError` when there is no run.
     """
     said = _kept_summary(out / "run.json")
     pid = holder(out)

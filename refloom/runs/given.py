@@ -8,7 +8,7 @@ from memory.contamination import Contamination
 from refloom.data.benchmark import benchmarks
 from refloom.data.found import Report
 from refloom.data.read import Source
-from refloom.data.rows import BadFile
+from refloom.errors import InputError
 from refloom.runs import ray
 from refloom.runs.budget import check_priced
 from refloom.runs.files import Summary
@@ -34,10 +34,10 @@ def read_given(
 ) -> tuple[Given, Summary]:
     """Read everything once, so that what is wrong is known at the start. Blocks.
 
-    Without seeds every reference is its own. Raises `BadFile` or `JournalUnusable`.
+    Without seeds every reference is its own. Raises `InputError` or `JournalError`.
     """
     if seeds is None and settings.answer_seeds and settings.turns == "all":
-        raise BadFile(
+        raise InputError(
             "--answer-seeds with --turns all: a later turn cannot be answered without what was "
             "said before it; give --seeds, or --turns first"
         )
@@ -49,7 +49,7 @@ def read_given(
     seeds = seeds or Source(references, as_reference=False, limit=settings.limit)
     report = Report()
     if settings.feedback == "swapped" and reference_report.taken < 2:
-        raise BadFile(
+        raise InputError(
             f"{references.name}: has one reference; --feedback swapped needs another to take "
             "criteria from"
         )

@@ -14,8 +14,9 @@ from typing import Any
 
 from memory.writer import Writer
 from nodes.quick_json import dumps
+from refloom.errors import JournalError
 from refloom.runs.kept import FORMAT, REPLY, check_ours
-from refloom.runs.lock import JournalUnusable, hold
+from refloom.runs.lock import hold
 from refloom.runs.reviews import TABLE
 
 _TABLES = """
@@ -48,7 +49,7 @@ class Journal:
     """The journal of the run in `directory`, held by this process alone while it is open."""
 
     def __init__(self, directory: Path) -> None:
-        """Open or make it. Raises `JournalUnusable` when it cannot be had."""
+        """Open or make it. Raises `JournalError` when it cannot be had."""
         self.path = directory / "journal.sqlite"
         # The stage under which calls are kept, where they are no part of making the rows.
         self.kept_as: str | None = None
@@ -63,18 +64,18 @@ class Journal:
             }
         except sqlite3.Error as error:
             self._lock.release()
-            raise JournalUnusable(f"{self.path}: is damaged ({error})") from error
+            raise JournalError(f"{self.path}: is damaged ({error})") from error
         except BaseException:
             self._lock.release()
             raise
         self._reading = threading.Lock()
         self._writing = Writer(self._writer, self._unusable)
 
-    def _unusable(self, fault: BaseException) -> JournalUnusable:
-        return JournalUnusable(f"{self.path}: cannot be written: {fault}")
+    def _unusable(self, fault: BaseException) -> JournalError:
+        return JournalError(f"{self.path}: cannot be written: {fault}")
 
     async def put(self, sql: str, *values: Any) -> None:
-        """Write, and return once it is on disk. Raises `JournalUnusable` if it cannot be."""
+        """Write, and return once it is on disk. Raises `JournalError` if it cannot be."""
         await self._writing.put(sql, *values)
 
     def put_soon(self, sql: str, *values: Any) -> None:
@@ -142,5 +143,5 @@ def _connect(path: Path) -> sqlite3.Connection:
         connection.executescript(_TABLES + TABLE)
         connection.execute("INSERT OR IGNORE INTO meta VALUES ('format', ?)", (str(FORMAT),))
     except sqlite3.Error as error:
-        raise JournalUnusable(f"{path}: is no refloom journal ({error})") from error
+        raise JournalError(f"{path}: is no refloom journal ({error})") from error
     return connection

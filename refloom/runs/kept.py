@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from refloom.runs.lock import JournalUnusable
+from refloom.errors import JournalError
 
 FORMAT = 1
 REPLY = "SELECT reply FROM calls WHERE key = ? UNION ALL SELECT reply FROM borrowed WHERE key = ?"
@@ -19,7 +19,7 @@ class KeptCalls:
     """The calls of another run's journal, to read; that run may be under way."""
 
     def __init__(self, directory: Path) -> None:
-        """Raises `JournalUnusable` when there is no journal in `directory`."""
+        """Raises `JournalError` when there is no journal in `directory`."""
         path = directory / "journal.sqlite"
         self._connection = open_to_read(path, check_same_thread=False)
         self._lock = threading.Lock()
@@ -51,11 +51,11 @@ def _of_experiment(journal: sqlite3.Connection) -> bool:
 
 
 def check_run(directory: Path) -> None:
-    """Refuse what is no run's directory. Raises `JournalUnusable` saying what to name. Blocks."""
+    """Refuse what is no run's directory. Raises `JournalError` saying what to name. Blocks."""
     with reading(directory / "journal.sqlite") as journal:
         if _of_experiment(journal):
             arms = sorted(path.parent.name for path in directory.glob("*/journal.sqlite"))
-            raise JournalUnusable(
+            raise JournalError(
                 f"{directory}: holds an experiment; name one of its arms, such as "
                 f"{directory / (arms[0] if arms else 'reference')}"
             )
@@ -64,7 +64,7 @@ def check_run(directory: Path) -> None:
 def records(path: Path, *statuses: str) -> Iterator[str]:
     """The records of some statuses as JSON lines, in slot order; streams, blocks.
 
-    Raises `JournalUnusable` when there is no journal or it is damaged.
+    Raises `JournalError` when there is no journal or it is damaged.
     """
     with reading(path) as connection:
         yield from records_in(connection, *statuses)
@@ -92,7 +92,7 @@ def waiting_in(connection: sqlite3.Connection) -> int:
 def snapshot(path: Path) -> Iterator[sqlite3.Connection]:
     """A connection that sees the journal as it is now, whatever a run adds meanwhile. Blocks.
 
-    Raises `JournalUnusable` when there is no journal or it is damaged.
+    Raises `JournalError` when there is no journal or it is damaged.
     """
     with reading(path) as connection:
         connection.execute("BEGIN")
@@ -103,21 +103,21 @@ def snapshot(path: Path) -> Iterator[sqlite3.Connection]:
 
 @contextmanager
 def reading(path: Path) -> Iterator[sqlite3.Connection]:
-    """A connection to read by, closed in the end; what is damaged raises `JournalUnusable`."""
+    """A connection to read by, closed in the end; what is damaged raises `JournalError`."""
     with closing(open_to_read(path)) as connection:
         try:
             yield connection
         except sqlite3.DatabaseError as error:
-            raise JournalUnusable(f"{path}: is damaged ({error})") from error
+            raise JournalError(f"{path}: is damaged ({error})") from error
 
 
 def open_to_read(path: Path, *, check_same_thread: bool = True) -> sqlite3.Connection:
     """A read-only connection, for looking at a run while another process makes it.
 
-    Raises `JournalUnusable` for what is none of this version's journals.
+    Raises `JournalError` for what is none of this version's journals.
     """
     if not path.is_file():
-        raise JournalUnusable(f"{path.parent}: no run is kept here (no {path.name})")
+        raise JournalError(f"{path.parent}: no run is kept here (no {path.name})")
     # Where nothing can be written, nobody writes, and SQLite must not try to share.
     alone = "" if os.access(path.parent, os.W_OK) else "&immutable=1"
     address = f"{path.absolute().as_uri()}?mode=ro{alone}"
@@ -126,7 +126,7 @@ def open_to_read(path: Path, *, check_same_thread: bool = True) -> sqlite3.Conne
         connection.execute("SELECT value FROM meta WHERE key = 'format'").fetchall()
         check_ours(connection, path)
     except sqlite3.Error as error:
-        raise JournalUnusable(f"{path}: is no refloom journal ({error})") from error
+        raise JournalError(f"{path}: is no refloom journal ({error})") from error
     return connection
 
 
@@ -142,8 +142,8 @@ def check_ours(connection: sqlite3.Connection, path: Path) -> None:
     )
     found = kept.fetchone() if kept else None
     if found is None or not str(found[0]).isdigit():
-        raise JournalUnusable(f"{path}: is another program's database; nothing was changed")
+        raise JournalError(f"{path}: is another program's database; nothing was changed")
     if int(found[0]) > FORMAT:
-        raise JournalUnusable(
+        raise JournalError(
             f"{path}: was made by a newer refloom (format {found[0]}); nothing was changed"
         )

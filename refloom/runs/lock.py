@@ -7,29 +7,25 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from refloom.errors import JournalError
+
 FILES = ("accepted.jsonl", "rejected.jsonl", "failed.jsonl", "run.json", "README.md")
 
 
-class JournalUnusable(Exception):
-    """A journal that cannot be opened or written; the message says what to do. Nothing is lost."""
-
-
 def hold(directory: Path) -> FileLock:
-    """Take the directory for this process. Raises `JournalUnusable` naming the pid that has it."""
+    """Take the directory for this process. Raises `JournalError` naming the pid that has it."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
         # It is taken in one thread and let go of in another.
         lock = FileLock(directory / ".lock", thread_local=False)
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise JournalUnusable(
+        raise JournalError(
             f"{directory}: another process (pid {holder(directory)}) is at work here; "
             "wait for it or end it"
         ) from error
     except OSError as error:
-        raise JournalUnusable(
-            f"{directory}: cannot be written ({error.strerror or error})"
-        ) from error
+        raise JournalError(f"{directory}: cannot be written ({error.strerror or error})") from error
     (directory / ".pid").write_text(str(os.getpid()), encoding="utf-8")
     for name in FILES:
         # Nobody else writes these now: a process that was killed has left its half.

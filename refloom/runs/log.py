@@ -18,7 +18,7 @@ from queue import SimpleQueue
 from urllib.parse import quote
 
 from nodes.faults import KEY_SHAPE
-from refloom.data.rows import BadFile
+from refloom.errors import InputError
 
 FORWARDED = ("openai", "aiohttp", "langgraph", "asyncio")
 KEY_CHARS = 6
@@ -62,7 +62,7 @@ def log_to(path: Path | None, secrets: Iterable[str]) -> Iterator[None]:
     """Append events, and warnings of the libraries below, to a file while this is open.
 
     `secrets` are the keys in use; nothing of the file shows them. None for `path`: no log.
-    Raises `BadFile` when the file cannot be written.
+    Raises `InputError` when the file cannot be written.
     """
     if path is None:
         yield
@@ -232,7 +232,7 @@ def _opened(path: Path) -> _File:
         return _File(path, mode="a", encoding="utf-8", errors="backslashreplace")
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
-        raise BadFile(f"{path}: the log cannot be written: {why}") from error
+        raise InputError(f"{path}: the log cannot be written: {why}") from error
 
 
 def _torn(path: Path) -> bool:

@@ -17,9 +17,8 @@ from nodes.llm import Answer, Call, CallFailed, ProviderStopped
 from nodes.propose import Proposed
 from nodes.refed import Improved
 from nodes.refine import Refined
-from refloom.runs.budget import BudgetSpent
+from refloom.errors import BudgetSpent, JournalError
 from refloom.runs.calls import Interrupted
-from refloom.runs.lock import JournalUnusable
 
 ANSWERS: dict[str, type[Answer]] = {
     answer.__name__: answer
@@ -31,7 +30,7 @@ _SAID: dict[str, type[Exception]] = {
     kind.__name__: kind
     for kind in (
         *(ProviderStopped, BudgetSpent, Interrupted, BadInput),
-        *(IndexUnusable, WeightsUnavailable, JournalUnusable),
+        *(IndexUnusable, WeightsUnavailable, JournalError),
     )
 }
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nodes.state import Usage
-from refloom.data.rows import BadFile
+from refloom.errors import InputError
 from refloom.settings import embedded
 
 MILLION = 1_000_000
@@ -66,7 +66,7 @@ class Prices:
     def load(cls, path: Path | None = None) -> Prices:
         """The bundled table, with the models of the user's TOML file in place of its own. Blocks.
 
-        Raises `BadFile` when the file is missing, is no TOML, or has a wrong key or number.
+        Raises `InputError` when the file is missing, is no TOML, or has a wrong key or number.
         """
         bundled = files("refloom.runs").joinpath("prices.toml").read_text(encoding="utf-8")
         table = _read(bundled, "the bundled prices.toml")
@@ -89,9 +89,9 @@ def _text_of(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise BadFile(f"{path}: is no UTF-8 text ({error.reason}). Save it as UTF-8") from error
+        raise InputError(f"{path}: is no UTF-8 text ({error.reason}). Save it as UTF-8") from error
     except OSError as error:
-        raise BadFile(
+        raise InputError(
             f"{path}: cannot be read: {error.strerror or error}. Give --prices a TOML file with "
             f"lines like {line_of('model')}"
         ) from error
@@ -101,7 +101,7 @@ def _read(text: str, name: str) -> dict[str, Price]:
     try:
         table = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
-        raise BadFile(
+        raise InputError(
             f"{name}: is no TOML ({str(error)[:120]}). A line of it is {line_of('model')}"
         ) from error
     return {model: _price(entry, f"{name}: {model!r}", model) for model, entry in table.items()}
@@ -110,18 +110,20 @@ def _read(text: str, name: str) -> dict[str, Price]:
 def _price(entry: Any, where: str, model: str) -> Price:
     mend = f"Write {line_of(model)}, in dollars per million tokens"
     if not isinstance(entry, dict):
-        raise BadFile(f"{where} has no prices but {entry!r}. {mend}")
+        raise InputError(f"{where} has no prices but {entry!r}. {mend}")
     for key, value in entry.items():
         if key in _KEYS:
             _check_number(key, value, where)
         elif isinstance(value, dict):
             quoted = f"[{json.dumps(f'{model}.{key}')}]"
-            raise BadFile(f"{where} has a part {key!r}. A name with a dot needs quotes: {quoted}")
+            raise InputError(
+                f"{where} has a part {key!r}. A name with a dot needs quotes: {quoted}"
+            )
         else:
-            raise BadFile(f"{where} has an unknown key {key!r}; known are {', '.join(_KEYS)}")
+            raise InputError(f"{where} has an unknown key {key!r}; known are {', '.join(_KEYS)}")
     for key in ("input", "output"):
         if key not in entry:
-            raise BadFile(f"{where} has no {key!r}. {mend}")
+            raise InputError(f"{where} has no {key!r}. {mend}")
     return Price(**{key: float(value) for key, value in entry.items()})
 
 
@@ -129,4 +131,4 @@ def _check_number(key: str, value: Any, where: str) -> None:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not 0 <= value <= DEAREST:
         said = repr(value)[:60]
-        raise BadFile(f"{where} has {key} = {said}; give dollars per million tokens, 0 or more")
+        raise InputError(f"{where} has {key} = {said}; give dollars per million tokens, 0 or more")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from memory.contamination import Contamination
 from nodes.quick_json import dumps, loads
-from refloom.data.rows import BadFile
+from refloom.errors import InputError
 from refloom.runs.line import Lost
 from refloom.runs.plain import error_of, plain_error
 from refloom.runs.team import Hire
@@ -79,27 +79,27 @@ class _Far:
 
 
 def check(address: str | None) -> None:
-    """Raise `BadFile` now when Ray is not installed or nobody answers at `address`. Blocks.
+    """Raise `InputError` now when Ray is not installed or nobody answers at `address`. Blocks.
 
     Ray itself would look for a cluster for minutes.
     """
     if sys.modules.get("ray", find_spec) is None or find_spec("ray") is None:
-        raise BadFile("--engine ray: Ray is not installed; install refloom with the extra [ray]")
+        raise InputError("--engine ray: Ray is not installed; install refloom with the extra [ray]")
     if address is None:
         return
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit() or int(port) > 65535:
-        raise BadFile(f"--ray-address {address!r}: give the head node's HOST:PORT")
+        raise InputError(f"--ray-address {address!r}: give the head node's HOST:PORT")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
     except OSError as error:
-        raise BadFile(f"--ray-address {address}: nobody answers there ({error})") from error
+        raise InputError(f"--ray-address {address}: nobody answers there ({error})") from error
 
 
 def connect(address: str | None, workers: int) -> None:
     """Join the cluster at `address`, or begin one on this machine that ends with this process.
 
-    Raises `BadFile` when it cannot be had. Blocks.
+    Raises `InputError` when it cannot be had. Blocks.
     """
     # No news of this run goes to Ray's makers.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -121,7 +121,7 @@ def connect(address: str | None, workers: int) -> None:
             )
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         where = f"the Ray cluster at {address}" if address else "Ray on this machine"
-        raise BadFile(f"--engine ray: {where} cannot be used: {_first_line(error)}") from error
+        raise InputError(f"--engine ray: {where} cannot be used: {_first_line(error)}") from error
 
 
 def disconnect() -> None:

@@ -18,8 +18,8 @@ from memory.references import Reference
 from nodes.decisions import Decision, decided, question
 from nodes.quick_json import dumps
 from nodes.record import Record
+from refloom.errors import JournalError
 from refloom.runs.kept import check_ours, open_to_read, waiting_in
-from refloom.runs.lock import JournalUnusable
 
 TABLE = """
 CREATE TABLE IF NOT EXISTS reviews (
@@ -48,7 +48,7 @@ class Reviews:
     """The samples of the run in `directory` that wait for a person. Everything here blocks."""
 
     def __init__(self, directory: Path, contamination: Contamination | None = None) -> None:
-        """Raises `JournalUnusable` when no run is kept there."""
+        """Raises `JournalError` when no run is kept there."""
         self.path = directory / "journal.sqlite"
         self._contamination = contamination
         with closing(open_to_read(self.path)):
@@ -66,7 +66,7 @@ class Reviews:
                 connection.execute("PRAGMA synchronous = FULL")
                 yield connection
         except sqlite3.Error as error:
-            raise JournalUnusable(f"{self.path}: cannot be written ({error})") from error
+            raise JournalError(f"{self.path}: cannot be written ({error})") from error
 
     def counts(self) -> dict[str, int]:
         """How many samples wait and how many are decided."""

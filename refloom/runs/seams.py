@@ -10,6 +10,7 @@ from memory.characteristics import Learned
 from memory.references import Reference
 from nodes.quick_json import dumps
 from nodes.record import Record
+from refloom.errors import TooManyFailed
 from refloom.runs.calls import JournaledCalls
 from refloom.runs.journal import Journal
 from refloom.runs.log import event
@@ -19,10 +20,6 @@ from refloom.settings import Settings
 
 # How many samples have to be finished before their failure rate says anything.
 JUDGED_AFTER = 20
-
-
-class TooManyFailed(Exception):
-    """More samples failed than the run was allowed; it was stopped before it cost more."""
 
 
 class Kept:

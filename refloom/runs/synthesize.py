@@ -25,7 +25,7 @@ async def synthesize(
 
     `references` and `seeds` are paths or rows; without seeds every reference is one. With `out`
     the run is kept there and taken up again by the next call; without, it leaves nothing behind.
-    Raises `BadFile`, `JournalUnusable` or `ProviderStopped`.
+    Raises `InputError`, `JournalError` or `ProviderStopped`.
     """
     queue: asyncio.Queue[Record | None] = asyncio.Queue()
     with contextlib.ExitStack() as stack:

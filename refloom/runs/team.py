@@ -12,6 +12,7 @@ from memory.contamination import Contamination
 from nodes.context import Context
 from nodes.llm import Call, Reply
 from nodes.state import Seed
+from refloom.errors import WorkersLost
 from refloom.runs.calls import kept_form
 from refloom.runs.held import Held
 from refloom.runs.line import Far, Line, Lost
@@ -43,10 +44,6 @@ class Maker(Protocol):
     def forget(self, place: Place) -> None:
         """The seed of a place (round, position) has ended."""
         ...
-
-
-class WorkersLost(RuntimeError):
-    """No worker is left; what was made is kept, and the same command goes on."""
 
 
 class _Member:

@@ -7,7 +7,7 @@ import os
 
 from nodes.endpoint import Endpoint
 from nodes.llm import ProviderStopped
-from refloom.data.rows import BadFile
+from refloom.errors import InputError
 from refloom.local import model as local
 from refloom.settings import Settings, embedded
 
@@ -23,7 +23,7 @@ class Addresses:
         for name in ("OPENAI_API_KEY", "JUDGE_API_KEY"):
             key = os.environ.get(name, "")
             if not (key.isascii() and key.isprintable()) or " " in key:
-                raise BadFile(
+                raise InputError(
                     f"{name}: holds a character that no key has (a line break, a blank, an "
                     "accent?). Set it anew"
                 )

@@ -13,16 +13,16 @@ from nodes.llm import ProviderStopped
 from nodes.record import record_of
 from nodes.state import SampleState, Seed
 from refloom.data.read import Source
+from refloom.errors import JournalError, WorkersLost
 from refloom.runs.calls import Interrupted
-from refloom.runs.lock import JournalUnusable
 from refloom.runs.quota import Quota
 from refloom.runs.seams import Kept, statuses
-from refloom.runs.team import Maker, WorkersLost
+from refloom.runs.team import Maker
 from refloom.settings import Settings
 
 BATCH = 100
 # What ends a run, where anything else costs one seed.
-STOPS = (ProviderStopped, WeightsUnavailable, IndexUnusable, JournalUnusable, WorkersLost)
+STOPS = (ProviderStopped, WeightsUnavailable, IndexUnusable, JournalError, WorkersLost)
 
 
 class Work:
@@ -60,7 +60,7 @@ class Work:
                 task.add_done_callback(self._done)
             await self._until_fewer_than(lambda: 1)
             self._calls.shut = True
-            if self._tasks and not isinstance(self._fault, JournalUnusable):
+            if self._tasks and not isinstance(self._fault, JournalError):
                 await self._let_calls_end()
         finally:
             for task in self._tasks:

@@ -18,10 +18,9 @@ from starlette.routing import Route
 from memory.contamination import Contamination
 from nodes.decisions import BadDecision, read_decision
 from refloom.data.benchmark import benchmarks
-from refloom.data.rows import BadFile
+from refloom.errors import InputError, JournalError
 from refloom.runs.files import refresh
 from refloom.runs.kept import reading
-from refloom.runs.lock import JournalUnusable
 from refloom.runs.reviews import NoSuchSample, Reviews
 from refloom.serve.bounds import Bounds, authorising
 from refloom.serve.keys import LOCAL, asking, configured
@@ -34,7 +33,7 @@ QUIET_S = 2.0
 def contamination_of(directory: Path) -> Contamination | None:
     """The benchmarks a run was checked against; edited texts are checked against them too.
 
-    Raises `BadFile` when their files are gone, `JournalUnusable` when there is no run. Blocks.
+    Raises `InputError` when their files are gone, `JournalError` when there is no run. Blocks.
     """
     with reading(directory / "journal.sqlite") as connection:
         found = connection.execute("SELECT value FROM meta WHERE key = 'settings'").fetchone()
@@ -43,8 +42,8 @@ def contamination_of(directory: Path) -> Contamination | None:
         return None
     try:
         return benchmarks(tuple(files))
-    except BadFile as error:
-        raise BadFile(
+    except InputError as error:
+        raise InputError(
             f"{error}. The run was checked against it, and edited texts have to be as well"
         ) from error
 
@@ -112,7 +111,7 @@ class Decisions:
 def desk(directory: Path) -> Starlette:
     """The page and the decisions of the run in `directory`. Blocks while it reads.
 
-    Raises `JournalUnusable`, `BadFile` or `BadKeys`.
+    Raises `JournalError`, `InputError` or `BadKeys`.
     """
     files, keys = Files(directory), configured()
     asked = Decisions(Reviews(directory, contamination_of(directory)), files, keys)
@@ -159,7 +158,7 @@ async def _answered(work: Callable[[], Any]) -> Response:
         said, status = {"detail": "no sample of this id waits or was decided"}, 404
     except BadDecision as error:
         said, status = {"detail": str(error)}, 422
-    except JournalUnusable as error:
+    except JournalError as error:
         said, status = {"detail": str(error)}, 503
     # ASCII, so that half a surrogate pair in a text is no error here.
     return Response(json.dumps(said), status, media_type="application/json")
