@@ -29,8 +29,8 @@ from refloom.runs.order import Order
 from refloom.runs.quota import Quota
 from refloom.runs.seams import Kept, begun_before, heard
 from refloom.runs.shown import Seen
-from refloom.runs.team import Hiring, Maker, Team
-from refloom.runs.work import Work
+from refloom.runs.team import Hiring, Team
+from refloom.runs.work import Maker, Work
 from refloom.settings import Settings
 
 OnRecord = Callable[[Record], None]

@@ -15,9 +15,8 @@ from typing import Any
 from memory.writer import Writer
 from nodes.quick_json import dumps
 from refloom.errors import JournalError
-from refloom.runs.kept import FORMAT, REPLY, check_ours
+from refloom.runs.kept import FORMAT, REPLY, REVIEWS_TABLE, check_ours
 from refloom.runs.lock import hold
-from refloom.runs.reviews import TABLE
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -140,7 +139,7 @@ def _connect(path: Path) -> sqlite3.Connection:
         check_ours(connection, path)
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
-        connection.executescript(_TABLES + TABLE)
+        connection.executescript(_TABLES + REVIEWS_TABLE)
         connection.execute("INSERT OR IGNORE INTO meta VALUES ('format', ?)", (str(FORMAT),))
     except sqlite3.Error as error:
         raise JournalError(f"{path}: is no refloom journal ({error})") from error

@@ -12,6 +12,13 @@ from pathlib import Path
 from refloom.errors import JournalError
 
 FORMAT = 1
+REVIEWS_TABLE = """
+CREATE TABLE IF NOT EXISTS reviews (
+  round INTEGER, position INTEGER, slot INTEGER, id TEXT NOT NULL, asked TEXT NOT NULL,
+  PRIMARY KEY (round, position, slot)
+);
+CREATE INDEX IF NOT EXISTS reviews_id ON reviews (id);
+"""
 REPLY = "SELECT reply FROM calls WHERE key = ? UNION ALL SELECT reply FROM borrowed WHERE key = ?"
 
 

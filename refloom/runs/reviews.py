@@ -19,15 +19,8 @@ from nodes.decisions import Decision, decided, question
 from nodes.quick_json import dumps
 from nodes.record import Record
 from refloom.errors import JournalError
-from refloom.runs.kept import check_ours, open_to_read, waiting_in
+from refloom.runs.kept import REVIEWS_TABLE, check_ours, open_to_read, waiting_in
 
-TABLE = """
-CREATE TABLE IF NOT EXISTS reviews (
-  round INTEGER, position INTEGER, slot INTEGER, id TEXT NOT NULL, asked TEXT NOT NULL,
-  PRIMARY KEY (round, position, slot)
-);
-CREATE INDEX IF NOT EXISTS reviews_id ON reviews (id);
-"""
 PARK = "INSERT OR IGNORE INTO reviews VALUES (?, ?, ?, ?, ?)"
 # Seconds to wait for a run that is just writing.
 PATIENCE_S = 20.0
@@ -54,7 +47,7 @@ class Reviews:
         with closing(open_to_read(self.path)):
             pass
         with self._writing() as connection:
-            connection.executescript(TABLE)
+            connection.executescript(REVIEWS_TABLE)
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextvars import ContextVar
-from typing import Any, Protocol
+from typing import Any
 
 from memory.characteristics import NAMESPACE, Characteristics, FileStore
 from memory.contamination import Contamination
@@ -28,22 +28,6 @@ HIRE_S = 180
 Hire = Callable[[], Awaitable[Far]]
 Hiring = Callable[[Mapping[str, Any], Contamination | None], Hire]
 Heed = Callable[[Call, Mapping[str, str]], None]
-
-
-class Maker(Protocol):
-    """The seam for making: a seed through the graph, here or elsewhere."""
-
-    async def make(self, seed: Seed) -> None:
-        """Make the seed's samples; each is kept as it ends."""
-        ...
-
-    def look_ahead(self, seeds: Sequence[Seed]) -> None:
-        """These come next. Blocks."""
-        ...
-
-    def forget(self, place: Place) -> None:
-        """The seed of a place (round, position) has ended."""
-        ...
 
 
 class _Member:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from itertools import islice
+from typing import Protocol
 
 from memory.references import IndexUnusable, Reference
 from memory.weights import WeightsUnavailable
@@ -15,14 +16,29 @@ from nodes.state import SampleState, Seed
 from refloom.data.read import Source
 from refloom.errors import JournalError, WorkersLost
 from refloom.runs.calls import Interrupted
-from refloom.runs.quota import Quota
+from refloom.runs.quota import Place, Quota
 from refloom.runs.seams import Kept, statuses
-from refloom.runs.team import Maker
 from refloom.settings import Settings
 
 BATCH = 100
 # What ends a run, where anything else costs one seed.
 STOPS = (ProviderStopped, WeightsUnavailable, IndexUnusable, JournalError, WorkersLost)
+
+
+class Maker(Protocol):
+    """The seam for making: a seed through the graph, here or elsewhere."""
+
+    async def make(self, seed: Seed) -> None:
+        """Make the seed's samples; each is kept as it ends."""
+        ...
+
+    def look_ahead(self, seeds: Sequence[Seed]) -> None:
+        """These come next. Blocks."""
+        ...
+
+    def forget(self, place: Place) -> None:
+        """The seed of a place (round, position) has ended."""
+        ...
 
 
 class Work:
