@@ -18,11 +18,10 @@ from graph.routing import (
     after_sample,
     judged,
 )
-from memory.another import Another
 from memory.characteristics import Characteristics
 from memory.contamination import Contamination
 from memory.embed import Embed
-from memory.index import Search
+from memory.index import Another, Search
 from nodes.begin import begin
 from nodes.context import Context
 from nodes.critique import critique

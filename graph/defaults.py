@@ -10,9 +10,8 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
-from memory.adding import Added, add
 from memory.embed import Embed, Embedder
-from memory.index import ReferenceIndex
+from memory.index import Added, ReferenceIndex, add
 from memory.references import IndexUnusable, Reference
 from memory.store import references_in
 from memory.weights import DEFAULT_MODEL
@@ -66,7 +65,7 @@ class DefaultSearch:
     async def another(
         self, reference: Reference, avoid: Collection[str], random_seed: int
     ) -> Reference | None:
-        """See `memory.another.Another`."""
+        """See `memory.index.Another`."""
         return await (await self.current()).another(reference, avoid, random_seed)
 
     @property

@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 from langgraph.store.memory import InMemoryStore
 
 from memory.references import IndexUnusable
-from memory.writer import Writer
+from memory.sqlite_writer import Writer
 
 NAMESPACE = ("characteristics",)
 TABLE = """

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping, Sequence
+import json
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
+from itertools import chain
 from pathlib import Path
 from typing import Protocol
 
@@ -12,12 +15,51 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memory import vectors as faiss_vectors
-from memory.another import another_of
-from memory.building import Building, Built
-from memory.embed import Embed
-from memory.references import Reference, key_of
-from memory.store import ReferenceFile, keys_of
-from memory.vectors import Rows, Vectors
+from memory.embed import Embed, Vectors
+from memory.references import Reference, distinct, key_of
+from memory.store import ReferenceFile, hold, keys_of, references_in, to_end, write_references
+from memory.vectors import Building, Built, Rows
+
+# MERGED memory~another
+# Another reference than those that bear on a seed, fixed by a random seed.
+DRAWS = 64
+
+
+class Another(Protocol):
+    """The seam for references that have nothing to do with a seed."""
+
+    async def __call__(
+        self, reference: Reference, avoid: Collection[str], random_seed: int
+    ) -> Reference | None:
+        """See `another_of`."""
+        ...
+
+
+def another_of(
+    references: Sequence[Reference], reference: Reference, avoid: Collection[str], random_seed: int
+) -> Reference | None:
+    """A reference drawn for `reference`, none whose id is in `avoid` as far as there is one.
+
+    The same for the same arguments; None where there is no other. Blocks on a file of references.
+
+    >>> pool = [{"id": i, "instruction": i, "response": i} for i in "abc"]
+    >>> another_of(pool, pool[0], ("a", "b"), 0)["id"]
+    'c'
+    >>> another_of(pool[:1], pool[0], (), 0) is None
+    True
+    """
+    second: Reference | None = None
+    for draw in range(DRAWS if len(references) > 1 else 0):
+        text = f"{random_seed}\x1f{reference['id']}\x1f{draw}"
+        digest = sha256(text.encode("utf-8", "replace")).digest()
+        found = references[int.from_bytes(digest[:8], "big") % len(references)]
+        if found["id"] == reference["id"]:
+            continue
+        if found["id"] not in avoid:
+            return found
+        second = second or found
+    return second or next((r for r in references if r["id"] != reference["id"]), None)
+
 
 MMR_POOL = 8
 MMR_RELEVANCE = 0.7
@@ -102,7 +144,7 @@ class ReferenceIndex:
     async def another(
         self, reference: Reference, avoid: Collection[str], random_seed: int
     ) -> Reference | None:
-        """See `memory.another.Another`."""
+        """See `memory.index.Another`."""
         return await asyncio.to_thread(another_of, self.references, reference, avoid, random_seed)
 
     async def own(self, text: str) -> int | None:
@@ -237,3 +279,55 @@ def mmr(scores: Vectors, vectors: Vectors, k: int, first: list[int]) -> list[int
         gain[chosen] = -np.inf
         chosen.append(int(gain.argmax()))
     return chosen
+
+
+# MERGED memory~adding
+# Adding references to an index that others search meanwhile.
+@dataclass(frozen=True, slots=True)
+class Added:
+    """How many references are new, how many were known, how many there are now."""
+
+    added: int
+    known: int
+    total: int
+
+
+async def add(directory: Path, new: Sequence[Reference], embed: Embed, model: str) -> Added:
+    """Add references to the index in `directory`, which is made if there is none.
+
+    One adds at a time, whatever the process. Who searches keeps what it has open, and sees the
+    new index once its manifest is there, whole. Raises `IndexUnusable` or `OSError`.
+    """
+    lock = await hold(directory, ".adding.lock")
+    try:
+        before = await asyncio.to_thread(_kept, directory)
+        known: Iterable[Reference] = before if before is not None else ()
+        rows = distinct(chain(known, new))
+        there = await asyncio.to_thread(_references_files, directory)
+        try:
+            references = await to_end(write_references, directory, rows)
+            total = await ReferenceIndex(references, embed, directory, model).build()
+        finally:
+            await to_end(_drop_unused, directory, there)
+    finally:
+        await asyncio.to_thread(lock.release)
+    added = total - (0 if before is None else len(before))
+    return Added(added, len(new) - added, total)
+
+
+def _kept(directory: Path) -> ReferenceFile | None:
+    return references_in(directory) if (directory / "index.json").exists() else None
+
+
+def _references_files(directory: Path) -> set[Path]:
+    return set(directory.glob("references-*.parquet"))
+
+
+def _drop_unused(directory: Path, there: set[Path]) -> None:
+    """Remove the references that have come since, where no index came to be built of them."""
+    manifest = directory / "index.json"
+    if manifest.exists():
+        used = json.loads(manifest.read_text(encoding="utf-8"))["references"]
+        there = {*there, directory / f"references-{used}.parquet"}
+    for path in _references_files(directory) - there:
+        path.unlink(missing_ok=True)

@@ -7,17 +7,132 @@ of the `rouge_score` package; a text without any is compared by its characters.
 
 from __future__ import annotations
 
+import re
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from rapidfuzz.distance import LCSseq
 
-from memory.copying import copied_run
-from memory.near import NearVectors
-from memory.tokens import Numbers, tokens
+# MERGED memory~near
+# What is near by meaning: unit vectors over a cosine threshold.
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+BLOCK = 4096
+
+
+class NearVectors:
+    """The vectors there are, asked whether a new one is too near to one of them; exact.
+
+    A question costs one pass over all of them: about 1 ms for 10,000 of 384 dimensions.
+    """
+
+    def __init__(self, threshold: float) -> None:
+        """`threshold`: a cosine over this is a duplicate; -1 <= threshold <= 1."""
+        self._threshold = threshold
+        self._blocks: list[NDArray[np.float32]] = []
+        self._names: list[str] = []
+
+    def collision(self, vector: NDArray[np.float32]) -> str | None:
+        """The name of the first vector that this one is too near to, or None; unit length."""
+        for i, block in enumerate(self._blocks):
+            held = block[: len(self._names) - i * BLOCK]
+            over = held @ vector > self._threshold
+            if over.any():
+                return self._names[i * BLOCK + int(over.argmax())]
+        return None
+
+    def add(self, vector: NDArray[np.float32], name: str) -> None:
+        """Remember a vector of unit length under `name`."""
+        import numpy as np
+
+        at = len(self._names) % BLOCK
+        if not at:
+            self._blocks.append(np.empty((BLOCK, len(vector)), np.float32))
+        self._blocks[-1][at] = vector
+        self._names.append(name)
+
+
+# MERGED memory~tokens
+# Texts as words, and words as numbers.
+_words = re.compile("[a-z0-9]+").findall
+
+# The numbers of tokens leave out the surrogates, so that a text is a string of code points too.
+_SURROGATES, _GAP = 0xD800, 0x800
+
+
+def tokens(text: str) -> list[str]:
+    """The words of `text` as `rouge_score` splits them; its characters if there are none.
+
+    >>> tokens("Tides follow the Moon!")
+    ['tides', 'follow', 'the', 'moon']
+    >>> tokens("潮汐")
+    ['潮', '汐']
+    """
+    return _words(text.lower()) or list(text)
+
+
+class Numbers(dict[str | int, int]):
+    """The number of each token, given at first sight; of a number, that of its token come again.
+
+    >>> numbers = Numbers()
+    >>> numbers.of("to be or not to be")
+    [0, 1, 2, 3, 0, 1]
+    >>> numbers.each([0, 1, 2, 3, 0, 1])
+    [0, 1, 2, 3, 4, 5]
+    """
+
+    def __missing__(self, token: str | int) -> int:
+        number = len(self) if len(self) < _SURROGATES else len(self) + _GAP
+        self[token] = number
+        return number
+
+    def of(self, text: str) -> list[int]:
+        """The numbers of a text's tokens."""
+        return list(map(self.__getitem__, tokens(text)))
+
+    def each(self, numbers: Sequence[int]) -> Sequence[int]:
+        """As many different numbers as there are tokens: the second "be" is not the first."""
+        if len(set(numbers)) == len(numbers):
+            return numbers
+        latest: dict[int, int] = {}
+        found = []
+        for number in numbers:
+            key = self[latest[number]] if number in latest else number
+            latest[number] = key
+            found.append(key)
+        return found
+
+
+# MERGED memory~copying
+# Runs of words that a text copies from another.
+def copied_run(text: str, source: str, words: int, allowed: str = "") -> str | None:
+    """The first run of `words` words that `text` takes from `source`, or None.
+
+    A run that `allowed` holds as well does not count.
+
+    >>> copied_run("so we rise with the sea", "Boats rise with the sea each day.", 4)
+    'rise with the sea'
+    """
+    runs = _all_runs(source, words) - set(_runs(allowed, words))
+    return next((" ".join(run) for run in _runs(text, words) if run in runs), None)
+
+
+@lru_cache(maxsize=32)
+def _all_runs(source: str, words: int) -> frozenset[tuple[str, ...]]:
+    """The runs of a reference, which is asked about with every draft made from it."""
+    return frozenset(_runs(source, words))
+
+
+def _runs(text: str, words: int) -> Iterator[tuple[str, ...]]:
+    found = tokens(text)
+    return (tuple(found[i : i + words]) for i in range(len(found) - words + 1))
+
 
 __all__ = ["NearVectors", "NoveltyFilter", "copied_run", "novel", "tokens"]
 

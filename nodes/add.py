@@ -7,7 +7,7 @@ from typing import Any
 
 from langgraph.runtime import Runtime
 
-from memory.adding import Added
+from memory.index import Added
 from memory.references import Reference
 from nodes.events import tell
 from nodes.given import IndexerState

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from langgraph.runtime import Runtime
 
-from memory.another import Another, another_of
 from memory.characteristics import Characteristics, Learned
 from memory.embed import Embed
+from memory.index import Another, another_of
 from memory.references import Reference
 from nodes.checked import BadInput, within
 from nodes.context import Context

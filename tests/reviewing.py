@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
 from pathlib import Path
 
 from fakes import ScriptedModel
-from processes import env_of
+from processes import command, env_of
 from runs import SEEDS, finish_run
 from served import free_port
 
@@ -30,7 +29,7 @@ class ReviewProcess:
     def __init__(self, out: Path, **environment: str) -> None:
         self.port = free_port()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "refloom", "review", str(out), "--port", str(self.port)],
+            command("review", out, "--port", self.port),
             env=env_of(environment),
             cwd=out,
             stderr=subprocess.PIPE,

@@ -9,7 +9,7 @@ from fakes import ScriptedModel, letters, prompt_of, tagged, verdicts, words
 from pydantic import ValidationError
 
 from graph.builder import build_graph
-from memory.another import another_of
+from memory.index import another_of
 from nodes.context import Context
 from nodes.critique import VOTES_APART
 from nodes.judge import Judged

@@ -139,23 +139,86 @@ def test_seeds_and_what_goes_into_requests_show_in_no_card_but_seeds_licences_do
     assert "MIT`$(touch PWNED)`x" in shlex.split(printed)
 
 
-@pytest.mark.parametrize(
-    ("arm", "says", "not_said"),
-    [
-        ("none", "No model judged", "| judge |"),
-        ("generic", "one fixed checklist", "was extracted as criteria"),
-    ],
-)
-def test_the_card_tells_each_arm_as_it_is(tmp_path, arm, says, not_said):
-    rows = [{"instruction": f"Why {i}?", "response": words(f"a{i}", 30) + "."} for i in range(2)]
+JUDGED = "Every response in it was judged, criterion by criterion"
+METHOD = "made by **reference-level feedback**"
+WAYS = {
+    "reference": (
+        ["--feedback", "reference"],
+        [METHOD, JUDGED, "was extracted as criteria", "judged, and refined until it passed",
+         "| judge | m (the same model), by written verdicts |", "proposed from references",
+         "The model judged its own writing", "A judge model's verdicts",
+         "tags:\n- synthetic\n- instruction-tuning\n- refloom\n- reference-level-feedback"],
+        ["No model judged", "comparison arm"],
+    ),
+    "generic": (
+        ["--feedback", "generic"],
+        [JUDGED, "one fixed checklist", "judged, and refined until it passed", "| judge |",
+         "comparison arm", "The model judged its own writing"],
+        [METHOD, "No model judged", "extracted as criteria", "proposed from references"],
+    ),
+    "swapped": (
+        ["--feedback", "swapped"],
+        [JUDGED, "extracted from other references", "judged, and refined until it passed",
+         "| judge |", "comparison arm", "proposed from references"],
+        [METHOD, "No model judged", "what makes them good"],
+    ),
+    "sample": (
+        ["--feedback", "sample"],
+        ["No model judged", "a model's feedback on the draft itself", "refined at most once",
+         "| feedback by | m (the same model) |", "comparison arm",
+         "The model gave feedback on its own writing", "All of them are rules"],
+        [METHOD, JUDGED, "| judge |", "until it passed", "extracted as criteria",
+         "The model judged", "judge model's verdicts", "proposed from references"],
+    ),
+    "none": (
+        ["--feedback", "none"],
+        ["No model judged", "was written once", "comparison arm", "All of them are rules"],
+        [METHOD, JUDGED, "| judge |", "feedback by", "until it passed", "extracted as criteria",
+         "refined", "its own writing", "judge model's verdicts", "proposed from references"],
+    ),
+    "refed": (
+        ["--preset", "refed", "--per-seed", 2],
+        [METHOD, "No model judged", "feedback on the instruction and on the response of the first",
+         "proposed from that feedback", "refined at most once", "| feedback by | m (the same model) |",
+         "| pipeline | refed |", "as its authors ran it", "All of them are rules"],
+        [JUDGED, "| judge |", "until it passed", "extracted as criteria", "comparison arm",
+         "its own writing", "judge model's verdicts", "proposed from references", "compared with all",
+         "too near"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_card_tells_each_arm_and_pipeline_as_it_is(tmp_path, way):
+    flags, says, not_said = WAYS[way]
+    rows = [{"instruction": f"Why {i}?", "response": words(f"a{i}", 30) + "."} for i in range(5)]
     (tmp_path / "r.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with Endpoint() as endpoint:
+        done = refloom(
+            "run", "--references", "r.jsonl", "--out", "run", "--model", "m", "--base-url",
+            endpoint.url, *flags, cwd=tmp_path,
+        )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "run" / "README.md").read_text()
+    # The settings and the citation are the same words in every card.
+    told = " ".join(text.split("All settings:")[0].split())
+    for wanted in says:
+        assert " ".join(wanted.split()) in told, wanted
+    for unwanted in not_said:
+        assert unwanted not in told, unwanted
+
+
+def test_criteria_that_were_not_tried_are_not_said_to_be(tmp_path):
+    row = {"instruction": "Why?", "response": words("a", 30) + "."}
+    (tmp_path / "r.jsonl").write_text(json.dumps(row))
     with Endpoint() as endpoint:
         refloom(
             "run", "--references", "r.jsonl", "--out", "run", "--model", "m", "--base-url",
-            endpoint.url, "--feedback", arm, cwd=tmp_path,
+            endpoint.url, "--no-try-criteria", cwd=tmp_path,
         )  # fmt: skip
     text = (tmp_path / "run" / "README.md").read_text()
-    assert says in text and not_said not in text
+    assert "were not tried on their references" in text
+    assert "criteria that are tried" not in " ".join(text.split())
 
 
 # Facts.

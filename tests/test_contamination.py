@@ -12,9 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memory.contamination import Contamination, Hit
+from memory.contamination import Contamination, Hit, words
 from memory.novelty import tokens
-from memory.runs import words
 from refloom.data.benchmark import benchmarks, prompts_of
 from refloom.data.found import Report
 from refloom.data.shapes import Unfit

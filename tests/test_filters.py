@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from processes import lines, refloom
 from runs import build_run
 
-from memory.tokens import tokens
+from memory.novelty import tokens
 from nodes.llm import CallFailed, ProviderStopped
 from refloom.choosing import JUDGING, SETTINGS
 from refloom.cli import main

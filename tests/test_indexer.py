@@ -20,8 +20,8 @@ from pydantic import TypeAdapter
 import graph.defaults as defaults
 from graph.defaults import DefaultSearch, add_to_index, default_references
 from graph.indexer import build_indexer
-from memory.adding import Added, add
 from memory.embed import Embed
+from memory.index import Added, add
 from memory.references import IndexUnusable, Reference, content_id
 from memory.store import references_in
 from nodes.checked import BadInput

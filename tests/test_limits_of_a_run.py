@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 from fakes import Endpoint, ScriptedModel, answer, completion, error, prompt_of, stage_of, words
-from processes import env_of, lines, refloom
+from processes import lines, refloom, run_process
 from runs import (
     SEEDS,
     CountingModel,
@@ -30,7 +30,6 @@ from refloom.runs.files import status_of
 from refloom.runs.kept import records
 from refloom.runs.seams import JUDGED_AFTER
 
-__all__ = ["env_of"]
 PRICES = "[m]\ninput = 100.0\ncached_input = 50.0\noutput = 1000.0\n"
 # Of one call of the scripted model: 10 prompt tokens, 4 of them cached, and 5 written.
 COST = (6 * 100 + 4 * 50 + 5 * 1000) / 1_000_000
@@ -203,7 +202,7 @@ def test_a_changed_prompt_is_refused_and_another_run_pays_for_it_alone(tmp_path)
 
         def run(out, *more, **environment):
             flags = ("--references", "pairs.jsonl", "--references-per-seed", 1, "--model", "m")
-            return refloom(
+            return run_process(
                 "run", *flags, "--out", out, "--base-url", endpoint.url, *more,
                 cwd=tmp_path, **environment,
             )  # fmt: skip

@@ -13,7 +13,6 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-import memory.near
 import memory.novelty
 from memory.novelty import NearVectors, NoveltyFilter, copied_run, novel, tokens
 from refloom.data.dedup import ByMeaning, dedup
@@ -289,7 +288,7 @@ def unit(*values: float) -> np.ndarray:
 
 
 def test_near_vectors_name_the_first_over_the_threshold(monkeypatch):
-    monkeypatch.setattr(memory.near, "BLOCK", 4)
+    monkeypatch.setattr(memory.novelty, "BLOCK", 4)
     draw = np.random.default_rng(1)
     known = NearVectors(0.5)
     held: list[np.ndarray] = []

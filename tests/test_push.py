@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 from hub import Hub
-from processes import lines, refloom
+from huggingface_hub import constants
+from processes import Finished, lines, refloom
 
 
-def push(hub: Hub, *arguments, cwd: Path) -> subprocess.CompletedProcess:
-    return refloom("push", *arguments, cwd=cwd, HF_ENDPOINT=hub.url, HF_TOKEN="hf_secret")
+def push(hub: Hub, *arguments, cwd: Path) -> Finished:
+    with pytest.MonkeyPatch.context() as patch:
+        # The library reads HF_ENDPOINT once, when it is imported.
+        patch.setattr(constants, "ENDPOINT", hub.url)
+        return refloom("push", *arguments, cwd=cwd, HF_TOKEN="hf_secret")
 
 
 @pytest.mark.filterwarnings("default")

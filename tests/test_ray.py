@@ -9,7 +9,7 @@ import sys
 
 import pytest
 from fakes import Endpoint
-from processes import refloom
+from processes import refloom, run_process
 from runs import build_run, references
 
 from refloom.errors import InputError
@@ -34,7 +34,7 @@ def test_a_run_on_ray_makes_the_rows_of_a_run_alone_and_tells_no_key(tmp_path):
         asked = len(endpoint.bodies)
         command = ("run", *few, "--out", tmp_path / "two", "--engine", "ray", "--workers", "2")
         keys = {"OPENAI_BASE_URL": endpoint.url, "OPENAI_API_KEY": KEY}
-        said = refloom(*command, cwd=tmp_path, **keys)
+        said = run_process(*command, cwd=tmp_path, **keys)
         assert said.returncode == 0, said.stderr
         assert len(endpoint.bodies) == 2 * asked
     assert rows_of(tmp_path / "two") == rows_of(tmp_path / "one") != []

@@ -65,8 +65,7 @@ def index(tmp_path_factory) -> Path:
     """An index of the demo's references, as `make dev` makes one."""
     folder = tmp_path_factory.mktemp("index")
     references = ROOT / "refloom" / "demo" / "references.jsonl"
-    command = [sys.executable, "-m", "refloom", "index", "build", str(references)]
-    subprocess.run([*command, "--out", str(folder)], check=True, capture_output=True, cwd=ROOT)
+    assert refloom("index", "build", references, "--out", folder, cwd=folder).returncode == 0
     return folder
 
 

@@ -9,7 +9,7 @@ from contextlib import closing
 
 import pytest
 
-from memory.writer import Writer
+from memory.sqlite_writer import Writer
 
 INSERT = "INSERT INTO kept VALUES (?)"
 

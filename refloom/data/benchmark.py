@@ -9,8 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from memory.contamination import Contamination
-from memory.runs import words
+from memory.contamination import Contamination, words
 from refloom.data.found import Report
 from refloom.data.rows import rows_of
 from refloom.data.shapes import Unfit, pair_of, whole

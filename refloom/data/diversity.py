@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-from memory.tokens import tokens
+from memory.novelty import tokens
 
 
 class Diversity(NamedTuple):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from memory.tokens import Numbers, tokens
+from memory.novelty import Numbers, tokens
 from refloom.measure.stats import Interval, share
 
 Floats = NDArray[np.float64]

@@ -11,11 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from memory.building import Building
 from memory.embed import Embed, Vectors
 from memory.references import IndexUnusable, Reference
 from memory.store import ReferenceFile
-from memory.vectors import vectors_of
+from memory.vectors import Building, vectors_of
 from refloom.measure.report_account import Account
 
 # So many are compared with the rows, and have their words counted.

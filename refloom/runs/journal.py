@@ -1,6 +1,6 @@
 """The truth of a run: every paid call and every finished sample, in one SQLite file.
 
-A write is awaited by whoever needs it on disk before going on; see `memory.writer` for how.
+A write is awaited by whoever needs it on disk before going on; see `memory.sqlite_writer` for how.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from memory.writer import Writer
+from memory.sqlite_writer import Writer
 from nodes.quick_json import dumps
 from refloom.errors import JournalError
 from refloom.runs.kept import FORMAT, REPLY, REVIEWS_TABLE, check_ours
