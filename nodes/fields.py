@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field, ValidationInfo
 from pydantic_core import PydanticCustomError
 
 from prompts import source
-from prompts.edited import PromptUnusable, check
+from prompts.validation import PromptUnusable, check
 
 
 def at(*nodes: str) -> dict[str, Any]:

@@ -105,7 +105,7 @@ def render(name: str, *, template: str | None = None, **values: object) -> list[
     """The messages of the prompt `name`, or of an edited `template` of it.
 
     A value that is missing raises `UndefinedError`. What a template may do is checked where it
-    comes in: see `prompts.edited`.
+    comes in: see `prompts.validation`.
     """
     return messages_of(_template(name) if template is None else _edited(template), values)
 

@@ -18,7 +18,7 @@ from graph.builder import build_graph, build_sample
 from memory.characteristics import Characteristics
 from nodes.context import PROMPTS, Context
 from prompts import LONGEST_MESSAGE, PromptTooLong, render, source, version
-from prompts.edited import PromptUnusable, check
+from prompts.validation import PromptUnusable, check
 
 REFERENCE = {
     "instruction": "Why are there two tides a day?",
