@@ -13,8 +13,8 @@ from langgraph.runtime import Runtime
 
 from memory.characteristics import Characteristics
 from memory.embed import Embedder
-from nodes.endpoint import Connection
 from nodes.extract import extract
+from nodes.llm.endpoint import Connection
 from refloom.data.read import Source
 from refloom.runs.where import Addresses
 from refloom.settings import Settings

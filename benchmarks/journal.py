@@ -71,7 +71,7 @@ async def by_journal(folder: Path, waiters: int, rows: int) -> float:
 
 def by_sqlite(folder: Path, rows: int, *, commits: bool) -> float:
     """Rows a second without the journal: one commit a row, or one in all."""
-    from nodes.quick_json import dumps
+    from nodes.llm.fast_json import dumps
 
     with closing(sqlite3.connect(folder / "plain.sqlite", isolation_level=None)) as connection:
         connection.execute("PRAGMA journal_mode = WAL")

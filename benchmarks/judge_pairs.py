@@ -17,9 +17,9 @@ from pathlib import Path
 
 from nodes.context import Context
 from nodes.criteria import answers_instruction
-from nodes.endpoint import Connection
 from nodes.judge import judge
 from nodes.llm import Place
+from nodes.llm.endpoint import Connection
 from refloom.runs.where import Addresses
 from refloom.settings import Settings
 

@@ -25,11 +25,11 @@ from memory.index import Another, Search
 from nodes.begin import begin
 from nodes.context import Context
 from nodes.critique import critique
-from nodes.endpoint import Connection
 from nodes.extract import extract
 from nodes.generate import generate
-from nodes.given import Input, Output, SampleInput, SampleOutput
+from nodes.inputs import Input, Output, SampleInput, SampleOutput
 from nodes.llm import Complete
+from nodes.llm.endpoint import Connection
 from nodes.propose import Taken, Turn, alone, nothing_taken, propose
 from nodes.refine import refine
 from nodes.retrieve import retrieve

@@ -10,9 +10,8 @@ from langgraph.graph.state import CompiledStateGraph
 
 from graph.builder import about
 from graph.defaults import add_to_index
-from nodes.add import Add, add
-from nodes.check import check
-from nodes.given import IndexerInput, IndexerOutput, IndexerState
+from nodes.add import Add, add, check
+from nodes.inputs import IndexerInput, IndexerOutput, IndexerState
 
 Indexer = CompiledStateGraph[IndexerState, None, IndexerInput, IndexerOutput]
 

@@ -7,9 +7,9 @@ from typing import Any
 from langgraph.runtime import Runtime
 
 from memory.references import content_id
-from nodes.checked import BadInput, checked_sample
 from nodes.context import Context
 from nodes.criteria import answers_instruction, generic_criteria, rule_criteria
+from nodes.inputs import BadInput, checked_sample
 from nodes.state import Criterion, SampleState
 
 

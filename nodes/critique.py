@@ -11,17 +11,16 @@ from langgraph.runtime import Runtime
 
 from memory.contamination import Contamination
 from memory.embed import Embed, cosine
-from nodes.checked import within
 from nodes.context import Context
 from nodes.criteria import Facts, apply_rules, verdict
 from nodes.events import tell
 from nodes.feedback import feedback
 from nodes.generate import place_of
+from nodes.inputs import within
 from nodes.judge import Judged, judge
 from nodes.llm import Complete
 from nodes.state import Attempt, Criterion, SampleState, Usage, Verdict, add_usage, no_usage
-from nodes.verdicts import decide
-from nodes.votes import vote
+from nodes.verdicts import decide, vote
 
 # More draws than there are attempts: what tells one vote's from another's.
 VOTES_APART = 16

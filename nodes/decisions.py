@@ -12,7 +12,7 @@ from memory.contamination import Hit
 from memory.references import Reference
 from nodes.context import Review
 from nodes.criteria import Facts, apply_rules, verdict
-from nodes.given import LONGEST
+from nodes.inputs import LONGEST
 from nodes.record import Record
 from nodes.state import Attempt, Criterion, Reviewed, Verdict
 from nodes.verdicts import passes

@@ -14,13 +14,13 @@ from memory.characteristics import Characteristics, Learned
 from memory.embed import Embed
 from memory.index import Another, another_of
 from memory.references import Reference
-from nodes.checked import BadInput, within
 from nodes.context import Context
 from nodes.criteria import answers_instruction, generic_criteria, rule_criteria
 from nodes.events import tell
+from nodes.feedback import collect, collect_key
+from nodes.inputs import BadInput, within
 from nodes.learn import MOST, key_of, learn
 from nodes.llm import CallFailed, Complete, Place
-from nodes.refed import collect, collect_key
 from nodes.state import Criterion, State, add_usage, no_usage
 
 ALIKE = 0.8

@@ -6,9 +6,9 @@ from typing import Any
 
 from langgraph.runtime import Runtime
 
-from nodes.checked import within
 from nodes.context import Context
 from nodes.events import tell
+from nodes.inputs import within
 from nodes.llm import Answer, Complete, Place, ask, make_call
 from nodes.state import SampleState
 from prompts import render

@@ -15,8 +15,8 @@ from memory.novelty import NoveltyFilter
 from nodes.context import Context
 from nodes.criteria import Facts, no_placeholder
 from nodes.events import tell
+from nodes.feedback import FEATURES, counts_by_feature, told
 from nodes.llm import Answer, CallFailed, Complete, Place, ask, make_call
-from nodes.refed import FEATURES, counts_by_feature, told
 from nodes.state import Seed, State, Usage, add_usage, no_usage
 from prompts import render
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from memory.references import content_id
 from nodes.context import Context
-from nodes.refed import fields_of
+from nodes.feedback import fields_of
 from nodes.state import Attempt, SampleState, no_usage
 from nodes.verdicts import best_of
 from prompts import version

@@ -8,14 +8,14 @@ from typing import Any
 
 from langgraph.runtime import Runtime
 
-from nodes.changes import changed_parts
-from nodes.checked import within
 from nodes.context import Context
 from nodes.events import tell
+from nodes.feedback import Improved, analysed
 from nodes.generate import place_of
+from nodes.inputs import within
 from nodes.llm import Answer, Asked, Complete, ask, make_call
-from nodes.refed import Improved, analysed
 from nodes.state import Attempt, Criterion, SampleState, Verdict
+from nodes.text_diff import changed_parts
 from nodes.verdicts import best_of
 from prompts import Message, render
 

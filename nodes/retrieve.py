@@ -10,10 +10,10 @@ from langgraph.runtime import Runtime
 from memory.contamination import Contamination
 from memory.index import Search
 from memory.references import Reference
-from nodes.checked import BadInput, checked
 from nodes.context import Context
 from nodes.criteria import contaminated
 from nodes.events import tell
+from nodes.inputs import BadInput, checked
 from nodes.state import Seed, State
 
 

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nodes.quick_json import loads
+from nodes.llm.fast_json import loads
 from refloom.choosing import choice_of, chosen
 from refloom.errors import InputError
 from refloom.shelf import say

@@ -6,7 +6,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from nodes.answers import Unreadable, read_answer, strip_wrapping
+from nodes.llm.answers import Unreadable, read_answer, strip_wrapping
 
 
 class Said(BaseModel):

@@ -15,7 +15,7 @@ from nodes.critique import VOTES_APART
 from nodes.judge import Judged
 from nodes.llm import CallFailed
 from nodes.state import no_usage
-from nodes.votes import vote
+from nodes.verdicts import vote
 
 REFERENCES = [
     {
@@ -305,8 +305,8 @@ async def test_a_reference_without_feedback_fails_its_seed():
 
 
 def test_the_schema_of_an_improvement_asks_for_every_key_and_has_no_default():
-    from nodes.refed import Improved
-    from nodes.wire import schema_of
+    from nodes.feedback import Improved
+    from nodes.llm.protocol import schema_of
 
     schema = schema_of(Improved)
     assert set(schema["required"]) == set(schema["properties"])

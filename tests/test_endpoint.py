@@ -16,16 +16,15 @@ from langchain_core.runnables import RunnableLambda
 
 from graph.builder import build_graph
 from nodes.context import Context
-from nodes.endpoint import Connection, from_environment
-from nodes.endpoint import Endpoint as Address
-from nodes.faults import Transient
 from nodes.generate import Generated
 from nodes.judge import Critiqued
 from nodes.learn import Extracted
 from nodes.llm import Call, CallFailed, Place, ProviderStopped, Reply, make_call
+from nodes.llm.endpoint import Connection, from_environment
+from nodes.llm.endpoint import Endpoint as Address
+from nodes.llm.protocol import Transient, raw_reply, schema_of
 from nodes.propose import Proposed
 from nodes.refine import Refined
-from nodes.wire import raw_reply, schema_of
 
 KEY = "sk-secret-0123456789"
 CONTEXT = Context(model="writer", judge_model="judge")

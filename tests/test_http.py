@@ -12,10 +12,9 @@ import pytest
 from aiohttp import web
 from fakes import Endpoint
 
-from nodes.endpoint import Connection, _request_to
-from nodes.endpoint import Endpoint as Address
-from nodes.http import Http, Refused
-from nodes.quick_json import dumps, loads
+from nodes.llm.endpoint import Connection, Http, Refused, _request_to
+from nodes.llm.endpoint import Endpoint as Address
+from nodes.llm.fast_json import dumps, loads
 
 
 def good(body, number):
@@ -102,8 +101,8 @@ async def test_a_proxy_of_the_environment_is_used_and_what_it_spares_is_not(monk
 
 
 async def test_an_address_without_tls_behind_it_is_no_connection():
-    from nodes.faults import failure_of
     from nodes.llm import Call
+    from nodes.llm.protocol import failure_of
 
     call = Call("generate", (), None, "m", False, 0, 0.0, 1)
     http = Http()
@@ -168,8 +167,8 @@ async def test_retries_of_a_connection_end_with_the_last_fault():
         calls.append(number)
         return web.Response(status=500, text="no", headers={"retry-after-ms": "1"})
 
-    from nodes.faults import Transient
     from nodes.llm import Call
+    from nodes.llm.protocol import Transient
 
     call = Call("generate", ({"role": "user", "content": "x"},), None, "m", False, 0, 0.0, 1)
     with Endpoint(script) as endpoint:

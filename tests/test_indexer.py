@@ -24,8 +24,7 @@ from memory.embed import Embed
 from memory.index import Added, add
 from memory.references import IndexUnusable, Reference, content_id
 from memory.store import references_in
-from nodes.checked import BadInput
-from nodes.given import IndexerInput
+from nodes.inputs import BadInput, IndexerInput
 
 FOLDER = Path(__file__).parent
 

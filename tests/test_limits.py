@@ -14,8 +14,8 @@ from fakes import USAGE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nodes.faults import Transient
 from nodes.llm import Call, CallFailed, ProviderStopped, Reply
+from nodes.llm.protocol import Transient
 from refloom.errors import BudgetSpent
 from refloom.runs.budget import Budget
 from refloom.runs.lane import (

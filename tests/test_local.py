@@ -10,10 +10,10 @@ import pytest
 from memory import weights
 from memory.embed import Embedder
 from nodes.context import Context
-from nodes.endpoint import Connection
 from nodes.generate import Generated
 from nodes.judge import log_odds
 from nodes.llm import Place, ProviderStopped, ask, make_call
+from nodes.llm.endpoint import Connection
 from prompts import render
 from refloom.local import model as local
 from refloom.local.pull import MODELS, pull

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from langgraph.checkpoint.memory import InMemorySaver
 
 from graph.builder import build_graph, build_sample
-from nodes.checked import BadInput
 from nodes.context import Context
+from nodes.inputs import BadInput
 from nodes.llm import Call, CallFailed
 
 REFERENCE = {

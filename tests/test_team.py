@@ -12,8 +12,8 @@ import pytest
 from fakes import ScriptedModel, answer, letters, prompt_of, words
 from runs import SEEDS, MixedModel, build_run, references, rows, stable_rows, summary_of
 
-from nodes.faults import Transient
 from nodes.llm import CallFailed, ProviderStopped
+from nodes.llm.protocol import Transient
 from refloom.errors import WorkersLost
 from refloom.runs.engine import Run
 from refloom.runs.line import Line, Lost

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nodes.topic import LEAST_WORDS, STEM, general_part, names_its_topic, stem
+from nodes.learn import LEAST_WORDS, STEM, general_part, names_its_topic, stem
 
 ASK = "How do I push git tags to a remote repository?"
 RESPONSE = (

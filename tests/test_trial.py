@@ -8,9 +8,8 @@ from memory.references import Reference
 from nodes.context import Context
 from nodes.criteria import ANSWERS_ID
 from nodes.llm import Call, CallFailed, Place
-from nodes.spoil import another_topic, spoiled
 from nodes.state import Criterion, Usage
-from nodes.trial import NOISE, Trial, try_criteria
+from nodes.trial import NOISE, Trial, another_topic, spoiled, try_criteria
 
 REFERENCE: Reference = {
     "id": "r1",

@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from nodes.endpoint import Endpoint
 from nodes.llm import ProviderStopped
+from nodes.llm.endpoint import Endpoint
 from refloom.local.pull import MODELS, pull
 
 # Two conversations are kept, so that questions on one response find it in the cache although

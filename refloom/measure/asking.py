@@ -12,8 +12,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
-from nodes.endpoint import Connection
 from nodes.llm import Call, Complete, ProviderStopped
+from nodes.llm.endpoint import Connection
 from refloom.loading import load
 from refloom.runs.budget import check_priced
 from refloom.runs.calls import Interrupted, JournaledCalls, Limits

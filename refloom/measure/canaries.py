@@ -11,7 +11,7 @@ import re
 from hashlib import sha256
 from itertools import cycle
 
-from nodes.spoil import another_topic, cut_in_half
+from nodes.trial import another_topic, cut_in_half
 
 # In what order they are shown.
 KINDS = ("truncated", "off_topic", "contradicting", "padded", "flattering", "swapped")

@@ -14,7 +14,7 @@ from nodes.criteria import rule_criteria
 from nodes.judge import Judged, judge
 from nodes.llm import CallFailed, Complete, Place, ProviderStopped
 from nodes.state import Criterion, Verdict, no_usage
-from nodes.votes import vote
+from nodes.verdicts import vote
 from refloom.measure.asking import each, telling
 from refloom.settings import Settings
 

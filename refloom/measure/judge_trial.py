@@ -12,9 +12,8 @@ from nodes.context import Context
 from nodes.criteria import Facts, answers_instruction, apply_rules, rule_criteria
 from nodes.llm import CallFailed
 from nodes.record import Record
-from nodes.spoil import spoiled
 from nodes.state import Criterion, Verdict
-from nodes.trial import topic_bar_of
+from nodes.trial import spoiled, topic_bar_of
 from nodes.verdicts import passes, settled
 from refloom.measure import judge_figures as figures
 from refloom.measure.canaries import canaries

@@ -11,7 +11,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from nodes.quick_json import loads
+from nodes.llm.fast_json import loads
 from refloom.data.facts import Facts
 from refloom.runs.files import status_of, up_to_date
 from refloom.runs.kept import records_in, snapshot

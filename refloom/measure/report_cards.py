@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from nodes.changes import changes
-from nodes.quick_json import loads
+from nodes.llm.fast_json import loads
+from nodes.text_diff import changes
 from refloom.measure.report_account import CARDS, Account
 from refloom.measure.report_references import Shelf
 

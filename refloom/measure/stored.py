@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from nodes.quick_json import loads
+from nodes.llm.fast_json import loads
 from refloom.errors import JournalError
 from refloom.measure.improved import Sample, Slot
 from refloom.runs.kept import open_to_read, records_in

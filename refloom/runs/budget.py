@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from functools import cache
 
 from nodes.llm import Answer, Call
+from nodes.llm.protocol import schema_of
 from nodes.state import Usage
-from nodes.wire import schema_of
 from refloom.errors import BudgetSpent, InputError
 from refloom.runs.prices import Price, Prices, line_of
 

@@ -11,9 +11,8 @@ from functools import cache
 from hashlib import sha256
 from typing import Any
 
-from nodes.faults import Transient
 from nodes.llm import Answer, Call, CallFailed, Complete, ProviderStopped, Reply
-from nodes.wire import schema_of
+from nodes.llm.protocol import Transient, schema_of
 from refloom.errors import BudgetSpent
 from refloom.runs.budget import Budget
 from refloom.runs.journal import Journal

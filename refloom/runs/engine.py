@@ -13,8 +13,8 @@ from memory.characteristics import Characteristics, kept_in
 from memory.embed import Embed
 from memory.references import distinct
 from memory.store import kept_references
-from nodes.endpoint import Connection
 from nodes.llm import Call, Complete
+from nodes.llm.endpoint import Connection
 from nodes.record import Record
 from refloom.data.read import Source
 from refloom.runs.calls import JournaledCalls, Limits

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from memory.sqlite_writer import Writer
-from nodes.quick_json import dumps
+from nodes.llm.fast_json import dumps
 from refloom.errors import JournalError
 from refloom.runs.kept import FORMAT, REPLY, REVIEWS_TABLE, check_ours
 from refloom.runs.lock import hold

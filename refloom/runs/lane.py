@@ -6,8 +6,8 @@ import asyncio
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
-from nodes.faults import Transient
 from nodes.llm import Call, ProviderStopped, Reply
+from nodes.llm.protocol import Transient
 from refloom.runs.pace import LONGEST_PAUSE_S, Pace
 
 # Until a first call has succeeded: enough to get past one that hangs, few enough to fail fast.

@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
-from nodes.quick_json import dumps, loads
+from nodes.llm.fast_json import dumps, loads
 from refloom.runs.plain import error_of, plain_error
 
 GATHER_S = 0.004

@@ -17,7 +17,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from urllib.parse import quote
 
-from nodes.faults import KEY_SHAPE
+from nodes.llm.protocol import KEY_SHAPE
 from refloom.errors import InputError
 
 FORWARDED = ("openai", "aiohttp", "langgraph", "asyncio")

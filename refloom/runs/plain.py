@@ -7,15 +7,14 @@ from typing import Any
 
 from memory.references import IndexUnusable
 from memory.weights import WeightsUnavailable
-from nodes.checked import BadInput
-from nodes.faults import Transient
-from nodes.feedback import Feedback
+from nodes.feedback import Feedback, Improved
 from nodes.generate import Generated
+from nodes.inputs import BadInput
 from nodes.judge import Critiqued
 from nodes.learn import Extracted
 from nodes.llm import Answer, Call, CallFailed, ProviderStopped
+from nodes.llm.protocol import Transient
 from nodes.propose import Proposed
-from nodes.refed import Improved
 from nodes.refine import Refined
 from refloom.errors import BudgetSpent, JournalError
 from refloom.runs.calls import Interrupted

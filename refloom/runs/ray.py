@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from memory.contamination import Contamination
-from nodes.quick_json import dumps, loads
+from nodes.llm.fast_json import dumps, loads
 from refloom.errors import InputError
 from refloom.runs.line import Lost
 from refloom.runs.plain import error_of, plain_error

@@ -6,8 +6,8 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable
 
-from nodes.faults import Transient
 from nodes.llm import Call, ProviderStopped, Reply
+from nodes.llm.protocol import Transient
 from refloom.runs.budget import Budget
 from refloom.runs.lane import Lane, Turn
 from refloom.runs.limits import Limiter

@@ -16,7 +16,7 @@ from typing import Any
 from memory.contamination import Contamination
 from memory.references import Reference
 from nodes.decisions import Decision, decided, question
-from nodes.quick_json import dumps
+from nodes.llm.fast_json import dumps
 from nodes.record import Record
 from refloom.errors import JournalError
 from refloom.runs.kept import REVIEWS_TABLE, check_ours, open_to_read, waiting_in

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from memory.characteristics import Learned
 from memory.references import Reference
-from nodes.quick_json import dumps
+from nodes.llm.fast_json import dumps
 from nodes.record import Record
 from refloom.errors import TooManyFailed
 from refloom.runs.calls import JournaledCalls

@@ -15,10 +15,10 @@ from nodes.generate import Generated
 from nodes.judge import Critiqued
 from nodes.learn import MOST, Extracted, whole
 from nodes.llm import Answer
+from nodes.llm.protocol import schema_of
 from nodes.propose import Proposed
 from nodes.refine import Refined
-from nodes.spoil import spoiled
-from nodes.wire import schema_of
+from nodes.trial import spoiled
 from prompts import Message, render
 from refloom.settings import Settings
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 
-from nodes.endpoint import Endpoint
 from nodes.llm import ProviderStopped
+from nodes.llm.endpoint import Endpoint
 from refloom.errors import InputError
 from refloom.local import model as local
 from refloom.settings import Settings, embedded
@@ -44,7 +44,7 @@ class Addresses:
         return (self._judge_base_url if judge else self._base_url) or "default"
 
     async def resolve(self, model: str, judge: bool) -> Endpoint:
-        """See `nodes.endpoint.Resolve`. Raises `ProviderStopped` if there is no endpoint."""
+        """See `nodes.llm.endpoint.Resolve`. Raises `ProviderStopped` if there is no endpoint."""
         if embedded(model):
             return await asyncio.to_thread(local.endpoint, model)
         base_url, key = (

@@ -21,8 +21,8 @@ from memory.index import ReferenceIndex
 from memory.references import Reference
 from memory.store import ReferenceFile
 from nodes.context import Context
-from nodes.endpoint import Connection
 from nodes.llm import Call, Complete, Reply
+from nodes.llm.endpoint import Connection
 from nodes.propose import Admit
 from nodes.record import Record
 from nodes.state import Seed

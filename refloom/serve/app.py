@@ -58,7 +58,7 @@ class WarmUp:
 async def _load() -> None:
     """Open the index, embed a word."""
     # What the first model call would import.
-    await asyncio.to_thread(import_module, "nodes.observed")
+    await asyncio.to_thread(import_module, "nodes.llm.tracing")
     search = shared_search()
     await search.current()
     await search.embed(["warm"])

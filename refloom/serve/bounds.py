@@ -12,9 +12,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from nodes.checked import BadInput, checked, checked_references, checked_sample
 from nodes.context import Context
-from nodes.given import MOST_ADDED
+from nodes.inputs import MOST_ADDED, BadInput, checked, checked_references, checked_sample
 from refloom.serve.keys import asking, configured
 
 MOST_BYTES = 8 << 20

@@ -21,7 +21,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from nodes.changes import changes
+from nodes.text_diff import changes
 
 Authorise = Callable[[Request], Awaitable[Response | None]]
 

@@ -2,7 +2,7 @@
 
 A call is one request over aiohttp; langchain-openai's message layer costs more than a millisecond a
 call. With tracing or callbacks on, the same request is made by a `ChatOpenAI` of the endpoint's
-settings, so that LangSmith and Studio show it as a run: see `nodes.observed`.
+settings, so that LangSmith and Studio show it as a run: see `nodes.llm.tracing`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import ssl
 from base64 import b64encode
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -18,11 +19,15 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any, cast
 from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.request import getproxies, proxy_bypass
 from weakref import WeakKeyDictionary
 
-from nodes.faults import Transient, adjust, failure_of
+import aiohttp
+from yarl import URL
+
 from nodes.llm import Call, ProviderStopped, Reply
-from nodes.wire import MODES, raw_reply, request_body
+from nodes.llm.fast_json import dumps, loads
+from nodes.llm.protocol import MODES, Transient, adjust, failure_of, raw_reply, request_body
 
 OPENAI = "https://api.openai.com/v1"
 ACCOUNT = {"OpenAI-Organization": "OPENAI_ORG_ID", "OpenAI-Project": "OPENAI_PROJECT_ID"}
@@ -162,7 +167,7 @@ class Connection:
         loop = asyncio.get_running_loop()
         if loop not in self._open:
             # Imports take a second, which no event loop has.
-            made = await asyncio.to_thread(import_module, "nodes.http")
+            made = await asyncio.to_thread(import_module, "nodes.llm.endpoint")
             if loop not in self._open:
                 http = made.Http()
                 self._open[loop] = http, _closing(http)
@@ -188,7 +193,7 @@ async def _closing(http: Any) -> AsyncGenerator[None, None]:
 
 
 async def _observed(post: Post, endpoint: Endpoint, body: dict[str, Any]) -> Answer:
-    observed = await asyncio.to_thread(import_module, "nodes.observed")
+    observed = await asyncio.to_thread(import_module, "nodes.llm.tracing")
     return cast(Answer, await observed.observed(post, endpoint.base_url, body))
 
 
@@ -225,3 +230,83 @@ def _watched() -> bool:
     handlers = getattr(callbacks, "handlers", callbacks) or []
     listening = [h for h in handlers if not type(h).__module__.startswith("langgraph")]
     return bool(listening) or bool(tracing_is_enabled())
+
+
+# MERGED nodes~http
+# Requests to chat completion endpoints over aiohttp. The OpenAI client's own layers cost
+# several times what a request over aiohttp does, and a run makes hundreds of thousands of
+# them.
+TIMEOUT_S = 600.0
+# An address that does not even take a connection is told to the caller within seconds.
+CONNECT_S = 4.0
+
+# Whatever else keeps an answer away: connections refused, broken, without a certificate.
+NOT_CONNECTED = aiohttp.ClientError
+NO_CONNECTION_IN_TIME = aiohttp.ConnectionTimeoutError
+
+
+class Refused(Exception):
+    """The endpoint answered with an error: its status, what it said, its headers."""
+
+    def __init__(self, status: int, said: str, headers: Mapping[str, str]) -> None:
+        super().__init__(f"status {status}")
+        self.status, self.said, self.headers = status, said, headers
+
+
+class Http:
+    """Keeps the connections of one event loop, which it must be made, used and closed in."""
+
+    def __init__(self) -> None:
+        self._session = aiohttp.ClientSession(
+            # How many calls are in flight is bounded by whoever makes them.
+            connector=aiohttp.TCPConnector(limit=0),
+            timeout=aiohttp.ClientTimeout(total=TIMEOUT_S, sock_connect=CONNECT_S),
+        )
+        self._proxies: dict[str, str | None] = {}
+
+    async def post(
+        self, url: str, headers: Mapping[str, str], body: Mapping[str, Any]
+    ) -> tuple[Any, Mapping[str, str]]:
+        """Post JSON; give the answer's JSON and headers.
+
+        Raises `Refused` for a status of 400 or more, `aiohttp.ClientError` or `TimeoutError` when
+        there is no answer, `ValueError` when it is no JSON.
+        """
+        async with self._session.post(
+            url,
+            data=dumps(body),
+            headers=headers,
+            proxy=self._proxy(url),
+            ssl=await _certificates() if url.startswith("https:") else True,
+        ) as reply:
+            raw = await reply.read()
+        if reply.status >= 400:
+            raise Refused(reply.status, raw.decode("utf-8", "replace"), reply.headers)
+        return loads(raw), reply.headers
+
+    def _proxy(self, url: str) -> str | None:
+        """The proxy that the environment names for an address, looked up once."""
+        if url not in self._proxies:
+            there = URL(url)
+            found = getproxies().get(there.scheme)
+            bypassed = found is None or proxy_bypass(f"{there.host}:{there.port}")
+            self._proxies[url] = None if bypassed else found
+        return self._proxies[url]
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._session.close()
+
+
+@cache
+def _context() -> ssl.SSLContext:
+    from httpx2 import create_ssl_context
+
+    # Those that the OpenAI client trusts: a bare container has none of its own.
+    return create_ssl_context()
+
+
+async def _certificates() -> ssl.SSLContext:
+    if not _context.cache_info().currsize:
+        await asyncio.to_thread(_context)
+    return _context()

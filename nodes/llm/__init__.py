@@ -13,8 +13,8 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from nodes.answers import Unreadable, read_answer
 from nodes.context import Context
+from nodes.llm.answers import Unreadable, read_answer
 from nodes.state import Usage, add_usage, no_usage
 from prompts import Message
 
