@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from graph.drawing import mermaid
+from graph.builder import mermaid
 from refloom.settings import Settings
 
 README = Path(__file__).parent.parent / "README.md"

@@ -10,7 +10,7 @@ from langgraph.graph.state import CompiledStateGraph
 from langgraph.runtime import Runtime
 from langgraph.types import interrupt
 
-from graph.defaults import DefaultSearch, shared_embedder, shared_search
+from graph.defaults import DefaultSearch, add_to_index, shared_embedder, shared_search
 from graph.routing import (
     Route,
     after_critique,
@@ -22,12 +22,21 @@ from memory.characteristics import Characteristics
 from memory.contamination import Contamination
 from memory.embed import Embed
 from memory.index import Another, Search
+from nodes.add import Add, add, check
 from nodes.begin import begin
 from nodes.context import Context
 from nodes.critique import critique
 from nodes.extract import extract
 from nodes.generate import generate
-from nodes.inputs import Input, Output, SampleInput, SampleOutput
+from nodes.inputs import (
+    IndexerInput,
+    IndexerOutput,
+    IndexerState,
+    Input,
+    Output,
+    SampleInput,
+    SampleOutput,
+)
 from nodes.llm import Complete
 from nodes.llm.endpoint import Connection
 from nodes.propose import Taken, Turn, alone, nothing_taken, propose
@@ -144,3 +153,29 @@ def _joined(
         builder.add_conditional_edges("sample", Route(after_sample), ["review", END])
         builder.add_edge("review", END)
     return builder.compile(name="synthesizer", checkpointer=checkpointer)
+
+
+# MERGED graph~indexer
+# The graph that adds references to the index that the synthesizer searches.
+Indexer = CompiledStateGraph[IndexerState, None, IndexerInput, IndexerOutput]
+
+
+def build_indexer(*, add_to: Add = add_to_index, checkpointer: Any = None) -> Indexer:
+    """The way of references into an index; by default the server's own, which no client names."""
+    builder = StateGraph(IndexerState, input_schema=IndexerInput, output_schema=IndexerOutput)
+    builder.add_node("check", check, metadata=about(check))
+    builder.add_node("add", partial(add, add_to_index=add_to), metadata=about(add))
+    builder.add_edge(START, "check")
+    builder.add_edge("check", "add")
+    builder.add_edge("add", END)
+    return builder.compile(name="indexer", checkpointer=checkpointer)
+
+
+# MERGED graph~drawing
+# The graph as a drawing, for README and data-set cards.
+def mermaid() -> str:
+    """The graph in mermaid's words, with the plain names of the inner loop."""
+    drawn = build_graph().get_graph(xray=True).draw_mermaid(with_styles=False)
+    plain = drawn.replace("sample\\3a__end__", "ended").replace("sample\\3a", "")
+    plain = plain.replace("\t", "  ").replace("subgraph sample", 'subgraph sample["one sample"]')
+    return plain.strip()

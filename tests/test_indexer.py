@@ -18,8 +18,8 @@ from processes import env_of
 from pydantic import TypeAdapter
 
 import graph.defaults as defaults
+from graph.builder import build_indexer
 from graph.defaults import DefaultSearch, add_to_index, default_references
-from graph.indexer import build_indexer
 from memory.embed import Embed
 from memory.index import Added, add
 from memory.references import IndexUnusable, Reference, content_id

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 from fakes import ScriptedModel, letters
 
-from graph.builder import build_graph, build_sample
-from graph.indexer import build_indexer
+from graph.builder import build_graph, build_indexer, build_sample
 
 ROOT = Path(__file__).parent.parent
 SYNTHESIZER = ["retrieve", "extract", "propose", "sample", "generate", "critique", "refine"]

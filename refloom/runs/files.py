@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from graph.drawing import mermaid
+from graph.builder import mermaid
 from prompts import version as prompts_version
 from prompts import versions
 from refloom.data.card import card

@@ -9,8 +9,11 @@ from refloom.serve.offline import stay_offline
 stay_offline()
 
 import refloom  # noqa: E402, F401 - its check that no other package shadows refloom's own
-from graph.builder import build_graph, build_sample  # noqa: E402
-from graph.indexer import build_indexer  # noqa: E402
+from graph.builder import (  # noqa: E402
+    build_graph,
+    build_indexer,
+    build_sample,
+)
 
 synthesizer = build_graph()
 sample = build_sample()
