@@ -11,9 +11,8 @@ from pydantic.fields import FieldInfo
 
 from memory.weights import DEFAULT_MODEL
 from refloom import choosing, commands, experimenting, publish, reviewing, shelf, values
-from refloom.checks import ASKING
 from refloom.data.export import FORMATS
-from refloom.settings import Settings
+from refloom.settings import ASKING, Settings
 
 
 def add_run(run: argparse.ArgumentParser, without: Sequence[str] = ()) -> None:

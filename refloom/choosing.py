@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refloom import values
-from refloom.checks import ASKING
 from refloom.errors import InputError
+from refloom.settings import ASKING
 from refloom.shelf import NAMED
 
 if TYPE_CHECKING:

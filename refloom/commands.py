@@ -14,10 +14,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from refloom.data.found import Report, told
-from refloom.data.read import Source, references_of, seeds_of
-from refloom.loading import load
-from refloom.settings import Settings
+from refloom.data.read import Report, Source, references_of, seeds_of, told
+from refloom.settings import Settings, load
 from refloom.shelf import name_left_out, say
 
 if TYPE_CHECKING:

@@ -30,7 +30,7 @@ CARD_NEEDS = {"settings", "reading", "prompts", "versions", "fingerprint", "writ
 
 def parts(text: str) -> dict[str, float]:
     """Shares of an export, for argparse."""
-    from refloom.data.split import shares
+    from refloom.data.export import shares
 
     try:
         return shares(text)
@@ -92,8 +92,8 @@ def _accepted(journal: sqlite3.Connection, ids: set[str] | None) -> Iterator[str
 
 def push(given: Namespace, flags: dict[str, Any]) -> int:
     """Publish a run's accepted rows with its card on the Hugging Face hub."""
-    from refloom.data.push import check_name
-    from refloom.data.push import push as upload
+    from refloom.data.hub import check_name
+    from refloom.data.hub import push as upload
     from refloom.runs.files import card_of, status_of, up_to_date
     from refloom.runs.kept import check_run, snapshot
 

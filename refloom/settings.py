@@ -9,30 +9,145 @@ from __future__ import annotations
 import json
 import os
 import re
+import tomllib
 from hashlib import sha256
+from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
     TomlConfigSettingsSource,
 )
 
 from memory.weights import DEFAULT_MODEL
 from nodes.context import Context, Feedback, JudgeMethod, Pipeline, Review, default_model
-from refloom import checks
-from refloom.checks import MAY_DIFFER, PRESETS
-from refloom.stages import StageName, StageSettings
+
+# MERGED refloom~checks
+# What a setting's value has to be, beyond its type; each check raises for pydantic to tell.
+PRESETS = ("quick", "thorough", "refed")
+# What a row of a reference or seed may be read from, under whatever name a file has for it.
+COLUMNS = (
+    *("instruction", "input", "response", "output", "messages", "conversations"),
+    *("id", "source", "license", "tags"),
+)
+
+# What may differ when a run is taken up again; anything else would make other rows.
+MAY_DIFFER = frozenset(
+    {
+        *("concurrency", "rpm", "tpm", "timeout", "max_cost", "max_tokens", "prices"),
+        *("engine", "workers", "ray_address"),
+        *("max_failure_rate", "target", "limit", "quiet"),
+        *("memory", "reuse", "preset"),
+    }
+)
+
+# The settings that the commands which ask a judge take.
+ASKING = (
+    *("judge_model", "judge_method", "base_url", "judge_base_url", "concurrency", "rpm", "tpm"),
+    *("timeout", "max_cost", "max_tokens", "prices", "random_seed", "quiet"),
+)
+
+_SECRET = re.compile("key|token|secret|passw|auth|credential|cookie", re.IGNORECASE)
+
+
+def without_secrets(value: Any) -> Any:
+    """The value, with what is no number hidden where it stands under the name of a secret.
+
+    >>> without_secrets({"extra_body": {"api_keys": ["sk-1"], "top_k": 5, "max_tokens": 9}})
+    {'extra_body': {'api_keys': '(hidden)', 'top_k': 5, 'max_tokens': 9}}
+    """
+    if isinstance(value, list):
+        return [without_secrets(part) for part in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        name: "(hidden)"
+        if isinstance(part, str | list | dict) and _SECRET.search(name)
+        else without_secrets(part)
+        for name, part in value.items()
+    }
+
+
+def not_blank(text: str | None) -> str | None:
+    """A text that says something."""
+    if text is not None and not text.strip():
+        raise PydanticCustomError("blank", "it is blank")
+    return text
+
+
+def address(url: str | None) -> str | None:
+    """An address of a server, without a slash at its end."""
+    if url is None:
+        return None
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("http", "https") and bool(parts.hostname)
+    except ValueError:
+        good = False
+    if not good or not url.isprintable() or " " in url:
+        raise PydanticCustomError("address", "give an address such as http://127.0.0.1:8000/v1")
+    return url.rstrip("/")
+
+
+def known_preset(name: str | None) -> str | None:
+    """The name of a preset there is."""
+    if name is not None and name not in PRESETS:
+        raise PydanticCustomError("preset", f"there is none of this name; there are {PRESETS}")
+    return name
+
+
+def columns(given: Any) -> Any:
+    """Names of columns by what they hold, from text such as `instruction=question,response=a`."""
+    if isinstance(given, str):
+        pairs = [part.partition("=")[::2] for part in given.split(",") if part.strip()]
+        given = {name.strip(): column.strip() for name, column in pairs}
+        if len(given) < len(pairs):
+            raise PydanticCustomError("columns", "it names something twice")
+    if isinstance(given, dict):
+        if {"response", "output"} <= given.keys():
+            raise PydanticCustomError("columns", "response and output are one thing; map one")
+        for name, column in given.items():
+            if name not in COLUMNS:
+                raise PydanticCustomError(
+                    "columns",
+                    "{name} cannot be mapped; give instruction=COLUMN,response=COLUMN of {known}",
+                    {"name": repr(name), "known": ", ".join(COLUMNS)},
+                )
+            if not column:
+                raise PydanticCustomError(
+                    "columns", "{name} is given no column", {"name": repr(name)}
+                )
+    return given
+
+
+# MERGED refloom~stages
+# How the calls of one stage are made, where it should not be the default way.
+StageName = Literal["extract", "propose", "generate", "critique", "refine", "feedback", "compare"]
+
+
+class StageSettings(BaseModel):
+    """How the calls of one stage are made, where it should not be the default way."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    temperature: float | None = Field(None, ge=0, le=2)
+    max_tokens: int | None = Field(None, ge=1)
+    extra_body: dict[str, Any] = Field(default_factory=dict)
+
 
 WINDOW = 64
 _USER_INFO = re.compile(r"//[^/@]*@")
-Address = Annotated[str | None, AfterValidator(checks.address)]
+Address = Annotated[str | None, AfterValidator(address)]
 # Text in the environment and on the command line, a table in a TOML file.
-Columns = Annotated[dict[str, str], NoDecode, BeforeValidator(checks.columns)]
+Columns = Annotated[dict[str, str], NoDecode, BeforeValidator(columns)]
 
 
 class Settings(BaseSettings):
@@ -76,7 +191,7 @@ class Settings(BaseSettings):
         description="of rows of several turns: first takes the first exchange as the reference; "
         "all takes every one, with what was said before it",
     )
-    license: Annotated[str | None, AfterValidator(checks.not_blank)] = Field(
+    license: Annotated[str | None, AfterValidator(not_blank)] = Field(
         None, description="the licence of all references, whatever their rows say"
     )
     memory: Path | None = Field(
@@ -164,7 +279,7 @@ class Settings(BaseSettings):
         None, ge=1, description="stop after so many candidates (default with --target: 10 times it)"
     )
     random_seed: int = Field(0, ge=0, le=2**53 - 1, description="fixes every draw")
-    preset: Annotated[str | None, AfterValidator(checks.known_preset)] = Field(
+    preset: Annotated[str | None, AfterValidator(known_preset)] = Field(
         None, description=f"settings that go together: {', '.join(PRESETS)}"
     )
     quiet: bool = Field(False, description="say nothing on stderr but errors")
@@ -236,7 +351,7 @@ class Settings(BaseSettings):
 
     def shown(self) -> dict[str, Any]:
         """The settings as they may be kept and shown, without passwords and keys."""
-        said: dict[str, Any] = checks.without_secrets(self.model_dump(mode="json"))
+        said: dict[str, Any] = without_secrets(self.model_dump(mode="json"))
         for name in ("base_url", "judge_base_url"):
             if said[name]:
                 said[name] = _USER_INFO.sub("//", said[name])
@@ -246,3 +361,52 @@ class Settings(BaseSettings):
 def embedded(model: str) -> bool:
     """Whether a model name means a model inside this process."""
     return model == "local" or model.endswith(".gguf")
+
+
+# MERGED refloom~loading
+# Settings from everywhere they can come from, each source behind the one before it.
+# Read elsewhere: the index of the graph, the keys of the server.
+OTHER_VARIABLES = {"REFLOOM_INDEX", "REFLOOM_API_KEYS", "REFLOOM_OFFLINE"}
+
+
+def load(given: dict[str, Any], config: Path | None = None) -> Settings:
+    """The settings from what was given on the command line and, behind it, a TOML file and preset.
+
+    Raises `pydantic.ValidationError` on a wrong value or unknown key or preset, `SettingsError` on
+    an odd variable, `OSError` or `tomllib.TOMLDecodeError` when the file cannot be read.
+    """
+    _check_environment()
+    behind: list[Path] = []
+    if config is not None:
+        try:
+            behind.append(config)
+            named = tomllib.loads(config.read_text(encoding="utf-8")).get("preset")
+        except UnicodeDecodeError as error:
+            raise tomllib.TOMLDecodeError(f"{config}: is no UTF-8 text ({error.reason})") from error
+        except tomllib.TOMLDecodeError as error:
+            raise tomllib.TOMLDecodeError(f"{config}: is no TOML ({error})") from error
+    else:
+        named = None
+    preset = given.get("preset") or os.environ.get("REFLOOM_PRESET") or named
+    with as_file(files("refloom.presets")) as folder:
+        if preset in PRESETS:
+            behind.append(folder / f"{preset}.toml")
+
+        class Layered(Settings):
+            # None and not an empty list, of which pydantic-settings warns.
+            model_config = SettingsConfigDict(toml_file=behind or None)
+
+        settings = Settings.model_validate(Layered(**given).model_dump())
+    # Checks what only the graph knows of: settings that exclude each other.
+    settings.context()
+    return settings
+
+
+def _check_environment() -> None:
+    """Refuse a misspelt variable, which would be passed over in silence."""
+    known = {f"REFLOOM_{name.upper()}" for name in Settings.model_fields} | OTHER_VARIABLES
+    unknown = [n for n in os.environ if n.startswith("REFLOOM_") and n.upper() not in known]
+    if unknown:
+        raise SettingsError(
+            f"{unknown[0]}: there is no such setting; `refloom run --help` lists them"
+        )

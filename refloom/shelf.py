@@ -7,9 +7,8 @@ import sys
 from argparse import Namespace
 from typing import Any
 
-from refloom.data.found import Report, told
-from refloom.data.read import references_of
-from refloom.loading import load
+from refloom.data.read import Report, references_of, told
+from refloom.settings import load
 
 # Rows left out that are named one by one.
 NAMED = 20
@@ -68,7 +67,7 @@ def index_search(given: Namespace, flags: dict[str, Any]) -> int:
 def model_pull(given: Namespace, flags: dict[str, Any]) -> int:
     """Fetch the embedded model and the default embedding model into the user's cache."""
     from memory.weights import minilm
-    from refloom.local.pull import pull
+    from refloom.local import pull
 
     say(str(pull(from_hub=given.from_hub)))
     say(str(minilm()))

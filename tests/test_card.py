@@ -13,10 +13,9 @@ from hypothesis import strategies as st
 from processes import refloom
 
 from refloom.data.card import card, md
-from refloom.data.diversity import diversity
-from refloom.data.facts import MOST_HITS, SAMPLE, Facts, facts_of, quantiles
-from refloom.data.found import Report
-from refloom.data.licence import licence_of, outcome
+from refloom.data.licenses import licence_of, outcome
+from refloom.data.read import Report
+from refloom.data.record_stats import MOST_HITS, SAMPLE, Facts, diversity, facts_of, quantiles
 from refloom.settings import Settings
 
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from memory.contamination import Contamination, Hit, words
 from memory.novelty import tokens
-from refloom.data.benchmark import benchmarks, prompts_of
-from refloom.data.found import Report
+from refloom.data.benchmarks import benchmarks, prompts_of
+from refloom.data.read import Report
 from refloom.data.shapes import Unfit
 from refloom.errors import InputError
 

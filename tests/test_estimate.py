@@ -11,8 +11,7 @@ import pytest
 from fakes import ScriptedModel, letters, prompt_of, tagged, verdicts, words
 
 from nodes.llm import Call
-from refloom.data.found import Report
-from refloom.data.read import Source
+from refloom.data.read import Report, Source
 from refloom.runs.engine import Run, Tools
 from refloom.runs.estimate import STAGES, WHY, estimate
 from refloom.runs.estimated import TOKENS, WAYS, shown

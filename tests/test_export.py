@@ -13,9 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from processes import lines, refloom
 
-from refloom.data.export import FORMATS, export, messages, rows
+from refloom.data.export import FORMATS, assign, export, key, messages, rows, shares
 from refloom.data.read import Source
-from refloom.data.split import assign, key, shares
 from refloom.runs.journal import Journal
 from refloom.runs.kept import records
 

@@ -440,7 +440,7 @@ def test_an_endpoint_that_is_gone_stops_it_and_the_file_that_was_there_stays(her
 
 
 def test_the_flags_of_the_judge_are_those_of_the_other_commands_that_ask_one():
-    from refloom.checks import ASKING
+    from refloom.settings import ASKING
 
     assert set(ASKING) - set(SETTINGS) == {"judge_method", "random_seed"}
     assert set(JUDGING) < set(SETTINGS)

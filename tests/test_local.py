@@ -15,8 +15,8 @@ from nodes.judge import log_odds
 from nodes.llm import Place, ProviderStopped, ask, make_call
 from nodes.llm.endpoint import Connection
 from prompts import render
-from refloom.local import model as local
-from refloom.local.pull import MODELS, pull
+from refloom import local
+from refloom.local import MODELS, pull
 
 
 @pytest.mark.real_model

@@ -20,7 +20,7 @@ from runs import finish_run, references
 from memory.store import write_references
 from memory.weights import WeightsUnavailable
 from nodes.llm import CallFailed
-from refloom.data.diversity import diversity
+from refloom.data.record_stats import diversity
 from refloom.errors import InputError, JournalError
 from refloom.measure.coverage import coverage, evenness, k_means, nearest_of, pairs_of, rouge, vendi
 from refloom.measure.figures import binned, binned_counts, even_edges

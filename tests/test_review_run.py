@@ -118,7 +118,7 @@ async def test_several_of_a_seed_wait_each_by_itself(tmp_path):
 
 async def test_a_benchmarks_prompt_is_let_in_by_nobody(tmp_path):
     from memory.contamination import Contamination
-    from refloom.data.benchmark import benchmarks
+    from refloom.data.benchmarks import benchmarks
 
     prompt = "What would a lighthouse keeper say to the sea on the last night of the year, and why?"
     (tmp_path / "exam.jsonl").write_text(json.dumps({"question": prompt}))

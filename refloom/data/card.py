@@ -12,12 +12,10 @@ from importlib.resources import files
 from pathlib import PurePath
 from typing import Any
 
-from refloom.checks import MAY_DIFFER
-from refloom.data.diversity import diversity
-from refloom.data.facts import Facts, Passing, quantiles
-from refloom.data.found import NOT_STATED
-from refloom.data.licence import Outcome, outcome
-from refloom.settings import Settings, embedded
+from refloom.data.licenses import Outcome, outcome
+from refloom.data.read import NOT_STATED
+from refloom.data.record_stats import Facts, Passing, diversity, quantiles
+from refloom.settings import MAY_DIFFER, Settings, embedded
 
 Run = Mapping[str, Any]
 MOST_CRITERIA = 30

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from memory.novelty import NearVectors, NoveltyFilter
-from refloom.data.found import Report
-from refloom.data.rows import Skip, rows_of
+from refloom.data.files import Skip, rows_of
+from refloom.data.read import Report
 from refloom.data.shapes import Unfit, pair_of, whole
 from refloom.data.write import replace_lines, replace_parquet
 from refloom.errors import InputError

@@ -3,16 +3,154 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
+from hashlib import sha256
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from nodes.context import Context
 from nodes.record import Record
-from refloom.data.attempts import Row, base, failed_attempts, plain
-from refloom.data.split import assign, key
+from nodes.verdicts import better
 from refloom.data.write import writing
+
+# MERGED refloom~data~attempts
+# What the attempts at a sample teach: which ones a better one stands against, and why.
+Row = dict[str, Any]
+# Over this likeness of words two responses teach no difference.
+MOST_ALIKE = 0.95
+
+
+def plain(verdict: Row) -> Row:
+    """A verdict without its score."""
+    return {key: verdict[key] for key in ("criterion_id", "verdict", "reason", "evidence")}
+
+
+def failed_attempts(record: Record) -> list[tuple[Row, list[Row]]]:
+    """Attempts before the accepted one that failed a `must` it passed, with these verdicts."""
+    attempts = record["attempts"]
+    places = [i for i, a in enumerate(attempts) if a["response"] == record["response"]]
+    if not places:
+        return []
+    texts = {c["id"]: c["text"] for c in record["criteria"] if c["must"]}
+    edited = _edited(record)
+    passed = {
+        v["criterion_id"] for v in attempts[places[-1]]["verdicts"] if v["verdict"] == "pass"
+    } & set(texts)
+    found = []
+    for attempt in attempts[: places[-1]]:
+        decided = [
+            {**plain(v), "criterion": f"The response {texts[v['criterion_id']]}."}
+            for v in attempt["verdicts"]
+            if v["verdict"] == "fail" and v["criterion_id"] in passed
+        ]
+        if edited and attempt is attempts[places[-1] - 1]:
+            decided.append(edited)
+        if decided and attempt["response"].strip() and _differ(attempt["response"], record):
+            found.append((attempt, decided))
+    return found
+
+
+def _edited(record: Record) -> Row | None:
+    """A reviewer's word against the text they edited, in the shape of a verdict."""
+    review = record.get("review") or {}
+    if review.get("decision") != "edit":
+        return None
+    return {
+        "criterion_id": "reviewer",
+        "verdict": "fail",
+        "reason": review.get("reason") or "A reviewer edited it.",
+        "evidence": "",
+        "criterion": "The response is as a reviewer wants it.",
+    }
+
+
+def _differ(text: str, record: Record) -> bool:
+    from rapidfuzz.distance import Indel
+
+    one, other = text.split(), record["response"].split()
+    return Indel.normalized_similarity(one, other) <= MOST_ALIKE
+
+
+def base(record: Record, place: int) -> int:
+    """Which attempt the one at `place` refines: the best of those before it."""
+    attempts, criteria = record["attempts"], record["criteria"]
+    judged = {c["id"] for c in criteria if c["judged_by"] == "judge"}
+    scored = any(
+        v["score"] is not None and v["criterion_id"] in judged
+        for attempt in attempts
+        for v in attempt["verdicts"]
+    )
+    context = Context(judge_method="logodds" if scored else "verdict")
+    best = 0
+    for i in range(1, place):
+        if better(attempts[i], attempts[best], criteria, context):
+            best = i
+    return best
+
+
+# MERGED refloom~data~split
+# Training and validation rows apart, so that rows of one seed are never on both sides.
+MOST = 1_000_000
+
+
+def shares(text: str) -> dict[str, float]:
+    """Parts by name from text such as `train=0.95,validation=0.05`. Raises `ValueError`.
+
+    >>> shares("train=3,validation=1")
+    {'train': 0.75, 'validation': 0.25}
+    """
+    found: dict[str, float] = {}
+    for part in text.split(","):
+        name, given, share = (piece.strip() for piece in part.partition("="))
+        if not name.isidentifier() or not given or name in found:
+            raise ValueError(f"{part.strip()!r} is no NAME=SHARE, each name once")
+        try:
+            found[name] = float(share)
+        except ValueError as error:
+            raise ValueError(f"{share!r} is no number") from error
+        if not 0 < found[name] <= MOST:
+            raise ValueError(f"the share of {name} must be over 0, and at most {MOST}")
+        if name == "all":
+            raise ValueError("'all' is what the datasets library calls all parts together")
+    total = sum(found.values())
+    return {name: share / total for name, share in found.items()}
+
+
+def assign(seeds: Iterable[str], parts: dict[str, float], random_seed: int) -> dict[int, str]:
+    """The part of each seed, by `key`; `seeds` names the seed of every row, in any order.
+
+    Seeds are put in an order that only the random seed decides, and parts cut from it, so that the
+    shares are of rows and right to within one seed's. No part stays empty while there are seeds.
+    """
+    counts = Counter(key(seed, random_seed) for seed in seeds)
+    total = sum(counts.values())
+    order = sorted(counts)
+    names = list(parts)
+    made: dict[int, str] = {}
+    # The smallest first: it is the one that rounding could leave empty.
+    places = iter(order)
+    left = len(order)
+    names.sort(key=lambda name: parts[name])
+    for number, name in enumerate(names):
+        last = number == len(names) - 1
+        wanted, got = parts[name] * total, 0
+        later = len(names) - 1 - number
+        while left > later and (last or got == 0 or got + 0.5 <= wanted):
+            seed = next(places)
+            made[seed] = name
+            got += counts[seed]
+            left -= 1
+    return made
+
+
+def key(seed: str, random_seed: int) -> int:
+    """63 bits that stand for a seed, in an order of their own for each random seed."""
+    digest = sha256(f"{random_seed}\x1f{seed}".encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
 
 TEXT = ""
 TURNS = [{"role": TEXT, "content": TEXT}]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from refloom.data.facts import Facts, Passing
+from refloom.data.record_stats import Facts, Passing
 from refloom.measure.asking import CHECK
 from refloom.measure.stats import share
 from refloom.runs.files import status_of

@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 
 from nodes.llm import Call, Complete, ProviderStopped
 from nodes.llm.endpoint import Connection
-from refloom.loading import load
 from refloom.runs.budget import check_priced
 from refloom.runs.calls import Interrupted, JournaledCalls, Limits
 from refloom.runs.files import status_of, used_before
@@ -22,7 +21,7 @@ from refloom.runs.journal import Journal
 from refloom.runs.kept import KeptCalls
 from refloom.runs.prices import Prices
 from refloom.runs.where import Addresses
-from refloom.settings import Settings, embedded
+from refloom.settings import Settings, embedded, load
 
 # What measuring takes from the run it measures unless it is told otherwise.
 OF_THE_RUN = (
@@ -41,7 +40,7 @@ R = TypeVar("R")
 def settings_for(directory: Path, flags: Mapping[str, Any]) -> Settings:
     """The settings to measure a run with: what is given, the environment's, then the run's own.
 
-    Raises `JournalError` when there is no run, and what `refloom.loading.load` raises. Blocks.
+    Raises `JournalError` when there is no run, and what `refloom.settings.load` raises. Blocks.
     """
     return settings_over(status_of(directory).get("settings", {}), flags)
 

@@ -18,7 +18,7 @@ from typing import Literal
 from memory.embed import Embed, Embedder, Vectors
 from memory.novelty import NoveltyFilter
 from nodes.llm import Complete
-from refloom.data.split import key
+from refloom.data.export import key
 from refloom.measure.asking import asking, telling
 from refloom.measure.improved import Judge, Sample
 from refloom.measure.kcentre import farthest_first

@@ -19,7 +19,7 @@ import numpy as np
 from nodes.record import Record
 from nodes.state import Attempt
 from nodes.verdicts import passes
-from refloom.data.rows import rows_of
+from refloom.data.files import rows_of
 from refloom.errors import InputError
 from refloom.measure.stats import LEVEL, NOTHING, Interval, kappa, mean, resampled
 from refloom.runs.kept import records

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from nodes.llm.fast_json import loads
-from refloom.data.facts import Facts
+from refloom.data.record_stats import Facts
 from refloom.runs.files import status_of, up_to_date
 from refloom.runs.kept import records_in, snapshot
 from refloom.runs.tally import STATUSES, Used, used_in

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from refloom.data.facts import Passing
+from refloom.data.record_stats import Passing
 from refloom.measure.coverage import Coverage, Floats
 from refloom.measure.report_account import Account, Taught, source_key
 from refloom.measure.report_charts import mean_of

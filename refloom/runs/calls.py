@@ -21,8 +21,7 @@ from refloom.runs.limits import Limiter
 from refloom.runs.log import event
 from refloom.runs.prices import Prices
 from refloom.runs.retry import with_retries
-from refloom.settings import Settings
-from refloom.stages import StageSettings
+from refloom.settings import Settings, StageSettings
 
 Faulted = Callable[[str, CallFailed], None]
 

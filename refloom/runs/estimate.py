@@ -11,7 +11,7 @@ from typing import Any
 from memory.references import Reference
 from nodes.criteria import GENERIC
 from nodes.state import Usage
-from refloom.data.found import Report
+from refloom.data.read import Report
 from refloom.runs.estimated import TOKENS, WAYS
 from refloom.runs.prices import Prices
 from refloom.runs.sizes import Assumptions, Size, size_of, sizes, some, studied

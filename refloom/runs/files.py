@@ -17,9 +17,8 @@ from graph.builder import mermaid
 from prompts import version as prompts_version
 from prompts import versions
 from refloom.data.card import card
-from refloom.data.facts import facts_of
-from refloom.data.found import Report
-from refloom.data.read import Source
+from refloom.data.read import Report, Source
+from refloom.data.record_stats import facts_of
 from refloom.data.write import replace_lines
 from refloom.errors import JournalError
 from refloom.runs.journal import Journal

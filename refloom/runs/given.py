@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from memory.contamination import Contamination
-from refloom.data.benchmark import benchmarks
-from refloom.data.found import Report
-from refloom.data.read import Source
+from refloom.data.benchmarks import benchmarks
+from refloom.data.read import Report, Source
 from refloom.errors import InputError
 from refloom.runs import ray
 from refloom.runs.budget import check_priced

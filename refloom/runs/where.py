@@ -7,8 +7,8 @@ import os
 
 from nodes.llm import ProviderStopped
 from nodes.llm.endpoint import Endpoint
+from refloom import local
 from refloom.errors import InputError
-from refloom.local import model as local
 from refloom.settings import Settings, embedded
 
 

@@ -17,7 +17,7 @@ from starlette.routing import Route
 
 from memory.contamination import Contamination
 from nodes.decisions import BadDecision, read_decision
-from refloom.data.benchmark import benchmarks
+from refloom.data.benchmarks import benchmarks
 from refloom.errors import InputError, JournalError
 from refloom.runs.files import refresh
 from refloom.runs.kept import reading

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from refloom.data.found import NOT_STATED
+from refloom.data.read import NOT_STATED
 
 # What a licence's text may hold beside its name without saying anything more.
 _ENDS = r"(?:[ -]*(?:international|unported|generic|deed|license|licence|public|universal|only))*"

@@ -6,11 +6,13 @@ import heapq
 import json
 from array import array
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import Any
+from itertools import pairwise
+from typing import Any, NamedTuple
 
+from memory.novelty import tokens
 from nodes.criteria import CLEAN_ID
 
 SAMPLE = 200
@@ -144,3 +146,44 @@ def quantiles(lengths: Iterable[int]) -> tuple[int, int, int] | None:
         return None
     at = [round(share * (len(ordered) - 1)) for share in (0.05, 0.5, 0.95)]
     return ordered[at[0]], ordered[at[1]], ordered[at[2]]
+
+
+# MERGED refloom~data~diversity
+# How different texts are from each other, in figures that cost no model.
+class Diversity(NamedTuple):
+    """Figures of `texts` many texts; None where there are too few of them.
+
+    `pairwise` is the mean ROUGE-L F1 over all pairs, `nearest` the mean of each text's highest,
+    `distinct_2` the share of different pairs of words among all pairs of neighbouring words.
+    """
+
+    texts: int
+    pairwise: float | None
+    nearest: float | None
+    distinct_2: float | None
+
+
+def diversity(texts: Sequence[str]) -> Diversity:
+    """Compare every text with every other; meant for some hundreds of them. Blocks.
+
+    >>> diversity(["why two tides", "why two moons"]).pairwise
+    0.667
+    """
+    from rapidfuzz.distance import LCSseq
+
+    split = [tokens(text) for text in texts]
+    total, nearest = 0.0, [0.0] * len(split)
+    for i, one in enumerate(split):
+        for j in range(i):
+            size = len(one) + len(split[j])
+            alike = 2 * LCSseq.similarity(one, split[j]) / size if size else 1.0
+            total += alike
+            nearest[i], nearest[j] = max(nearest[i], alike), max(nearest[j], alike)
+    pairs = [pair for one in split for pair in pairwise(one)]
+    count = len(split) * (len(split) - 1) // 2
+    return Diversity(
+        len(split),
+        round(total / count, 3) if count else None,
+        round(sum(nearest) / len(split), 3) if count else None,
+        round(len(set(pairs)) / len(pairs), 3) if pairs else None,
+    )

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from memory.contamination import Contamination, words
-from refloom.data.found import Report
-from refloom.data.rows import rows_of
+from refloom.data.files import rows_of
+from refloom.data.read import Report
 from refloom.data.shapes import Unfit, pair_of, whole
 from refloom.errors import InputError
 

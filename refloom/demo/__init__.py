@@ -1,1 +1,0 @@
-"""References and seeds written for refloom, so that a newcomer has something to run."""

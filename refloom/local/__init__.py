@@ -1,1 +1,0 @@
-"""The embedded model: its weights, and an OpenAI-compatible server in this process."""
