@@ -35,7 +35,7 @@ from nodes.criteria import RULES
 def run(model: KnownModel, references: list[dict[str, str]], per_seed: int, arm: str, out: Path):
     """One run of refloom with every reference its own seed, as the paper has it."""
     from refloom.data.read import Source
-    from refloom.runs.engine import Run, Tools
+    from refloom.runs.run import Run, Tools
     from refloom.settings import Settings
 
     settings = Settings(

@@ -16,7 +16,7 @@ from memory.embed import Embedder
 from nodes.extract import extract
 from nodes.llm.endpoint import Connection
 from refloom.data.read import Source
-from refloom.runs.where import Addresses
+from refloom.runs.client import Addresses
 from refloom.settings import Settings
 
 

@@ -33,8 +33,8 @@ from refloom.measure.arms import Arm, Made
 from refloom.measure.compare import compared
 from refloom.measure.experiment import compare_arms, settings_of
 from refloom.measure.stats import share
-from refloom.runs.engine import Run, Tools
 from refloom.runs.journal import Journal
+from refloom.runs.run import Run, Tools
 from refloom.settings import Settings
 
 # How often the teacher does what it is told, by whose feedback it is.

@@ -20,7 +20,7 @@ from nodes.criteria import answers_instruction
 from nodes.judge import judge
 from nodes.llm import Place
 from nodes.llm.endpoint import Connection
-from refloom.runs.where import Addresses
+from refloom.runs.client import Addresses
 from refloom.settings import Settings
 
 PAIRS = Path(__file__).with_name("judge_pairs.jsonl")

@@ -93,7 +93,7 @@ async def floor(endpoint: str, references: list[dict[str, str]], in_flight: int,
 def measured_run(given: argparse.Namespace) -> Any:
     """The product's own run over OUT/references.jsonl: three dependent calls a sample."""
     from refloom.data.read import Source
-    from refloom.runs.engine import Run
+    from refloom.runs.run import Run
     from refloom.settings import Settings
 
     settings = Settings(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from refloom.runs.synthesize import synthesize
+    from refloom.runs.run import synthesize
     from refloom.settings import Settings
 
 __version__ = "0.1.0"
@@ -40,7 +40,7 @@ def __getattr__(name: str) -> Any:
 
         return Settings
     if name == "synthesize":
-        from refloom.runs.synthesize import synthesize
+        from refloom.runs.run import synthesize
 
         return synthesize
     raise AttributeError(f"module 'refloom' has no attribute {name!r}")

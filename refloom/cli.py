@@ -13,7 +13,7 @@ from pydantic_settings import SettingsError
 
 from refloom import __version__, arguments, commands, measuring, shelf
 from refloom.errors import RefloomError
-from refloom.runs.garbage import seldom_in_this_process
+from refloom.runs.garbage_collection import seldom_in_this_process
 from refloom.settings import Settings
 
 EXAMPLES = """

@@ -19,9 +19,9 @@ from refloom.settings import Settings, load
 from refloom.shelf import name_left_out, say
 
 if TYPE_CHECKING:
-    from refloom.runs.engine import Tools
-    from refloom.runs.files import Summary
     from refloom.runs.journal import Journal
+    from refloom.runs.outputs import Summary
+    from refloom.runs.run import Tools
 
 # How many references a dry run reads the lengths of.
 DRY_RUN_SAMPLE = 1000
@@ -42,8 +42,8 @@ def read(given: Namespace, flags: dict[str, Any]) -> tuple[Settings, Source, Sou
 
 def run(given: Namespace, flags: dict[str, Any]) -> int:
     """Make rows from references and seeds into a directory, or go on with what is there."""
-    from refloom.runs.log import log_to
-    from refloom.runs.where import Addresses
+    from refloom.runs.client import Addresses
+    from refloom.runs.event_log import log_to
 
     settings, references, seeds = read(given, flags)
     if given.dry_run:
@@ -93,10 +93,10 @@ def make(
 ) -> int:
     """Run with a display, until it ends or is stopped; the exit status.
 
-    `shared`, `tools`: see `refloom.runs.engine.Run`.
+    `shared`, `tools`: see `refloom.runs.run.Run`.
     """
-    from refloom.runs.display import Progress
-    from refloom.runs.engine import Run, Tools
+    from refloom.runs.progress import Progress
+    from refloom.runs.run import Run, Tools
 
     session = Run(settings, references, seeds, out, tools=tools or Tools(), shared=shared)
     try:
@@ -157,9 +157,8 @@ def _sum_up(summary: Summary, out: Path) -> None:
 
 def dry_run(settings: Settings, references: Source, seeds: Source | None) -> int:
     """Say what a run would be and cost, without a call and without writing anything."""
-    from refloom.runs.estimate import estimate
-    from refloom.runs.estimated import shown
-    from refloom.runs.prices import Prices
+    from refloom.runs.cost import Prices
+    from refloom.runs.estimate import estimate, shown
 
     prices = Prices.load(settings.prices)
     report = references.scan()
@@ -206,8 +205,8 @@ async def _until_signalled(session: Any) -> Any:
 def status(given: Namespace, flags: dict[str, Any]) -> int:
     """Say how a run stands, whether it is running, ended, or was killed."""
     from refloom.measure.experiment import arms_in
-    from refloom.runs.files import status_of
-    from refloom.runs.kept import is_experiment
+    from refloom.runs.journal import is_experiment
+    from refloom.runs.outputs import status_of
 
     if is_experiment(given.directory):
         arms = {path.name: status_of(path) for path in arms_in(given.directory)}

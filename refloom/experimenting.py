@@ -19,9 +19,9 @@ def experiment(given: Namespace, flags: dict[str, Any]) -> int:
     from memory.embed import Embedder
     from refloom import commands
     from refloom.measure.experiment import Shared, arms_of, settings_of
-    from refloom.runs.engine import Tools
-    from refloom.runs.log import log_to
-    from refloom.runs.where import Addresses
+    from refloom.runs.client import Addresses
+    from refloom.runs.event_log import log_to
+    from refloom.runs.run import Tools
 
     settings, references, seeds = commands.read(given, flags)
     arms = arms_of(given.arms)
@@ -57,7 +57,7 @@ def experiment(given: Namespace, flags: dict[str, Any]) -> int:
 
 def _check_arms(each: Iterable[Settings], references: Any, seeds: Any) -> None:
     """Find out what is wrong with any arm before anything is made or paid. Raises `InputError`."""
-    from refloom.runs.given import read_given
+    from refloom.runs.run import read_given
 
     for own in each:
         checked, _ = read_given(own, references, seeds)

@@ -22,7 +22,7 @@ def report(given: Namespace, flags: dict[str, Any]) -> int:
     """Write a page about a run, about several side by side, or about an experiment."""
     from refloom.measure.experiment import arms_in
     from refloom.measure.report import report as write
-    from refloom.runs.kept import check_run, is_experiment
+    from refloom.runs.journal import check_run, is_experiment
 
     directories: list[Path] = given.directories
     found = None
@@ -58,7 +58,7 @@ def compare(given: Namespace, flags: dict[str, Any]) -> int:
     from refloom.measure.compare_shown import shown
     from refloom.measure.experiment import arms_in, home_of
     from refloom.measure.report import check_place
-    from refloom.runs.kept import check_run, is_experiment
+    from refloom.runs.journal import check_run, is_experiment
 
     directories: list[Path] = given.directories
     whole = len(directories) == 1 and is_experiment(directories[0])
@@ -102,7 +102,7 @@ def judge_check(given: Namespace, flags: dict[str, Any]) -> int:
     from refloom.measure.asking import settings_for
     from refloom.measure.judge import judge_check as check
     from refloom.measure.judge import shown
-    from refloom.runs.kept import check_run
+    from refloom.runs.journal import check_run
 
     check_run(given.directory)
     settings = settings_for(given.directory, flags)

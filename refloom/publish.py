@@ -41,7 +41,7 @@ def parts(text: str) -> dict[str, float]:
 def export(given: Namespace, flags: dict[str, Any]) -> int:
     """Write a run's accepted rows, or a choice of them, as training data."""
     from refloom.data.export import export as write
-    from refloom.runs.kept import check_run, snapshot
+    from refloom.runs.journal import check_run, snapshot
 
     _check_file(given.file)
     check_run(given.directory)
@@ -83,7 +83,7 @@ def _check_file(path: Path) -> None:
 
 def _accepted(journal: sqlite3.Connection, ids: set[str] | None) -> Iterator[str]:
     """The accepted records, or those of them that were chosen, in slot order."""
-    from refloom.runs.kept import records_in
+    from refloom.runs.journal import records_in
 
     for line in records_in(journal, "accepted"):
         if ids is None or loads(line)["id"] in ids:
@@ -94,8 +94,8 @@ def push(given: Namespace, flags: dict[str, Any]) -> int:
     """Publish a run's accepted rows with its card on the Hugging Face hub."""
     from refloom.data.hub import check_name
     from refloom.data.hub import push as upload
-    from refloom.runs.files import card_of, status_of, up_to_date
-    from refloom.runs.kept import check_run, snapshot
+    from refloom.runs.journal import check_run, snapshot
+    from refloom.runs.outputs import card_of, status_of, up_to_date
 
     check_name(given.repo_id)
     check_run(given.directory)
@@ -133,7 +133,7 @@ def _written(
 ) -> tuple[dict[str, int], list[dict[str, Any]]]:
     """Write the data files of each format: how many rows each has, what the hub is to know."""
     from refloom.data.export import export as write
-    from refloom.runs.kept import records_in
+    from refloom.runs.journal import records_in
 
     read = partial(records_in, journal, "accepted")
     rows: dict[str, int] = {}

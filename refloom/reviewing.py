@@ -24,7 +24,7 @@ def review(given: Namespace, flags: dict[str, Any]) -> int:
     except ImportError as error:
         raise InputError(INSTALL) from error
     _check_keys(given)
-    from refloom.runs.kept import check_run
+    from refloom.runs.journal import check_run
 
     check_run(given.directory)
     app = desk(given.directory)

@@ -14,7 +14,7 @@ from fakes import Endpoint, ScriptedModel, answer, letters, prompt_of, tagged, v
 
 from nodes.llm import Call, CallFailed, Reply
 from refloom.data.read import Source
-from refloom.runs.engine import Run, Tools
+from refloom.runs.run import Run, Tools
 from refloom.settings import Settings
 
 STATUSES = ("accepted", "rejected", "failed")

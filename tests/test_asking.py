@@ -13,7 +13,7 @@ from nodes.context import Context
 from nodes.llm import CallFailed, Place
 from refloom.errors import BudgetSpent, JournalError
 from refloom.measure.asking import asking, each, settings_over, unique_names
-from refloom.runs.files import status_of
+from refloom.runs.outputs import status_of
 from refloom.settings import Settings
 
 RUN = {"settings": {"model": "m", "judge_model": "j", "base_url": "http://run.example/v1"}}

@@ -15,8 +15,15 @@ from nodes.generate import Generated
 from nodes.llm import Call
 from nodes.state import Usage
 from refloom.errors import BudgetSpent, InputError
-from refloom.runs.budget import TOKENS_PER_BYTE, TOKENS_PER_CALL, Budget, Reservation, check_priced
-from refloom.runs.prices import Price, Prices
+from refloom.runs.cost import (
+    TOKENS_PER_BYTE,
+    TOKENS_PER_CALL,
+    Budget,
+    Price,
+    Prices,
+    Reservation,
+    check_priced,
+)
 
 PRICES = Prices({"m": Price(1.0, 2.0, 0.5), "dear": Price(10.0, 20.0)})
 

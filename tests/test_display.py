@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from refloom.runs.display import KEY_CHARS, MOST_KEYS, Progress, Seen
+from refloom.runs.progress import KEY_CHARS, MOST_KEYS, Progress, Seen
 
 SEEN = Seen(
     accepted=0,
@@ -424,7 +424,7 @@ def test_it_needs_no_rich_where_there_is_no_terminal():
     import subprocess
 
     code = (
-        "import sys; from refloom.runs.display import Progress; p = Progress(); p.line(); "
+        "import sys; from refloom.runs.progress import Progress; p = Progress(); p.line(); "
         "print([m for m in sys.modules if m.split('.')[0] == 'rich'])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -12,11 +12,20 @@ from fakes import ScriptedModel, letters, prompt_of, tagged, verdicts, words
 
 from nodes.llm import Call
 from refloom.data.read import Report, Source
-from refloom.runs.engine import Run, Tools
-from refloom.runs.estimate import STAGES, WHY, estimate
-from refloom.runs.estimated import TOKENS, WAYS, shown
-from refloom.runs.prices import Price, Prices
-from refloom.runs.sizes import MEASURED, Assumptions, size_of, some
+from refloom.runs.cost import Price, Prices
+from refloom.runs.estimate import (
+    MEASURED,
+    STAGES,
+    TOKENS,
+    WAYS,
+    WHY,
+    Assumptions,
+    estimate,
+    shown,
+    size_of,
+    some,
+)
+from refloom.runs.run import Run, Tools
 from refloom.settings import Settings
 
 PRICES = Prices({"m": Price(1.0, 2.0, 0.5), "judge": Price(10.0, 20.0)})

@@ -17,7 +17,7 @@ from refloom.measure.arms import Arm, Made, arm_of
 from refloom.measure.compare import compared
 from refloom.measure.compare_shown import shown
 from refloom.measure.experiment import arms_of
-from refloom.runs.files import status_of
+from refloom.runs.outputs import status_of
 from refloom.settings import Settings
 
 ARMS = "reference,sample,none,generic,swapped"

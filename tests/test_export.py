@@ -15,8 +15,7 @@ from processes import lines, refloom
 
 from refloom.data.export import FORMATS, assign, export, key, messages, rows, shares
 from refloom.data.read import Source
-from refloom.runs.journal import Journal
-from refloom.runs.kept import records
+from refloom.runs.journal import Journal, records
 
 NASTY = {
     "LaTeX": r"\frac{1}{2} \[ \nabla \times \mathbf{B} \] $\text{if } x \neq 0$ \\ \u0041 \t \n",

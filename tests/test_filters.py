@@ -26,8 +26,8 @@ from refloom.errors import BudgetSpent, JournalError, TooManyFailed
 from refloom.measure.asking import settings_for
 from refloom.measure.filters import Choice, Selection, select
 from refloom.measure.kcentre import farthest_first
-from refloom.runs.files import status_of
 from refloom.runs.journal import Journal
+from refloom.runs.outputs import status_of
 
 # A third of the drafts fail, and so are refined; of these a half are found better.
 FAMILY = [words(f"seed {i}", 9) for i in range(24)]

@@ -7,7 +7,7 @@ import weakref
 
 import pytest
 
-from refloom.runs.garbage import YOUNG, seldom_collected
+from refloom.runs.garbage_collection import YOUNG, seldom_collected
 
 
 class Ring:

@@ -18,9 +18,7 @@ from pathlib import Path
 import pytest
 
 from refloom.errors import JournalError
-from refloom.runs.journal import Journal
-from refloom.runs.kept import open_to_read, records
-from refloom.runs.lock import hold, holder
+from refloom.runs.journal import Journal, hold, holder, open_to_read, records
 
 ROOT = Path(__file__).parent.parent
 CALL = "INSERT INTO calls VALUES (?, ?, ?, ?, ?, ?, ?)"
@@ -451,7 +449,7 @@ async def test_a_waiter_that_gives_up_does_not_take_the_journal_from_the_others(
 def test_nothing_is_closed_under_a_thread_that_reads(tmp_path):
     """SQLite crashes the process where a connection is closed in the middle of a query."""
     from memory.characteristics import FileStore
-    from refloom.runs.kept import KeptCalls
+    from refloom.runs.journal import KeptCalls
 
     Journal(tmp_path).close()
     counting = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?)"

@@ -28,7 +28,7 @@ from refloom.measure.canaries import KINDS, TIMES, canaries, contradicting, nega
 from refloom.measure.human import kappa_over
 from refloom.measure.judge import FILE, judge_check, shown
 from refloom.measure.judge_ground import ground_of
-from refloom.runs.kept import reading
+from refloom.runs.journal import reading
 from refloom.settings import Settings
 
 REFERENCES = references(12)

@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from nodes.llm import Call, CallFailed, ProviderStopped, Reply
 from nodes.llm.protocol import Transient
 from refloom.errors import BudgetSpent
-from refloom.runs.budget import Budget
-from refloom.runs.lane import (
+from refloom.runs.client import TRIES, with_retries
+from refloom.runs.cost import Budget, Prices
+from refloom.runs.rate_limit import (
     BREAK_AFTER,
     CUT,
     LATE_AFTER,
@@ -27,10 +28,8 @@ from refloom.runs.lane import (
     OUTAGE_AT_START_S,
     OUTAGE_S,
     Lane,
+    Limiter,
 )
-from refloom.runs.limits import Limiter
-from refloom.runs.prices import Prices
-from refloom.runs.retry import TRIES, with_retries
 
 quick = settings(max_examples=60, deadline=None, database=None)
 
@@ -486,7 +485,7 @@ def test_the_limit_falls_once_for_what_was_in_flight_together_and_grows_again():
 
 
 def waiting_in(limiter: Limiter):
-    from refloom.runs.lane import Waiting, kind_of
+    from refloom.runs.rate_limit import Waiting, kind_of
 
     future = asyncio.get_running_loop().create_future()
     return Waiting(kind_of(call()), 0.0, 0, future)

@@ -25,9 +25,9 @@ from runs import (
 
 from nodes.llm import Call, CallFailed, ProviderStopped, Reply
 from refloom.errors import BudgetSpent, JournalError, TooManyFailed
-from refloom.runs.files import status_of
-from refloom.runs.kept import records
-from refloom.runs.seams import JUDGED_AFTER
+from refloom.runs.journal import records
+from refloom.runs.outputs import status_of
+from refloom.runs.scheduler import JUDGED_AFTER
 from refloom.settings import load
 
 PRICES = "[m]\ninput = 100.0\ncached_input = 50.0\noutput = 1000.0\n"

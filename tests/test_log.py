@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refloom.errors import InputError
-from refloom.runs.log import FORWARDED, event, log_to, plain, redacting
+from refloom.runs.event_log import FORWARDED, event, log_to, plain, redacting
 
 SECRET = "my+very/secret=key"
 

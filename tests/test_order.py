@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from memory.novelty import NoveltyFilter
 from nodes.context import Context
-from refloom.runs.order import Order
+from refloom.runs.scheduler import Order
 
 thorough = settings(max_examples=70, deadline=None, database=None)
 PROPOSALS = [

@@ -27,8 +27,7 @@ from runs import (
 from memory.index import ReferenceIndex
 from nodes.llm import Call
 from refloom.runs.journal import Journal
-from refloom.runs.quota import LEAST_QUOTA, Gate, Quota
-from refloom.runs.retrieval import Retrieval
+from refloom.runs.retrieval import LEAST_QUOTA, Gate, Quota, Retrieval
 
 quick = settings(max_examples=80, deadline=None, database=None)
 

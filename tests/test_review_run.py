@@ -11,8 +11,8 @@ from reviewing import BETTER, ReviewProcess, run_for_review
 from runs import SEEDS, rows, summary_of
 
 from nodes.decisions import BadDecision, Decision
-from refloom.runs.files import refresh, status_of
-from refloom.runs.reviews import NoSuchSample, Reviews
+from refloom.runs.outputs import refresh, status_of
+from refloom.runs.review_queue import NoSuchSample, Reviews
 
 
 def failing() -> ScriptedModel:

@@ -44,13 +44,11 @@ from nodes.llm import Call, CallFailed, ProviderStopped, Reply
 from refloom import synthesize
 from refloom.data.read import Source
 from refloom.errors import InputError, JournalError
-from refloom.runs.budget import Budget
-from refloom.runs.calls import JournaledCalls, Limits
-from refloom.runs.files import status_of
-from refloom.runs.journal import Journal
-from refloom.runs.limits import Limiter
-from refloom.runs.lock import holder
-from refloom.runs.prices import Prices
+from refloom.runs.client import JournaledCalls, Limits
+from refloom.runs.cost import Budget, Prices
+from refloom.runs.journal import Journal, holder
+from refloom.runs.outputs import status_of
+from refloom.runs.rate_limit import Limiter
 from refloom.settings import Settings
 
 RECORD = {

@@ -15,10 +15,9 @@ from runs import SEEDS, MixedModel, build_run, references, rows, stable_rows, su
 from nodes.llm import CallFailed, ProviderStopped
 from nodes.llm.protocol import Transient
 from refloom.errors import WorkersLost
-from refloom.runs.engine import Run
-from refloom.runs.line import Line, Lost
-from refloom.runs.plain import call_of, error_of, plain_call, plain_error
-from refloom.runs.worker import Worker
+from refloom.runs.ray.rpc import Line, Lost, call_of, error_of, plain_call, plain_error
+from refloom.runs.ray.worker import Worker
+from refloom.runs.run import Run
 
 
 class Inside:

@@ -7,7 +7,7 @@ import json
 from fakes import ScriptedModel, letters, tagged, words
 
 from refloom.data.read import references_of
-from refloom.runs.engine import Run, Tools
+from refloom.runs.run import Run, Tools
 from refloom.settings import Settings
 
 

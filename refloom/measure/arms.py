@@ -12,9 +12,8 @@ from typing import Any, Literal
 from refloom.data.record_stats import Facts, Passing
 from refloom.measure.asking import CHECK
 from refloom.measure.stats import share
-from refloom.runs.files import status_of
-from refloom.runs.kept import reading, records_in
-from refloom.runs.tally import cost_of, used_in
+from refloom.runs.journal import reading, records_in
+from refloom.runs.outputs import cost_of, status_of, used_in
 
 # Criteria from references that are shown one by one; the others count in the sum of all.
 MOST_SHOWN = 12

@@ -14,13 +14,10 @@ from typing import Any, TypeVar
 
 from nodes.llm import Call, Complete, ProviderStopped
 from nodes.llm.endpoint import Connection
-from refloom.runs.budget import check_priced
-from refloom.runs.calls import Interrupted, JournaledCalls, Limits
-from refloom.runs.files import status_of, used_before
-from refloom.runs.journal import Journal
-from refloom.runs.kept import KeptCalls
-from refloom.runs.prices import Prices
-from refloom.runs.where import Addresses
+from refloom.runs.client import Addresses, Interrupted, JournaledCalls, Limits
+from refloom.runs.cost import Prices, check_priced
+from refloom.runs.journal import Journal, KeptCalls
+from refloom.runs.outputs import status_of, used_before
 from refloom.settings import Settings, embedded, load
 
 # What measuring takes from the run it measures unless it is told otherwise.

@@ -15,9 +15,8 @@ from refloom.data.write import replace_lines
 from refloom.errors import InputError, JournalError
 from refloom.measure.arms import arm_of
 from refloom.measure.compare import compared
-from refloom.runs.journal import Journal
-from refloom.runs.kept import is_experiment
-from refloom.runs.prices import Prices
+from refloom.runs.cost import Prices
+from refloom.runs.journal import Journal, is_experiment
 from refloom.settings import Settings
 
 BASE = "reference"

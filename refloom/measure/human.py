@@ -22,7 +22,7 @@ from nodes.verdicts import passes
 from refloom.data.files import rows_of
 from refloom.errors import InputError
 from refloom.measure.stats import LEVEL, NOTHING, Interval, kappa, mean, resampled
-from refloom.runs.kept import records
+from refloom.runs.journal import records
 
 WORDS = {
     **dict.fromkeys(("pass", "passed", "accept", "accepted", "true", "yes", "1"), True),

@@ -12,7 +12,7 @@ from nodes.llm import CallFailed, Complete, Place
 from prompts import version
 from refloom.errors import TooManyFailed
 from refloom.measure.asking import each, telling
-from refloom.runs.seams import JUDGED_AFTER
+from refloom.runs.scheduler import JUDGED_AFTER
 from refloom.settings import Settings
 
 Slot = tuple[int, int, int]

@@ -24,8 +24,8 @@ from nodes.learn import key_of
 from nodes.record import Record
 from nodes.state import Criterion
 from refloom.errors import InputError
-from refloom.runs.files import status_of
-from refloom.runs.kept import records
+from refloom.runs.journal import records
+from refloom.runs.outputs import status_of
 from refloom.settings import Settings, embedded
 
 Rank = Callable[[str], bytes]
@@ -36,7 +36,7 @@ class Ground:
     """The texts of a check.
 
     Attributes:
-        run: What the run says of itself (see `refloom.runs.files.status_of`).
+        run: What the run says of itself (see `refloom.runs.outputs.status_of`).
         samples: The accepted samples that canaries are made of.
         others: For each of them, by id, another accepted response; missing where there is none.
         tried: The references whose criteria are tried, by id, as many as could be found.

@@ -13,9 +13,8 @@ from typing import Any, Generic, TypeVar
 
 from nodes.llm.fast_json import loads
 from refloom.data.record_stats import Facts
-from refloom.runs.files import status_of, up_to_date
-from refloom.runs.kept import records_in, snapshot
-from refloom.runs.tally import STATUSES, Used, used_in
+from refloom.runs.journal import records_in, snapshot
+from refloom.runs.outputs import STATUSES, Used, status_of, up_to_date, used_in
 
 # So many instructions are compared with each other and embedded.
 SAMPLE = 400

@@ -10,7 +10,7 @@ from refloom.measure.figures import stack
 from refloom.measure.report_account import Account
 from refloom.measure.report_spread import Measured
 from refloom.measure.stats import Interval, share
-from refloom.runs.tally import Used
+from refloom.runs.outputs import Used
 from refloom.settings import embedded
 
 STATES = {

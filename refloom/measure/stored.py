@@ -11,7 +11,7 @@ from pathlib import Path
 from nodes.llm.fast_json import loads
 from refloom.errors import JournalError
 from refloom.measure.improved import Sample, Slot
-from refloom.runs.kept import open_to_read, records_in
+from refloom.runs.journal import open_to_read, records_in
 
 
 @contextmanager

@@ -19,9 +19,9 @@ from memory.contamination import Contamination
 from nodes.decisions import BadDecision, read_decision
 from refloom.data.benchmarks import benchmarks
 from refloom.errors import InputError, JournalError
-from refloom.runs.files import refresh
-from refloom.runs.kept import reading
-from refloom.runs.reviews import NoSuchSample, Reviews
+from refloom.runs.journal import reading
+from refloom.runs.outputs import refresh
+from refloom.runs.review_queue import NoSuchSample, Reviews
 from refloom.serve.bounds import Bounds, authorising
 from refloom.serve.keys import LOCAL, asking, configured
 from refloom.serve.review import page_routes

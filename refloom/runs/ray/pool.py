@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
 from typing import Any
 
@@ -11,15 +12,105 @@ from memory.characteristics import NAMESPACE, Characteristics, FileStore
 from memory.contamination import Contamination
 from nodes.context import Context
 from nodes.llm import Call, Reply
+from nodes.propose import Admit
+from nodes.record import Record
 from nodes.state import Seed
 from refloom.errors import WorkersLost
-from refloom.runs.calls import kept_form
-from refloom.runs.held import Held
-from refloom.runs.line import Far, Line, Lost
-from refloom.runs.log import event
-from refloom.runs.plain import call_of, plain_call
-from refloom.runs.quota import Place, Quota
-from refloom.runs.seams import Kept
+from refloom.runs.client import kept_form
+from refloom.runs.event_log import event
+from refloom.runs.ray.rpc import Far, Line, Lost, call_of, plain_call
+from refloom.runs.retrieval import Place, Quota, Taken
+from refloom.runs.scheduler import Kept
+
+
+# MERGED refloom~runs~held
+# What a seed has got of the run so far, so that another worker can make it again from the
+# start. A worker that is lost takes only its own work with it: turns that were taken,
+# instructions that were admitted, slots that were begun and samples that were kept are the
+# run's. Asked again, they are given again.
+class Held:
+    """One seed under way. Each step is taken once, however often it is asked for."""
+
+    def __init__(self, seed: Seed, context: Context, kept: Kept, uses: Quota) -> None:
+        self._seed, self._context = seed, context
+        self._kept, self._uses = kept, uses
+        self._place = (seed["round"], seed["position"])
+        self._steps: dict[Any, asyncio.Future[Any]] = {}
+        self._turn: AbstractAsyncContextManager[Admit] | None = None
+        self._admit: Admit | None = None
+        self._admits = 0
+
+    def anew(self) -> None:
+        """Another worker begins with it; what it is told are the same answers, in order."""
+        self._admits = 0
+
+    async def step(self, what: str, values: list[Any]) -> Any:
+        """Take a step the worker asks for, or say again what came of it."""
+        steps: dict[str, Callable[..., Awaitable[Any]]] = {
+            "taken": self._taken,
+            "admit": self._admitted,
+            "close": self._close,
+            "start": self._start,
+            "finish": self._finish,
+            "offer": self._offer,
+            "take": self._take,
+        }
+        key: Any = what
+        if what == "admit":
+            key, self._admits = (what, self._admits), self._admits + 1
+        elif what == "start":
+            key = (what, values[0])
+            if ("finish", values[0]) in self._steps:
+                await asyncio.wait([self._steps["finish", values[0]]])
+                return False
+        elif what == "finish":
+            key = (what, values[0]["slot"][2])
+        if key not in self._steps:
+            self._steps[key] = asyncio.ensure_future(steps[what](*values))
+        # The worker that asked may be lost while the step is being taken; it is taken all the same.
+        return await asyncio.shield(self._steps[key])
+
+    async def _taken(self, texts: list[str]) -> list[bool]:
+        return await self._kept.order.taken(self._seed, texts)
+
+    async def _admitted(self, texts: list[str | None], most: int, last: bool) -> list[str]:
+        if self._turn is None:
+            turn = self._kept.order.turn(self._seed, self._context)
+            self._admit = await turn.__aenter__()
+            self._turn = turn
+        assert self._admit is not None
+        admitted = await self._admit(texts, most, last=last)
+        if last or len(admitted) == most:
+            await self._close()
+        return admitted
+
+    async def _close(self) -> None:
+        turn, self._turn = self._turn, None
+        if turn is not None:
+            await turn.__aexit__(None, None, None)
+
+    async def _start(self, slot: int) -> bool:
+        return await self._kept.start((*self._place, slot))
+
+    async def _finish(self, record: Record, references: list[Any]) -> None:
+        await self._kept.finish(record, references)
+
+    async def _offer(self, taken: list[Any], rows: list[int], k: int) -> list[bool] | None:
+        return await self._uses.offer(self._place, Taken(*taken), rows, k)
+
+    async def _take(self, taken: list[Any]) -> None:
+        await self._uses.take(self._place, Taken(*taken))
+
+    async def aclose(self) -> None:
+        """The seed has ended: nothing of it goes on."""
+        for step in self._steps.values():
+            step.cancel()
+        await asyncio.gather(*self._steps.values(), return_exceptions=True)
+        if self._turn is not None:
+            # Left without closing it, as a seed that fails in its turn leaves it.
+            given_up = asyncio.CancelledError()
+            await self._turn.__aexit__(type(given_up), given_up, None)
+
 
 # How often a run replaces a worker, for each it has.
 REPLACEMENTS = 5

@@ -19,7 +19,7 @@ from nodes.decisions import Decision, decided, question
 from nodes.llm.fast_json import dumps
 from nodes.record import Record
 from refloom.errors import JournalError
-from refloom.runs.kept import REVIEWS_TABLE, check_ours, open_to_read, waiting_in
+from refloom.runs.journal import REVIEWS_TABLE, check_ours, open_to_read, waiting_in
 
 PARK = "INSERT OR IGNORE INTO reviews VALUES (?, ?, ?, ?, ?)"
 # Seconds to wait for a run that is just writing.

@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING, Any
 from memory.contamination import Contamination
 from nodes.llm.fast_json import dumps, loads
 from refloom.errors import InputError
-from refloom.runs.line import Lost
-from refloom.runs.plain import error_of, plain_error
-from refloom.runs.team import Hire
+from refloom.runs.ray.pool import Hire
+from refloom.runs.ray.rpc import Lost, error_of, plain_error
 
 if TYPE_CHECKING:
-    from refloom.runs.worker import Worker
+    from refloom.runs.ray.worker import Worker
 
 STORE_BYTES = 128 << 20
 # A batch is delivered while another is waited for, and one may be under way each.
@@ -36,8 +35,8 @@ class Actor:
 
     async def begin(self, orders: bytes, contamination: Contamination | None) -> Any:
         """Make graph, client and index."""
-        from refloom.runs.garbage import seldom_collected
-        from refloom.runs.worker import Worker
+        from refloom.runs.garbage_collection import seldom_collected
+        from refloom.runs.ray.worker import Worker
 
         try:
             # It imports, and opens files.
@@ -48,18 +47,18 @@ class Actor:
         return None
 
     async def deliver(self, batch: bytes) -> None:
-        """See `refloom.runs.line.Far`."""
+        """See `refloom.runs.ray.rpc.Far`."""
         assert self._worker is not None
         self._worker.line.receive(batch)
 
     async def collect(self) -> bytes:
-        """See `refloom.runs.line.Far`."""
+        """See `refloom.runs.ray.rpc.Far`."""
         assert self._worker is not None
         return await self._worker.line.batch()
 
 
 class _Far:
-    """The way to an actor: see `refloom.runs.line.Far`."""
+    """The way to an actor: see `refloom.runs.ray.rpc.Far`."""
 
     def __init__(self, actor: Any, errors: type[Exception]) -> None:
         self._actor, self._errors = actor, errors

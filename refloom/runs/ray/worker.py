@@ -26,13 +26,10 @@ from nodes.llm.endpoint import Connection
 from nodes.propose import Admit
 from nodes.record import Record
 from nodes.state import Seed
-from refloom.runs.calls import kept_form
-from refloom.runs.line import Line
-from refloom.runs.pace import TOLD_IN
-from refloom.runs.plain import call_of, plain_call
-from refloom.runs.quota import Place, Taken
-from refloom.runs.retrieval import Retrieval
-from refloom.runs.where import Addresses
+from refloom.runs.client import Addresses, kept_form
+from refloom.runs.rate_limit import TOLD_IN
+from refloom.runs.ray.rpc import Line, call_of, plain_call
+from refloom.runs.retrieval import Place, Retrieval, Taken
 from refloom.settings import Settings
 
 KEYS = ("OPENAI_API_KEY", "JUDGE_API_KEY")
@@ -150,7 +147,7 @@ class Worker:
 
 
 class _Uses:
-    """The run's count of how often references are used: see `refloom.runs.quota.Uses`."""
+    """The run's count of how often references are used: see `refloom.runs.retrieval.Uses`."""
 
     def __init__(self, line: Line, resumed: bool) -> None:
         self._line, self._resumed = line, resumed

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import random
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
@@ -12,16 +14,103 @@ from hashlib import sha256
 from typing import Any
 
 from nodes.llm import Answer, Call, CallFailed, Complete, ProviderStopped, Reply
+from nodes.llm.endpoint import Endpoint
 from nodes.llm.protocol import Transient, schema_of
-from refloom.errors import BudgetSpent
-from refloom.runs.budget import Budget
-from refloom.runs.journal import Journal
-from refloom.runs.kept import KeptCalls
-from refloom.runs.limits import Limiter
-from refloom.runs.log import event
-from refloom.runs.prices import Prices
-from refloom.runs.retry import with_retries
-from refloom.settings import Settings, StageSettings
+from refloom import local
+from refloom.errors import BudgetSpent, InputError
+from refloom.runs.cost import Budget, Prices
+from refloom.runs.event_log import event
+from refloom.runs.journal import Journal, KeptCalls
+from refloom.runs.rate_limit import Lane, Limiter, Turn
+from refloom.settings import Settings, StageSettings, embedded
+
+# MERGED refloom~runs~retry
+# Sending a call, again after faults that pass, in its lane's turn.
+TRIES = 6
+LONGEST_WAIT_S = 60.0
+# How long an endpoint may ask a call to wait before the run had better be taken up later.
+PATIENCE_S = 300.0
+
+Send = Callable[[Call], Awaitable[Reply]]
+Keep = Callable[[Reply], Awaitable[None]]
+
+
+async def with_retries(
+    send: Send,
+    call: Call,
+    lane: Lane,
+    limiter: Limiter,
+    *,
+    budget: Budget,
+    seconds: float,
+    keep: Keep,
+    faulted: Callable[[Transient], None],
+) -> Reply:
+    """Send a call, at most six times, each time in its turn; between tries it holds no place.
+
+    What a try may cost is reserved before it and settled after it. The place is held until `keep`
+    has the answer on disk, so that no more than the calls in flight are ever to be made again.
+    Waits with full jitter, or as long as the endpoint asks. While the endpoint is down for
+    everybody, tries are not counted. `seconds` bounds each try; `faulted` is told of
+    every fault. Raises the last `Transient`, or `ProviderStopped` when there is no more hope.
+    """
+    tries = late = 0
+    while True:
+        async with limiter.place(lane, call, late) as turn:
+            got = await _tried(send, call, turn, budget, seconds)
+            if isinstance(got, Reply):
+                lane.answered(turn, got, _now())
+                await keep(got)
+                return got
+            lane.failed(turn, (call.stage, call.order, call.seed), got, _now())
+        late += got.kind == "timeout"
+        tries += not lane.breaker.down
+        wait = _wait(tries, got, lane)
+        if tries >= TRIES:
+            raise got
+        faulted(got)
+        await asyncio.sleep(wait)
+
+
+async def _tried(
+    send: Send, call: Call, turn: Turn, budget: Budget, seconds: float
+) -> Reply | Transient:
+    """One try: the reply, or the fault that may pass."""
+    reservation, usage = await budget.reserve(call), None
+    turn.began = _now()
+    try:
+        async with asyncio.timeout(seconds) as turn.deadline:
+            reply = await send(call)
+        usage = reply.usage
+    except TimeoutError:
+        return Transient(call.stage, "timeout", "the endpoint did not answer in time")
+    except Transient as transient:
+        return transient
+    finally:
+        budget.settle(reservation, usage)
+    return reply
+
+
+def _wait(tries: int, fault: Transient, lane: Lane) -> float:
+    """The seconds until the next try. Raises what there is no use in waiting for."""
+    if lane.breaker.down:
+        # Behind those that have not tried: one call's own trouble must not look like an outage.
+        return max(lane.breaker.until - _now(), 0.0) + random.uniform(0.1, 1.0)
+    if fault.retry_after is None:
+        return random.uniform(0, min(0.5 * 2**tries, LONGEST_WAIT_S))
+    if fault.retry_after <= PATIENCE_S:
+        return fault.retry_after + random.uniform(0, 0.5)
+    if fault.kind == "rate_limit":
+        raise ProviderStopped(
+            f"the endpoint asks to wait {fault.retry_after:.0f} s ({fault.message}). "
+            "What was made is kept; the same command goes on"
+        ) from fault
+    raise fault
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
+
 
 Faulted = Callable[[str, CallFailed], None]
 
@@ -244,3 +333,51 @@ def _written(values: tuple[Any, ...]) -> str:
 @cache
 def _schema_written(answer: type[Answer] | None) -> str:
     return json.dumps(schema_of(answer) if answer else None, sort_keys=True)
+
+
+# MERGED refloom~runs~where
+# Where the calls of a run go: the writer's endpoint and the judge's, or the embedded model.
+class Addresses:
+    """The endpoints of a run, from its settings and the environment's keys."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._base_url = settings.base_url
+        self._judge_base_url = settings.judge_base_url or self._base_url
+        self._key = os.environ.get("OPENAI_API_KEY", "")
+        own_judge = settings.judge_base_url is not None
+        for name in ("OPENAI_API_KEY", "JUDGE_API_KEY"):
+            key = os.environ.get(name, "")
+            if not (key.isascii() and key.isprintable()) or " " in key:
+                raise InputError(
+                    f"{name}: holds a character that no key has (a line break, a blank, an "
+                    "accent?). Set it anew"
+                )
+        self._judge_key = os.environ.get("JUDGE_API_KEY") or ("" if own_judge else self._key)
+
+    def keys(self) -> list[str]:
+        """The secrets in use, so that a log can leave them out."""
+        return [key for key in (self._key, self._judge_key) if key]
+
+    async def check(self, settings: Settings) -> None:
+        """Raise `ProviderStopped` now if a model of the run has no endpoint at all."""
+        for model, judge in ((settings.model, False), (settings.judge, True)):
+            if not embedded(model):
+                await self.resolve(model, judge)
+
+    def name(self, judge: bool) -> str:
+        """What stands for the endpoint in a call's key."""
+        return (self._judge_base_url if judge else self._base_url) or "default"
+
+    async def resolve(self, model: str, judge: bool) -> Endpoint:
+        """See `nodes.llm.endpoint.Resolve`. Raises `ProviderStopped` if there is no endpoint."""
+        if embedded(model):
+            return await asyncio.to_thread(local.endpoint, model)
+        base_url, key = (
+            (self._judge_base_url, self._judge_key) if judge else (self._base_url, self._key)
+        )
+        if not base_url and not key:
+            raise ProviderStopped(
+                f"no endpoint for model {model!r}: set OPENAI_BASE_URL and OPENAI_API_KEY, give "
+                "--base-url, or use the embedded model with --model local"
+            )
+        return Endpoint(base_url, key)
