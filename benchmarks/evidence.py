@@ -29,10 +29,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.scripted import QUALITIES, drawn, embed, make_references, tagged, words
 from nodes.llm import Call, Reply
 from refloom.data.read import Source
-from refloom.measure.arms import Arm, Made
-from refloom.measure.compare import compared
-from refloom.measure.experiment import compare_arms, settings_of
-from refloom.measure.stats import share
+from refloom.evaluation.compare import Arm, Made, compared
+from refloom.evaluation.experiment import compare_arms, settings_of
+from refloom.evaluation.stats import share
 from refloom.runs.journal import Journal
 from refloom.runs.run import Run, Tools
 from refloom.settings import Settings

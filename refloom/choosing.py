@@ -15,7 +15,7 @@ from refloom.settings import ASKING
 from refloom.shelf import NAMED
 
 if TYPE_CHECKING:
-    from refloom.measure.filters import Choice
+    from refloom.evaluation.selection import Choice
 
 # A comparison is always in words, and keeps the run's random seed: see `chosen`.
 JUDGING = tuple(name for name in ASKING if name not in ("judge_method", "random_seed", "quiet"))
@@ -85,7 +85,7 @@ def choice_of(given: Namespace, flags: dict[str, Any]) -> Choice | None:
             raise InputError(why)
     if not filters and not diverse:
         return None
-    from refloom.measure.filters import Choice
+    from refloom.evaluation.selection import Choice
 
     threshold = given.filter_threshold or THRESHOLD
     return Choice(filters, threshold, given.size, diverse, given.random_seed)
@@ -94,10 +94,10 @@ def choice_of(given: Namespace, flags: dict[str, Any]) -> Choice | None:
 def chosen(directory: Path, choice: Choice, flags: dict[str, Any]) -> set[str]:
     """The ids of the samples that are chosen; says on stderr how.
 
-    Raises what `refloom.measure.filters.select` raises.
+    Raises what `refloom.evaluation.selection.select` raises.
     """
-    from refloom.measure.asking import settings_for
-    from refloom.measure.filters import select
+    from refloom.evaluation.judging import settings_for
+    from refloom.evaluation.selection import select
 
     # Another draw of samples is no reason to pay for the same comparisons again.
     own = {name: value for name, value in flags.items() if name != "random_seed"}

@@ -204,7 +204,7 @@ async def _until_signalled(session: Any) -> Any:
 
 def status(given: Namespace, flags: dict[str, Any]) -> int:
     """Say how a run stands, whether it is running, ended, or was killed."""
-    from refloom.measure.experiment import arms_in
+    from refloom.evaluation.experiment import arms_in
     from refloom.runs.journal import is_experiment
     from refloom.runs.outputs import status_of
 

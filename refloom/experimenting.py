@@ -18,7 +18,7 @@ def experiment(given: Namespace, flags: dict[str, Any]) -> int:
     """Run several feedback arms over the same instructions and drafts, and compare them."""
     from memory.embed import Embedder
     from refloom import commands
-    from refloom.measure.experiment import Shared, arms_of, settings_of
+    from refloom.evaluation.experiment import Shared, arms_of, settings_of
     from refloom.runs.client import Addresses
     from refloom.runs.event_log import log_to
     from refloom.runs.run import Tools
@@ -66,9 +66,9 @@ def _check_arms(each: Iterable[Settings], references: Any, seeds: Any) -> None:
 
 
 def _compare(given: Namespace, settings: Settings, arms: tuple[str, ...]) -> dict[str, Any]:
-    from refloom.measure.asking import telling
-    from refloom.measure.compare_shown import shown
-    from refloom.measure.experiment import compare_arms
+    from refloom.evaluation.compare import shown
+    from refloom.evaluation.experiment import compare_arms
+    from refloom.evaluation.judging import telling
 
     told = telling("compared", settings.quiet)
     found = asyncio.run(compare_arms(given.out, arms, settings, told=told))

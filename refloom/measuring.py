@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 def report(given: Namespace, flags: dict[str, Any]) -> int:
     """Write a page about a run, about several side by side, or about an experiment."""
-    from refloom.measure.experiment import arms_in
-    from refloom.measure.report import report as write
+    from refloom.evaluation.experiment import arms_in
+    from refloom.evaluation.report import report as write
     from refloom.runs.journal import check_run, is_experiment
 
     directories: list[Path] = given.directories
@@ -52,12 +52,10 @@ def _kept(path: Path) -> dict[str, Any] | None:
 
 def compare(given: Namespace, flags: dict[str, Any]) -> int:
     """Judge the responses of runs to the same instructions against each other."""
-    from refloom.measure.arms import arm_of
-    from refloom.measure.asking import settings_for, telling, unique_names
-    from refloom.measure.compare import compared
-    from refloom.measure.compare_shown import shown
-    from refloom.measure.experiment import arms_in, home_of
-    from refloom.measure.report import check_place
+    from refloom.evaluation.compare import arm_of, compared, shown
+    from refloom.evaluation.experiment import arms_in, home_of
+    from refloom.evaluation.judging import settings_for, telling, unique_names
+    from refloom.evaluation.report import check_place
     from refloom.runs.journal import check_run, is_experiment
 
     directories: list[Path] = given.directories
@@ -90,7 +88,7 @@ def compare(given: Namespace, flags: dict[str, Any]) -> int:
 
 
 def _page(found: dict[str, Any], out: Path | None) -> None:
-    from refloom.measure.report import report as write
+    from refloom.evaluation.report import report as write
 
     if out is not None:
         path = asyncio.run(write([], out, compared=found))
@@ -99,9 +97,9 @@ def _page(found: dict[str, Any], out: Path | None) -> None:
 
 def judge_check(given: Namespace, flags: dict[str, Any]) -> int:
     """Say how far the judge of a run is to be trusted."""
-    from refloom.measure.asking import settings_for
-    from refloom.measure.judge import judge_check as check
-    from refloom.measure.judge import shown
+    from refloom.evaluation.judge_check import judge_check as check
+    from refloom.evaluation.judge_check import shown
+    from refloom.evaluation.judging import settings_for
     from refloom.runs.journal import check_run
 
     check_run(given.directory)

@@ -12,7 +12,7 @@ from nodes.compare import compare
 from nodes.context import Context
 from nodes.llm import CallFailed, Place
 from refloom.errors import BudgetSpent, JournalError
-from refloom.measure.asking import asking, each, settings_over, unique_names
+from refloom.evaluation.judging import asking, each, settings_over, unique_names
 from refloom.runs.outputs import status_of
 from refloom.settings import Settings
 

@@ -13,10 +13,8 @@ from processes import lines, refloom
 from runs import finish_run, references
 
 from refloom.errors import InputError
-from refloom.measure.arms import Arm, Made, arm_of
-from refloom.measure.compare import compared
-from refloom.measure.compare_shown import shown
-from refloom.measure.experiment import arms_of
+from refloom.evaluation.compare import Arm, Made, arm_of, compared, shown
+from refloom.evaluation.experiment import arms_of
 from refloom.runs.outputs import status_of
 from refloom.settings import Settings
 

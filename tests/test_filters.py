@@ -23,9 +23,8 @@ from nodes.llm import CallFailed, ProviderStopped
 from refloom.choosing import JUDGING, SETTINGS
 from refloom.cli import main
 from refloom.errors import BudgetSpent, JournalError, TooManyFailed
-from refloom.measure.asking import settings_for
-from refloom.measure.filters import Choice, Selection, select
-from refloom.measure.kcentre import farthest_first
+from refloom.evaluation.judging import settings_for
+from refloom.evaluation.selection import Choice, Selection, farthest_first, select
 from refloom.runs.journal import Journal
 from refloom.runs.outputs import status_of
 

@@ -24,10 +24,17 @@ from memory.characteristics import kept_in
 from nodes.criteria import ANSWERS_ID
 from nodes.llm import Call, ProviderStopped, Reply
 from refloom.errors import BudgetSpent, InputError, JournalError
-from refloom.measure.canaries import KINDS, TIMES, canaries, contradicting, negated, padded
-from refloom.measure.human import kappa_over
-from refloom.measure.judge import FILE, judge_check, shown
-from refloom.measure.judge_ground import ground_of
+from refloom.evaluation.judge_check import FILE, judge_check, shown
+from refloom.evaluation.judge_check.cases import (
+    KINDS,
+    TIMES,
+    canaries,
+    contradicting,
+    ground_of,
+    negated,
+    padded,
+)
+from refloom.evaluation.judge_check.human import kappa_over
 from refloom.runs.journal import reading
 from refloom.settings import Settings
 
@@ -474,7 +481,7 @@ async def test_the_text_shows_flags_and_figures(copy):
 
 def test_to_import_it_loads_nothing_heavy():
     code = (
-        "import sys, refloom.measure.judge; "
+        "import sys, refloom.evaluation.judge_check; "
         "print([m for m in ('torch', 'faiss', 'pyarrow', 'datasets') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -22,17 +22,22 @@ from memory.weights import WeightsUnavailable
 from nodes.llm import CallFailed
 from refloom.data.record_stats import diversity
 from refloom.errors import InputError, JournalError
-from refloom.measure.coverage import coverage, evenness, k_means, nearest_of, pairs_of, rouge, vendi
-from refloom.measure.figures import binned, binned_counts, even_edges
-from refloom.measure.report import report
-from refloom.measure.report_account import Draw, account_of
-from refloom.measure.report_cards import changed, chosen
-from refloom.measure.report_checked import checked
-from refloom.measure.report_compared import comparison
-from refloom.measure.report_references import shelf_of
-from refloom.measure.report_spread import sizes
-from refloom.measure.report_tables import outcomes, ranked
-from refloom.measure.stats import share
+from refloom.evaluation.report import report
+from refloom.evaluation.report.charts import binned, binned_counts, even_edges
+from refloom.evaluation.report.collect import Draw, account_of, shelf_of
+from refloom.evaluation.report.diversity import (
+    coverage,
+    evenness,
+    k_means,
+    nearest_of,
+    pairs_of,
+    rouge,
+    sizes,
+    vendi,
+)
+from refloom.evaluation.report.samples import changed, checked, chosen, comparison
+from refloom.evaluation.report.tables import outcomes, ranked
+from refloom.evaluation.stats import share
 from refloom.runs.journal import Journal
 
 CHROMIUM = next(
@@ -457,7 +462,7 @@ def test_what_stays_the_same_is_cut_short():
 
 def test_importing_it_loads_nothing_heavy():
     heavy = "('numpy', 'faiss', 'jinja2', 'rapidfuzz', 'torch', 'langgraph', 'pyarrow')"
-    code = f"import sys, refloom.measure.report; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, refloom.evaluation.report; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -15,13 +15,11 @@ from nodes.record import Record
 from nodes.state import Criterion, Verdict
 from nodes.trial import spoiled, topic_bar_of
 from nodes.verdicts import passes, settled
-from refloom.measure import judge_figures as figures
-from refloom.measure.canaries import canaries
-from refloom.measure.human import WHOLE, Human, Key, final
-from refloom.measure.judge_asked import Case, Judge, with_draw
-from refloom.measure.judge_bars import Bars, criteria_of
-from refloom.measure.judge_consistency import agreement
-from refloom.measure.judge_ground import Ground, learned_of, memory_of
+from refloom.evaluation.judge_check import metrics as figures
+from refloom.evaluation.judge_check.cases import Ground, canaries, learned_of, memory_of
+from refloom.evaluation.judge_check.human import WHOLE, Human, Key, final
+from refloom.evaluation.judge_check.judgements import Bars, Case, Judge, criteria_of, with_draw
+from refloom.evaluation.judge_check.metrics import agreement
 
 SPOILS = ("cut", "shuffled", "another")
 # What is judged again: good responses, and those that a judge may well be in two minds about.

@@ -3,21 +3,111 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from memory.references import content_id
 from nodes.compare import Duel, compare
 from nodes.context import Context
 from nodes.llm import CallFailed, Complete, Place
 from prompts import version
+from refloom.data.record_stats import Facts, Passing
 from refloom.errors import InputError
-from refloom.measure.arms import Arm, Made
-from refloom.measure.asking import asking, each
-from refloom.measure.stats import length_controlled, mean, plain, share, sign_test
+from refloom.evaluation.judging import CHECK, asking, each
+from refloom.evaluation.stats import length_controlled, mean, plain, share, sign_test
+from refloom.runs.journal import reading, records_in
+from refloom.runs.outputs import cost_of, status_of, used_in
 from refloom.settings import Settings
+
+# MERGED refloom~measure~arms
+# What runs made, as a comparison wants it: a response for each instruction, and what it took.
+# Criteria from references that are shown one by one; the others count in the sum of all.
+MOST_SHOWN = 12
+TABLES: tuple[Literal["calls", "borrowed"], ...] = ("calls", "borrowed")
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """One finished sample: whose it is, its response, whether it was accepted."""
+
+    seed_id: str
+    response: str
+    accepted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One run of a comparison: its samples by instruction, and its account."""
+
+    name: str
+    samples: Mapping[str, Made]
+    account: dict[str, Any]
+
+
+def arm_of(name: str, directory: Path) -> Arm:
+    """Read a run, finished or not. Blocks. Raises `JournalError` for what is none."""
+    said = status_of(directory)
+    facts, samples = Facts(), dict[str, Made]()
+    with reading(directory / "journal.sqlite") as journal:
+        for line in records_in(journal, "accepted", "rejected"):
+            record = json.loads(line)
+            facts.add(record)
+            if record["instruction"] and record["response"]:
+                made = Made(record["seed_id"], record["response"], record["status"] == "accepted")
+                samples.setdefault(record["instruction"], made)
+        spent = _spent(journal)
+    counts = said.get("counts", {})
+    settings = said.get("settings", {})
+    account = {
+        "name": name,
+        "feedback": settings.get("feedback"),
+        "model": settings.get("model"),
+        "status": said["status"],
+        **{key: counts.get(key, 0) for key in ("accepted", "rejected", "failed", "pending")},
+        **spent,
+        "criteria": _criteria(facts),
+    }
+    return Arm(name, samples, account)
+
+
+def _spent(journal: Any) -> dict[str, Any]:
+    """What a run would have cost by itself: calls it shares with others count in each.
+
+    What was asked about the rows later, comparisons and checks of the judge, is no part of it.
+    """
+    every = [used for table in TABLES for used in used_in(journal, table)]
+    every = [used for used in every if used.stage not in ("compare", CHECK)]
+    by_stage: Counter[str] = Counter()
+    for used in every:
+        by_stage[used.stage] += used.calls
+    return {
+        "calls": by_stage.total(),
+        "by_stage": dict(by_stage),
+        "tokens": sum(used.prompt_tokens + used.completion_tokens for used in every),
+        "cost_usd": cost_of(every),
+    }
+
+
+def _criteria(facts: Facts) -> list[dict[str, Any]]:
+    """Pass rates at the last attempt: rules and built-in ones, then those from references."""
+    shown = facts.passing(MOST_SHOWN)
+    rows = [_passing(f"The response {one.text}", one.judged_by, one.must, [one]) for one in shown]
+    drawn = [one for one in facts.criteria.values() if one.drawn and one.times]
+    if drawn:
+        rows.append(_passing("all criteria from references", "judge", None, drawn))
+    return rows
+
+
+def _passing(text: str, by: str, must: bool | None, parts: list[Passing]) -> dict[str, Any]:
+    n, passed = sum(one.times for one in parts), sum(one.last["pass"] for one in parts)
+    found = share(passed, n)
+    said = {"criterion": text, "judged_by": by, "must": must, "n": n, "passed": passed}
+    return {**said, "share": found.value, "low": found.low, "high": found.high}
+
 
 SHOWN = 24
 
@@ -179,3 +269,70 @@ def figures(matches: Sequence[Match], random_seed: int) -> dict[str, Any]:
         "same_in_both_orders": plain(share(sum(duel.agreed for duel in duels), len(duels))),
         "first_picked": plain(share(sum(firsts), len(firsts))),
     }
+
+
+# MERGED refloom~measure~compare_shown
+# A comparison for people, as plain text.
+# A bootstrap over fewer groups is too sure of itself.
+FEW = 20
+
+
+def shown(found: Mapping[str, Any]) -> str:
+    """A comparison for people, as plain text."""
+    lines = [
+        f"{'':<22}{'win rate':>9}  95 % interval    n   won lost tied  p (sign)  at equal length"
+    ]
+    for pair in found["pairs"]:
+        lines.append(_line(f"{pair['a']} : {pair['b']}", pair))
+        if pair["accepted"]["n"] not in (0, pair["n"]):
+            lines.append(_line("  both accepted", pair["accepted"]))
+    first = found["pairs"][0]
+    lines += ["", f"judge {first['judge']}, both orders, prompt {first['prompt']}; a pair of equal"]
+    lines[-1] += " texts is a tie; intervals by bootstrap over seeds"
+    lines += _warnings(found["pairs"])
+    lines += [
+        "",
+        f"{'run':<14}{'accepted':>9}{'rejected':>9}{'failed':>7}{'calls':>8}{'tokens':>11}",
+    ]
+    lines[-1] += "  dollars"
+    for arm in found["arms"]:
+        cost = "unknown" if arm["cost_usd"] is None else f"${arm['cost_usd']:.4f}"
+        lines.append(
+            f"{arm['name']:<14}{arm['accepted']:>9,}{arm['rejected']:>9,}{arm['failed']:>7,}"
+            f"{arm['calls']:>8,}{arm['tokens']:>11,}  {cost}"
+        )
+    lines.append("what runs share counts in each; learning a reference in the run that did it")
+    return "\n".join(lines)
+
+
+def _line(name: str, of: Mapping[str, Any]) -> str:
+    if not of["n"]:
+        return f"{name:<22}{'none':>9}"
+    even = of["length_controlled"]
+    return (
+        f"{name:<22}{of['win_rate']:>9.1%}  {of['low']:>6.1%} to {of['high']:>6.1%}{of['n']:>5,}"
+        f"{of['wins']:>6,}{of['losses']:>5,}{of['ties']:>5,}{of['sign_p']:>10.3f}  "
+        f"{even['value']:.1%} ({even['low']:.1%} to {even['high']:.1%})"
+    )
+
+
+def _warnings(pairs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What a reader has to know before they believe the figures."""
+    found = []
+    for pair in pairs:
+        name, first = f"{pair['a']} : {pair['b']}", pair["first_picked"]
+        if first["n"] and not first["low"] <= 0.5 <= first["high"]:
+            found.append(
+                f"{name}: the judge took what stood first in {first['value']:.0%} of picks"
+            )
+        if pair["not_judged"]:
+            found.append(
+                f"{name}: {pair['not_judged']} could not be judged and are left out; `refloom "
+                "compare` with another --judge-model or --random-seed asks anew"
+            )
+        if not pair["n"] and not pair["not_judged"]:
+            found.append(f"{name}: nothing to compare; the failed.jsonl of the two say why")
+        if 0 < pair["seeds"] < FEW:
+            few = f"{pair['seeds']} seeds are few; intervals of fewer than {FEW} are too narrow"
+            found.append(f"{name}: {few}")
+    return found

@@ -9,23 +9,31 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 from memory.embed import Embed, Embedder, Vectors
 from memory.weights import DEFAULT_MODEL
-from refloom.measure import figures, report_tables
-from refloom.measure.asking import unique_names
-from refloom.measure.report_account import CARDS, SAMPLE, Account, account_of
-from refloom.measure.report_cards import card, chosen
-from refloom.measure.report_cards import references_of as of_cards
-from refloom.measure.report_charts import Chart, lengths, nearness, together
-from refloom.measure.report_checked import checked
-from refloom.measure.report_compared import comparison
-from refloom.measure.report_head import head, money, named, number, overview, stages
-from refloom.measure.report_references import Shelf, kept_vectors, shelf_of
-from refloom.measure.report_spread import Measured, embedded, measured, sizes, texts_of
+from refloom.data.write import staged
+from refloom.errors import InputError
+from refloom.evaluation.judging import unique_names
+from refloom.evaluation.report import charts as figures
+from refloom.evaluation.report import tables as report_tables
+from refloom.evaluation.report.charts import Chart, lengths, nearness, together
+from refloom.evaluation.report.collect import (
+    CARDS,
+    SAMPLE,
+    Account,
+    Shelf,
+    account_of,
+    kept_vectors,
+    shelf_of,
+)
+from refloom.evaluation.report.diversity import Measured, embedded, measured, sizes, texts_of
+from refloom.evaluation.report.samples import card, checked, chosen, comparison
+from refloom.evaluation.report.samples import references_of as of_cards
+from refloom.evaluation.report.tables import head, money, named, number, overview, stages
 
 Records = list[dict[str, Any]]
 FEWEST_CARDS = 6
@@ -37,7 +45,7 @@ _ODD = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u206
 async def page_of(
     directories: Sequence[Path], embed: Embed | None, compared: Mapping[str, Any] | None
 ) -> str:
-    """The page about runs, and about a comparison of them. See `refloom.measure.report`."""
+    """The page about runs, and about a comparison of them. See `refloom.evaluation.report`."""
     names = unique_names(directories)
     accounts = [
         await asyncio.to_thread(account_of, name, directory)
@@ -172,7 +180,7 @@ def _environment() -> Environment:
 
 
 def _source(name: str) -> str:
-    return files("refloom.measure").joinpath(name).read_text(encoding="utf-8")
+    return files("refloom.evaluation").joinpath(name).read_text(encoding="utf-8")
 
 
 def _shown(odd: re.Match[str]) -> str:
@@ -192,3 +200,60 @@ def percent(value: float) -> str:
     if 0.0005 <= value < 0.9995:
         return f"{100 * value:.1f} %"
     return "<0.1 %" if value < 0.5 else ">99.9 %"
+
+
+# MERGED refloom~measure~report
+# The report of a run, or of several side by side: one HTML page that needs nothing else. Run it
+# as `refloom report DIR [DIR ..] [--out FILE.html]`.
+if TYPE_CHECKING:
+    from memory.embed import Embed
+
+NAME = "report.html"
+
+
+async def report(
+    directories: Sequence[Path],
+    out: Path | None = None,
+    *,
+    embed: Embed | None = None,
+    compared: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write the page and return where it is.
+
+    A run that is under way or was killed is told of as it stands.
+
+    Args:
+        directories: The runs' directories; none where there is a comparison alone.
+        out: The file to write; by default report.html in the first directory.
+        embed: Stands in for the embedding model of the first run.
+        compared: What a comparison has found, as in compare.json with `arms` and `cards`.
+
+    Raises:
+        JournalError: A directory holds no run, or a damaged one.
+        InputError: There is nothing to report on, or `out` cannot be written.
+    """
+    if not directories and not compared:
+        raise InputError("there is nothing to report on: give the directory of a run")
+    place = out or (directories[0] if directories else Path()) / NAME
+    if out is not None:
+        check_place(out)
+
+    page = await page_of(directories, embed, compared)
+    await asyncio.to_thread(_write, place, page)
+    return place
+
+
+def check_place(place: Path) -> None:
+    """Say what cannot be written before the work rather than after it. Raises `InputError`."""
+    if place.is_dir():
+        raise InputError(f"{place}: is a directory; --out names a file")
+    if not place.parent.is_dir():
+        raise InputError(f"{place}: cannot be written: there is no directory {place.parent}")
+
+
+def _write(place: Path, page: str) -> None:
+    try:
+        with staged(place) as aside:
+            aside.write_text(page, encoding="utf-8", newline="\n")
+    except OSError as error:
+        raise InputError(f"{place}: cannot be written: {error.strerror or error}") from error

@@ -21,7 +21,7 @@ from nodes.state import Attempt
 from nodes.verdicts import passes
 from refloom.data.files import rows_of
 from refloom.errors import InputError
-from refloom.measure.stats import LEVEL, NOTHING, Interval, kappa, mean, resampled
+from refloom.evaluation.stats import LEVEL, NOTHING, Interval, kappa, mean, resampled
 from refloom.runs.journal import records
 
 WORDS = {

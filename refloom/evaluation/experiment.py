@@ -13,8 +13,7 @@ from nodes.context import Feedback
 from nodes.llm import Complete
 from refloom.data.write import replace_lines
 from refloom.errors import InputError, JournalError
-from refloom.measure.arms import arm_of
-from refloom.measure.compare import compared
+from refloom.evaluation.compare import arm_of, compared
 from refloom.runs.cost import Prices
 from refloom.runs.journal import Journal, is_experiment
 from refloom.settings import Settings
