@@ -20,7 +20,7 @@ def review(given: Namespace, flags: dict[str, Any]) -> int:
     try:
         import uvicorn
 
-        from refloom.serve.desk import desk
+        from refloom.serve.review_app import desk
     except ImportError as error:
         raise InputError(INSTALL) from error
     _check_keys(given)
@@ -48,7 +48,7 @@ def review(given: Namespace, flags: dict[str, Any]) -> int:
 
 def _check_keys(given: Namespace) -> None:
     """Refuse to show the page to others without keys. Raises `InputError`."""
-    from refloom.serve.keys import BadKeys, configured, loopback
+    from refloom.serve.api_keys import BadKeys, configured, loopback
 
     try:
         keys = configured()
@@ -63,7 +63,7 @@ def _check_keys(given: Namespace) -> None:
 
 def key(given: Namespace, flags: dict[str, Any]) -> int:
     """Make a key for somebody; it is shown once and kept nowhere."""
-    from refloom.serve.keys import new_key
+    from refloom.serve.api_keys import new_key
 
     made, entry = new_key(given.name)
     say(f"{made}")

@@ -6,7 +6,7 @@ import argparse
 import re
 import sys
 
-from refloom.serve.keys import LOCAL, NAME
+from refloom.serve.api_keys import LOCAL, NAME
 
 
 def count(text: str) -> int:

@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from refloom.serve.review import page_routes
+from refloom.serve.review_page import page_routes
 
 NASTY = """<script>window.owned = 1</script>
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from graph.routing import after_propose
-from refloom.serve.bounds import MOST_BYTES, MOST_RUNS, MOST_STEPS, Bounds
-from refloom.serve.keys import BadKeys, configured, holder_of, new_key, user_of
+from refloom.serve.api_keys import BadKeys, configured, holder_of, new_key, user_of
+from refloom.serve.request_limits import MOST_BYTES, MOST_RUNS, MOST_STEPS, Bounds
 
 LOCAL = ("127.0.0.1", 5000)
 STRANGER = ("10.0.0.1", 5000)
@@ -695,7 +695,7 @@ def test_everything_else_needs_a_key(keys, path, method):
 
 
 def test_every_file_of_the_page_is_open_and_nothing_of_a_sample_is(keys):
-    from refloom.serve.review import NAMES, page_routes
+    from refloom.serve.review_page import NAMES, page_routes
 
     paths = {route.path for route in page_routes("run")}
     assert len(paths) == len(NAMES) + 2

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from review_fakes import NASTY, REFERENCES, Run, Threads, sample, served
 
-from refloom.serve.review import FILES, NAMES, Malformed, asked, changes, rendered, shown
+from refloom.serve.review_page import FILES, NAMES, Malformed, asked, changes, rendered, shown
 
 FORBIDDEN = [
     "/review/..%2f..%2fpyproject.toml",

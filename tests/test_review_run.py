@@ -183,7 +183,7 @@ async def test_the_page_of_a_run_takes_decisions_and_keeps_the_files_fresh(tmp_p
 
 
 async def test_a_page_with_keys_wants_one_and_says_who_decided(tmp_path):
-    from refloom.serve.keys import new_key
+    from refloom.serve.api_keys import new_key
 
     key, entry = new_key("alice")
     await run_for_review(tmp_path)

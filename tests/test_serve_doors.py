@@ -13,7 +13,7 @@ from httpx import HTTPStatusError
 from langgraph_sdk import get_sync_client
 from served import Server, serving
 
-from refloom.serve.keys import new_key
+from refloom.serve.api_keys import new_key
 
 ALICE, ALICES = new_key("alice")
 BOB, BOBS = new_key("bob")

@@ -15,10 +15,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from graph.defaults import shared_search
-from refloom.serve.bounds import Bounds, authorising
-from refloom.serve.keys import configured
-from refloom.serve.offline import stay_offline
-from refloom.serve.review import page_routes
+from refloom.serve import stay_offline
+from refloom.serve.api_keys import configured
+from refloom.serve.request_limits import Bounds, authorising
+from refloom.serve.review_page import page_routes
 
 stay_offline()
 AGAIN_S = 5.0

@@ -6,8 +6,8 @@ from typing import Any
 
 from langgraph_sdk import Auth
 
-from refloom.serve.keys import configured, user_of
-from refloom.serve.offline import stay_offline
+from refloom.serve import stay_offline
+from refloom.serve.api_keys import configured, user_of
 
 stay_offline()
 auth = Auth()
@@ -20,7 +20,7 @@ OURS = {"created_by": "system"}
 async def authenticate(headers: dict[Any, Any]) -> dict[str, Any]:
     """The holder of the key, or whoever is on this machine where there are no keys.
 
-    That it is this machine was seen to by `refloom.serve.bounds`, before this.
+    That it is this machine was seen to by `refloom.serve.request_limits`, before this.
     """
     user = user_of(headers.items(), "127.0.0.1", KEYS)
     if not isinstance(user, str):

@@ -4,7 +4,7 @@ The server executes this file under a name of its own, so it only builds; everyt
 longer is in normally imported modules. No checkpointer and no store: the server brings its own.
 """
 
-from refloom.serve.offline import stay_offline
+from refloom.serve import stay_offline
 
 stay_offline()
 

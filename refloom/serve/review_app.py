@@ -22,9 +22,9 @@ from refloom.errors import InputError, JournalError
 from refloom.runs.journal import reading
 from refloom.runs.outputs import refresh
 from refloom.runs.review_queue import NoSuchSample, Reviews
-from refloom.serve.bounds import Bounds, authorising
-from refloom.serve.keys import LOCAL, asking, configured
-from refloom.serve.review import page_routes
+from refloom.serve.api_keys import LOCAL, asking, configured
+from refloom.serve.request_limits import Bounds, authorising
+from refloom.serve.review_page import page_routes
 
 # Seconds without a decision after which the run's files are written anew.
 QUIET_S = 2.0

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nodes.context import Context
 from nodes.inputs import MOST_ADDED, BadInput, checked, checked_references, checked_sample
-from refloom.serve.keys import asking, configured
+from refloom.serve.api_keys import asking, configured
 
 MOST_BYTES = 8 << 20
 MOST_RUNS = 100
