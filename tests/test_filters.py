@@ -20,8 +20,8 @@ from runs import build_run
 
 from memory.novelty import tokens
 from nodes.llm import CallFailed, ProviderStopped
-from refloom.choosing import JUDGING, SETTINGS
 from refloom.cli import main
+from refloom.cli.export import JUDGING, SETTINGS
 from refloom.errors import BudgetSpent, JournalError, TooManyFailed
 from refloom.evaluation.judging import settings_for
 from refloom.evaluation.selection import Choice, Selection, farthest_first, select

@@ -6,8 +6,8 @@ import sys
 from argparse import Namespace
 from typing import Any
 
+from refloom.cli.index import say
 from refloom.errors import InputError
-from refloom.shelf import say
 
 INSTALL = "the review page needs the extra 'serve': pip install 'refloom[serve]'"
 

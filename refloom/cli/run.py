@@ -14,9 +14,9 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from refloom.cli.index import name_left_out, say
 from refloom.data.read import Report, Source, references_of, seeds_of, told
 from refloom.settings import Settings, load
-from refloom.shelf import name_left_out, say
 
 if TYPE_CHECKING:
     from refloom.runs.journal import Journal
