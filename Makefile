@@ -69,7 +69,7 @@ INDEX ?= dev-index
 PORT ?= 2024
 
 dev: install  ## serve the graphs for LangGraph Studio on 127.0.0.1:2024; no key, nothing sent out
-	test -e $(INDEX)/index.json || $(BIN)/refloom index build refloom/demo/references.jsonl --out $(INDEX)
+	test -e $(INDEX)/index.json || $(BIN)/refloom index build refloom/resources/demo/references.jsonl --out $(INDEX)
 	LANGGRAPH_CLI_NO_ANALYTICS=1 LANGGRAPH_NO_VERSION_CHECK=true LANGSMITH_TRACING=false \
 	LANGSMITH_API_KEY= LANGCHAIN_API_KEY= REFLOOM_INDEX=$(INDEX) \
 	$(BIN)/langgraph dev --no-browser --host 127.0.0.1 --port $(PORT) --n-jobs-per-worker 16

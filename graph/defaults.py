@@ -42,7 +42,7 @@ def default_references() -> tuple[Sequence[Reference], Path | None]:
     directory = index_directory()
     if directory is not None:
         return references_in(directory), directory
-    text = files("refloom.demo").joinpath("references.jsonl").read_text(encoding="utf-8")
+    text = files("refloom").joinpath("resources/demo/references.jsonl").read_text(encoding="utf-8")
     return [json.loads(line) for line in text.splitlines()], None
 
 

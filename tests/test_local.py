@@ -75,7 +75,7 @@ def test_the_demo_data_reads_and_its_references_pass_the_rules():
 
     from nodes.criteria import Facts, apply_rules
 
-    folder = files("refloom.demo")
+    folder = files("refloom").joinpath("resources/demo")
     rows = [json.loads(x) for x in (folder / "references.jsonl").read_text("utf-8").splitlines()]
     assert len(rows) >= 30
     for row in rows:

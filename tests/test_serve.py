@@ -64,7 +64,7 @@ def endpoint() -> Iterator[Endpoint]:
 def index(tmp_path_factory) -> Path:
     """An index of the demo's references, as `make dev` makes one."""
     folder = tmp_path_factory.mktemp("index")
-    references = ROOT / "refloom" / "demo" / "references.jsonl"
+    references = ROOT / "refloom" / "resources" / "demo" / "references.jsonl"
     assert refloom("index", "build", references, "--out", folder, cwd=folder).returncode == 0
     return folder
 

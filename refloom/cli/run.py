@@ -61,7 +61,7 @@ def demo(given: Namespace, flags: dict[str, Any]) -> int:
         max_attempts=2,
         limit=None if given.all else 4,
     )
-    folder = files("refloom.demo")
+    folder = files("refloom").joinpath("resources/demo")
     with as_file(folder / "references.jsonl") as references, as_file(folder / "seeds.jsonl") as s:
         sys.stderr.write(
             "refloom demo: the embedded model writes and judges on this machine; no key is used.\n"

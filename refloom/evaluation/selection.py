@@ -334,7 +334,7 @@ async def select(
     Args:
         directory: A run's; calls of `judge` are kept in its journal and never paid twice.
         choice: What to choose.
-        settings: Of the judge, see `refloom.evaluation.judging.settings_for`, and of the embeddings.
+        settings: Of the judge (see `refloom.evaluation.judging.settings_for`) and embeddings.
         complete: Stands in for the judge's endpoint.
         embed: Stands in for the embedding model.
 

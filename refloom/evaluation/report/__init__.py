@@ -180,7 +180,7 @@ def _environment() -> Environment:
 
 
 def _source(name: str) -> str:
-    return files("refloom.evaluation").joinpath(name).read_text(encoding="utf-8")
+    return files("refloom.evaluation.report").joinpath(name).read_text(encoding="utf-8")
 
 
 def _shown(odd: re.Match[str]) -> str:
