@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from graph.routing import after_propose
-from refloom.serve.api_keys import BadKeys, configured, holder_of, new_key, user_of
-from refloom.serve.request_limits import MOST_BYTES, MOST_RUNS, MOST_STEPS, Bounds
+from refloom.serve.api_keys import BadKeys, load_key_hashes, find_holder, create_key, identify
+from refloom.serve.request_limits import MAX_BODY_BYTES, MAX_RUNS, MAX_RECURSION, RequestLimits
 
 LOCAL = ("127.0.0.1", 5000)
 STRANGER = ("10.0.0.1", 5000)
@@ -101,7 +101,7 @@ async def _ask(scope: dict[str, Any], chunks: list[bytes], gone: bool) -> Asked:
         sent.append(message)
 
     down = Downstream()
-    await Bounds(down)(scope, receive, send)
+    await RequestLimits(down)(scope, receive, send)
     start = next((m for m in sent if m["type"] == "http.response.start"), {"status": 0})
     body = b"".join(m.get("body", b"") for m in sent)
     return Asked(start["status"], body, down, read)
@@ -114,7 +114,7 @@ def _json(said: Any) -> bytes:
 @pytest.fixture
 def keys(monkeypatch) -> dict[str, str]:
     """Two users with a key each."""
-    made = {name: new_key(name) for name in ("alice", "bob")}
+    made = {name: create_key(name) for name in ("alice", "bob")}
     monkeypatch.setenv("REFLOOM_API_KEYS", ", ".join(entry for _, entry in made.values()))
     return {name: key for name, (key, _) in made.items()}
 
@@ -123,7 +123,7 @@ def keys(monkeypatch) -> dict[str, str]:
 
 
 def test_a_body_that_says_it_is_too_large_is_refused_unread():
-    asked = ask("/threads", chunks=[b"x"], length=str(MOST_BYTES + 1))
+    asked = ask("/threads", chunks=[b"x"], length=str(MAX_BODY_BYTES + 1))
     assert (asked.status, asked.said) == (413, "the body is over 8 MB")
     assert not asked.passed and asked.read == 0
 
@@ -151,8 +151,8 @@ def test_a_length_that_lies_is_found_out():
 
 
 def test_a_body_of_exactly_the_most_passes():
-    asked = ask("/store/items", b"x" * MOST_BYTES)
-    assert asked.status == 200 and len(asked.down.bodies[0]) == MOST_BYTES
+    asked = ask("/store/items", b"x" * MAX_BODY_BYTES)
+    assert asked.status == 200 and len(asked.down.bodies[0]) == MAX_BODY_BYTES
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "QUERY", "post"])
@@ -215,11 +215,11 @@ BAD = [
     ({"context": {"model": "m" * 201}}, "context.model: "),
     ({"context": {"generate_prompt": "{{ 9**9**9 }}"}}, "context.generate_prompt: "),
     ({"config": {"configurable": {"max_attempts": -1}}}, "config.configurable.max_attempts: "),
-    ({"config": {"recursion_limit": 0}}, "config.recursion_limit: give 1 to 1000"),
-    ({"config": {"recursion_limit": MOST_STEPS + 1}}, "config.recursion_limit: "),
-    ({"config": {"recursion_limit": 1e3}}, "config.recursion_limit: "),
-    ({"config": {"recursion_limit": "25"}}, "config.recursion_limit: "),
-    ({"config": {"recursion_limit": [1]}}, "config.recursion_limit: "),
+    ({"config": {"recursion_limit": 0}}, "config.recursion_limit must be 1 to 1000"),
+    ({"config": {"recursion_limit": MAX_RECURSION + 1}}, "config.recursion_limit "),
+    ({"config": {"recursion_limit": 1e3}}, "config.recursion_limit "),
+    ({"config": {"recursion_limit": "25"}}, "config.recursion_limit "),
+    ({"config": {"recursion_limit": [1]}}, "config.recursion_limit "),
     ({"input": {"seed": {}}}, "input.seed.instruction: "),
     ({"input": {"seed": "Tides"}}, "input.seed: "),
     ({"input": {"seed": {"instruction": "x" * 200_001}}}, "input.seed.instruction: "),
@@ -229,7 +229,7 @@ BAD = [
     ({"input": {"instruction": "a", "criteria": [1]}}, "input.criteria.0: "),
     ({"input": {"instruction": "a", "criteria": ["x"] * 31}}, "input.criteria: "),
     ({"input": {"references": [{"response": "a"}]}}, "input.references.0.instruction: "),
-    ({"input": {"references": [{}] * 1001}}, "input.references: 1001 of them; at most 1000"),
+    ({"input": {"references": [{}] * 1001}}, "input.references has 1001 entries; at most 1000"),
     ({"input": {"references": []}}, "input.references: "),
 ]
 
@@ -259,9 +259,9 @@ def test_one_such_run_among_many_is_refused_as_well(said, why):
 
 def test_a_hundred_runs_in_a_request_are_the_most():
     one = {"assistant_id": "a", "input": SEED}
-    assert ask("/runs/batch", [one] * MOST_RUNS).passed
-    asked = ask("/runs/batch", [one] * (MOST_RUNS + 1))
-    assert (asked.status, asked.said) == (422, "101 runs in a request; at most 100, send the rest")
+    assert ask("/runs/batch", [one] * MAX_RUNS).passed
+    asked = ask("/runs/batch", [one] * (MAX_RUNS + 1))
+    assert (asked.status, asked.said) == (422, "101 runs in a request; send at most 100 at a time")
 
 
 @pytest.mark.parametrize(
@@ -277,7 +277,7 @@ def test_a_hundred_runs_in_a_request_are_the_most():
         {"context": {"max_attempts": 1, "model": "m"}},
         {"context": {}},
         {"context": None},
-        {"config": {"recursion_limit": MOST_STEPS, "configurable": {"thread_id": "t", "x": 1}}},
+        {"config": {"recursion_limit": MAX_RECURSION, "configurable": {"thread_id": "t", "x": 1}}},
         {"config": {"configurable": {"model": "m"}}},
         {"webhook": None},
         {"metadata": {"context": {"max_attempts": -1}}},
@@ -315,7 +315,7 @@ def test_searching_for_assistants_is_let_through(path):
 )
 def test_a_body_that_is_no_json_is_refused(body):
     asked = ask("/runs", body)
-    assert (asked.status, asked.said, asked.passed) == (422, "the body is no JSON", False)
+    assert (asked.status, asked.said, asked.passed) == (422, "the body is not valid JSON", False)
 
 
 @pytest.mark.parametrize("deep", [65, 500, 900])
@@ -413,7 +413,7 @@ def socket(headers: list[tuple[str, str]], client: Any = LOCAL) -> Downstream:
         pass
 
     down = Downstream()
-    asyncio.run(Bounds(down)(scope, receive, send))
+    asyncio.run(RequestLimits(down)(scope, receive, send))
     return down
 
 
@@ -502,7 +502,7 @@ def test_a_wrong_key_is_refused_and_not_said_back(keys, wrong):
     key = wrong.format(keys["alice"], keys["bob"])
     for header in (("x-api-key", key), ("authorization", f"Bearer {key}")):
         asked = ask("/threads", {}, "POST", header)
-        assert (asked.status, asked.said) == (401, "this key is not known here")
+        assert (asked.status, asked.said) == (401, "unknown API key")
 
 
 def test_a_hash_is_no_key(keys):
@@ -530,26 +530,26 @@ def test_a_refused_stranger_s_body_is_not_read(keys):
 
 
 def test_a_key_says_whose_it_is(keys):
-    known = configured()
+    known = load_key_hashes()
     assert set(known) == {"alice", "bob"}
-    assert holder_of(keys["bob"], known) == "bob"
-    assert holder_of("", known) is holder_of("\ud800", known) is None
-    assert user_of([(b"X-Api-Key", keys["bob"].encode())], None, known) == "bob"
-    assert user_of([("x-api-key", keys["alice"])], "10.0.0.1", known) == "alice"
+    assert find_holder(keys["bob"], known) == "bob"
+    assert find_holder("", known) is find_holder("\ud800", known) is None
+    assert identify([(b"X-Api-Key", keys["bob"].encode())], None, known) == "bob"
+    assert identify([("x-api-key", keys["alice"])], "10.0.0.1", known) == "alice"
 
 
 def test_new_keys_are_long_random_and_kept_as_hashes_only():
-    made = {new_key("a")[0] for _ in range(20)}
+    made = {create_key("a")[0] for _ in range(20)}
     assert len(made) == 20 and all(re.fullmatch(r"rk_[\w-]{43}", key) for key in made)
-    key, entry = new_key("alice")
+    key, entry = create_key("alice")
     assert entry == f"alice:{sha256(key.encode()).hexdigest()}"
-    assert configured(entry) == {"alice": entry.split(":")[1]}
+    assert load_key_hashes(entry) == {"alice": entry.split(":")[1]}
 
 
 @pytest.mark.parametrize("text", ["", " ", "\n"])
 def test_no_keys_mean_this_machine_alone(monkeypatch, text):
     monkeypatch.setenv("REFLOOM_API_KEYS", text)
-    assert configured() == {}
+    assert load_key_hashes() == {}
     assert ask("/threads", {}).passed
     assert ask("/threads", {}, client=STRANGER).status == 403
 
@@ -579,26 +579,26 @@ GOOD = "alice:" + "a" * 64
 def test_keys_nobody_can_read_stop_the_server_and_are_not_said(monkeypatch, text, number):
     monkeypatch.setenv("REFLOOM_API_KEYS", text)
     with pytest.raises(BadKeys) as caught:
-        Bounds(Downstream())
+        RequestLimits(Downstream())
     said = str(caught.value)
-    assert said.startswith(f"REFLOOM_API_KEYS: entry {number} is no NAME:HASH")
+    assert said.startswith(f"REFLOOM_API_KEYS: entry {number} is not NAME:HASH")
     assert "hunter2" not in said and "a" * 60 not in said and "\n" not in said
 
 
 @pytest.mark.parametrize("text", [",", " , ,", ",,\n"])
 def test_commas_alone_leave_nothing_open(text):
-    with pytest.raises(BadKeys, match="holds no NAME:HASH"):
-        configured(text)
+    with pytest.raises(BadKeys, match="has no NAME:HASH entry"):
+        load_key_hashes(text)
 
 
 def test_two_keys_of_one_name_both_open(monkeypatch):
     """While a key is replaced, its holder has two; neither may vanish without a word."""
-    (old, first), (new, second) = new_key("alice"), new_key("alice")
+    (old, first), (new, second) = create_key("alice"), create_key("alice")
     try:
-        known = configured(f"{first},{second}")
+        known = load_key_hashes(f"{first},{second}")
     except BadKeys:
         return
-    assert holder_of(old, known) == holder_of(new, known) == "alice"
+    assert find_holder(old, known) == find_holder(new, known) == "alice"
 
 
 # --- this machine alone --------------------------------------------------------------------------
@@ -695,10 +695,10 @@ def test_everything_else_needs_a_key(keys, path, method):
 
 
 def test_every_file_of_the_page_is_open_and_nothing_of_a_sample_is(keys):
-    from refloom.serve.review_page import NAMES, page_routes
+    from refloom.serve.review_page import PAGE_FILES, page_routes
 
     paths = {route.path for route in page_routes("run")}
-    assert len(paths) == len(NAMES) + 2
+    assert len(paths) == len(PAGE_FILES) + 2
     closed = {path for path in paths if not ask(path, method="GET", client=STRANGER).passed}
     assert closed == {"/review/shown"}
 

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from review_fakes import NASTY, REFERENCES, Run, Threads, sample, served
 
-from refloom.serve.review_page import FILES, NAMES, Malformed, asked, changes, rendered, shown
+from refloom.serve.review_page import PAGE_DIR, PAGE_FILES, MalformedBody, parse_sample, changes, render_markdown, render_sample
 
 FORBIDDEN = [
     "/review/..%2f..%2fpyproject.toml",
@@ -32,7 +32,7 @@ FORBIDDEN = [
 
 
 def test_markdown_becomes_inert_html():
-    made = rendered(NASTY)
+    made = render_markdown(NASTY)
     for tag in ("<script", "<img", "<svg", "<iframe", "<style", "<a ", "style=", 'onerror="'):
         assert tag not in made
     assert "![pixel](http://evil.example/p.png)" in made
@@ -40,7 +40,7 @@ def test_markdown_becomes_inert_html():
 
 
 def test_only_web_links_are_links():
-    made = rendered(
+    made = render_markdown(
         "[a](HTTPS://a.example) <http://b.example> <mailto:c@d.example> [e](/f) [g][h]\n\n[h]: file:///x"
     )
     assert made.count("<a ") == 2
@@ -49,9 +49,9 @@ def test_only_web_links_are_links():
 
 def test_what_would_take_markdown_for_ever_is_shown_as_source():
     for text in ("[" * 100_000, "![a" * 33_000, "<b>" + "x" * 8_000_000):
-        assert rendered(text).startswith('<pre class="plain">')
+        assert render_markdown(text).startswith('<pre class="plain">')
     pairs = [{"instruction": "*a* " * 20_000, "response": "*a* " * 50_000}] * 20
-    shown(asked(json.dumps({"sample": pairs[0], "references": pairs}).encode()))
+    render_sample(parse_sample(json.dumps({"sample": pairs[0], "references": pairs}).encode()))
 
 
 WORDS = st.lists(
@@ -97,17 +97,17 @@ def test_changes_of_long_texts_are_of_lines_and_quick():
     ],
 )
 def test_a_malformed_body_is_refused_in_one_line(body, where):
-    with pytest.raises(Malformed) as said:
-        asked(body)
+    with pytest.raises(MalformedBody) as said:
+        parse_sample(body)
     assert str(said.value).startswith(where)
     assert "\n" not in str(said.value)
 
 
 def test_every_file_of_the_page_is_served_and_is_short():
-    there = {path.name for path in FILES.iterdir() if path.is_file()}
-    assert there | {"icon.svg"} == set(NAMES)
+    there = {path.name for path in PAGE_DIR.iterdir() if path.is_file()}
+    assert there | {"icon.svg"} == set(PAGE_FILES)
     for name in there:
-        assert (FILES / name).read_text().count("\n") <= 250, name
+        assert (PAGE_DIR / name).read_text().count("\n") <= 250, name
 
 
 # The page

@@ -183,9 +183,9 @@ async def test_the_page_of_a_run_takes_decisions_and_keeps_the_files_fresh(tmp_p
 
 
 async def test_a_page_with_keys_wants_one_and_says_who_decided(tmp_path):
-    from refloom.serve.api_keys import new_key
+    from refloom.serve.api_keys import create_key
 
-    key, entry = new_key("alice")
+    key, entry = create_key("alice")
     await run_for_review(tmp_path)
     with ReviewProcess(tmp_path, REFLOOM_API_KEYS=entry) as page:
         assert page.ask("/review/config")[0] == 200
@@ -203,7 +203,7 @@ async def test_a_page_with_keys_wants_one_and_says_who_decided(tmp_path):
     [
         ((), {}, "no run is kept here"),
         (("--host", "0.0.0.0"), {}, "set REFLOOM_API_KEYS first"),
-        ((), {"REFLOOM_API_KEYS": "alice:secret"}, "entry 1 is no NAME:HASH"),
+        ((), {"REFLOOM_API_KEYS": "alice:secret"}, "entry 1 is not NAME:HASH"),
         (("--port", "0"), {}, "is no port"),
     ],
 )

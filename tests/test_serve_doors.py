@@ -13,11 +13,11 @@ from httpx import HTTPStatusError
 from langgraph_sdk import get_sync_client
 from served import Server, serving
 
-from refloom.serve.api_keys import new_key
+from refloom.serve.api_keys import create_key
 
-ALICE, ALICES = new_key("alice")
-BOB, BOBS = new_key("bob")
-STRANGER, _ = new_key("stranger")
+ALICE, ALICES = create_key("alice")
+BOB, BOBS = create_key("bob")
+STRANGER, _ = create_key("stranger")
 GIVEN = {
     "seed": {"instruction": "How waves form at sea"},
     "references": [{"instruction": "Why tides?", "response": "The Moon pulls."}],

@@ -6,7 +6,7 @@ import argparse
 import re
 import sys
 
-from refloom.serve.api_keys import LOCAL, NAME
+from refloom.serve.api_keys import LOCAL_USER, NAME_PATTERN
 
 
 def count(text: str) -> int:
@@ -25,9 +25,9 @@ def port(text: str) -> int:
 
 def name(text: str) -> str:
     """A user's name."""
-    if not re.fullmatch(NAME, text):
+    if not re.fullmatch(NAME_PATTERN, text):
         raise argparse.ArgumentTypeError(f"{text!r} is no name: 1 to 64 letters, digits, _ . @ -")
-    if text == LOCAL:
+    if text == LOCAL_USER:
         raise argparse.ArgumentTypeError(f"{text!r} is who asks where there are no keys")
     return text
 

@@ -20,14 +20,14 @@ def review(given: Namespace, flags: dict[str, Any]) -> int:
     try:
         import uvicorn
 
-        from refloom.serve.review_app import desk
+        from refloom.serve.review_app import review_app
     except ImportError as error:
         raise InputError(INSTALL) from error
     _check_keys(given)
     from refloom.runs.journal import check_run
 
     check_run(given.directory)
-    app = desk(given.directory)
+    app = review_app(given.directory)
     server = uvicorn.Server(
         uvicorn.Config(app, given.host, given.port, log_level="error", lifespan="on")
     )
@@ -48,13 +48,13 @@ def review(given: Namespace, flags: dict[str, Any]) -> int:
 
 def _check_keys(given: Namespace) -> None:
     """Refuse to show the page to others without keys. Raises `InputError`."""
-    from refloom.serve.api_keys import BadKeys, configured, loopback
+    from refloom.serve.api_keys import BadKeys, load_key_hashes, is_loopback
 
     try:
-        keys = configured()
+        keys = load_key_hashes()
     except BadKeys as error:
         raise InputError(str(error)) from error
-    if not keys and not loopback(given.host):
+    if not keys and not is_loopback(given.host):
         raise InputError(
             f"--host {given.host}: others would reach the page; set REFLOOM_API_KEYS first "
             "(`refloom key NAME` makes a key), or leave --host out"
@@ -63,9 +63,9 @@ def _check_keys(given: Namespace) -> None:
 
 def key(given: Namespace, flags: dict[str, Any]) -> int:
     """Make a key for somebody; it is shown once and kept nowhere."""
-    from refloom.serve.api_keys import new_key
+    from refloom.serve.api_keys import create_key
 
-    made, entry = new_key(given.name)
+    made, entry = create_key(given.name)
     say(f"{made}")
     sys.stderr.write(
         f"This is {given.name}'s key, shown once. Add its hash to REFLOOM_API_KEYS, by commas:\n"

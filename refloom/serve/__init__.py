@@ -1,4 +1,4 @@
-"""A server that is silent: it looks nothing up and fetches nothing while it serves."""
+"""What refloom adds to a LangGraph server: auth, request limits, warm-up and the review page."""
 
 from __future__ import annotations
 
@@ -8,17 +8,13 @@ from memory.weights import offline
 
 
 def stay_offline() -> None:
-    """Keep the libraries of this process off the network; call it before they are imported.
+    """Keep the libraries of this process off the network. Call it before they are imported.
 
-    Only the endpoints that whoever started the server named are called. `REFLOOM_OFFLINE=0` turns
-    it off, so that weights which are missing are fetched.
+    The server then calls only the model endpoints it was started with. `REFLOOM_OFFLINE=0` turns
+    this off, so that missing weights are downloaded.
     """
     os.environ.setdefault("REFLOOM_OFFLINE", "1")
     if offline():
         for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
             os.environ.setdefault(name, "1")
         os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-
-
-# MERGED refloom~serve~__init__
-# What a LangGraph server is given.

@@ -1,4 +1,4 @@
-"""What refloom adds to a LangGraph server: warm-up, /readyz, the review page, and bounds."""
+"""The ASGI app mounted in a LangGraph server: warm-up, /readyz, review page, request limits."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from starlette.routing import Route
 
 from graph.defaults import shared_search
 from refloom.serve import stay_offline
-from refloom.serve.api_keys import configured
-from refloom.serve.request_limits import Bounds, authorising
+from refloom.serve.api_keys import load_key_hashes
+from refloom.serve.request_limits import RequestLimits, require_key
 from refloom.serve.review_page import page_routes
 
 stay_offline()
-AGAIN_S = 5.0
+RETRY_S = 5.0
 
 
 class WarmUp:
-    """Loads index and embedding model beside the serving, and tries again when asked later."""
+    """Loads the index and the embedding model in the background; retries after a failure."""
 
     def __init__(self) -> None:
         self._task: asyncio.Task[None] | None = None
         self._began = 0.0
 
     def begin(self) -> None:
-        """Load in the background."""
+        """Start loading in the background."""
         self._began = time.monotonic()
-        self._task = asyncio.create_task(_load())
+        self._task = asyncio.create_task(_warm_up())
 
     async def end(self) -> None:
         """Stop loading."""
@@ -43,21 +43,21 @@ class WarmUp:
             await asyncio.gather(self._task, return_exceptions=True)
 
     def state(self) -> tuple[int, dict[str, object]]:
-        """The status and body of /readyz; the references are those of the index searched last."""
+        """Status and body of /readyz; `references` counts those of the index searched last."""
         task = self._task
         if task is None or not task.done():
             return 503, {"ready": False, "why": "the index is being loaded"}
-        failed = None if task.cancelled() else task.exception()
-        if failed is not None:
-            if time.monotonic() - self._began > AGAIN_S:
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            if time.monotonic() - self._began > RETRY_S:
                 self.begin()
-            return 503, {"ready": False, "why": f"{type(failed).__name__}: {failed}"}
+            return 503, {"ready": False, "why": f"{type(error).__name__}: {error}"}
         return 200, {"ready": True, "references": shared_search().count}
 
 
-async def _load() -> None:
-    """Open the index, embed a word."""
-    # What the first model call would import.
+async def _warm_up() -> None:
+    """Open the index and embed one word, so that the first request waits for neither."""
+    # The first model call would import this.
     await asyncio.to_thread(import_module, "nodes.llm.tracing")
     search = shared_search()
     await search.current()
@@ -69,7 +69,7 @@ warm_up = WarmUp()
 
 @contextlib.asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """Begin to warm up as the server starts; it serves meanwhile."""
+    """Start the warm-up with the server, which serves meanwhile."""
     warm_up.begin()
     try:
         yield
@@ -78,18 +78,18 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 async def readyz(request: Request) -> Response:
-    """Whether the first request would find index and model loaded."""
-    status, said = warm_up.state()
-    return JSONResponse(said, status)
+    """Say whether index and embedding model are loaded."""
+    status, body = warm_up.state()
+    return JSONResponse(body, status)
 
 
-# Read now, so that keys nobody can read stop the server and do not leave it open.
-KEYS = configured()
+# Read at import: malformed keys stop the server here instead of leaving it open.
+KEY_HASHES = load_key_hashes()
 
-# A FastAPI, since Aegra takes nothing else; langgraph's own server takes both.
+# FastAPI, because Aegra accepts nothing else; LangGraph's own server accepts any ASGI app.
 app = FastAPI(
-    routes=[Route("/readyz", readyz), *page_routes("threads", authorising(KEYS))],
+    routes=[Route("/readyz", readyz), *page_routes("threads", require_key(KEY_HASHES))],
     lifespan=lifespan,
-    middleware=[Middleware(Bounds)],
+    middleware=[Middleware(RequestLimits)],
     openapi_url=None,
 )

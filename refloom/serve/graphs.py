@@ -1,19 +1,15 @@
-"""What `langgraph.json` names: the graphs a LangGraph server serves.
+"""The graphs of `langgraph.json`, built for a LangGraph server.
 
-The server executes this file under a name of its own, so it only builds; everything that lives
-longer is in normally imported modules. No checkpointer and no store: the server brings its own.
+The server runs this file under a module name of its own, so it only builds graphs; everything with
+state lives in normally imported modules. No checkpointer and no store: the server brings its own.
 """
 
 from refloom.serve import stay_offline
 
 stay_offline()
 
-import refloom  # noqa: E402, F401 - its check that no other package shadows refloom's own
-from graph.builder import (  # noqa: E402
-    build_graph,
-    build_indexer,
-    build_sample,
-)
+import refloom  # noqa: E402, F401 - checks that no other package shadows refloom's
+from graph.builder import build_graph, build_indexer, build_sample  # noqa: E402
 
 synthesizer = build_graph()
 sample = build_sample()

@@ -1,4 +1,4 @@
-"""The review page over a run's directory: `refloom review DIR`."""
+"""The web app of `refloom review DIR`: the review page over a run directory."""
 
 from __future__ import annotations
 
@@ -22,99 +22,101 @@ from refloom.errors import InputError, JournalError
 from refloom.runs.journal import reading
 from refloom.runs.outputs import refresh
 from refloom.runs.review_queue import NoSuchSample, Reviews
-from refloom.serve.api_keys import LOCAL, asking, configured
-from refloom.serve.request_limits import Bounds, authorising
+from refloom.serve.api_keys import LOCAL_USER, identify_request, load_key_hashes
+from refloom.serve.request_limits import RequestLimits, require_key
 from refloom.serve.review_page import page_routes
 
-# Seconds without a decision after which the run's files are written anew.
-QUIET_S = 2.0
+# Seconds without a decision before the run's files are rewritten.
+REFRESH_DELAY_S = 2.0
 
 
-def contamination_of(directory: Path) -> Contamination | None:
-    """The benchmarks a run was checked against; edited texts are checked against them too.
+def load_run_benchmarks(directory: Path) -> Contamination | None:
+    """The benchmarks the run was checked against, to check edited texts too. Blocks.
 
-    Raises `InputError` when their files are gone, `JournalError` when there is no run. Blocks.
+    Raises `InputError` if their files are gone, `JournalError` if there is no run.
     """
     with reading(directory / "journal.sqlite") as connection:
-        found = connection.execute("SELECT value FROM meta WHERE key = 'settings'").fetchone()
-    files = json.loads(found[0]).get("benchmark") if found else None
+        row = connection.execute("SELECT value FROM meta WHERE key = 'settings'").fetchone()
+    files = json.loads(row[0]).get("benchmark") if row else None
     if not files:
         return None
     try:
         return benchmarks(tuple(files))
     except InputError as error:
         raise InputError(
-            f"{error}. The run was checked against it, and edited texts have to be as well"
+            f"{error}. The run was checked against this file, and edited texts are too"
         ) from error
 
 
-class Files:
-    """Writes the run's files anew, a moment after the last decision and in the end."""
+class FileRefresher:
+    """Rewrites the run's files `REFRESH_DELAY_S` after the last decision, and at shutdown."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._decided = asyncio.Event()
         self._stale = False
 
-    def decided(self) -> None:
-        """Take note of a decision."""
+    def mark_stale(self) -> None:
+        """Note that a decision was made."""
         self._stale = True
         self._decided.set()
 
     async def keep_fresh(self) -> None:
-        """Write when decisions have been made and none has come for a while; never returns."""
+        """Rewrite whenever decisions have paused for a while. Never returns."""
         while True:
             await self._decided.wait()
             self._decided.clear()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(QUIET_S):
+                async with asyncio.timeout(REFRESH_DELAY_S):
                     await self._decided.wait()
                     continue
             if self._stale and not await self.write():
-                # A run is at work and will write them when it ends; look again then.
+                # A run holds the directory and writes the files itself when it ends; try again.
                 self._decided.set()
 
     async def write(self) -> bool:
-        """Write now; False if a run holds the directory."""
+        """Rewrite now; False if a run holds the directory."""
         self._stale = not await asyncio.to_thread(refresh, self._directory)
         return not self._stale
 
 
-class Decisions:
-    """What the page asks of a run's samples."""
+class ReviewEndpoints:
+    """The endpoints the page calls: the queue, and one sample's view, decision and undo."""
 
-    def __init__(self, reviews: Reviews, files: Files, keys: dict[str, str]) -> None:
+    def __init__(self, reviews: Reviews, files: FileRefresher, keys: dict[str, str]) -> None:
         self._reviews, self._files, self._keys = reviews, files, keys
 
     async def queue(self, request: Request) -> Response:
-        """The samples that wait."""
-        return await _answered(self._reviews.queue)
+        """The samples that wait for review."""
+        return await _respond(self._reviews.queue)
 
     async def item(self, request: Request) -> Response:
-        """One sample: shown, decided, or taken back."""
+        """Show a sample (GET), decide it (POST) or undo its decision (DELETE)."""
         id_ = request.path_params["id"]
         if request.method in ("GET", "HEAD"):
-            return await _answered(lambda: self._reviews.item(id_))
-        plain = request.headers.get("content-type", "").split(";")[0] != "application/json"
-        if request.method == "POST" and plain:
-            # No form of another site's can say so, nor send anything but a POST.
-            return JSONResponse({"detail": "content-type: application/json is needed"}, 415)
-        self._files.decided()
+            return await _respond(lambda: self._reviews.item(id_))
+        content_type = request.headers.get("content-type", "").split(";")[0]
+        if request.method == "POST" and content_type != "application/json":
+            # An HTML form of another site can send neither this type nor another method.
+            return JSONResponse({"detail": "content-type must be application/json"}, 415)
+        self._files.mark_stale()
         if request.method == "DELETE":
-            return await _answered(lambda: self._reviews.undo(id_))
-        user = asking(request.scope, self._keys)
-        by = user if isinstance(user, str) and user != LOCAL else None
+            return await _respond(lambda: self._reviews.undo(id_))
+        user = identify_request(request.scope, self._keys)
+        by = user if isinstance(user, str) and user != LOCAL_USER else None
         body = await request.body()
-        return await _answered(lambda: self._reviews.decide(id_, read_decision(_json(body)), by))
+        return await _respond(
+            lambda: self._reviews.decide(id_, read_decision(_parse_json(body)), by)
+        )
 
 
-def desk(directory: Path) -> Starlette:
-    """The page and the decisions of the run in `directory`. Blocks while it reads.
+def review_app(directory: Path) -> Starlette:
+    """Build the app for the run in `directory`. Blocks while it reads.
 
     Raises `JournalError`, `InputError` or `BadKeys`.
     """
-    files, keys = Files(directory), configured()
-    asked = Decisions(Reviews(directory, contamination_of(directory)), files, keys)
+    files, keys = FileRefresher(directory), load_key_hashes()
+    endpoints = ReviewEndpoints(Reviews(directory, load_run_benchmarks(directory)), files, keys)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -129,36 +131,36 @@ def desk(directory: Path) -> Starlette:
     methods = ["GET", "POST", "DELETE"]
     return Starlette(
         routes=[
-            Route("/", _home),
-            *page_routes("run", authorising(keys)),
-            Route("/review/queue", asked.queue),
-            Route("/review/items/{id}", asked.item, methods=methods),
+            Route("/", _redirect_home),
+            *page_routes("run", require_key(keys)),
+            Route("/review/queue", endpoints.queue),
+            Route("/review/items/{id}", endpoints.item, methods=methods),
         ],
         lifespan=lifespan,
-        middleware=[Middleware(Bounds)],
+        middleware=[Middleware(RequestLimits)],
     )
 
 
-async def _home(request: Request) -> Response:
+async def _redirect_home(request: Request) -> Response:
     return RedirectResponse("/review")
 
 
-def _json(body: bytes) -> Any:
+def _parse_json(body: bytes) -> Any:
     try:
         return json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise BadDecision("the body is no JSON") from error
+        raise BadDecision("the body is not valid JSON") from error
 
 
-async def _answered(work: Callable[[], Any]) -> Response:
-    """What blocking work brings, as JSON; what is wrong with a request, with its status."""
+async def _respond(work: Callable[[], Any]) -> Response:
+    """Run blocking `work` in a thread and send its result as JSON, or its error with a status."""
     try:
-        said, status = await asyncio.to_thread(work), 200
+        body, status = await asyncio.to_thread(work), 200
     except NoSuchSample:
-        said, status = {"detail": "no sample of this id waits or was decided"}, 404
+        body, status = {"detail": "no sample with this id is waiting or decided"}, 404
     except BadDecision as error:
-        said, status = {"detail": str(error)}, 422
+        body, status = {"detail": str(error)}, 422
     except JournalError as error:
-        said, status = {"detail": str(error)}, 503
-    # ASCII, so that half a surrogate pair in a text is no error here.
-    return Response(json.dumps(said), status, media_type="application/json")
+        body, status = {"detail": str(error)}, 503
+    # ASCII-only JSON: a lone surrogate in a text does not fail here.
+    return Response(json.dumps(body), status, media_type="application/json")

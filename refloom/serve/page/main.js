@@ -1,19 +1,19 @@
-/* Puts the page together: desk, views, keys. */
+/* Puts the page together: store, views, keys. */
 
 import { ask, onKeyNeeded } from "./api.js";
-import { Desk } from "./desk.js";
+import { ReviewStore } from "./store.js";
 import { askForKey, setUpKeysDialog } from "./dialogs.js";
 import { byId } from "./dom.js";
 import { dropDraft, Editor, keepDraft, ReasonForm } from "./editor.js";
 import { bindKeys } from "./keys.js";
 import { showProgress, showQueue, showUnsent } from "./queue.js";
-import { RunSource } from "./run.js";
+import { RunSource } from "./run_source.js";
 import { showHeading, showLoading, showMessage, showSample } from "./sample.js";
-import { ThreadsSource } from "./threads.js";
+import { ThreadsSource } from "./thread_source.js";
 
 class Page {
-  constructor(desk) {
-    this.desk = desk;
+  constructor(store) {
+    this.store = store;
     this.cache = new Map();
     this.shownId = undefined;
     this.view = null;
@@ -22,15 +22,15 @@ class Page {
     this.reasonForm = new ReasonForm((reason) =>
       this.decide(reason ? { decision: "reject", reason } : { decision: "reject" }),
     );
-    desk.addEventListener("change", () => this.changed());
-    desk.addEventListener("said", ({ detail }) => this.say(detail.text, detail.wrong));
-    desk.addEventListener("undone", ({ detail }) => this.undone(detail));
+    store.addEventListener("change", () => this.changed());
+    store.addEventListener("said", ({ detail }) => this.say(detail.text, detail.wrong));
+    store.addEventListener("undone", ({ detail }) => this.undone(detail));
   }
 
   async start() {
     try {
-      await this.desk.load();
-      if (!this.desk.current) await this.show(null);
+      await this.store.load();
+      if (!this.store.current) await this.show(null);
     } catch (error) {
       showHeading(null);
       showMessage("Nothing could be read", error.message, "Try again", () => this.start());
@@ -38,10 +38,10 @@ class Page {
   }
 
   changed() {
-    showQueue(this.desk);
-    showProgress(this.desk);
-    showUnsent(this.desk);
-    if (this.desk.current !== this.shownId) this.show(this.desk.current);
+    showQueue(this.store);
+    showProgress(this.store);
+    showUnsent(this.store);
+    if (this.store.current !== this.shownId) this.show(this.store.current);
   }
 
   /** Bring an item to the page and the focus to its heading. */
@@ -52,7 +52,7 @@ class Page {
     this.editor?.remove();
     this.editor = null;
     this.reasonForm.close();
-    showHeading(this.desk.item, this.desk.total);
+    showHeading(this.store.item, this.store.total);
     if (id === null) this.showEnd();
     else showLoading();
     if (!first || id === null) this.focus();
@@ -68,12 +68,12 @@ class Page {
     } catch (error) {
       this.cache.delete(id);
       if (this.shownId !== id) return;
-      const { item, total } = this.desk;
+      const { item, total } = this.store;
       showMessage("", error.message, "Try again", () => this.show(id));
       showHeading(item, total);
     }
-    const at = this.desk.items.findIndex((item) => item.id === id);
-    const next = this.desk.items[at + 1];
+    const at = this.store.items.findIndex((item) => item.id === id);
+    const next = this.store.items[at + 1];
     if (next) this.fetch(next.id).catch(() => this.cache.delete(next.id));
   }
 
@@ -87,8 +87,8 @@ class Page {
   }
 
   async read(id) {
-    await this.desk.returning.get(id);
-    const { sample, references = [] } = await this.desk.source.item(id);
+    await this.store.returning.get(id);
+    const { sample, references = [] } = await this.store.source.item(id);
     const { instruction, response, attempts = [] } = sample;
     const drafts = attempts.slice(0, 1).map((attempt) => ({ response: attempt.response }));
     const pairs = references.map((one) => ({
@@ -105,7 +105,7 @@ class Page {
   }
 
   showEnd() {
-    const { decided, beyond } = this.desk;
+    const { decided, beyond } = this.store;
     if (beyond) return showMessage("More is coming", "", "Look again", () => this.start());
     const title = decided ? "All decided" : "Nothing waits";
     const text = decided ? "Every sample has its decision." : "There is no sample to review yet.";
@@ -124,11 +124,11 @@ class Page {
 
   decide(decision) {
     if (!this.view) return this.say("It has not come yet.");
-    const { current } = this.desk;
+    const { current } = this.store;
     if (decision.decision !== "edit") dropDraft(current);
     this.editor?.remove();
     this.editor = null;
-    return this.desk.decide(decision);
+    return this.store.decide(decision);
   }
 
   accept() {
@@ -136,14 +136,14 @@ class Page {
   }
 
   undo() {
-    if (!this.editor) this.desk.undo();
+    if (!this.editor) this.store.undo();
   }
 
   edit() {
     if (!this.view || this.editor) return;
     this.reasonForm.close();
     this.say("");
-    this.editor = new Editor(this.view, this.desk.current, {
+    this.editor = new Editor(this.view, this.store.current, {
       done: (response) => this.decide({ decision: "edit", response }),
       closed: () => {
         this.editor = null;
@@ -156,7 +156,7 @@ class Page {
   reject() {
     if (!this.view || this.editor) return;
     this.say("");
-    this.reasonForm.open(this.reasons.get(this.desk.current));
+    this.reasonForm.open(this.reasons.get(this.store.current));
   }
 
   /** What was typed for a decision that was taken back is there for the next one. */
@@ -171,7 +171,7 @@ class Page {
   }
 
   step(by) {
-    if (!this.editor) this.desk.step(by);
+    if (!this.editor) this.store.step(by);
   }
 }
 
@@ -191,7 +191,7 @@ function connect(page) {
 onKeyNeeded(askForKey);
 try {
   const config = await ask("GET", "review/config");
-  const page = new Page(new Desk(config.source === "threads" ? new ThreadsSource() : new RunSource()));
+  const page = new Page(new ReviewStore(config.source === "threads" ? new ThreadsSource() : new RunSource()));
   connect(page);
   await page.start();
 } catch (error) {

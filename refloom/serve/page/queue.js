@@ -7,9 +7,9 @@ const lines = new Map();
 /** Without the marks of emphasis and code. */
 const bare = (text) => text.replace(/\*{1,2}([^*]+)\*{1,2}|`([^`]+)`/g, "$1$2");
 
-export function showQueue(desk) {
+export function showQueue(store) {
   const list = byId("queue");
-  const wanted = desk.items.map((item) => lineOf(item, desk));
+  const wanted = store.items.map((item) => lineOf(item, store));
   // Only what differs is touched: a list of thousands stays quick.
   const keep = new Set(wanted);
   for (const child of [...list.children]) if (!keep.has(child)) child.remove();
@@ -17,7 +17,7 @@ export function showQueue(desk) {
     if (list.children[i] !== line) list.insertBefore(line, list.children[i] ?? null);
   });
   list.querySelector("[aria-current]")?.removeAttribute("aria-current");
-  const current = lines.get(desk.current)?.firstElementChild;
+  const current = lines.get(store.current)?.firstElementChild;
   current?.setAttribute("aria-current", "true");
   if (current) intoView(list.parentElement, current);
 }
@@ -29,12 +29,12 @@ function intoView(pane, line) {
   if (inner.bottom > outer.bottom) pane.scrollTop += inner.bottom - outer.bottom + 8;
 }
 
-function lineOf(item, desk) {
+function lineOf(item, store) {
   if (!lines.has(item.id)) {
     const tone = item.status === "accepted" ? "good" : "poor";
     const button = make(
       "button",
-      { type: "button", on: { click: () => desk.select(item.id) } },
+      { type: "button", on: { click: () => store.select(item.id) } },
       make("span", { class: "number", text: String(item.number) }),
       make("span", { class: "title", text: bare(item.instruction) || "(no instruction)" }),
       make("span", { class: `dot ${tone}`, role: "img", "aria-label": outcome(item) }),
@@ -44,34 +44,34 @@ function lineOf(item, desk) {
   return lines.get(item.id);
 }
 
-export function showProgress(desk) {
+export function showProgress(store) {
   const bar = byId("bar");
-  bar.max = Math.max(1, desk.total);
-  bar.value = desk.decided;
-  byId("count").textContent = `${desk.decided} of ${desk.total} decided`;
-  const at = desk.items.findIndex((item) => item.id === desk.current);
+  bar.max = Math.max(1, store.total);
+  bar.value = store.decided;
+  byId("count").textContent = `${store.decided} of ${store.total} decided`;
+  const at = store.items.findIndex((item) => item.id === store.current);
   byId("previous").disabled = at <= 0;
-  byId("next").disabled = at < 0 || at >= desk.items.length - 1;
-  byId("undo").disabled = !desk.log.length;
-  document.title = `${desk.items.length ? `(${desk.items.length}) ` : ""}Review · refloom`;
+  byId("next").disabled = at < 0 || at >= store.items.length - 1;
+  byId("undo").disabled = !store.log.length;
+  document.title = `${store.items.length ? `(${store.items.length}) ` : ""}Review · refloom`;
 }
 
-export function showUnsent(desk) {
-  const failed = [...desk.unsent.values()].filter((entry) => entry.state === "failed");
+export function showUnsent(store) {
+  const failed = [...store.unsent.values()].filter((entry) => entry.state === "failed");
   const section = byId("unsent");
   section.hidden = !failed.length;
   if (!failed.length) return section.replaceChildren();
   const text = `${plural(failed.length, "decision")} not saved. Nothing is lost: it is kept in this browser.`;
-  const retry = { type: "button", text: "Try again", on: { click: () => desk.retry() } };
+  const retry = { type: "button", text: "Try again", on: { click: () => store.retry() } };
   return section.replaceChildren(
     make("div", { class: "head" }, make("strong", { text }), make("button", retry)),
-    make("ul", {}, ...failed.map((entry) => failedLine(entry, desk))),
+    make("ul", {}, ...failed.map((entry) => failedLine(entry, store))),
   );
 }
 
-function failedLine(entry, desk) {
+function failedLine(entry, store) {
   const name = `${entry.decision.decision}: ${oneLine(entry.item.instruction, 70)}`;
-  const take = { click: () => desk.takeBack(entry.id) };
+  const take = { click: () => store.takeBack(entry.id) };
   return make(
     "li",
     {},

@@ -6,7 +6,7 @@ import { oneLine } from "./dom.js";
 const DONE = { accept: "Accepted.", edit: "Edit saved.", reject: "Rejected." };
 
 /** Fires "change" when anything did, and "said" with what a person should hear. */
-export class Desk extends EventTarget {
+export class ReviewStore extends EventTarget {
   constructor(source) {
     super();
     this.source = source;
