@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from graph.routing import after_propose
-from refloom.serve.api_keys import BadKeys, load_key_hashes, find_holder, create_key, identify
-from refloom.serve.request_limits import MAX_BODY_BYTES, MAX_RUNS, MAX_RECURSION, RequestLimits
+from refloom.serve.api_keys import BadKeys, create_key, find_holder, identify, load_key_hashes
+from refloom.serve.request_limits import MAX_BODY_BYTES, MAX_RECURSION, MAX_RUNS, RequestLimits
 
 LOCAL = ("127.0.0.1", 5000)
 STRANGER = ("10.0.0.1", 5000)

@@ -15,7 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from review_fakes import NASTY, REFERENCES, Run, Threads, sample, served
 
-from refloom.serve.review_page import PAGE_DIR, PAGE_FILES, MalformedBody, parse_sample, changes, render_markdown, render_sample
+from refloom.serve.review_page import (
+    PAGE_DIR,
+    PAGE_FILES,
+    MalformedBody,
+    changes,
+    parse_sample,
+    render_markdown,
+    render_sample,
+)
 
 FORBIDDEN = [
     "/review/..%2f..%2fpyproject.toml",

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from fakes import Endpoint, stage_of, verdicts
 from langgraph_sdk import get_sync_client
+from processes import refloom
 from served import ROOT, Server, serving
 
 REFERENCE = {
