@@ -14,16 +14,16 @@ from nodes.llm import Call
 from refloom.data.read import Report, Source
 from refloom.runs.cost import Price, Prices
 from refloom.runs.estimate import (
-    MEASURED,
+    CASES,
+    SAMPLE,
     STAGES,
     TOKENS,
-    WAYS,
     WHY,
     Assumptions,
+    byte_length,
     estimate,
-    shown,
-    size_of,
-    some,
+    format_estimate,
+    spread_sample,
 )
 from refloom.runs.run import Run, Tools
 from refloom.settings import Settings
@@ -56,7 +56,7 @@ def report(taken: int) -> Report:
     return Report(taken=taken)
 
 
-def estimated(
+async def estimated(
     n_references: int = 3,
     n_seeds: int = 3,
     *,
@@ -64,7 +64,7 @@ def estimated(
     assume: Assumptions = SCRIPTED,
     **given: Any,
 ) -> dict[str, Any]:
-    return estimate(
+    return await estimate(
         settings_of(**given),
         report(n_references),
         report(n_seeds),
@@ -129,7 +129,7 @@ RUNS = [
 @pytest.mark.parametrize("given", RUNS, ids=str)
 async def test_when_all_drafts_pass_the_calls_are_those_of_a_run(tmp_path, given):
     said = await ran(tmp_path, ScriptedModel(), 3, 3, **given)
-    low = estimated(**given)["low"]
+    low = (await estimated(**given))["low"]
     assert calls(low) == said["calls"]["by_stage"]
     assert low["total"]["calls"] == said["calls"]["paid"]
     assert low["candidates"] == said["counts"]["candidates"]
@@ -148,7 +148,7 @@ OWN = [
 async def test_references_that_are_their_own_seeds_are_each_used_once(tmp_path, given):
     given = {"references_per_seed": 1, **given}
     said = await ran(tmp_path, ScriptedModel(), 4, None, **given)
-    found = estimate(
+    found = await estimate(
         settings_of(**given), report(4), report(4), references(4), PRICES, assume=SCRIPTED
     )
     assert calls(found["low"]) == said["calls"]["by_stage"]
@@ -159,7 +159,7 @@ async def test_by_log_odds_every_criterion_is_a_call(tmp_path, tried):
     given = {"judge_method": "logodds", "references_per_seed": 1, "try_criteria": tried}
     model = ScriptedModel(odds=own_only, generate=to_the_point)
     said = await ran(tmp_path, model, 3, None, **given)
-    found = estimate(
+    found = await estimate(
         settings_of(**given), report(3), report(3), references(), PRICES, assume=SCRIPTED
     )
     assert calls(found["low"])["critique"] == (3 * 4 * 3 if tried else 0) + 3 * 3
@@ -171,59 +171,59 @@ async def test_when_no_draft_passes_the_calls_are_those_of_high(tmp_path):
         return verdicts(prompt_of(call), "fail")
 
     said = await ran(tmp_path, ScriptedModel(critique=never), 3, 3, max_attempts=3)
-    assert calls(estimated(max_attempts=3)["high"]) == said["calls"]["by_stage"]
+    assert calls((await estimated(max_attempts=3))["high"]) == said["calls"]["by_stage"]
 
 
 async def test_a_target_takes_at_least_low_and_proposes_for_no_more_than_high(tmp_path):
     said = await ran(tmp_path, ScriptedModel(), 3, 8, target=5, answer_seeds=True)
-    found = estimated(3, 8, target=5, answer_seeds=True)
+    found = await estimated(3, 8, target=5, answer_seeds=True)
     by_stage = said["calls"]["by_stage"]
     assert by_stage["generate"] == found["low"]["candidates"] == 5
     (tmp_path / "x").mkdir()
     said = await ran(tmp_path / "x", ScriptedModel(), 3, 8, target=20, concurrency=2)
-    found = estimated(3, 8, target=20, concurrency=2)
+    found = await estimated(3, 8, target=20, concurrency=2)
     low, high = calls(found["low"]), calls(found["high"])
     assert low["generate"] == said["calls"]["by_stage"]["generate"] == 20
     assert low["propose"] <= said["calls"]["by_stage"]["propose"] <= high["propose"]
 
 
-def test_low_is_at_most_expected_and_expected_at_most_high():
+async def test_low_is_at_most_expected_and_expected_at_most_high():
     for given in [*RUNS, {"target": 50}, {"max_candidates": 2}, {"max_attempts": 10}]:
-        found = estimated(**given)
+        found = await estimated(**given)
         for key in (*TOKENS, "cost_usd"):
-            low, expected, high = (found[way]["total"][key] for way in WAYS)
+            low, expected, high = (found[way]["total"][key] for way in CASES)
             assert low <= expected <= high, (given, key)
             assert low > 0
 
 
-def test_a_target_asks_for_as_many_candidates_as_the_share_accepted_needs():
-    found = estimated(target=70, max_attempts=2)
+async def test_a_target_asks_for_as_many_candidates_as_the_share_accepted_needs():
+    found = await estimated(target=70, max_attempts=2)
     assert found["assumptions"]["accepted_share"]["value"] == 0.75
     assert found["expected"]["candidates"] == 94
     assert found["expected"]["accepted"] == 70
     assert found["low"]["candidates"] == 70
 
 
-def test_no_more_candidates_are_counted_than_the_run_makes():
+async def test_no_more_candidates_are_counted_than_the_run_makes():
     never = Assumptions(attempts_passing=0.0)
-    assert estimated(target=7, assume=never)["expected"]["candidates"] == 70
-    assert estimated(max_candidates=2)["expected"]["candidates"] == 2
-    assert estimated(target=50, answer_seeds=True)["low"]["candidates"] == 3
+    assert (await estimated(target=7, assume=never))["expected"]["candidates"] == 70
+    assert (await estimated(max_candidates=2))["expected"]["candidates"] == 2
+    assert (await estimated(target=50, answer_seeds=True))["low"]["candidates"] == 3
 
 
-def test_one_call_at_a_time_proposes_for_no_seed_ahead():
-    found = estimated(target=3, concurrency=1, assume=Assumptions(attempts_passing=1.0))
+async def test_one_call_at_a_time_proposes_for_no_seed_ahead():
+    found = await estimated(target=3, concurrency=1, assume=Assumptions(attempts_passing=1.0))
     assert calls(found["expected"])["propose"] == 3
 
 
-def test_only_references_that_seeds_can_reach_are_paid_for():
-    found = estimated(40, 3, references_per_seed=2)
+async def test_only_references_that_seeds_can_reach_are_paid_for():
+    found = await estimated(40, 3, references_per_seed=2)
     assert calls(found["expected"])["extract"] == 6
     assert found["assumptions"]["references_used"]["value"] == 6
 
 
-def test_dollars_are_tokens_at_the_price_of_the_stages_model():
-    found = estimated(judge_model="judge")["expected"]
+async def test_dollars_are_tokens_at_the_price_of_the_stages_model():
+    found = (await estimated(judge_model="judge"))["expected"]
     for stage, part in found["by_stage"].items():
         inward, outward = (10, 20) if stage == "critique" else (1, 2)
         dollars = (part["prompt_tokens"] * inward + part["completion_tokens"] * outward) / 1e6
@@ -233,49 +233,51 @@ def test_dollars_are_tokens_at_the_price_of_the_stages_model():
     assert found["total"]["cost_usd"] == pytest.approx(total)
 
 
-def test_an_unknown_price_leaves_the_dollars_unknown_where_it_counts():
-    found = estimated(judge_model="unknown")["expected"]
+async def test_an_unknown_price_leaves_the_dollars_unknown_where_it_counts():
+    found = (await estimated(judge_model="unknown"))["expected"]
     assert found["by_stage"]["critique"]["cost_usd"] is None
     assert found["by_stage"]["generate"]["cost_usd"] > 0
     assert found["total"]["cost_usd"] is None
-    assert "unknown" in shown(estimated(judge_model="unknown"))
-    unjudged = estimated(judge_model="unknown", feedback="none")["expected"]
+    assert "unknown" in format_estimate(await estimated(judge_model="unknown"))
+    unjudged = (await estimated(judge_model="unknown", feedback="none"))["expected"]
     assert unjudged["total"]["cost_usd"] > 0
 
 
 async def test_the_prompts_are_as_long_as_those_of_a_run(tmp_path):
     model = ScriptedModel()
     await ran(tmp_path, model, 3, 3, try_criteria=True)
-    found = estimated(
-        try_criteria=True,
-        assume=Assumptions(tokens_per_byte=1.0, characteristics=2, criterion_bytes=30),
+    found = (
+        await estimated(
+            try_criteria=True,
+            assume=Assumptions(tokens_per_byte=1.0, characteristics=2, criterion_bytes=30),
+        )
     )["low"]["by_stage"]
     for stage in ("extract", "propose", "generate", "critique"):
-        sent = sum(map(size_of, model.asked(stage)))
+        sent = sum(map(byte_length, model.asked(stage)))
         assert sent == pytest.approx(found[stage]["prompt_tokens"], rel=0.35), stage
         assert sent < found[stage]["prompt_tokens"], "the schema is counted too"
 
 
-def test_every_assumption_is_named_with_its_value_and_a_reason():
-    found = estimated()
+async def test_every_assumption_is_named_with_its_value_and_a_reason():
+    found = await estimated()
     assert set(found["assumptions"]) == set(WHY) >= set(Assumptions.__dataclass_fields__)
     assert all(set(one) == {"value", "why"} for one in found["assumptions"].values())
-    said = shown(found)
+    said = format_estimate(found)
     assert all(f"  {name} = " in said for name in WHY)
 
 
-def test_an_estimate_is_plain_json_with_the_effective_settings():
-    found = estimated()
+async def test_an_estimate_is_plain_json_with_the_effective_settings():
+    found = await estimated()
     assert json.loads(json.dumps(found)) == found
     assert found["settings"]["judge_model"] == "m"
     assert found["settings"]["judge_method"] == "verdict"
     assert found["settings"]["concurrency"] == 16
     assert found["references"]["taken"] == found["seeds"]["taken"] == 3
-    assert all(tuple(found[way]["by_stage"]) == STAGES for way in WAYS)
+    assert all(tuple(found[way]["by_stage"]) == STAGES for way in CASES)
 
 
-def test_what_is_shown_holds_counts_stages_and_settings():
-    said = shown(estimated(base_url="http://user:secret@host/v1"))
+async def test_what_is_shown_holds_counts_stages_and_settings():
+    said = format_estimate(await estimated(base_url="http://user:secret@host/v1"))
     assert "references: 3 taken, 0 left out" in said
     assert 'model = "m"' in said
     assert "secret" not in said
@@ -283,17 +285,17 @@ def test_what_is_shown_holds_counts_stages_and_settings():
     assert "$0." in said
 
 
-def test_a_price_by_a_line_of_toml_makes_the_dollars_known(tmp_path):
+async def test_a_price_by_a_line_of_toml_makes_the_dollars_known(tmp_path):
     line = '"m" = { input = 1.00, cached_input = 0.50, output = 2.00 }'
     assert tomllib.loads(line)
     (tmp_path / "p.toml").write_text(line, encoding="utf-8")
-    assert estimated(prices=Prices.load(None))["expected"]["total"]["cost_usd"] is None
-    priced = estimated(prices=Prices.load(tmp_path / "p.toml"))
-    assert priced["expected"]["total"] == estimated()["expected"]["total"]
+    assert (await estimated(prices=Prices.load(None)))["expected"]["total"]["cost_usd"] is None
+    priced = await estimated(prices=Prices.load(tmp_path / "p.toml"))
+    assert priced["expected"]["total"] == (await estimated())["expected"]["total"]
 
 
 def test_a_long_list_is_measured_in_part_from_end_to_end():
-    few = some(range(1000))
-    assert MEASURED <= len(few) <= 2 * MEASURED
-    assert (few[0], few[-1]) == (0, 980)
-    assert some(range(3)) == [0, 1, 2]
+    few = spread_sample(range(1000))
+    assert SAMPLE <= len(few) <= 2 * SAMPLE
+    assert (few[0], few[-1]) == (0, 950)
+    assert spread_sample(range(3)) == [0, 1, 2]

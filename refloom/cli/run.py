@@ -158,7 +158,7 @@ def _sum_up(summary: Summary, out: Path) -> None:
 def dry_run(settings: Settings, references: Source, seeds: Source | None) -> int:
     """Say what a run would be and cost, without a call and without writing anything."""
     from refloom.runs.cost import Prices
-    from refloom.runs.estimate import estimate, shown
+    from refloom.runs.estimate import estimate, format_estimate
 
     prices = Prices.load(settings.prices)
     report = references.scan()
@@ -169,15 +169,17 @@ def dry_run(settings: Settings, references: Source, seeds: Source | None) -> int
         say(line)
     for one in reports:
         name_left_out(one)
-    found = estimate(
-        settings,
-        report,
-        counted,
-        list(islice(references, DRY_RUN_SAMPLE)),
-        prices,
-        seed_texts=[seed["instruction"] for seed in islice(own, DRY_RUN_SAMPLE)],
+    estimated = asyncio.run(
+        estimate(
+            settings,
+            report,
+            counted,
+            list(islice(references, DRY_RUN_SAMPLE)),
+            prices,
+            seed_texts=[seed["instruction"] for seed in islice(own, DRY_RUN_SAMPLE)],
+        )
     )
-    say(shown(found))
+    say(format_estimate(estimated))
     return 0
 
 

@@ -1,70 +1,73 @@
-"""What a run may take, in calls, tokens and dollars, worked out before any call is made."""
+"""A dry run: the calls, tokens and dollars a run may take, worked out before any call is paid.
+
+The real graph runs on a fake model for a few of the user's own seeds and references. That shows
+what each unit of work costs: learning from a reference, proposing for a seed, writing a draft,
+judging an attempt, refining. Plain arithmetic says how many of each unit the whole run has.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from hashlib import sha256
 from itertools import islice
 from statistics import fmean
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
+
+from graph.builder import build_graph
+from memory.embed import Vectors
+from memory.index import another_of
 from memory.references import Reference
-from nodes.criteria import GENERIC
-from nodes.feedback import Feedback
-from nodes.generate import Generated
-from nodes.judge import Critiqued
-from nodes.learn import MOST, Extracted, whole
-from nodes.llm import Answer
+from nodes.learn import MOST
+from nodes.llm import Call, Reply
 from nodes.llm.protocol import schema_of
-from nodes.propose import Proposed
-from nodes.refine import Refined
-from nodes.state import Usage
-from nodes.trial import spoiled
-from prompts import Message, render
+from nodes.state import Usage, no_usage
 from refloom.data.read import Report
 from refloom.runs.cost import Prices
 from refloom.settings import Settings
 
-# MERGED refloom~runs~estimated
-# An estimate for people.
-WAYS = ("low", "expected", "high")
+CASES = ("low", "expected", "high")
 TOKENS = ("calls", "prompt_tokens", "completion_tokens")
-
-
-def shown(estimated: Mapping[str, Any]) -> str:
-    """An estimate for people, as plain text."""
-    lines = ["dry run: no call is made and nothing is written", ""]
-    for name in ("references", "seeds"):
-        said = estimated[name]
-        lines.append(f"{name}: {said['taken']:,} taken, {said['left_out']:,} left out")
-    lines += ["", "settings:"]
-    lines += [f"  {k} = {json.dumps(v)}" for k, v in estimated["settings"].items()]
-    for name in WAYS:
-        way = estimated[name]
-        lines += ["", f"{name}: {way['candidates']:,} candidates, {way['accepted']:,} accepted"]
-        lines.append(f"  {'stage':<10}{'calls':>12}{'prompt':>16}{'completion':>16}  dollars")
-        named = [*way["by_stage"].items(), ("total", way["total"])]
-        lines += [_row(stage, part) for stage, part in named if part["calls"]]
-    lines += ["", "assumed:"]
-    for name, one in estimated["assumptions"].items():
-        lines.append(f"  {name} = {json.dumps(one['value'])}: {one['why']}")
-    return "\n".join(lines)
-
-
-def _row(stage: str, part: Mapping[str, Any]) -> str:
-    calls, prompt, completion = (part[key] for key in TOKENS)
-    cost = "unknown" if part["cost_usd"] is None else f"${part['cost_usd']:,.4f}"
-    model = f"  {json.dumps(part['model'])}" if "model" in part else ""
-    return f"  {stage:<10}{calls:>12,}{prompt:>16,}{completion:>16,}  {cost}{model}"
-
-
-# MERGED refloom~runs~sizes
-# How long the calls of each stage are: real prompts rendered on the user's own references.
-MEASURED = 50
-# Bytes of prompt and of completion.
-Size = tuple[float, float]
+STAGES = ("extract", "propose", "generate", "critique", "refine", "feedback")
+# At least so many seeds and references are tried, if there are so many.
+SAMPLE = 20
+# What an assumption is, for people. The first ones are `Assumptions`; the others follow from
+# settings, data and the fake run.
+WHY = {
+    "tokens_per_byte": "about right for English, a character being a byte; other scripts differ",
+    "attempts_passing": "share of attempts that pass, a guess; a run with --limit 20 shows yours",
+    "characteristics": "that stay of each reference, of the three or four asked for",
+    "criterion_bytes": "length of a criterion",
+    "reason_bytes": "length of a verdict's reason",
+    "evidence_bytes": "length of a verdict's evidence, and of a characteristic's quote",
+    "verdicts_fed_back": "failed verdicts that a refinement is given",
+    "phrase_bytes": "length of a skill, a field, or a step of a plan",
+    "reference_instruction_bytes": "mean of the references measured",
+    "reference_response_bytes": "mean of the references measured; new responses are as long",
+    "seed_bytes": "mean of the seeds measured; new instructions are as long",
+    "references_used": "the smaller of the references and seeds * references_per_seed",
+    "calls_a_reference": "for a reference used: extraction, and the trial of its criteria on its "
+    "own response and on corrupted ones",
+    "judge_criteria": "per response, the built-in one among them",
+    "calls_a_critique": "for an attempt: 1 by verdict, 1 a criterion by log-odds",
+    "attempts": "a candidate, when attempts_passing of them pass; 1 in low, max_attempts in high",
+    "accepted_share": "of candidates, by attempts_passing and max_attempts; all of them in low. "
+    "With a target, a run that accepts fewer goes on to max_candidates",
+    "seeds_ahead": "proposed for beyond what a target needs, at most; none in low",
+    "cached_tokens": "no discount by an endpoint's prompt cache is counted",
+    "asked_again": "every answer can be read; no call is repeated",
+    "duplicates": "every proposed instruction is new",
+    "reasoning_tokens": "a model that thinks before it answers bills more completion tokens",
+    "known_already": "calls that a journal or a memory would save are counted",
+    "schemas_unbilled": "an answer's JSON schema is billed with its prompt",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,174 +84,26 @@ class Assumptions:
     phrase_bytes: int = 25
 
 
-def studied(settings: Settings) -> bool:
-    """Whether references are studied for their characteristics."""
-    return settings.pipeline == "loop" and whole(settings.context())
+@dataclass(slots=True)
+class StageCost:
+    """Calls of a stage, and the bytes of their prompts and completions."""
+
+    calls: float = 0
+    prompt_bytes: float = 0
+    completion_bytes: float = 0
+
+    def add(self, other: StageCost, times: float = 1) -> None:
+        """Add another cost, so many times."""
+        self.calls += other.calls * times
+        self.prompt_bytes += other.prompt_bytes * times
+        self.completion_bytes += other.completion_bytes * times
 
 
-def some(items: Sequence[Any]) -> list[Any]:
-    """Fifty to a hundred of the items, evenly spread, or all when there are fewer."""
-    return list(islice(items, 0, None, max(1, len(items) // MEASURED)))
+# What one unit of work costs, by unit and stage.
+UnitCosts = dict[str, dict[str, StageCost]]
 
 
-def size_of(text: str) -> int:
-    """The bytes of a text."""
-    return len(text.encode("utf-8", "replace"))
-
-
-def sizes(
-    settings: Settings,
-    references: Sequence[Reference],
-    seeds: Sequence[str],
-    criteria: int,
-    assume: Assumptions,
-) -> dict[str, Size]:
-    """The mean size of a call of each stage, and of a `trial`'s, which is a critique too.
-
-    `criteria` is by how many a new response is judged. New instructions are taken to be as long
-    as the seeds, new responses as the references'.
-    """
-    pairs = [(seed, references[i % len(references)]) for i, seed in enumerate(seeds)]
-    near = references[: settings.references_per_seed]
-    writing = [_writing(settings, *pair, near, criteria, assume) for pair in pairs]
-    learning = [_learning(settings, reference, assume) for reference in references]
-    judging = [_judged(settings, seed, r["response"], criteria, assume) for seed, r in pairs]
-    return _mean(writing) | _mean(learning) | _mean([{"critique": size} for size in judging])
-
-
-def _mean(found: Sequence[dict[str, Size]]) -> dict[str, Size]:
-    return {k: (fmean(f[k][0] for f in found), fmean(f[k][1] for f in found)) for k in found[0]}
-
-
-def _size(messages: Sequence[Message], shape: type[Answer], answer: Any) -> Size:
-    prompt = sum(size_of(m["content"]) for m in messages) + size_of(json.dumps(schema_of(shape)))
-    return prompt, size_of(json.dumps(answer, ensure_ascii=False))
-
-
-def _writing(
-    settings: Settings,
-    seed: str,
-    reference: Reference,
-    near: Sequence[Reference],
-    criteria: int,
-    assume: Assumptions,
-) -> dict[str, Size]:
-    """The calls that write, for one seed."""
-    shown = studied(settings) and not settings.paired
-    drawn = _sample_criteria(criteria, assume)[1:] if shown else []
-    phrases = ["x" * assume.phrase_bytes] * (4 if studied(settings) else 0)
-    proposing = render(
-        "propose",
-        count=settings.per_seed,
-        seed=seed,
-        references=near,
-        subject_areas=phrases,
-        relevant_skills=phrases,
-        avoid=[],
-    )
-    generating = render("generate", reference=reference, criteria=drawn, instruction=seed)
-    told = "x" * (assume.criterion_bytes + assume.reason_bytes + assume.evidence_bytes)
-    refining = render(
-        "refine",
-        criteria=_sample_criteria(criteria, assume),
-        instruction=seed,
-        response=reference["response"],
-        failed=[{"criterion_id": "c" * 9, "text": told}] * assume.verdicts_fed_back,
-    )
-    plan = ["x" * assume.phrase_bytes] * assume.verdicts_fed_back
-    response = {"response": reference["response"]}
-    return {
-        "propose": _size(proposing, Proposed, {"instructions": [seed] * settings.per_seed}),
-        "generate": _size(generating, Generated, response),
-        "refine": _size(refining, Refined, {"plan": plan, **response}),
-    }
-
-
-def _learning(settings: Settings, reference: Reference, assume: Assumptions) -> dict[str, Size]:
-    """The call that studies a reference, and the mean one that tries what it brought."""
-    phrases = ["x" * assume.phrase_bytes] * 3
-    quality = {
-        "text": "x" * assume.criterion_bytes,
-        "quote": "x" * assume.evidence_bytes,
-        "must": True,
-    }
-    answer = {
-        "subject_areas": phrases,
-        "relevant_skills": phrases,
-        "characteristics": [quality] * MOST,
-    }
-    asking = render("extract", reference=reference, most=MOST, avoid=[])
-    own = assume.characteristics if studied(settings) else 0
-    instruction, response = reference["instruction"], reference["response"]
-    tried = [
-        _judged(settings, instruction, text, 1 + own, assume)
-        for text in (response, *spoiled(instruction, response).values())
-    ]
-    points = {"feedback": ["x" * assume.reason_bytes] * MOST}
-    reviewing = render("feedback", instruction=instruction, response=response)
-    return {
-        "extract": _size(asking, Extracted, answer),
-        "feedback": _size(reviewing, Feedback, points),
-        "trial": (fmean(t[0] for t in tried), fmean(t[1] for t in tried)),
-    }
-
-
-def _judged(
-    settings: Settings, instruction: str, response: str, criteria: int, assume: Assumptions
-) -> Size:
-    """One call of a judge: all criteria by verdict, one of them and one token by log-odds."""
-    if settings.context().method == "logodds":
-        text = "x" * assume.criterion_bytes
-        asking = render(
-            "question", history=[], instruction=instruction, response=response, text=text
-        )
-        return sum(size_of(m["content"]) for m in asking), 1 / assume.tokens_per_byte
-    every = _sample_criteria(criteria, assume)
-    found = {"reason": "x" * assume.reason_bytes, "evidence": "x" * assume.evidence_bytes}
-    verdicts = [{"criterion_id": c["id"], **found, "verdict": "pass"} for c in every]
-    asking = render(
-        "critique", history=[], criteria=every, instruction=instruction, response=response
-    )
-    return _size(asking, Critiqued, {"verdicts": verdicts})
-
-
-def _sample_criteria(count: int, assume: Assumptions) -> list[dict[str, str]]:
-    return [{"id": f"c{i:08}", "text": "x" * assume.criterion_bytes} for i in range(count)]
-
-
-STAGES = ("extract", "propose", "generate", "critique", "refine", "feedback")
-TRIED = 4
-WHY = {
-    "tokens_per_byte": "about what English takes, a character being a byte; other scripts differ",
-    "attempts_passing": "share of attempts that pass, a guess; a run with --limit 20 tells",
-    "characteristics": "kept of a reference, of the three or four asked for",
-    "criterion_bytes": "length of a criterion",
-    "reason_bytes": "length of a verdict's reason",
-    "evidence_bytes": "length of a verdict's evidence, and of a characteristic's quote",
-    "verdicts_fed_back": "failed verdicts that a refinement is told of",
-    "phrase_bytes": "length of a skill, a field, or a step of a plan",
-    "reference_instruction_bytes": "mean of the references measured",
-    "reference_response_bytes": "mean of the references measured; new responses are as long",
-    "seed_bytes": "mean of the seeds measured; new instructions are as long",
-    "references_used": "the smaller of the references and seeds * references_per_seed",
-    "responses_tried": "of each reference used: its own response and three spoiled ones",
-    "calls_a_trial": "for a response tried: 1 by verdict, 1 a criterion by log-odds",
-    "judge_criteria": "a response is judged by, the built-in one among them",
-    "calls_a_critique": "for an attempt: 1 by verdict, 1 a criterion by log-odds",
-    "attempts": "a candidate, when attempts_passing of them pass; 1 in low, max_attempts in high",
-    "accepted_share": "of candidates, by attempts_passing and max_attempts; all of them in low. "
-    "With a target, a run that accepts fewer goes on to max_candidates",
-    "seeds_ahead": "proposed for beyond what a target needs, at most; none in low",
-    "cached_tokens": "no discount by an endpoint's prefix cache is counted on",
-    "asked_again": "every answer can be read; no call is made twice",
-    "duplicates": "every proposed instruction is new",
-    "reasoning_tokens": "a model that thinks before it answers bills more completion tokens",
-    "known_already": "calls that a journal or a memory would save",
-    "schemas_unbilled": "an answer's JSON schema is billed with its prompt",
-}
-
-
-def estimate(
+async def estimate(
     settings: Settings,
     references: Report,
     seeds: Report,
@@ -260,34 +115,77 @@ def estimate(
 ) -> dict[str, Any]:
     """Estimate a run by stage: `low` if every draft passes at once, `expected`, and `high`.
 
-    `high` takes `max_attempts` for every candidate. Prompts are measured on `sample`, references
-    of which there is at least one, and `seed_texts` (default: the references' instructions).
+    `high` takes `max_attempts` for every candidate. The graph is tried on `sample`, references of
+    which there is at least one, and `seed_texts` (default: the references' instructions).
     `cost_usd` is None where a price is unknown. All of the result is plain JSON.
     """
     assume = assume or Assumptions()
-    measured = some(sample)
-    texts = some(seed_texts or [r["instruction"] for r in sample])
-    facts = _facts(settings, references.taken, measured, texts, assume)
-    sized = sizes(settings, measured, texts, facts["judge_criteria"], assume)
-    fewest = facts["attempts"] if settings.context().once else 1.0
-    once = {**facts, "attempts": fewest, "accepted_share": 1.0, "seeds_ahead": 0}
-    most = facts if facts["attempts"] == fewest else {**facts, "attempts": settings.max_attempts}
-    found = {}
-    for name, way in zip(WAYS, (once, facts, most), strict=True):
-        made = _made(settings, references.taken, seeds.taken, way)
-        found[name] = made | _paid(settings, _calls(settings, made, way), sized, prices, assume)
-    facts["references_used"] = found["expected"]["references_used"]
+    measured = spread_sample(sample)
+    texts = spread_sample(seed_texts or [reference["instruction"] for reference in sample])
+    costs, judge_criteria = await _try_graph(settings, measured, texts, assume)
+    facts = _facts(settings, measured, texts, costs, judge_criteria, assume)
+    first = facts["attempts"] if settings.context().once else 1.0
+    low = {**facts, "attempts": first, "accepted_share": 1.0, "seeds_ahead": 0}
+    high = facts if facts["attempts"] == first else {**facts, "attempts": settings.max_attempts}
+    cases = {}
+    for name, case in zip(CASES, (low, facts, high), strict=True):
+        volume = _volume(settings, references.taken, seeds.taken, case)
+        cases[name] = volume | _total(settings, volume, case["attempts"], costs, prices, assume)
+    facts["references_used"] = cases["expected"]["references_used"]
     values = {**asdict(assume), **facts}
     return {
-        "references": _read(references) | {"measured": len(measured)},
-        "seeds": _read(seeds) | {"measured": len(texts)},
-        "settings": _effective(settings),
-        **found,
+        "references": _counts(references) | {"measured": len(measured)},
+        "seeds": _counts(seeds) | {"measured": len(texts)},
+        # With what follows from other settings filled in.
+        "settings": settings.shown()
+        | {
+            "judge_model": settings.judge,
+            "judge_method": settings.context().method,
+            "concurrency": settings.calls_at_once,
+            "max_candidates": settings.most_candidates,
+        },
+        **cases,
         "assumptions": {k: {"value": values.get(k, 0), "why": why} for k, why in WHY.items()},
     }
 
 
-def _read(report: Report) -> dict[str, Any]:
+def format_estimate(estimated: Mapping[str, Any]) -> str:
+    """An estimate as plain text for a terminal."""
+    lines = ["dry run: no call is made and nothing is written", ""]
+    for name in ("references", "seeds"):
+        counts = estimated[name]
+        lines.append(f"{name}: {counts['taken']:,} taken, {counts['left_out']:,} left out")
+    lines += ["", "settings:"]
+    lines += [f"  {k} = {json.dumps(v)}" for k, v in estimated["settings"].items()]
+    for name in CASES:
+        case = estimated[name]
+        lines += ["", f"{name}: {case['candidates']:,} candidates, {case['accepted']:,} accepted"]
+        lines.append(f"  {'stage':<10}{'calls':>12}{'prompt':>16}{'completion':>16}  dollars")
+        for stage, part in [*case["by_stage"].items(), ("total", case["total"])]:
+            if part["calls"]:
+                calls, prompt, completion = (part[key] for key in TOKENS)
+                cost = "unknown" if part["cost_usd"] is None else f"${part['cost_usd']:,.4f}"
+                model = f"  {json.dumps(part['model'])}" if "model" in part else ""
+                lines.append(
+                    f"  {stage:<10}{calls:>12,}{prompt:>16,}{completion:>16,}  {cost}{model}"
+                )
+    lines += ["", "assumed:"]
+    for name, assumed in estimated["assumptions"].items():
+        lines.append(f"  {name} = {json.dumps(assumed['value'])}: {assumed['why']}")
+    return "\n".join(lines)
+
+
+def spread_sample(items: Sequence[Any]) -> list[Any]:
+    """`SAMPLE` to twice as many of the items, evenly spread, or all when there are fewer."""
+    return list(islice(items, 0, None, max(1, len(items) // SAMPLE)))
+
+
+def byte_length(text: str) -> int:
+    """Bytes of a text in UTF-8."""
+    return len(text.encode("utf-8", "replace"))
+
+
+def _counts(report: Report) -> dict[str, Any]:
     return {
         "taken": report.taken,
         "left_out": report.skipped_count,
@@ -295,131 +193,296 @@ def _read(report: Report) -> dict[str, Any]:
     }
 
 
-def _effective(settings: Settings) -> dict[str, Any]:
-    """The settings with what follows from others filled in."""
-    return settings.shown() | {
-        "judge_model": settings.judge,
-        "judge_method": settings.context().method,
-        "concurrency": settings.calls_at_once,
-        "max_candidates": settings.most_candidates,
+async def _try_graph(
+    settings: Settings,
+    references: Sequence[Reference],
+    texts: Sequence[str],
+    assume: Assumptions,
+) -> tuple[UnitCosts, int]:
+    """Run the graph on a fake model; the cost of each unit, and the judge's criteria a response."""
+    context = settings.context()
+    model = FakeModel(references, texts, assume)
+    studied: set[str] = set()
+
+    async def draw_other(
+        reference: Reference, avoid: Collection[str], random_seed: int
+    ) -> Reference | None:
+        other = another_of(references, reference, avoid, random_seed)
+        # With too few references in the sample the reference stands in for another one.
+        other = other or reference
+        studied.add(other["id"])
+        return other
+
+    graph = build_graph(complete=model, embed=model.embed, another=draw_other, ask=None)
+    judge_criteria: list[int] = []
+    for number, text in enumerate(texts):
+        near = _near(references, text, number, settings.references_per_seed)
+        studied |= {r["id"] for r in (near[:1] if context.pipeline == "refed" else near)}
+        state = await graph.ainvoke(
+            cast(Any, {"seed": {"instruction": text}, "references": near}), context=context
+        )
+        for record in state["samples"]:
+            judged = [c for c in record["criteria"] if c["judged_by"] == "judge"]
+            judge_criteria.append(len(judged))
+    calls = model.calls
+    units = {
+        "reference": len(studied),
+        "turn": len(texts),
+        "draft": calls["generate"],
+        "attempt": calls["generate"] + calls["refine"],
+        "refinement": calls["refine"],
     }
+    costs: UnitCosts = {unit: {} for unit in units}
+    for (unit, stage), spent in model.spent.items():
+        mean = costs[unit][stage] = StageCost()
+        mean.add(spent, 1 / units[unit])
+    return costs, max(judge_criteria, default=0)
+
+
+def _near(references: Sequence[Reference], text: str, number: int, k: int) -> list[Reference]:
+    """The references of a seed, as retrieval would give them: first the one that is the seed."""
+    start = number % len(references)
+    turned = [*references[start:], *references[:start]]
+    turned.sort(key=lambda reference: reference["instruction"] != text)
+    return turned[:k]
+
+
+class FakeModel:
+    """A `Complete` whose answers have the assumed lengths; it counts calls and bytes by unit.
+
+    References' own responses pass every criterion and corrupted ones fail. A draft fails as many
+    criteria as are assumed to be fed back, and its refinement passes.
+    """
+
+    def __init__(
+        self, references: Sequence[Reference], texts: Sequence[str], assume: Assumptions
+    ) -> None:
+        self._assume = assume
+        self._own = {r["response"] for r in references}
+        # Texts whose vectors say that they are about the same thing.
+        self._on_topic = {*texts, *self._own, *(r["instruction"] for r in references)}
+        self._instruction_bytes = round(fmean(map(byte_length, texts)))
+        self._response_bytes = round(fmean(byte_length(r["response"]) for r in references))
+        self._drafts: set[str] = set()
+        self._failed: Counter[str] = Counter()
+        self._fillers = 0
+        self.calls: Counter[str] = Counter()
+        self.spent: defaultdict[tuple[str, str], StageCost] = defaultdict(StageCost)
+
+    async def __call__(self, call: Call) -> Reply:
+        """Answer at once; see `nodes.llm.Complete`."""
+        prompt = "\n".join(message["content"] for message in call.messages)
+        prompt_bytes = sum(byte_length(message["content"]) for message in call.messages)
+        if call.answer is None:
+            # One token.
+            cost = StageCost(1, prompt_bytes, 1 / self._assume.tokens_per_byte)
+            yes = 0.99 if self._passes(prompt) else 0.01
+            reply = Reply("Yes", "stop", no_usage(), odds={"yes": yes, "no": 1 - yes})
+        else:
+            text = json.dumps(self._answer(call, prompt), ensure_ascii=False)
+            schema_bytes = byte_length(json.dumps(schema_of(call.answer)))
+            cost = StageCost(1, prompt_bytes + schema_bytes, byte_length(text))
+            reply = Reply(text, "stop", no_usage())
+        self.calls[call.stage] += 1
+        self.spent[_unit_of(call), call.stage].add(cost)
+        return reply
+
+    async def embed(self, texts: Sequence[str]) -> Vectors:
+        """An `Embed`: one direction for all that is on topic, any other for each other text."""
+        await asyncio.sleep(0)
+        vectors = np.zeros((len(texts), 64), np.float32)
+        for row, text in zip(vectors, texts, strict=True):
+            if text in self._on_topic:
+                row[0] = 1
+            else:
+                row[:] = np.random.default_rng(list(text.encode()) or None).standard_normal(64)
+                row /= np.linalg.norm(row)
+        return vectors
+
+    def _answer(self, call: Call, prompt: str) -> dict[str, Any]:
+        assume = self._assume
+        if call.stage == "extract":
+            phrases = [self._filler(assume.phrase_bytes) for _ in range(3)]
+            quote = self._quote(_tagged(prompt, "response")[-1])
+            return {
+                "subject_areas": phrases,
+                "relevant_skills": phrases,
+                "characteristics": [
+                    {"text": self._filler(assume.criterion_bytes), "quote": quote, "must": True}
+                    for _ in range(min(assume.characteristics, MOST))
+                ],
+            }
+        if call.stage == "propose":
+            count = int(re.findall(r"(\d+) instructions", prompt)[0])
+            texts = [self._filler(self._instruction_bytes) for _ in range(count)]
+            self._on_topic.update(texts)
+            return {"instructions": texts}
+        if call.stage == "critique":
+            return {"verdicts": self._verdicts(prompt)}
+        assert call.answer is not None
+        return {name: self._value(name, call) for name in call.answer.model_fields}
+
+    def _value(self, name: str, call: Call) -> Any:
+        """What stands in a field of an answer without rules of its own."""
+        assert call.answer is not None
+        if name == "response":
+            response = self._filler(self._response_bytes - 1) + "."
+            self._on_topic.add(response)
+            if call.stage == "generate":
+                self._drafts.add(response)
+            return response
+        if call.stage == "feedback":
+            return [self._filler(self._assume.reason_bytes) for _ in range(MOST)]
+        if call.answer.model_fields[name].annotation is str:
+            return self._filler(self._assume.reason_bytes)
+        count = self._assume.verdicts_fed_back
+        return [self._filler(self._assume.phrase_bytes) for _ in range(count)]
+
+    def _verdicts(self, prompt: str) -> list[dict[str, str]]:
+        ids = re.findall(r'<criterion(?:-\w+)? id="([^"]+)"', prompt)
+        reason = self._filler(self._assume.reason_bytes)
+        evidence = self._quote(_tagged(prompt, "response")[-1])
+        return [
+            {
+                "criterion_id": id_,
+                "reason": reason,
+                "evidence": evidence,
+                "verdict": "pass" if self._passes(prompt) else "fail",
+            }
+            for id_ in ids
+        ]
+
+    def _passes(self, prompt: str) -> bool:
+        """Whether the next criterion asked about the prompt's response passes."""
+        response = _tagged(prompt, "response")[-1]
+        if response in self._drafts:
+            self._failed[response] += 1
+            return self._failed[response] > self._assume.verdicts_fed_back
+        return response in self._own or response in self._on_topic
+
+    def _quote(self, response: str) -> str:
+        """The words that begin a response, as long as evidence is assumed to be."""
+        if byte_length(response) <= self._assume.evidence_bytes:
+            return response
+        start = response.encode()[: self._assume.evidence_bytes].decode("utf-8", "ignore")
+        return start.rsplit(None, 1)[0] if len(start.split()) > 1 else start
+
+    def _filler(self, size: int) -> str:
+        """Words of so many bytes, none of which says anything; each filler is another."""
+        self._fillers += 1
+        letters = ""
+        while len(letters) < size:
+            digest = sha256(f"{self._fillers} {len(letters)}".encode()).digest()
+            letters += "".join(chr(ord("a") + byte % 26) for byte in digest)
+        # A space for every seventh letter.
+        return "".join(" " if i % 7 == 6 else c for i, c in enumerate(letters[:size])).strip()
+
+
+def _unit_of(call: Call) -> str:
+    """The unit of work a call belongs to; a candidate's calls name its slot in their order."""
+    of_candidate = len(call.order) > 2
+    if call.stage == "critique":
+        return "attempt" if of_candidate else "reference"
+    if call.stage == "feedback":
+        return "draft" if of_candidate else "reference"
+    units = {"extract": "reference", "propose": "turn", "refine": "refinement"}
+    return units.get(call.stage, "draft" if of_candidate else "turn")
+
+
+def _tagged(prompt: str, tag: str) -> list[str]:
+    """What stands between a prompt's tags of a name; see `prompts.fence`."""
+    pairs = re.findall(rf"<({tag}(?:-\w+)?)(?: [^>]*)?>\n(.*?)\n</\1>", prompt, re.DOTALL)
+    return [text for _, text in pairs]
 
 
 def _facts(
     settings: Settings,
-    references: int,
-    measured: Sequence[Reference],
+    references: Sequence[Reference],
     texts: Sequence[str],
+    costs: UnitCosts,
+    judge_criteria: int,
     assume: Assumptions,
 ) -> dict[str, Any]:
-    """What follows from settings, data and assumptions, for one candidate, turn or trial."""
-    context = settings.context()
-    by_odds = context.method == "logodds"
-    criteria = _criteria(settings, references, assume)
-    passing, most = assume.attempts_passing, settings.max_attempts
-    if not criteria:
-        passing, most = 1.0, 1
+    """What follows from settings, data, the fake run and assumptions."""
+    passing, attempts_allowed = assume.attempts_passing, settings.max_attempts
+    if not judge_criteria:
+        passing, attempts_allowed = 1.0, 1
     failing = 1 - passing
-    attempts = sum(failing**i for i in range(most))
-    own = assume.characteristics if studied(settings) else 0
-    tried = settings.try_criteria and (studied(settings) or settings.feedback == "generic")
+    attempts = sum(failing**i for i in range(attempts_allowed))
+    a_reference = sum(cost.calls for cost in costs["reference"].values())
+    a_critique = costs["attempt"].get("critique", StageCost()).calls
     return {
-        "reference_instruction_bytes": round(fmean(size_of(r["instruction"]) for r in measured)),
-        "reference_response_bytes": round(fmean(size_of(r["response"]) for r in measured)),
-        "seed_bytes": round(fmean(map(size_of, texts))),
-        "responses_tried": TRIED if tried else 0,
-        "calls_a_trial": 1 + own if by_odds else 1,
-        "judge_criteria": criteria,
-        "calls_a_critique": criteria if by_odds else min(criteria, 1),
-        "attempts": min(2, settings.max_attempts) if context.once else attempts,
-        "accepted_share": 1 - failing**most,
+        "reference_instruction_bytes": round(
+            fmean(byte_length(r["instruction"]) for r in references)
+        ),
+        "reference_response_bytes": round(fmean(byte_length(r["response"]) for r in references)),
+        "seed_bytes": round(fmean(map(byte_length, texts))),
+        "calls_a_reference": round(a_reference, 2),
+        "judge_criteria": judge_criteria,
+        "calls_a_critique": round(a_critique, 2),
+        "attempts": min(2, settings.max_attempts) if settings.context().once else attempts,
+        "accepted_share": 1 - failing**attempts_allowed,
         "seeds_ahead": settings.seeds_at_once(settings.target) - 1,
     }
 
 
-def _criteria(settings: Settings, references: int, assume: Assumptions) -> int:
-    """By how many criteria the judge judges a response."""
-    if settings.pipeline == "refed" or settings.feedback in ("none", "sample"):
-        return 0
-    if settings.feedback == "generic":
-        return 1 + len(GENERIC)
-    drawn = assume.characteristics * _a_seed(settings, references)
-    return 1 + min(settings.max_criteria, drawn)
-
-
-def _a_seed(settings: Settings, references: int) -> int:
-    return min(settings.references_per_seed, references)
-
-
-def _studied(settings: Settings, references: int) -> int:
-    """How many references are learned from for a seed, at most."""
-    if settings.pipeline == "refed":
-        return 1
-    return _a_seed(settings, references) * (2 if settings.feedback == "swapped" else 1)
-
-
-def _made(
+def _volume(
     settings: Settings, references: int, seeds: int, facts: Mapping[str, Any]
 ) -> dict[str, int]:
-    """How many candidates and rows are made, of how many seeds' turns and references."""
-    a_seed = 1 if settings.answer_seeds else settings.per_seed
-    most_turns = math.inf if settings.target and not settings.answer_seeds else seeds
+    """How many candidates and rows the run has, from how many turns of seeds and references."""
+    a_turn = 1 if settings.answer_seeds else settings.per_seed
+    turns_allowed = math.inf if settings.target and not settings.answer_seeds else seeds
     wanted = math.inf
     if settings.target:
         wanted = math.ceil(settings.target / max(facts["accepted_share"], 1e-9) - 1e-9)
-    candidates = min(wanted, most_turns * a_seed, settings.most_candidates or math.inf)
-    turns = int(min(most_turns, math.ceil(candidates / a_seed) + facts["seeds_ahead"]))
+    candidates = min(wanted, turns_allowed * a_turn, settings.most_candidates or math.inf)
+    turns = int(min(turns_allowed, math.ceil(candidates / a_turn) + facts["seeds_ahead"]))
     accepted = round(candidates * facts["accepted_share"])
+    studied = 1
+    if settings.pipeline != "refed":
+        studied = min(settings.references_per_seed, references)
+        studied *= 2 if settings.feedback == "swapped" else 1
     return {
         "candidates": int(candidates),
         "accepted": min(accepted, settings.target or accepted),
         "turns": turns,
-        "references_used": min(references, min(turns, seeds) * _studied(settings, references)),
+        "references_used": min(references, min(turns, seeds) * studied),
     }
 
 
-def _calls(settings: Settings, made: Mapping[str, int], facts: Mapping[str, Any]) -> dict[str, int]:
-    attempts = math.ceil(made["candidates"] * facts["attempts"])
-    used = made["references_used"]
-    refed = settings.pipeline == "refed"
-    asks = min(2, settings.per_seed) if refed else 1
-    told = 2 * used if refed else made["candidates"] if settings.feedback == "sample" else 0
-    return {
-        "extract": used if studied(settings) else 0,
-        "trial": used * facts["responses_tried"] * facts["calls_a_trial"],
-        "propose": 0 if settings.answer_seeds else made["turns"] * asks,
-        "feedback": told,
-        "generate": made["candidates"],
-        "critique": attempts * facts["calls_a_critique"],
-        "refine": attempts - made["candidates"],
-    }
-
-
-def _paid(
+def _total(
     settings: Settings,
-    calls: Mapping[str, int],
-    sized: Mapping[str, Size],
+    volume: Mapping[str, int],
+    attempts: float,
+    costs: UnitCosts,
     prices: Prices,
     assume: Assumptions,
 ) -> dict[str, Any]:
     """Calls, tokens and dollars by stage and in total."""
-    by_stage: dict[str, dict[str, Any]] = {}
-    for stage in STAGES:
-        kinds = ("trial", "critique") if stage == "critique" else (stage,)
-        prompt, completion = (
-            math.ceil(sum(calls[k] * sized[k][part] for k in kinds) * assume.tokens_per_byte)
-            for part in (0, 1)
-        )
+    candidates, all_attempts = volume["candidates"], math.ceil(volume["candidates"] * attempts)
+    units = {
+        "reference": volume["references_used"],
+        "turn": volume["turns"],
+        "draft": candidates,
+        "attempt": all_attempts,
+        "refinement": all_attempts - candidates,
+    }
+    spent = {stage: StageCost() for stage in STAGES}
+    for unit, by_stage in costs.items():
+        for stage, cost in by_stage.items():
+            spent[stage].add(cost, units[unit])
+    stages: dict[str, dict[str, Any]] = {}
+    for stage, cost in spent.items():
         model = settings.judge if stage in ("critique", "feedback") else settings.model
         usage: Usage = {
-            "calls": sum(calls[k] for k in kinds),
-            "prompt_tokens": prompt,
+            "calls": round(cost.calls),
+            "prompt_tokens": math.ceil(cost.prompt_bytes * assume.tokens_per_byte),
             "cached_tokens": 0,
-            "completion_tokens": completion,
+            "completion_tokens": math.ceil(cost.completion_bytes * assume.tokens_per_byte),
         }
-        cost = prices.cost(model, usage) if usage["calls"] else 0.0
-        by_stage[stage] = {"model": model, **usage, "cost_usd": cost}
-    total: dict[str, Any] = {k: sum(s[k] for s in by_stage.values()) for k in TOKENS}
-    costs = [s["cost_usd"] for s in by_stage.values()]
-    total["cost_usd"] = None if None in costs else sum(costs)
-    return {"by_stage": by_stage, "total": total}
+        dollars = prices.cost(model, usage) if usage["calls"] else 0.0
+        stages[stage] = {"model": model, **usage, "cost_usd": dollars}
+    total: dict[str, Any] = {k: sum(s[k] for s in stages.values()) for k in TOKENS}
+    dollars_by_stage = [s["cost_usd"] for s in stages.values()]
+    total["cost_usd"] = None if None in dollars_by_stage else sum(dollars_by_stage)
+    return {"by_stage": stages, "total": total}
