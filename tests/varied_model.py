@@ -70,6 +70,13 @@ SEEDS = (
     "Which oil is right for a bicycle that is ridden in the rain?",
     "How do I ask my manager for a pay rise in writing?",
     "My sourdough starter smells of vinegar. What should I do?",
+    "Which flour makes a wheat sourdough rise best?",
+    "Why do we see only phases of the moon and not all of it?",
+    "How do I mend a flat bicycle tyre at the roadside?",
+    "Please write an email that declines an invitation to a conference.",
+    "How long can bread dough rest in a cold kitchen?",
+    "How does the earth's orbit decide the length of the seasons?",
+    "What should I check on a bicycle before a long ride?",
 )
 PAIRS = [(row["instruction"], row["response"]) for row in REFERENCES if "instruction" in row] + [
     (row["messages"][-2]["content"], row["messages"][-1]["content"]) for row in REFERENCES[3:]
@@ -324,7 +331,7 @@ def proxied(url: str) -> dict[str, str]:
     return {"http_proxy": proxy, "HTTP_PROXY": proxy, "no_proxy": "", "NO_PROXY": ""}
 
 
-def write_files(folder: Path, seeds: int = len(SEEDS)) -> None:
+def write_files(folder: Path, seeds: int = 5) -> None:
     """Write `references.jsonl` and `seeds.txt`; more seeds than there are are numbered."""
     rows = "".join(json.dumps(row) + "\n" for row in REFERENCES)
     (folder / "references.jsonl").write_text(rows, encoding="utf-8")
