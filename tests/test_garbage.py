@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Iterator
 
 import pytest
 
@@ -17,7 +18,15 @@ class Ring:
         self.own = self
 
 
-def test_thresholds_are_raised_and_put_back_whatever_happens():
+@pytest.fixture
+def nothing_frozen() -> Iterator[None]:
+    """As in a process of its own; the tests themselves begin with everything frozen."""
+    gc.unfreeze()
+    yield
+    gc.freeze()
+
+
+def test_thresholds_are_raised_and_put_back_whatever_happens(nothing_frozen):
     before = gc.get_threshold()
     with pytest.raises(KeyError), seldom_collected():
         assert gc.get_threshold()[0] == YOUNG
@@ -27,9 +36,18 @@ def test_thresholds_are_raised_and_put_back_whatever_happens():
     assert gc.get_freeze_count() == 0
 
 
-def test_what_is_made_meanwhile_is_freed():
+def test_what_is_made_meanwhile_is_freed(nothing_frozen):
     with seldom_collected():
         gone = [weakref.ref(Ring()) for _ in range(10)]
         assert any(ring() is not None for ring in gone)
         gc.collect()
         assert all(ring() is None for ring in gone)
+
+
+def test_what_a_caller_has_frozen_stays_frozen(nothing_frozen):
+    gc.freeze()
+    before, threshold = gc.get_freeze_count(), gc.get_threshold()
+    with seldom_collected():
+        assert gc.get_threshold()[0] == YOUNG
+    assert gc.get_freeze_count() >= before > 0
+    assert gc.get_threshold() == threshold
