@@ -61,18 +61,18 @@ def test_a_cluster_that_is_not_there_is_one_line_before_anything_is_paid(tmp_pat
 @pytest.mark.parametrize("address", ["", "nowhere", "127.0.0.1:", ":6379", "127.0.0.1:99999"])
 def test_an_address_that_is_none_is_refused_at_once(address):
     with pytest.raises(InputError, match="HOST:PORT"):
-        on_ray.check(address)
+        on_ray.check_available(address)
 
 
 def test_an_address_where_nobody_listens_is_refused_in_seconds():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-    with pytest.raises(InputError, match="nobody answers"):
-        on_ray.check(address)
+    with pytest.raises(InputError, match="cannot be reached"):
+        on_ray.check_available(address)
 
 
 def test_without_ray_it_is_said_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(InputError, match=r"extra \[ray\]"):
-        on_ray.check(None)
+        on_ray.check_available(None)

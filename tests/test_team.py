@@ -15,7 +15,14 @@ from runs import SEEDS, MixedModel, build_run, references, rows, stable_rows, su
 from nodes.llm import CallFailed, ProviderStopped
 from nodes.llm.protocol import Transient
 from refloom.errors import WorkersLost
-from refloom.runs.ray.rpc import Line, Lost, call_of, error_of, plain_call, plain_error
+from refloom.runs.ray.rpc import (
+    RpcChannel,
+    WorkerDied,
+    call_from_dict,
+    error_from_dict,
+    call_to_dict,
+    error_to_dict,
+)
 from refloom.runs.ray.worker import Worker
 from refloom.runs.run import Run
 
@@ -33,19 +40,19 @@ class Inside:
 
     async def deliver(self, batch: bytes) -> None:
         if self.cut.is_set():
-            raise Lost("it was killed")
+            raise WorkerDied("it was killed")
         self.delivered += 1
-        self.worker.line.receive(batch)
+        self.worker.channel.receive(batch)
 
     async def collect(self) -> bytes:
-        batch = asyncio.ensure_future(self.worker.line.batch())
+        batch = asyncio.ensure_future(self.worker.channel.batch())
         end = asyncio.ensure_future(self.cut.wait())
         await asyncio.wait([batch, end], return_when=asyncio.FIRST_COMPLETED)
         if self.cut.is_set():
             batch.cancel()
             # What a process does ends with it.
             await self.worker.close()
-            raise Lost("it was killed")
+            raise WorkerDied("it was killed")
         end.cancel()
         return batch.result()
 
@@ -154,7 +161,7 @@ async def test_workers_that_are_lost_again_and_again_are_replaced(tmp_path, offi
 async def test_when_every_worker_is_lost_the_run_stops_and_can_be_gone_on_with(tmp_path, office):
     staff = office(MixedModel())
     staff.on_call = lambda far, n: far.kill()
-    with pytest.raises((WorkersLost, Lost), match=r"lost|killed"):
+    with pytest.raises((WorkersLost, WorkerDied), match=r"lost|killed"):
         await together(tmp_path / "many", staff, SEEDS)
     assert summary_of(tmp_path / "many")["status"] == "stopped"
     await together(tmp_path / "many", office(MixedModel()), SEEDS)
@@ -229,10 +236,12 @@ async def test_a_seed_that_cannot_be_taken_costs_itself(tmp_path, office):
 # --- the line ----------------------------------------------------------------------------------
 
 
-async def joined(answer_here: Any, answer_there: Any) -> tuple[Line, Line, list[asyncio.Task]]:
-    here, there = Line(answer_here), Line(answer_there)
+async def joined(
+    answer_here: Any, answer_there: Any
+) -> tuple[RpcChannel, RpcChannel, list[asyncio.Task]]:
+    here, there = RpcChannel(answer_here), RpcChannel(answer_there)
 
-    async def carry(one: Line, other: Line) -> None:
+    async def carry(one: RpcChannel, other: RpcChannel) -> None:
         while True:
             other.receive(await one.batch())
 
@@ -279,7 +288,7 @@ async def test_what_goes_wrong_there_goes_wrong_here(error):
 def test_a_passing_fault_keeps_what_the_endpoint_asked_for():
     fault = Transient("critique", "rate_limit", "slow down")
     fault.retry_after = 2.5
-    again = error_of(json.loads(json.dumps(plain_error(fault))))
+    again = error_from_dict(json.loads(json.dumps(error_to_dict(fault))))
     assert isinstance(again, Transient)
     assert (again.kind, again.message, again.retry_after) == ("rate_limit", "slow down", 2.5)
 
@@ -290,10 +299,10 @@ async def test_who_asks_a_line_that_is_cut_is_told():
         task.cancel()
     asked = asyncio.create_task(here.ask("x"))
     await asyncio.sleep(0)
-    here.cut(Lost("gone"))
-    with pytest.raises(Lost, match="gone"):
+    here.fail_pending(WorkerDied("gone"))
+    with pytest.raises(WorkerDied, match="gone"):
         await asked
-    with pytest.raises(Lost, match="gone"):
+    with pytest.raises(WorkerDied, match="gone"):
         await here.ask("y")
 
 
@@ -323,7 +332,7 @@ async def test_a_call_is_the_same_after_its_way_to_another_process(tmp_path):
     model = ScriptedModel()
     await alone(tmp_path, model, SEEDS[:2])
     for call in model.calls:
-        assert call_of(json.loads(json.dumps(plain_call(call)))) == call
+        assert call_from_dict(json.loads(json.dumps(call_to_dict(call)))) == call
 
 
 async def test_a_cluster_with_less_room_makes_the_rows_with_the_workers_it_has(tmp_path, office):

@@ -36,7 +36,7 @@ from refloom.runs.garbage_collection import seldom_collected
 from refloom.runs.journal import Journal, KeptCalls
 from refloom.runs.outputs import Summary, counted, used_before, write_files
 from refloom.runs.progress import Seen
-from refloom.runs.ray.pool import Hiring, Team
+from refloom.runs.ray.pool import WorkerPool, WorkerStarter
 from refloom.runs.retrieval import Quota, Retrieval
 from refloom.runs.scheduler import Kept, Maker, Order, Work, begun_before, heard
 from refloom.settings import Settings
@@ -68,7 +68,7 @@ def read_given(
             "said before it; give --seeds, or --turns first"
         )
     if settings.engine == "ray":
-        ray.check(settings.ray_address)
+        ray.check_available(settings.ray_address)
     prices = Prices.load(settings.prices)
     check_priced(prices, [settings.model, settings.judge], settings.max_cost)
     reference_report = references.scan()
@@ -143,7 +143,9 @@ def alone(ground: Ground, embed: Embed | None) -> Alone:
 
 
 @asynccontextmanager
-async def together(ground: Ground, team: Team, hiring: Hiring | None) -> AsyncIterator[Team]:
+async def together(
+    ground: Ground, team: WorkerPool, hiring: WorkerStarter | None
+) -> AsyncIterator[WorkerPool]:
     """A team of workers; `hiring` None: Ray's, connected to while this is open."""
     from refloom.runs import ray
 
@@ -152,7 +154,7 @@ async def together(ground: Ground, team: Team, hiring: Hiring | None) -> AsyncIt
         if hiring is None:
             await asyncio.to_thread(ray.connect, settings.ray_address, settings.at_work)
             undo.push_async_callback(asyncio.to_thread, ray.disconnect)
-            hiring = ray.hiring
+            hiring = ray.worker_starter
         hire = hiring(orders(ground), ground.given.contamination)
         undo.push_async_callback(team.aclose)
         await team.begin(hire, ground.kept, ground.uses, ground.store, ground.learned)
@@ -219,7 +221,7 @@ class Tools:
 
     complete: Complete | None = None
     embed: Embed | None = None
-    hiring: Hiring | None = None
+    hiring: WorkerStarter | None = None
 
 
 @dataclass
@@ -315,7 +317,7 @@ class Run:
             limiter.heed(limiter.lane(addresses.name(call.judge), call.model), headers)
 
         connection = Connection(addresses.resolve, max_retries=0, heed=heed)
-        team = Team(settings.at_work, heed) if settings.engine == "ray" else None
+        team = WorkerPool(settings.at_work, heed) if settings.engine == "ray" else None
         calls = self._calls = JournaledCalls(
             team.send if team else self.tools.complete or connection,
             journal,
@@ -357,7 +359,7 @@ class Run:
         given: Given,
         calls: JournaledCalls,
         order: Order,
-        team: Team | None,
+        team: WorkerPool | None,
     ) -> None:
         settings, memory = self.settings, self.settings.memory or self.out / "memory"
         references = await asyncio.to_thread(

@@ -1,4 +1,4 @@
-"""Workers as Ray actors, on this machine or on a cluster's."""
+"""`--engine ray`: the workers of a run as Ray actors, on this machine or on a cluster."""
 
 from __future__ import annotations
 
@@ -14,73 +14,75 @@ from typing import TYPE_CHECKING, Any
 from memory.contamination import Contamination
 from nodes.llm.fast_json import dumps, loads
 from refloom.errors import InputError
-from refloom.runs.ray.pool import Hire
-from refloom.runs.ray.rpc import Lost, error_of, plain_error
+from refloom.runs.ray.pool import StartWorker
+from refloom.runs.ray.rpc import WorkerDied, error_from_dict, error_to_dict
 
 if TYPE_CHECKING:
     from refloom.runs.ray.worker import Worker
 
-STORE_BYTES = 128 << 20
-# A batch is delivered while another is waited for, and one may be under way each.
-METHODS_AT_ONCE = 8
-CONNECT_S = 5.0
+OBJECT_STORE_BYTES = 128 << 20
+# One call delivers a batch while another waits for one; the rest is room for overlaps.
+MAX_CONCURRENT_METHODS = 8
+RAY_CONNECT_TIMEOUT_S = 5.0
 
 
-class Actor:
-    """A worker in a process of its own. What it raises at the start it gives as a value."""
+class WorkerActor:
+    """A worker in its own process. `begin` returns an error as a value instead of raising it."""
 
     def __init__(self) -> None:
         self._open = AsyncExitStack()
         self._worker: Worker | None = None
 
-    async def begin(self, orders: bytes, contamination: Contamination | None) -> Any:
-        """Make graph, client and index."""
+    async def begin(self, config: bytes, contamination: Contamination | None) -> Any:
+        """Build the worker's graph, client and index."""
         from refloom.runs.garbage_collection import seldom_collected
         from refloom.runs.ray.worker import Worker
 
         try:
-            # It imports, and opens files.
-            self._worker = await asyncio.to_thread(Worker, loads(orders), contamination)
-        except Exception as error:  # noqa: BLE001 - it is raised where somebody reads it
-            return plain_error(error)
+            # In a thread: it imports modules and opens files.
+            self._worker = await asyncio.to_thread(Worker, loads(config), contamination)
+        except Exception as error:  # noqa: BLE001 - the run raises it
+            return error_to_dict(error)
         self._open.enter_context(seldom_collected())
         return None
 
     async def deliver(self, batch: bytes) -> None:
         """See `refloom.runs.ray.rpc.Far`."""
         assert self._worker is not None
-        self._worker.line.receive(batch)
+        self._worker.channel.receive(batch)
 
     async def collect(self) -> bytes:
         """See `refloom.runs.ray.rpc.Far`."""
         assert self._worker is not None
-        return await self._worker.line.batch()
+        return await self._worker.channel.batch()
 
 
-class _Far:
-    """The way to an actor: see `refloom.runs.ray.rpc.Far`."""
+class ActorTransport:
+    """The transport to an actor: see `refloom.runs.ray.rpc.Far`."""
 
     def __init__(self, actor: Any, errors: type[Exception]) -> None:
         self._actor, self._errors = actor, errors
 
     async def deliver(self, batch: bytes) -> None:
+        """Send a batch to the actor."""
         try:
             await self._actor.deliver.remote(batch)
         except self._errors as error:
-            raise Lost(_first_line(error)) from None
+            raise WorkerDied(_first_line(error)) from None
 
     async def collect(self) -> bytes:
+        """Wait for a batch of the actor."""
         try:
             batch: bytes = await self._actor.collect.remote()
         except self._errors as error:
-            raise Lost(_first_line(error)) from None
+            raise WorkerDied(_first_line(error)) from None
         return batch
 
 
-def check(address: str | None) -> None:
-    """Raise `InputError` now when Ray is not installed or nobody answers at `address`. Blocks.
+def check_available(address: str | None) -> None:
+    """Raise `InputError` if Ray is not installed or nothing listens at `address`. Blocks.
 
-    Ray itself would look for a cluster for minutes.
+    Ray itself would search for the cluster for minutes.
     """
     if sys.modules.get("ray", find_spec) is None or find_spec("ray") is None:
         raise InputError("--engine ray: Ray is not installed; install refloom with the extra [ray]")
@@ -90,17 +92,19 @@ def check(address: str | None) -> None:
     if not host or not port.isdigit() or int(port) > 65535:
         raise InputError(f"--ray-address {address!r}: give the head node's HOST:PORT")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
+        socket.create_connection(
+            (host.strip("[]"), int(port)), timeout=RAY_CONNECT_TIMEOUT_S
+        ).close()
     except OSError as error:
-        raise InputError(f"--ray-address {address}: nobody answers there ({error})") from error
+        raise InputError(f"--ray-address {address}: cannot be reached ({error})") from error
 
 
 def connect(address: str | None, workers: int) -> None:
-    """Join the cluster at `address`, or begin one on this machine that ends with this process.
+    """Join the cluster at `address`, or start one on this machine that ends with this process.
 
-    Raises `InputError` when it cannot be had. Blocks.
+    Raises `InputError` if that fails. Blocks.
     """
-    # No news of this run goes to Ray's makers.
+    # No usage statistics are sent to Ray's authors.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
 
@@ -114,47 +118,52 @@ def connect(address: str | None, workers: int) -> None:
                 address="local",
                 num_cpus=max(workers, os.cpu_count() or 1),
                 include_dashboard=False,
-                object_store_memory=STORE_BYTES,
+                object_store_memory=OBJECT_STORE_BYTES,
                 _node_ip_address="127.0.0.1",
                 **quiet,
             )
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        where = f"the Ray cluster at {address}" if address else "Ray on this machine"
-        raise InputError(f"--engine ray: {where} cannot be used: {_first_line(error)}") from error
+        target = f"the Ray cluster at {address}" if address else "Ray on this machine"
+        raise InputError(f"--engine ray: cannot use {target}: {_first_line(error)}") from error
 
 
 def disconnect() -> None:
-    """Leave the cluster; one that was begun for this process ends. Blocks."""
+    """Leave the cluster; one that was started for this process ends. Blocks."""
     import ray
 
     ray.shutdown()
 
 
-def hiring(orders: Mapping[str, Any], contamination: Contamination | None) -> Hire:
-    """Who begins a worker on the cluster, with the keys in its orders.
+def worker_starter(config: Mapping[str, Any], contamination: Contamination | None) -> StartWorker:
+    """A function that starts a worker on the cluster and gives the transport to it.
 
-    Orders go to the actor itself and not into its creation, which Ray's head node keeps.
+    The config, which holds API keys, goes to the actor itself and not into its creation, which
+    Ray's head node would store.
     """
     import ray
     from ray.exceptions import RayError
 
-    said = dumps(orders)
-    kept = ray.put(contamination)
+    config_bytes = dumps(config)
+    contamination_ref = ray.put(contamination)
     remote: Any = ray.remote
-    of = {"num_cpus": 1, "max_concurrency": METHODS_AT_ONCE, "scheduling_strategy": "SPREAD"}
-    kind = remote(**of)(Actor)
+    options = {
+        "num_cpus": 1,
+        "max_concurrency": MAX_CONCURRENT_METHODS,
+        "scheduling_strategy": "SPREAD",
+    }
+    actor_class = remote(**options)(WorkerActor)
 
-    async def hire() -> _Far:
-        actor = kind.remote()
+    async def start() -> ActorTransport:
+        actor = actor_class.remote()
         try:
-            fault = await actor.begin.remote(said, kept)
+            fault = await actor.begin.remote(config_bytes, contamination_ref)
         except RayError as error:
-            raise Lost(_first_line(error)) from None
+            raise WorkerDied(_first_line(error)) from None
         if fault is not None:
-            raise error_of(fault)
-        return _Far(actor, RayError)
+            raise error_from_dict(fault)
+        return ActorTransport(actor, RayError)
 
-    return hire
+    return start
 
 
 def _first_line(error: Exception) -> str:

@@ -1,4 +1,9 @@
-"""The workers of a run: a seed goes to the one with the fewest; what one lost had, others make."""
+"""The worker pool of a run: each seed goes to the least busy worker, and to another if that dies.
+
+A dead worker takes only its own work with it. What its seeds had reached in the run (turns,
+admitted instructions, started slots, recorded samples) is kept in a `SeedReplay` and given again
+when another worker starts the seed from the beginning.
+"""
 
 from __future__ import annotations
 
@@ -18,18 +23,13 @@ from nodes.state import Seed
 from refloom.errors import WorkersLost
 from refloom.runs.client import kept_form
 from refloom.runs.event_log import event
-from refloom.runs.ray.rpc import Far, Line, Lost, call_of, plain_call
+from refloom.runs.ray.rpc import RpcChannel, Transport, WorkerDied, call_from_dict, call_to_dict
 from refloom.runs.retrieval import Place, Quota, Taken
 from refloom.runs.scheduler import Kept
 
 
-# MERGED refloom~runs~held
-# What a seed has got of the run so far, so that another worker can make it again from the
-# start. A worker that is lost takes only its own work with it: turns that were taken,
-# instructions that were admitted, slots that were begun and samples that were kept are the
-# run's. Asked again, they are given again.
-class Held:
-    """One seed under way. Each step is taken once, however often it is asked for."""
+class SeedReplay:
+    """One seed in flight. Each step happens once, however often workers ask for it."""
 
     def __init__(self, seed: Seed, context: Context, kept: Kept, uses: Quota) -> None:
         self._seed, self._context = seed, context
@@ -40,12 +40,12 @@ class Held:
         self._admit: Admit | None = None
         self._admits = 0
 
-    def anew(self) -> None:
-        """Another worker begins with it; what it is told are the same answers, in order."""
+    def restart(self) -> None:
+        """Another worker starts the seed; it gets the same answers, in order."""
         self._admits = 0
 
     async def step(self, what: str, values: list[Any]) -> Any:
-        """Take a step the worker asks for, or say again what came of it."""
+        """Take the step a worker asks for, or repeat its result."""
         steps: dict[str, Callable[..., Awaitable[Any]]] = {
             "taken": self._taken,
             "admit": self._admitted,
@@ -67,7 +67,7 @@ class Held:
             key = (what, values[0]["slot"][2])
         if key not in self._steps:
             self._steps[key] = asyncio.ensure_future(steps[what](*values))
-        # The worker that asked may be lost while the step is being taken; it is taken all the same.
+        # The worker may die while the step is being taken; the step is finished all the same.
         return await asyncio.shield(self._steps[key])
 
     async def _taken(self, texts: list[str]) -> list[bool]:
@@ -102,186 +102,200 @@ class Held:
         await self._uses.take(self._place, Taken(*taken))
 
     async def aclose(self) -> None:
-        """The seed has ended: nothing of it goes on."""
+        """The seed has ended: cancel what is left of its steps."""
         for step in self._steps.values():
             step.cancel()
         await asyncio.gather(*self._steps.values(), return_exceptions=True)
         if self._turn is not None:
-            # Left without closing it, as a seed that fails in its turn leaves it.
-            given_up = asyncio.CancelledError()
-            await self._turn.__aexit__(type(given_up), given_up, None)
+            # Leave the turn by an exception, as a seed does that fails in its turn.
+            cancelled = asyncio.CancelledError()
+            await self._turn.__aexit__(type(cancelled), cancelled, None)
 
 
-# How often a run replaces a worker, for each it has.
-REPLACEMENTS = 5
-HIRE_S = 180
+# Replacements of dead workers in a run, for each worker.
+MAX_REPLACEMENTS = 5
+START_TIMEOUT_S = 180
 
-Hire = Callable[[], Awaitable[Far]]
-Hiring = Callable[[Mapping[str, Any], Contamination | None], Hire]
+StartWorker = Callable[[], Awaitable[Transport]]
+WorkerStarter = Callable[[Mapping[str, Any], Contamination | None], StartWorker]
 Heed = Callable[[Call, Mapping[str, str]], None]
 
 
-class _Member:
-    """A worker as the run sees it."""
+class _PoolWorker:
+    """A worker of the pool: its channel, and the tasks that carry batches both ways."""
 
-    def __init__(self, number: int, far: Far, line: Line) -> None:
-        self.number, self.far, self.line = number, far, line
+    def __init__(self, number: int, transport: Transport, channel: RpcChannel) -> None:
+        self.number, self.transport, self.channel = number, transport, channel
         self.seeds = 0
         self.carriers: list[asyncio.Task[None]] = []
 
 
-# Who asked for the call that is being answered, and the number it has there.
-_asker: ContextVar[tuple[_Member, int] | None] = ContextVar("asker", default=None)
+# The worker that asked for the call being answered, and the call's number there.
+_caller: ContextVar[tuple[_PoolWorker, int] | None] = ContextVar("asker", default=None)
 
 
-class Team:
-    """A `Maker` over workers that `hire` finds; one that is lost is replaced.
+class WorkerPool:
+    """A `Maker` over workers that `start_worker` starts; a dead one is replaced.
 
-    Its `send` is the `Complete` below journal and limits: the call goes back to the worker that
-    asked for it, or, if that is gone, to another.
+    Its `send` is the `Complete` below journal and limits: a call goes back to the worker that asked
+    for it, or to another if that is dead.
     """
 
     def __init__(self, workers: int, heed: Heed) -> None:
-        self._workers, self._heed = workers, heed
-        self._members: list[_Member] = []
+        self._size, self._heed = workers, heed
+        self._workers: list[_PoolWorker] = []
         self._changed = asyncio.Condition()
-        self._held: dict[Place, Held] = {}
-        self._hired = 0
+        self._replays: dict[Place, SeedReplay] = {}
+        self._started = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._fault: Exception | None = None
 
     async def begin(
-        self, hire: Hire, kept: Kept, uses: Quota, store: FileStore, learned: Characteristics
+        self,
+        start_worker: StartWorker,
+        kept: Kept,
+        uses: Quota,
+        store: FileStore,
+        learned: Characteristics,
     ) -> None:
-        """Hire everybody, and return as soon as one is there: a cluster may have less room.
+        """Start all workers and return when the first is ready: a cluster may have less room.
 
-        Raises what the first one that cannot be hired raises, or `WorkersLost` if none comes.
+        Raises what the first worker raises at its start, or `WorkersLost` if none starts in time.
         """
-        self._hire, self._calls, self._kept, self._uses = hire, kept.calls, kept, uses
+        self._start_worker, self._calls, self._kept, self._uses = (
+            start_worker,
+            kept.calls,
+            kept,
+            uses,
+        )
         self._store, self._learned = store, learned
         self._context: Context = kept.context
-        first = asyncio.ensure_future(self._join())
-        for _ in range(self._workers - 1):
-            self._keep(self._replaced())
+        first = asyncio.ensure_future(self._add())
+        for _ in range(self._size - 1):
+            self._keep(self._replace())
         try:
-            async with asyncio.timeout(HIRE_S):
+            async with asyncio.timeout(START_TIMEOUT_S):
                 await first
-        except (TimeoutError, Lost) as why:
-            said = str(why) or f"none began within {HIRE_S} s; each takes one CPU of the cluster"
-            raise WorkersLost(f"no worker could be had: {said}") from None
+        except (TimeoutError, WorkerDied) as error:
+            reason = (
+                str(error) or f"none within {START_TIMEOUT_S} s; each needs one CPU of the cluster"
+            )
+            raise WorkersLost(f"no worker started: {reason}") from None
 
     def _keep(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _join(self) -> None:
-        self._hired += 1
-        number = self._hired
-        far = await self._hire()
-        member = _Member(number, far, Line(lambda what, values: self._answer(member, what, values)))
-        member.carriers = [
-            asyncio.ensure_future(self._out(member)),
-            asyncio.ensure_future(self._back(member)),
+    async def _add(self) -> None:
+        self._started += 1
+        number = self._started
+        far = await self._start_worker()
+        worker = _PoolWorker(
+            number, far, RpcChannel(lambda what, values: self._answer(worker, what, values))
+        )
+        worker.carriers = [
+            asyncio.ensure_future(self._send_batches(worker)),
+            asyncio.ensure_future(self._receive_batches(worker)),
         ]
         async with self._changed:
-            self._members.append(member)
+            self._workers.append(worker)
             self._changed.notify_all()
         event("worker", number=number, state="begun")
 
-    async def _out(self, member: _Member) -> None:
+    async def _send_batches(self, worker: _PoolWorker) -> None:
         try:
             while True:
-                await member.far.deliver(await member.line.batch())
-        except Lost as lost:
-            self._leave(member, lost)
+                await worker.transport.deliver(await worker.channel.batch())
+        except WorkerDied as error:
+            self._remove(worker, error)
 
-    async def _back(self, member: _Member) -> None:
+    async def _receive_batches(self, worker: _PoolWorker) -> None:
         try:
             while True:
-                member.line.receive(await member.far.collect())
-        except Lost as lost:
-            self._leave(member, lost)
+                worker.channel.receive(await worker.transport.collect())
+        except WorkerDied as error:
+            self._remove(worker, error)
 
-    def _leave(self, member: _Member, why: Lost) -> None:
-        """A worker is lost; what it was asked fails, and is asked of others."""
-        if member not in self._members:
+    def _remove(self, worker: _PoolWorker, reason: WorkerDied) -> None:
+        """Remove a dead worker: its pending requests fail, and others are asked."""
+        if worker not in self._workers:
             return
-        self._members.remove(member)
-        event("worker", number=member.number, state="lost", why=str(why))
-        member.line.cut(why)
-        self._keep(self._replaced())
+        self._workers.remove(worker)
+        event("worker", number=worker.number, state="lost", why=str(reason))
+        worker.channel.fail_pending(reason)
+        self._keep(self._replace())
 
-    async def _replaced(self) -> None:
+    async def _replace(self) -> None:
         try:
-            if self._hired >= self._workers * (1 + REPLACEMENTS):
-                raise WorkersLost("each was replaced several times")
-            await self._join()
-        except Exception as error:  # noqa: BLE001 - the others go on without it
+            if self._started >= self._size * (1 + MAX_REPLACEMENTS):
+                raise WorkersLost("each worker was replaced several times")
+            await self._add()
+        except Exception as error:  # noqa: BLE001 - the other workers go on
             self._fault = error
             async with self._changed:
                 self._changed.notify_all()
 
     async def make(self, seed: Seed) -> None:
-        """See `Maker`. Raises `WorkersLost` when nobody is left."""
+        """See `Maker`. Raises `WorkersLost` if no worker is left."""
         place = (seed["round"], seed["position"])
-        held = self._held[place] = Held(seed, self._context, self._kept, self._uses)
+        replay = self._replays[place] = SeedReplay(seed, self._context, self._kept, self._uses)
         try:
             while True:
-                member = await self._idlest()
-                held.anew()
-                member.seeds += 1
+                worker = await self._least_busy()
+                replay.restart()
+                worker.seeds += 1
                 try:
-                    await member.line.ask("make", seed)
+                    await worker.channel.ask("make", seed)
                     return
-                except Lost:
-                    event("worker", number=member.number, state="seed made again", slot=place)
+                except WorkerDied:
+                    event("worker", number=worker.number, state="seed made again", slot=place)
                 finally:
-                    member.seeds -= 1
+                    worker.seeds -= 1
         finally:
-            self._held.pop(place, None)
-            await held.aclose()
+            self._replays.pop(place, None)
+            await replay.aclose()
 
-    async def _idlest(self) -> _Member:
+    async def _least_busy(self) -> _PoolWorker:
         async with self._changed:
-            await self._changed.wait_for(lambda: self._members or self._fault)
-            if not self._members:
+            await self._changed.wait_for(lambda: self._workers or self._fault)
+            if not self._workers:
                 raise WorkersLost(
-                    f"all {self._hired} workers were lost ({self._fault}). "
-                    "What was made is kept; the same command goes on"
+                    f"all {self._started} workers were lost ({self._fault}). "
+                    "Finished work is kept; the same command resumes the run"
                 )
-            return min(self._members, key=lambda member: member.seeds)
+            return min(self._workers, key=lambda worker: worker.seeds)
 
     async def send(self, call: Call) -> Reply:
-        """Send a call by the worker that asked for it, or by another if that is lost."""
-        asker = _asker.get()
-        if asker is not None and asker[0] in self._members:
-            member, number = asker
-            said = plain_call(call)
-            changed = {k: said[k] for k in ("temperature", "max_tokens", "extra_body")}
+        """Send a call by the worker that asked for it, or by another if that is dead."""
+        caller = _caller.get()
+        if caller is not None and caller[0] in self._workers:
+            worker, number = caller
+            values = call_to_dict(call)
+            changed = {k: values[k] for k in ("temperature", "max_tokens", "extra_body")}
             try:
-                return Reply(**await member.line.ask("send", number, changed))
-            except Lost:
-                event("worker", number=member.number, state="call sent again")
+                return Reply(**await worker.channel.ask("send", number, changed))
+            except WorkerDied:
+                event("worker", number=worker.number, state="call sent again")
         while True:
-            member = await self._idlest()
+            worker = await self._least_busy()
             try:
-                return Reply(**await member.line.ask("send", None, plain_call(call)))
-            except Lost:
+                return Reply(**await worker.channel.ask("send", None, call_to_dict(call)))
+            except WorkerDied:
                 continue
 
-    async def _answer(self, member: _Member, what: str, values: list[Any]) -> Any:
-        """What a worker asks of the run."""
+    async def _answer(self, worker: _PoolWorker, what: str, values: list[Any]) -> Any:
+        """Answer a worker's request."""
         if what == "call":
-            _asker.set((member, values[0]))
-            return kept_form(await self._calls(call_of(values[1])))
+            _caller.set((worker, values[0]))
+            return kept_form(await self._calls(call_from_dict(values[1])))
         if what == "heed":
             judge, model, headers = values
-            # Only whose it was and by which model counts here.
+            # Only the endpoint and the model of the call count here.
             self._heed(Call("critique", (), None, model, judge, 0, 0.0, 1), headers)
         elif what == "recall":
-            found = await self._store.aget(NAMESPACE, values[0])
-            return found and found.value
+            entry = await self._store.aget(NAMESPACE, values[0])
+            return entry and entry.value
         elif what == "keep":
             await self._store.aput(NAMESPACE, values[0], values[1], index=False)
         elif what == "heard":
@@ -302,18 +316,18 @@ class Team:
         if what == "written":
             taken = await self._uses.written(place)
             return taken and [taken.rows, taken.scores, taken.counted]
-        return await self._held[place].step(what, rest)
+        return await self._replays[place].step(what, rest)
 
     def look_ahead(self, seeds: Sequence[Seed]) -> None:
-        """See `Maker`: each worker has an index of its own."""
+        """See `Maker`: nothing to do, each worker has an index of its own."""
 
     def forget(self, place: Place) -> None:
-        """See `Maker`: what a seed had is forgotten as it ends."""
+        """See `Maker`: nothing to do, `make` forgets a seed as it ends."""
 
     async def aclose(self) -> None:
-        """Let everybody go."""
-        tasks = [*self._tasks, *(c for member in self._members for c in member.carriers)]
-        await asyncio.gather(*(member.line.close() for member in self._members))
+        """Close all channels and cancel all tasks."""
+        tasks = [*self._tasks, *(c for worker in self._workers for c in worker.carriers)]
+        await asyncio.gather(*(worker.channel.close() for worker in self._workers))
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

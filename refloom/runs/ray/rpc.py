@@ -1,7 +1,7 @@
-"""Asking and answering in both directions, over batches that somebody else carries.
+"""Requests and answers in both directions between a run and a worker, in batches.
 
-A message costs its bytes; a batch costs a remote call. So what comes up within a few milliseconds
-goes together.
+A message costs its bytes, a batch costs a remote call. So messages of the same few milliseconds
+travel together.
 """
 
 from __future__ import annotations
@@ -27,120 +27,124 @@ from nodes.refine import Refined
 from refloom.errors import BudgetSpent, JournalError
 from refloom.runs.client import Interrupted
 
-# MERGED refloom~runs~plain
-# Calls and errors as plain values, for another process.
-ANSWERS: dict[str, type[Answer]] = {
+# Answer types and errors by name, as they cross to another process.
+ANSWER_TYPES: dict[str, type[Answer]] = {
     answer.__name__: answer
     for answer in (Extracted, Proposed, Generated, Critiqued, Refined, Feedback, Improved)
 }
 
 
-_SAID: dict[str, type[Exception]] = {
+_ERROR_TYPES: dict[str, type[Exception]] = {
     kind.__name__: kind
     for kind in (
-        *(ProviderStopped, BudgetSpent, Interrupted, BadInput),
-        *(IndexUnusable, WeightsUnavailable, JournalError),
+        ProviderStopped,
+        BudgetSpent,
+        Interrupted,
+        BadInput,
+        IndexUnusable,
+        WeightsUnavailable,
+        JournalError,
     )
 }
 
 
-def plain_call(call: Call) -> dict[str, Any]:
-    """A call as JSON."""
-    said = {field.name: getattr(call, field.name) for field in fields(call)}
-    return said | {"answer": call.answer.__name__ if call.answer else None}
+def call_to_dict(call: Call) -> dict[str, Any]:
+    """A call as plain JSON values."""
+    values = {field.name: getattr(call, field.name) for field in fields(call)}
+    return values | {"answer": call.answer.__name__ if call.answer else None}
 
 
-def call_of(said: dict[str, Any]) -> Call:
-    """The call again."""
-    answer = ANSWERS[said["answer"]] if said["answer"] else None
-    messages, order = tuple(said["messages"]), tuple(said["order"])
-    return Call(**{**said, "answer": answer, "messages": messages, "order": order})
+def call_from_dict(values: dict[str, Any]) -> Call:
+    """The inverse of `call_to_dict`."""
+    answer = ANSWER_TYPES[values["answer"]] if values["answer"] else None
+    messages, order = tuple(values["messages"]), tuple(values["order"])
+    return Call(**{**values, "answer": answer, "messages": messages, "order": order})
 
 
-def plain_error(error: Exception) -> dict[str, Any]:
-    """An error as JSON: its kind, and what it says."""
-    said: dict[str, Any] = {"error": type(error).__name__, "message": str(error)}
+def error_to_dict(error: Exception) -> dict[str, Any]:
+    """An error as plain JSON values: its class and message, and a failed call's details."""
+    values: dict[str, Any] = {"error": type(error).__name__, "message": str(error)}
     if isinstance(error, CallFailed):
-        said |= {"stage": error.stage, "kind": error.kind, "message": error.message}
-        said |= {"usage": error.usage, "retry_after": getattr(error, "retry_after", None)}
-        said["error"] = "Transient" if isinstance(error, Transient) else "CallFailed"
-    return said
+        values |= {"stage": error.stage, "kind": error.kind, "message": error.message}
+        values |= {"usage": error.usage, "retry_after": getattr(error, "retry_after", None)}
+        values["error"] = "Transient" if isinstance(error, Transient) else "CallFailed"
+    return values
 
 
-def error_of(said: dict[str, Any]) -> Exception:
-    """The error again; one of a kind unknown here bears its name all the same."""
-    name, message = said["error"], said["message"]
+def error_from_dict(values: dict[str, Any]) -> Exception:
+    """The inverse of `error_to_dict`; an unknown class becomes a new one of the same name."""
+    name, message = values["error"], values["message"]
     if name in ("Transient", "CallFailed"):
         kind = Transient if name == "Transient" else CallFailed
-        failed = kind(said["stage"], said["kind"], message, said["usage"])
+        failed = kind(values["stage"], values["kind"], message, values["usage"])
         if isinstance(failed, Transient):
-            failed.retry_after = said["retry_after"]
+            failed.retry_after = values["retry_after"]
         return failed
-    known = _SAID.get(name)
+    known = _ERROR_TYPES.get(name)
     return known(message) if known else type(name, (Exception,), {})(message)
 
 
-GATHER_S = 0.004
-Respond = Callable[[str, list[Any]], Awaitable[Any]]
+BATCH_DELAY_S = 0.004
+AnswerRequest = Callable[[str, list[Any]], Awaitable[Any]]
 
 
-class Lost(ConnectionError):
-    """The other end is gone, and with it whatever it was asked."""
+class WorkerDied(ConnectionError):
+    """The worker at the other end is gone; its pending requests failed."""
 
 
-class Far(Protocol):
-    """What carries batches to the other end and back; raises `Lost` once that is gone."""
+class Transport(Protocol):
+    """Carries batches to the other end and back. Raises `WorkerDied` once that is gone."""
 
     async def deliver(self, batch: bytes) -> None:
-        """Bring a batch there."""
+        """Send a batch."""
         ...
 
     async def collect(self) -> bytes:
-        """Wait for a batch from there."""
+        """Wait for a batch."""
         ...
 
 
-class Line:
-    """One end of a line. `answer` is called with what the other end asks, many at a time."""
+class RpcChannel:
+    """One end of the channel. `answer` handles the other end's requests, many at a time."""
 
-    def __init__(self, answer: Respond) -> None:
+    def __init__(self, answer: AnswerRequest) -> None:
         self._answer = answer
-        self._out: list[Any] = []
-        self._some = asyncio.Event()
-        self._asked: dict[int, asyncio.Future[Any]] = {}
+        self._outgoing: list[Any] = []
+        self._has_messages = asyncio.Event()
+        self._pending: dict[int, asyncio.Future[Any]] = {}
         self._numbers = itertools.count()
         self._answering: set[asyncio.Task[None]] = set()
-        self._gone: Lost | None = None
+        self._gone: WorkerDied | None = None
 
     async def ask(self, what: str, *values: Any) -> Any:
-        """Ask the other end; what it raises is raised here, `Lost` if it is gone."""
+        """Send a request and wait for its answer. Raises what the other end raised."""
         if self._gone is not None:
             raise self._gone
         number = next(self._numbers)
-        asked = self._asked[number] = asyncio.get_running_loop().create_future()
+        answer = self._pending[number] = asyncio.get_running_loop().create_future()
         self._send(["ask", number, what, values])
         try:
-            return await asked
+            return await answer
         except asyncio.CancelledError:
             self._send(["cancel", number])
             raise
         finally:
-            self._asked.pop(number, None)
+            self._pending.pop(number, None)
 
-    def tell(self, what: str, *values: Any) -> None:
-        """Tell the other end something it has nothing to answer to."""
+    def notify(self, what: str, *values: Any) -> None:
+        """Send a message that has no answer."""
         self._send(["ask", None, what, values])
 
     async def batch(self) -> bytes:
-        """What is to go to the other end, as soon as there is anything."""
-        await self._some.wait()
-        await asyncio.sleep(GATHER_S)
-        self._some.clear()
-        out, self._out = self._out, []
-        return dumps(out)
+        """Wait for outgoing messages, and give those of the next few milliseconds as one batch."""
+        await self._has_messages.wait()
+        await asyncio.sleep(BATCH_DELAY_S)
+        self._has_messages.clear()
+        messages, self._outgoing = self._outgoing, []
+        return dumps(messages)
 
     def receive(self, batch: bytes) -> None:
-        """Take in what came from the other end."""
+        """Handle a batch from the other end."""
         for kind, number, *rest in loads(batch):
             if kind == "ask":
                 task = asyncio.ensure_future(self._respond(number, *rest))
@@ -154,38 +158,38 @@ class Line:
             else:
                 self._settle(number, kind, rest[0])
 
-    def cut(self, why: Lost) -> None:
-        """The other end is gone: whoever asked it is told."""
-        self._gone = why
-        for asked in self._asked.values():
-            if not asked.done():
-                asked.set_exception(why)
+    def fail_pending(self, reason: WorkerDied) -> None:
+        """The other end is gone: fail every pending and every later request."""
+        self._gone = reason
+        for pending in self._pending.values():
+            if not pending.done():
+                pending.set_exception(reason)
 
     async def close(self) -> None:
-        """Give up what is being answered."""
+        """Cancel the requests that are being answered."""
         for task in self._answering:
             task.cancel()
         await asyncio.gather(*self._answering, return_exceptions=True)
 
     def _send(self, message: list[Any]) -> None:
-        self._out.append(message)
-        self._some.set()
+        self._outgoing.append(message)
+        self._has_messages.set()
 
     async def _respond(self, number: int | None, what: str, values: list[Any]) -> None:
         try:
-            said = await self._answer(what, values)
-        except Exception as error:  # noqa: BLE001 - it is raised at the other end
+            result = await self._answer(what, values)
+        except Exception as error:  # noqa: BLE001 - raised at the other end
             if number is not None:
-                self._send(["error", number, plain_error(error)])
+                self._send(["error", number, error_to_dict(error)])
         else:
             if number is not None:
-                self._send(["said", number, said])
+                self._send(["answer", number, result])
 
-    def _settle(self, number: int, kind: str, said: Any) -> None:
-        asked = self._asked.get(number)
-        if asked is None or asked.done():
+    def _settle(self, number: int, kind: str, result: Any) -> None:
+        pending = self._pending.get(number)
+        if pending is None or pending.done():
             return
-        if kind == "said":
-            asked.set_result(said)
+        if kind == "answer":
+            pending.set_result(result)
         else:
-            asked.set_exception(error_of(said))
+            pending.set_exception(error_from_dict(result))

@@ -1,7 +1,7 @@
-"""A worker of a run: graph, client and index of its own; order, journal and limits are elsewhere.
+"""A worker of a run: it has its own graph, client and index; scheduler, journal and limits do not.
 
-Every seam of the graph that the order of work, the journal or a budget stands behind is a question
-to the run's process, so what a worker makes is what the run would have made itself.
+Every hook of the graph that needs the scheduler, the journal or a budget is a request to the run's
+process. So a worker makes the rows that the run itself would have made.
 """
 
 from __future__ import annotations
@@ -28,35 +28,35 @@ from nodes.record import Record
 from nodes.state import Seed
 from refloom.runs.client import Addresses, kept_form
 from refloom.runs.rate_limit import TOLD_IN
-from refloom.runs.ray.rpc import Line, call_of, plain_call
+from refloom.runs.ray.rpc import RpcChannel, call_from_dict, call_to_dict
 from refloom.runs.retrieval import Place, Retrieval, Taken
 from refloom.settings import Settings
 
-KEYS = ("OPENAI_API_KEY", "JUDGE_API_KEY")
+API_KEY_VARIABLES = ("OPENAI_API_KEY", "JUDGE_API_KEY")
 
 
 class Worker:
-    """Makes the seeds it is given. `complete` and `embed` stand in for its own in tests."""
+    """Sends seeds through its graph. `complete` and `embed` replace its own in tests."""
 
     def __init__(
         self,
-        orders: Mapping[str, Any],
+        config: Mapping[str, Any],
         contamination: Contamination | None = None,
         *,
         complete: Complete | None = None,
         embed: Embed | None = None,
     ) -> None:
-        """`orders`: the run's settings, keys, references and whether it was taken up again."""
-        self.line = Line(self._answer)
-        settings = Settings(**orders["settings"])
-        os.environ.update({name: key for name, key in orders["keys"].items() if key})
+        """`config`: the run's settings, API keys, references file, and whether it was resumed."""
+        self.channel = RpcChannel(self._answer)
+        settings = Settings(**config["settings"])
+        os.environ.update({name: key for name, key in config["keys"].items() if key})
         self._context = settings.context()
-        self._resumed = bool(orders["resumed"])
+        self._resumed = bool(config["resumed"])
         self._connection = Connection(Addresses(settings).resolve, max_retries=0, heed=self._heed)
         self._send = complete or self._connection
         self._calls: dict[int, Call] = {}
         self._numbers = itertools.count()
-        path = Path(orders["references"])
+        path = Path(config["references"])
         embed = embed or Embedder(settings.embedding_model)
         index = ReferenceIndex(ReferenceFile(path), embed, path.parent, settings.embedding_model)
         self._graph = self._built(index, embed, contamination)
@@ -66,10 +66,10 @@ class Worker:
     ) -> Graph:
         return build_graph(
             complete=self._complete,
-            search=Retrieval(index, _Uses(self.line, self._resumed)),
+            search=Retrieval(index, _RemoteQuota(self.channel, self._resumed)),
             another=index.another,
             embed=embed,
-            characteristics=Characteristics(_Store(self.line), self._heard),
+            characteristics=Characteristics(_RemoteStore(self.channel), self._heard),
             turn=self._turn,
             taken=self._taken,
             start=self._start,
@@ -79,115 +79,119 @@ class Worker:
         )
 
     async def _answer(self, what: str, values: list[Any]) -> Any:
-        """What the run asks of a worker: make a seed, send a call."""
+        """Answer the run: run a seed, or send a call."""
         if what == "make":
             return await self._make(values[0])
         if what == "send":
-            number, said = values
-            # The parameters may be other than were asked for; the rest is here already.
-            call = call_of(plain_call(self._calls[number]) | said if number is not None else said)
+            number, fields = values
+            if number is not None:
+                # The run may have changed parameters; the rest of the call is here already.
+                fields = call_to_dict(self._calls[number]) | fields
+            call = call_from_dict(fields)
             return kept_form(await self._send(call))
-        raise ValueError(f"a worker is not asked {what!r}")
+        raise ValueError(f"unknown request {what!r}")
 
     async def _make(self, seed: Seed) -> None:
-        given: Any = {"seed": seed}
-        async for _ in self._graph.astream(given, context=self._context, stream_mode=[]):
+        graph_input: Any = {"seed": seed}
+        async for _ in self._graph.astream(graph_input, context=self._context, stream_mode=[]):
             continue
 
     async def _complete(self, call: Call) -> Reply:
         number = next(self._numbers)
         self._calls[number] = call
         try:
-            return Reply(**await self.line.ask("call", number, plain_call(call)))
+            return Reply(**await self.channel.ask("call", number, call_to_dict(call)))
         finally:
             del self._calls[number]
 
     def _heed(self, call: Call, headers: Mapping[str, str]) -> None:
-        told = {name: headers[name] for name in TOLD_IN if name in headers}
-        if told:
-            self.line.tell("heed", call.judge, call.model, told)
+        limits = {name: headers[name] for name in TOLD_IN if name in headers}
+        if limits:
+            self.channel.notify("heed", call.judge, call.model, limits)
 
     @asynccontextmanager
     async def _turn(self, seed: Seed, context: Context) -> AsyncIterator[Admit]:
-        """A turn is over with the last that is offered, or when enough is admitted.
+        """The run ends the turn with the last offer, or as soon as enough is admitted.
 
-        So that the next seed does not wait until this worker has heard of it.
+        So the next seed does not wait for this worker to leave its turn.
         """
         over = False
 
         async def admit(texts: Sequence[str | None], most: int, *, last: bool = False) -> list[str]:
             nonlocal over
-            admitted: list[str] = await self.line.ask(
-                "admit", _place(seed), list(texts), most, last
+            admitted: list[str] = await self.channel.ask(
+                "admit", _seed_key(seed), list(texts), most, last
             )
             over = last or len(admitted) == most
             return admitted
 
         yield admit
         if not over:
-            await self.line.ask("close", _place(seed))
+            await self.channel.ask("close", _seed_key(seed))
 
     async def _taken(self, seed: Seed, texts: Sequence[str]) -> list[bool]:
-        taken: list[bool] = await self.line.ask("taken", _place(seed), list(texts))
+        taken: list[bool] = await self.channel.ask("taken", _seed_key(seed), list(texts))
         return taken
 
     async def _start(self, slot: tuple[int, int, int]) -> bool:
-        return bool(await self.line.ask("start", slot))
+        return bool(await self.channel.ask("start", slot))
 
     async def _finish(self, record: Record, references: Sequence[Reference] = ()) -> None:
-        await self.line.ask("finish", record, list(references))
+        await self.channel.ask("finish", record, list(references))
 
     def _heard(self, reference_id: str, learned: Learned | None) -> None:
-        self.line.tell("heard", reference_id, learned and {"counts": learned["counts"]})
+        self.channel.notify("heard", reference_id, learned and {"counts": learned["counts"]})
 
     async def close(self) -> None:
-        """Give up what is under way, and let go of the connections."""
-        await self.line.close()
+        """Cancel what is in flight and close the connections."""
+        await self.channel.close()
         await self._connection.aclose()
 
 
-class _Uses:
-    """The run's count of how often references are used: see `refloom.runs.retrieval.Uses`."""
+class _RemoteQuota:
+    """The run's usage quota of references: see `refloom.runs.retrieval.Uses`."""
 
-    def __init__(self, line: Line, resumed: bool) -> None:
-        self._line, self._resumed = line, resumed
+    def __init__(self, channel: RpcChannel, resumed: bool) -> None:
+        self._channel, self._resumed = channel, resumed
 
     async def written(self, place: Place) -> Taken | None:
-        said = await self._line.ask("written", place) if self._resumed else None
-        return Taken(*said) if said else None
+        fields = await self._channel.ask("written", place) if self._resumed else None
+        return Taken(*fields) if fields else None
 
     async def offer(
         self, place: Place, taken: Taken, rows: Sequence[int], k: int
     ) -> list[bool] | None:
-        allowed: list[bool] | None = await self._line.ask("offer", place, _said(taken), rows, k)
+        allowed: list[bool] | None = await self._channel.ask(
+            "offer", place, _taken_to_list(taken), rows, k
+        )
         return allowed
 
     async def take(self, place: Place, taken: Taken) -> None:
-        await self._line.ask("take", place, _said(taken))
+        await self._channel.ask("take", place, _taken_to_list(taken))
 
     def passed(self, place: Place) -> None:
-        self._line.tell("passed", place)
+        self._channel.notify("passed", place)
 
 
-class _Store:
-    """The run's store of characteristics: see `memory.characteristics.Store`."""
+class _RemoteStore:
+    """The run's store of what was learned: see `memory.characteristics.Store`."""
 
-    def __init__(self, line: Line) -> None:
-        self._line = line
+    def __init__(self, channel: RpcChannel) -> None:
+        self._channel = channel
 
     async def aget(self, namespace: tuple[str, ...], key: str) -> Kept | None:
-        found = await self._line.ask("recall", key)
-        return Kept(found) if found is not None else None
+        value = await self._channel.ask("recall", key)
+        return Kept(value) if value is not None else None
 
     async def aput(
         self, namespace: tuple[str, ...], key: str, value: dict[str, Any], index: Literal[False]
     ) -> None:
-        self._line.tell("keep", key, value)
+        self._channel.notify("keep", key, value)
 
 
-def _said(taken: Taken) -> list[Any]:
+def _taken_to_list(taken: Taken) -> list[Any]:
     return [taken.rows, taken.scores, taken.counted]
 
 
-def _place(seed: Seed) -> Place:
+def _seed_key(seed: Seed) -> Place:
     return seed["round"], seed["position"]
