@@ -12,7 +12,14 @@ from typing import Any
 import pytest
 from browser import ARGUMENTS, CHROMIUM
 from fakes import Endpoint, stage_of, tagged, verdicts, words
+from hypothesis import settings
 from processes import refloom
+
+# How many examples a property is tried on: HYPOTHESIS_PROFILE=ci or nightly tries more.
+EXAMPLES = {"dev": 25, "ci": 100, "nightly": 400}
+for profile, examples in EXAMPLES.items():
+    settings.register_profile(profile, max_examples=examples, deadline=None, database=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
 
 PREFIXES = ("OPENAI_", "JUDGE_", "REFLOOM_", "LANGSMITH_", "LANGCHAIN_")
 

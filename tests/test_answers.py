@@ -2,7 +2,7 @@ import json
 import re
 
 import pytest
-from hypothesis import assume, example, given, settings
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
@@ -186,14 +186,12 @@ ESCAPES = st.lists(st.sampled_from([*'\\"/\n\t\r\b\f{}ubfnrt0aé ', "u00e9"]), m
 @given(ANY_TEXT | ESCAPES.map("".join), st.booleans())
 @example("\\u0041 \\n \\\\n \\frac", True)
 @example("\n\\nabla", False)
-@settings(max_examples=300, deadline=None)
 def test_any_well_escaped_text_comes_back_as_it_was(text: str, ascii_only: bool) -> None:
     assume(not LATEX_LOOKING.search(text))
     assert read(json.dumps({"response": text}, ensure_ascii=ascii_only)) == text
 
 
 @given(ANY_TEXT)
-@settings(max_examples=200, deadline=None)
 def test_any_text_at_all_is_either_read_or_unreadable(text: str) -> None:
     for said in (text, "{" + text, careless(text)):
         try:
@@ -203,7 +201,6 @@ def test_any_text_at_all_is_either_read_or_unreadable(text: str) -> None:
 
 
 @given(ANY_TEXT, ANY_TEXT, ANY_TEXT)
-@settings(max_examples=100, deadline=None)
 def test_prose_without_braces_round_an_answer_changes_nothing(
     before: str, text: str, after: str
 ) -> None:

@@ -8,7 +8,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nodes.generate import Generated
@@ -386,7 +386,6 @@ class Played:
         self.check()
 
 
-@settings(max_examples=200, deadline=None, database=None)
 @given(
     st.lists(
         st.tuples(st.integers(0, 400), st.integers(0, 5), st.sampled_from(["m", "dear"])),

@@ -8,7 +8,7 @@ import shlex
 
 import pytest
 from fakes import Endpoint, words
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from processes import refloom
 
@@ -91,7 +91,6 @@ def test_a_licence_with_anything_beside_its_name_allows_nothing(text):
 LICENCES = ["CC BY 4.0", "CC BY-SA 4.0", "CC BY-NC 4.0", "CC BY-NC-SA 3.0", "MIT", "GPL-3.0", "x"]
 
 
-@settings(max_examples=200, deadline=None, database=None)
 @given(st.dictionaries(st.sampled_from(LICENCES), st.integers(1, 9)))
 def test_no_outcome_allows_more_than_a_reference_does(counts):
     found = outcome(counts)
@@ -100,7 +99,6 @@ def test_no_outcome_allows_more_than_a_reference_does(counts):
         assert asks & {"nc", "sa"} <= set(licence_of(found.id).asks)
 
 
-@settings(max_examples=200, deadline=None, database=None)
 @given(st.text(max_size=60))
 def test_no_text_becomes_markup(text):
     said = md(text)

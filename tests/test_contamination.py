@@ -9,7 +9,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from memory.contamination import Contamination, Hit, words
@@ -49,7 +49,6 @@ QUESTIONS = [
 ]
 VOCABULARY = sorted({word for question in QUESTIONS for word in question.split()})
 FILLER = "Colours faded slowly while nobody in that valley said much about it, and so on."
-quick = settings(max_examples=200, deadline=None, database=None)
 
 
 def index(**options: object) -> Contamination:
@@ -183,7 +182,6 @@ def test_words_of_other_scripts_count_as_words() -> None:
 
 
 @given(st.text(st.characters(codec="ascii")))
-@quick
 def test_english_words_are_the_tokens_of_the_novelty_filter(text: str) -> None:
     assert words(text) == ([] if not words(text) else tokens(text))
     assert words(text + "—") == words(text)
@@ -233,7 +231,6 @@ SOME = st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=24)
 
 
 @given(st.lists(FEW | SOME, max_size=5), FEW | SOME, st.data())
-@quick
 def test_a_text_is_a_hit_exactly_when_the_definition_says_so(
     prompts: list[list[str]], text: list[str], data: st.DataObject
 ) -> None:
@@ -257,7 +254,6 @@ def test_a_text_is_a_hit_exactly_when_the_definition_says_so(
 
 
 @given(question=st.sampled_from(QUESTIONS), data=st.data())
-@quick
 def test_any_thirteen_words_of_a_prompt_are_a_hit(
     made: Contamination, question: str, data: st.DataObject
 ) -> None:

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 from fakes import words
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from memory.references import Reference
@@ -345,7 +345,6 @@ def test_only_the_length_is_no_must() -> None:
 
 
 @given(st.text(max_size=200), st.text(max_size=200), st.text(max_size=200))
-@settings(max_examples=100, deadline=None)
 def test_any_text_gets_a_verdict_of_every_rule(ask: str, response: str, other: str) -> None:
     found = apply_rules(Facts(ask, response, references(other), 0.1, 0.2))
     assert [v["criterion_id"] for v in found] == list(RULES)

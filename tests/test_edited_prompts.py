@@ -622,7 +622,7 @@ FRAGMENTS = [
 ]  # fmt: skip
 
 
-@settings(max_examples=400, deadline=5000, database=None)
+@settings(deadline=5000)
 @given(pieces=st.lists(st.sampled_from(FRAGMENTS), max_size=40), framed=st.booleans())
 def test_any_text_either_passes_or_is_refused(pieces, framed):
     text = "".join(pieces)
@@ -633,7 +633,7 @@ def test_any_text_either_passes_or_is_refused(pieces, framed):
         assert "\n" not in str(error)
 
 
-@settings(max_examples=150, deadline=5000, database=None)
+@settings(deadline=5000)
 @given(
     user=st.lists(
         st.sampled_from(

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from processes import lines, refloom
 
@@ -72,7 +72,6 @@ def test_all_of_it_in_one_file_keeps_its_order(tmp_path):
 anything = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 
 
-@settings(max_examples=80, deadline=None, database=None)
 @given(st.lists(st.tuples(anything, anything), max_size=4))
 def test_any_text_survives_export_and_parsing(said):
     found = list(rows([record(a, b) for a, b in said], "messages"))
@@ -322,7 +321,6 @@ def test_parts_hold_their_shares_and_siblings_stay_together(tmp_path, suffix):
     assert [p.read_bytes() for p in other] != [p.read_bytes() for p in written]
 
 
-@settings(max_examples=80, deadline=None, database=None)
 @given(
     st.lists(st.integers(0, 8), max_size=30),
     st.lists(st.floats(0.01, 1), min_size=1, max_size=4),

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fakes import Endpoint, ScriptedModel, answer, letters, prompt_of, stage_of, tagged, words
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from processes import lines, refloom
 from runs import build_run
@@ -227,7 +227,6 @@ async def stored(folder: Path, instructions: list[str], draft: str = "So.") -> P
 instructions = st.lists(st.lists(st.sampled_from("abcdef"), max_size=6).map(" ".join), max_size=12)
 
 
-@settings(max_examples=25, deadline=None, database=None)
 @given(instructions, st.sampled_from([0.3, 0.5, 0.7]), st.integers(0, 3), st.integers(1, 12))
 async def test_rouge_takes_greedily_what_is_not_too_like_what_it_took(
     tmp_path_factory, texts, threshold, draw, size
@@ -310,7 +309,6 @@ async def test_diverse_takes_one_of_each_kind_first(tmp_path):
 points = st.lists(st.tuples(st.integers(-9, 9), st.integers(-9, 9)), min_size=1, max_size=9)
 
 
-@settings(max_examples=80, deadline=None, database=None)
 @given(points, st.integers(1, 9))
 def test_the_radius_is_at_most_twice_the_least_there_is(found, k):
     vectors = np.array(found, np.float32)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fakes import letters, words
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from graph.defaults import default_references
@@ -28,8 +28,6 @@ from memory.store import (
     references_in,
     write_references,
 )
-
-quick = settings(max_examples=120, deadline=None, database=None)
 
 
 class Counting:
@@ -81,7 +79,6 @@ def is_mmr(order: list[int], scores, vectors, given_first: int = 0) -> bool:
     return True
 
 
-@quick
 @given(st.integers(0, 12), st.integers(0, 14), st.integers(0, 2**31), st.booleans())
 def test_mmr_takes_the_greatest_gain_at_every_step(n, k, seed, with_first):
     draw = np.random.default_rng(seed)
@@ -503,7 +500,6 @@ def few_are_many(monkeypatch):
     monkeypatch.setattr(faiss_vectors, "EXACT_UP_TO", 500)
 
 
-@quick
 @given(st.integers(1, 60), st.integers(1, 12), st.integers(0, 999))
 def test_exact_search_in_blocks_is_brute_force(n, k, seed):
     vectors, queries = clustered(n, seed=seed), clustered(3, seed=seed + 1)
@@ -559,7 +555,6 @@ async def test_progress_is_told_while_references_are_embedded(tmp_path):
 
 
 @given(st.lists(st.text(max_size=5), max_size=4))
-@quick
 def test_a_content_id_is_stable_and_short(parts):
     assert content_id(*parts) == content_id(*parts)
     assert len(content_id(*parts)) == 12

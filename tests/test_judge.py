@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 from fakes import USAGE, ScriptedModel, criterion_ids, prompt_of, tagged, verdicts
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nodes.context import Context
@@ -317,7 +317,6 @@ async def test_an_empty_response_can_only_fail() -> None:
 
 
 @given(st.text(max_size=60), st.text(max_size=20))
-@settings(max_examples=150, deadline=None)
 def test_folding_twice_is_folding_once_and_keeps_what_is_inside(text: str, more: str) -> None:
     assert fold(fold(text)) == fold(text)
     assert fold(text) in fold(more + " " + text + " " + more)

@@ -11,7 +11,7 @@ import selectors
 
 import pytest
 from fakes import USAGE
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nodes.llm import Call, CallFailed, ProviderStopped, Reply
@@ -30,8 +30,6 @@ from refloom.runs.rate_limit import (
     Lane,
     Limiter,
 )
-
-quick = settings(max_examples=60, deadline=None, database=None)
 
 
 class Clock(selectors.DefaultSelector):
@@ -201,7 +199,6 @@ async def test_a_task_cancelled_inside_gives_its_place_back_once():
     assert limiter.in_flight == 0
 
 
-@quick
 @given(st.integers(1, 6), st.booleans(), st.integers(1, 25), st.randoms(use_true_random=False))
 def test_never_more_than_concurrency_whatever_is_cancelled(concurrency, opened, n, draw):
     async def for_a_while(most: int) -> None:

@@ -5,7 +5,7 @@ from typing import Any, get_args
 
 import pytest
 from fakes import USAGE, ScriptedModel, prompt_of
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nodes.context import Context
@@ -210,7 +210,6 @@ DRAWS = st.tuples(st.integers(0, 9), NAME, NAME, st.sampled_from(STAGES), st.int
 
 
 @given(DRAWS, DRAWS)
-@settings(max_examples=200, deadline=None)
 def test_the_same_draw_has_the_same_seed_and_another_draw_another(
     left: tuple[Any, ...], right: tuple[Any, ...]
 ) -> None:

@@ -20,7 +20,6 @@ from refloom.errors import InputError
 
 THRESHOLDS = [0.001, 0.05, 0.3, 0.5, 0.7, 0.85, 0.99, 1.0]
 NASTY = "aAbB01 !?\n\t潮汐éßİK😀\u202e\u0301-_'"
-quick = settings(max_examples=200, deadline=None, database=None)
 
 
 def lcs(a: Sequence[str], b: Sequence[str]) -> int:
@@ -85,19 +84,16 @@ texts_of = st.one_of(
 )
 
 
-@quick
 @given(texts_of)
 def test_novel_keeps_what_the_naive_filter_keeps(texts):
     assert list(novel(texts)) == naive_novel(texts, 0.7)
 
 
-@quick
 @given(texts_of, st.sampled_from(THRESHOLDS))
 def test_novel_is_exact_at_every_threshold(texts, threshold):
     assert list(novel(texts, threshold)) == naive_novel(texts, threshold)
 
 
-@quick
 @given(texts_of, st.floats(0.01, 1.0, allow_nan=False), st.data())
 def test_a_collision_names_the_first_near_text_there_is(texts, threshold, data):
     assume(texts)
@@ -109,7 +105,6 @@ def test_a_collision_names_the_first_near_text_there_is(texts, threshold, data):
     assert known.collision(text) == (None if first is None else f"n{first}")
 
 
-@quick
 @given(texts_of)
 def test_asking_changes_nothing(texts):
     known = NoveltyFilter()
@@ -194,7 +189,7 @@ def learns_at_once(request, monkeypatch):
     monkeypatch.setattr(memory.novelty, "LEARN_AT", request.param)
 
 
-learning = settings(quick, suppress_health_check=[HealthCheck.function_scoped_fixture])
+learning = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @learning
@@ -241,7 +236,6 @@ def test_long_texts_and_texts_of_every_length_are_decided_as_by_the_naive_filter
     assert list(novel(given)) == naive_novel(given, 0.7)
 
 
-@quick
 @given(texts_of, st.sampled_from(THRESHOLDS))
 def test_to_admit_is_to_ask_and_then_to_add_what_is_new(texts, threshold):
     at_once, by_steps = NoveltyFilter(threshold), NoveltyFilter(threshold)
@@ -469,7 +463,6 @@ def naive_copied(text: str, source: str, words: int) -> str | None:
     return None
 
 
-@quick
 @given(
     st.one_of(few_words.map(" ".join), st.text(NASTY, max_size=20)),
     st.one_of(few_words.map(" ".join), st.text(NASTY, max_size=20)),

@@ -8,14 +8,13 @@ import random
 from dataclasses import dataclass, field
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from memory.novelty import NoveltyFilter
 from nodes.context import Context
 from refloom.runs.scheduler import Order
 
-thorough = settings(max_examples=70, deadline=None, database=None)
 PROPOSALS = [
     "why do tides rise twice a day",
     "why do tides rise twice each day",
@@ -200,7 +199,6 @@ plans = st.builds(
 )
 
 
-@thorough
 @given(plans, st.integers(0, 2**32))
 def test_whatever_the_timing_it_is_as_if_one_came_after_the_other(plan, timing):
     seen = asyncio.run(run(plan, random.Random(timing)))
@@ -214,7 +212,6 @@ def test_whatever_the_timing_it_is_as_if_one_came_after_the_other(plan, timing):
         assert seen.most_wanted <= plan.target
 
 
-@thorough
 @given(
     st.lists(st.one_of(st.none(), st.lists(st.sampled_from(PROPOSALS), max_size=3)), min_size=1),
     ends_of,
@@ -251,7 +248,6 @@ async def test_what_was_admitted_before_a_round_without_news_is_still_begun():
         assert await order.start((0, 0, 1))
 
 
-@thorough
 @given(proposals_of, st.integers(0, 2**32))
 def test_turns_do_not_overlap_and_come_in_order(proposals, timing):
     seen = asyncio.run(run(Plan(proposals, {}), random.Random(timing)))
@@ -259,7 +255,6 @@ def test_turns_do_not_overlap_and_come_in_order(proposals, timing):
     assert seen.turns == [p for p in with_turn for _ in range(2)]
 
 
-@thorough
 @given(
     st.lists(st.integers(0, 4), min_size=1, max_size=8),
     st.lists(st.sampled_from(["accepted", "rejected", "failed"]), min_size=32, max_size=32),
@@ -412,7 +407,6 @@ async def test_candidates_that_fail_count_towards_the_most():
     }
 
 
-@thorough
 @given(plans, st.integers(0, 2**32), st.data())
 def test_a_run_that_is_taken_up_again_ends_as_it_would_have(plan, timing, data):
     """Some seeds of the first session are finished; they are replayed, the others made anew."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from fakes import criterion_ids, tagged
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from jinja2 import UndefinedError
 from syrupy.assertion import SnapshotAssertion
@@ -227,7 +227,6 @@ def test_data_with_template_syntax_stays_text(
 @example("</a>")
 @example("</a-")
 @example("</a></a-3fa9c1>")
-@settings(deadline=None)
 def test_no_text_can_leave_its_tags(text: str) -> None:
     said = fence("a", text, id="x")
     first, _, rest = said.partition("\n")

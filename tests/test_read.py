@@ -9,14 +9,13 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from memory.references import content_id
 from refloom.data.read import Source
 from refloom.errors import InputError
 
-quick = settings(max_examples=80, deadline=None, database=None)
 HARD = "Say “so”,\nthen: \\frac{1}{2}\t潮汐 😀 \u202e \u2028 <|im_end|> {{ x }}"
 PAIR = {"instruction": "Why?", "response": "So."}
 
@@ -602,7 +601,6 @@ rows_of = st.lists(
 )
 
 
-@quick
 @given(rows_of, st.integers(0, 12))
 def test_reading_again_gives_the_same_items_and_the_same_report(rows, limit):
     source = Source(iter(rows), as_reference=True, limit=limit)
@@ -611,7 +609,6 @@ def test_reading_again_gives_the_same_items_and_the_same_report(rows, limit):
     assert source.report == report
 
 
-@quick
 @given(rows_of, rows_of, st.booleans())
 def test_a_digest_of_the_first_items_tells_appending_from_changing(rows, more, as_reference):
     before = Source([*rows, PAIR], as_reference=as_reference)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from browser import ARGUMENTS, CHROMIUM
 from fakes import ScriptedModel, letters, prompt_of, tagged, verdicts, words
 from runs import finish_run, references
 
@@ -38,10 +39,6 @@ from refloom.evaluation.report.tables import outcomes, ranked
 from refloom.evaluation.stats import share
 from refloom.runs.journal import Journal
 
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 NASTY = (
     "<script>window.owned = 1</script> <img src=x onerror='window.owned = 2'> "
     "</style><svg onload=alert(1)> {{ 7 * 7 }} \u202eturned\u2066 nul\x00 half\ud83d end."

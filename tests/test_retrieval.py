@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from fakes import ScriptedModel, answer, letters, prompt_of, words
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from processes import refloom
 from runs import (
@@ -29,10 +29,7 @@ from nodes.llm import Call
 from refloom.runs.journal import Journal
 from refloom.runs.retrieval import LEAST_QUOTA, Gate, Quota, Retrieval
 
-quick = settings(max_examples=80, deadline=None, database=None)
 
-
-@quick
 @given(st.integers(1, 20), st.randoms(use_true_random=False))
 def test_a_gate_lets_all_through_in_order_whoever_leaves_without_entering(n, draw):
     async def main() -> list[int]:

@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nodes.learn import LEAST_WORDS, STEM, general_part, names_its_topic, stem
@@ -73,7 +73,6 @@ def test_a_plural_has_the_stem_of_its_singular(forms: tuple[str, ...]) -> None:
 
 
 @given(st.text("abcdersilyngt", max_size=12))
-@settings(max_examples=200, deadline=None)
 def test_a_stem_begins_its_word(word: str) -> None:
     assert word.startswith(stem(word))
     assert len(stem(word)) <= STEM
@@ -226,7 +225,6 @@ PHRASES = st.lists(
 
 
 @given(PHRASES | st.text(max_size=60), PHRASES, PHRASES)
-@settings(max_examples=200, deadline=None)
 def test_what_is_left_begins_the_text_and_names_no_topic(
     text: str, instruction: str, response: str
 ) -> None:

@@ -2,7 +2,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nodes.context import Context
@@ -279,7 +279,6 @@ def musts_passed(of: Attempt) -> set[str]:
 
 
 @given(ATTEMPTS, CONTEXTS)
-@settings(deadline=None)
 def test_the_loop_ends_at_the_first_attempt_that_will_do_or_at_the_last(
     attempts: list[Attempt], context: Context
 ) -> None:
@@ -299,7 +298,6 @@ def test_the_loop_ends_at_the_first_attempt_that_will_do_or_at_the_last(
 
 
 @given(ATTEMPTS, CONTEXTS)
-@settings(deadline=None)
 def test_an_open_sample_has_something_to_mend_and_hope(
     attempts: list[Attempt], context: Context
 ) -> None:
@@ -311,7 +309,6 @@ def test_an_open_sample_has_something_to_mend_and_hope(
 
 
 @given(ATTEMPTS, CONTEXTS)
-@settings(deadline=None)
 def test_the_best_is_never_worse_than_an_earlier_best(
     attempts: list[Attempt], context: Context
 ) -> None:
@@ -322,7 +319,6 @@ def test_the_best_is_never_worse_than_an_earlier_best(
 
 
 @given(ATTEMPTS, CONTEXTS)
-@settings(deadline=None)
 def test_no_must_that_passed_is_lost_in_the_best(attempts: list[Attempt], context: Context) -> None:
     best = 0
     for n in range(1, len(attempts) + 1):
@@ -332,7 +328,6 @@ def test_no_must_that_passed_is_lost_in_the_best(attempts: list[Attempt], contex
 
 
 @given(ATTEMPTS, CONTEXTS)
-@settings(deadline=None)
 def test_nothing_is_better_than_itself_nor_both_ways(
     attempts: list[Attempt], context: Context
 ) -> None:
@@ -342,7 +337,6 @@ def test_nothing_is_better_than_itself_nor_both_ways(
 
 
 @given(SIGNS, st.integers(0, len(CRITERIA) - 1))
-@settings(deadline=None)
 def test_a_refinement_that_breaks_a_passed_criterion_does_not_replace(
     signs: str, broken: int
 ) -> None:
