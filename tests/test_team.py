@@ -19,8 +19,8 @@ from refloom.runs.ray.rpc import (
     RpcChannel,
     WorkerDied,
     call_from_dict,
-    error_from_dict,
     call_to_dict,
+    error_from_dict,
     error_to_dict,
 )
 from refloom.runs.ray.worker import Worker
