@@ -33,7 +33,7 @@ demo: install  ## make real rows on the embedded model; no key
 	$(BIN)/refloom demo
 
 test: install  ## run the tests
-	$(BIN)/python -m pytest -n 3 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 check: install  ## format, lint, types, import law, README
 	$(BIN)/ruff format --check .

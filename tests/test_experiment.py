@@ -18,6 +18,8 @@ from refloom.evaluation.experiment import arms_of
 from refloom.runs.outputs import status_of
 from refloom.settings import Settings
 
+pytestmark = pytest.mark.xdist_group("experiment")
+
 ARMS = "reference,sample,none,generic,swapped"
 SHARED = {"extract", "propose", "generate"}
 

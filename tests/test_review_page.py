@@ -25,6 +25,8 @@ from refloom.serve.review_page import (
     render_sample,
 )
 
+pytestmark = pytest.mark.xdist_group("browser")
+
 FORBIDDEN = [
     "/review/..%2f..%2fpyproject.toml",
     "/review/%2e%2e/x",

@@ -13,6 +13,8 @@ from processes import env_of, refloom
 
 from refloom.data.export import FORMATS
 
+pytestmark = pytest.mark.xdist_group("made")
+
 METHODS = {"sft": "messages", "dpo": "preference", "kto": "kto"}
 ROOT = Path(__file__).parent.parent / "examples" / "training"
 # One process for all: to import the trainers takes longer than to train.
