@@ -11,6 +11,7 @@ import json
 import re
 import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -342,7 +343,6 @@ def write_files(folder: Path, seeds: int = 5) -> None:
 def calls_in(directory: Path) -> Iterator[tuple[str, str]]:
     """The stage and the key of every paid call in the journals below a directory."""
     for path in sorted(directory.rglob("journal.sqlite")):
-        with sqlite3.connect(path) as connection:
+        with closing(sqlite3.connect(path)) as connection:
             for key, stage in connection.execute("SELECT key, stage FROM calls"):
                 yield stage, key.hex()
-        connection.close()
