@@ -29,9 +29,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.scripted import QUALITIES, drawn, embed, make_references, tagged, words
 from nodes.llm import Call, Reply
 from refloom.data.read import Source
-from refloom.evaluation.compare import Arm, Made, compared
-from refloom.evaluation.experiment import compare_arms, settings_of
-from refloom.evaluation.stats import share
+from refloom.evaluation.compare import Arm, ArmSample, compare_runs
+from refloom.evaluation.experiment import compare_arms, arm_settings
+from refloom.evaluation.stats import proportion
 from refloom.runs.journal import Journal
 from refloom.runs.run import Run, Tools
 from refloom.settings import Settings
@@ -123,7 +123,7 @@ async def experiment(number: int, seeds: int, out: Path) -> dict[str, Any]:
         for arm in FOLLOWS:
             teacher.arm = arm
             run = Run(
-                settings_of(settings, arm, out),
+                arm_settings(settings, arm, out),
                 Source(references, as_reference=True),
                 Source(asked, as_reference=False),
                 out / arm,
@@ -150,15 +150,15 @@ class Liking:
 async def length_experiment(number: int, seeds: int, out: Path) -> dict[str, Any]:
     """Two arms of equal worth, one of them longer: the figures of the longer one."""
     draw = random.Random(number)
-    texts: dict[str, dict[str, Made]] = {"longer": {}, "shorter": {}}
+    texts: dict[str, dict[str, ArmSample]] = {"longer": {}, "shorter": {}}
     for i in range(seeds):
         for name, more in (("longer", LONGER), ("shorter", 0)):
             n = max(10, round(draw.gauss(150 + more, SPREAD)))
             text = words(n, number, i, name)
-            texts[name][f"ask {number} {i}"] = Made(f"s{i}", text, True)
+            texts[name][f"ask {number} {i}"] = ArmSample(f"s{i}", text, True)
     arms = [Arm(name, samples, {"name": name}) for name, samples in texts.items()]
     settings = Settings(model="known", random_seed=number)
-    found = await compared(arms, [(0, 1)], out, settings, complete=Liking())
+    found = await compare_runs(arms, [(0, 1)], out, settings, complete=Liking())
     return dict(found["pairs"][0])
 
 
@@ -175,7 +175,7 @@ def summary(found: Sequence[dict[str, Any]], lengths: Sequence[dict[str, Any]]) 
         rows[arm] = {
             "true": round(truth, 4),
             "mean": round(fmean(p["win_rate"] for p in pairs), 4),
-            "covered": share(sum(p["low"] <= truth <= p["high"] for p in pairs), len(pairs)),
+            "covered": proportion(sum(p["low"] <= truth <= p["high"] for p in pairs), len(pairs)),
             "width": round(fmean(p["high"] - p["low"] for p in pairs), 4),
         }
     means = {arm: row["mean"] for arm, row in rows.items()}
@@ -183,14 +183,14 @@ def summary(found: Sequence[dict[str, Any]], lengths: Sequence[dict[str, Any]]) 
     return {
         "arms": rows,
         "order_in_the_means": sorted(means, key=lambda arm: -means[arm]) == order,
-        "order_in_every_rate": share(right, len(found)),
+        "order_in_every_rate": proportion(right, len(found)),
         "length": {
             "raw": round(fmean(p["win_rate"] for p in lengths), 4),
-            "raw_covers_half": share(
+            "raw_covers_half": proportion(
                 sum(p["low"] <= 0.5 <= p["high"] for p in lengths), len(lengths)
             ),
             "controlled": round(fmean(e["value"] for e in even), 4),
-            "controlled_covers_half": share(
+            "controlled_covers_half": proportion(
                 sum(e["low"] <= 0.5 <= e["high"] for e in even), len(even)
             ),
         },

@@ -12,7 +12,7 @@ from nodes.compare import compare
 from nodes.context import Context
 from nodes.llm import CallFailed, Place
 from refloom.errors import BudgetSpent, JournalError
-from refloom.evaluation.judging import asking, each, settings_over, unique_names
+from refloom.evaluation.judging import judge_session, gather_bounded, judge_settings_over, unique_names
 from refloom.runs.outputs import status_of
 from refloom.settings import Settings
 
@@ -35,22 +35,22 @@ def test_what_is_given_counts_then_the_environment_then_the_run(
 ):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    found = settings_over(RUN["settings"], flags)
+    found = judge_settings_over(RUN["settings"], flags)
     assert (found.model, found.judge, found.base_url) == ("m", judge, address)
 
 
 async def test_a_judge_of_its_own_needs_no_endpoint_of_the_writer(tmp_path):
     await finish_run(tmp_path, ScriptedModel())
     settings = Settings(model="m", judge_model="j", judge_base_url="http://127.0.0.1:9/v1")
-    async with asking(tmp_path, settings):
+    async with judge_session(tmp_path, settings):
         pass
 
 
 async def test_a_directory_is_held_while_its_judge_is_asked(tmp_path):
     await finish_run(tmp_path, ScriptedModel())
-    async with asking(tmp_path, Settings(model="m"), ScriptedModel()):
+    async with judge_session(tmp_path, Settings(model="m"), ScriptedModel()):
         with pytest.raises(JournalError, match="at work here"):
-            async with asking(tmp_path, Settings(model="m"), ScriptedModel()):
+            async with judge_session(tmp_path, Settings(model="m"), ScriptedModel()):
                 pass
 
 
@@ -64,12 +64,12 @@ async def test_a_budget_that_is_spent_ends_it_and_what_was_paid_is_kept(tmp_path
         await compare(calls, Context(model="m"), Place("compare", str(number)), **texts)
 
     with pytest.raises(BudgetSpent):
-        async with asking(tmp_path, settings, model) as calls:
+        async with judge_session(tmp_path, settings, model) as calls:
             for number in range(500):
                 await ask(calls, number)
     paid = status_of(tmp_path)["calls"]["paid"] - before
     assert 0 < paid == len(model.calls)
-    async with asking(tmp_path, Settings(model="m"), model) as calls:
+    async with judge_session(tmp_path, Settings(model="m"), model) as calls:
         await ask(calls, 0)
     assert len(model.calls) == paid
 
@@ -84,7 +84,7 @@ async def test_half_of_a_comparison_that_fails_is_kept(tmp_path):
         return await model(call)
 
     model = ScriptedModel()
-    async with asking(tmp_path, Settings(model="m"), one_order) as calls:
+    async with judge_session(tmp_path, Settings(model="m"), one_order) as calls:
         for _ in range(2):
             with pytest.raises(CallFailed):
                 await compare(
@@ -107,10 +107,10 @@ async def test_work_is_bounded_keeps_its_order_and_ends_with_the_first_error():
             raise ValueError("thirty")
         return number
 
-    assert await each(list(range(20)), work, at_once=4) == list(range(20))
+    assert await gather_bounded(list(range(20)), work, limit=4) == list(range(20))
     assert most == 4
     with pytest.raises(ValueError, match="thirty"):
-        await each(list(range(90)), work, at_once=4)
+        await gather_bounded(list(range(90)), work, limit=4)
 
 
 def test_runs_are_called_by_their_folder_unless_two_share_it(tmp_path):

@@ -13,8 +13,8 @@ from processes import lines, refloom
 from runs import finish_run, references
 
 from refloom.errors import InputError
-from refloom.evaluation.compare import Arm, Made, arm_of, compared, shown
-from refloom.evaluation.experiment import arms_of
+from refloom.evaluation.compare import Arm, ArmSample, read_arm, compare_runs, format_comparison
+from refloom.evaluation.experiment import parse_arms
 from refloom.runs.outputs import status_of
 from refloom.settings import Settings
 
@@ -108,7 +108,7 @@ def test_an_experiment_that_is_done_pays_nothing_when_it_is_run_again(tried):
 
 def test_what_arms_share_counts_in_the_account_of_each(tried):
     out, *_ = tried
-    none, sample = (arm_of(arm, out / arm).account for arm in ("none", "sample"))
+    none, sample = (read_arm(arm, out / arm).summary for arm in ("none", "sample"))
     assert none["by_stage"] == {"propose": 6, "generate": 6}
     assert sample["by_stage"] == {**none["by_stage"], "feedback": 6, "refine": 6}
 
@@ -148,15 +148,15 @@ def test_a_run_in_the_place_of_an_experiment_is_refused(tried, tmp_path):
 
 @pytest.mark.parametrize(
     ("arms", "said"),
-    [("reference", "at least one arm"), ("none,best", "no arm 'best'"), ("", "at least one arm")],
+    [("reference", "at least one arm"), ("none,best", "unknown arm 'best'"), ("", "at least one arm")],
 )
 def test_arms_there_are_none_of_are_refused(arms, said):
     with pytest.raises(InputError, match=said):
-        arms_of(arms)
+        parse_arms(arms)
 
 
 def test_the_arm_all_are_compared_with_is_added():
-    assert arms_of("none,sample,none") == ("reference", "none", "sample")
+    assert parse_arms("none,sample,none") == ("reference", "none", "sample")
 
 
 # Comparison by itself.
@@ -167,7 +167,7 @@ def arm(name: str, responses: dict[str, str], accepted: bool = True) -> Arm:
         "name": name, "accepted": 0, "rejected": 0, "failed": 0, "calls": 0, "tokens": 0,
         "cost_usd": None, "criteria": [],
     }  # fmt: skip
-    samples = {text: Made(text, response, accepted) for text, response in responses.items()}
+    samples = {text: ArmSample(text, response, accepted) for text, response in responses.items()}
     return Arm(name, samples, account)
 
 
@@ -182,7 +182,7 @@ def judge_by(choose):
 def duel(tmp_path, a, b, choose, **settings):
     given = Settings(model="m", **settings)
     return asyncio.run(
-        compared([arm("a", a), arm("b", b)], [(0, 1)], tmp_path, given, complete=judge_by(choose))
+        compare_runs([arm("a", a), arm("b", b)], [(0, 1)], tmp_path, given, complete=judge_by(choose))
     )["pairs"][0]
 
 
@@ -217,40 +217,40 @@ def test_what_was_asked_is_not_asked_again(tmp_path):
     model = judge_by(lambda a, b: "tie")
     arms, given = [arm("a", many("x")), arm("b", many("y"))], Settings(model="m")
     for _ in range(2):
-        asyncio.run(compared(arms, [(0, 1)], tmp_path, given, complete=model))
+        asyncio.run(compare_runs(arms, [(0, 1)], tmp_path, given, complete=model))
     assert len(model.calls) == 40
 
 
 def test_runs_with_nothing_in_common_are_refused_before_any_call(tmp_path):
     model = judge_by(lambda a, b: "tie")
     arms = [arm("a", {"one": "x"}), arm("b", {"two": "y"})]
-    with pytest.raises(InputError, match="no instruction in common"):
-        asyncio.run(compared(arms, [(0, 1)], tmp_path, Settings(model="m"), complete=model))
+    with pytest.raises(InputError, match="no instruction that both"):
+        asyncio.run(compare_runs(arms, [(0, 1)], tmp_path, Settings(model="m"), complete=model))
     assert not model.calls
 
 
 def test_a_pair_that_cannot_be_judged_is_left_out_and_counted(tmp_path):
     model = ScriptedModel(compare=lambda call: "no JSON")
     arms = [arm("a", many("x", 3)), arm("b", many("y", 3))]
-    found = asyncio.run(compared(arms, [(0, 1)], tmp_path, Settings(model="m"), complete=model))
+    found = asyncio.run(compare_runs(arms, [(0, 1)], tmp_path, Settings(model="m"), complete=model))
     (pair,) = found["pairs"]
     assert (pair["n"], pair["not_judged"], pair["win_rate"]) == (0, 3, None)
-    assert "3 could not be judged" in shown(found)
+    assert "3 could not be judged" in format_comparison(found)
 
 
 @pytest.mark.parametrize("said", ["A", "a", " B ", "Response A", "Tie.", "tie"])
 def test_a_winner_is_read_however_it_is_spelt(tmp_path, said):
     model = ScriptedModel(compare=lambda call: {"reason": "so", "winner": said})
     arms = [arm("a", many("x", 1)), arm("b", many("y", 1))]
-    found = asyncio.run(compared(arms, [(0, 1)], tmp_path, Settings(model="m"), complete=model))
+    found = asyncio.run(compare_runs(arms, [(0, 1)], tmp_path, Settings(model="m"), complete=model))
     assert (found["pairs"][0]["n"], len(model.calls)) == (1, 2)
 
 
 async def test_arms_of_runs_can_be_read_while_they_are_made(tmp_path):
     await finish_run(tmp_path / "run", ScriptedModel())
-    found = arm_of("run", tmp_path / "run")
+    found = read_arm("run", tmp_path / "run")
     assert len(found.samples) == 3
-    assert found.account["by_stage"]["generate"] == 3
+    assert found.summary["by_stage"]["generate"] == 3
 
 
 def test_the_page_of_an_experiment_has_its_arms_and_its_comparison(tried):
@@ -277,7 +277,7 @@ def test_a_judge_is_checked_on_an_arm_and_not_on_a_whole_experiment(tried):
     whole = refloom("judge-check", out, cwd=out)
     assert (whole.returncode, "name one of its arms" in whole.stderr) == (2, True)
     # What a judge was asked since is no part of what making the rows took.
-    account = arm_of("reference", out / "reference").account
+    account = read_arm("reference", out / "reference").summary
     kept = json.loads((out / "compare.json").read_text())["arms"][0]
     assert account["calls"] == kept["calls"]
     assert status_of(out / "reference")["calls"]["by_stage"]["judge-check"] == asked
@@ -349,5 +349,5 @@ def test_what_another_experiment_asked_its_judge_is_not_asked_again(tmp_path):
     arms = [arm("a", many("x")), arm("b", many("y"))]
     for name, given in (("one", {}), ("two", {"reuse": tmp_path / "one"})):
         settings = Settings(model="m", **given)
-        asyncio.run(compared(arms, [(0, 1)], tmp_path / name, settings, complete=model))
+        asyncio.run(compare_runs(arms, [(0, 1)], tmp_path / name, settings, complete=model))
     assert len(model.calls) == 40

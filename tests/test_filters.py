@@ -23,8 +23,8 @@ from nodes.llm import CallFailed, ProviderStopped
 from refloom.cli import main
 from refloom.cli.export import JUDGING, SETTINGS
 from refloom.errors import BudgetSpent, JournalError, TooManyFailed
-from refloom.evaluation.judging import settings_for
-from refloom.evaluation.selection import Choice, Selection, farthest_first, select
+from refloom.evaluation.judging import judge_settings
+from refloom.evaluation.selection import SelectionSettings, Selection, k_centre, select_samples
 from refloom.runs.journal import Journal
 from refloom.runs.outputs import status_of
 
@@ -82,9 +82,13 @@ def accepted(run: Path) -> dict[str, dict]:
 
 
 async def choose(run: Path, model=None, *, embed=letters, **given) -> Selection:
-    judge = {k: given.pop(k) for k in list(given) if k not in Choice.__dataclass_fields__}
-    its = settings_for(run, {"quiet": True, **judge})
-    return await select(run, Choice(**given), its, complete=model or family(), embed=embed)
+    judge = {
+        k: given.pop(k) for k in list(given) if k not in SelectionSettings.__dataclass_fields__
+    }
+    its = judge_settings(run, {"quiet": True, **judge})
+    return await select_samples(
+        run, SelectionSettings(**given), its, complete=model or family(), embed=embed
+    )
 
 
 def refined(record: dict) -> bool:
@@ -104,10 +108,10 @@ async def test_the_judge_keeps_what_beats_its_draft_in_both_orders_and_what_was_
     asked = [r for r in rows.values() if refined(r)]
     assert len(model.asked("compare")) == len(model.calls) == 2 * len(asked)
     better = sum(odd(r["response"]) for r in asked)
-    assert f"{better} refined and better" in found.told[2]
-    assert f"{len(asked) - better} refined and not better" in found.told[2]
-    assert f"{len(rows) - len(asked)} never refined, kept" in found.told[2]
-    assert found.missed == []
+    assert f"{better} refined and better" in found.summary[2]
+    assert f"{len(asked) - better} refined and not better" in found.summary[2]
+    assert f"{len(rows) - len(asked)} never refined, kept" in found.summary[2]
+    assert found.warnings == []
 
 
 @pytest.mark.parametrize("winner", ["tie", "A", "B"])
@@ -146,9 +150,9 @@ async def test_a_comparison_that_fails_leaves_its_sample_out_counted_and_named(r
 
     found = await choose(run, family(compare=fails), filters=("judge",))
     gone = {i for i, r in accepted(run).items() if lost[0] in str(r["attempts"])}
-    (missed,) = found.missed
+    (missed,) = found.warnings
     assert len(gone) == 1 and not gone & found.ids and next(iter(gone)) in missed
-    assert "malformed" in missed and "1 not judged, left out" in found.told[2]
+    assert "malformed" in missed and "1 not judged, left out" in found.summary[2]
 
 
 async def test_a_judge_that_fails_all_the_time_ends_it(tmp_path):
@@ -279,8 +283,8 @@ async def test_fewer_than_asked_for_are_all_that_are_left(tmp_path):
     run = await stored(tmp_path, ["Why two tides?", "Why two tides?", "What is a fjord?"])
     found = await choose(run, filters=("rouge",), size=9)
     assert len(found.ids) == 2
-    assert found.missed == ["only 2 samples are left; 9 were asked for"]
-    assert "3 came, 2 passed" in found.told[1]
+    assert found.warnings == ["only 2 samples are left of the 9 asked for"]
+    assert "3 came, 2 passed" in found.summary[1]
     assert (await choose(run, size=9, diverse=True)).ids == {"i0", "i1", "i2"}
 
 
@@ -288,15 +292,15 @@ async def test_of_no_samples_none_are_chosen(tmp_path):
     run = await stored(tmp_path, [])
     for way in ({"filters": ("judge", "rouge", "random")}, {"diverse": True}):
         found = await choose(run, size=2, **way)
-        assert found.ids == set() and len(found.missed) == 1
+        assert found.ids == set() and len(found.warnings) == 1
 
 
 async def test_filters_work_in_the_order_they_are_given(run):
     model = family()
     few = await choose(run, model, filters=("rouge", "judge"), threshold=0.1)
-    assert re.match(r"rouge .*: 24 came, (\d+) passed", few.told[1])
+    assert re.match(r"rouge .*: 24 came, (\d+) passed", few.summary[1])
     assert len(model.calls) < 2 * sum(refined(r) for r in accepted(run).values())
-    assert few.told[2].startswith("judge (m, prompt ")
+    assert few.summary[2].startswith("judge (m, prompt ")
 
 
 async def test_diverse_takes_one_of_each_kind_first(tmp_path):
@@ -304,7 +308,7 @@ async def test_diverse_takes_one_of_each_kind_first(tmp_path):
     run = await stored(tmp_path, [f"{kinds[i % 3]} {'ab'[i % 2]}" for i in range(30)])
     found = await choose(run, size=3, diverse=True)
     assert {int(i[1:]) % 3 for i in found.ids} == {0, 1, 2}
-    cosine = float(re.search(r"a cosine of at least (0\.\d+) with one", found.told[1])[1])
+    cosine = float(re.search(r"a cosine of at least (0\.\d+) with one", found.summary[1])[1])
     assert 0.5 < cosine < 1
 
 
@@ -314,22 +318,22 @@ points = st.lists(st.tuples(st.integers(-9, 9), st.integers(-9, 9)), min_size=1,
 @given(points, st.integers(1, 9))
 def test_the_radius_is_at_most_twice_the_least_there_is(found, k):
     vectors = np.array(found, np.float32)
-    chosen = farthest_first(vectors, k)
+    chosen = k_centre(vectors, k)
     k = min(k, len(vectors))
-    assert len(set(chosen.places)) == k
+    assert len(set(chosen.indices)) == k
     apart = np.linalg.norm(vectors[:, None] - vectors[None], axis=2)
-    assert chosen.radius == pytest.approx(apart[:, chosen.places].min(axis=1).max(), abs=1e-3)
+    assert chosen.radius == pytest.approx(apart[:, chosen.indices].min(axis=1).max(), abs=1e-3)
     every = itertools.combinations(range(len(vectors)), k)
     least = min(apart[:, list(one)].min(axis=1).max() for one in every)
     assert chosen.radius <= 2 * least + 1e-3
-    assert farthest_first(vectors, k - 1).places == chosen.places[:-1]
+    assert k_centre(vectors, k - 1).indices == chosen.indices[:-1]
 
 
 def test_each_centre_is_the_farthest_from_those_before_it():
     random = np.random.default_rng(3)
     vectors = random.standard_normal((3000, 12)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    places = farthest_first(vectors, 400).places
+    places = k_centre(vectors, 400).indices
     nearest = np.full(len(vectors), np.inf)
     for before, place in itertools.pairwise(places):
         nearest = np.minimum(nearest, np.linalg.norm(vectors - vectors[before], axis=1))
@@ -378,7 +382,7 @@ def test_a_size_counts_samples_and_says_when_there_are_fewer(here, tmp_path):
         done = refloom("export", here, tmp_path / f"{size}.jsonl", "--format", "messages",
                        "--size", size, *some, cwd=tmp_path)  # fmt: skip
         assert done.returncode == 0 and f"{count} rows" in done.stdout
-        assert ("were asked for" in done.stderr) == (size == 900)
+        assert ("samples are left of the" in done.stderr) == (size == 900)
     first, every = (lines(tmp_path / f"{size}.jsonl") for size in (5, 900))
     assert [row for row in every if row in first] == first
 

@@ -36,7 +36,7 @@ from refloom.evaluation.report.diversity import (
 )
 from refloom.evaluation.report.samples import changed, checked, chosen, comparison
 from refloom.evaluation.report.tables import outcomes, ranked
-from refloom.evaluation.stats import share
+from refloom.evaluation.stats import proportion
 from refloom.runs.journal import Journal
 
 pytestmark = pytest.mark.xdist_group("report")
@@ -151,15 +151,15 @@ def test_coverage_counts_clusters_of_references_that_have_a_row():
     references = (around / np.linalg.norm(around, axis=1, keepdims=True)).astype(np.float32)
     found = coverage(references, references[[0, 1, 2, 4]])
     assert found is not None
-    assert found.covered == share(2, 4)
+    assert found.covered == proportion(2, 4)
     assert [c.references for c in found.clusters] == [4, 4, 4, 4]
     assert sorted(c.rows for c in found.clusters) == [0, 0, 1, 3]
     assert found.references_even == 1
     entropy = -(0.75 * np.log(0.75) + 0.25 * np.log(0.25)) / np.log(4)
     assert found.rows_even == pytest.approx(entropy, abs=1e-3)
     assert (k_means(references, 4) == k_means(references, 4)).all()
-    assert coverage(references[:1], references[5:]).covered == share(1, 1)
-    assert coverage(references[[0, 0, 0]], references).covered == share(1, 1)
+    assert coverage(references[:1], references[5:]).covered == proportion(1, 1)
+    assert coverage(references[[0, 0, 0]], references).covered == proportion(1, 1)
     assert coverage(references[:0], references) is None
     assert evenness([0, 0]) is None
 
@@ -209,7 +209,7 @@ async def test_figures_are_those_of_the_rows(mended):
         "accepted at attempt 2",
         "never: rejected",
     ]
-    assert found["attempts"][0].share == share(counts["accepted"], judged)
+    assert found["attempts"][0].share == proportion(counts["accepted"], judged)
     used = {id_: taught for id_, taught in account.taught.items() if taught.judged}
     assert sum(t.judged for t in used.values()) == judged
     assert sum(t.accepted for t in used.values()) == counts["accepted"]
@@ -217,7 +217,7 @@ async def test_figures_are_those_of_the_rows(mended):
     best, worst, of = ranked([account])
     assert set(best) == set(used) and worst == [] and of == len(used)
     said = seen(await page_of(mended))
-    accepted = share(counts["accepted"], judged)
+    accepted = proportion(counts["accepted"], judged)
     assert f"{100 * accepted.value:.0f} % " in said
     assert f"n = {judged} judged samples" in said
     assert "accepted at once 0 %" in said

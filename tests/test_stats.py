@@ -7,21 +7,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refloom.evaluation.stats import auc, kappa, length_controlled, mean, share, sign_test
+from refloom.evaluation.stats import auc, kappa, length_controlled, bootstrap_mean, proportion, sign_test
 
 SCORES = st.lists(st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]), min_size=1, max_size=40)
 
 
 @given(SCORES)
 def test_a_mean_lies_within_its_interval_and_that_within_nought_and_one(scores):
-    found = mean(scores, range(len(scores)))
+    found = bootstrap_mean(scores, range(len(scores)))
     assert 0 <= found.low <= found.value + 1e-4
     assert found.value - 1e-4 <= found.high <= 1
     assert found.n == len(scores)
 
 
 def test_nothing_has_no_figure():
-    for found in (mean([], []), share(0, 0), length_controlled([], [], [])):
+    for found in (bootstrap_mean([], []), proportion(0, 0), length_controlled([], [], [])):
         assert found == (None, None, None, 0)
     assert auc([], [1.0]) is None
     assert kappa([]) is None
@@ -29,8 +29,8 @@ def test_nothing_has_no_figure():
 
 def test_rows_of_one_seed_are_no_more_evidence_than_their_seed():
     scores = [1.0, 0.0] * 20
-    apart = mean(scores, range(40))
-    together = mean(
+    apart = bootstrap_mean(scores, range(40))
+    together = bootstrap_mean(
         [s for s in (1.0, 0.0) for _ in range(20)], [s for s in "ab" for _ in range(20)]
     )
     assert together.high - together.low > 2 * (apart.high - apart.low)
@@ -41,13 +41,13 @@ def test_about_ninety_five_of_a_hundred_intervals_hold_the_truth(truth):
     draw, held = np.random.default_rng(7), 0
     for number in range(200):
         scores = draw.binomial(2, truth, size=50) / 2
-        found = mean(scores.tolist(), range(50), number)
+        found = bootstrap_mean(scores.tolist(), range(50), number)
         held += found.low <= truth <= found.high
     assert 180 <= held <= 199
 
 
 def test_unanimous_scores_still_have_an_interval():
-    found = mean([1.0] * 10, range(10))
+    found = bootstrap_mean([1.0] * 10, range(10))
     assert (found.value, found.high) == (1.0, 1.0)
     assert 0.6 < found.low < 0.8
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def report(given: Namespace, flags: dict[str, Any]) -> int:
     """Write a page about a run, about several side by side, or about an experiment."""
-    from refloom.evaluation.experiment import arms_in
+    from refloom.evaluation.experiment import arm_directories
     from refloom.evaluation.report import report as write
     from refloom.runs.journal import check_run, is_experiment
 
@@ -32,7 +32,7 @@ def report(given: Namespace, flags: dict[str, Any]) -> int:
             check_run(directory)
     elif is_experiment(directories[0]):
         home = directories[0]
-        directories = arms_in(home)
+        directories = arm_directories(home)
         found = _kept(home / "compare.json")
         given.out = given.out or home / "report.html"
     path = asyncio.run(write(directories, given.out, compared=found))
@@ -53,16 +53,16 @@ def _kept(path: Path) -> dict[str, Any] | None:
 
 def compare(given: Namespace, flags: dict[str, Any]) -> int:
     """Judge the responses of runs to the same instructions against each other."""
-    from refloom.evaluation.compare import arm_of, compared, shown
-    from refloom.evaluation.experiment import arms_in, home_of
-    from refloom.evaluation.judging import settings_for, telling, unique_names
+    from refloom.evaluation.compare import read_arm, compare_runs, format_comparison
+    from refloom.evaluation.experiment import arm_directories, judging_directory
+    from refloom.evaluation.judging import judge_settings, progress_printer, unique_names
     from refloom.evaluation.report import check_place
     from refloom.runs.journal import check_run, is_experiment
 
     directories: list[Path] = given.directories
     whole = len(directories) == 1 and is_experiment(directories[0])
     if whole:
-        directories = arms_in(directories[0])
+        directories = arm_directories(directories[0])
     if len({path.resolve() for path in directories}) < len(directories):
         raise InputError("compare: a directory is named twice; give different runs")
     if len(directories) < 2:
@@ -75,15 +75,15 @@ def compare(given: Namespace, flags: dict[str, Any]) -> int:
         check_run(path)
     if given.out is not None:
         check_place(given.out)
-    settings = settings_for(directories[0], flags)
+    settings = judge_settings(directories[0], flags)
     names = unique_names(directories)
-    arms = [arm_of(name, path) for name, path in zip(names, directories, strict=True)]
+    arms = [read_arm(name, path) for name, path in zip(names, directories, strict=True)]
     # Of an experiment as in its compare.json: each arm against `reference`.
     pairs = [(i, 0) if whole else (0, i) for i in range(1, len(arms))]
-    home = home_of(directories)
-    told = telling("compared", settings.quiet)
-    found = asyncio.run(compared(arms, pairs, home, settings, limit=given.limit, told=told))
-    say(json.dumps(found, indent=2, ensure_ascii=False) if given.json else shown(found))
+    home = judging_directory(directories)
+    on_progress = progress_printer("compared", settings.quiet)
+    found = asyncio.run(compare_runs(arms, pairs, home, settings, limit=given.limit, on_progress=on_progress))
+    say(json.dumps(found, indent=2, ensure_ascii=False) if given.json else format_comparison(found))
     _page(found, given.out)
     return 0
 
@@ -100,11 +100,11 @@ def judge_check(given: Namespace, flags: dict[str, Any]) -> int:
     """Say how far the judge of a run is to be trusted."""
     from refloom.evaluation.judge_check import judge_check as check
     from refloom.evaluation.judge_check import shown
-    from refloom.evaluation.judging import settings_for
+    from refloom.evaluation.judging import judge_settings
     from refloom.runs.journal import check_run
 
     check_run(given.directory)
-    settings = settings_for(given.directory, flags)
+    settings = judge_settings(given.directory, flags)
     found = asyncio.run(
         check(
             given.directory,
@@ -186,20 +186,20 @@ def experiment(given: Namespace, flags: dict[str, Any]) -> int:
     """Run several feedback arms over the same instructions and drafts, and compare them."""
     from memory.embed import Embedder
     from refloom.cli import run as commands
-    from refloom.evaluation.experiment import Shared, arms_of, settings_of
+    from refloom.evaluation.experiment import ExperimentJournal, parse_arms, arm_settings
     from refloom.runs.client import Addresses
     from refloom.runs.event_log import log_to
     from refloom.runs.run import Tools
 
     settings, references, seeds = commands.read(given, flags)
-    arms = arms_of(given.arms)
-    each = {arm: settings_of(settings, arm, given.out) for arm in arms}
+    arms = parse_arms(given.arms)
+    each = {arm: arm_settings(settings, arm, given.out) for arm in arms}
     if given.dry_run:
         return _dry_run(each, references, seeds)
     _check_arms(each.values(), references, seeds)
     status, tools = 0, Tools(embed=Embedder(settings.embedding_model))
     with log_to(given.log_file, Addresses(settings).keys()):
-        shared = Shared(given.out, settings)
+        shared = ExperimentJournal(given.out, settings)
         try:
             for number, (arm, own) in enumerate(each.items(), 1):
                 if not settings.quiet:
@@ -234,13 +234,13 @@ def _check_arms(each: Iterable[Settings], references: Any, seeds: Any) -> None:
 
 
 def _compare(given: Namespace, settings: Settings, arms: tuple[str, ...]) -> dict[str, Any]:
-    from refloom.evaluation.compare import shown
+    from refloom.evaluation.compare import format_comparison
     from refloom.evaluation.experiment import compare_arms
-    from refloom.evaluation.judging import telling
+    from refloom.evaluation.judging import progress_printer
 
-    told = telling("compared", settings.quiet)
-    found = asyncio.run(compare_arms(given.out, arms, settings, told=told))
-    say(shown(found))
+    on_progress = progress_printer("compared", settings.quiet)
+    found = asyncio.run(compare_arms(given.out, arms, settings, on_progress=on_progress))
+    say(format_comparison(found))
     say(f"\n{given.out / 'compare.json'}; `refloom report {given.out}` makes a page of it")
     return found
 

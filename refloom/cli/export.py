@@ -24,7 +24,7 @@ from refloom.settings import ASKING
 # MERGED refloom~choosing
 # Which of a run's accepted samples `export` writes: its flags, and what they come to.
 if TYPE_CHECKING:
-    from refloom.evaluation.selection import Choice
+    from refloom.evaluation.selection import SelectionSettings
 
 # A comparison is always in words, and keeps the run's random seed: see `chosen`.
 JUDGING = tuple(name for name in ASKING if name not in ("judge_method", "random_seed", "quiet"))
@@ -68,7 +68,7 @@ def add_choosing(parser: argparse.ArgumentParser) -> Any:
     return group
 
 
-def choice_of(given: Namespace, flags: dict[str, Any]) -> Choice | None:
+def choice_of(given: Namespace, flags: dict[str, Any]) -> SelectionSettings | None:
     """What is to be chosen; None: everything. Raises `InputError` for flags that do not fit."""
     filters, diverse = tuple(given.filter or ()), given.sample == "diverse"
     random, size = "random" in filters, given.size is not None
@@ -94,28 +94,28 @@ def choice_of(given: Namespace, flags: dict[str, Any]) -> Choice | None:
             raise InputError(why)
     if not filters and not diverse:
         return None
-    from refloom.evaluation.selection import Choice
+    from refloom.evaluation.selection import SelectionSettings
 
     threshold = given.filter_threshold or THRESHOLD
-    return Choice(filters, threshold, given.size, diverse, given.random_seed)
+    return SelectionSettings(filters, threshold, given.size, diverse, given.random_seed)
 
 
-def chosen(directory: Path, choice: Choice, flags: dict[str, Any]) -> set[str]:
+def chosen(directory: Path, choice: SelectionSettings, flags: dict[str, Any]) -> set[str]:
     """The ids of the samples that are chosen; says on stderr how.
 
     Raises what `refloom.evaluation.selection.select` raises.
     """
-    from refloom.evaluation.judging import settings_for
-    from refloom.evaluation.selection import select
+    from refloom.evaluation.judging import judge_settings
+    from refloom.evaluation.selection import select_samples
 
     # Another draw of samples is no reason to pay for the same comparisons again.
     own = {name: value for name, value in flags.items() if name != "random_seed"}
-    settings = settings_for(directory, own)
-    found = asyncio.run(select(directory, choice, settings))
-    missed = found.missed[:NAMED]
-    if len(found.missed) > NAMED:
-        missed.append(f"{len(found.missed) - NAMED} more lines like these")
-    told = [] if settings.quiet else found.told
+    settings = judge_settings(directory, own)
+    found = asyncio.run(select_samples(directory, choice, settings))
+    missed = found.warnings[:NAMED]
+    if len(found.warnings) > NAMED:
+        missed.append(f"{len(found.warnings) - NAMED} more lines like these")
+    told = [] if settings.quiet else found.summary
     sys.stderr.writelines(f"{line}\n" for line in [*told, *missed])
     return found.ids
 

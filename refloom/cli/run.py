@@ -206,12 +206,12 @@ async def _until_signalled(session: Any) -> Any:
 
 def status(given: Namespace, flags: dict[str, Any]) -> int:
     """Say how a run stands, whether it is running, ended, or was killed."""
-    from refloom.evaluation.experiment import arms_in
+    from refloom.evaluation.experiment import arm_directories
     from refloom.runs.journal import is_experiment
     from refloom.runs.outputs import status_of
 
     if is_experiment(given.directory):
-        arms = {path.name: status_of(path) for path in arms_in(given.directory)}
+        arms = {path.name: status_of(path) for path in arm_directories(given.directory)}
         if given.json:
             say(json.dumps({"arms": arms}, indent=2, ensure_ascii=False))
             return 0

@@ -1,4 +1,4 @@
-"""Runs against each other: the responses to the same instructions, judged in both orders."""
+"""Runs compared with each other: responses to the same instructions, judged in both orders."""
 
 from __future__ import annotations
 
@@ -17,22 +17,26 @@ from nodes.llm import CallFailed, Complete, Place
 from prompts import version
 from refloom.data.record_stats import Facts, Passing
 from refloom.errors import InputError
-from refloom.evaluation.judging import CHECK, asking, each
-from refloom.evaluation.stats import length_controlled, mean, plain, share, sign_test
+from refloom.evaluation.judging import JUDGE_CHECK_STAGE, gather_bounded, judge_session
+from refloom.evaluation.stats import (
+    bootstrap_mean,
+    interval_to_dict,
+    length_controlled,
+    proportion,
+    sign_test,
+)
 from refloom.runs.journal import reading, records_in
 from refloom.runs.outputs import cost_of, status_of, used_in
 from refloom.settings import Settings
 
-# MERGED refloom~measure~arms
-# What runs made, as a comparison wants it: a response for each instruction, and what it took.
-# Criteria from references that are shown one by one; the others count in the sum of all.
-MOST_SHOWN = 12
-TABLES: tuple[Literal["calls", "borrowed"], ...] = ("calls", "borrowed")
+# Criteria from references that are listed one by one; the others only count in their total.
+MAX_CRITERIA_LISTED = 12
+CALL_TABLES: tuple[Literal["calls", "borrowed"], ...] = ("calls", "borrowed")
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
-    """One finished sample: whose it is, its response, whether it was accepted."""
+class ArmSample:
+    """A finished sample of an arm."""
 
     seed_id: str
     response: str
@@ -41,96 +45,108 @@ class Made:
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """One run of a comparison: its samples by instruction, and its account."""
+    """One run of a comparison: its samples by instruction, and a summary of it."""
 
     name: str
-    samples: Mapping[str, Made]
-    account: dict[str, Any]
+    samples: Mapping[str, ArmSample]
+    summary: dict[str, Any]
 
 
-def arm_of(name: str, directory: Path) -> Arm:
-    """Read a run, finished or not. Blocks. Raises `JournalError` for what is none."""
-    said = status_of(directory)
-    facts, samples = Facts(), dict[str, Made]()
+def read_arm(name: str, directory: Path) -> Arm:
+    """Read a run, finished or not. Blocks. Raises `JournalError` if there is no run."""
+    status = status_of(directory)
+    facts, samples = Facts(), dict[str, ArmSample]()
     with reading(directory / "journal.sqlite") as journal:
         for line in records_in(journal, "accepted", "rejected"):
             record = json.loads(line)
             facts.add(record)
             if record["instruction"] and record["response"]:
-                made = Made(record["seed_id"], record["response"], record["status"] == "accepted")
-                samples.setdefault(record["instruction"], made)
-        spent = _spent(journal)
-    counts = said.get("counts", {})
-    settings = said.get("settings", {})
-    account = {
+                sample = ArmSample(
+                    record["seed_id"], record["response"], record["status"] == "accepted"
+                )
+                samples.setdefault(record["instruction"], sample)
+        usage = _usage(journal)
+    counts = status.get("counts", {})
+    settings = status.get("settings", {})
+    summary = {
         "name": name,
         "feedback": settings.get("feedback"),
         "model": settings.get("model"),
-        "status": said["status"],
+        "status": status["status"],
         **{key: counts.get(key, 0) for key in ("accepted", "rejected", "failed", "pending")},
-        **spent,
-        "criteria": _criteria(facts),
+        **usage,
+        "criteria": _criteria_rows(facts),
     }
-    return Arm(name, samples, account)
+    return Arm(name, samples, summary)
 
 
-def _spent(journal: Any) -> dict[str, Any]:
-    """What a run would have cost by itself: calls it shares with others count in each.
+def _usage(journal: Any) -> dict[str, Any]:
+    """What a run would have cost by itself: calls shared with other arms count in each.
 
-    What was asked about the rows later, comparisons and checks of the judge, is no part of it.
+    Later calls about the rows (comparisons, checks of the judge) are left out.
     """
-    every = [used for table in TABLES for used in used_in(journal, table)]
-    every = [used for used in every if used.stage not in ("compare", CHECK)]
+    usages = [usage for table in CALL_TABLES for usage in used_in(journal, table)]
+    usages = [usage for usage in usages if usage.stage not in ("compare", JUDGE_CHECK_STAGE)]
     by_stage: Counter[str] = Counter()
-    for used in every:
-        by_stage[used.stage] += used.calls
+    for usage in usages:
+        by_stage[usage.stage] += usage.calls
     return {
         "calls": by_stage.total(),
         "by_stage": dict(by_stage),
-        "tokens": sum(used.prompt_tokens + used.completion_tokens for used in every),
-        "cost_usd": cost_of(every),
+        "tokens": sum(usage.prompt_tokens + usage.completion_tokens for usage in usages),
+        "cost_usd": cost_of(usages),
     }
 
 
-def _criteria(facts: Facts) -> list[dict[str, Any]]:
-    """Pass rates at the last attempt: rules and built-in ones, then those from references."""
-    shown = facts.passing(MOST_SHOWN)
-    rows = [_passing(f"The response {one.text}", one.judged_by, one.must, [one]) for one in shown]
-    drawn = [one for one in facts.criteria.values() if one.drawn and one.times]
-    if drawn:
-        rows.append(_passing("all criteria from references", "judge", None, drawn))
+def _criteria_rows(facts: Facts) -> list[dict[str, Any]]:
+    """Pass rates at the last attempt: rules and built-in criteria, then those from references."""
+    rows = [
+        _pass_rate(f"The response {passing.text}", passing.judged_by, passing.must, [passing])
+        for passing in facts.passing(MAX_CRITERIA_LISTED)
+    ]
+    extracted = [p for p in facts.criteria.values() if p.drawn and p.times]
+    if extracted:
+        rows.append(_pass_rate("all criteria from references", "judge", None, extracted))
     return rows
 
 
-def _passing(text: str, by: str, must: bool | None, parts: list[Passing]) -> dict[str, Any]:
-    n, passed = sum(one.times for one in parts), sum(one.last["pass"] for one in parts)
-    found = share(passed, n)
-    said = {"criterion": text, "judged_by": by, "must": must, "n": n, "passed": passed}
-    return {**said, "share": found.value, "low": found.low, "high": found.high}
+def _pass_rate(text: str, by: str, must: bool | None, parts: list[Passing]) -> dict[str, Any]:
+    n, passed = sum(part.times for part in parts), sum(part.last["pass"] for part in parts)
+    rate = proportion(passed, n)
+    return {
+        "criterion": text,
+        "judged_by": by,
+        "must": must,
+        "n": n,
+        "passed": passed,
+        "share": rate.value,
+        "low": rate.low,
+        "high": rate.high,
+    }
 
 
-SHOWN = 24
+MAX_CARDS = 24
 
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """The two responses to one instruction, and what the judge said; None where it could not."""
+    """Two responses to one instruction, and the judge's duel; None if it could not be judged."""
 
     instruction: str
-    a: Made
-    b: Made
+    a: ArmSample
+    b: ArmSample
     duel: Duel | None
     same: bool
 
     @property
     def score(self) -> float | None:
-        """The share of the win that is a's; two equal texts are a tie that nobody was asked for."""
+        """A's share of the win; two equal texts are a tie without asking the judge."""
         if self.same:
             return 0.5
         return None if self.duel is None else self.duel.score
 
 
-async def compared(
+async def compare_runs(
     arms: Sequence[Arm],
     pairs: Sequence[tuple[int, int]],
     journal: Path,
@@ -139,81 +155,93 @@ async def compared(
     limit: int | None = None,
     strict: bool = True,
     complete: Complete | None = None,
-    told: Callable[[int, int], None] = lambda done, of: None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
-    """Judge the arms' responses pair by pair, and say what comes of it.
+    """Judge the arms' responses pair by pair. Returns the contents of compare.json.
 
     Args:
         arms: The runs.
-        pairs: Which to compare, by place in `arms`; win rates are of the first of each.
+        pairs: Which arms to compare, by index; win rates are those of the first of each pair.
         journal: The directory in whose journal the judge's answers are kept.
-        settings: Who judges, and what it may cost.
-        limit: Compare the first so many instructions of each pair only.
-        strict: Whether two arms with nothing in common are refused, or a pair of nothing.
-        complete: What stands in for the endpoint.
-        told: Hears how many of how many comparisons are done.
+        settings: The judge, and its budget.
+        limit: Compare only the first so many instructions of each pair.
+        strict: Refuse arms without responses, or without an instruction in common.
+        complete: Replaces the endpoint.
+        on_progress: Called with the comparisons done and their total.
 
     Raises:
-        InputError: Two of the arms have no instruction in common, and `strict` is on.
+        InputError: With `strict`, if there is nothing to compare.
     """
-    todo = _todo(arms, pairs, limit, strict)
+    todo = [
+        (number, *common)
+        for number, (i, j) in enumerate(pairs)
+        for common in _common_instructions(arms[i], arms[j], strict)[:limit]
+    ]
     context = settings.context()
-    async with asking(journal, settings, complete) as calls:
+    async with judge_session(journal, settings, complete) as calls:
 
-        async def work(one: tuple[int, str, Made, Made]) -> Match:
-            return await _match(calls, context, *one[1:])
+        async def work(item: tuple[int, str, ArmSample, ArmSample]) -> Match:
+            return await _judge_match(calls, context, *item[1:])
 
-        matches = await each(todo, work, at_once=2 * settings.calls_at_once, told=told)
+        matches = await gather_bounded(
+            todo, work, limit=2 * settings.calls_at_once, on_progress=on_progress
+        )
     by_pair: list[list[Match]] = [[] for _ in pairs]
     for (number, *_), match in zip(todo, matches, strict=True):
         by_pair[number].append(match)
-    found = await asyncio.to_thread(_figures, arms, pairs, by_pair, settings)
-    return found | {"arms": [arm.account for arm in arms]}
+    results = await asyncio.to_thread(_results, arms, pairs, by_pair, settings)
+    return results | {"arms": [arm.summary for arm in arms]}
 
 
-def _todo(
+def _matches_to_judge(
     arms: Sequence[Arm], pairs: Sequence[tuple[int, int]], limit: int | None, strict: bool
-) -> list[tuple[int, str, Made, Made]]:
+) -> list[tuple[int, str, ArmSample, ArmSample]]:
     """What is to be compared: the number of the pair, the instruction, and both samples."""
     return [
         (number, *one)
         for number, (i, j) in enumerate(pairs)
-        for one in _in_common(arms[i], arms[j], strict)[:limit]
+        for one in _common_instructions(arms[i], arms[j], strict)[:limit]
     ]
 
 
-def _in_common(one: Arm, other: Arm, strict: bool) -> list[tuple[str, Made, Made]]:
-    """The instructions that both answered, with what each made of them."""
-    common = [(t, made, other.samples[t]) for t, made in one.samples.items() if t in other.samples]
-    for arm in (one, other) if strict else ():
+def _common_instructions(a: Arm, b: Arm, strict: bool) -> list[tuple[str, ArmSample, ArmSample]]:
+    """The instructions that both arms answered, with both samples."""
+    common = [
+        (text, sample, b.samples[text]) for text, sample in a.samples.items() if text in b.samples
+    ]
+    for arm in (a, b) if strict else ():
         if not arm.samples:
-            raise InputError(f"{arm.name}: holds no response to compare; its failed.jsonl says why")
+            raise InputError(f"{arm.name}: has no response to compare; its failed.jsonl says why")
     if not common and strict:
         raise InputError(
-            f"{one.name} and {other.name}: have no instruction in common that both answered; "
+            f"{a.name} and {b.name}: there is no instruction that both answered; "
             "compare arms of one experiment, or runs with --answer-seeds of the same seeds"
         )
     return common
 
 
-async def _match(complete: Complete, context: Context, text: str, a: Made, b: Made) -> Match:
+async def _judge_match(
+    complete: Complete, context: Context, text: str, a: ArmSample, b: ArmSample
+) -> Match:
     if a.response.strip() == b.response.strip():
         return Match(text, a, b, None, True)
     place = Place("compare", content_id(text))
-    asked: dict[str, Any] = {"instruction": text, "first": a.response, "second": b.response}
     try:
-        return Match(text, a, b, await compare(complete, context, place, **asked), False)
+        duel = await compare(
+            complete, context, place, instruction=text, first=a.response, second=b.response
+        )
+        return Match(text, a, b, duel, False)
     except CallFailed:
         return Match(text, a, b, None, False)
 
 
-def _figures(
+def _results(
     arms: Sequence[Arm],
     pairs: Sequence[tuple[int, int]],
     by_pair: Sequence[list[Match]],
     settings: Settings,
 ) -> dict[str, Any]:
-    said = {
+    provenance = {
         "judge": settings.judge,
         "prompt": version("compare"),
         "random_seed": settings.random_seed,
@@ -225,30 +253,34 @@ def _figures(
         rows.append(
             {
                 **names,
-                **figures(matches, settings.random_seed),
-                "accepted": figures(accepted, settings.random_seed),
-                **said,
+                **pair_metrics(matches, settings.random_seed),
+                "accepted": pair_metrics(accepted, settings.random_seed),
+                **provenance,
             }
         )
         differing = [match for match in matches if match.duel is not None]
-        cards += [names | _card(match) for match in differing[: max(SHOWN // len(pairs), 3)]]
+        cards += [names | _card(match) for match in differing[: max(MAX_CARDS // len(pairs), 3)]]
     return {"pairs": rows, "cards": cards}
 
 
 def _card(match: Match) -> dict[str, Any]:
     assert match.duel is not None
-    texts = {"a_response": match.a.response, "b_response": match.b.response}
-    asked = {"score": match.duel.score, "reasons": list(match.duel.reasons)}
-    return {"instruction": match.instruction, **texts, **asked}
+    return {
+        "instruction": match.instruction,
+        "a_response": match.a.response,
+        "b_response": match.b.response,
+        "score": match.duel.score,
+        "reasons": list(match.duel.reasons),
+    }
 
 
-def figures(matches: Sequence[Match], random_seed: int) -> dict[str, Any]:
-    """The figures of one pair: win rate with interval, ties, sign test, length, order."""
+def pair_metrics(matches: Sequence[Match], random_seed: int) -> dict[str, Any]:
+    """The results of one pair: win rate with interval, ties, sign test, length, order."""
     judged = [(m, score) for m in matches if (score := m.score) is not None]
     scores = [score for _, score in judged]
     seeds = [m.a.seed_id for m, _ in judged]
     gaps = [len(m.a.response) - len(m.b.response) for m, _ in judged]
-    rate = mean(scores, seeds, random_seed)
+    rate = bootstrap_mean(scores, seeds, random_seed)
     wins, losses = sum(s > 0.5 for s in scores), sum(s < 0.5 for s in scores)
     duels = [m.duel for m, _ in judged if m.duel is not None]
     firsts = [picked for duel in duels for picked in duel.first_picked]
@@ -264,75 +296,80 @@ def figures(matches: Sequence[Match], random_seed: int) -> dict[str, Any]:
         "same_text": sum(m.same for m, _ in judged),
         "not_judged": len(matches) - len(judged),
         "sign_p": sign_test(wins, losses),
-        "length_controlled": plain(length_controlled(scores, gaps, seeds, random_seed)),
+        "length_controlled": interval_to_dict(length_controlled(scores, gaps, seeds, random_seed)),
         "longer": round(sum(gaps) / len(gaps), 1) if gaps else None,
-        "same_in_both_orders": plain(share(sum(duel.agreed for duel in duels), len(duels))),
-        "first_picked": plain(share(sum(firsts), len(firsts))),
+        "same_in_both_orders": interval_to_dict(
+            proportion(sum(duel.agreed for duel in duels), len(duels))
+        ),
+        "first_picked": interval_to_dict(proportion(sum(firsts), len(firsts))),
     }
 
 
-# MERGED refloom~measure~compare_shown
-# A comparison for people, as plain text.
-# A bootstrap over fewer groups is too sure of itself.
-FEW = 20
+# Bootstrap intervals over fewer seeds are too narrow.
+FEW_SEEDS = 20
 
 
-def shown(found: Mapping[str, Any]) -> str:
-    """A comparison for people, as plain text."""
+def format_comparison(comparison: Mapping[str, Any]) -> str:
+    """A comparison as plain text for a terminal."""
     lines = [
         f"{'':<22}{'win rate':>9}  95 % interval    n   won lost tied  p (sign)  at equal length"
     ]
-    for pair in found["pairs"]:
+    for pair in comparison["pairs"]:
         lines.append(_line(f"{pair['a']} : {pair['b']}", pair))
         if pair["accepted"]["n"] not in (0, pair["n"]):
             lines.append(_line("  both accepted", pair["accepted"]))
-    first = found["pairs"][0]
+    first = comparison["pairs"][0]
     lines += ["", f"judge {first['judge']}, both orders, prompt {first['prompt']}; a pair of equal"]
     lines[-1] += " texts is a tie; intervals by bootstrap over seeds"
-    lines += _warnings(found["pairs"])
+    lines += _warnings(comparison["pairs"])
     lines += [
         "",
         f"{'run':<14}{'accepted':>9}{'rejected':>9}{'failed':>7}{'calls':>8}{'tokens':>11}",
     ]
     lines[-1] += "  dollars"
-    for arm in found["arms"]:
+    for arm in comparison["arms"]:
         cost = "unknown" if arm["cost_usd"] is None else f"${arm['cost_usd']:.4f}"
         lines.append(
             f"{arm['name']:<14}{arm['accepted']:>9,}{arm['rejected']:>9,}{arm['failed']:>7,}"
             f"{arm['calls']:>8,}{arm['tokens']:>11,}  {cost}"
         )
-    lines.append("what runs share counts in each; learning a reference in the run that did it")
+    lines.append(
+        "calls shared by runs count in each; learning from a reference in the run that did it"
+    )
     return "\n".join(lines)
 
 
-def _line(name: str, of: Mapping[str, Any]) -> str:
-    if not of["n"]:
+def _line(name: str, result: Mapping[str, Any]) -> str:
+    if not result["n"]:
         return f"{name:<22}{'none':>9}"
-    even = of["length_controlled"]
+    even = result["length_controlled"]
     return (
-        f"{name:<22}{of['win_rate']:>9.1%}  {of['low']:>6.1%} to {of['high']:>6.1%}{of['n']:>5,}"
-        f"{of['wins']:>6,}{of['losses']:>5,}{of['ties']:>5,}{of['sign_p']:>10.3f}  "
+        f"{name:<22}{result['win_rate']:>9.1%}  {result['low']:>6.1%} to {result['high']:>6.1%}"
+        f"{result['n']:>5,}{result['wins']:>6,}{result['losses']:>5,}"
+        f"{result['ties']:>5,}{result['sign_p']:>10.3f}  "
         f"{even['value']:.1%} ({even['low']:.1%} to {even['high']:.1%})"
     )
 
 
 def _warnings(pairs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What a reader has to know before they believe the figures."""
-    found = []
+    """What a reader must know before trusting the figures."""
+    warnings = []
     for pair in pairs:
         name, first = f"{pair['a']} : {pair['b']}", pair["first_picked"]
         if first["n"] and not first["low"] <= 0.5 <= first["high"]:
-            found.append(
-                f"{name}: the judge took what stood first in {first['value']:.0%} of picks"
+            warnings.append(
+                f"{name}: the judge picked the first response in {first['value']:.0%} of its picks"
             )
         if pair["not_judged"]:
-            found.append(
-                f"{name}: {pair['not_judged']} could not be judged and are left out; `refloom "
-                "compare` with another --judge-model or --random-seed asks anew"
+            warnings.append(
+                f"{name}: {pair['not_judged']} could not be judged and are left out; run "
+                "`refloom compare` again with another --judge-model or --random-seed"
             )
         if not pair["n"] and not pair["not_judged"]:
-            found.append(f"{name}: nothing to compare; the failed.jsonl of the two say why")
-        if 0 < pair["seeds"] < FEW:
-            few = f"{pair['seeds']} seeds are few; intervals of fewer than {FEW} are too narrow"
-            found.append(f"{name}: {few}")
-    return found
+            warnings.append(f"{name}: nothing to compare; see failed.jsonl of both")
+        if 0 < pair["seeds"] < FEW_SEEDS:
+            warnings.append(
+                f"{name}: {pair['seeds']} seeds are few; intervals over fewer than {FEW_SEEDS} are "
+                "too narrow"
+            )
+    return warnings

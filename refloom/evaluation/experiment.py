@@ -1,4 +1,4 @@
-"""An experiment: the same run in several feedback arms, over one journal, and its comparison."""
+"""Experiments: the same run in several feedback arms over one journal, then compared."""
 
 from __future__ import annotations
 
@@ -13,51 +13,50 @@ from nodes.context import Feedback
 from nodes.llm import Complete
 from refloom.data.write import replace_lines
 from refloom.errors import InputError, JournalError
-from refloom.evaluation.compare import arm_of, compared
+from refloom.evaluation.compare import compare_runs, read_arm
 from refloom.runs.cost import Prices
 from refloom.runs.journal import Journal, is_experiment
 from refloom.settings import Settings
 
-BASE = "reference"
+BASE_ARM = "reference"
 ARMS: tuple[str, ...] = get_args(Feedback)
 
 
-def arms_of(text: str) -> tuple[str, ...]:
-    """The arms named in text such as `reference,sample`, the one all are compared with first.
+def parse_arms(text: str) -> tuple[str, ...]:
+    """Parse a list of arms such as `none,sample`; `reference` always comes first.
 
-    It is added where it is not named. Raises `InputError` for a name there is none of.
+    Raises `InputError` for an unknown arm.
 
     >>> arms_of("none, sample")
     ('reference', 'none', 'sample')
     """
-    named = [name.strip() for name in text.split(",") if name.strip()]
-    for name in named:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
         if name not in ARMS:
-            raise InputError(f"--arms: there is no arm {name!r}; there are {', '.join(ARMS)}")
-    others = [name for name in dict.fromkeys(named) if name != BASE]
+            raise InputError(f"--arms: unknown arm {name!r}; the arms are {', '.join(ARMS)}")
+    others = [name for name in dict.fromkeys(names) if name != BASE_ARM]
     if not others:
-        raise InputError(f"--arms: name at least one arm beside {BASE}: {', '.join(ARMS)}")
-    return (BASE, *others)
+        raise InputError(f"--arms: name at least one arm besides {BASE_ARM}: {', '.join(ARMS)}")
+    return (BASE_ARM, *others)
 
 
-def settings_of(settings: Settings, arm: str, out: Path) -> Settings:
-    """The settings of one arm: instructions and drafts are those of every other, feedback is not.
-
-    All arms share one memory, so that each reference is learned from once.
-    """
+def arm_settings(settings: Settings, arm: str, out: Path) -> Settings:
+    """The settings of one arm: arms share instructions, drafts and memory, feedback differs."""
     if settings.pipeline != "loop":
         raise InputError("an experiment compares feedback arms; --preset refed has none")
     if settings.review != "never":
-        raise InputError("--review: an experiment compares what models make; leave it out")
+        raise InputError(
+            "--review cannot be used in an experiment, which compares what models write"
+        )
     memory = settings.memory or out / "memory"
     return settings.model_copy(update={"feedback": arm, "paired": True, "memory": memory})
 
 
-class Shared:
-    """The experiment's directory while it runs: one journal that all arms pay into."""
+class ExperimentJournal:
+    """The journal of an experiment, which all arms share."""
 
     def __init__(self, out: Path, settings: Settings) -> None:
-        """Open or make it. Raises `JournalError` when it holds something else. Blocks."""
+        """Open or create it. Raises `JournalError` if `out` holds a run. Blocks."""
         self.journal = Journal(out)
         try:
             if self.journal.meta("settings") is not None:
@@ -75,24 +74,26 @@ class Shared:
         await self.journal.put_meta("prices", prices)
 
     def close(self) -> None:
-        """Let go of the directory. Blocks."""
+        """Release the directory. Blocks."""
         self.journal.close()
 
 
-def home_of(directories: Sequence[Path]) -> Path:
-    """Whose journal keeps what a judge says of these runs: their experiment's, else the first's."""
+def judging_directory(directories: Sequence[Path]) -> Path:
+    """Whose journal gets a comparison's calls: the experiment's, else the first run's."""
     parents = {directory.resolve().parent for directory in directories}
     if len(parents) == 1 and is_experiment(parent := parents.pop()):
         return parent
     return directories[0]
 
 
-def arms_in(directory: Path) -> list[Path]:
-    """The run directories of an experiment, the one all are compared with first. Blocks."""
-    made = [directory / arm for arm in ARMS if (directory / arm / "journal.sqlite").is_file()]
-    if not made:
-        raise InputError(f"{directory}: holds no arm of an experiment yet")
-    return made
+def arm_directories(directory: Path) -> list[Path]:
+    """The run directories of an experiment, `reference` first. Blocks."""
+    directories = [
+        directory / arm for arm in ARMS if (directory / arm / "journal.sqlite").is_file()
+    ]
+    if not directories:
+        raise InputError(f"{directory}: no arm of the experiment has started yet")
+    return directories
 
 
 async def compare_arms(
@@ -101,14 +102,15 @@ async def compare_arms(
     settings: Settings,
     *,
     complete: Complete | None = None,
-    told: Callable[[int, int], None] = lambda done, of: None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
-    """Compare every arm with `reference` and write `compare.json`; see `compared`."""
-    read = [await asyncio.to_thread(arm_of, arm, out / arm) for arm in arms]
-    base = list(arms).index(BASE)
+    """Compare every arm with `reference` and write `compare.json`; see `compare_runs`."""
+    runs = [await asyncio.to_thread(read_arm, arm, out / arm) for arm in arms]
+    base = list(arms).index(BASE_ARM)
     pairs = [(i, base) for i in range(len(arms)) if i != base]
-    asked = compared(read, pairs, out, settings, strict=False, complete=complete, told=told)
-    found = await asked
-    lines = [json.dumps(found, indent=2, ensure_ascii=False)]
+    comparison = await compare_runs(
+        runs, pairs, out, settings, strict=False, complete=complete, on_progress=on_progress
+    )
+    lines = [json.dumps(comparison, indent=2, ensure_ascii=False)]
     await asyncio.to_thread(replace_lines, out / "compare.json", lines)
-    return found
+    return comparison

@@ -1,4 +1,4 @@
-"""Asking a judge about rows that are made: calls kept in a run's journal, limits, budget."""
+"""Judge sessions over a finished run: journaled calls, limits, budget, progress."""
 
 from __future__ import annotations
 
@@ -20,52 +20,62 @@ from refloom.runs.journal import Journal, KeptCalls
 from refloom.runs.outputs import status_of, used_before
 from refloom.settings import Settings, embedded, load
 
-# What measuring takes from the run it measures unless it is told otherwise.
-OF_THE_RUN = (
-    *("model", "judge_model", "judge_method", "base_url", "judge_base_url", "embedding_model"),
-    *("random_seed", "judge_votes", "should_share", "concurrency", "timeout", "memory"),
+# Settings taken from the evaluated run unless flags or the environment give others.
+RUN_SETTINGS = (
+    "model",
+    "judge_model",
+    "judge_method",
+    "base_url",
+    "judge_base_url",
+    "embedding_model",
+    "random_seed",
+    "judge_votes",
+    "should_share",
+    "concurrency",
+    "timeout",
+    "memory",
 )
-ELSEWHERE = {"base_url": ("OPENAI_BASE_URL",)}
-TOLD_EVERY_S = 5.0
-# The stage of calls that put a judge to the test.
-CHECK = "judge-check"
+ENVIRONMENT = {"base_url": ("OPENAI_BASE_URL",)}
+PROGRESS_INTERVAL_S = 5.0
+# The stage of the calls of `refloom judge-check`.
+JUDGE_CHECK_STAGE = "judge-check"
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
-def settings_for(directory: Path, flags: Mapping[str, Any]) -> Settings:
-    """The settings to measure a run with: what is given, the environment's, then the run's own.
+def judge_settings(directory: Path, flags: Mapping[str, Any]) -> Settings:
+    """The settings to evaluate a run with: flags, then the environment, then the run's own.
 
-    Raises `JournalError` when there is no run, and what `refloom.settings.load` raises. Blocks.
+    Raises `JournalError` if there is no run, and what `refloom.settings.load` raises. Blocks.
     """
-    return settings_over(status_of(directory).get("settings", {}), flags)
+    return judge_settings_over(status_of(directory).get("settings", {}), flags)
 
 
-def settings_over(own: Mapping[str, Any], flags: Mapping[str, Any]) -> Settings:
-    """The same over the settings that a run.json has."""
-    given = dict(flags)
-    for name in OF_THE_RUN:
-        elsewhere = (f"REFLOOM_{name.upper()}", *ELSEWHERE.get(name, ()))
-        known = name in given or any(os.environ.get(variable) for variable in elsewhere)
-        if not known and own.get(name) is not None:
-            given[name] = own[name]
-    return load(given)
+def judge_settings_over(run_settings: Mapping[str, Any], flags: Mapping[str, Any]) -> Settings:
+    """`judge_settings`, given the settings of a run.json."""
+    values = dict(flags)
+    for name in RUN_SETTINGS:
+        variables = (f"REFLOOM_{name.upper()}", *ENVIRONMENT.get(name, ()))
+        is_set = name in values or any(os.environ.get(variable) for variable in variables)
+        if not is_set and run_settings.get(name) is not None:
+            values[name] = run_settings[name]
+    return load(values)
 
 
 @asynccontextmanager
-async def asking(
+async def judge_session(
     directory: Path,
     settings: Settings,
     complete: Complete | None = None,
     kept_as: str | None = None,
 ) -> AsyncIterator[JournaledCalls]:
-    """The calls of a judge, each kept in the journal of `directory` before its answer is used.
+    """Open a judge whose calls go to the journal of `directory` before their answers are used.
 
-    What was asked before, here or in the run that `reuse` names, is not paid for again. `complete`
-    stands in for the endpoint; `kept_as` is the stage that the calls count under. Raises
-    `JournalError` while another process is at work there, `InputError` for a cap without a price,
-    and what stopped the calls: `ProviderStopped`, `BudgetSpent`.
+    Calls paid for before, here or in the run that `reuse` names, are not paid again. `complete`
+    replaces the endpoint; `kept_as` is the stage the calls are counted under. Raises `JournalError`
+    while another process holds the directory, `InputError` for a cap without a price, and what
+    stopped the calls: `ProviderStopped` or `BudgetSpent`.
     """
     addresses, prices = Addresses(settings), Prices.load(settings.prices)
     check_priced(prices, [settings.judge], settings.max_cost)
@@ -77,7 +87,7 @@ async def asking(
     try:
         if settings.reuse is not None:
             elsewhere = await asyncio.to_thread(KeptCalls, settings.reuse)
-        await _keep_prices(journal, settings, prices)
+        await _record_prices(journal, settings, prices)
         _, cost, tokens = await asyncio.to_thread(used_before, journal)
         limits = Limits.of(settings, prices, cost, tokens)
         given = (settings, addresses, prices, limits, complete)
@@ -124,36 +134,36 @@ async def _calls(
         await connection.aclose()
 
 
-async def _keep_prices(journal: Journal, settings: Settings, prices: Prices) -> None:
-    """Let the run's own account know what this judge costs."""
+async def _record_prices(journal: Journal, settings: Settings, prices: Prices) -> None:
+    """Add the judge's price to the run's journal, so that its costs can be summed later."""
     price = prices.of(settings.judge)
     if price is not None:
-        kept = await asyncio.to_thread(journal.meta, "prices")
-        await journal.put_meta("prices", (kept or {}) | {settings.judge: asdict(price)})
+        prices_so_far = await asyncio.to_thread(journal.meta, "prices")
+        await journal.put_meta("prices", (prices_so_far or {}) | {settings.judge: asdict(price)})
 
 
-async def each(
+async def gather_bounded(
     items: Sequence[T],
     work: Callable[[T], Awaitable[R]],
     *,
-    at_once: int,
-    told: Callable[[int, int], None] = lambda done, of: None,
+    limit: int,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[R]:
-    """The work on every item, in their order, so many under way at once; `told` how far it is.
+    """Run `work` on every item, at most `limit` concurrently; results in the order of the items.
 
-    The first error ends it all.
+    `on_progress` is called with the items done and their total. The first error cancels the rest.
     """
-    free, done = asyncio.Semaphore(at_once), 0
+    slots, done = asyncio.Semaphore(limit), 0
 
-    async def one(item: T) -> R:
+    async def run(item: T) -> R:
         nonlocal done
-        async with free:
-            found = await work(item)
+        async with slots:
+            result = await work(item)
         done += 1
-        told(done, len(items))
-        return found
+        on_progress(done, len(items))
+        return result
 
-    tasks = [asyncio.ensure_future(one(item)) for item in items]
+    tasks = [asyncio.ensure_future(run(item)) for item in items]
     try:
         return list(await asyncio.gather(*tasks))
     finally:
@@ -162,21 +172,21 @@ async def each(
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def telling(what: str, quiet: bool) -> Callable[[int, int], None]:
-    """Say on stderr every few seconds how far `what` is."""
+def progress_printer(label: str, quiet: bool) -> Callable[[int, int], None]:
+    """A progress callback that prints `label: done of total` to stderr every few seconds."""
     last = time.monotonic()
 
-    def told(done: int, of: int) -> None:
+    def report(done: int, total: int) -> None:
         nonlocal last
-        if not quiet and time.monotonic() - last > TOLD_EVERY_S:
+        if not quiet and time.monotonic() - last > PROGRESS_INTERVAL_S:
             last = time.monotonic()
-            sys.stderr.write(f"{what}: {done} of {of}\n")
+            sys.stderr.write(f"{label}: {done} of {total}\n")
 
-    return told
+    return report
 
 
 def unique_names(directories: Iterable[Path]) -> list[str]:
-    """Short names for directories: the last part where that tells them apart, else all of it."""
-    given = list(directories)
-    short = [path.resolve().name for path in given]
-    return short if len(set(short)) == len(short) else [str(path) for path in given]
+    """Names for directories: their last parts if those differ, else their whole paths."""
+    paths = list(directories)
+    short = [path.resolve().name for path in paths]
+    return short if len(set(short)) == len(short) else [str(path) for path in paths]

@@ -1,9 +1,9 @@
-"""Choosing among the accepted samples of a run: the filters of the paper, and k-centre.
+"""Selecting accepted samples of a run for export: the paper's filters, and k-centre.
 
-Mehri et al. (EACL 2026) train on subsets: of the samples whose refinement a judge ranks over the
-draft, of those whose instructions ROUGE-L finds unlike each other, and of random ones. A filter
-passes or drops one sample after the other, in one order that only the random seed decides; a size
-cuts it off. So of one random seed the 1,000 chosen are among the 2,000 chosen.
+Mehri et al. (EACL 2026) train on subsets: samples whose refinement a judge prefers to the draft,
+samples with dissimilar instructions by ROUGE-L, and random ones. Filters pass or drop samples one
+by one, in an order that depends on the random seed alone, until the size asked for is reached. So
+with the same seed the first 1,000 are among the first 2,000.
 """
 
 from __future__ import annotations
@@ -27,64 +27,62 @@ from nodes.llm.fast_json import loads
 from prompts import version
 from refloom.data.export import key
 from refloom.errors import JournalError, TooManyFailed
-from refloom.evaluation.judging import asking, each, telling
+from refloom.evaluation.judging import gather_bounded, judge_session, progress_printer
 from refloom.runs.journal import open_to_read, records_in
 from refloom.runs.scheduler import JUDGED_AFTER
 from refloom.settings import Settings
 
-# MERGED refloom~measure~improved
-# Whether a judge finds a sample's response better than the draft it was refined from.
-Slot = tuple[int, int, int]
-Outcome = Literal["better", "not better", "failed", "unchanged"]
+SlotKey = tuple[int, int, int]
+RefinementOutcome = Literal["better", "not better", "failed", "unchanged"]
 
 
 class Sample(NamedTuple):
-    """What is held of an accepted sample; `changed`: its response is not its first attempt."""
+    """An accepted sample without its response; `changed`: the response is not the first attempt."""
 
     id: str
-    slot: Slot
+    slot: SlotKey
     seed_id: str
     instruction: str
     changed: bool
 
 
-class Judge:
-    """Passes a refinement that beats its draft in both orders, and what was never refined.
+class RefinementJudge:
+    """The filter `judge`: passes refinements that beat their draft in both orders.
 
-    A draft that was accepted as it is has no improvement to judge, so nothing speaks against it.
-    A comparison that fails leaves its sample out; it is counted, and named in `missed`.
+    Samples that were never refined pass, since there is no draft to compare with. A sample whose
+    comparison fails is left out, counted, and named in `unjudged`.
     """
 
     def __init__(
-        self, complete: Complete, settings: Settings, pair: Callable[[Slot], tuple[str, str]]
+        self, complete: Complete, settings: Settings, pair: Callable[[SlotKey], tuple[str, str]]
     ) -> None:
         """`pair` reads a sample's response and its draft; it blocks."""
-        self.about = f"judge ({settings.judge}, prompt {version('compare')})"
-        self.counts: Counter[Outcome] = Counter()
-        self.missed: list[str] = []
+        self.label = f"judge ({settings.judge}, prompt {version('compare')})"
+        self.counts: Counter[RefinementOutcome] = Counter()
+        self.unjudged: list[str] = []
         self._complete, self._pair = complete, pair
-        self._context, self._at_once = settings.context(), settings.calls_at_once
-        self._most_failed = settings.max_failure_rate
-        self._tell = telling("compared with their drafts", settings.quiet)
+        self._context, self._concurrency = settings.context(), settings.calls_at_once
+        self._max_failure_rate = settings.max_failure_rate
+        self._report = progress_printer("compared with their drafts", settings.quiet)
 
-    async def passing(self, block: Sequence[Sample]) -> list[Sample]:
+    async def filter_block(self, block: Sequence[Sample]) -> list[Sample]:
         """The samples of a block that pass, in order. Raises `TooManyFailed`."""
         before = self.counts.total() - self.counts["unchanged"]
         changed = [sample for sample in block if sample.changed]
         self.counts["unchanged"] += len(block) - len(changed)
-        outcomes = await each(
+        outcomes = await gather_bounded(
             changed,
             self._outcome,
-            at_once=self._at_once,
-            told=lambda done, of: self._tell(before + done, before + of),
+            limit=self._concurrency,
+            on_progress=lambda done, total: self._report(before + done, before + total),
         )
-        better = {s.id for s, said in zip(changed, outcomes, strict=True) if said == "better"}
+        better = {s.id for s, outcome in zip(changed, outcomes, strict=True) if outcome == "better"}
         return [sample for sample in block if not sample.changed or sample.id in better]
 
-    async def _outcome(self, sample: Sample) -> Outcome:
+    async def _outcome(self, sample: Sample) -> RefinementOutcome:
         response, draft = await asyncio.to_thread(self._pair, sample.slot)
         place = Place(sample.seed_id, "/".join(map(str, sample.slot)), sample.slot)
-        outcome: Outcome = "not better"
+        outcome: RefinementOutcome = "not better"
         try:
             duel = await compare(
                 self._complete,
@@ -98,21 +96,18 @@ class Judge:
                 outcome = "better"
         except CallFailed as failed:
             outcome = "failed"
-            self.missed.append(
-                f"left out, since it could not be judged: sample {sample.id} ({failed})"
+            self.unjudged.append(
+                f"left out because it could not be judged: sample {sample.id} ({failed})"
             )
         self.counts[outcome] += 1
-        self._check()
+        judged, failures = self.counts.total() - self.counts["unchanged"], self.counts["failed"]
+        if judged >= JUDGED_AFTER and failures > self._max_failure_rate * judged:
+            last = self.unjudged[-1]
+            raise TooManyFailed(f"{failures} of {judged} comparisons failed, the last: {last}")
         return outcome
 
-    def _check(self) -> None:
-        asked, failed = self.counts.total() - self.counts["unchanged"], self.counts["failed"]
-        if asked >= JUDGED_AFTER and failed > self._most_failed * asked:
-            why = self.missed[-1]
-            raise TooManyFailed(f"{failed} of {asked} comparisons failed, the last: {why}")
-
-    def told(self) -> str:
-        """What became of the samples it was asked about, in a line."""
+    def summary(self) -> str:
+        """One line about the samples compared so far."""
         counts = self.counts
         return (
             f"judge: {counts['better']} refined and better than their draft, kept; "
@@ -121,50 +116,54 @@ class Judge:
         )
 
 
-# MERGED refloom~measure~stored
-# The accepted samples of a journal as it is now, read from any thread.
 @contextmanager
-def stored_in(path: Path) -> Iterator[Stored]:
-    """A journal as it is now, to read in any thread. Raises `JournalError`."""
-    stored = Stored(open_to_read(path, check_same_thread=False))
+def open_samples(path: Path) -> Iterator[AcceptedSamples]:
+    """A snapshot of a journal that any thread may read. Raises `JournalError`."""
+    samples = AcceptedSamples(open_to_read(path, check_same_thread=False))
     try:
-        stored.begin()
-        yield stored
+        samples.begin()
+        yield samples
     except sqlite3.DatabaseError as error:
         raise JournalError(f"{path}: is damaged ({error})") from error
     finally:
-        stored.close()
+        samples.close()
 
 
-class Stored:
-    """The accepted samples of a journal; their texts are read again when they are wanted."""
+class AcceptedSamples:
+    """The accepted samples of a journal; responses are read again when needed."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection, self._lock = connection, threading.Lock()
 
     def begin(self) -> None:
-        """See the journal from now on as it is now."""
+        """Start the snapshot: missingr writes are not seen."""
         self._connection.execute("BEGIN")
 
     def close(self) -> None:
-        """Let go of the file, once nobody reads; whoever was given up may still do."""
+        """Close the file once no thread reads it; a cancelled reader may still do so."""
         with self._lock:
             self._connection.close()
 
     def samples(self) -> list[Sample]:
-        """All of them, in slot order. Blocks."""
-        found = []
+        """All samples, in slot order. Blocks."""
+        samples = []
         for line in records_in(self._connection, "accepted"):
             record = loads(line)
             attempts = record["attempts"]
             changed = bool(attempts) and attempts[0]["response"] != record["response"]
-            slot = tuple(record["slot"])
-            about = (record["id"], slot, record["seed_id"], record["instruction"])
-            found.append(Sample(*about, changed))
-        return found
+            samples.append(
+                Sample(
+                    record["id"],
+                    tuple(record["slot"]),
+                    record["seed_id"],
+                    record["instruction"],
+                    changed,
+                )
+            )
+        return samples
 
-    def pair(self, slot: Slot) -> tuple[str, str]:
-        """The response of a sample, and its draft. Blocks."""
+    def pair(self, slot: SlotKey) -> tuple[str, str]:
+        """A sample's response, and its draft. Blocks."""
         sql = "SELECT record FROM samples WHERE round = ? AND position = ? AND slot = ?"
         with self._lock:
             (line,) = self._connection.execute(sql, slot).fetchone()
@@ -172,29 +171,27 @@ class Stored:
         return record["response"], record["attempts"][0]["response"]
 
 
-# MERGED refloom~measure~kcentre
-# Choosing the points that cover all others best: greedy k-centre, farthest first.
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-# How many single distances are looked up before all are brought up to date at once.
-LOOKS = 128
+# Single points updated one at a time before all are updated at once.
+LAZY_LOOKUPS = 128
 DISTANCE_BLOCK = 8192
 
 
 class Centres(NamedTuple):
-    """The places of the chosen points in the order they were chosen, and what they leave.
+    """The indices of the chosen points, in the order chosen.
 
-    `radius` is the distance of the farthest point to its nearest chosen one; 0 if all are chosen.
+    `radius` is the greatest distance of a point to its nearest centre; 0 if all are chosen.
     """
 
-    places: list[int]
+    indices: list[int]
     radius: float
 
 
-class _Apart:
-    """How far each point is from its nearest centre, at most: a new centre makes it no farther."""
+class _NearestCentre:
+    """Upper bounds of each point's squared distance to its nearest centre, updated lazily."""
 
     def __init__(self, vectors: NDArray[np.float32]) -> None:
         import numpy as np
@@ -202,72 +199,71 @@ class _Apart:
         self._vectors = vectors
         self._squares = np.einsum("ij,ij->i", vectors, vectors)
         self._bounds = np.full(len(vectors), np.inf, np.float32)
-        # Of each point, how many of the centres its bound takes in.
-        self._known = np.zeros(len(vectors), np.int64)
+        # How many of the centres each point's bound includes.
+        self._included = np.zeros(len(vectors), np.int64)
         self.centres: list[int] = []
-        self._told, self._looks = 0, LOOKS
+        self._all_included, self._lookups = 0, LAZY_LOOKUPS
 
     def add(self, place: int) -> None:
         self.centres.append(place)
         self._bounds[place] = -float("inf")
 
     def farthest(self) -> int:
-        """The point that is farthest from all centres; of equal ones the first."""
+        """The point farthest from all centres; the first of equal ones."""
         place = int(self._bounds.argmax())
-        while self._known[place] < len(self.centres):
-            if self._looks >= LOOKS:
-                self.tell_all()
+        while self._included[place] < len(self.centres):
+            if self._lookups >= LAZY_LOOKUPS:
+                self.update_all()
             else:
-                self._looks += 1
-                late = self.centres[self._known[place] :]
-                self._shorten(slice(place, place + 1), late)
-                self._known[place] = len(self.centres)
+                self._lookups += 1
+                missing = self.centres[self._included[place] :]
+                self._shorten(slice(place, place + 1), missing)
+                self._included[place] = len(self.centres)
             place = int(self._bounds.argmax())
         return place
 
-    def tell_all(self) -> None:
-        """Let every bound take in every centre."""
-        late = self.centres[self._told :]
+    def update_all(self) -> None:
+        """Bring every bound up to date with every centre."""
+        missing = self.centres[self._all_included :]
         for start in range(0, len(self._bounds), DISTANCE_BLOCK):
-            self._shorten(slice(start, start + DISTANCE_BLOCK), late)
-        self._known.fill(len(self.centres))
-        self._told, self._looks = len(self.centres), 0
+            self._shorten(slice(start, start + DISTANCE_BLOCK), missing)
+        self._included.fill(len(self.centres))
+        self._all_included, self._lookups = len(self.centres), 0
 
     def radius(self) -> float:
-        """The greatest distance left."""
+        """The greatest distance of a point to its nearest centre."""
         return math.sqrt(max(float(self._bounds[self.farthest()]), 0.0))
 
-    def _shorten(self, part: slice, late: list[int]) -> None:
+    def _shorten(self, part: slice, missing: list[int]) -> None:
         import numpy as np
 
-        products = self._vectors[part] @ self._vectors[late].T
-        nearest = (self._squares[late] - 2 * products).min(axis=1) + self._squares[part]
+        products = self._vectors[part] @ self._vectors[missing].T
+        nearest = (self._squares[missing] - 2 * products).min(axis=1) + self._squares[part]
         np.minimum(self._bounds[part], nearest, out=self._bounds[part])
 
 
-def farthest_first(vectors: NDArray[np.float32], k: int) -> Centres:
-    """Choose k points, each the farthest from those chosen before it (Gonzalez, 1985). Blocks.
+def k_centre(vectors: NDArray[np.float32], k: int) -> Centres:
+    """Greedy k-centre: choose k points, each farthest from those before it. Blocks.
 
-    Their radius is at most twice the smallest that k points can have. The first is the one nearest
-    to the mean. The first j of k are those that j alone would be. It takes O(n k) products of rows;
-    one row is compared with the newest centres only when it may be the farthest, all at once only
-    now and then, which is six times as fast for 100,000 points. Memory beside `vectors`: some 30
-    bytes a point, and 4 MB.
+    The radius is at most twice the optimum (Gonzalez, 1985). The first point is the one nearest to
+    the mean; the first j of k are those chosen for k = j. O(n k) dot products, but a point is
+    compared with new centres only when it may be the farthest, which is six times as fast for
+    100,000 points. Needs about 30 bytes a point and 4 MB besides `vectors`.
 
     Args:
         vectors: Points as rows, float32; distances are Euclidean.
-        k: How many; all of them where there are fewer.
+        k: How many points; all if there are fewer.
 
     >>> import numpy as np
     >>> farthest_first(np.array([[0], [1], [4], [9]], np.float32), 3)
-    Centres(places=[2, 3, 0], radius=1.0)
+    Centres(indices=[2, 3, 0], radius=1.0)
     """
     import numpy as np
 
     if not len(vectors) or k < 1:
         return Centres([], 0.0)
     mean = vectors.mean(axis=0, dtype=np.float64).astype(np.float32)
-    apart = _Apart(vectors)
+    apart = _NearestCentre(vectors)
     squares = np.einsum("ij,ij->i", vectors, vectors)
     apart.add(int((squares - 2 * (vectors @ mean)).argmin()))
     while len(apart.centres) < min(k, len(vectors)):
@@ -275,21 +271,21 @@ def farthest_first(vectors: NDArray[np.float32], k: int) -> Centres:
     return Centres(apart.centres, apart.radius())
 
 
-Name = Literal["judge", "rouge", "random"]
-# Samples that go through the filters at once, and texts that are embedded at once.
-BLOCK = 4096
-BATCH = 256
+FilterName = Literal["judge", "rouge", "random"]
+# Samples filtered at once, and texts embedded at once.
+FILTER_BLOCK = 4096
+EMBED_BATCH = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
-    """What to choose: filters in their order, and how many samples to end with (None: all).
+class SelectionSettings:
+    """Which filters to apply, in order, and how many samples to select (None: all).
 
-    `threshold` is of `rouge`: the highest ROUGE-L F1 of two chosen instructions. `diverse` takes
-    `size` of what the filters leave by k-centre.
+    `threshold`: the highest ROUGE-L F1 of two selected instructions (filter `rouge`). `diverse`:
+    select `size` of the filtered samples by k-centre.
     """
 
-    filters: tuple[Name, ...] = ()
+    filters: tuple[FilterName, ...] = ()
     threshold: float = 0.7
     size: int | None = None
     diverse: bool = False
@@ -298,115 +294,119 @@ class Choice:
 
 @dataclass(slots=True)
 class Selection:
-    """The ids of the chosen samples, how they were chosen in lines, and what went wrong."""
+    """The selected ids, lines on how they were selected, and warnings."""
 
     ids: set[str]
-    told: list[str] = field(default_factory=list)
-    missed: list[str] = field(default_factory=list)
+    summary: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
 
 @dataclass(slots=True)
-class Stage:
-    """A filter at work: which samples of a block pass, and how many came and passed so far."""
+class FilterStage:
+    """A filter, and how many samples entered and passed it so far."""
 
-    about: str
-    passing: Callable[[Sequence[Sample]], Awaitable[list[Sample]]]
-    came: int = 0
-    left: int = 0
+    label: str
+    filter_block: Callable[[Sequence[Sample]], Awaitable[list[Sample]]]
+    entered: int = 0
+    passed: int = 0
 
     async def __call__(self, block: Sequence[Sample]) -> list[Sample]:
-        """Let a block through, and count."""
-        passed = await self.passing(block)
-        self.came, self.left = self.came + len(block), self.left + len(passed)
-        return passed
+        """Filter a block and count."""
+        passing = await self.filter_block(block)
+        self.entered, self.passed = self.entered + len(block), self.passed + len(passing)
+        return passing
 
 
-async def select(
+async def select_samples(
     directory: Path,
-    choice: Choice,
+    choice: SelectionSettings,
     settings: Settings,
     *,
     complete: Complete | None = None,
     embed: Embed | None = None,
 ) -> Selection:
-    """Choose among the accepted samples of the run in `directory`.
+    """Select from the accepted samples of the run in `directory`.
 
     Args:
-        directory: A run's; calls of `judge` are kept in its journal and never paid twice.
+        directory: A run directory; the calls of `judge` are kept in its journal, never paid twice.
         choice: What to choose.
         settings: Of the judge (see `refloom.evaluation.judging.settings_for`) and embeddings.
-        complete: Stands in for the judge's endpoint.
-        embed: Stands in for the embedding model.
+        complete: Replaces the judge's endpoint.
+        embed: Replaces the embedding model.
 
     Raises:
-        JournalError: No run is kept there, or with `judge` another process is at work there.
-        TooManyFailed: More comparisons failed than `settings.max_failure_rate` lets fail.
-        ProviderStopped: No comparison can be had; `BudgetSpent`: no further one may be paid.
+        JournalError: There is no run, or with `judge` another process holds the directory.
+        TooManyFailed: More comparisons failed than `settings.max_failure_rate` allows.
+        ProviderStopped: The judge cannot be reached; `BudgetSpent`: the budget is spent.
     """
-    with stored_in(directory / "journal.sqlite") as stored:
+    with open_samples(directory / "journal.sqlite") as stored:
         samples = await asyncio.to_thread(stored.samples)
-        found = Selection(set(), [f"{len(samples)} accepted samples"])
+        selection = Selection(set(), [f"{len(samples)} accepted samples"])
         samples.sort(key=lambda s: (key(f"choose\x1f{s.id}", choice.random_seed), s.id))
         async with AsyncExitStack() as stack:
             judge = None
             if "judge" in choice.filters:
-                calls = await stack.enter_async_context(asking(directory, settings, complete))
-                judge = Judge(calls, settings, stored.pair)
-            chosen = await _filtered(samples, choice, settings, judge, found)
+                calls = await stack.enter_async_context(
+                    judge_session(directory, settings, complete)
+                )
+                judge = RefinementJudge(calls, settings, stored.pair)
+            chosen = await _apply_filters(samples, choice, settings, judge, selection)
     if choice.diverse and choice.size is not None:
         embed = embed or Embedder(settings.embedding_model)
-        chosen = await _spread(chosen, choice.size, embed, settings, found.told)
-    _sum_up(found, chosen, choice)
-    return found
+        chosen = await _choose_diverse(chosen, choice.size, embed, settings, selection.summary)
+    _add_summary(selection, chosen, choice)
+    return selection
 
 
-async def _filtered(
+async def _apply_filters(
     samples: list[Sample],
-    choice: Choice,
+    choice: SelectionSettings,
     settings: Settings,
-    judge: Judge | None,
-    found: Selection,
+    judge: RefinementJudge | None,
+    selection: Selection,
 ) -> list[Sample]:
-    """What passes every filter, in order; `found` is told what each of them did."""
-    stages = [_stage(name, choice, judge) for name in dict.fromkeys(choice.filters)]
-    least = settings.calls_at_once if judge else 1
-    cut = None if choice.diverse else choice.size
-    chosen = await _through(stages, samples, cut, least)
+    """The samples that pass every filter, in order; adds a line a filter to `selection`."""
+    stages = [_filter_stage(name, choice, judge) for name in dict.fromkeys(choice.filters)]
+    min_block = settings.calls_at_once if judge else 1
+    size = None if choice.diverse else choice.size
+    chosen = await _filter_in_blocks(stages, samples, size, min_block)
     for stage in stages:
-        found.told.append(f"{stage.about}: {stage.came} came, {stage.left} passed")
+        selection.summary.append(f"{stage.label}: {stage.entered} came, {stage.passed} passed")
     if judge is not None:
-        found.told.append(judge.told())
-        found.missed += judge.missed
+        selection.summary.append(judge.summary())
+        selection.warnings += judge.unjudged
     return chosen
 
 
-def _stage(name: Name, choice: Choice, judge: Judge | None) -> Stage:
+def _filter_stage(
+    name: FilterName, choice: SelectionSettings, judge: RefinementJudge | None
+) -> FilterStage:
     if name == "judge" and judge is not None:
-        return Stage(judge.about, judge.passing)
+        return FilterStage(judge.label, judge.filter_block)
     if name == "rouge":
         known = NoveltyFilter(choice.threshold)
 
-        def new(block: Sequence[Sample]) -> list[Sample]:
+        def drop_similar(block: Sequence[Sample]) -> list[Sample]:
             return [s for s in block if known.admit(s.instruction, s.id) is None]
 
-        about = f"rouge (ROUGE-L F1 of two instructions at most {choice.threshold:g})"
-        return Stage(about, lambda block: asyncio.to_thread(new, block))
+        label = f"rouge (ROUGE-L F1 of two instructions at most {choice.threshold:g})"
+        return FilterStage(label, lambda block: asyncio.to_thread(drop_similar, block))
 
-    async def all_of(block: Sequence[Sample]) -> list[Sample]:
+    async def pass_all(block: Sequence[Sample]) -> list[Sample]:
         return list(block)
 
-    return Stage(f"random (random seed {choice.random_seed})", all_of)
+    return FilterStage(f"random (random seed {choice.random_seed})", pass_all)
 
 
-async def _through(
-    stages: Sequence[Stage], order: Sequence[Sample], size: int | None, least: int
+async def _filter_in_blocks(
+    stages: Sequence[FilterStage], order: Sequence[Sample], size: int | None, min_block: int
 ) -> list[Sample]:
-    """The first `size` that pass all filters: what is not wanted any more is not asked about."""
+    """The first `size` samples that pass all filters; the judge is not asked about any further."""
     chosen: list[Sample] = []
     done = 0
     while done < len(order) and (size is None or len(chosen) < size):
-        wanted = BLOCK if size is None else size - len(chosen)
-        block: Sequence[Sample] = order[done : done + min(max(wanted, least), BLOCK)]
+        missing = FILTER_BLOCK if size is None else size - len(chosen)
+        block: Sequence[Sample] = order[done : done + min(max(missing, min_block), FILTER_BLOCK)]
         done += len(block)
         for stage in stages:
             block = await stage(block)
@@ -414,41 +414,43 @@ async def _through(
     return chosen[:size]
 
 
-async def _spread(
-    samples: Sequence[Sample], size: int, embed: Embed, settings: Settings, told: list[str]
+async def _choose_diverse(
+    samples: Sequence[Sample], size: int, embed: Embed, settings: Settings, summary: list[str]
 ) -> list[Sample]:
-    """The samples that cover all best by the meaning of their instructions."""
-    # In the order of the run, so that no random seed has a part in it.
+    """The `size` samples whose instructions cover all others best, by k-centre."""
+    # In slot order, so that the random seed has no influence.
     samples = sorted(samples, key=lambda sample: sample.slot)
     if not samples:
         return []
-    vectors = await _vectors([s.instruction for s in samples], embed, settings.quiet)
-    places, radius = await asyncio.to_thread(farthest_first, vectors, size)
-    line = f"diverse (k-centre, {settings.embedding_model}): {len(samples)} came, {len(places)} "
+    vectors = await _embed([s.instruction for s in samples], embed, settings.quiet)
+    indices, radius = await asyncio.to_thread(k_centre, vectors, size)
+    line = f"diverse (k-centre, {settings.embedding_model}): {len(samples)} came, {len(indices)} "
     line += "chosen"
-    if len(places) < len(samples):
+    if len(indices) < len(samples):
         line += f"; each of the others has a cosine of at least {1 - radius**2 / 2:.2f} with one"
-    told.append(line)
-    return [samples[place] for place in places]
+    summary.append(line)
+    return [samples[i] for i in indices]
 
 
-async def _vectors(texts: Sequence[str], embed: Embed, quiet: bool) -> Vectors:
+async def _embed(texts: Sequence[str], embed: Embed, quiet: bool) -> Vectors:
     import numpy as np
 
-    tell = telling("embedded", quiet)
-    first = await embed(texts[:BATCH])
+    report = progress_printer("embedded", quiet)
+    first = await embed(texts[:EMBED_BATCH])
     vectors = np.empty((len(texts), first.shape[1]), np.float32)
-    vectors[:BATCH] = first
-    for start in range(BATCH, len(texts), BATCH):
-        vectors[start : start + BATCH] = await embed(texts[start : start + BATCH])
-        tell(start, len(texts))
+    vectors[:EMBED_BATCH] = first
+    for start in range(EMBED_BATCH, len(texts), EMBED_BATCH):
+        vectors[start : start + EMBED_BATCH] = await embed(texts[start : start + EMBED_BATCH])
+        report(start, len(texts))
     return vectors
 
 
-def _sum_up(found: Selection, chosen: Sequence[Sample], choice: Choice) -> None:
-    found.ids = {sample.id for sample in chosen}
+def _add_summary(selection: Selection, chosen: Sequence[Sample], choice: SelectionSettings) -> None:
+    selection.ids = {sample.id for sample in chosen}
     order = f", in an order of random seed {choice.random_seed}" if choice.filters else ""
-    asked = "" if choice.size is None else f" of the {choice.size} asked for"
-    found.told.append(f"chosen: {len(chosen)} samples{asked}{order}")
+    wanted = "" if choice.size is None else f" of the {choice.size} asked for"
+    selection.summary.append(f"chosen: {len(chosen)} samples{wanted}{order}")
     if choice.size is not None and len(chosen) < choice.size:
-        found.missed.append(f"only {len(chosen)} samples are left; {choice.size} were asked for")
+        selection.warnings.append(
+            f"only {len(chosen)} samples are left of the {choice.size} asked for"
+        )

@@ -32,7 +32,7 @@ from refloom.evaluation.judge_check.human import Human, read_human
 from refloom.evaluation.judge_check.judgements import Fought, Judge, NotAvailable, lacks_odds
 from refloom.evaluation.judge_check.metrics import FEWEST, duel_rows, flags, over_orders
 from refloom.evaluation.judge_check.trial import Trial, sample_cases, tried, verdicts_on
-from refloom.evaluation.judging import CHECK, asking
+from refloom.evaluation.judging import JUDGE_CHECK_STAGE, judge_session
 from refloom.settings import Settings
 
 # MERGED refloom~measure~judge_shown
@@ -235,7 +235,9 @@ async def _by(check: Check, method: str, repeats: int) -> None:
     # The method that comes first stands for the judge against a person.
     first = check.human is not None and check.agreed is None
     try:
-        async with asking(check.directory, check.settings, check.complete, CHECK) as calls:
+        async with judge_session(
+            check.directory, check.settings, check.complete, JUDGE_CHECK_STAGE
+        ) as calls:
             try:
                 judge = Judge(calls, context, check.settings, check.directory)
                 trial = await tried(judge, check.ground, embed, repeats)
@@ -283,7 +285,9 @@ async def _duels(check: Check, method: str) -> None:
     """Originals against canaries; how a judge gives single verdicts does not matter here."""
     context = context_of(check.ground, check.settings, method)
     bars = check.trials[method].bars if method in check.trials else Trial().bars
-    async with asking(check.directory, check.settings, check.complete, CHECK) as calls:
+    async with judge_session(
+        check.directory, check.settings, check.complete, JUDGE_CHECK_STAGE
+    ) as calls:
         judge = Judge(calls, context, check.settings, check.directory)
         check.fought, faults = await judge.duels(sample_cases(check.ground, context, bars))
         check.paid += calls.counts["paid"]

@@ -21,7 +21,14 @@ from nodes.state import Attempt
 from nodes.verdicts import passes
 from refloom.data.files import rows_of
 from refloom.errors import InputError
-from refloom.evaluation.stats import LEVEL, NOTHING, Interval, kappa, mean, resampled
+from refloom.evaluation.stats import (
+    CONFIDENCE,
+    EMPTY,
+    Interval,
+    bootstrap_mean,
+    kappa,
+    resample_weights,
+)
 from refloom.runs.journal import records
 
 WORDS = {
@@ -212,7 +219,7 @@ def _agreed(pairs: Sequence[tuple[Said, bool]]) -> dict[str, Any]:
         for theirs in (True, False)
         for its in (True, False)
     }
-    agreed = mean([float(a == b) for a, b in verdicts], of)
+    agreed = bootstrap_mean([float(a == b) for a, b in verdicts], of)
     return {
         "n": len(pairs),
         "kappa": kappa_over(verdicts, of)._asdict(),
@@ -229,8 +236,8 @@ def kappa_over(verdicts: Sequence[tuple[bool, bool]], of: Sequence[str]) -> Inte
     """
     value = kappa(verdicts)
     if value is None:
-        return NOTHING._replace(n=len(verdicts))
-    pairs, weights = np.asarray(verdicts, np.float64), resampled(of)
+        return EMPTY._replace(n=len(verdicts))
+    pairs, weights = np.asarray(verdicts, np.float64), resample_weights(of)
     n = weights.sum(axis=1)
     agreed = weights @ (pairs[:, 0] == pairs[:, 1]).astype(np.float64) / n
     mine, its = weights @ pairs[:, 0] / n, weights @ pairs[:, 1] / n
@@ -239,5 +246,5 @@ def kappa_over(verdicts: Sequence[tuple[bool, bool]], of: Sequence[str]) -> Inte
     found = (agreed[known] - chance[known]) / (1 - chance[known])
     if not len(found) or float(np.ptp(found)) < 1e-12:
         return Interval(value, None, None, len(verdicts))
-    low, high = np.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low, high = np.quantile(found, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Interval(value, round(float(low), 4), round(float(high), 4), len(verdicts))

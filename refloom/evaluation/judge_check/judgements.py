@@ -18,7 +18,7 @@ from nodes.record import Record
 from nodes.state import Criterion, Verdict, no_usage
 from nodes.trial import midpoint
 from nodes.verdicts import vote
-from refloom.evaluation.judging import each, telling
+from refloom.evaluation.judging import gather_bounded, progress_printer
 from refloom.settings import Settings
 
 DUELS = ("padded", "truncated", "flattering")
@@ -94,13 +94,13 @@ class Judge:
             return [], []
         # The first one alone: an endpoint that cannot judge so is not asked for all of them.
         first = await self._one(0, cases[0], certain=True)
-        told = telling(f"judge-check: {what}", self.settings.quiet)
+        on_progress = progress_printer(f"judge-check: {what}", self.settings.quiet)
         numbered = list(enumerate(cases))[1:]
-        rest = await each(
+        rest = await gather_bounded(
             numbered,
             lambda item: self._one(*item),
-            at_once=self.settings.calls_at_once,
-            told=told,
+            limit=self.settings.calls_at_once,
+            on_progress=on_progress,
         )
         return _parted([first, *rest])
 
@@ -146,7 +146,7 @@ class Judge:
             return Heard(case, {v["criterion_id"]: v for v in judged.verdicts}), rules
 
         at_once = self.settings.calls_at_once
-        found = await each(list(enumerate(ruled)), one, at_once=at_once)
+        found = await gather_bounded(list(enumerate(ruled)), one, limit=at_once)
         return _parted(found)
 
     async def duels(self, cases: Sequence[Case]) -> tuple[list[Fought], list[CallFailed]]:
@@ -170,9 +170,11 @@ class Judge:
                 return failed
             return Fought(case.about, case.kind, duel)
 
-        told = telling("judge-check: duels", self.settings.quiet)
+        on_progress = progress_printer("judge-check: duels", self.settings.quiet)
         at_once = max(1, self.settings.calls_at_once // 2)
-        found = await each(list(enumerate(fought)), one, at_once=at_once, told=told)
+        found = await gather_bounded(
+            list(enumerate(fought)), one, limit=at_once, on_progress=on_progress
+        )
         return _parted(found)
 
 

@@ -18,7 +18,7 @@ from nodes.state import Criterion, Verdict
 from nodes.verdicts import passes, settled
 from refloom.evaluation.judge_check.cases import KINDS, SPOILT
 from refloom.evaluation.judge_check.judgements import DUELS, Bars, Fought, Heard
-from refloom.evaluation.stats import Interval, auc, mean, plain
+from refloom.evaluation.stats import Interval, auc, bootstrap_mean, interval_to_dict
 
 WORTH = {"pass": 1.0, "not_applicable": 0.5, "unknown": 0.5, "fail": 0.0}
 Row = dict[str, Any]
@@ -113,13 +113,15 @@ def _row(of: str, told: Sequence[Told], method: str, id_: str | None = None) -> 
         "id": id_,
         "text": told[0].criterion["text"] if id_ and told else None,
         "references": len({t.reference_id for t in told}),
-        "auc": plain(_auc(told)),
+        "auc": interval_to_dict(_auc(told)),
         "against": {
-            kind: plain(_auc(told, kind))
+            kind: interval_to_dict(_auc(told, kind))
             for kind in dict.fromkeys(kind for t in told for kind in t.bad)
         },
-        "own_passes": plain(_passing([(t, t.own) for t in told])),
-        "bad_passes": plain(_passing([(t, bad) for t in told for bad in t.bad.values()])),
+        "own_passes": interval_to_dict(_passing([(t, t.own) for t in told])),
+        "bad_passes": interval_to_dict(
+            _passing([(t, bad) for t in told for bad in t.bad.values()])
+        ),
     }
 
 
@@ -136,7 +138,7 @@ def _auc(told: Sequence[Told], kind: str | None = None) -> Interval:
         if value is not None:
             values.append(value)
             of.append(one.reference_id)
-    return mean(values, of)
+    return bootstrap_mean(values, of)
 
 
 def _score(verdict: Verdict) -> float:
@@ -149,13 +151,15 @@ def _passing(judged: Sequence[tuple[Told, Verdict]]) -> Interval:
         score = verdict["score"]
         over = passes(verdict) if score is None else score > (told.bar or 0.0)
         values.append(float(over))
-    return mean(values, [told.reference_id for told, _ in judged])
+    return bootstrap_mean(values, [told.reference_id for told, _ in judged])
 
 
 def share_of(of: Iterable[tuple[str, bool]]) -> Row:
     """A share of hits, each with the text it belongs to."""
     found = list(of)
-    return plain(mean([float(hit) for _, hit in found], [about for about, _ in found]))
+    return interval_to_dict(
+        bootstrap_mean([float(hit) for _, hit in found], [about for about, _ in found])
+    )
 
 
 def canary_rows(outcomes: Sequence[Outcome], method: str) -> list[Row]:
@@ -196,7 +200,9 @@ def originals(outcomes: Sequence[Outcome]) -> Row:
         "by_judge": share_of((o.about, o.by_judge) for o in own),
         "by_rule": share_of((o.about, o.by_rule) for o in own),
         "canaries_pass": share_of((a, passed) for a, all_ in spoilt.items() for passed in all_),
-        "over_canaries": plain(mean([v for _, v in known], [a for a, _ in known])),
+        "over_canaries": interval_to_dict(
+            bootstrap_mean([v for _, v in known], [a for a, _ in known])
+        ),
     }
 
 
@@ -214,7 +220,7 @@ def agreement(heard: Sequence[Heard]) -> Row:
         if pairs:
             values.append(sum(a == b for a, b in pairs) / len(pairs))
             of.append(about)
-    return plain(mean(values, of))
+    return interval_to_dict(bootstrap_mean(values, of))
 
 
 def duel_rows(fought: Sequence[Fought]) -> list[Row]:
@@ -222,14 +228,14 @@ def duel_rows(fought: Sequence[Fought]) -> list[Row]:
     rows = []
     for kind in DUELS:
         among = [f for f in fought if f.kind == kind]
-        scores = mean([f.duel.score for f in among], [f.about for f in among])
+        scores = bootstrap_mean([f.duel.score for f in among], [f.about for f in among])
         rows.append(
             {
                 "kind": kind,
                 "n": len(among),
                 "original_wins": share_of((f.about, f.duel.won == "first") for f in among),
                 "canary_wins": share_of((f.about, f.duel.won == "second") for f in among),
-                "share": plain(scores),
+                "share": interval_to_dict(scores),
             }
         )
     return rows
@@ -240,7 +246,7 @@ def over_orders(fought: Sequence[Fought]) -> tuple[Row, Row]:
     same = share_of((f.about, f.duel.agreed) for f in fought)
     picked = [(f.about, picks) for f in fought if (picks := f.duel.first_picked)]
     shares = [sum(picks) / len(picks) for _, picks in picked]
-    return same, plain(mean(shares, [about for about, _ in picked]))
+    return same, interval_to_dict(bootstrap_mean(shares, [about for about, _ in picked]))
 
 
 # MERGED refloom~measure~judge_flags

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from refloom.evaluation.report.collect import Account, Shelf
 from refloom.evaluation.report.diversity import Floats, Measured
-from refloom.evaluation.stats import Interval, mean
+from refloom.evaluation.stats import Interval, bootstrap_mean
 
 # MERGED refloom~measure~figures
 # Charts as inline SVG without text of its own: what is said stands beside them. They stretch to
@@ -341,7 +341,7 @@ def _spread(counts: Counter[int]) -> str:
 
 def mean_of(values: Floats) -> Interval:
     """The mean of figures between 0 and 1 that each belong to a row, with its interval."""
-    return mean([min(max(float(v), 0.0), 1.0) for v in values], range(len(values)))
+    return bootstrap_mean([min(max(float(v), 0.0), 1.0) for v in values], range(len(values)))
 
 
 def _interval(values: Floats) -> str:

@@ -13,7 +13,7 @@ from memory.embed import Embed
 from memory.novelty import Numbers, tokens
 from memory.weights import WeightsUnavailable
 from refloom.evaluation.report.collect import SAMPLE, Account, Shelf
-from refloom.evaluation.stats import Interval, share
+from refloom.evaluation.stats import Interval, proportion
 
 Floats = NDArray[np.float64]
 Vectors = NDArray[np.float32]
@@ -136,7 +136,7 @@ def coverage(references: Vectors, rows: Vectors, random_seed: int = 0) -> Covera
     clusters = sorted((c for c in clusters if c.references), key=lambda c: -c.references)
     return Coverage(
         clusters,
-        share(sum(c.rows > 0 for c in clusters), len(clusters)),
+        proportion(sum(c.rows > 0 for c in clusters), len(clusters)),
         evenness([c.rows for c in clusters]),
         evenness([c.references for c in clusters]),
     )

@@ -9,7 +9,7 @@ from nodes.llm.fast_json import loads
 from nodes.text_diff import changes
 from refloom.evaluation.report.collect import CARDS, Account, Shelf
 from refloom.evaluation.report.tables import money, named, number
-from refloom.evaluation.stats import NOTHING, Interval
+from refloom.evaluation.stats import EMPTY, Interval
 
 # How many of each end there are to be, of eight cards.
 PARTS = {"refined": 4, "at once": 1, "rejected": 2, "failed": 1}
@@ -216,7 +216,7 @@ def interval_of(value: object) -> Interval | None:
     n = value.get("n")
     n = n if isinstance(n, int) else 0
     if value["value"] is None:
-        return NOTHING
+        return EMPTY
     shares = [value[name] for name in ("value", "low", "high") if _is_share(value[name])]
     if len(shares) < 3:
         return None
@@ -307,8 +307,8 @@ def _pair(pair: Mapping[str, Any]) -> Pair:
     return Pair(
         str(pair.get("a") or ""),
         str(pair.get("b") or ""),
-        found or NOTHING,
-        controlled or NOTHING,
+        found or EMPTY,
+        controlled or EMPTY,
         number(pair.get("wins")),
         number(pair.get("ties")),
         number(pair.get("losses")),

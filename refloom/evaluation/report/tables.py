@@ -12,7 +12,7 @@ from refloom.data.record_stats import Passing
 from refloom.evaluation.report.charts import mean_of, stack
 from refloom.evaluation.report.collect import Account, Shelf, Taught, source_key
 from refloom.evaluation.report.diversity import Coverage, Floats, Measured, Spread
-from refloom.evaluation.stats import NOTHING, Interval, share
+from refloom.evaluation.stats import EMPTY, Interval, proportion
 from refloom.runs.outputs import Used
 from refloom.settings import embedded
 
@@ -41,11 +41,11 @@ def outcomes(account: Account) -> dict[str, list[Part]]:
     """After how many attempts samples were accepted, why they were rejected, how they failed."""
     facts, judged = account.facts, account.judged
     accepted = [
-        Part(f"accepted at attempt {at}", n, share(n, judged))
+        Part(f"accepted at attempt {at}", n, proportion(n, judged))
         for at, n in sorted(facts.attempts.items())
     ]
     rejected = facts.reasons.total()
-    never = [Part("never: rejected", rejected, share(rejected, judged))] if judged else []
+    never = [Part("never: rejected", rejected, proportion(rejected, judged))] if judged else []
     return {
         "attempts": [*accepted, *never],
         "reasons": _parts(Counter({REASONS.get(k, k): n for k, n in facts.reasons.items()})),
@@ -55,9 +55,9 @@ def outcomes(account: Account) -> dict[str, list[Part]]:
 
 def _parts(counts: Counter[str], most: int = 12) -> list[Part]:
     total, common = counts.total(), counts.most_common(most)
-    parts = [Part(name, n, share(n, total)) for name, n in common]
+    parts = [Part(name, n, proportion(n, total)) for name, n in common]
     rest = total - sum(n for _, n in common)
-    return [*parts, Part("others", rest, share(rest, total))] if rest else parts
+    return [*parts, Part("others", rest, proportion(rest, total))] if rest else parts
 
 
 @dataclass(frozen=True)
@@ -98,13 +98,13 @@ def _criterion(
     for account, shelf in zip(accounts, shelves, strict=True):
         for id_, _ in account.sources.get(key, Counter[str]()).most_common(MOST_SOURCES):
             sources[id_] = sources.get(id_) or shelf.start(id_)
-    cells = [(_passed(p.first), _passed(p.last)) if p else (NOTHING, NOTHING) for p in found]
+    cells = [(_passed(p.first), _passed(p.last)) if p else (EMPTY, EMPTY) for p in found]
     named = list(sources.items())[:MOST_SOURCES] if one.drawn else []
     return CriterionLine(one.text, one.must, one.judged_by, named, cells)
 
 
 def _passed(counts: Counter[str]) -> Interval:
-    return share(counts["pass"], counts["pass"] + counts["fail"] + counts["unknown"])
+    return proportion(counts["pass"], counts["pass"] + counts["fail"] + counts["unknown"])
 
 
 class TaughtCell(NamedTuple):
@@ -136,7 +136,7 @@ def ranked(accounts: Sequence[Account]) -> tuple[list[str], list[str], int]:
         for id_, taught in account.taught.items():
             pair = added.setdefault(id_, [0, 0])
             pair[0], pair[1] = pair[0] + taught.accepted, pair[1] + taught.judged
-    shares = {id_: share(hits, n) for id_, (hits, n) in added.items() if n}
+    shares = {id_: proportion(hits, n) for id_, (hits, n) in added.items() if n}
     best = sorted(shares, key=lambda id_: (-(shares[id_].low or 0), id_))
     if len(best) <= MOST_REFERENCES:
         return best, [], len(best)
@@ -163,9 +163,9 @@ def _cell(taught: Taught) -> TaughtCell:
     return TaughtCell(
         taught.judged,
         taught.failed,
-        share(taught.accepted, taught.judged),
+        proportion(taught.accepted, taught.judged),
         taught.attempts / taught.judged if taught.judged else None,
-        share(taught.criteria_passed, taught.criteria_judged),
+        proportion(taught.criteria_passed, taught.criteria_judged),
     )
 
 
@@ -222,8 +222,8 @@ def clusters(covered: Coverage, shelf: Shelf) -> list[ClusterLine]:
     return [
         ClusterLine(
             " ".join(shelf.sample[c.centre]["instruction"].split())[:160],
-            share(c.references, many),
-            share(c.rows, rows),
+            proportion(c.references, many),
+            proportion(c.rows, rows),
         )
         for c in covered.clusters
     ]
@@ -292,8 +292,8 @@ def _tiles(account: Account, found: Measured) -> list[Tile]:
     near = f"{rows.nearest.mean():.2f}" if len(rows.nearest) else "unknown"
     score = f"{rows.vendi:,.0f}" if rows.vendi is not None else "unknown"
     return [
-        _share("accepted", share(accepted, judged), "judged samples"),
-        _share("accepted at once", share(first, judged), "judged samples"),
+        _share("accepted", proportion(accepted, judged), "judged samples"),
+        _share("accepted at once", proportion(first, judged), "judged samples"),
         Tile("different instructions", score, f"Vendi score of n = {rows.n:,} rows"),
         Tile("nearest instruction", near, f"mean ROUGE-L F1 of n = {rows.n:,} rows"),
         Tile("dollars a row", each, f"n = {accepted:,} accepted rows{_apart(account.borrowed)}"),
