@@ -270,7 +270,7 @@ class Settings(BaseSettings):
     )
     max_tokens: int | None = Field(None, ge=1, description="tokens the run may use in all")
     prices: Path | None = Field(
-        None, description="a TOML file of prices, over the bundled ones (see README)"
+        None, description="a TOML file of prices, over the bundled ones (see docs/run.md)"
     )
     max_failure_rate: float = Field(
         0.5, ge=0, le=1, description="stop when more than this share of 20 or more samples failed"

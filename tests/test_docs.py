@@ -1,0 +1,141 @@
+"""The pages name files, functions and headings that exist, and everything a user can choose."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import re
+import sys
+from pathlib import Path
+from textwrap import dedent, indent
+from typing import get_args
+
+import pytest
+
+from nodes.context import Feedback, Review
+from nodes.llm import Stage
+from refloom.data.export import FORMATS
+from refloom.settings import PRESETS
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "AGENTS.md", *sorted((ROOT / "docs").glob("*.md"))]
+FOLDERS = "|".join(
+    ["graph", "nodes", "memory", "prompts", "refloom", "tests", "benchmarks", "examples", "docs"]
+)
+# A path in backticks; NAME in it stands for a file of the reader's own.
+NAMED_PATH = re.compile(rf"`((?:{FOLDERS})/[\w./-]*)")
+NAME_IN_FILE = re.compile(rf"`([A-Za-z_]\w*)`\s+(?:in|from|of)\s+`((?:{FOLDERS})/[\w/.-]+\.py)`")
+
+
+def text_of(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub gives the headings of a page."""
+    headings = re.findall(r"^#+ (.+)$", text_of(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_leads_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", text_of(page)):
+        if target.startswith(("http://", "https://")):
+            continue
+        path, _, anchor = target.partition("#")
+        there = (page.parent / path).resolve() if path else page
+        assert there.exists(), target
+        assert not anchor or anchor in anchors(there), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_path_that_is_named_exists(page: Path) -> None:
+    named = {path for path in NAMED_PATH.findall(text_of(page)) if "NAME" not in path}
+    assert sorted(path for path in named if not (ROOT / path).exists()) == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_name_stands_in_the_file_that_is_named_with_it(page: Path) -> None:
+    wrong = [
+        (name, path)
+        for name, path in NAME_IN_FILE.findall(text_of(page))
+        if "NAME" not in path and not re.search(rf"\b{name}\b", text_of(ROOT / path))
+    ]
+    assert wrong == []
+
+
+def test_extending_names_what_it_tells_to_change() -> None:
+    named = set(NAME_IN_FILE.findall(text_of(ROOT / "docs" / "extending.md")))
+    assert ("RULES", "nodes/criteria.py") in named
+    assert ("FORMATS", "refloom/data/export.py") in named
+
+
+@pytest.mark.parametrize(
+    ("page", "names"),
+    [
+        ("data.md", tuple(FORMATS)),
+        ("run.md", PRESETS),
+        ("evidence.md", get_args(Feedback)),
+        ("judging.md", get_args(Review)),
+    ],
+)
+def test_a_page_lists_everything_there_is_to_choose(page: str, names: tuple[str, ...]) -> None:
+    text = text_of(ROOT / "docs" / page)
+    assert [name for name in names if f"| `{name}` |" not in text] == []
+
+
+def test_every_stage_is_among_the_words() -> None:
+    (line,) = re.findall(r"^\| stage \|.*$", text_of(ROOT / "docs" / "README.md"), re.MULTILINE)
+    assert all(stage in line for stage in get_args(Stage))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_in_a_page_can_be_parsed(page: Path) -> None:
+    for block in re.findall(r"^ *```python\n(.*?)^ *```", text_of(page), re.DOTALL | re.MULTILINE):
+        code = dedent(block)
+        # A line of a dict, as it is to be added to one.
+        code = f"{{{code}}}" if code.startswith('"') else code
+        ast.parse(f"async def f():\n{indent(code, '    ')}")
+
+
+@pytest.fixture(scope="module")
+def scripts():
+    """The modules `rooms` and `redraw` of docs/, which are scripts and in no package."""
+    sys.path.insert(0, str(ROOT / "docs"))
+    try:
+        import redraw
+        import rooms
+
+        yield rooms, redraw
+    finally:
+        sys.path.remove(str(ROOT / "docs"))
+
+
+def test_a_room_holds_each_of_its_modules_once(scripts) -> None:
+    rooms, _ = scripts
+    found = rooms.rooms()
+    for name in ("graph", "refloom.runs", "refloom.runs.ray", "nodes.llm"):
+        spec = importlib.util.find_spec(name)
+        files = list(Path(spec.origin).parent.glob("*.py"))
+        assert found[name].modules == len(files), name
+    packages = ("graph", "nodes", "memory", "prompts", "refloom")
+    every = [path for package in packages for path in (ROOT / package).rglob("*.py")]
+    assert sum(room.modules for room in found.values()) == len(every)
+
+
+def test_the_drawing_has_the_nearest_imports_and_leaves_out_what_they_imply(scripts) -> None:
+    rooms, _ = scripts
+    arrows = rooms.arrows(rooms.rooms())
+    assert ("graph", "nodes") in arrows
+    assert ("nodes", "memory") in arrows
+    assert ("graph", "memory") not in arrows
+    assert "room_graph --> room_nodes;" in rooms.drawing()
+
+
+def test_a_part_is_drawn_between_its_marks_and_one_without_marks_is_named(scripts) -> None:
+    _, redraw = scripts
+    page = "before\n<!-- x -->\nold\n<!-- /x -->\nafter\n"
+    fresh = redraw.redraw(page, {"x": lambda: r"new \1"})
+    assert fresh == "before\n<!-- x -->\nnew \\1\n<!-- /x -->\nafter\n"
+    with pytest.raises(SystemExit, match="<!-- y -->"):
+        redraw.redraw(page, {"y": lambda: "new"})
