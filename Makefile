@@ -33,16 +33,16 @@ demo: install  ## make real rows on the embedded model; no key
 	$(BIN)/refloom demo
 
 test: install  ## run the tests
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2
 
-check: install  ## format, lint, types, import law, README
+check: install  ## format, lint, types, import law, generated docs
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python docs/redraw.py --check
 
-fix: install  ## format and mend what ruff can
+fix: install  ## format, and fix what ruff can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
@@ -61,7 +61,7 @@ fault-test: install  ## 500 seeds at an endpoint of which 30 % of the calls fail
 serve-test: install  ## load a server, kill it in mid-run, and account for every seed
 	$(BIN)/python benchmarks/serving.py --seeds 200 --out bench-run/serving
 
-readme: install  ## redraw the README's generated parts
+readme: install  ## redraw the generated parts of README and docs
 	$(BIN)/python docs/redraw.py
 
 # An index of the demo's references, so that the graph `indexer` has one to add to.

@@ -14,6 +14,7 @@ from browser import ARGUMENTS, CHROMIUM
 from fakes import Endpoint, stage_of, tagged, verdicts, words
 from hypothesis import settings
 from processes import refloom
+from xdist.scheduler import LoadScopeScheduling
 
 # How many examples a property is tried on: HYPOTHESIS_PROFILE=ci or nightly tries more.
 EXAMPLES = {"dev": 25, "ci": 100, "nightly": 400}
@@ -21,7 +22,27 @@ for profile, examples in EXAMPLES.items():
     settings.register_profile(profile, max_examples=examples, deadline=None, database=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
 
+# A module that makes something heavy once (a run, a server, a browser) is for one worker as a whole,
+# alone or with those that share what it makes. All other tests go one by one to a worker that is
+# free.
+GROUPS = dict.fromkeys(("test_card", "test_export", "test_push", "test_training"), "run")
+ALONE = ("test_serve", "test_serve_doors", "test_experiment", "test_filters", "test_judge_check")
+ALONE += ("test_report", "test_review_page", "test_review_whole")
+
 PREFIXES = ("OPENAI_", "JUDGE_", "REFLOOM_", "LANGSMITH_", "LANGCHAIN_")
+
+
+class Groups(LoadScopeScheduling):
+    """The scheduler of `pytest -n`: by the groups above, the largest first."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        module = Path(nodeid.split("::")[0]).stem
+        return module if module in ALONE else GROUPS.get(module, nodeid)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Groups:
+    return Groups(config, log)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -18,8 +18,6 @@ from refloom.data.read import Report
 from refloom.data.record_stats import MOST_HITS, SAMPLE, Facts, diversity, facts_of, quantiles
 from refloom.settings import Settings
 
-pytestmark = pytest.mark.xdist_group("made")
-
 
 @pytest.mark.parametrize(
     ("text", "id_"),

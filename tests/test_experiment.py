@@ -18,8 +18,6 @@ from refloom.evaluation.experiment import parse_arms
 from refloom.runs.outputs import status_of
 from refloom.settings import Settings
 
-pytestmark = pytest.mark.xdist_group("experiment")
-
 ARMS = "reference,sample,none,generic,swapped"
 SHARED = {"extract", "propose", "generate"}
 
@@ -148,7 +146,11 @@ def test_a_run_in_the_place_of_an_experiment_is_refused(tried, tmp_path):
 
 @pytest.mark.parametrize(
     ("arms", "said"),
-    [("reference", "at least one arm"), ("none,best", "unknown arm 'best'"), ("", "at least one arm")],
+    [
+        ("reference", "at least one arm"),
+        ("none,best", "unknown arm 'best'"),
+        ("", "at least one arm"),
+    ],
 )
 def test_arms_there_are_none_of_are_refused(arms, said):
     with pytest.raises(InputError, match=said):
@@ -182,7 +184,9 @@ def judge_by(choose):
 def duel(tmp_path, a, b, choose, **settings):
     given = Settings(model="m", **settings)
     return asyncio.run(
-        compare_runs([arm("a", a), arm("b", b)], [(0, 1)], tmp_path, given, complete=judge_by(choose))
+        compare_runs(
+            [arm("a", a), arm("b", b)], [(0, 1)], tmp_path, given, complete=judge_by(choose)
+        )
     )["pairs"][0]
 
 

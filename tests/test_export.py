@@ -17,8 +17,6 @@ from refloom.data.export import FORMATS, assign, export, key, messages, rows, sh
 from refloom.data.read import Source
 from refloom.runs.journal import Journal, records
 
-pytestmark = pytest.mark.xdist_group("made")
-
 NASTY = {
     "LaTeX": r"\frac{1}{2} \[ \nabla \times \mathbf{B} \] $\text{if } x \neq 0$ \\ \u0041 \t \n",
     "code": "```python\ndef f(x):\n\tprint(f\"{x!r}\\n\", '''\"\"\"''')\n```\n\n    indented\n",

@@ -28,8 +28,6 @@ from refloom.evaluation.selection import SelectionSettings, Selection, k_centre,
 from refloom.runs.journal import Journal
 from refloom.runs.outputs import status_of
 
-pytestmark = pytest.mark.xdist_group("filters")
-
 # A third of the drafts fail, and so are refined; of these a half are found better.
 FAMILY = [words(f"seed {i}", 9) for i in range(24)]
 

@@ -38,8 +38,6 @@ from refloom.evaluation.judge_check.human import kappa_over
 from refloom.runs.journal import reading
 from refloom.settings import Settings
 
-pytestmark = pytest.mark.xdist_group("judge_check")
-
 REFERENCES = references(12)
 SEEDS = [words(f"seed {i}", 8) for i in range(12)]
 KEYS = (

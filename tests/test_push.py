@@ -11,8 +11,6 @@ from hub import Hub
 from huggingface_hub import constants
 from processes import Finished, lines, refloom
 
-pytestmark = pytest.mark.xdist_group("made")
-
 
 def push(hub: Hub, *arguments, cwd: Path) -> Finished:
     with pytest.MonkeyPatch.context() as patch:

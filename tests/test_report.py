@@ -39,8 +39,6 @@ from refloom.evaluation.report.tables import outcomes, ranked
 from refloom.evaluation.stats import proportion
 from refloom.runs.journal import Journal
 
-pytestmark = pytest.mark.xdist_group("report")
-
 NASTY = (
     "<script>window.owned = 1</script> <img src=x onerror='window.owned = 2'> "
     "</style><svg onload=alert(1)> {{ 7 * 7 }} \u202eturned\u2066 nul\x00 half\ud83d end."

@@ -25,8 +25,6 @@ from refloom.serve.review_page import (
     render_sample,
 )
 
-pytestmark = pytest.mark.xdist_group("browser")
-
 FORBIDDEN = [
     "/review/..%2f..%2fpyproject.toml",
     "/review/%2e%2e/x",

@@ -14,10 +14,7 @@ from reviewing import BETTER, ReviewProcess, run_for_review
 from runs import rows, summary_of
 from served import serving
 
-pytestmark = [
-    pytest.mark.xdist_group("whole"),
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium here"),
-]
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium here")
 GIVEN = {
     "seed": {"instruction": "How waves form at sea"},
     "references": [{"instruction": "Why tides?", "response": "The Moon pulls."}],

@@ -17,8 +17,6 @@ from langgraph_sdk import get_sync_client
 from processes import refloom
 from served import ROOT, Server, serving
 
-pytestmark = pytest.mark.xdist_group("server")
-
 REFERENCE = {
     "instruction": "Why are there two tides a day?",
     "response": "The Moon pulls on the near side most, so there are two bulges. The Earth turns "

@@ -15,8 +15,6 @@ from served import Server, serving
 
 from refloom.serve.api_keys import create_key
 
-pytestmark = pytest.mark.xdist_group("doors")
-
 ALICE, ALICES = create_key("alice")
 BOB, BOBS = create_key("bob")
 STRANGER, _ = create_key("stranger")

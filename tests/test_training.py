@@ -11,9 +11,6 @@ from pathlib import Path
 import pytest
 from processes import env_of, refloom
 
-from refloom.data.export import FORMATS
-
-pytestmark = pytest.mark.xdist_group("made")
 
 METHODS = {"sft": "messages", "dpo": "preference", "kto": "kto"}
 ROOT = Path(__file__).parent.parent / "examples" / "training"
@@ -80,8 +77,3 @@ def test_every_recipe_is_one_that_its_trainer_takes(trained):
     unknown = json.loads((trained[0] / "unknown.json").read_text())
     assert set(unknown) == {path.name for path in (ROOT / "recipes").glob("*.toml")}
     assert not any(unknown.values()), unknown
-
-
-def test_every_format_is_named_in_the_readme():
-    text = (Path(__file__).parent.parent / "README.md").read_text()
-    assert all(f"`{name}`" in text for name in FORMATS)
