@@ -22,9 +22,8 @@ for profile, examples in EXAMPLES.items():
     settings.register_profile(profile, max_examples=examples, deadline=None, database=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
 
-# A module that makes something heavy once (a run, a server, a browser) is for one worker as a whole,
-# alone or with those that share what it makes. All other tests go one by one to a worker that is
-# free.
+# A module that makes something heavy once (a run, a server, a browser) goes to one worker as a
+# whole, alone or with those that share what it makes. All other tests go one by one to a free one.
 GROUPS = dict.fromkeys(("test_card", "test_export", "test_push", "test_training"), "run")
 ALONE = ("test_serve", "test_serve_doors", "test_experiment", "test_filters", "test_judge_check")
 ALONE += ("test_report", "test_review_page", "test_review_whole")
