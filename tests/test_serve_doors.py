@@ -81,17 +81,13 @@ def own(key: str = ALICE) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    "path",
-    ["/threads/search", "/assistants/search", "/runs/wait", "/review/shown", "/runs/batch"],
-)
-@pytest.mark.parametrize(
-    "headers",
+    ("path", "headers"),
     [
-        {},
-        own(STRANGER),
-        own(""),
-        {"Authorization": f"Basic {ALICE}"},
-        {"X-Auth-Scheme": "langsmith"},
+        ("/threads/search", {}),
+        ("/runs/wait", own(STRANGER)),
+        ("/review/shown", own("")),
+        ("/runs/batch", {"Authorization": f"Basic {ALICE}"}),
+        ("/assistants/search", {"X-Auth-Scheme": "langsmith"}),
     ],
     ids=["none", "a stranger's", "empty", "another scheme", "Studio's own scheme"],
 )
@@ -197,25 +193,18 @@ REACHES = "{% block system %}{{ instruction.__class__.__mro__ }}{% endblock %}" 
 
 
 @pytest.mark.parametrize(
-    ("said", "why"),
+    ("path", "said", "why"),
     [
-        ({"context": {"max_attempts": -1}}, "context.max_attempts"),
-        ({"context": {"max_attempts": 11}}, "context.max_attempts"),
-        ({"context": {"per_seed": 10_000}}, "context.per_seed"),
-        ({"context": {"base_url": "http://evil.example/v1"}}, "context.base_url"),
-        ({"context": {"memory": "/etc"}}, "context.memory"),
-        ({"context": {"generate_prompt": BREAKS}}, "context.generate_prompt"),
-        ({"context": {"generate_prompt": REACHES}}, "context.generate_prompt"),
-        ({"config": {"configurable": {"max_attempts": -1}}}, "configurable.max_attempts"),
-        ({"config": {"recursion_limit": 10_000_000}}, "config.recursion_limit"),
-        ({"webhook": "http://127.0.0.1:1/steal"}, "webhook"),
-        ({"input": {"seed": {"instruction": "x" * 200_001}}}, "input.seed.instruction"),
-        ({"input": {**GIVEN, "references": GIVEN["references"] * 21}}, "input.references"),
-        ({"input": {"seeds": ["a seed"] * 10_000}}, "input.seeds"),
+        ("/runs/wait", {"context": {"max_attempts": -1}}, "context.max_attempts"),
+        ("/runs/stream", {"context": {"memory": "/etc"}}, "context.memory"),
+        ("/runs", {"context": {"generate_prompt": BREAKS}}, "context.generate_prompt"),
+        ("/runs/wait", {"context": {"generate_prompt": REACHES}}, "context.generate_prompt"),
+        ("/threads/{}/runs/wait", {"config": {"recursion_limit": 10**7}}, "recursion_limit"),
+        ("/runs/wait", {"webhook": "http://127.0.0.1:1/steal"}, "webhook"),
+        ("/runs/stream", {"input": {"seeds": ["a seed"] * 10_000}}, "input.seeds"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-@pytest.mark.parametrize("path", ["/runs/wait", "/runs/stream", "/runs", "/threads/{}/runs/wait"])
 def test_what_nobody_may_ask_for_is_refused_with_the_field_named(server, path, said, why):
     body = {"assistant_id": "synthesizer", "input": GIVEN} | said
     status, answer = ask(server, path.format(ANYONE), body, **own())
