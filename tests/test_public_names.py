@@ -11,6 +11,7 @@ which takes nothing from the list. Exit status 130 is tested in test_cli.py, whi
 
 from __future__ import annotations
 
+import ast
 import inspect
 import json
 import os
@@ -35,6 +36,7 @@ from nodes.context import Context
 ROOT = Path(__file__).parent.parent
 DATA = Path(__file__).parent / "data"
 LIST = DATA / "public_names.json"
+VARIABLE = re.compile(r"\b(?:REFLOOM|OPENAI|JUDGE)_[A-Z]+(?:_[A-Z]+)*\b")
 STATUSES = ("accepted", "rejected", "failed")
 RUN = (
     "run", "--references", "references.jsonl", "--model", "m", "--base-url", BASE_URL, "--quiet",
@@ -128,12 +130,13 @@ def test_settings_come_from_the_environment(monkeypatch):
 
 
 def test_environment_variables():
-    """Those that the code names in full, but for those that are `REFLOOM_` and a setting's name."""
+    """Those that the code names in texts, but for those that are `REFLOOM_` and a setting's name."""
     found: set[str] = set()
     for room in ("graph", "nodes", "memory", "prompts", "refloom"):
         for path in (ROOT / room).rglob("*.py"):
-            text = path.read_text(encoding="utf-8")
-            found |= set(re.findall(r"\b(?:REFLOOM|OPENAI|JUDGE)_[A-Z]+(?:_[A-Z]+)*\b", text))
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    found |= set(VARIABLE.findall(node.value))
     settings = {f"REFLOOM_{name.upper()}" for name in package.Settings.model_fields}
     check("environment", found - settings)
 
