@@ -130,7 +130,7 @@ def test_settings_come_from_the_environment(monkeypatch):
 
 
 def test_environment_variables():
-    """Those that the code names in texts, but for those that are `REFLOOM_` and a setting's name."""
+    """Those named in texts of the code, but for `REFLOOM_` and the name of a setting."""
     found: set[str] = set()
     for room in ("graph", "nodes", "memory", "prompts", "refloom"):
         for path in (ROOT / room).rglob("*.py"):
