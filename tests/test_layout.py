@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from pathlib import Path
 
 import pytest
@@ -132,3 +133,9 @@ def test_files_and_functions_stay_short():
             if function and node.end_lineno - node.lineno >= 40:
                 long.append(f"{path}:{node.name}")
     assert long == []
+
+
+def test_no_test_imports_another():
+    imports = re.compile(r"^\s*(?:from|import) test_", re.MULTILINE)
+    paths = sorted((ROOT / "tests").glob("*.py"))
+    assert [path.name for path in paths if imports.search(path.read_text(encoding="utf-8"))] == []

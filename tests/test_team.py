@@ -106,7 +106,7 @@ async def alone(out, complete: Any, *args: Any, **more: Any) -> dict[str, Any]:
     return summary_of(out)
 
 
-@pytest.mark.parametrize("workers", [1, 2, 5])
+@pytest.mark.parametrize("workers", [1, 5])
 async def test_workers_make_the_rows_that_one_process_makes(tmp_path, office, workers):
     few = {"given": references(8), "references_per_seed": 2, "reference_quota": 1.0, "per_seed": 3}
     one = await alone(tmp_path / "one", MixedModel(), SEEDS, **few)
@@ -124,7 +124,7 @@ async def test_every_worker_gets_seeds(tmp_path, office):
     assert all(far.delivered > 1 for far in staff.hired)
 
 
-@pytest.mark.parametrize("target", [3, 7, 16])
+@pytest.mark.parametrize("target", [3, 16])
 async def test_a_target_is_reached_exactly(tmp_path, office, target):
     said = await together(tmp_path, office(MixedModel()), SEEDS, target=target, workers=3)
     assert said["counts"]["accepted"] == target
@@ -132,7 +132,7 @@ async def test_a_target_is_reached_exactly(tmp_path, office, target):
     assert stable_rows(tmp_path) == stable_rows(tmp_path / "one")
 
 
-@pytest.mark.parametrize("at", [1, 2, 5, 9, 14, 22, 31])
+@pytest.mark.parametrize("at", [1, 9, 22, 31])
 async def test_a_worker_that_is_lost_costs_its_calls_in_flight_only(tmp_path, office, at):
     few = {"given": references(8), "references_per_seed": 2, "reference_quota": 1.0, "per_seed": 2}
     calm = office(MixedModel())
