@@ -11,6 +11,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,10 @@ from varied_model import BASE_URL, calls_in, canonical, proxied, respond, stage_
 DATA = Path(__file__).parent / "data"
 OLD_HALF, OLD_WHOLE = DATA / "half_done_run" / "out", DATA / "finished_run" / "out"
 STATUSES = ("accepted", "rejected", "failed")
+OLD_RULES = {
+    *("not-empty", "finished", "no-refusal", "no-placeholder", "not-copied", "not-contaminated"),
+    *("no-prompt-talk", "on-topic", "length"),
+}
 MAY_DIFFER = ("created", "usage", "cost_usd")
 RUN = (
     "run", "--references", "references.jsonl", "--seeds", "seeds.txt", "--model", "m", "--quiet",
@@ -66,14 +71,24 @@ def keys(directory: Path) -> set[str]:
 
 
 def rows(directory: Path) -> dict[str, list[dict[str, Any]]]:
-    """The rows by status, without what depends on when and how often a run was taken up."""
-    return {
+    """The rows by status, without what depends on when and how often a run was taken up.
+
+    Rules that the earlier version did not have are left out too, with their verdicts.
+    """
+    every = {
         status: [
             {name: value for name, value in json.loads(line).items() if name not in MAY_DIFFER}
             for line in (directory / f"{status}.jsonl").read_text(encoding="utf-8").splitlines()
         ]
         for status in STATUSES
     }
+    for row in chain.from_iterable(every.values()):
+        new = {c["id"] for c in row["criteria"] if c["judged_by"] == "rule"} - OLD_RULES
+        row["criteria"] = [c for c in row["criteria"] if c["id"] not in new]
+        for attempt in row["attempts"]:
+            verdicts = attempt["verdicts"]
+            attempt["verdicts"] = [v for v in verdicts if v["criterion_id"] not in new]
+    return every
 
 
 def check_paid_only_the_rest(desk: Desk) -> None:
