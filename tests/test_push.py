@@ -89,7 +89,7 @@ def test_a_data_set_that_is_there_is_added_to_and_not_called_private(made, tmp_p
         flags = ("--despite-contamination", "--format", "messages", "--format", "messages")
         done = push(hub, made, "me/rows", *flags, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "(was there, and is as it was)" in done.stdout and "private" not in done.stdout
+    assert "(visibility unchanged)" in done.stdout and "private" not in done.stdout
     assert set(hub.files) == {"README.md", "messages/rows-train.parquet"}
 
 

@@ -204,7 +204,7 @@ async def test_a_page_with_keys_wants_one_and_says_who_decided(tmp_path):
         ((), {}, "no run is kept here"),
         (("--host", "0.0.0.0"), {}, "set REFLOOM_API_KEYS first"),
         ((), {"REFLOOM_API_KEYS": "alice:secret"}, "entry 1 is not NAME:HASH"),
-        (("--port", "0"), {}, "is no port"),
+        (("--port", "0"), {}, "is not a port"),
     ],
 )
 def test_what_is_wrong_is_one_line(tmp_path, flags, environment, said):

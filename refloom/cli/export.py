@@ -1,4 +1,4 @@
-"""The commands that give a run's rows away: export, push."""
+"""The commands `export` and `push`: a run's rows as training data, and on the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -16,122 +16,165 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nodes.llm.fast_json import loads
-from refloom.cli import options as values
-from refloom.cli.index import NAMED, say
+from refloom.cli.options import MAX_LISTED, add_setting, positive_int, print_line, ratio
+from refloom.data.export import FORMATS
 from refloom.errors import InputError
 from refloom.settings import ASKING
 
-# MERGED refloom~choosing
-# Which of a run's accepted samples `export` writes: its flags, and what they come to.
 if TYPE_CHECKING:
     from refloom.evaluation.selection import SelectionSettings
 
-# A comparison is always in words, and keeps the run's random seed: see `chosen`.
+# Flags of the filter `judge`. It compares by verdict, with the run's own random seed: see
+# `_select_ids`.
 JUDGING = tuple(name for name in ASKING if name not in ("judge_method", "random_seed", "quiet"))
 SETTINGS = ("quiet", "embedding_model", *JUDGING)
 THRESHOLD = 0.7
 
 
-def add_choosing(parser: argparse.ArgumentParser) -> Any:
-    """Filters and sizes, in a group that `SETTINGS` belong to as well."""
+def add_commands(add: Any) -> None:
+    """Add the commands of this module to the parser."""
+    parser = add("export", help="write a run's accepted rows as training data")
+    parser.add_argument("directory", type=Path, metavar="DIR", help="run directory")
+    parser.add_argument("file", type=Path, metavar="FILE", help="a .jsonl or .parquet file")
+    parser.add_argument("--format", required=True, choices=tuple(FORMATS))
+    _add_split(parser, "which seeds go into which part, and the order samples are selected in")
+    parser.add_argument("--max-rows", type=positive_int, metavar="N", help="the first N rows only")
+    _add_selection(parser)
+    parser.set_defaults(command=export)
+
+    parser = add("push", help="publish a run's rows and card on the Hugging Face hub")
+    parser.add_argument("directory", type=Path, metavar="DIR", help="run directory")
+    parser.add_argument("repo_id", metavar="REPO_ID", help="OWNER/NAME on the hub")
+    parser.add_argument(
+        "--format",
+        action="append",
+        choices=tuple(FORMATS),
+        help="a format of the rows; may be args several times (default: messages)",
+    )
+    _add_split(parser, "which seeds go into which part")
+    parser.add_argument("--public", action="store_true", help="visible to all (default: private)")
+    parser.add_argument(
+        "--despite-contamination",
+        action="store_true",
+        help="publish although some samples held a benchmark's prompt",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="show the card, send nothing")
+    parser.set_defaults(command=push)
+
+
+def _add_split(parser: argparse.ArgumentParser, decides: str) -> None:
+    parser.add_argument(
+        "--split",
+        type=_parse_split,
+        metavar="NAME=SHARE,..",
+        help="write parts as FILE-NAME: train=0.95,validation=0.05; rows of one seed stay together",
+    )
+    parser.add_argument(
+        "--random-seed", type=int, default=0, metavar="N", help=f"decides {decides}"
+    )
+
+
+def _add_selection(parser: argparse.ArgumentParser) -> None:
+    """Add filters and sizes, and the settings of the judge they may need."""
     group = parser.add_argument_group(
-        "choosing among the accepted samples (the judge is the run's own if not said otherwise)"
+        "selecting from the accepted samples (default judge: the run's own)"
     )
     group.add_argument(
         "--filter",
         action="append",
         choices=("judge", "rouge", "random"),
-        help="may be given several times, each works on what the one before it left. judge: asks "
-        "a model, and drops a refined response that it does not find better than its draft, "
-        "whichever stands first; rouge: drops an instruction too like one that was taken before; "
-        "random: takes any. Samples come in an order of --random-seed",
+        help="may be args several times; each filters what the one before it passed. judge: asks "
+        "a model, and drops refined responses that it does not prefer to their draft in both "
+        "orders; rouge: drops instructions too similar to one already selected; random: passes "
+        "any. --random-seed decides the order of samples",
     )
     group.add_argument(
         "--filter-threshold",
-        type=values.share,
+        type=ratio,
         metavar="R",
-        help=f"of rouge: the highest ROUGE-L F1 of two instructions (default: {THRESHOLD}; a run "
-        "has dropped what is over its own --novelty-threshold)",
+        help=f"for rouge: highest ROUGE-L F1 of two instructions (default: {THRESHOLD}; the run "
+        "itself dropped what is above its --novelty-threshold)",
     )
     group.add_argument(
         "--size",
-        type=values.count,
+        type=positive_int,
         metavar="N",
-        help="choose N samples; those of a smaller N are among them",
+        help="select N samples; those of a smaller N are among them",
     )
     group.add_argument(
         "--sample",
         choices=("diverse",),
-        help="diverse: of what the filters left, the --size samples that cover all best "
+        help="diverse: of the filtered samples, the --size that cover all others best "
         "(k-centre over embeddings of the instructions)",
     )
-    return group
+    for name in SETTINGS:
+        add_setting(group, name)
 
 
-def choice_of(given: Namespace, flags: dict[str, Any]) -> SelectionSettings | None:
-    """What is to be chosen; None: everything. Raises `InputError` for flags that do not fit."""
-    filters, diverse = tuple(given.filter or ()), given.sample == "diverse"
-    random, size = "random" in filters, given.size is not None
-    wrong = {
-        "--filter random and --sample diverse: each chooses --size samples; give one": (
+def _selection_settings(args: Namespace, flags: dict[str, Any]) -> SelectionSettings | None:
+    """The selection the flags ask for; None: everything. Raises `InputError` if they conflict."""
+    filters, diverse = tuple(args.filter or ()), args.sample == "diverse"
+    random, size = "random" in filters, args.size is not None
+    conflicts = {
+        "--filter random and --sample diverse: each selects --size samples; give one": (
             random and diverse
         ),
-        "--filter random: give --size N, how many to choose": random and not size,
-        "--sample diverse: give --size N, how many to choose": diverse and not size,
-        "--size: give --filter or --sample, how to choose (--max-rows N takes the first N rows)": (
+        "--filter random: give --size N, how many to select": random and not size,
+        "--sample diverse: give --size N, how many to select": diverse and not size,
+        "--size: give --filter or --sample, how to select (--max-rows N takes the first N rows)": (
             size and not filters and not diverse
         ),
-        "--filter-threshold: is for --filter rouge": (
-            given.filter_threshold is not None and "rouge" not in filters
+        "--filter-threshold: only with --filter rouge": (
+            args.filter_threshold is not None and "rouge" not in filters
         ),
-        "--embedding-model: is for --sample diverse": "embedding_model" in flags and not diverse,
+        "--embedding-model: only with --sample diverse": "embedding_model" in flags and not diverse,
     }
     for name in JUDGING:
-        why = f"--{name.replace('_', '-')}: is for --filter judge"
-        wrong[why] = name in flags and "judge" not in filters
-    for why, holds in wrong.items():
+        conflict = f"--{name.replace('_', '-')}: only with --filter judge"
+        conflicts[conflict] = name in flags and "judge" not in filters
+    for conflict, holds in conflicts.items():
         if holds:
-            raise InputError(why)
+            raise InputError(conflict)
     if not filters and not diverse:
         return None
     from refloom.evaluation.selection import SelectionSettings
 
-    threshold = given.filter_threshold or THRESHOLD
-    return SelectionSettings(filters, threshold, given.size, diverse, given.random_seed)
+    threshold = args.filter_threshold or THRESHOLD
+    return SelectionSettings(filters, threshold, args.size, diverse, args.random_seed)
 
 
-def chosen(directory: Path, choice: SelectionSettings, flags: dict[str, Any]) -> set[str]:
-    """The ids of the samples that are chosen; says on stderr how.
+def _select_ids(directory: Path, choice: SelectionSettings, flags: dict[str, Any]) -> set[str]:
+    """The ids of the selected samples; tells on stderr how they were selected.
 
-    Raises what `refloom.evaluation.selection.select` raises.
+    Raises what `refloom.evaluation.selection.select_samples` raises.
     """
     from refloom.evaluation.judging import judge_settings
     from refloom.evaluation.selection import select_samples
 
-    # Another draw of samples is no reason to pay for the same comparisons again.
-    own = {name: value for name, value in flags.items() if name != "random_seed"}
-    settings = judge_settings(directory, own)
-    found = asyncio.run(select_samples(directory, choice, settings))
-    missed = found.warnings[:NAMED]
-    if len(found.warnings) > NAMED:
-        missed.append(f"{len(found.warnings) - NAMED} more lines like these")
-    told = [] if settings.quiet else found.summary
-    sys.stderr.writelines(f"{line}\n" for line in [*told, *missed])
-    return found.ids
+    # Another order of samples must not pay for the same comparisons again.
+    own_flags = {name: value for name, value in flags.items() if name != "random_seed"}
+    settings = judge_settings(directory, own_flags)
+    selection = asyncio.run(select_samples(directory, choice, settings))
+    warnings = selection.warnings[:MAX_LISTED]
+    if len(selection.warnings) > MAX_LISTED:
+        warnings.append(f"{len(selection.warnings) - MAX_LISTED} more lines like these")
+    summary = [] if settings.quiet else selection.summary
+    sys.stderr.writelines(f"{line}\n" for line in [*summary, *warnings])
+    return selection.ids
 
 
-WHY_NONE = {
+EMPTY_REASONS = {
     "preference": "no accepted row had an earlier attempt that failed a `must` criterion",
     "refed": "no accepted row was made with --preset refed",
 }
 NO_ROW = "no row was accepted"
 NONE_LEFT = "no sample passed the filters"
-# What run.json has once a session of a run has begun.
+# Keys that run.json has once a run has started.
 CARD_NEEDS = {"settings", "reading", "prompts", "versions", "fingerprint", "written"}
 
 
-def parts(text: str) -> dict[str, float]:
-    """Shares of an export, for argparse."""
+def _parse_split(text: str) -> dict[str, float]:
+    """Parse the value of --split."""
     from refloom.data.export import shares
 
     try:
@@ -140,51 +183,52 @@ def parts(text: str) -> dict[str, float]:
         raise ArgumentTypeError(f"{error}; give train=0.95,validation=0.05") from error
 
 
-def export(given: Namespace, flags: dict[str, Any]) -> int:
-    """Write a run's accepted rows, or a choice of them, as training data."""
-    from refloom.data.export import export as write
+def export(args: Namespace, flags: dict[str, Any]) -> int:
+    """Write a run's accepted rows, or a selection of them, as training data."""
+    from refloom.data.export import export as write_rows
     from refloom.runs.journal import check_run, snapshot
 
-    _check_file(given.file)
-    check_run(given.directory)
-    choice = choice_of(given, flags)
-    ids = None if choice is None else chosen(given.directory, choice, flags)
-    with snapshot(given.directory / "journal.sqlite") as journal:
+    _check_file(args.file)
+    check_run(args.directory)
+    choice = _selection_settings(args, flags)
+    ids = None if choice is None else _select_ids(args.directory, choice, flags)
+    with snapshot(args.directory / "journal.sqlite") as journal:
         try:
-            written = write(
+            written = write_rows(
                 partial(_accepted, journal, ids),
-                given.file,
-                given.format,
-                parts=given.split,
-                most=given.max_rows,
-                random_seed=given.random_seed,
+                args.file,
+                args.format,
+                parts=args.split,
+                most=args.max_rows,
+                random_seed=args.random_seed,
             )
         except OSError as error:
             raise InputError(
-                f"{given.file}: cannot be written ({error.strerror or error})"
+                f"{args.file}: cannot be written ({error.strerror or error})"
             ) from error
     for path, count in written.items():
-        say(f"{count} rows in {path}")
+        print_line(f"{count} rows in {path}")
         if not count:
-            why = NONE_LEFT if ids == set() else WHY_NONE.get(given.format, NO_ROW)
-            why = "there are too few seeds" if given.split and sum(written.values()) else why
-            sys.stderr.write(f"{path} is empty: {why}\n")
+            reason = NONE_LEFT if ids == set() else EMPTY_REASONS.get(args.format, NO_ROW)
+            if args.split and sum(written.values()):
+                reason = "there are too few seeds"
+            sys.stderr.write(f"{path} is empty: {reason}\n")
     return 0
 
 
 def _check_file(path: Path) -> None:
-    """Refuse before anything is paid for what could not be written in the end."""
+    """Raise `InputError` for a file that cannot be written, before anything is paid."""
     if path.suffix not in (".jsonl", ".parquet"):
         raise InputError(f"{path}: exports are written as .jsonl or .parquet; name it so")
     if path.is_dir():
         raise InputError(f"{path}: cannot be written (is a directory)")
     if not os.access(path.parent, os.W_OK):
-        why = "may not be written to" if path.parent.is_dir() else "is no directory"
-        raise InputError(f"{path}: cannot be written ({path.parent} {why})")
+        reason = "is not writable" if path.parent.is_dir() else "is not a directory"
+        raise InputError(f"{path}: cannot be written ({path.parent} {reason})")
 
 
 def _accepted(journal: sqlite3.Connection, ids: set[str] | None) -> Iterator[str]:
-    """The accepted records, or those of them that were chosen, in slot order."""
+    """The accepted records, or the selected ones of them, in slot order."""
     from refloom.runs.journal import records_in
 
     for line in records_in(journal, "accepted"):
@@ -192,62 +236,66 @@ def _accepted(journal: sqlite3.Connection, ids: set[str] | None) -> Iterator[str
             yield line
 
 
-def push(given: Namespace, flags: dict[str, Any]) -> int:
+def push(args: Namespace, flags: dict[str, Any]) -> int:
     """Publish a run's accepted rows with its card on the Hugging Face hub."""
     from refloom.data.hub import check_name
     from refloom.data.hub import push as upload
     from refloom.runs.journal import check_run, snapshot
     from refloom.runs.outputs import card_of, status_of, up_to_date
 
-    check_name(given.repo_id)
-    check_run(given.directory)
-    said = status_of(given.directory)
-    if not said.keys() >= CARD_NEEDS or "references" not in said["reading"]:
-        raise InputError(f"{given.directory / 'run.json'}: is missing or damaged; run it once more")
+    check_name(args.repo_id)
+    check_run(args.directory)
+    status = status_of(args.directory)
+    if not status.keys() >= CARD_NEEDS or "references" not in status["reading"]:
+        raise InputError(
+            f"{args.directory / 'run.json'}: is missing or damaged; run the same command again"
+        )
     with (
-        snapshot(given.directory / "journal.sqlite") as journal,
+        snapshot(args.directory / "journal.sqlite") as journal,
         tempfile.TemporaryDirectory() as folder,
     ):
-        said = up_to_date(said, journal)
-        _check_clean(given, said["counts"]["contaminated"])
-        rows, configs = _written(given, journal, Path(folder))
-        text = card_of(journal, said, title=given.repo_id, configs=configs, rows=rows)
-        if given.dry_run:
-            say(text)
+        status = up_to_date(status, journal)
+        contaminated = status["counts"]["contaminated"]
+        if contaminated and not args.despite_contamination:
+            raise InputError(
+                f"{args.directory}: {contaminated} samples held a benchmark's prompt. They are not "
+                "among the rows, but their seeds were: look at rejected.jsonl, then give "
+                "--despite-contamination"
+            )
+        rows, configs = _write_formats(args, journal, Path(folder))
+        text = card_of(journal, status, title=args.repo_id, configs=configs, rows=rows)
+        if args.dry_run:
+            print_line(text)
             return 0
         (Path(folder) / "README.md").write_text(text, encoding="utf-8")
-        address, new = upload(Path(folder), given.repo_id, private=not given.public)
-    kind = ("public" if given.public else "private") if new else "was there, and is as it was"
-    say(f"{address} ({kind}): " + ", ".join(f"{n} rows of {name}" for name, n in rows.items()))
+        address, new = upload(Path(folder), args.repo_id, private=not args.public)
+    visibility = "visibility unchanged"
+    if new:
+        visibility = "public" if args.public else "private"
+    print_line(
+        f"{address} ({visibility}): " + ", ".join(f"{n} rows of {name}" for name, n in rows.items())
+    )
     return 0
 
 
-def _check_clean(given: Namespace, found: int) -> None:
-    if found and not given.despite_contamination:
-        raise InputError(
-            f"{given.directory}: {found} samples held a benchmark's prompt. They are not among the "
-            "rows, but their seeds were: look at rejected.jsonl, then give --despite-contamination"
-        )
-
-
-def _written(
-    given: Namespace, journal: sqlite3.Connection, folder: Path
+def _write_formats(
+    args: Namespace, journal: sqlite3.Connection, folder: Path
 ) -> tuple[dict[str, int], list[dict[str, Any]]]:
-    """Write the data files of each format: how many rows each has, what the hub is to know."""
-    from refloom.data.export import export as write
+    """Write the data files of each format; their row counts, and the configs for the hub."""
+    from refloom.data.export import export as write_rows
     from refloom.runs.journal import records_in
 
-    read = partial(records_in, journal, "accepted")
+    read_records = partial(records_in, journal, "accepted")
     rows: dict[str, int] = {}
     configs: list[dict[str, Any]] = []
-    for format_ in dict.fromkeys(given.format or ["messages"]):
+    for format_ in dict.fromkeys(args.format or ["messages"]):
         (folder / format_).mkdir()
         stem = folder / format_ / "rows.parquet"
-        parts = given.split or {"train": 1.0}
-        written = write(read, stem, format_, parts=parts, random_seed=given.random_seed)
+        parts = args.split or {"train": 1.0}
+        written = write_rows(read_records, stem, format_, parts=parts, random_seed=args.random_seed)
         filled = [(name, path) for name, path in zip(parts, written, strict=True) if written[path]]
         if not filled:
-            sys.stderr.write(f"{format_}: left out, {WHY_NONE.get(format_, NO_ROW)}\n")
+            sys.stderr.write(f"{format_}: left out, {EMPTY_REASONS.get(format_, NO_ROW)}\n")
             shutil.rmtree(folder / format_)
             continue
         files = [{"split": name, "path": f"{format_}/{path.name}"} for name, path in filled]
@@ -255,5 +303,5 @@ def _written(
         configs.append({"config_name": format_, "data_files": files, **first})
         rows[format_] = sum(written.values())
     if not configs:
-        raise InputError(f"{given.directory}: there is no row to publish")
+        raise InputError(f"{args.directory}: there are no rows to publish")
     return rows, configs

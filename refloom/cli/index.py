@@ -1,21 +1,102 @@
-"""The commands on files and indexes, beside runs: index, dedup, model."""
+"""The commands on files and weights: `dedup`, `index build`, `index search`, `model pull`."""
 
 from __future__ import annotations
 
 import asyncio
 import sys
 from argparse import Namespace
+from pathlib import Path
 from typing import Any
 
-from refloom.data.read import Report, references_of, told
+from memory.weights import DEFAULT_MODEL
+from refloom.cli.options import (
+    add_setting,
+    positive_int,
+    print_line,
+    ratio,
+    warn_of_skipped_rows,
+)
+from refloom.data.read import references_of, told
 from refloom.settings import load
 
-# Rows left out that are named one by one.
-NAMED = 20
+
+def add_commands(add: Any) -> None:
+    """Add the commands of this module to the parser."""
+    parser = add("dedup", help="write a file without its near-duplicates")
+    parser.add_argument("file", metavar="FILE", help="rows of any shape that `run` reads")
+    parser.add_argument("out", metavar="OUT", type=Path, help="a .jsonl or .parquet file")
+    parser.add_argument(
+        "--threshold", type=ratio, default=0.7, help="ROUGE-L F1 of instructions (default: 0.7)"
+    )
+    parser.add_argument(
+        "--embedding-threshold", type=ratio, help="cosine above which a row is dropped as well"
+    )
+    parser.add_argument("--embedding-model", default=DEFAULT_MODEL)
+    parser.add_argument(
+        "--skip-bad-lines", action="store_true", help="skip lines that are not valid JSON"
+    )
+    parser.set_defaults(command=dedup)
+
+    parser = add("index", help="build or search an index of references")
+    add_index = parser.add_subparsers(metavar="", required=True).add_parser
+    build = add_index("build", help="embed references and store them as an index")
+    build.add_argument("file", metavar="FILE")
+    build.add_argument("--out", required=True, type=Path, metavar="DIR")
+    for name in ("map", "turns", "license"):
+        add_setting(build, name)
+    build.set_defaults(command=index_build)
+    search = add_index("search", help="show the references nearest to a text")
+    search.add_argument("directory", type=Path, metavar="DIR")
+    search.add_argument("text", metavar="TEXT")
+    search.add_argument("-k", type=positive_int, default=3, help="how many (default: 3)")
+    for name in ("source", "license", "tags"):
+        search.add_argument(
+            f"--{name}", action="append", metavar="VALUE", help=f"only references of this {name}"
+        )
+    search.set_defaults(command=index_search)
+    for command in (build, search):
+        command.add_argument("--embedding-model", default=DEFAULT_MODEL)
+
+    parser = add("model", help="the embedded model")
+    pull = parser.add_subparsers(metavar="", required=True).add_parser(
+        "pull", help="download its weights (1.1 GB) into the cache"
+    )
+    pull.add_argument("--from-hub", action="store_true", help="from the publisher's own repository")
+    pull.set_defaults(command=model_pull)
 
 
-def index_build(given: Namespace, flags: dict[str, Any]) -> int:
-    """Embed references and keep them as an index; what is there already is not embedded again."""
+def dedup(args: Namespace, flags: dict[str, Any]) -> int:
+    """Write a file's rows without near-duplicates; report which row each was too near to."""
+    from refloom.data.dedup import ByMeaning
+    from refloom.data.dedup import dedup as write_distinct
+
+    meaning = None
+    if args.embedding_threshold is not None:
+        from memory.embed import Embedder
+
+        meaning = ByMeaning(args.embedding_threshold, Embedder(args.embedding_model).encode)
+    summary = write_distinct(
+        args.file,
+        args.out,
+        threshold=args.threshold,
+        skip_bad_lines=args.skip_bad_lines,
+        meaning=meaning,
+    )
+    for row in summary.dropped:
+        print_line(
+            f"line {row.line} is too near to line {row.near} ({row.by}): {row.instruction[:80]!r}"
+        )
+    skipped = summary.report.skipped_count
+    warn_of_skipped_rows(summary.report)
+    print_line(
+        f"{summary.kept} rows in {args.out}; {len(summary.dropped)} near-duplicates"
+        + (f", {skipped} rows left out" if skipped else "")
+    )
+    return 0
+
+
+def index_build(args: Namespace, flags: dict[str, Any]) -> int:
+    """Embed references and store them as an index; those already in it are not embedded again."""
     from rich.progress import Progress
 
     from memory.embed import Embedder
@@ -23,93 +104,52 @@ def index_build(given: Namespace, flags: dict[str, Any]) -> int:
     from memory.references import distinct
     from memory.store import write_references
 
-    source = references_of(given.file, load(flags))
+    source = references_of(args.file, load(flags))
     report = source.scan()
-    first = source.takes_first
-    say("\n".join(told("references", source.name, report, takes_first=first, listed="")))
-    name_left_out(report)
-    references = write_references(given.out, distinct(source))
+    lines = told("references", source.name, report, takes_first=source.takes_first, listed="")
+    print_line("\n".join(lines))
+    warn_of_skipped_rows(report)
+    references = write_references(args.out, distinct(source))
     with Progress(transient=True, disable=not sys.stderr.isatty()) as progress:
         bar = progress.add_task("embedding", total=len(references))
         index = ReferenceIndex(
             references,
-            Embedder(given.embedding_model),
-            given.out,
-            given.embedding_model,
+            Embedder(args.embedding_model),
+            args.out,
+            args.embedding_model,
             lambda done, total: progress.update(bar, completed=done, total=total),
         )
         count = asyncio.run(index.build())
-    say(f"{count} references in {given.out}")
+    print_line(f"{count} references in {args.out}")
     return 0
 
 
-def index_search(given: Namespace, flags: dict[str, Any]) -> int:
-    """Show the references an index finds for a text."""
+def index_search(args: Namespace, flags: dict[str, Any]) -> int:
+    """Show the references nearest to a text."""
     from memory.embed import Embedder
     from memory.index import FILTERS, ReferenceIndex
     from memory.store import references_in
 
     index = ReferenceIndex(
-        references_in(given.directory),
-        Embedder(given.embedding_model),
-        given.directory,
-        given.embedding_model,
+        references_in(args.directory),
+        Embedder(args.embedding_model),
+        args.directory,
+        args.embedding_model,
     )
-    where = {name: values for name in FILTERS if (values := getattr(given, name))}
-    hits = asyncio.run(index.search(given.text, given.k, where=where or None))
+    where = {name: values for name in FILTERS if (values := getattr(args, name))}
+    hits = asyncio.run(index.search(args.text, args.k, where=where or None))
     if not hits:
         sys.stderr.write("nothing found" + (" with these filters\n" if where else "\n"))
-    for found in hits:
-        say(f"{found['score']:.3f}  {found['id']}  {found['instruction'][:100]!r}")
+    for hit in hits:
+        print_line(f"{hit['score']:.3f}  {hit['id']}  {hit['instruction'][:100]!r}")
     return 0
 
 
-def model_pull(given: Namespace, flags: dict[str, Any]) -> int:
-    """Fetch the embedded model and the default embedding model into the user's cache."""
+def model_pull(args: Namespace, flags: dict[str, Any]) -> int:
+    """Download the embedded model and the default embedding model into the user's cache."""
     from memory.weights import minilm
     from refloom.local import pull
 
-    say(str(pull(from_hub=given.from_hub)))
-    say(str(minilm()))
+    print_line(str(pull(from_hub=args.from_hub)))
+    print_line(str(minilm()))
     return 0
-
-
-def dedup(given: Namespace, flags: dict[str, Any]) -> int:
-    """Write a file's rows without near-duplicates, and say which row each was too near to."""
-    from refloom.data.dedup import ByMeaning
-    from refloom.data.dedup import dedup as without_duplicates
-
-    meaning = None
-    if given.embedding_threshold is not None:
-        from memory.embed import Embedder
-
-        meaning = ByMeaning(given.embedding_threshold, Embedder(given.embedding_model).encode)
-    found = without_duplicates(
-        given.file,
-        given.out,
-        threshold=given.threshold,
-        skip_bad_lines=given.skip_bad_lines,
-        meaning=meaning,
-    )
-    for one in found.dropped:
-        say(f"line {one.line} is too near to line {one.near} ({one.by}): {one.instruction[:80]!r}")
-    left_out = found.report.skipped_count
-    name_left_out(found.report)
-    say(
-        f"{found.kept} rows in {given.out}; {len(found.dropped)} near-duplicates"
-        + (f", {left_out} rows left out" if left_out else "")
-    )
-    return 0
-
-
-def name_left_out(report: Report) -> None:
-    """Name rows that were left out, and why, on stderr."""
-    for row in report.skipped[:NAMED]:
-        sys.stderr.write(f"left out: {row['file']}: line {row['line']}: {row['why']}\n")
-    if report.skipped_count > NAMED:
-        sys.stderr.write(f"left out: {report.skipped_count - NAMED} more\n")
-
-
-def say(text: str) -> None:
-    """Write a result to stdout."""
-    sys.stdout.write(text + "\n")

@@ -1,43 +1,104 @@
-"""What is written on the command line, read and judged."""
+"""What the commands share: flags made from settings, types of values, lines of output."""
 
 from __future__ import annotations
 
 import argparse
 import re
 import sys
+from typing import Any
 
+from refloom.data.read import Report
 from refloom.serve.api_keys import LOCAL_USER, NAME_PATTERN
+from refloom.settings import ASKING, Settings
+
+# Skipped rows and warnings that are listed one by one.
+MAX_LISTED = 20
 
 
-def count(text: str) -> int:
-    """A whole number over 0."""
+def add_setting(group: Any, name: str) -> None:
+    """Add a flag for a field of `Settings`; its value stays text, which pydantic parses."""
+    field = Settings.model_fields[name]
+    flag = name.replace("_", "-")
+    help_text = (field.description or "").replace("%", "%%")
+    if field.annotation is bool:
+        default = field.default is True
+        group.add_argument(
+            f"--no-{flag}" if default else f"--{flag}",
+            dest=name,
+            action="store_const",
+            const=not default,
+            default=argparse.SUPPRESS,
+            help=("do not " if default else "") + help_text,
+        )
+        return
+    if field.annotation == tuple[str, ...]:
+        group.add_argument(
+            f"--{flag}",
+            dest=name,
+            default=argparse.SUPPRESS,
+            nargs="+",
+            metavar="FILE",
+            help=help_text,
+        )
+        return
+    if field.default not in (None, ...) and field.default_factory is None:
+        help_text += f" (default: {field.default})"
+    group.add_argument(
+        f"--{flag}", dest=name, default=argparse.SUPPRESS, metavar=name.upper(), help=help_text
+    )
+
+
+def add_judge_settings(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of a judge of finished rows; without them it is the run's own judge."""
+    group = parser.add_argument_group("judge (default: as in the run)")
+    for name in ASKING:
+        add_setting(group, name)
+
+
+def positive_int(text: str) -> int:
+    """Parse a whole number of at least 1."""
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is no whole number over 0")
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
     return min(int(text), sys.maxsize)
 
 
 def port(text: str) -> int:
-    """A port."""
+    """Parse a port number."""
     if not text.isdecimal() or not 0 < int(text) < 65536:
-        raise argparse.ArgumentTypeError(f"{text} is no port; give 1 to 65535")
+        raise argparse.ArgumentTypeError(f"{text} is not a port; give 1 to 65535")
     return int(text)
 
 
-def name(text: str) -> str:
-    """A user's name."""
+def user_name(text: str) -> str:
+    """Parse the name of a user of the server."""
     if not re.fullmatch(NAME_PATTERN, text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no name: 1 to 64 letters, digits, _ . @ -")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a user name: 1 to 64 letters, digits, _ . @ -"
+        )
     if text == LOCAL_USER:
-        raise argparse.ArgumentTypeError(f"{text!r} is who asks where there are no keys")
+        raise argparse.ArgumentTypeError(f"{text!r} is reserved for a server without keys")
     return text
 
 
-def share(text: str) -> float:
-    """A number over 0 and at most 1."""
+def ratio(text: str) -> float:
+    """Parse a number above 0 and at most 1."""
     try:
         value = float(text)
     except ValueError:
         value = 0
     if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not over 0 and at most 1")
+        raise argparse.ArgumentTypeError(f"{text} is not a number above 0 and at most 1")
     return value
+
+
+def print_line(text: str) -> None:
+    """Write a result to stdout."""
+    sys.stdout.write(text + "\n")
+
+
+def warn_of_skipped_rows(report: Report) -> None:
+    """List skipped rows with the reason on stderr, the first `MAX_LISTED` of them."""
+    for row in report.skipped[:MAX_LISTED]:
+        sys.stderr.write(f"left out: {row['file']}: line {row['line']}: {row['why']}\n")
+    if report.skipped_count > MAX_LISTED:
+        sys.stderr.write(f"left out: {report.skipped_count - MAX_LISTED} more\n")

@@ -1,74 +1,86 @@
-"""The commands for people who review, and for who lets them in: review, key."""
+"""The commands `review` and `key`: the review page, and the keys of those who may use it."""
 
 from __future__ import annotations
 
 import sys
 from argparse import Namespace
+from pathlib import Path
 from typing import Any
 
-from refloom.cli.index import say
+from refloom.cli.options import port, print_line, user_name
 from refloom.errors import InputError
 
-INSTALL = "the review page needs the extra 'serve': pip install 'refloom[serve]'"
+NEEDS_SERVE = "the review page needs the extra 'serve': pip install 'refloom[serve]'"
 
 
-def review(given: Namespace, flags: dict[str, Any]) -> int:
-    """Serve the review page of a run until it is stopped; decisions go into its journal and files.
+def add_commands(add: Any) -> None:
+    """Add the commands of this module to the parser."""
+    parser = add("review", help="accept, edit or reject samples of a run in a browser")
+    parser.add_argument("directory", type=Path, metavar="DIR", help="run directory")
+    parser.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1, this machine only")
+    parser.add_argument("--port", type=port, default=2025, help="default: 2025")
+    parser.set_defaults(command=review)
 
-    Raises `InputError` where the page cannot be served, `JournalError` where there is no run.
+    parser = add("key", help="make an API key for a user of the server or the review page")
+    parser.add_argument("name", type=user_name, metavar="NAME", help="letters, digits and _ . @ -")
+    parser.set_defaults(command=key)
+
+
+def review(args: Namespace, flags: dict[str, Any]) -> int:
+    """Serve the review page of a run until stopped; decisions go to its journal and files.
+
+    Raises `InputError` if the page cannot be served, `JournalError` if there is no run.
     """
     try:
         import uvicorn
 
         from refloom.serve.review_app import review_app
     except ImportError as error:
-        raise InputError(INSTALL) from error
-    _check_keys(given)
+        raise InputError(NEEDS_SERVE) from error
+    _check_keys(args.host)
     from refloom.runs.journal import check_run
 
-    check_run(given.directory)
-    app = review_app(given.directory)
+    check_run(args.directory)
+    app = review_app(args.directory)
     server = uvicorn.Server(
-        uvicorn.Config(app, given.host, given.port, log_level="error", lifespan="on")
+        uvicorn.Config(app, args.host, args.port, log_level="error", lifespan="on")
     )
-    host = f"[{given.host}]" if ":" in given.host else given.host
-    sys.stderr.write(
-        f"review {given.directory} at http://{host}:{given.port}/review (Ctrl-C ends)\n"
-    )
+    host = f"[{args.host}]" if ":" in args.host else args.host
+    sys.stderr.write(f"review {args.directory} at http://{host}:{args.port}/review (Ctrl-C ends)\n")
     try:
         server.run()
     except KeyboardInterrupt:
         return 0
     except SystemExit as error:
         raise InputError(
-            f"--port {given.port}: it cannot be listened on; is another review open? Give --port"
+            f"--port {args.port} cannot be used; is another review open? Give another --port"
         ) from error
     return 0
 
 
-def _check_keys(given: Namespace) -> None:
-    """Refuse to show the page to others without keys. Raises `InputError`."""
-    from refloom.serve.api_keys import BadKeys, load_key_hashes, is_loopback
+def _check_keys(host: str) -> None:
+    """Refuse to show the page to other machines without keys. Raises `InputError`."""
+    from refloom.serve.api_keys import BadKeys, is_loopback, load_key_hashes
 
     try:
         keys = load_key_hashes()
     except BadKeys as error:
         raise InputError(str(error)) from error
-    if not keys and not is_loopback(given.host):
+    if not keys and not is_loopback(host):
         raise InputError(
-            f"--host {given.host}: others would reach the page; set REFLOOM_API_KEYS first "
+            f"--host {host}: other machines could open the page; set REFLOOM_API_KEYS first "
             "(`refloom key NAME` makes a key), or leave --host out"
         )
 
 
-def key(given: Namespace, flags: dict[str, Any]) -> int:
-    """Make a key for somebody; it is shown once and kept nowhere."""
+def key(args: Namespace, flags: dict[str, Any]) -> int:
+    """Make a key for a user; it is shown once and stored nowhere."""
     from refloom.serve.api_keys import create_key
 
-    made, entry = create_key(given.name)
-    say(f"{made}")
+    secret, entry = create_key(args.name)
+    print_line(secret)
     sys.stderr.write(
-        f"This is {given.name}'s key, shown once. Add its hash to REFLOOM_API_KEYS, by commas:\n"
-        f"{entry}\n"
+        f"This is {args.name}'s key, shown once. Add its hash to REFLOOM_API_KEYS, separated by "
+        f"commas:\n{entry}\n"
     )
     return 0

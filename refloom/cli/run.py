@@ -1,20 +1,22 @@
-"""What each command of `refloom` does; the exit status is what they return."""
+"""The commands `run`, `demo` and `status`: making rows, and how a run stands."""
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
 import json
 import signal
 import sys
 from argparse import Namespace
+from collections.abc import Sequence
 from functools import partial
 from importlib.resources import as_file, files
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from refloom.cli.index import name_left_out, say
+from refloom.cli.options import add_setting, print_line, warn_of_skipped_rows
 from refloom.data.read import Report, Source, references_of, seeds_of, told
 from refloom.settings import Settings, load
 
@@ -23,65 +25,118 @@ if TYPE_CHECKING:
     from refloom.runs.outputs import Summary
     from refloom.runs.run import Tools
 
-# How many references a dry run reads the lengths of.
+# References and seeds that a dry run measures.
 DRY_RUN_SAMPLE = 1000
 # A run that is stopped raises what stopped it.
-EXIT = {"done": 0, "short": 3, "interrupted": 130}
+EXIT_STATUS = {"done": 0, "short": 3, "interrupted": 130}
 
 
-def read(given: Namespace, flags: dict[str, Any]) -> tuple[Settings, Source, Source | None]:
-    """The settings of a run, its references and its seeds, as the command line names them."""
-    settings = load(flags, given.config)
-    skip = given.skip_bad_lines
-    references = references_of(given.references, settings, skip_bad_lines=skip)
+def add_commands(add: Any) -> None:
+    """Add the commands of this module to the parser."""
+    parser = add("demo", help="make rows on the embedded model from the bundled references")
+    parser.add_argument("--out", type=Path, default=Path("demo-run"), metavar="DIR")
+    parser.add_argument("--all", action="store_true", help="all 12 seeds, not the first 4")
+    parser.set_defaults(command=demo)
+
+    parser = add("run", help="make rows from your references", allow_abbrev=False)
+    add_run_flags(parser)
+    parser.set_defaults(command=run)
+
+    parser = add("status", help="show how a run stands")
+    parser.add_argument("directory", type=Path, metavar="DIR")
+    parser.add_argument("--json", action="store_true", help="everything, as JSON")
+    parser.set_defaults(command=status)
+
+
+def add_run_flags(parser: argparse.ArgumentParser, without: Sequence[str] = ()) -> None:
+    """Add the flags that make rows: files, and every setting but those `without`."""
+    parser.add_argument(
+        "--references",
+        required=True,
+        metavar="FILE",
+        help="curated pairs: .jsonl .json .parquet .csv, or the name of a dataset",
+    )
+    parser.add_argument(
+        "--seeds", metavar="FILE", help="what rows should be about (default: the references)"
+    )
+    parser.add_argument(
+        "--out",
+        required=True,
+        type=Path,
+        metavar="DIR",
+        help="run directory; an existing run in it is resumed",
+    )
+    parser.add_argument("--config", type=Path, metavar="FILE.toml", help="settings from a file")
+    parser.add_argument(
+        "--skip-bad-lines", action="store_true", help="count and skip lines that cannot be parsed"
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="make no call: count, show the settings, estimate calls, tokens and dollars",
+    )
+    parser.add_argument(
+        "--log-file", type=Path, metavar="FILE", help="append events to it, as JSON lines"
+    )
+    group = parser.add_argument_group("settings")
+    for name in Settings.model_fields:
+        if name != "stages" and name not in without:
+            add_setting(group, name)
+
+
+def read_inputs(args: Namespace, flags: dict[str, Any]) -> tuple[Settings, Source, Source | None]:
+    """The settings, references and seeds of a run, as the command line names them."""
+    settings = load(flags, args.config)
+    skip = args.skip_bad_lines
+    references = references_of(args.references, settings, skip_bad_lines=skip)
     seeds = None
-    if given.seeds is not None:
-        seeds = seeds_of(given.seeds, settings, skip_bad_lines=skip)
+    if args.seeds is not None:
+        seeds = seeds_of(args.seeds, settings, skip_bad_lines=skip)
     return settings, references, seeds
 
 
-def run(given: Namespace, flags: dict[str, Any]) -> int:
-    """Make rows from references and seeds into a directory, or go on with what is there."""
+def run(args: Namespace, flags: dict[str, Any]) -> int:
+    """Make rows from references and seeds into a directory, or resume the run in it."""
     from refloom.runs.client import Addresses
     from refloom.runs.event_log import log_to
 
-    settings, references, seeds = read(given, flags)
-    if given.dry_run:
+    settings, references, seeds = read_inputs(args, flags)
+    if args.dry_run:
         return dry_run(settings, references, seeds)
-    with log_to(given.log_file, Addresses(settings).keys()):
-        return make(settings, references, seeds, given.out, show_rows=False)
+    with log_to(args.log_file, Addresses(settings).keys()):
+        return run_with_progress(settings, references, seeds, args.out, show_rows=False)
 
 
-def demo(given: Namespace, flags: dict[str, Any]) -> int:
+def demo(args: Namespace, flags: dict[str, Any]) -> int:
     """Make rows from the bundled references and seeds on the embedded model."""
     settings = Settings(
         model="local",
         references_per_seed=1,
         max_criteria=3,
         max_attempts=2,
-        limit=None if given.all else 4,
+        limit=None if args.all else 4,
     )
     folder = files("refloom").joinpath("resources/demo")
     with as_file(folder / "references.jsonl") as references, as_file(folder / "seeds.jsonl") as s:
         sys.stderr.write(
             "refloom demo: the embedded model writes and judges on this machine; no key is used.\n"
-            "It is small: this shows the whole way of a row, not rows worth training on.\n"
+            "It is small: this shows every step of making a row, not rows worth training on.\n"
         )
-        status = make(
+        exit_status = run_with_progress(
             settings,
             references_of(references, settings),
             seeds_of(s, settings),
-            given.out,
+            args.out,
             show_rows=True,
         )
-    with (given.out / "accepted.jsonl").open(encoding="utf-8") as file:
-        for _, line in zip(range(3), file, strict=False):
+    with (args.out / "accepted.jsonl").open(encoding="utf-8") as file:
+        for line in islice(file, 3):
             row = json.loads(line)
-            say(f"> {row['instruction']}\n{row['response']}\n")
-    return status
+            print_line(f"> {row['instruction']}\n{row['response']}\n")
+    return exit_status
 
 
-def make(
+def run_with_progress(
     settings: Settings,
     references: Source,
     seeds: Source | None,
@@ -91,7 +146,7 @@ def make(
     shared: Journal | None = None,
     tools: Tools | None = None,
 ) -> int:
-    """Run with a display, until it ends or is stopped; the exit status.
+    """Run with a progress display until it ends or is stopped. Returns the exit status.
 
     `shared`, `tools`: see `refloom.runs.run.Run`.
     """
@@ -101,98 +156,33 @@ def make(
     session = Run(settings, references, seeds, out, tools=tools or Tools(), shared=shared)
     try:
         if settings.quiet:
-            asyncio.run(_until_signalled(session))
+            asyncio.run(_run_until_signalled(session))
         else:
-            session.on_begin = partial(_say_what_was_read, references, seeds)
+            session.on_begin = partial(_print_inputs, references, seeds)
             progress = Progress(show_rows=show_rows)
             session.on_record, session.on_fault = progress, progress.fault
             with progress.begin(session.look):
-                asyncio.run(_until_signalled(session))
+                asyncio.run(_run_until_signalled(session))
     except asyncio.CancelledError:
-        sys.stderr.write(f"stopped; what was paid for is in {out / 'journal.sqlite'}\n")
-        return EXIT["interrupted"]
+        sys.stderr.write(f"stopped; every paid call is in {out / 'journal.sqlite'}\n")
+        return EXIT_STATUS["interrupted"]
     finally:
         if session.summary is not None and session.summary.counts:
-            _sum_up(session.summary, out)
+            _print_summary(session.summary, out)
     assert session.summary is not None
-    return EXIT[session.summary.status]
+    return EXIT_STATUS[session.summary.status]
 
 
-def _told(
-    references: Source, seeds: Source | None, reports: tuple[Report, Report], **more: str
-) -> list[str]:
-    """What was read, in lines; references that are seeds as well are told of once."""
-    first = references.takes_first
-    lines = told("references", references.name, reports[0], takes_first=first, **more)
-    if seeds is not None:
-        lines += told("seeds", seeds.name, reports[1], takes_first=True, **more)
-    return lines
-
-
-def _say_what_was_read(references: Source, seeds: Source | None, summary: Summary) -> None:
-    lines = _told(references, seeds, (summary.references, summary.seeds))
-    sys.stderr.write("\n".join(lines) + "\n")
-
-
-def _sum_up(summary: Summary, out: Path) -> None:
-    counts, cost = summary.counts, summary.more["cost_usd"]
-    say(
-        f"{summary.status}: {counts['accepted']} accepted, {counts['rejected']} rejected, "
-        f"{counts['failed']} failed, {counts['pending']} pending, {counts['duplicates']} "
-        f"duplicates, {summary.more['calls']['paid']} calls paid"
-        + (f" (${cost:.4f})" if cost else "")
-        + f", in {summary.seconds:.0f} s"
-    )
-    usage = summary.more["usage"]
-    if usage["cached_tokens"]:
-        share = usage["cached_tokens"] / usage["prompt_tokens"]
-        say(f"{share:.0%} of {usage['prompt_tokens']:,} prompt tokens were in the endpoint's cache")
-    if (out / "accepted.jsonl").is_file():
-        say(f"rows: {out / 'accepted.jsonl'}")
-    if summary.settings.review != "never" and counts["pending"]:
-        say(f"{counts['pending']} wait for a person: `refloom review {out}` shows them")
-    if counts["failed"]:
-        say(f"why samples failed: {out / 'failed.jsonl'}")
-
-
-def dry_run(settings: Settings, references: Source, seeds: Source | None) -> int:
-    """Say what a run would be and cost, without a call and without writing anything."""
-    from refloom.runs.cost import Prices
-    from refloom.runs.estimate import estimate, format_estimate
-
-    prices = Prices.load(settings.prices)
-    report = references.scan()
-    own = seeds or Source(references, as_reference=False, limit=settings.limit)
-    counted = own.scan()
-    reports = (report, counted)
-    for line in _told(references, seeds, reports, listed=""):
-        say(line)
-    for one in reports:
-        name_left_out(one)
-    estimated = asyncio.run(
-        estimate(
-            settings,
-            report,
-            counted,
-            list(islice(references, DRY_RUN_SAMPLE)),
-            prices,
-            seed_texts=[seed["instruction"] for seed in islice(own, DRY_RUN_SAMPLE)],
-        )
-    )
-    say(format_estimate(estimated))
-    return 0
-
-
-async def _until_signalled(session: Any) -> Any:
-    """Run; a first Ctrl-C or SIGTERM lets what is in flight end, a second one stops at once."""
+async def _run_until_signalled(session: Any) -> Any:
+    """Run; a first Ctrl-C or SIGTERM finishes what is in flight, a second one stops at once."""
     work = asyncio.create_task(session.go())
-    asked = 0
+    signals = 0
 
     def stop() -> None:
-        nonlocal asked
-        asked += 1
-        if asked == 1:
-            sys.stderr.write("stopping: what is in flight is finished; once more to stop now\n")
+        nonlocal signals
+        signals += 1
+        if signals == 1:
+            sys.stderr.write("stopping: finishing calls in flight; Ctrl-C again stops now\n")
             session.stop()
         else:
             work.cancel()
@@ -204,44 +194,108 @@ async def _until_signalled(session: Any) -> Any:
     return await work
 
 
-def status(given: Namespace, flags: dict[str, Any]) -> int:
-    """Say how a run stands, whether it is running, ended, or was killed."""
+def _describe_inputs(
+    references: Source, seeds: Source | None, reports: tuple[Report, Report], **more: str
+) -> list[str]:
+    """Lines on what was read; references that are also the seeds are described once."""
+    first = references.takes_first
+    lines = told("references", references.name, reports[0], takes_first=first, **more)
+    if seeds is not None:
+        lines += told("seeds", seeds.name, reports[1], takes_first=True, **more)
+    return lines
+
+
+def _print_inputs(references: Source, seeds: Source | None, summary: Summary) -> None:
+    lines = _describe_inputs(references, seeds, (summary.references, summary.seeds))
+    sys.stderr.write("\n".join(lines) + "\n")
+
+
+def _print_summary(summary: Summary, out: Path) -> None:
+    counts, cost = summary.counts, summary.more["cost_usd"]
+    print_line(
+        f"{summary.status}: {counts['accepted']} accepted, {counts['rejected']} rejected, "
+        f"{counts['failed']} failed, {counts['pending']} pending, {counts['duplicates']} "
+        f"duplicates, {summary.more['calls']['paid']} calls paid"
+        + (f" (${cost:.4f})" if cost else "")
+        + f", in {summary.seconds:.0f} s"
+    )
+    usage = summary.more["usage"]
+    if usage["cached_tokens"]:
+        share = usage["cached_tokens"] / usage["prompt_tokens"]
+        print_line(
+            f"{share:.0%} of {usage['prompt_tokens']:,} prompt tokens were in the endpoint's cache"
+        )
+    if (out / "accepted.jsonl").is_file():
+        print_line(f"rows: {out / 'accepted.jsonl'}")
+    if summary.settings.review != "never" and counts["pending"]:
+        print_line(
+            f"{counts['pending']} samples wait for review: `refloom review {out}` shows them"
+        )
+    if counts["failed"]:
+        print_line(f"why samples failed: {out / 'failed.jsonl'}")
+
+
+def dry_run(settings: Settings, references: Source, seeds: Source | None) -> int:
+    """Show what a run would do and cost, without a call and without writing anything."""
+    from refloom.runs.cost import Prices
+    from refloom.runs.estimate import estimate, format_estimate
+
+    prices = Prices.load(settings.prices)
+    seed_source = seeds or Source(references, as_reference=False, limit=settings.limit)
+    reports = (references.scan(), seed_source.scan())
+    for line in _describe_inputs(references, seeds, reports, listed=""):
+        print_line(line)
+    for report in reports:
+        warn_of_skipped_rows(report)
+    estimated = asyncio.run(
+        estimate(
+            settings,
+            *reports,
+            list(islice(references, DRY_RUN_SAMPLE)),
+            prices,
+            seed_texts=[seed["instruction"] for seed in islice(seed_source, DRY_RUN_SAMPLE)],
+        )
+    )
+    print_line(format_estimate(estimated))
+    return 0
+
+
+def status(args: Namespace, flags: dict[str, Any]) -> int:
+    """Show how a run or an experiment stands, whether it is running, ended, or was killed."""
     from refloom.evaluation.experiment import arm_directories
     from refloom.runs.journal import is_experiment
     from refloom.runs.outputs import status_of
 
-    if is_experiment(given.directory):
-        arms = {path.name: status_of(path) for path in arm_directories(given.directory)}
-        if given.json:
-            say(json.dumps({"arms": arms}, indent=2, ensure_ascii=False))
+    if is_experiment(args.directory):
+        arms = {path.name: status_of(path) for path in arm_directories(args.directory)}
+        if args.json:
+            print_line(json.dumps({"arms": arms}, indent=2, ensure_ascii=False))
             return 0
-        for name, said in arms.items():
-            say(f"arm {name}")
-            _say_status(said)
+        for name, arm_status in arms.items():
+            print_line(f"arm {name}")
+            _print_status(arm_status)
         return 0
-    said = status_of(given.directory)
-    if given.json:
-        say(json.dumps(said, indent=2, ensure_ascii=False))
+    run_status = status_of(args.directory)
+    if args.json:
+        print_line(json.dumps(run_status, indent=2, ensure_ascii=False))
         return 0
-    _say_status(said)
+    _print_status(run_status)
     return 0
 
 
-def _say_status(said: dict[str, Any]) -> None:
-    say(said["status"] + (f" (pid {said['pid']})" if "pid" in said else ""))
+def _print_status(run: dict[str, Any]) -> None:
+    print_line(run["status"] + (f" (pid {run['pid']})" if "pid" in run else ""))
     for group in ("counts", "criteria", "calls", "usage"):
-        pairs = (f"{k} {v}" for k, v in said.get(group, {}).items() if k != "by_stage")
-        say(f"  {group}: " + ", ".join(pairs))
-    stages, costs = said["calls"].get("by_stage", {}), said["cost_by_stage"]
-    each = (f"{k} {v}{_dollars(costs.get(k))}" for k, v in stages.items())
-    say("  calls by stage: " + (", ".join(each) or "none"))
-    if said["cost_usd"] is None:
-        say("  cost: unknown; there is no price for a model (--prices FILE gives it one)")
+        pairs = (f"{k} {v}" for k, v in run.get(group, {}).items() if k != "by_stage")
+        print_line(f"  {group}: " + ", ".join(pairs))
+    stages = []
+    for stage, calls in run["calls"].get("by_stage", {}).items():
+        cost = run["cost_by_stage"].get(stage)
+        stages.append(f"{stage} {calls}" + (f" (${cost:.4f})" if cost else ""))
+    print_line("  calls by stage: " + (", ".join(stages) or "none"))
+    if run["cost_usd"] is None:
+        print_line("  cost: unknown; a model has no price (--prices FILE gives it one)")
     else:
-        say(f"  cost: ${said['cost_usd']:.4f}")
-    if said.get("stopped"):
-        say(f"  stopped: {said['stopped']}")
-
-
-def _dollars(cost: float | None) -> str:
-    return f" (${cost:.4f})" if cost else ""
+        print_line(f"  cost: ${run['cost_usd']:.4f}")
+    if run.get("stopped"):
+        print_line(f"  stopped: {run['stopped']}")
