@@ -116,3 +116,9 @@ def test_the_command_line_begins_without_what_only_runs_and_figures_need():
     code = f"import sys, refloom.cli; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_no_test_imports_another():
+    imports = re.compile(r"^\s*(?:from|import) test_", re.MULTILINE)
+    paths = sorted((ROOT / "tests").glob("*.py"))
+    assert [path.name for path in paths if imports.search(path.read_text(encoding="utf-8"))] == []
