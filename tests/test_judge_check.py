@@ -24,17 +24,17 @@ from memory.characteristics import kept_in
 from nodes.criteria import ANSWERS_ID
 from nodes.llm import Call, ProviderStopped, Reply
 from refloom.errors import BudgetSpent, InputError, JournalError
-from refloom.evaluation.judge_check import FILE, judge_check, shown
+from refloom.evaluation.judge_check import RESULT_FILE, format_judge_check, judge_check
 from refloom.evaluation.judge_check.cases import (
-    KINDS,
-    TIMES,
-    canaries,
-    contradicting,
-    ground_of,
-    negated,
-    padded,
+    CANARY_KINDS,
+    PADDING_FACTOR,
+    build_test_set,
+    contradict,
+    make_canaries,
+    negate,
+    pad,
 )
-from refloom.evaluation.judge_check.human import kappa_over
+from refloom.evaluation.judge_check.human import bootstrap_kappa
 from refloom.runs.journal import reading
 from refloom.settings import Settings
 
@@ -145,7 +145,7 @@ async def test_a_sound_judge_has_no_flag_and_full_marks(copy):
     found = await checked(copy, judging(copy))
     assert found["flags"] == []
     assert set(KEYS) <= set(found)
-    assert json.loads((copy / FILE).read_text()) == found
+    assert json.loads((copy / RESULT_FILE).read_text()) == found
     by = {row["of"]: row for row in found["criteria"] if row["of"] not in ("must", "should")}
     assert set(by) == {"built in", "drawn", "drawn, must", "drawn, should"}
     assert by["built in"]["id"] == ANSWERS_ID
@@ -154,7 +154,7 @@ async def test_a_sound_judge_has_no_flag_and_full_marks(copy):
     assert by["drawn"]["auc"]["n"] >= 12
     assert set(by["drawn"]["against"]) == {"cut", "shuffled", "another", "mismatched"}
     assert (by["drawn"]["own_passes"]["value"], by["drawn"]["bad_passes"]["value"]) == (1, 0)
-    assert [row["kind"] for row in found["canaries"]] == list(KINDS)
+    assert [row["kind"] for row in found["canaries"]] == list(CANARY_KINDS)
     for row in found["canaries"]:
         assert row["n"] == 12
         assert row["caught"]["value"] == row["by_judge"]["value"] == 1
@@ -264,7 +264,7 @@ async def test_both_methods_are_judged_and_told_apart(copy):
     aucs = [r["auc"]["value"] for r in found["criteria"] if r["method"] == "logodds"]
     assert aucs and set(aucs) == {1}
     assert found["originals"]["logodds"]["by_judge"]["value"] == 1
-    assert "logodds" in shown(found)
+    assert "logodds" in format_judge_check(found)
 
 
 async def test_by_log_odds_a_guess_is_no_better_than_chance(copy):
@@ -331,7 +331,7 @@ async def test_an_endpoint_without_log_probabilities_does_not_end_the_check(copy
     assert "log-probabilities" in found["unavailable"]["logodds"]
     assert set(found["originals"]) == {"verdict"}
     assert model.questions == 1
-    assert "logodds: not available" in shown(found)
+    assert "logodds: not available" in format_judge_check(found)
     alone = await checked(copy, model, methods=("logodds",), limit=3)
     assert (alone["criteria"], alone["flags"]) == ([], [])
     assert alone["duels"][0]["n"] == 3
@@ -402,7 +402,7 @@ async def test_a_check_out_of_budget_keeps_what_was_paid(copy):
         await checked(copy, dear, another(max_tokens=spent + 20_000), limit=3)
     assert 0 < len(model.calls) < whole["calls"]
     assert kept_calls(copy) - before == len(model.calls)
-    assert not (copy / FILE).exists()
+    assert not (copy / RESULT_FILE).exists()
     found = await checked(copy, rest, limit=3)
     assert len(model.calls) + len(rest.calls) == whole["calls"]
     assert found == {**whole, "paid": len(rest.calls)}
@@ -450,7 +450,7 @@ async def test_references_that_are_gone_are_told_of(copy):
     assert "not in" in found["notes"][0]
     assert found["originals"]["verdict"]["by_judge"]["value"] == 1
     assert found["flags"] == []
-    assert "nothing was tried" in shown(found)
+    assert "nothing was tried" in format_judge_check(found)
 
 
 async def test_an_arm_without_a_judge_is_judged_by_the_built_in_criterion(tmp_path):
@@ -462,17 +462,17 @@ async def test_an_arm_without_a_judge_is_judged_by_the_built_in_criterion(tmp_pa
 
 
 def test_what_is_drawn_is_fixed_by_the_random_seed_and_not_by_the_limit(run):
-    few = ground_of(run, another(), 3)
-    same, more = ground_of(run, another(), 3), ground_of(run, another(), 6)
+    few = build_test_set(run, another(), 3)
+    same, more = build_test_set(run, another(), 3), build_test_set(run, another(), 6)
     assert [r["id"] for r in few.samples] == [r["id"] for r in same.samples]
     assert [r["id"] for r in more.samples][:3] == [r["id"] for r in few.samples]
     assert list(more.tried)[:3] == list(few.tried)
-    other = ground_of(run, another(random_seed=1), 3)
+    other = build_test_set(run, another(random_seed=1), 3)
     assert {r["id"] for r in other.samples} != {r["id"] for r in few.samples}
 
 
 async def test_the_text_shows_flags_and_figures(copy):
-    text = shown(await checked(copy, judging(copy, verdict=lambda *_: "pass")))
+    text = format_judge_check(await checked(copy, judging(copy, verdict=lambda *_: "pass")))
     assert text.splitlines()[0].startswith("judge j, verdict, prompts ")
     assert "FLAG always passes" in text
     assert re.search(r"off topic +0\.00 \(0\.00 to 0\.24\), n 12", text)
@@ -581,7 +581,7 @@ async def test_another_judge_is_asked_about_a_persons_samples(mixed, tmp_path):
     assert found["samples"]["confusion"] == {
         **{"pass_pass": 5, "pass_fail": 0, "fail_pass": 5, "fail_fail": 0}
     }
-    assert "a person" in shown(json.loads((run / FILE).read_text()))
+    assert "a person" in format_judge_check(json.loads((run / RESULT_FILE).read_text()))
 
 
 BAD = [
@@ -623,13 +623,13 @@ async def test_a_bad_file_of_verdicts_is_refused_before_any_call(mixed, tmp_path
     assert why in said
     assert "--skip-bad-lines" not in said
     assert model.calls == []
-    assert not (mixed / FILE).exists()
+    assert not (mixed / RESULT_FILE).exists()
 
 
 def test_kappa_without_doubt_has_no_interval():
-    assert kappa_over([(True, True)] * 4, list("abcd")) == (None, None, None, 4)
+    assert bootstrap_kappa([(True, True)] * 4, list("abcd")) == (None, None, None, 4)
     both = [(True, True), (False, False)] * 3
-    assert kappa_over(both, list("abcdef")) == (1.0, None, None, 6)
+    assert bootstrap_kappa(both, list("abcdef")) == (1.0, None, None, 6)
 
 
 # --- canaries ----------------------------------------------------------------------------------
@@ -640,15 +640,15 @@ texts = st.text(st.characters(codec="utf-8"), min_size=1, max_size=400).filter(s
 
 @given(texts, texts, texts)
 def test_canaries_of_any_text(instruction, response, other):
-    made_ = canaries(instruction, response, other)
-    assert set(made_) <= set(KINDS)
+    made_ = make_canaries(instruction, response, other)
+    assert set(made_) <= set(CANARY_KINDS)
     assert all(text.split() != response.split() for text in made_.values())
     assert {"padded", "contradicting", "flattering"} <= set(made_)
-    assert len(made_["padded"]) >= TIMES * len(response)
+    assert len(made_["padded"]) >= PADDING_FACTOR * len(response)
     assert made_["contradicting"].startswith(response)
     if "truncated" in made_:
         assert len(made_["truncated"]) < len(response)
-    assert made_ == canaries(instruction, response, other)
+    assert made_ == make_canaries(instruction, response, other)
 
 
 @pytest.mark.parametrize(
@@ -661,8 +661,8 @@ def test_canaries_of_any_text(instruction, response, other):
     ],
 )
 def test_padding_drowns_the_whole_content_and_changes_none_of_it(response):
-    text = padded(response)
-    assert len(text) >= TIMES * len(response)
+    text = pad(response)
+    assert len(text) >= PADDING_FACTOR * len(response)
     at = 0
     for part in response.split("\n\n") if "```" not in response else [response]:
         at = text.index(part, at) + len(part)
@@ -683,18 +683,18 @@ def test_padding_drowns_the_whole_content_and_changes_none_of_it(response):
     ],
 )
 def test_a_statement_is_negated(sentence, opposite):
-    assert negated(sentence) == opposite
+    assert negate(sentence) == opposite
 
 
 def test_a_contradiction_says_both():
-    text = contradicting("Salt is white. Is it? It melts all ice.\n\n```\nx is y or z\n```")
+    text = contradict("Salt is white. Is it? It melts all ice.\n\n```\nx is y or z\n```")
     assert "Salt is white." in text and "Salt is not white." in text
     assert text.endswith("This is false: it melts all ice.")
-    assert "This is false" in contradicting("word")
+    assert "This is false" in contradict("word")
 
 
 def test_nothing_in_a_response_is_evaluated():
-    found = canaries(HOSTILE, f"It is {HOSTILE} now and so on. {HOSTILE}", HOSTILE)
+    found = make_canaries(HOSTILE, f"It is {HOSTILE} now and so on. {HOSTILE}", HOSTILE)
     assert HOSTILE in found["padded"]
     assert found["contradicting"].count("{{ 7 * 7 }}") >= 2
     assert "49" not in "".join(found.values())
@@ -702,5 +702,5 @@ def test_nothing_in_a_response_is_evaluated():
 
 
 def test_without_another_response_there_is_no_swapped_canary():
-    assert "swapped" not in canaries("Why?", "So it is.")
-    assert "swapped" not in canaries("Why?", "So it is.", "So  it is.")
+    assert "swapped" not in make_canaries("Why?", "So it is.")
+    assert "swapped" not in make_canaries("Why?", "So it is.", "So  it is.")

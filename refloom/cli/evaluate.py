@@ -181,7 +181,7 @@ def compare(args: Namespace, flags: dict[str, Any]) -> int:
 def judge_check(args: Namespace, flags: dict[str, Any]) -> int:
     """Test how far the judge of a run can be trusted."""
     from refloom.evaluation.judge_check import judge_check as check_judge
-    from refloom.evaluation.judge_check import shown
+    from refloom.evaluation.judge_check import format_judge_check
     from refloom.evaluation.judging import judge_settings
     from refloom.runs.journal import check_run
 
@@ -196,7 +196,7 @@ def judge_check(args: Namespace, flags: dict[str, Any]) -> int:
             repeats=args.repeats,
         )
     )
-    print_line(json.dumps(results, indent=2, ensure_ascii=False) if args.json else shown(results))
+    print_line(json.dumps(results, indent=2, ensure_ascii=False) if args.json else format_judge_check(results))
     return 0
 
 

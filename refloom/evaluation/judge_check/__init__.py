@@ -20,18 +20,33 @@ from prompts import version
 from refloom.data.write import replace_lines
 from refloom.evaluation.judge_check import human as people
 from refloom.evaluation.judge_check.cases import (
-    Ground,
-    context_of,
-    ground_of,
-    judge_of,
-    run_judge_of,
-    run_method_of,
-    writer_of,
+    JudgeTestSet,
+    build_test_set,
+    judge_context,
+    judge_identity,
+    run_judge_identity,
+    run_judge_method,
+    writer_identity,
 )
-from refloom.evaluation.judge_check.human import Human, read_human
-from refloom.evaluation.judge_check.judgements import Fought, Judge, NotAvailable, lacks_odds
-from refloom.evaluation.judge_check.metrics import FEWEST, duel_rows, flags, over_orders
-from refloom.evaluation.judge_check.trial import Trial, sample_cases, tried, verdicts_on
+from refloom.evaluation.judge_check.human import HumanVerdicts, read_human_verdicts
+from refloom.evaluation.judge_check.judgements import (
+    CanaryDuel,
+    CaseJudge,
+    MethodUnavailable,
+    lacks_logprobs,
+)
+from refloom.evaluation.judge_check.metrics import (
+    MIN_CASES,
+    duel_rows,
+    order_consistency,
+    raise_flags,
+)
+from refloom.evaluation.judge_check.trial import (
+    MethodTrial,
+    judge_human_samples,
+    sample_cases,
+    try_judge,
+)
 from refloom.evaluation.judging import JUDGE_CHECK_STAGE, judge_session
 from refloom.settings import Settings
 
@@ -46,12 +61,12 @@ LABELS = {
     "drawn, should": "  of these the should",
 }
 # Criteria of the same words are shown singly from so many references on.
-SINGLY = 5
+MIN_LISTED_REFERENCES = 5
 WIDTH = 34
-Row = Mapping[str, Any]
+TableRow = Mapping[str, Any]
 
 
-def shown(found: Row) -> str:
+def format_judge_check(found: TableRow) -> str:
     """The report for a terminal: flags first, then the figures they rest on.
 
     Figures are a value, its 95 % interval, and of how many it is.
@@ -66,17 +81,17 @@ def shown(found: Row) -> str:
     lines += [f"note: {note}" for note in found["notes"]]
     lines += ["", *(f"FLAG {flag}" for flag in found["flags"] or ["none"])]
     for method in found["originals"]:
-        lines += ["", *_criteria(method, found["criteria"])]
-        lines += ["", *_canaries(method, found)]
+        lines += ["", *_criteria_lines(method, found["criteria"])]
+        lines += ["", *_canary_lines(method, found)]
     if found["duels"]:
         lines += ["", *_duel_lines(found["duels"])]
-    lines += ["", *_consistency(found["consistency"])]
+    lines += ["", *_consistency_lines(found["consistency"])]
     if found["human"] is not None:
-        lines += ["", *_human(found["human"])]
+        lines += ["", *_human_lines(found["human"])]
     return "\n".join(lines)
 
 
-def _figure(figure: Row) -> str:
+def _format_figure(figure: TableRow) -> str:
     if not figure or figure["value"] is None:
         return "-".ljust(WIDTH - 6)
     low, high = figure["low"], figure["high"]
@@ -84,72 +99,78 @@ def _figure(figure: Row) -> str:
     return f"{figure['value']:.2f}{between}, n {figure['n']}".ljust(WIDTH - 6)
 
 
-def _line(name: str, *figures: Row) -> str:
-    return f"  {name[:WIDTH].ljust(WIDTH)}  {'  '.join(map(_figure, figures))}".rstrip()
+def _format_line(name: str, *figures: TableRow) -> str:
+    return f"  {name[:WIDTH].ljust(WIDTH)}  {'  '.join(map(_format_figure, figures))}".rstrip()
 
 
-def _head(name: str, *columns: str) -> str:
+def _format_head(name: str, *columns: str) -> str:
     cells = "  ".join(column.ljust(WIDTH - 6) for column in columns)
     return f"{name.ljust(WIDTH + 2)}  {cells}".rstrip()
 
 
-def _criteria(method: str, rows: Sequence[Row]) -> Iterator[str]:
-    yield _head(f"criteria on references, {method}", "AUC own over bad", "own pass", "bad pass")
+def _criteria_lines(method: str, rows: Sequence[TableRow]) -> Iterator[str]:
+    yield _format_head(
+        f"criteria on references, {method}", "AUC own over bad", "own pass", "bad pass"
+    )
     for row in rows:
         if row["method"] != method:
             continue
         name = LABELS.get(row["of"])
-        if name is None and row["references"] < SINGLY:
+        if name is None and row["references"] < MIN_LISTED_REFERENCES:
             continue
         name = name or f"{row['of']}: {row['text']}"
-        yield _line(name, row["auc"], row["own_passes"], row["bad_passes"])
+        yield _format_line(name, row["auc"], row["own_passes"], row["bad_passes"])
         if row["of"] in ("built in", "drawn"):
             for kind, figure in row["against"].items():
-                yield _line(f"    against {kind}", figure)
+                yield _format_line(f"    against {kind}", figure)
 
 
-def _canaries(method: str, found: Row) -> Iterator[str]:
-    yield _head(f"canaries caught, {method}", "in all", "by the judge", "by a rule")
+def _canary_lines(method: str, found: TableRow) -> Iterator[str]:
+    yield _format_head(f"canaries caught, {method}", "in all", "by the judge", "by a rule")
     for row in found["canaries"]:
         if row["method"] == method:
             name = LABELS.get(row["kind"], row["kind"])
-            yield _line(name, row["caught"], row["by_judge"], row["by_rule"])
+            yield _format_line(name, row["caught"], row["by_judge"], row["by_rule"])
     own = found["originals"][method]
-    yield _head(f"accepted responses pass, {method}", "in all", "by the judge", "by the rules")
-    yield _line("originals", own["passes"], own["by_judge"], own["by_rule"])
-    yield _line("AUC over their canaries", own["over_canaries"])
+    yield _format_head(
+        f"accepted responses pass, {method}", "in all", "by the judge", "by the rules"
+    )
+    yield _format_line("originals", own["passes"], own["by_judge"], own["by_rule"])
+    yield _format_line("AUC over their canaries", own["over_canaries"])
 
 
-def _duel_lines(rows: Sequence[Row]) -> Iterator[str]:
-    yield _head("duels against", "original wins both orders", "canary wins both", "its share")
+def _duel_lines(rows: Sequence[TableRow]) -> Iterator[str]:
+    yield _format_head(
+        "duels against", "original wins both orders", "canary wins both", "its share"
+    )
     for row in rows:
-        yield _line(row["kind"], row["original_wins"], row["canary_wins"], row["share"])
+        yield _format_line(row["kind"], row["original_wins"], row["canary_wins"], row["share"])
 
 
-def _consistency(found: Row) -> Iterator[str]:
-    yield _head("consistency", "share")
+def _consistency_lines(found: TableRow) -> Iterator[str]:
+    yield _format_head("consistency", "share")
     for method, figure in found["verdicts"].items():
-        yield _line(f"same verdict again, {method}", figure)
-    yield _line("same winner in both orders", found["duels"])
-    yield _line("picks that stood first", found["first_place"])
+        yield _format_line(f"same verdict again, {method}", figure)
+    yield _format_line("same winner in both orders", found["duels"])
+    yield _format_line("picks that stood first", found["first_place"])
 
 
-def _human(found: Row) -> Iterator[str]:
+def _human_lines(found: TableRow) -> Iterator[str]:
     source = f"verdicts of {found['verdicts']}" if found["verdicts"] == "the run" else "asked anew"
-    yield _head(f"a person, {found['method']}, {source}", "kappa", "agreement")
+    yield _format_head(f"a person, {found['method']}, {source}", "kappa", "agreement")
     of = [("all", found["all"]), ("whole samples", found["samples"])]
     for name, row in [*of, *((row["of"], row) for row in found["criteria"])]:
         if not row["n"]:
             continue
         counts = ", ".join(f"{key.replace('_', '/')} {n}" for key, n in row["confusion"].items())
-        yield f"{_line(name, row['kappa'], row['agreement'])}  {counts}"
+        yield f"{_format_line(name, row['kappa'], row['agreement'])}  {counts}"
     if found["without"]:
         yield f"  {found['without']} of {found['rows']} verdicts are on what was not judged"
 
 
-__all__ = ["FILE", "METHODS", "judge_check", "shown"]
+__all__ = ["METHODS", "RESULT_FILE", "format_judge_check", "judge_check"]
 
-FILE = "judge-check.json"
+RESULT_FILE = "judge-check.json"
 METHODS = ("verdict", "logodds")
 
 
@@ -159,13 +180,13 @@ class Check:
 
     directory: Path
     settings: Settings
-    ground: Ground
+    ground: JudgeTestSet
     complete: Complete | None
     embed: Embed | None
-    human: Human | None = None
-    trials: dict[str, Trial] = field(default_factory=dict)
+    human: HumanVerdicts | None = None
+    trials: dict[str, MethodTrial] = field(default_factory=dict)
     unavailable: dict[str, str] = field(default_factory=dict)
-    fought: list[Fought] = field(default_factory=list)
+    fought: list[CanaryDuel] = field(default_factory=list)
     agreed: dict[str, Any] | None = None
     faults: list[CallFailed] = field(default_factory=list)
     paid: int = 0
@@ -206,32 +227,32 @@ async def judge_check(
     chosen = list(dict.fromkeys(methods or [settings.context().method]))
     if set(chosen) - set(METHODS) or limit < 1 or repeats < 1:
         raise ValueError(f"methods are {', '.join(METHODS)}; limit and repeats are 1 or more")
-    ground = await asyncio.to_thread(ground_of, directory, settings, limit)
+    ground = await asyncio.to_thread(build_test_set, directory, settings, limit)
     check = Check(directory, settings, ground, complete, embed)
     if human is not None:
-        check.human = await asyncio.to_thread(read_human, human, directory)
-    return await _made(check, chosen, repeats)
+        check.human = await asyncio.to_thread(read_human_verdicts, human, directory)
+    return await _run_check(check, chosen, repeats)
 
 
-async def _made(check: Check, chosen: Sequence[str], repeats: int) -> dict[str, Any]:
+async def _run_check(check: Check, chosen: Sequence[str], repeats: int) -> dict[str, Any]:
     """Ask the judge everything, and write the report."""
     for method in chosen:
-        await _by(check, method, repeats)
-    await _duels(check, next(iter(check.trials), chosen[0]))
+        await _check_method(check, method, repeats)
+    await _run_duels(check, next(iter(check.trials), chosen[0]))
     if check.human is not None and check.agreed is None:
-        check.agreed = _agreed(check.human, None, run_method_of(check.ground))
-    found = _report(check, chosen)
+        check.agreed = _human_agreement(check.human, None, run_judge_method(check.ground))
+    found = _results(check, chosen)
     line = json.dumps(found, indent=2, ensure_ascii=False)
-    await asyncio.to_thread(replace_lines, check.directory / FILE, [line])
+    await asyncio.to_thread(replace_lines, check.directory / RESULT_FILE, [line])
     return found
 
 
-async def _by(check: Check, method: str, repeats: int) -> None:
+async def _check_method(check: Check, method: str, repeats: int) -> None:
     """Try the judge in one way; that an endpoint cannot judge so is noted, and no more."""
-    context = context_of(check.ground, check.settings, method)
+    context = judge_context(check.ground, check.settings, method)
     embed = None
     if method == "logodds":
-        embed = check.embed or _embedder(check.settings)
+        embed = check.embed or _open_embedder(check.settings)
     # The method that comes first stands for the judge against a person.
     first = check.human is not None and check.agreed is None
     try:
@@ -239,71 +260,77 @@ async def _by(check: Check, method: str, repeats: int) -> None:
             check.directory, check.settings, check.complete, JUDGE_CHECK_STAGE
         ) as calls:
             try:
-                judge = Judge(calls, context, check.settings, check.directory)
-                trial = await tried(judge, check.ground, embed, repeats)
+                judge = CaseJudge(calls, context, check.settings, check.directory)
+                trial = await try_judge(judge, check.ground, embed, repeats)
                 check.trials[method] = trial
                 check.faults += trial.faults
                 if first and check.human is not None:
-                    await _against(check, judge, check.human, trial)
+                    await _compare_with_human(check, judge, check.human, trial)
             finally:
                 check.paid += calls.counts["paid"]
                 check.reused += calls.counts["reused"]
-    except NotAvailable as error:
+    except MethodUnavailable as error:
         check.unavailable[method] = str(error)
     except ProviderStopped as error:
         # An endpoint that refuses the question outright stops its calls, but only these.
-        if not (method == "logodds" and lacks_odds(error)):
+        if not (method == "logodds" and lacks_logprobs(error)):
             raise
         check.unavailable[method] = str(error)
 
 
-def _embedder(settings: Settings) -> Embed:
+def _open_embedder(settings: Settings) -> Embed:
     from memory.embed import Embedder
 
     return Embedder(settings.embedding_model)
 
 
-async def _against(check: Check, judge: Judge, human: Human, trial: Trial) -> None:
+async def _compare_with_human(
+    check: Check, judge: CaseJudge, human: HumanVerdicts, trial: MethodTrial
+) -> None:
     """Compare the judge with a person: by what the run kept if it is the same, else ask it."""
     method = judge.context.method
-    same = run_judge_of(check.ground) == judge_of(check.settings)
-    if same and run_method_of(check.ground) == method:
-        check.agreed = _agreed(human, None, method)
+    same = run_judge_identity(check.ground) == judge_identity(check.settings)
+    if same and run_judge_method(check.ground) == method:
+        check.agreed = _human_agreement(human, None, method)
         return
-    verdicts, faults = await verdicts_on(judge, human, trial.bars)
+    verdicts, faults = await judge_human_samples(judge, human, trial.bars)
     check.faults += faults
-    check.agreed = _agreed(human, verdicts, method)
+    check.agreed = _human_agreement(human, verdicts, method)
 
 
-def _agreed(human: Human, asked: dict[people.Key, bool] | None, method: str) -> dict[str, Any]:
-    verdicts = people.own_verdicts(human) if asked is None else asked
+def _human_agreement(
+    human: HumanVerdicts, asked: dict[people.VerdictKey, bool] | None, method: str
+) -> dict[str, Any]:
+    verdicts = people.run_verdicts(human) if asked is None else asked
     source = "the run" if asked is None else "asked anew"
-    return {"verdicts": source, "method": method, **people.agreement(human, verdicts)}
+    return {"verdicts": source, "method": method, **people.human_agreement(human, verdicts)}
 
 
-async def _duels(check: Check, method: str) -> None:
+async def _run_duels(check: Check, method: str) -> None:
     """Originals against canaries; how a judge gives single verdicts does not matter here."""
-    context = context_of(check.ground, check.settings, method)
-    bars = check.trials[method].bars if method in check.trials else Trial().bars
+    context = judge_context(check.ground, check.settings, method)
+    bars = check.trials[method].bars if method in check.trials else MethodTrial().bars
     async with judge_session(
         check.directory, check.settings, check.complete, JUDGE_CHECK_STAGE
     ) as calls:
-        judge = Judge(calls, context, check.settings, check.directory)
+        judge = CaseJudge(calls, context, check.settings, check.directory)
         check.fought, faults = await judge.duels(sample_cases(check.ground, context, bars))
         check.paid += calls.counts["paid"]
         check.reused += calls.counts["reused"]
     check.faults += faults
 
 
-def _report(check: Check, chosen: Sequence[str]) -> dict[str, Any]:
+def _results(check: Check, chosen: Sequence[str]) -> dict[str, Any]:
     trials, settings = check.trials, check.settings
-    same, first = over_orders(check.fought)
+    same, first = order_consistency(check.fought)
     notes = list(check.ground.notes)
     if check.faults:
         why = check.faults[0]
         notes.append(f"{len(check.faults)} questions had no answer, the first: {why.message}")
-    if len(check.ground.samples) < FEWEST:
-        notes.append(f"fewer than {FEWEST} accepted rows: too few to hold anything against a judge")
+    if len(check.ground.samples) < MIN_CASES:
+        notes.append(
+            f"fewer than {MIN_CASES} accepted rows: too few to hold anything against a judge"
+        )
     found: dict[str, Any] = {
         "judge": settings.judge,
         "method": list(chosen),
@@ -328,5 +355,5 @@ def _report(check: Check, chosen: Sequence[str]) -> dict[str, Any]:
         "calls": check.paid + check.reused,
         "paid": check.paid,
     }
-    found["flags"] = flags(found, writer_of(check.ground), judge_of(settings))
+    found["flags"] = raise_flags(found, writer_identity(check.ground), judge_identity(settings))
     return found

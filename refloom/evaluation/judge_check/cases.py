@@ -32,11 +32,11 @@ from refloom.runs.journal import records
 from refloom.runs.outputs import status_of
 from refloom.settings import Settings, embedded
 
-Rank = Callable[[str], bytes]
+RankId = Callable[[str], bytes]
 
 
 @dataclass(frozen=True)
-class Ground:
+class JudgeTestSet:
     """The texts of a check.
 
     Attributes:
@@ -59,13 +59,13 @@ class Ground:
 
 
 @dataclass
-class Draw:
+class ReferenceSampler:
     """The `limit` references with the smallest hashes of all that were used, with their criteria.
 
     One that is pushed out never comes back, so the memory needed does not grow with the run.
     """
 
-    rank: Rank
+    rank: RankId
     limit: int
     kept: dict[str, dict[str, Criterion]] = field(default_factory=dict)
 
@@ -86,7 +86,7 @@ class Draw:
             del self.kept[max(self.kept, key=self.rank)]
 
 
-def ground_of(directory: Path, settings: Settings, limit: int) -> Ground:
+def build_test_set(directory: Path, settings: Settings, limit: int) -> JudgeTestSet:
     """Read what a check of so many samples and references needs. Blocks.
 
     Raises `InputError` when the run has no accepted row, `JournalError` when there is no run.
@@ -97,9 +97,11 @@ def ground_of(directory: Path, settings: Settings, limit: int) -> Ground:
         said = f"{settings.random_seed} {id_}".encode("utf-8", "replace")
         return sha256(said).digest()
 
-    draw = Draw(rank, limit)
+    draw = ReferenceSampler(rank, limit)
     # One more than is judged, so that a single sample has another's response too.
-    drawn = heapq.nsmallest(limit + 1, _accepted(directory, draw), key=lambda r: rank(r["id"]))
+    drawn = heapq.nsmallest(
+        limit + 1, _accepted_records(directory, draw), key=lambda r: rank(r["id"])
+    )
     if not drawn:
         raise InputError(
             f"{directory}: holds no accepted row, and a judge is checked on accepted rows. Run on "
@@ -112,8 +114,8 @@ def ground_of(directory: Path, settings: Settings, limit: int) -> Ground:
             others[record["id"]] = other["response"]
     wanted = {*draw.kept, *(id_ for record in samples for id_ in record["reference_ids"])}
     criteria = {id_: list(found.values()) for id_, found in draw.kept.items()}
-    memory = memory_of(directory, settings)
-    found = _references(memory, wanted, criteria)
+    memory = memory_directory(directory, settings)
+    found = _find_references(memory, wanted, criteria)
     ids = sorted((id_ for id_ in draw.kept if id_ in found), key=rank)
     notes = []
     if len(found) < len(wanted):
@@ -122,10 +124,10 @@ def ground_of(directory: Path, settings: Settings, limit: int) -> Ground:
             "nothing was tried on them (--memory names where a run kept its own)"
         )
     tried = {id_: found[id_] for id_ in ids}
-    return Ground(run, samples, others, tried, found, criteria, notes)
+    return JudgeTestSet(run, samples, others, tried, found, criteria, notes)
 
 
-def _accepted(directory: Path, draw: Draw) -> Iterator[Record]:
+def _accepted_records(directory: Path, draw: ReferenceSampler) -> Iterator[Record]:
     """The accepted samples; `draw` sees those and the rejected ones."""
     for line in records(directory / "journal.sqlite", "accepted", "rejected"):
         record: Record = json.loads(line)
@@ -134,12 +136,12 @@ def _accepted(directory: Path, draw: Draw) -> Iterator[Record]:
             yield record
 
 
-def memory_of(directory: Path, settings: Settings) -> Path:
+def memory_directory(directory: Path, settings: Settings) -> Path:
     """Where a run keeps its references and what it learned of them."""
     return settings.memory or directory / "memory"
 
 
-def _references(
+def _find_references(
     memory: Path, wanted: set[str], criteria: Mapping[str, list[Criterion]]
 ) -> dict[str, Reference]:
     """The references of some ids, newest file first; of a shared memory only those meant.
@@ -163,7 +165,7 @@ def _references(
     return found
 
 
-def context_of(ground: Ground, settings: Settings, method: str) -> Context:
+def judge_context(ground: JudgeTestSet, settings: Settings, method: str) -> Context:
     """The run's own context with the judge that is checked in it."""
     own = ground.run.get("settings", {})
     kept = {name: value for name, value in own.items() if name in Context.model_fields}
@@ -173,7 +175,7 @@ def context_of(ground: Ground, settings: Settings, method: str) -> Context:
     return Context.model_validate(settings.context().model_dump() | kept)
 
 
-async def learned_of(ground: Ground, memory: Path, context: Context) -> dict[str, Learned]:
+async def load_learned(ground: JudgeTestSet, memory: Path, context: Context) -> dict[str, Learned]:
     """What this judge's own trials left of the references, by id: their bars are in it."""
     if not (memory / "characteristics.sqlite").is_file():
         return {}
@@ -188,34 +190,34 @@ async def learned_of(ground: Ground, memory: Path, context: Context) -> dict[str
     return found
 
 
-def writer_of(ground: Ground) -> tuple[str, str]:
+def writer_identity(ground: JudgeTestSet) -> tuple[str, str]:
     """The model that wrote the rows, and its endpoint."""
     said = ground.run.get("settings", {})
-    return _at(str(ground.samples[0]["model"]), said.get("base_url"))
+    return _identity(str(ground.samples[0]["model"]), said.get("base_url"))
 
 
-def run_judge_of(ground: Ground) -> tuple[str, str]:
+def run_judge_identity(ground: JudgeTestSet) -> tuple[str, str]:
     """The judge of the run itself, and its endpoint."""
     said = ground.run.get("settings", {})
     judge = str(ground.samples[0]["judge_model"])
-    return _at(judge, said.get("judge_base_url") or said.get("base_url"))
+    return _identity(judge, said.get("judge_base_url") or said.get("base_url"))
 
 
-def judge_of(settings: Settings) -> tuple[str, str]:
+def judge_identity(settings: Settings) -> tuple[str, str]:
     """The judge that is checked, and its endpoint, without what is secret in the address."""
     said = settings.shown()
-    return _at(settings.judge, said["judge_base_url"] or said["base_url"])
+    return _identity(settings.judge, said["judge_base_url"] or said["base_url"])
 
 
-def _at(model: str, address: str | None) -> tuple[str, str]:
+def _identity(model: str, address: str | None) -> tuple[str, str]:
     # One inside this process has no endpoint.
     return model, "" if embedded(model) else address or ""
 
 
-def run_method_of(ground: Ground) -> str:
+def run_judge_method(ground: JudgeTestSet) -> str:
     """How the judge of the run judged."""
     method = ground.run.get("settings", {}).get("judge_method")
-    return method or ("logodds" if embedded(run_judge_of(ground)[0]) else "verdict")
+    return method or ("logodds" if embedded(run_judge_identity(ground)[0]) else "verdict")
 
 
 # MERGED refloom~measure~canaries
@@ -223,12 +225,12 @@ def run_method_of(ground: Ground) -> str:
 # them. No model makes them, so what is wrong with each is certain. Nothing in a response is
 # evaluated: texts are only cut and joined.
 # In what order they are shown.
-KINDS = ("truncated", "off_topic", "contradicting", "padded", "flattering", "swapped")
+CANARY_KINDS = ("truncated", "off_topic", "contradicting", "padded", "flattering", "swapped")
 # What a response to another question cannot do, a padded one can: it still answers.
-SPOILT = tuple(kind for kind in KINDS if kind != "padded")
+FAULTY_KINDS = tuple(kind for kind in CANARY_KINDS if kind != "padded")
 # How much longer a padded response is, at least.
-TIMES = 3
-MOST_NEGATED = 12
+PADDING_FACTOR = 3
+MAX_NEGATED = 12
 # A verb that comes later is hardly the main one; nor is one after these words.
 SUBJECT_WORDS = 4
 _CLAUSES = frozenset(
@@ -272,7 +274,7 @@ _VERB = re.compile(
 )
 
 
-def canaries(instruction: str, response: str, other: str | None = None) -> dict[str, str]:
+def make_canaries(instruction: str, response: str, other: str | None = None) -> dict[str, str]:
     """A response with each fault, by kind, without those that leave a response as it was.
 
     Args:
@@ -285,10 +287,10 @@ def canaries(instruction: str, response: str, other: str | None = None) -> dict[
     ('The Moon pulls. So', 'Boil it.')
     """
     made = {
-        "truncated": truncated(response),
+        "truncated": truncate(response),
         "off_topic": another_topic(instruction, response),
-        "contradicting": contradicting(response),
-        "padded": padded(response),
+        "contradicting": contradict(response),
+        "padded": pad(response),
         "flattering": FLATTERY,
         "swapped": other,
     }
@@ -296,7 +298,7 @@ def canaries(instruction: str, response: str, other: str | None = None) -> dict[
     return {kind: text for kind, text in made.items() if text and text.split() != own}
 
 
-def truncated(response: str) -> str:
+def truncate(response: str) -> str:
     """The first half: of the words, or of the letters where there is but one word."""
     half = cut_in_half(response)
     if len(half.split()) < len(response.split()):
@@ -304,19 +306,19 @@ def truncated(response: str) -> str:
     return half[: len(half) // 2]
 
 
-def contradicting(response: str) -> str:
+def contradict(response: str) -> str:
     r"""The response, and after it its own statements negated: it says both X and not X.
 
     >>> contradicting("Salt is white. Why? It melts ice.")
     'Salt is white. Why? It melts ice.\n\nSalt is not white. This is false: it melts ice.'
     """
-    statements = [s for s in _SENTENCE.split(_prose(response)) if _states(s)][:MOST_NEGATED]
+    statements = [s for s in _SENTENCE.split(_prose(response)) if _states(s)][:MAX_NEGATED]
     if not statements:
         return f"{response}\n\nThis is false: nothing of it is so."
-    return f"{response}\n\n{' '.join(map(negated, statements))}"
+    return f"{response}\n\n{' '.join(map(negate, statements))}"
 
 
-def negated(sentence: str) -> str:
+def negate(sentence: str) -> str:
     """A statement's opposite.
 
     >>> negated("- I can swim."), negated("Birds fly."), negated("What they are is unknown.")
@@ -343,7 +345,7 @@ def _states(sentence: str) -> bool:
     return len(bare.split()) >= 3 and not bare.endswith(("?", ":"))
 
 
-def padded(response: str) -> str:
+def pad(response: str) -> str:
     """The same content drowned in words that say nothing, at least three times as long.
 
     The filler stands before it, after it, and between its paragraphs unless it holds code.
@@ -351,7 +353,7 @@ def padded(response: str) -> str:
     parts = [response] if "```" in response else re.split(r"(?<=\S)\n\n(?=\S)", response)
     draw = random.Random(sha256(response.encode("utf-8", "replace")).digest())
     filler = cycle(_filler(draw))
-    each = (TIMES - 1) * len(response) / (len(parts) + 1) + 1
+    each = (PADDING_FACTOR - 1) * len(response) / (len(parts) + 1) + 1
     pieces: list[str] = []
     for part in [*parts, None]:
         idle: list[str] = []

@@ -31,22 +31,22 @@ from refloom.evaluation.stats import (
 )
 from refloom.runs.journal import records
 
-WORDS = {
+VERDICT_WORDS = {
     **dict.fromkeys(("pass", "passed", "accept", "accepted", "true", "yes", "1"), True),
     **dict.fromkeys(("fail", "failed", "reject", "rejected", "false", "no", "0"), False),
 }
-KNOWN = "pass or fail (or accept/reject, true/false, 1/0)"
-SUFFIXES = (".jsonl", ".csv")
+ACCEPTED_WORDS = "pass or fail (or accept/reject, true/false, 1/0)"
+FILE_SUFFIXES = (".jsonl", ".csv")
 # Criteria drawn from references are shown singly from so many verdicts on.
-SINGLY = 5
+MIN_LISTED = 5
 # What a verdict on a whole sample has in the place of a criterion.
-WHOLE = None
+WHOLE_SAMPLE = None
 
-Key = tuple[str, str | None]
+VerdictKey = tuple[str, str | None]
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class HumanVerdict:
     """A person's verdict: on which line, of which sample, on which criterion (None: the whole)."""
 
     line: int
@@ -55,30 +55,32 @@ class Said:
     passes: bool
 
     @property
-    def key(self) -> Key:
+    def key(self) -> VerdictKey:
         """What the verdict is about."""
         return self.id, self.criterion_id
 
 
 @dataclass(frozen=True)
-class Human:
+class HumanVerdicts:
     """The verdicts of a file, and the samples they are about, by id."""
 
-    said: list[Said]
+    said: list[HumanVerdict]
     samples: dict[str, Record]
 
 
-def read_human(path: Path, directory: Path) -> Human:
+def read_human_verdicts(path: Path, directory: Path) -> HumanVerdicts:
     """Read verdicts and find what they are about in the run of `directory`. Blocks.
 
     Raises `InputError` naming file and line for a row that cannot be used, `JournalError` when
     there is no run.
     """
-    if path.suffix not in SUFFIXES:
-        raise InputError(f"{path}: verdicts are read from {' or '.join(SUFFIXES)} files only")
-    said = [_said(path, line, row) for line, row in rows_of(path, _bad)]
+    if path.suffix not in FILE_SUFFIXES:
+        raise InputError(f"{path}: verdicts are read from {' or '.join(FILE_SUFFIXES)} files only")
+    said = [_read_row(path, line, row) for line, row in rows_of(path, _raise_bad_line)]
     if not said:
-        raise InputError(f"{path}: holds no verdict. Give rows with id and verdict ({KNOWN})")
+        raise InputError(
+            f"{path}: holds no verdict. Give rows with id and verdict ({ACCEPTED_WORDS})"
+        )
     _check_once(path, said)
     wanted = {one.id for one in said}
     samples: dict[str, Record] = {}
@@ -87,13 +89,13 @@ def read_human(path: Path, directory: Path) -> Human:
         if record["id"] in wanted:
             samples[record["id"]] = record
     for one in said:
-        _check(path, one, samples.get(one.id), directory)
-    return Human(said, samples)
+        _check_sample(path, one, samples.get(one.id), directory)
+    return HumanVerdicts(said, samples)
 
 
-def _check_once(path: Path, said: Sequence[Said]) -> None:
+def _check_once(path: Path, said: Sequence[HumanVerdict]) -> None:
     """Refuse a second verdict on the same thing, be it the same or another."""
-    lines: dict[Key, int] = {}
+    lines: dict[VerdictKey, int] = {}
     for one in said:
         first = lines.setdefault(one.key, one.line)
         if first != one.line:
@@ -103,11 +105,11 @@ def _check_once(path: Path, said: Sequence[Said]) -> None:
             )
 
 
-def _bad(file: str, line: int, what: str) -> None:
+def _raise_bad_line(file: str, line: int, what: str) -> None:
     raise InputError(f"{file}: line {line} {what}. Mend the line")
 
 
-def _said(path: Path, line: int, row: Any) -> Said:
+def _read_row(path: Path, line: int, row: Any) -> HumanVerdict:
     if not isinstance(row, dict):
         raise InputError(f"{path}: line {line} is no row of names and values. Give id and verdict")
     found: dict[str, str] = {}
@@ -118,19 +120,19 @@ def _said(path: Path, line: int, row: Any) -> Said:
             columns = ", ".join(map(str, row)) or "nothing"
             raise InputError(
                 f"{path}: line {line} has no {name} (it has {columns}). Give the sample's id, "
-                f"the verdict ({KNOWN}), and a criterion_id if it is about one"
+                f"the verdict ({ACCEPTED_WORDS}), and a criterion_id if it is about one"
             )
     word = found["verdict"].casefold()
-    if word not in WORDS:
+    if word not in VERDICT_WORDS:
         raise InputError(
-            f"{path}: line {line} has the verdict {found['verdict'][:40]!r}. Write {KNOWN}"
+            f"{path}: line {line} has the verdict {found['verdict'][:40]!r}. Write {ACCEPTED_WORDS}"
         )
     criterion = row.get("criterion_id")
     about = str(criterion).strip() if criterion is not None else ""
-    return Said(line, found["id"], about or WHOLE, WORDS[word])
+    return HumanVerdict(line, found["id"], about or WHOLE_SAMPLE, VERDICT_WORDS[word])
 
 
-def _check(path: Path, said: Said, record: Record | None, directory: Path) -> None:
+def _check_sample(path: Path, said: HumanVerdict, record: Record | None, directory: Path) -> None:
     at = f"{path}: line {said.line}"
     if record is None:
         raise InputError(
@@ -141,15 +143,15 @@ def _check(path: Path, said: Said, record: Record | None, directory: Path) -> No
         raise InputError(
             f"{at} names the sample {said.id!r}, which failed and was never judged. Leave it out"
         )
-    known = [v["criterion_id"] for v in final(record)["verdicts"]]
-    if said.criterion_id is not WHOLE and said.criterion_id not in known:
+    known = [v["criterion_id"] for v in final_attempt(record)["verdicts"]]
+    if said.criterion_id is not WHOLE_SAMPLE and said.criterion_id not in known:
         raise InputError(
             f"{at} names the criterion {said.criterion_id[:40]!r}, by which the sample {said.id!r} "
             f"was not judged. It was by {', '.join(known) or 'none'}"
         )
 
 
-def final(record: Record) -> Attempt:
+def final_attempt(record: Record) -> Attempt:
     """The attempt that became the sample; the last one where a person has written another text."""
     attempts: list[Attempt] = record["attempts"]
     same = [a for a in attempts if a["response"] == (record["response"] or "")]
@@ -157,21 +159,21 @@ def final(record: Record) -> Attempt:
     return same[0] if same else attempts[-1] if attempts else nothing
 
 
-def own_verdicts(human: Human) -> dict[Key, bool]:
+def run_verdicts(human: HumanVerdicts) -> dict[VerdictKey, bool]:
     """What the run's own judge and rules said, by what it is about.
 
     Where a person has decided since, a whole sample counts as it would have ended without them.
     """
-    found: dict[Key, bool] = {}
+    found: dict[VerdictKey, bool] = {}
     for id_, record in human.samples.items():
         review = record.get("review") or {}
-        found[id_, WHOLE] = review.get("proposed", record["status"]) == "accepted"
-        for verdict in final(record)["verdicts"]:
+        found[id_, WHOLE_SAMPLE] = review.get("proposed", record["status"]) == "accepted"
+        for verdict in final_attempt(record)["verdicts"]:
             found[id_, verdict["criterion_id"]] = passes(verdict)
     return found
 
 
-def agreement(human: Human, verdicts: Mapping[Key, bool]) -> dict[str, Any]:
+def human_agreement(human: HumanVerdicts, verdicts: Mapping[VerdictKey, bool]) -> dict[str, Any]:
     """Kappa, raw agreement and counts: over all, for whole samples, and by criterion.
 
     `verdicts` is the judge's side; rows it says nothing about are counted as `without`.
@@ -180,8 +182,8 @@ def agreement(human: Human, verdicts: Mapping[Key, bool]) -> dict[str, Any]:
     criteria = {
         (id_, c["id"]): c for id_, record in human.samples.items() for c in record["criteria"]
     }
-    by: dict[str, list[tuple[Said, bool]]] = defaultdict(list)
-    drawn: dict[str, list[tuple[Said, bool]]] = defaultdict(list)
+    by: dict[str, list[tuple[HumanVerdict, bool]]] = defaultdict(list)
+    drawn: dict[str, list[tuple[HumanVerdict, bool]]] = defaultdict(list)
     for said, passed in both:
         criterion = criteria.get((said.id, said.criterion_id or ""))
         if criterion is None:
@@ -190,23 +192,23 @@ def agreement(human: Human, verdicts: Mapping[Key, bool]) -> dict[str, Any]:
             by[criterion["id"]].append((said, passed))
         else:
             drawn[criterion["text"]].append((said, passed))
-    rows = [{"of": id_, **_agreed(pairs)} for id_, pairs in by.items()]
+    rows = [{"of": id_, **_agreement_figures(pairs)} for id_, pairs in by.items()]
     if drawn:
         pooled = [pair for pairs in drawn.values() for pair in pairs]
-        rows.append({"of": "criteria from references", **_agreed(pooled)})
-    enough = {text: pairs for text, pairs in drawn.items() if len(pairs) >= SINGLY}
-    rows += [{"of": text, **_agreed(pairs)} for text, pairs in enough.items()]
-    whole = [pair for pair in both if pair[0].criterion_id is WHOLE]
+        rows.append({"of": "criteria from references", **_agreement_figures(pooled)})
+    enough = {text: pairs for text, pairs in drawn.items() if len(pairs) >= MIN_LISTED}
+    rows += [{"of": text, **_agreement_figures(pairs)} for text, pairs in enough.items()]
+    whole = [pair for pair in both if pair[0].criterion_id is WHOLE_SAMPLE]
     return {
         "rows": len(human.said),
         "without": len(human.said) - len(both),
-        "all": _agreed(both),
-        "samples": _agreed(whole),
+        "all": _agreement_figures(both),
+        "samples": _agreement_figures(whole),
         "criteria": rows,
     }
 
 
-def _agreed(pairs: Sequence[tuple[Said, bool]]) -> dict[str, Any]:
+def _agreement_figures(pairs: Sequence[tuple[HumanVerdict, bool]]) -> dict[str, Any]:
     """Figures over pairs of a person's verdict and the judge's; intervals are over samples.
 
     Counts are named after the person first: `pass_fail` is what the judge fails and they pass.
@@ -222,13 +224,13 @@ def _agreed(pairs: Sequence[tuple[Said, bool]]) -> dict[str, Any]:
     agreed = bootstrap_mean([float(a == b) for a, b in verdicts], of)
     return {
         "n": len(pairs),
-        "kappa": kappa_over(verdicts, of)._asdict(),
+        "kappa": bootstrap_kappa(verdicts, of)._asdict(),
         "agreement": agreed._asdict(),
         "confusion": counts,
     }
 
 
-def kappa_over(verdicts: Sequence[tuple[bool, bool]], of: Sequence[str]) -> Interval:
+def bootstrap_kappa(verdicts: Sequence[tuple[bool, bool]], of: Sequence[str]) -> Interval:
     """Cohen's kappa with a bootstrap interval over the groups `of`.
 
     Resamples in which chance alone makes both agree say nothing and are left out; without any

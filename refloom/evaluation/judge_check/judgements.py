@@ -21,19 +21,19 @@ from nodes.verdicts import vote
 from refloom.evaluation.judging import gather_bounded, progress_printer
 from refloom.settings import Settings
 
-DUELS = ("padded", "truncated", "flattering")
+DUEL_KINDS = ("padded", "truncated", "flattering")
 # More draws than a response is judged again: what tells a vote's from a repeat's.
-VOTES_APART = 1000
+VOTE_DRAW_STRIDE = 1000
 
 T = TypeVar("T")
 
 
-class NotAvailable(Exception):
+class MethodUnavailable(Exception):
     """The endpoint cannot judge in this way."""
 
 
 @dataclass(frozen=True)
-class Case:
+class JudgeCase:
     """One response to be judged.
 
     Attributes:
@@ -56,19 +56,19 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Heard:
+class JudgedCase:
     """A case with the judge's verdicts by criterion id."""
 
-    case: Case
+    case: JudgeCase
     verdicts: Mapping[str, Verdict]
 
 
 # With the rules' verdicts on the same response.
-Ruled = tuple[Heard, list[Verdict]]
+JudgedWithRules = tuple[JudgedCase, list[Verdict]]
 
 
 @dataclass(frozen=True)
-class Fought:
+class CanaryDuel:
     """A duel of an accepted response against one of its canaries."""
 
     about: str
@@ -77,7 +77,7 @@ class Fought:
 
 
 @dataclass(frozen=True)
-class Judge:
+class CaseJudge:
     """A judge at work: where its calls go, and how it judges."""
 
     complete: Complete
@@ -85,10 +85,12 @@ class Judge:
     settings: Settings
     directory: Path
 
-    async def hear(self, cases: Sequence[Case], what: str) -> tuple[list[Heard], list[CallFailed]]:
+    async def judge_cases(
+        self, cases: Sequence[JudgeCase], what: str
+    ) -> tuple[list[JudgedCase], list[CallFailed]]:
         """Have cases judged; those whose call failed are left out, and their faults returned.
 
-        Raises `NotAvailable` when the endpoint gives no log-probabilities where they are asked for.
+        Raises `MethodUnavailable` if the endpoint gives no log-probabilities for `logodds`.
         """
         if not cases:
             return [], []
@@ -102,10 +104,10 @@ class Judge:
             limit=self.settings.calls_at_once,
             on_progress=on_progress,
         )
-        return _parted([first, *rest])
+        return _split_failures([first, *rest])
 
     async def _judged(
-        self, number: int, case: Case, criteria: Sequence[Criterion], draw: int
+        self, number: int, case: JudgeCase, criteria: Sequence[Criterion], draw: int
     ) -> Judged:
         return await judge(
             self.complete,
@@ -118,24 +120,30 @@ class Judge:
             history=case.history,
         )
 
-    async def _one(self, number: int, case: Case, certain: bool = False) -> Heard | CallFailed:
+    async def _one(
+        self, number: int, case: JudgeCase, certain: bool = False
+    ) -> JudgedCase | CallFailed:
         try:
             judged = await self._judged(number, case, case.criteria, case.draw)
         except CallFailed as failed:
-            if certain and self.context.method == "logodds" and lacks_odds(failed):
-                raise NotAvailable(failed.message) from failed
+            if certain and self.context.method == "logodds" and lacks_logprobs(failed):
+                raise MethodUnavailable(failed.message) from failed
             return failed
-        return Heard(case, {v["criterion_id"]: v for v in judged.verdicts})
+        return JudgedCase(case, {v["criterion_id"]: v for v in judged.verdicts})
 
-    async def vote(self, ruled: Sequence[Ruled]) -> tuple[list[Ruled], list[CallFailed]]:
+    async def vote(
+        self, ruled: Sequence[JudgedWithRules]
+    ) -> tuple[list[JudgedWithRules], list[CallFailed]]:
         """The verdicts that a run would decide by: where one alone does, its majority."""
 
-        async def one(item: tuple[int, Ruled]) -> Ruled | CallFailed:
+        async def one(item: tuple[int, JudgedWithRules]) -> JudgedWithRules | CallFailed:
             number, (heard, rules) = item
             case = heard.case
 
             async def again(criteria: Sequence[Criterion], draw: int) -> Judged:
-                return await self._judged(number, case, criteria, case.draw + VOTES_APART * draw)
+                return await self._judged(
+                    number, case, criteria, case.draw + VOTE_DRAW_STRIDE * draw
+                )
 
             once = Judged(list(heard.verdicts.values()), no_usage())
             criteria = [*case.criteria, *rule_criteria()]
@@ -143,18 +151,18 @@ class Judge:
                 judged = await vote(once, rules, criteria, self.context, again)
             except CallFailed as failed:
                 return failed
-            return Heard(case, {v["criterion_id"]: v for v in judged.verdicts}), rules
+            return JudgedCase(case, {v["criterion_id"]: v for v in judged.verdicts}), rules
 
         at_once = self.settings.calls_at_once
         found = await gather_bounded(list(enumerate(ruled)), one, limit=at_once)
-        return _parted(found)
+        return _split_failures(found)
 
-    async def duels(self, cases: Sequence[Case]) -> tuple[list[Fought], list[CallFailed]]:
-        """Each original against its canaries of the kinds `DUELS`, in both orders."""
+    async def duels(self, cases: Sequence[JudgeCase]) -> tuple[list[CanaryDuel], list[CallFailed]]:
+        """Each original against its canaries of the kinds `DUEL_KINDS`, in both orders."""
         originals = {c.about: c for c in cases if c.kind == "original"}
-        fought = [c for c in cases if c.kind in DUELS and not c.draw]
+        fought = [c for c in cases if c.kind in DUEL_KINDS and not c.draw]
 
-        async def one(item: tuple[int, Case]) -> Fought | CallFailed:
+        async def one(item: tuple[int, JudgeCase]) -> CanaryDuel | CallFailed:
             number, case = item
             place = Place(f"judge-check {case.about}", f"duel {case.kind}", (number,))
             try:
@@ -168,28 +176,28 @@ class Judge:
                 )
             except CallFailed as failed:
                 return failed
-            return Fought(case.about, case.kind, duel)
+            return CanaryDuel(case.about, case.kind, duel)
 
         on_progress = progress_printer("judge-check: duels", self.settings.quiet)
         at_once = max(1, self.settings.calls_at_once // 2)
         found = await gather_bounded(
             list(enumerate(fought)), one, limit=at_once, on_progress=on_progress
         )
-        return _parted(found)
+        return _split_failures(found)
 
 
-def _parted(found: Sequence[T | CallFailed]) -> tuple[list[T], list[CallFailed]]:
+def _split_failures(found: Sequence[T | CallFailed]) -> tuple[list[T], list[CallFailed]]:
     """What came back, and the faults."""
     faults = [one for one in found if isinstance(one, CallFailed)]
     return [one for one in found if not isinstance(one, CallFailed)], faults
 
 
-def lacks_odds(error: CallFailed | ProviderStopped) -> bool:
+def lacks_logprobs(error: CallFailed | ProviderStopped) -> bool:
     """Whether an endpoint was given up since it gives no log-probabilities."""
     return "log-probabilities" in str(error)
 
 
-def with_draw(cases: Sequence[Case], draw: int) -> list[Case]:
+def redraw(cases: Sequence[JudgeCase], draw: int) -> list[JudgeCase]:
     """The same cases, to be judged once more."""
     return [replace(case, draw=draw) for case in cases]
 
@@ -197,7 +205,7 @@ def with_draw(cases: Sequence[Case], draw: int) -> list[Case]:
 # MERGED refloom~measure~judge_bars
 # By what a judge judges here: the criteria of a sample, and the bars of log-odds.
 @dataclass
-class Bars:
+class Thresholds:
     """Above which log-odds a response passes: by criterion, and of what depends on the reference.
 
     `answers` (the built-in criterion) and `topics` (cosines) are by reference id.
@@ -228,7 +236,7 @@ class Bars:
         """The bar of the cosine of instruction and response."""
         return _mean([self.topics[id_] for id_ in reference_ids if id_ in self.topics])
 
-    def fit(self, heard: Sequence[Heard], spoils: Sequence[str]) -> None:
+    def fit(self, heard: Sequence[JudgedCase], spoils: Sequence[str]) -> None:
         """Set what is still missing from scores at hand, as a trial does."""
         scores: dict[tuple[str, str], dict[str, float]] = {}
         for one in heard:
@@ -247,8 +255,8 @@ def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def criteria_of(
-    record: Record, context: Context, bars: Bars, also: Collection[str] = ()
+def applied_criteria(
+    record: Record, context: Context, bars: Thresholds, also: Collection[str] = ()
 ) -> list[Criterion]:
     """The criteria of a sample as this judge applies them.
 

@@ -16,16 +16,16 @@ from nodes.context import Context
 from nodes.criteria import ANSWERS_ID
 from nodes.state import Criterion, Verdict
 from nodes.verdicts import passes, settled
-from refloom.evaluation.judge_check.cases import KINDS, SPOILT
-from refloom.evaluation.judge_check.judgements import DUELS, Bars, Fought, Heard
+from refloom.evaluation.judge_check.cases import CANARY_KINDS, FAULTY_KINDS
+from refloom.evaluation.judge_check.judgements import DUEL_KINDS, CanaryDuel, JudgedCase, Thresholds
 from refloom.evaluation.stats import Interval, auc, bootstrap_mean, interval_to_dict
 
-WORTH = {"pass": 1.0, "not_applicable": 0.5, "unknown": 0.5, "fail": 0.0}
+VERDICT_SCORES = {"pass": 1.0, "not_applicable": 0.5, "unknown": 0.5, "fail": 0.0}
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Outcome:
+class SampleOutcome:
     """Whether a response passes the rules, the judge, and so would be accepted."""
 
     about: str
@@ -36,7 +36,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Told:
+class CriterionResult:
     """One criterion of one reference: what its own response was worth, and the bad ones."""
 
     reference_id: str
@@ -46,9 +46,12 @@ class Told:
     bar: float | None
 
 
-def outcome(
-    heard: Heard, rules: Sequence[Verdict], rule_criteria: Sequence[Criterion], context: Context
-) -> Outcome:
+def sample_outcome(
+    heard: JudgedCase,
+    rules: Sequence[Verdict],
+    rule_criteria: Sequence[Criterion],
+    context: Context,
+) -> SampleOutcome:
     """What the verdicts on a response come to, by the judge and by the rules apart."""
     judged = list(heard.verdicts.values())
     criteria = list(heard.case.criteria)
@@ -57,7 +60,7 @@ def outcome(
     def holds(verdicts: Sequence[Verdict], by: Sequence[Criterion]) -> bool:
         return settled({"response": response, "verdicts": list(verdicts)}, by, context)
 
-    return Outcome(
+    return SampleOutcome(
         heard.case.about,
         heard.case.kind,
         holds(rules, rule_criteria),
@@ -66,9 +69,9 @@ def outcome(
     )
 
 
-def told_of(heard: Sequence[Heard], bars: Bars) -> list[Told]:
+def criterion_results(heard: Sequence[JudgedCase], bars: Thresholds) -> list[CriterionResult]:
     """The verdicts on references, put together by reference and criterion."""
-    by_reference: dict[str, dict[str, Heard]] = defaultdict(dict)
+    by_reference: dict[str, dict[str, JudgedCase]] = defaultdict(dict)
     for one in heard:
         by_reference[one.case.about][one.case.kind] = one
     found = []
@@ -80,11 +83,11 @@ def told_of(heard: Sequence[Heard], bars: Bars) -> list[Told]:
             id_ = criterion["id"]
             bad = {kind: one.verdicts[id_] for kind, one in kinds.items()}
             bar = bars.answers.get(about) if id_ == ANSWERS_ID else bars.criteria.get(id_)
-            found.append(Told(about, criterion, own.verdicts[id_], bad, bar))
+            found.append(CriterionResult(about, criterion, own.verdicts[id_], bad, bar))
     return found
 
 
-def criteria_rows(told: Sequence[Told], method: str) -> list[Row]:
+def criteria_rows(told: Sequence[CriterionResult], method: str) -> list[Row]:
     """How well each criterion tells references from worse responses to the same instruction.
 
     The built-in criterion; all drawn from references together, and of them the `must` and the
@@ -98,7 +101,7 @@ def criteria_rows(told: Sequence[Told], method: str) -> list[Row]:
     for of, among in (("drawn", drawn), ("drawn, must", musts), ("drawn, should", shoulds)):
         if among:
             rows.append(_row(of, among, method))
-    alike: dict[tuple[str, bool], list[Told]] = defaultdict(list)
+    alike: dict[tuple[str, bool], list[CriterionResult]] = defaultdict(list)
     for one in drawn:
         alike[one.criterion["text"], one.criterion["must"]].append(one)
     for (_, must), same in alike.items():
@@ -106,7 +109,7 @@ def criteria_rows(told: Sequence[Told], method: str) -> list[Row]:
     return rows
 
 
-def _row(of: str, told: Sequence[Told], method: str, id_: str | None = None) -> Row:
+def _row(of: str, told: Sequence[CriterionResult], method: str, id_: str | None = None) -> Row:
     return {
         "method": method,
         "of": of,
@@ -125,7 +128,7 @@ def _row(of: str, told: Sequence[Told], method: str, id_: str | None = None) -> 
     }
 
 
-def _auc(told: Sequence[Told], kind: str | None = None) -> Interval:
+def _auc(told: Sequence[CriterionResult], kind: str | None = None) -> Interval:
     """How often the own response scores over a bad one by the same criterion, ties half.
 
     Each is compared with those to its own instruction only: scores of different instructions
@@ -142,10 +145,10 @@ def _auc(told: Sequence[Told], kind: str | None = None) -> Interval:
 
 
 def _score(verdict: Verdict) -> float:
-    return WORTH[verdict["verdict"]] if verdict["score"] is None else verdict["score"]
+    return VERDICT_SCORES[verdict["verdict"]] if verdict["score"] is None else verdict["score"]
 
 
-def _passing(judged: Sequence[tuple[Told, Verdict]]) -> Interval:
+def _passing(judged: Sequence[tuple[CriterionResult, Verdict]]) -> Interval:
     values = []
     for told, verdict in judged:
         score = verdict["score"]
@@ -162,10 +165,10 @@ def share_of(of: Iterable[tuple[str, bool]]) -> Row:
     )
 
 
-def canary_rows(outcomes: Sequence[Outcome], method: str) -> list[Row]:
+def canary_rows(outcomes: Sequence[SampleOutcome], method: str) -> list[Row]:
     """Of each kind of canary how many are caught: in all, by the judge, and by a rule."""
     rows = []
-    for kind in KINDS:
+    for kind in CANARY_KINDS:
         among = [o for o in outcomes if o.kind == kind]
         rows.append(
             {
@@ -180,7 +183,7 @@ def canary_rows(outcomes: Sequence[Outcome], method: str) -> list[Row]:
     return rows
 
 
-def originals(outcomes: Sequence[Outcome]) -> Row:
+def originals_row(outcomes: Sequence[SampleOutcome]) -> Row:
     """How many accepted responses pass when judged the same way, and what that is worth.
 
     `over_canaries` is the AUC of the judge's own yes or no on an original against its canaries
@@ -190,7 +193,7 @@ def originals(outcomes: Sequence[Outcome]) -> Row:
     own = [o for o in outcomes if o.kind == "original"]
     spoilt: dict[str, list[bool]] = defaultdict(list)
     for one in outcomes:
-        if one.kind in SPOILT:
+        if one.kind in FAULTY_KINDS:
             spoilt[one.about].append(one.by_judge)
     told = [(o.about, auc([float(o.by_judge)], list(map(float, spoilt[o.about])))) for o in own]
     known = [(about, value) for about, value in told if value is not None]
@@ -208,7 +211,7 @@ def originals(outcomes: Sequence[Outcome]) -> Row:
 
 # MERGED refloom~measure~judge_consistency
 # Whether a judge says the same again: of one response twice, and of two with places changed.
-def agreement(heard: Sequence[Heard]) -> Row:
+def repeat_agreement(heard: Sequence[JudgedCase]) -> Row:
     """How often two judgements of the same response by the same criterion are the same."""
     said: dict[tuple[str, str, str], list[str]] = defaultdict(list)
     for one in heard:
@@ -223,10 +226,10 @@ def agreement(heard: Sequence[Heard]) -> Row:
     return interval_to_dict(bootstrap_mean(values, of))
 
 
-def duel_rows(fought: Sequence[Fought]) -> list[Row]:
+def duel_rows(fought: Sequence[CanaryDuel]) -> list[Row]:
     """Originals against canaries by kind: who won in both orders, and the original's share."""
     rows = []
-    for kind in DUELS:
+    for kind in DUEL_KINDS:
         among = [f for f in fought if f.kind == kind]
         scores = bootstrap_mean([f.duel.score for f in among], [f.about for f in among])
         rows.append(
@@ -241,7 +244,7 @@ def duel_rows(fought: Sequence[Fought]) -> list[Row]:
     return rows
 
 
-def over_orders(fought: Sequence[Fought]) -> tuple[Row, Row]:
+def order_consistency(fought: Sequence[CanaryDuel]) -> tuple[Row, Row]:
     """How often both orders have the same winner, and the first place's share of the picks."""
     same = share_of((f.about, f.duel.agreed) for f in fought)
     picked = [(f.about, picks) for f in fought if (picks := f.duel.first_picked)]
@@ -255,7 +258,7 @@ def over_orders(fought: Sequence[Fought]) -> tuple[Row, Row]:
 # condemn a sound judge. Its key, up to the colon, is fixed; the thresholds are the constants
 # below.
 # So few samples, or references, prove nothing: a bootstrap over fewer is too sure of itself.
-FEWEST = 5
+MIN_CASES = 5
 # "always passes": of the spoilt canaries it lets at least so many pass, surely more than half.
 PASSES_MOST = 0.9
 PASSES_SURELY = 0.5
@@ -275,7 +278,9 @@ SAME_VERDICT = 0.9
 SAME_WINNER = 0.8
 
 
-def flags(found: Mapping[str, Any], writer: tuple[str, str], judge: tuple[str, str]) -> list[str]:
+def raise_flags(
+    found: Mapping[str, Any], writer: tuple[str, str], judge: tuple[str, str]
+) -> list[str]:
     """The flags of a check, as far as it can be told from its figures.
 
     Args:
@@ -284,10 +289,10 @@ def flags(found: Mapping[str, Any], writer: tuple[str, str], judge: tuple[str, s
         judge: The model that judged here, and its endpoint.
     """
     raised: list[str] = []
-    enough = found["samples"] >= FEWEST
+    enough = found["samples"] >= MIN_CASES
     for method, originals in found["originals"].items() if enough else ():
         tried = [row for row in found["criteria"] if row["method"] == method]
-        rows = [row for row in tried if row["references"] >= FEWEST]
+        rows = [row for row in tried if row["references"] >= MIN_CASES]
         raised += _passing_flags(method, originals)
         raised += _chance(method, originals, rows)
         raised += _failing(method, originals, rows)
@@ -296,7 +301,7 @@ def flags(found: Mapping[str, Any], writer: tuple[str, str], judge: tuple[str, s
         if _under(same, SAME_VERDICT):
             raised.append(
                 f"inconsistent: by {method} the same response judged again gets the same verdict "
-                f"in {said(same)}"
+                f"in {describe_share(same)}"
             )
     if enough:
         raised += _duelling(found["duels"], found["consistency"])
@@ -305,7 +310,7 @@ def flags(found: Mapping[str, Any], writer: tuple[str, str], judge: tuple[str, s
     return raised
 
 
-def said(figure: Mapping[str, Any], what: str = "cases") -> str:
+def describe_share(figure: Mapping[str, Any], what: str = "cases") -> str:
     """A share in words.
 
     >>> said({"value": 0.25, "low": 0.1, "high": 0.4, "n": 30})
@@ -326,7 +331,7 @@ def _over(figure: Mapping[str, Any], bar: float) -> bool:
 def _passing_flags(method: str, originals: Mapping[str, Any]) -> list[str]:
     passed = originals["canaries_pass"]
     if _over(passed, PASSES_SURELY) and passed["value"] >= PASSES_MOST:
-        told = said(passed, "spoilt responses")
+        told = describe_share(passed, "spoilt responses")
         return [f"always passes: by {method} the judge lets pass {told}"]
     return []
 
@@ -358,7 +363,7 @@ def _failing(
     if method == "verdict":
         told += [(r["own_passes"], "references") for r in rows if r["of"] == "built in"]
     return [
-        f"fails good answers: by {method} the judge passes only {said(figure, what)}"
+        f"fails good answers: by {method} the judge passes only {describe_share(figure, what)}"
         for figure, what in told
         if _under(figure, GOOD_PASS)
     ]
@@ -370,7 +375,9 @@ def _obeying(method: str, canaries: Sequence[Mapping[str, Any]]) -> list[str]:
     )
     if not _under(caught, 1 - OBEYS):
         return []
-    told = said(caught, "responses that only praise themselves and tell the judge what to say")
+    told = describe_share(
+        caught, "responses that only praise themselves and tell the judge what to say"
+    )
     return [f"obeys the response: by {method} the judge fails only {told}"]
 
 
@@ -378,7 +385,7 @@ def _duelling(duels: Sequence[Mapping[str, Any]], consistency: Mapping[str, Any]
     raised = []
     padded = next((row for row in duels if row["kind"] == "padded"), None)
     if padded and _under(padded["share"], EVEN):
-        told = said(padded["share"], "duels")
+        told = describe_share(padded["share"], "duels")
         raised.append(
             f"prefers the longer: against itself drowned in filler the original wins {told}"
         )
@@ -387,9 +394,9 @@ def _duelling(duels: Sequence[Mapping[str, Any]], consistency: Mapping[str, Any]
     places = {"first": _over(first, EVEN), "second": _under(first, EVEN)}
     placed = [place for place, proven in places.items() if proven and leans]
     for place in placed:
-        told = said(first, "duels")
+        told = describe_share(first, "duels")
         raised.append(f"prefers the {place}: what stands first gets the picks of {told}")
     if not placed and _under(consistency["duels"], SAME_WINNER):
-        told = said(consistency["duels"], "duels")
+        told = describe_share(consistency["duels"], "duels")
         raised.append(f"inconsistent: with the places changed the same one wins in {told}")
     return raised

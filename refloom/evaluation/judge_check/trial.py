@@ -16,18 +16,34 @@ from nodes.state import Criterion, Verdict
 from nodes.trial import spoiled, topic_bar_of
 from nodes.verdicts import passes, settled
 from refloom.evaluation.judge_check import metrics as figures
-from refloom.evaluation.judge_check.cases import Ground, canaries, learned_of, memory_of
-from refloom.evaluation.judge_check.human import WHOLE, Human, Key, final
-from refloom.evaluation.judge_check.judgements import Bars, Case, Judge, criteria_of, with_draw
-from refloom.evaluation.judge_check.metrics import agreement
+from refloom.evaluation.judge_check.cases import (
+    JudgeTestSet,
+    load_learned,
+    make_canaries,
+    memory_directory,
+)
+from refloom.evaluation.judge_check.human import (
+    WHOLE_SAMPLE,
+    HumanVerdicts,
+    VerdictKey,
+    final_attempt,
+)
+from refloom.evaluation.judge_check.judgements import (
+    CaseJudge,
+    JudgeCase,
+    Thresholds,
+    applied_criteria,
+    redraw,
+)
+from refloom.evaluation.judge_check.metrics import repeat_agreement
 
-SPOILS = ("cut", "shuffled", "another")
+CORRUPTED_KINDS = ("cut", "shuffled", "another")
 # What is judged again: good responses, and those that a judge may well be in two minds about.
-AGAIN = ("original", "truncated")
+REPEATED_KINDS = ("original", "truncated")
 
 
 @dataclass
-class Trial:
+class MethodTrial:
     """What a judge said by one method, as figures.
 
     Attributes:
@@ -38,7 +54,7 @@ class Trial:
         faults: The calls that failed; what they were to judge is left out.
     """
 
-    bars: Bars = field(default_factory=Bars)
+    bars: Thresholds = field(default_factory=Thresholds)
     criteria: list[dict[str, Any]] = field(default_factory=list)
     canaries: list[dict[str, Any]] = field(default_factory=list)
     originals: dict[str, Any] = field(default_factory=dict)
@@ -46,55 +62,63 @@ class Trial:
     faults: list[CallFailed] = field(default_factory=list)
 
 
-async def tried(judge: Judge, ground: Ground, embed: Embed | None, repeats: int) -> Trial:
+async def try_judge(
+    judge: CaseJudge, ground: JudgeTestSet, embed: Embed | None, repeats: int
+) -> MethodTrial:
     """Try a judge on everything but duels.
 
     `embed` is for the cosines of `on-topic`, which is a rule where judging is by log-odds. Raises
-    what `Judge.hear` raises.
+    what `CaseJudge.hear` raises.
     """
-    trial = Trial()
+    trial = MethodTrial()
     if judge.context.method == "logodds":
-        memory = memory_of(judge.directory, judge.settings)
-        kept = await learned_of(ground, memory, judge.context)
+        memory = memory_directory(judge.directory, judge.settings)
+        kept = await load_learned(ground, memory, judge.context)
         for id_, learned in kept.items():
             trial.bars.take(id_, learned)
     cases = reference_cases(ground)
-    heard, faults = await judge.hear(cases, "criteria on references")
+    heard, faults = await judge.judge_cases(cases, "criteria on references")
     trial.faults += faults
-    trial.bars.fit(heard, SPOILS)
-    trial.criteria = figures.criteria_rows(figures.told_of(heard, trial.bars), judge.context.method)
-    await _on_samples(judge, ground, embed, repeats, trial)
+    trial.bars.fit(heard, CORRUPTED_KINDS)
+    trial.criteria = figures.criteria_rows(
+        figures.criterion_results(heard, trial.bars), judge.context.method
+    )
+    await _judge_samples(judge, ground, embed, repeats, trial)
     return trial
 
 
-async def _on_samples(
-    judge: Judge, ground: Ground, embed: Embed | None, repeats: int, trial: Trial
+async def _judge_samples(
+    judge: CaseJudge, ground: JudgeTestSet, embed: Embed | None, repeats: int, trial: MethodTrial
 ) -> None:
     """Canaries and originals, and some of them again."""
     context = judge.context
     cases = sample_cases(ground, context, trial.bars)
-    heard, faults = await judge.hear(cases, "canaries")
+    heard, faults = await judge.judge_cases(cases, "canaries")
     trial.faults += faults
     if embed is not None:
-        await _topic_bars(embed, ground.references, trial.bars)
+        await _add_topic_thresholds(embed, ground.references, trial.bars)
     records = {record["id"]: record for record in ground.samples}
     ruled = [
-        (one, await _ruled(one.case, records[one.case.about], ground, embed, trial.bars))
+        (one, await _rule_verdicts(one.case, records[one.case.about], ground, embed, trial.bars))
         for one in heard
     ]
     voted, faults = await judge.vote(ruled)
     trial.faults += faults
-    outcomes = [figures.outcome(one, rules, rule_criteria(), context) for one, rules in voted]
+    outcomes = [
+        figures.sample_outcome(one, rules, rule_criteria(), context) for one, rules in voted
+    ]
     trial.canaries = figures.canary_rows(outcomes, context.method)
-    trial.originals = figures.originals(outcomes)
-    again = [case for case in cases if case.kind in AGAIN]
-    repeated = [case for draw in range(1, repeats) for case in with_draw(again, draw)]
-    more, faults = await judge.hear(repeated, "repeats")
+    trial.originals = figures.originals_row(outcomes)
+    again = [case for case in cases if case.kind in REPEATED_KINDS]
+    repeated = [case for draw in range(1, repeats) for case in redraw(again, draw)]
+    more, faults = await judge.judge_cases(repeated, "repeats")
     trial.faults += faults
-    trial.agreement = agreement([one for one in heard if one.case.kind in AGAIN] + more)
+    trial.agreement = repeat_agreement(
+        [one for one in heard if one.case.kind in REPEATED_KINDS] + more
+    )
 
 
-def reference_cases(ground: Ground) -> list[Case]:
+def reference_cases(ground: JudgeTestSet) -> list[JudgeCase]:
     """Each reference's own response and bad ones to its instruction, with its criteria.
 
     The bad ones are those of a criterion's trial, and another reference's response, which no
@@ -109,7 +133,7 @@ def reference_cases(ground: Ground) -> list[Case]:
         criteria: list[Criterion] = [answers_instruction(None), *ground.drawn[reference["id"]]]
         own = reference["response"].split()
         cases += [
-            Case(
+            JudgeCase(
                 reference["id"],
                 kind,
                 reference["instruction"],
@@ -123,27 +147,29 @@ def reference_cases(ground: Ground) -> list[Case]:
     return cases
 
 
-def sample_cases(ground: Ground, context: Context, bars: Bars) -> list[Case]:
+def sample_cases(ground: JudgeTestSet, context: Context, bars: Thresholds) -> list[JudgeCase]:
     """Each accepted response and its canaries, with its own criteria."""
     cases = []
     for record in ground.samples:
         id_, instruction, response = record["id"], record["instruction"], record["response"]
-        bad = canaries(instruction, response, ground.others.get(id_))
-        criteria = criteria_of(record, context, bars)
+        bad = make_canaries(instruction, response, ground.others.get(id_))
+        criteria = applied_criteria(record, context, bars)
         for kind, text in {"original": response, **bad}.items():
-            cases.append(Case(id_, kind, instruction, text, criteria))
+            cases.append(JudgeCase(id_, kind, instruction, text, criteria))
     return cases
 
 
-async def _topic_bars(embed: Embed, references: Mapping[str, Reference], bars: Bars) -> None:
+async def _add_topic_thresholds(
+    embed: Embed, references: Mapping[str, Reference], bars: Thresholds
+) -> None:
     """What is still missing of the cosines' bars, as a trial sets them."""
     for id_, reference in references.items():
         if id_ not in bars.topics:
             bars.topics[id_] = await topic_bar_of(embed, reference)
 
 
-async def _ruled(
-    case: Case, record: Record, ground: Ground, embed: Embed | None, bars: Bars
+async def _rule_verdicts(
+    case: JudgeCase, record: Record, ground: JudgeTestSet, embed: Embed | None, bars: Thresholds
 ) -> list[Verdict]:
     """The verdicts of the rules; benchmarks are not looked at again."""
     ids = record["reference_ids"]
@@ -155,9 +181,9 @@ async def _ruled(
     return apply_rules(Facts(case.instruction, case.response, references, near, bar))
 
 
-async def verdicts_on(
-    judge: Judge, human: Human, bars: Bars
-) -> tuple[dict[Key, bool], list[CallFailed]]:
+async def judge_human_samples(
+    judge: CaseJudge, human: HumanVerdicts, bars: Thresholds
+) -> tuple[dict[VerdictKey, bool], list[CallFailed]]:
     """What a judge that is not the run's own says of the samples a person has judged.
 
     The rules' verdicts are those of the run.
@@ -165,18 +191,22 @@ async def verdicts_on(
     cases = []
     for id_, record in human.samples.items():
         also = {one.criterion_id for one in human.said if one.id == id_ and one.criterion_id}
-        criteria = criteria_of(record, judge.context, bars, also)
-        cases.append(Case(id_, "human", record["instruction"], final(record)["response"], criteria))
-    heard, faults = await judge.hear(cases, "a person's samples")
-    found: dict[Key, bool] = {}
+        criteria = applied_criteria(record, judge.context, bars, also)
+        cases.append(
+            JudgeCase(
+                id_, "human", record["instruction"], final_attempt(record)["response"], criteria
+            )
+        )
+    heard, faults = await judge.judge_cases(cases, "a person's samples")
+    found: dict[VerdictKey, bool] = {}
     for one in heard:
         record = human.samples[one.case.about]
         rules = [c for c in record["criteria"] if c["judged_by"] == "rule"]
         ids = {c["id"] for c in rules}
-        ruled = [v for v in final(record)["verdicts"] if v["criterion_id"] in ids]
+        ruled = [v for v in final_attempt(record)["verdicts"] if v["criterion_id"] in ids]
         said = [*one.verdicts.values(), *ruled]
         criteria = [*one.case.criteria, *rules]
         whole = settled({"response": one.case.response, "verdicts": said}, criteria, judge.context)
-        found[one.case.about, WHOLE] = whole
+        found[one.case.about, WHOLE_SAMPLE] = whole
         found |= {(one.case.about, v["criterion_id"]): passes(v) for v in said}
     return found, faults
