@@ -118,7 +118,7 @@ async def test_an_address_without_tls_behind_it_is_no_connection():
 LIGHT = """
 import asyncio, sys
 sys.path[:0] = [sys.argv[2]]
-from nodes.endpoint import Connection, Endpoint
+from nodes.llm.endpoint import Connection, Endpoint
 from nodes.llm import Call
 async def there(model, judge):
     return Endpoint(sys.argv[1], "k")

@@ -255,7 +255,7 @@ ADDING = """
 import asyncio, sys
 from pathlib import Path
 from fakes import letters, words
-from memory.adding import add
+from memory.index import add
 
 async def main(directory, key, rounds):
     for number in range(rounds):
