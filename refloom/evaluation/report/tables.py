@@ -25,7 +25,6 @@ REASONS = {
     "copied": "copied from a reference",
     "contaminated": "holds a benchmark's prompt",
     "reviewer": "a person rejected it",
-    "budget": "the budget was spent",
 }
 
 
