@@ -8,13 +8,15 @@ import re
 import sys
 from pathlib import Path
 from textwrap import dedent, indent
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 
+from graph import builder
+from nodes import criteria
 from nodes.context import Feedback, Review
 from nodes.llm import Stage
-from refloom.data.export import FORMATS
+from refloom.data import export
 from refloom.settings import PRESETS
 
 ROOT = Path(__file__).parent.parent
@@ -73,7 +75,7 @@ def test_extending_names_what_it_tells_to_change() -> None:
 @pytest.mark.parametrize(
     ("page", "names"),
     [
-        ("data.md", tuple(FORMATS)),
+        ("data.md", tuple(export.FORMATS)),
         ("run.md", PRESETS),
         ("evidence.md", get_args(Feedback)),
         ("judging.md", get_args(Review)),
@@ -96,6 +98,38 @@ def test_python_in_a_page_can_be_parsed(page: Path) -> None:
         # A line of a dict, as it is to be added to one.
         code = f"{{{code}}}" if code.startswith('"') else code
         ast.parse(f"async def f():\n{indent(code, '    ')}")
+
+
+def recipes() -> list[str]:
+    """The Python of extending.md, block by block: a rule, its line, a format, its line, a node."""
+    text = text_of(ROOT / "docs" / "extending.md")
+    return [dedent(b) for b in re.findall(r"^   ```python\n(.*?)^   ```", text, re.DOTALL | re.M)]
+
+
+def test_the_rule_of_the_recipe_judges(monkeypatch: pytest.MonkeyPatch) -> None:
+    function, line, *_ = recipes()
+    names = dict(vars(criteria))
+    exec(function, names)
+    ((id_, rule),) = eval(f"{{{line}}}", names).items()
+    monkeypatch.setitem(criteria.RULES, id_, rule)
+    *_, shouted = criteria.apply_rules(criteria.Facts("Why?", "So! There!", []))
+    *_, calm = criteria.apply_rules(criteria.Facts("Why?", "So.", []))
+    assert (shouted["verdict"], shouted["evidence"], calm["verdict"]) == ("fail", "!", "pass")
+
+
+def test_the_format_of_the_recipe_makes_a_row() -> None:
+    _, _, function, line, *_ = recipes()
+    names = dict(vars(export))
+    exec(function, names)
+    ((name, format_),) = eval(f"{{{line}}}", names).items()
+    rows = format_.rows({"instruction": "Why?", "response": "So."})
+    assert (name, rows) == ("question_answer", [{"question": "Why?", "answer": "So."}])
+
+
+async def test_the_node_of_the_recipe_runs() -> None:
+    names: dict[str, Any] = dict(vars(builder), Any=Any)
+    exec(recipes()[4], names)
+    assert await names["tidy"]({"candidate": " So. "}, None) == {"candidate": "So."}
 
 
 @pytest.fixture(scope="module")
