@@ -54,7 +54,7 @@ def no_settings_of_the_developer() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def modules_frozen() -> None:
+def freeze_modules() -> None:
     """Leave what the imports made out of every later collection: half a million objects."""
     gc.collect()
     gc.freeze()

@@ -23,7 +23,7 @@ from refloom.cli import main
 
 
 @dataclass(frozen=True)
-class Finished:
+class CommandResult:
     """What a command left: its exit status and what it wrote."""
 
     returncode: int
@@ -31,7 +31,7 @@ class Finished:
     stderr: str
 
 
-def refloom(*arguments: object, cwd: Path, **environment: str) -> Finished:
+def refloom(*arguments: object, cwd: Path, **environment: str) -> CommandResult:
     """Run a command in this process: a tenth of the time of a new one.
 
     What it changes in the process is put back. A fault of refloom's own is raised here, where a
@@ -49,7 +49,7 @@ def refloom(*arguments: object, cwd: Path, **environment: str) -> Finished:
         for name, value in environment.items():
             patch.setenv(name, value)
         _call([str(argument) for argument in arguments])
-    return Finished(int(ended.value.code or 0), _text(stdout), _text(stderr))
+    return CommandResult(int(ended.value.code or 0), _text(stdout), _text(stderr))
 
 
 def run_process(
@@ -82,7 +82,13 @@ def lines(path: Path) -> list[dict]:
 
 def _call(arguments: list[str]) -> None:
     """Call the command line; in another thread if this one runs an event loop already."""
-    if asyncio._get_running_loop() is None:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        running = False
+    else:
+        running = True
+    if not running:
         main(arguments)
     with ThreadPoolExecutor(1) as pool:
         pool.submit(main, arguments).result()

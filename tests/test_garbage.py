@@ -19,14 +19,14 @@ class Ring:
 
 
 @pytest.fixture
-def nothing_frozen() -> Iterator[None]:
+def unfreeze() -> Iterator[None]:
     """As in a process of its own; the tests themselves begin with everything frozen."""
     gc.unfreeze()
     yield
     gc.freeze()
 
 
-def test_thresholds_are_raised_and_put_back_whatever_happens(nothing_frozen):
+def test_thresholds_are_raised_and_put_back_whatever_happens(unfreeze):
     before = gc.get_threshold()
     with pytest.raises(KeyError), seldom_collected():
         assert gc.get_threshold()[0] == YOUNG
@@ -36,7 +36,7 @@ def test_thresholds_are_raised_and_put_back_whatever_happens(nothing_frozen):
     assert gc.get_freeze_count() == 0
 
 
-def test_what_is_made_meanwhile_is_freed(nothing_frozen):
+def test_what_is_made_meanwhile_is_freed(unfreeze):
     with seldom_collected():
         gone = [weakref.ref(Ring()) for _ in range(10)]
         assert any(ring() is not None for ring in gone)
@@ -44,7 +44,7 @@ def test_what_is_made_meanwhile_is_freed(nothing_frozen):
         assert all(ring() is None for ring in gone)
 
 
-def test_what_a_caller_has_frozen_stays_frozen(nothing_frozen):
+def test_what_a_caller_has_frozen_stays_frozen(unfreeze):
     gc.freeze()
     threshold = gc.get_threshold()
     with seldom_collected():

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from hub import Hub
 from huggingface_hub import constants
-from processes import Finished, lines, refloom
+from processes import CommandResult, lines, refloom
 
 
-def push(hub: Hub, *arguments, cwd: Path) -> Finished:
+def push(hub: Hub, *arguments, cwd: Path) -> CommandResult:
     with pytest.MonkeyPatch.context() as patch:
         # The library reads HF_ENDPOINT once, when it is imported.
         patch.setattr(constants, "ENDPOINT", hub.url)

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from processes import env_of, refloom
 
-
 METHODS = {"sft": "messages", "dpo": "preference", "kto": "kto"}
 ROOT = Path(__file__).parent.parent / "examples" / "training"
 # One process for all: to import the trainers takes longer than to train.
@@ -39,7 +38,7 @@ Path("unknown.json").write_text(json.dumps(unknown))
 
 
 @pytest.fixture(scope="module")
-def trained(made, tmp_path_factory) -> tuple[Path, str]:
+def models(made, tmp_path_factory) -> tuple[Path, str]:
     """A folder with a model by each method, and what was printed as they were trained."""
     folder = tmp_path_factory.mktemp("training")
     for method, format_ in METHODS.items():
@@ -59,21 +58,21 @@ def trained(made, tmp_path_factory) -> tuple[Path, str]:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_an_export_trains_with_the_usual_trainer(trained, method):
-    folder, printed = trained
-    of_method = printed.split(f"{method}\n", 1)[1]
+def test_an_export_trains_with_the_usual_trainer(models, method):
+    folder, output = models
+    of_method = output.split(f"{method}\n", 1)[1]
     before, after = map(float, re.findall(r"(\d+\.\d+) (?:before|after)", of_method)[:2])
     assert after < before
     assert (folder / f"trained-{method}" / "loss.png").stat().st_size > 1000
 
 
-def test_a_trained_model_answers(trained):
-    (answer,) = json.loads((trained[0] / "a.json").read_text())
+def test_a_trained_model_answers(models):
+    (answer,) = json.loads((models[0] / "a.json").read_text())
     assert set(answer) == {"instruction", "output", "generator"}
     assert (answer["instruction"], answer["generator"]) == ("Why?", "trained-sft")
 
 
-def test_every_recipe_is_one_that_its_trainer_takes(trained):
-    unknown = json.loads((trained[0] / "unknown.json").read_text())
+def test_every_recipe_is_one_that_its_trainer_takes(models):
+    unknown = json.loads((models[0] / "unknown.json").read_text())
     assert set(unknown) == {path.name for path in (ROOT / "recipes").glob("*.toml")}
     assert not any(unknown.values()), unknown
