@@ -22,8 +22,8 @@ from nodes.llm import CallFailed
 from refloom.data.record_stats import diversity
 from refloom.errors import InputError, JournalError
 from refloom.evaluation.report import report
-from refloom.evaluation.report.charts import binned, binned_counts, even_edges
-from refloom.evaluation.report.collect import Draw, account_of, shelf_of
+from refloom.evaluation.report.charts import bin_counts, bin_shares, round_edges
+from refloom.evaluation.report.collect import Draw, collect_run, sample_references
 from refloom.evaluation.report.diversity import (
     coverage,
     evenness,
@@ -31,11 +31,16 @@ from refloom.evaluation.report.diversity import (
     nearest_of,
     pairs_of,
     rouge,
-    sizes,
+    sample_sizes,
     vendi,
 )
-from refloom.evaluation.report.samples import changed, checked, chosen, comparison
-from refloom.evaluation.report.tables import outcomes, ranked
+from refloom.evaluation.report.samples import (
+    comparison_section,
+    judge_check_section,
+    select_records,
+    text_changes,
+)
+from refloom.evaluation.report.tables import outcome_tables, rank_references
 from refloom.evaluation.stats import proportion
 from refloom.runs.journal import Journal
 
@@ -163,11 +168,11 @@ def test_coverage_counts_clusters_of_references_that_have_a_row():
 
 
 def test_bins_hold_everything_and_edges_are_round():
-    assert binned([-1, 0.2, 0.5, 9], [0, 0.5, 1]) == [0.5, 0.5]
-    assert binned_counts({0: 1, 5: 2, 99: 1}, [0, 5, 10]) == [0.25, 0.75]
-    assert binned([], [0, 1]) == [0.0]
+    assert bin_shares([-1, 0.2, 0.5, 9], [0, 0.5, 1]) == [0.5, 0.5]
+    assert bin_counts({0: 1, 5: 2, 99: 1}, [0, 5, 10]) == [0.25, 0.75]
+    assert bin_shares([], [0, 1]) == [0.0]
     for most in (1, 7, 24, 25, 190, 1234, 99_999):
-        edges = even_edges(most)
+        edges = round_edges(most)
         assert edges[-2] < most <= edges[-1]
         assert len(edges) <= 50
 
@@ -198,21 +203,21 @@ def mended(tmp_path_factory) -> Path:
 
 
 async def test_figures_are_those_of_the_rows(mended):
-    account = account_of("mended", mended)
-    counts = account.said["counts"]
+    run_data = collect_run("mended", mended)
+    counts = run_data.run_json["counts"]
     assert counts["accepted"] and counts["rejected"]
     judged = counts["accepted"] + counts["rejected"]
-    found = outcomes(account)
+    found = outcome_tables(run_data)
     assert [part.name for part in found["attempts"]] == [
         "accepted at attempt 2",
         "never: rejected",
     ]
     assert found["attempts"][0].share == proportion(counts["accepted"], judged)
-    used = {id_: taught for id_, taught in account.taught.items() if taught.judged}
+    used = {id_: taught for id_, taught in run_data.reference_stats.items() if taught.judged}
     assert sum(t.judged for t in used.values()) == judged
     assert sum(t.accepted for t in used.values()) == counts["accepted"]
     assert all(t.attempts == 2 * t.accepted + 3 * (t.judged - t.accepted) for t in used.values())
-    best, worst, of = ranked([account])
+    best, worst, of = rank_references([run_data])
     assert set(best) == set(used) and worst == [] and of == len(used)
     said = seen(await page_of(mended))
     accepted = proportion(counts["accepted"], judged)
@@ -230,7 +235,7 @@ async def test_a_card_tells_draft_verdicts_change_and_references(mended):
         assert part in said
     assert "Mended all of it." in "".join(re.findall(r"<ins>(.*?)</ins>", page, re.DOTALL))
     assert "rejected for" in said
-    records = chosen(account_of("x", mended), 8)
+    records = select_records(collect_run("x", mended), 8)
     assert len(records) == 8
     assert records[0]["status"] == "accepted" and len(records[0]["attempts"]) == 2
     assert {record["status"] for record in records} == {"accepted", "rejected"}
@@ -302,7 +307,7 @@ async def test_one_row_without_references_file_attempts_or_price(tmp_path):
     said = seen(await page_of(await begun(tmp_path / "one", row(1), row(2, "rejected"))))
     assert "(not in the references’ file)" not in said
     assert "50 %" in said and "n = 2 judged samples" in said
-    assert "There is nothing to measure it on." in said
+    assert "There are no rows to measure." in said
     assert "0 references" in said
 
 
@@ -333,13 +338,13 @@ async def test_of_a_shared_memory_the_runs_own_references_are_taken(tmp_path):
     await finish_run(tmp_path / "run", ScriptedModel(), memory=memory)
     others = [{**r, "id": f"x{i}"} for i, r in enumerate(references(9))]
     write_references(memory, others)
-    account = account_of("run", tmp_path / "run")
-    shelf = shelf_of(account, list(account.taught))
-    assert shelf.count == 3
-    assert set(shelf.known) == set(account.taught)
+    run_data = collect_run("run", tmp_path / "run")
+    sample = sample_references(run_data, list(run_data.reference_stats))
+    assert sample.count == 3
+    assert set(sample.known) == set(run_data.reference_stats)
     for path in memory.glob("references-*.parquet"):
         path.write_bytes(b"damaged")
-    assert shelf_of(account, ["r0"]).count == 0
+    assert sample_references(run_data, ["r0"]).count == 0
     assert "(not in the references’ file)" in await page_of(tmp_path / "run")
 
 
@@ -366,7 +371,7 @@ async def test_without_an_embedding_model_the_page_says_so(mended, tmp_path):
         raise WeightsUnavailable("run `refloom model pull` first")
 
     said = seen(await page_of(mended, out=tmp_path / "a.html", embed=embed))
-    assert "Nothing is said of meaning: the embedding model cannot be had: run `refloom" in said
+    assert "Meaning was not measured: the embedding model is not available: run `refloom" in said
     assert "Any two instructions, ROUGE-L F1" in said
 
 
@@ -376,11 +381,11 @@ async def test_without_an_embedding_model_the_page_says_so(mended, tmp_path):
 async def test_runs_stand_side_by_side_on_as_many_rows(mended, tmp_path):
     many = await begun(tmp_path / "many", *(row(i) for i in range(60)))
     few = await begun(tmp_path / "few", *(row(i) for i in range(5)))
-    accounts = [account_of(path.name, path) for path in (many, few)]
-    assert sizes(accounts) == [60, 5]
+    accounts = [collect_run(path.name, path) for path in (many, few)]
+    assert sample_sizes(accounts) == [60, 5]
     twenty = await begun(tmp_path / "twenty", *(row(i) for i in range(20)))
-    assert sizes([*accounts, account_of("twenty", twenty)]) == [20, 5, 20]
-    assert sizes(accounts[:1] * 20) == [50] * 20
+    assert sample_sizes([*accounts, collect_run("twenty", twenty)]) == [20, 5, 20]
+    assert sample_sizes(accounts[:1] * 20) == [50] * 20
     page = await page_of(mended, many, out=tmp_path / "both.html")
     said = seen(page)
     assert f"<title>{mended.name} and many · refloom report</title>" in page
@@ -399,8 +404,8 @@ async def test_a_comparison_is_shown_with_and_without_runs(mended, tmp_path):
     assert "Samples to read" not in said
     both = seen(await page_of(mended, out=tmp_path / "both.html", compared=COMPARED))
     assert "Samples to read" in both and "Responses side by side" in both
-    bare = comparison({"pairs": [{"a": "x", "b": "y", "n": 0, "win_rate": None}]})
-    assert bare["pairs"][0].found.n == 0
+    bare = comparison_section({"pairs": [{"a": "x", "b": "y", "n": 0, "win_rate": None}]})
+    assert bare["pairs"][0].rate.n == 0
 
 
 async def test_what_a_judge_check_found_is_shown(tmp_path):
@@ -420,7 +425,7 @@ async def test_what_a_judge_check_found_is_shown(tmp_path):
     assert "-0.1, n = 4" in said and "nothing" not in said.split("Outcomes")[1][:0]
     (tmp_path / "judge-check.json").write_text("{broken")
     assert "What the judge is worth" not in await page_of(tmp_path)
-    assert checked({"odd": {"a": [{"b": {"c": {"d": {"e": {"f": 1}}}}}]}})["tables"]
+    assert judge_check_section({"odd": {"a": [{"b": {"c": {"d": {"e": {"f": 1}}}}}]}})["tables"]
 
 
 # The file
@@ -448,10 +453,10 @@ async def test_the_page_is_in_the_first_directory_and_nothing_else(mended):
 
 def test_what_stays_the_same_is_cut_short():
     same = "word " * 400
-    parts = changed(f"{same}old {same}", f"{same}new {same}")
+    parts = text_changes(f"{same}old {same}", f"{same}new {same}")
     assert [tag for tag, _ in parts] == ["equal", "delete", "insert", "equal"]
     assert "characters the same" in parts[0][1] and len(parts[0][1]) < 400
-    long = changed("a", "b " * 9000)
+    long = text_changes("a", "b " * 9000)
     assert long[-1][0] == "note" and "more characters" in long[-1][1]
 
 

@@ -1,4 +1,8 @@
-"""The charts of a report: distributions of a run, beside those of its references."""
+"""The charts of a report, as inline SVG: distributions of a run beside its references'.
+
+The SVG has no text of its own: labels stand beside it as HTML. It stretches to the width there is.
+Colours are classes of the style sheet.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +12,10 @@ from dataclasses import dataclass, replace
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
-from refloom.evaluation.report.collect import Account, Shelf
-from refloom.evaluation.report.diversity import Floats, Measured
+from refloom.evaluation.report.collect import ReferenceSample, RunData
+from refloom.evaluation.report.diversity import FloatArray, RunDiversity
 from refloom.evaluation.stats import Interval, bootstrap_mean
 
-# MERGED refloom~measure~figures
-# Charts as inline SVG without text of its own: what is said stands beside them. They stretch to
-# the width there is. Colours are classes of the page's style sheet.
 if TYPE_CHECKING:
     from markupsafe import Markup
 
@@ -23,9 +24,9 @@ WIDTH, HEIGHT = 1000.0, 240.0
 
 @dataclass(frozen=True)
 class Histogram:
-    """Shares of n values by bins, beside those of a baseline where there is one.
+    """Shares of n values in bins, and those of a baseline if there is one.
 
-    `edges` has one more than there are shares. `mark` is a value to draw a line at.
+    `edges` has one more entry than `shares`. A line is drawn at the value `mark`.
     """
 
     edges: Sequence[float]
@@ -35,8 +36,8 @@ class Histogram:
     mark: float | None = None
 
 
-def binned(values: Sequence[float] | Any, edges: Sequence[float]) -> list[float]:
-    """The share of values in each bin; what lies outside is counted in the first or last.
+def bin_shares(values: Sequence[float] | Any, edges: Sequence[float]) -> list[float]:
+    """The share of values in each bin; values outside count in the first or last bin.
 
     >>> binned([0, 0.5, 1, 7], [0, 0.5, 1])
     [0.25, 0.75]
@@ -49,21 +50,21 @@ def binned(values: Sequence[float] | Any, edges: Sequence[float]) -> list[float]
     return [float(count) / len(values) for count in np.histogram(inside, edges)[0]]
 
 
-def binned_counts(counts: Mapping[int, int], edges: Sequence[float]) -> list[float]:
-    """The same of whole numbers and how often each comes.
+def bin_counts(counts: Mapping[int, int], edges: Sequence[float]) -> list[float]:
+    """`bin_shares` for a counter of whole numbers.
 
     >>> binned_counts({1: 3, 9: 1}, [0, 5, 10])
     [0.75, 0.25]
     """
-    found, total = [0] * (len(edges) - 1), sum(counts.values())
+    bins, total = [0] * (len(edges) - 1), sum(counts.values())
     for value, n in counts.items():
         at = sum(value >= edge for edge in edges[1:-1])
-        found[at] += n
-    return [n / total if total else 0.0 for n in found]
+        bins[at] += n
+    return [n / total if total else 0.0 for n in bins]
 
 
-def even_edges(most: int, bins: int = 24) -> list[int]:
-    """Edges from 0 to `most` or a little over, in whole and round steps.
+def round_edges(most: int, bins: int = 24) -> list[int]:
+    """Bin edges from 0 to at least `most`, in round whole steps.
 
     >>> even_edges(190, 4), even_edges(0)
     ([0, 50, 100, 150, 200], [0, 1])
@@ -75,7 +76,7 @@ def even_edges(most: int, bins: int = 24) -> list[int]:
 
 
 def svg(body: Iterable[Markup], label: str, kind: str, width: float, height: float) -> Markup:
-    """A drawing with a name for those who cannot see it."""
+    """An SVG element with an accessible name."""
     from markupsafe import Markup
 
     return Markup(
@@ -101,19 +102,19 @@ def _line(kind: str, x1: float, y1: float, x2: float, y2: float) -> Markup:
     )
 
 
-def highest(drawn: Histogram) -> float:
-    """The share that reaches the top of the chart."""
+def top_share(drawn: Histogram) -> float:
+    """The highest share of a histogram or its baseline."""
     return max([*drawn.shares, *(drawn.baseline or ())], default=0.0)
 
 
 def histogram(
     drawn: Histogram, label: str, show: Callable[[float], str], top: float | None = None
 ) -> Markup:
-    """Bars a bin, the baseline as an outline over them; each bar says what it is of.
+    """A bar for each bin, with a tooltip; the baseline is an outline over them.
 
-    `top` is the share at the top of the chart, where several charts are to have one scale.
+    `top` is the share at the top of the chart, if several charts share a scale.
     """
-    top = top or highest(drawn) or 1.0
+    top = top or top_share(drawn) or 1.0
     bins = max(len(drawn.shares), 1)
     wide = WIDTH / bins
     body = [_line("grid", 0, HEIGHT * y, WIDTH, HEIGHT * y) for y in (0.002, 0.5)]
@@ -141,19 +142,19 @@ def _outline(heights: Sequence[float], wide: float) -> Markup:
 
 
 def interval(value: float, low: float, high: float, kind: str = "", middle: bool = False) -> Markup:
-    """A dot between 0 and 1 with its interval; with `middle` a line at a half."""
+    """A dot between 0 and 1 with its interval; `middle` adds a line at 0.5."""
     label = f"{100 * value:.0f} %, interval {100 * low:.0f} to {100 * high:.0f} %"
     body = [_line("track", 0, 8, 100, 8)]
     if middle:
         body.append(_line("half", 50, 0, 50, 16))
     body.append(_line(f"span {kind}", 100 * low, 8, 100 * high, 8))
-    # A line of no length with round ends is a dot that no stretching makes an egg.
+    # Zero-length line with round caps: stays a circle when the SVG is stretched.
     body.append(_line(f"dot {kind}", 100 * value, 8, 100 * value + 0.01, 8))
     return svg(body, label, "interval", 100, 16)
 
 
-def stack(parts: Sequence[tuple[str, str, int]], label: str) -> Markup:
-    """Parts of a whole as one bar, from (class, name, count)."""
+def stacked_bar(parts: Sequence[tuple[str, str, int]], label: str) -> Markup:
+    """One bar of the parts of a whole, each a (class, name, count)."""
     total, at, body = sum(n for _, _, n in parts) or 1, 0.0, []
     for kind, name, n in parts:
         wide = 1000 * n / total
@@ -164,24 +165,21 @@ def stack(parts: Sequence[tuple[str, str, int]], label: str) -> Markup:
     return svg(body, label, "stack", 1000, 10)
 
 
-def bar(value: float, most: float, kind: str = "", label: str = "") -> Markup:
-    """One bar on a track, as long as the value is of the most."""
+def single_bar(value: float, most: float, kind: str = "", label: str = "") -> Markup:
+    """One bar on a track, of length value / most."""
     wide = 100 * value / most if most else 0.0
     body = [_rect("rail", 0, 0, 100, 10), _rect(f"fill {kind}", 0, 0, wide, 10)]
     return svg(body, label or f"{value:,.3g} of {most:,.3g}", "single", 100, 10)
 
 
-if TYPE_CHECKING:
-    from markupsafe import Markup
-
-UNIT = [i / 20 for i in range(21)]
-# Few long texts would press all others into one bar.
-LAST = 0.95
+UNIT_EDGES = [i / 20 for i in range(21)]
+# The last bin edge of length charts: a few long texts must not squeeze all others.
+LENGTH_QUANTILE = 0.95
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart with what stands around it; without a drawing `note` says why there is none."""
+    """A chart with its labels; without a drawing, `note` says why."""
 
     title: str
     note: str
@@ -194,57 +192,59 @@ class Chart:
     top: str = ""
 
 
-def together(runs: Sequence[dict[str, Chart]]) -> list[dict[str, Chart]]:
-    """The charts of runs, drawn so that those of one name have one scale."""
+def scale_charts(runs: Sequence[dict[str, Chart]]) -> list[dict[str, Chart]]:
+    """Draw the charts of several runs; those of the same name share a scale."""
     tops: dict[str, float] = {}
     for charts in runs:
         for name, chart in charts.items():
             if chart.drawn is not None:
-                tops[name] = max(tops.get(name, 0.0), highest(chart.drawn))
-    return [{n: _drawn(c, tops.get(n, 0.0)) for n, c in charts.items()} for charts in runs]
+                tops[name] = max(tops.get(name, 0.0), top_share(chart.drawn))
+    return [{n: _draw(c, tops.get(n, 0.0)) for n, c in charts.items()} for charts in runs]
 
 
-def _drawn(chart: Chart, top: float) -> Chart:
+def _draw(chart: Chart, top: float) -> Chart:
     if chart.drawn is None:
         return chart
     label = f"{chart.title}. {chart.note}"
     drawing = histogram(chart.drawn, label, chart.show, top)
-    return replace(chart, drawing=drawing, top=_percent(top))
+    return replace(chart, drawing=drawing, top=_format_percent(top))
 
 
-def nearness(account: Account, found: Measured) -> dict[str, Chart]:
-    """How near instructions are to each other and to the references, by name of the chart."""
-    threshold = (account.said.get("settings") or {}).get("novelty_threshold")
+def similarity_charts(run: RunData, diversity: RunDiversity) -> dict[str, Chart]:
+    """Charts of how similar instructions are to each other and to the references, by name."""
+    threshold = (run.run_json.get("settings") or {}).get("novelty_threshold")
     limit = float(threshold) if isinstance(threshold, int | float) else None
-    rows, others, beside = found.rows, found.references, f"references (n = {found.references.n:,})"
-    many, pairs = f"n = {rows.n:,} rows", len(rows.pairwise)
+    rows, others = diversity.rows, diversity.references
+    beside = f"references (n = {others.n:,})"
+    size, pairs = f"n = {rows.n:,} rows", len(rows.pairwise)
     return {
-        "pairwise": _unit(
+        "pairwise": _unit_chart(
             "Any two instructions, ROUGE-L F1",
-            f"{pairs:,} pairs of {many}; mean {_mean(rows.pairwise)}",
+            f"{pairs:,} pairs of {size}; mean {_format_mean(rows.pairwise)}",
             rows.pairwise,
             others.pairwise,
             beside,
         ),
-        "nearest": _unit(
+        "nearest": _unit_chart(
             "Each instruction and its nearest, ROUGE-L F1",
-            f"{many}; mean {_interval(rows.nearest)}",
+            f"{size}; mean {_format_interval(rows.nearest)}",
             rows.nearest,
             others.nearest,
             beside,
             limit,
         ),
-        "distances": _unit(
+        "distances": _unit_chart(
             "Distance to the nearest by meaning, 1 - cosine",
-            f"{many}; mean {_interval(rows.distances)}",
+            f"{size}; mean {_format_interval(rows.distances)}",
             rows.distances,
             others.distances,
             beside,
         ),
-        "novelty": _unit(
+        "novelty": _unit_chart(
             "Each instruction and the nearest reference, ROUGE-L F1",
-            f"{many}, {found.compared:,} references; mean {_interval(found.novelty)}",
-            found.novelty,
+            f"{size}, {diversity.compared:,} references; "
+            f"mean {_format_interval(diversity.novelty)}",
+            diversity.novelty,
             None,
             "",
             limit,
@@ -252,74 +252,76 @@ def nearness(account: Account, found: Measured) -> dict[str, Chart]:
     }
 
 
-def _unit(
+def _unit_chart(
     title: str,
     note: str,
-    values: Floats,
-    baseline: Floats | None,
+    values: FloatArray,
+    baseline: FloatArray | None,
     beside: str,
     limit: float | None = None,
 ) -> Chart:
     if not len(values):
-        return Chart(title, "There is nothing to measure it on.")
+        return Chart(title, "There are no rows to measure.")
     has = baseline is not None and len(baseline) > 0
     drawn = Histogram(
-        UNIT,
-        binned(values, UNIT),
+        UNIT_EDGES,
+        bin_shares(values, UNIT_EDGES),
         len(values),
-        binned(baseline, UNIT) if has else None,
+        bin_shares(baseline, UNIT_EDGES) if has else None,
         limit,
     )
-    said = f"the bar for duplicates ({limit:g})" if limit is not None else ""
+    limit_label = f"threshold for duplicates ({limit:g})" if limit is not None else ""
     ticks = ("0", "0.25", "0.5", "0.75", "1")
-    return Chart(title, note, drawn, ticks, "{:.2f}".format, beside if has else "", said)
+    return Chart(title, note, drawn, ticks, "{:.2f}".format, beside if has else "", limit_label)
 
 
-def lengths(accounts: Sequence[Account], shelves: Sequence[Shelf]) -> list[dict[str, Chart]]:
-    """Words of instructions and responses of each run, all on one scale."""
+def length_charts(
+    runs: Sequence[RunData], samples: Sequence[ReferenceSample]
+) -> list[dict[str, Chart]]:
+    """Charts of the words of instructions and responses of each run, on one scale."""
     own = [
         {
-            "instructions": _words(r["instruction"] for r in shelf.sample),
-            "responses": _words(r["response"] for r in shelf.sample),
+            "instructions": _count_words(r["instruction"] for r in sample.references),
+            "responses": _count_words(r["response"] for r in sample.references),
         }
-        for shelf in shelves
+        for sample in samples
     ]
     theirs = [
-        {"instructions": account.instruction_words, "responses": account.response_words}
-        for account in accounts
+        {"instructions": run.instruction_words, "responses": run.response_words} for run in runs
     ]
-    found: list[dict[str, Chart]] = [{} for _ in accounts]
+    by_run: list[dict[str, Chart]] = [{} for _ in runs]
     for what in ("instructions", "responses"):
-        longest = [at for c in (*own, *theirs) if (at := quantile(c[what], LAST)) is not None]
-        edges = even_edges(max(longest, default=1))
+        longest = [
+            at for c in (*own, *theirs) if (at := quantile(c[what], LENGTH_QUANTILE)) is not None
+        ]
+        edges = round_edges(max(longest, default=1))
         for i, (ours, references) in enumerate(zip(theirs, own, strict=True)):
-            found[i][what] = _length(what, ours[what], references[what], edges)
-    return found
+            by_run[i][what] = _length_chart(what, ours[what], references[what], edges)
+    return by_run
 
 
-def _length(what: str, ours: Counter[int], own: Counter[int], edges: Sequence[int]) -> Chart:
+def _length_chart(what: str, ours: Counter[int], own: Counter[int], edges: Sequence[int]) -> Chart:
     title = f"Words of {what}"
     if not ours:
         return Chart(title, "There is no accepted row.")
-    note = f"n = {ours.total():,} rows; {_spread(ours)}"
+    note = f"n = {ours.total():,} rows; {_format_spread(ours)}"
     drawn = Histogram(
         edges,
-        binned_counts(ours, edges),
+        bin_counts(ours, edges),
         ours.total(),
-        binned_counts(own, edges) if own else None,
-        own.total(),
+        bin_counts(own, edges) if own else None,
     )
     ticks = ("0", f"{edges[-1] / 2:,.0f}", f"{edges[-1]:,} and more")
-    beside = f"references (n = {own.total():,}; {_spread(own)})" if own else ""
+    beside = f"references (n = {own.total():,}; {_format_spread(own)})" if own else ""
     return Chart(title, note, drawn, ticks, beside=beside)
 
 
-def _words(texts: Iterable[str]) -> Counter[int]:
+def _count_words(texts: Iterable[str]) -> Counter[int]:
     return Counter(len(text.split()) for text in texts)
 
 
-def quantile(counts: Counter[int], at: float) -> int | None:
-    """The value that so large a share is not over; None of nothing.
+def quantile(counts: Counter[int], q: float) -> int | None:
+    """The q-quantile of a counter of values; None if it is empty.
 
     >>> quantile(Counter({3: 9, 50: 1}), 0.5), quantile(Counter({3: 9, 50: 1}), 0.95)
     (3, 50)
@@ -327,31 +329,31 @@ def quantile(counts: Counter[int], at: float) -> int | None:
     so_far, total = 0, counts.total()
     for value, n in sorted(counts.items()):
         so_far += n
-        if so_far >= at * total:
+        if so_far >= q * total:
             return value
     return None
 
 
-def _spread(counts: Counter[int]) -> str:
-    low, middle, high = (quantile(counts, at) for at in (0.05, 0.5, 0.95))
+def _format_spread(counts: Counter[int]) -> str:
+    low, middle, high = (quantile(counts, q) for q in (0.05, 0.5, 0.95))
     return f"median {middle:,}, 5 to 95 % of them {low:,} to {high:,}"
 
 
-def mean_of(values: Floats) -> Interval:
-    """The mean of figures between 0 and 1 that each belong to a row, with its interval."""
+def bootstrap_mean_of(values: FloatArray) -> Interval:
+    """The bootstrap mean of one figure between 0 and 1 for each row."""
     return bootstrap_mean([min(max(float(v), 0.0), 1.0) for v in values], range(len(values)))
 
 
-def _interval(values: Floats) -> str:
-    found = mean_of(values)
-    if found.value is None:
+def _format_interval(values: FloatArray) -> str:
+    mean = bootstrap_mean_of(values)
+    if mean.value is None:
         return "unknown"
-    return f"{found.value:.3f} (95 % interval {found.low:.3f} to {found.high:.3f})"
+    return f"{mean.value:.3f} (95 % interval {mean.low:.3f} to {mean.high:.3f})"
 
 
-def _mean(values: Floats) -> str:
+def _format_mean(values: FloatArray) -> str:
     return f"{values.mean():.3f}" if len(values) else "unknown"
 
 
-def _percent(share: float) -> str:
+def _format_percent(share: float) -> str:
     return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.1f} %"

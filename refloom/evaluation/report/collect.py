@@ -1,4 +1,7 @@
-"""What a run's journal adds up to for its report, gone through once, in bounded memory."""
+"""The data of a report: one pass over a run's journal, and a sample of its references.
+
+Memory is bounded, whatever the size of the run.
+"""
 
 from __future__ import annotations
 
@@ -24,16 +27,16 @@ from refloom.data.record_stats import Facts
 from refloom.runs.journal import records_in, snapshot
 from refloom.runs.outputs import STATUSES, Used, status_of, up_to_date, used_in
 
-# So many instructions are compared with each other and embedded.
-SAMPLE = 400
-CARDS = 24
-MOST_TAUGHT = 100_000
-MOST_DRAWN = 20_000
-MOST_SOURCES = 8
-# Beyond this a judge-check.json is not what refloom writes.
-MOST_BYTES = 4 << 20
-# What becomes of a sample, in the order the cards stand in.
-ENDS = ("refined", "at once", "rejected", "failed")
+# Instructions that are compared with each other and embedded.
+SAMPLE_SIZE = 400
+MAX_CARDS = 24
+MAX_REFERENCES_COUNTED = 100_000
+MAX_CRITERIA_COUNTED = 20_000
+MAX_SOURCES = 8
+# A larger judge-check.json was not written by refloom.
+MAX_JUDGE_CHECK_BYTES = 4 << 20
+# How a sample ended, in the order of the cards.
+CARD_KINDS = ("refined", "at once", "rejected", "failed")
 
 T = TypeVar("T")
 
@@ -61,16 +64,16 @@ class Draw(Generic[T]):
 
 
 @dataclass(slots=True)
-class Row:
-    """An accepted row, as far as its instruction is looked at."""
+class InstructionRow:
+    """An accepted row's instruction, and its references."""
 
     instruction: str
     reference_ids: list[str]
 
 
 @dataclass(slots=True)
-class Taught:
-    """What came of the samples that were made from a reference."""
+class ReferenceStats:
+    """What became of the samples that used a reference."""
 
     judged: int = 0
     accepted: int = 0
@@ -81,217 +84,219 @@ class Taught:
 
 
 @dataclass
-class Account:
-    """A run as its report tells of it; `add` takes its records one by one."""
+class RunData:
+    """What the report needs of a run; `add` takes its records one by one."""
 
     name: str
     directory: Path
-    said: dict[str, Any] = field(default_factory=dict)
-    facts: Facts = field(default_factory=Facts)
+    run_json: dict[str, Any] = field(default_factory=dict)
+    stats: Facts = field(default_factory=Facts)
     instruction_words: Counter[int] = field(default_factory=Counter)
     response_words: Counter[int] = field(default_factory=Counter)
-    taught: dict[str, Taught] = field(default_factory=dict)
+    reference_stats: dict[str, ReferenceStats] = field(default_factory=dict)
     sources: dict[str, Counter[str]] = field(default_factory=dict)
-    rows: Draw[Row] = field(default_factory=lambda: Draw(SAMPLE))
-    cards: dict[str, Draw[str]] = field(default_factory=lambda: {e: Draw(CARDS) for e in ENDS})
+    rows: Draw[InstructionRow] = field(default_factory=lambda: Draw(SAMPLE_SIZE))
+    cards: dict[str, Draw[str]] = field(
+        default_factory=lambda: {e: Draw(MAX_CARDS) for e in CARD_KINDS}
+    )
     stages: list[Used] = field(default_factory=list)
-    # Calls that another run paid for: an arm of an experiment, or one that --reuse named.
+    # Calls paid by another run: another arm of the experiment, or the run that --reuse names.
     borrowed: int = 0
-    checked: Mapping[str, Any] | None = None
+    judge_check: Mapping[str, Any] | None = None
 
     @property
     def judged(self) -> int:
-        """Samples that ended with a judgement: accepted and rejected ones."""
-        counts = self.said["counts"]
+        """Accepted and rejected samples."""
+        counts = self.run_json["counts"]
         return int(counts["accepted"] + counts["rejected"])
 
     def add(self, record: dict[str, Any], line: str) -> None:
-        """Count a record; `line` is the same as JSON."""
-        self.facts.add(record)
+        """Count a record; `line` is its JSON."""
+        self.stats.add(record)
         digest = int.from_bytes(sha256(record["id"].encode("utf-8", "replace")).digest()[:8], "big")
-        self.cards[_end(record)].offer(digest, line)
-        self._teach(record)
+        self.cards[_card_kind(record)].offer(digest, line)
+        self._count_references(record)
         if record["status"] == "accepted":
             self.instruction_words[len(record["instruction"].split())] += 1
             self.response_words[len(record["response"].split())] += 1
-            self.rows.offer(digest, Row(record["instruction"], record["reference_ids"]))
+            self.rows.offer(digest, InstructionRow(record["instruction"], record["reference_ids"]))
 
-    def _teach(self, record: dict[str, Any]) -> None:
+    def _count_references(self, record: dict[str, Any]) -> None:
         attempts, failed = record["attempts"], record["status"] == "failed"
         if not attempts and not failed:
             return
-        found = (
+        verdicts = (
             {v["criterion_id"]: v["verdict"] for v in attempts[-1]["verdicts"]}
             if (attempts and not failed)
             else {}
         )
         for id_ in record["reference_ids"]:
-            taught = self._taught(id_)
-            if taught is None:
+            stats = self._stats_of(id_)
+            if stats is None:
                 continue
-            taught.failed += failed
-            taught.judged += not failed
-            taught.accepted += record["status"] == "accepted"
-            taught.attempts += 0 if failed else len(attempts)
+            stats.failed += failed
+            stats.judged += not failed
+            stats.accepted += record["status"] == "accepted"
+            stats.attempts += 0 if failed else len(attempts)
         for criterion in record["criteria"]:
             id_ = criterion["reference_id"]
-            outcome = found.get(criterion["id"])
+            outcome = verdicts.get(criterion["id"])
             if id_ is None or outcome in (None, "not_applicable"):
                 continue
-            self._drawn(criterion, id_)
-            if (taught := self._taught(id_)) is not None:
-                taught.criteria_judged += 1
-                taught.criteria_passed += outcome == "pass"
+            self._count_source(criterion, id_)
+            if (stats := self._stats_of(id_)) is not None:
+                stats.criteria_judged += 1
+                stats.criteria_passed += outcome == "pass"
 
-    def _taught(self, id_: str) -> Taught | None:
-        if id_ not in self.taught and len(self.taught) >= MOST_TAUGHT:
+    def _stats_of(self, id_: str) -> ReferenceStats | None:
+        if id_ not in self.reference_stats and len(self.reference_stats) >= MAX_REFERENCES_COUNTED:
             return None
-        return self.taught.setdefault(id_, Taught())
+        return self.reference_stats.setdefault(id_, ReferenceStats())
 
-    def _drawn(self, criterion: dict[str, Any], reference_id: str) -> None:
+    def _count_source(self, criterion: dict[str, Any], reference_id: str) -> None:
         key = source_key(criterion["text"], criterion["must"])
-        if key not in self.sources and len(self.sources) >= MOST_DRAWN:
+        if key not in self.sources and len(self.sources) >= MAX_CRITERIA_COUNTED:
             return
         sources = self.sources.setdefault(key, Counter())
-        if reference_id in sources or len(sources) < MOST_SOURCES:
+        if reference_id in sources or len(sources) < MAX_SOURCES:
             sources[reference_id] += 1
 
 
 def source_key(text: str, must: bool) -> str:
-    """The name under which criteria of the same words are one, as `Facts` has them."""
+    """The key under which criteria with the same words are counted as one."""
     return f"{text} {must}"
 
 
-def _end(record: dict[str, Any]) -> str:
+def _card_kind(record: dict[str, Any]) -> str:
     if record["status"] != "accepted":
         return str(record["status"])
     return "refined" if len(record["attempts"]) > 1 else "at once"
 
 
-def account_of(name: str, directory: Path) -> Account:
-    """Read a run's directory as it stands, be it running, ended or killed. Blocks.
+def collect_run(name: str, directory: Path) -> RunData:
+    """Read a run directory as it stands, whether running, ended or killed. Blocks.
 
-    Raises `JournalError` when there is no run.
+    Raises `JournalError` if there is no run.
     """
-    account = Account(name, directory, said=status_of(directory))
+    run = RunData(name, directory, run_json=status_of(directory))
     with snapshot(directory / "journal.sqlite") as connection:
-        # Counts, calls and records of one moment, whatever a run adds meanwhile.
-        account.said = up_to_date(account.said, connection)
+        # Counts, calls and records of the same moment, although the run may be adding more.
+        run.run_json = up_to_date(run.run_json, connection)
         for line in records_in(connection, *STATUSES):
-            account.add(loads(line), line)
-        account.stages = sorted(used_in(connection), key=lambda used: -used.calls)
-        account.borrowed = sum(used.calls for used in used_in(connection, "borrowed"))
-    account.checked = _checked(directory / "judge-check.json")
-    return account
+            run.add(loads(line), line)
+        run.stages = sorted(used_in(connection), key=lambda used: -used.calls)
+        run.borrowed = sum(used.calls for used in used_in(connection, "borrowed"))
+    run.judge_check = _read_judge_check(directory / "judge-check.json")
+    return run
 
 
-def _checked(path: Path) -> Mapping[str, Any] | None:
-    """What `refloom judge-check` found of this run's judge, if it was asked to."""
+def _read_judge_check(path: Path) -> Mapping[str, Any] | None:
+    """The contents of the run's judge-check.json; None if there is none."""
     try:
-        if path.stat().st_size > MOST_BYTES:
+        if path.stat().st_size > MAX_JUDGE_CHECK_BYTES:
             return None
-        said = json.loads(path.read_text(encoding="utf-8"))
+        results = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
-    return said if isinstance(said, dict) else None
+    return results if isinstance(results, dict) else None
 
 
-# MERGED refloom~measure~report_references
-# A run's references, as far as its report looks at them.
-# So many are compared with the rows, and have their words counted.
-REFERENCE_SAMPLE = 2000
-MOST_ASKED = 200
+# References that are compared with the rows, and whose words are counted.
+REFERENCE_SAMPLE_SIZE = 2000
+MAX_IDS_LOOKED_UP = 200
 
 
 @dataclass
-class Shelf:
-    """The references of a run: how many, a fair sample of them, and those that were asked for."""
+class ReferenceSample:
+    """The references of a run: their number, a random sample, and those the page names."""
 
     count: int = 0
-    sample: list[Reference] = field(default_factory=list)
+    references: list[Reference] = field(default_factory=list)
     known: dict[str, Reference] = field(default_factory=dict)
     file: ReferenceFile | None = None
     rows: list[int] = field(default_factory=list)
 
     def start(self, id_: str) -> str:
-        """How the instruction of a reference begins; nothing where it is not known."""
-        found = self.known.get(id_)
-        return " ".join(found["instruction"].split())[:160] if found else ""
+        """The beginning of a reference's instruction; empty if the reference is not known."""
+        reference = self.known.get(id_)
+        return " ".join(reference["instruction"].split())[:160] if reference else ""
 
 
-def shelf_of(account: Account, wanted: Iterable[str]) -> Shelf:
-    """The references of a run; none where their file is gone or damaged. Blocks.
+def sample_references(run: RunData, wanted: Iterable[str]) -> ReferenceSample:
+    """Sample the references of a run; empty if their file is gone or damaged. Blocks.
 
-    `wanted` are the ids of those that are named on the page.
+    `wanted`: the ids of the references that the page names.
     """
-    file = _file_of(account)
+    file = _find_reference_file(run)
     if file is None:
-        return Shelf()
-    many, some = len(file), min(len(file), REFERENCE_SAMPLE)
-    # Sorted for quick reading; mixed again, so that the first n of them are a fair draw too.
-    rows = np.sort(np.random.default_rng(0).choice(many, some, replace=False))
+        return ReferenceSample()
+    total, size = len(file), min(len(file), REFERENCE_SAMPLE_SIZE)
+    # Sorted for quick reading, then shuffled, so that the first n are a random sample too.
+    rows = np.sort(np.random.default_rng(0).choice(total, size, replace=False))
     try:
         read = file.rows(rows.tolist())
-        order = np.random.default_rng(1).permutation(some).tolist()
-        known = _by_id(file, list(dict.fromkeys(wanted)))
-        return Shelf(many, [read[i] for i in order], known, file, rows[order].tolist())
+        order = np.random.default_rng(1).permutation(size).tolist()
+        known = _read_by_id(file, list(dict.fromkeys(wanted)))
+        return ReferenceSample(total, [read[i] for i in order], known, file, rows[order].tolist())
     except (OSError, ValueError):
-        return Shelf()
+        return ReferenceSample()
 
 
-def _file_of(account: Account) -> ReferenceFile | None:
-    """The file that holds the references this run has used; a memory may be that of several."""
-    asked = list(islice(account.taught, MOST_ASKED))
-    found: list[tuple[int, float, ReferenceFile]] = []
-    for path in _files(account):
+def _find_reference_file(run: RunData) -> ReferenceFile | None:
+    """The file with the references this run used; a memory may be shared by several runs."""
+    ids = list(islice(run.reference_stats, MAX_IDS_LOOKED_UP))
+    candidates: list[tuple[int, float, ReferenceFile]] = []
+    for path in _reference_files(run):
         try:
             file = ReferenceFile(path)
-            hits = len(_rows_of(file, asked))
-            found.append((hits, path.stat().st_mtime, file))
+            hits = len(_row_numbers(file, ids))
+            candidates.append((hits, path.stat().st_mtime, file))
         except (IndexUnusable, OSError, ValueError):
             continue
-    best = max(found, key=lambda one: one[:2], default=None)
-    return best[2] if best and (best[0] or not asked) else None
+    best = max(candidates, key=lambda candidate: candidate[:2], default=None)
+    return best[2] if best and (best[0] or not ids) else None
 
 
-def _files(account: Account) -> list[Path]:
-    settings: Mapping[str, Any] = account.said.get("settings") or {}
-    given = settings.get("memory")
-    for memory in (Path(str(given)) if given else None, account.directory / "memory"):
+def _reference_files(run: RunData) -> list[Path]:
+    settings: Mapping[str, Any] = run.run_json.get("settings") or {}
+    shared = settings.get("memory")
+    for memory in (Path(str(shared)) if shared else None, run.directory / "memory"):
         if memory is not None and (paths := sorted(memory.glob("references-*.parquet"))):
             return paths
     return []
 
 
-def _rows_of(file: ReferenceFile, ids: Sequence[str]) -> list[int]:
-    """The rows of those of the ids that the file holds."""
+def _row_numbers(file: ReferenceFile, ids: Sequence[str]) -> list[int]:
+    """The row numbers of the ids that the file holds."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
     if not ids:
         return []
-    said = [id_.encode("utf-8", "replace").decode() for id_ in ids]
+    names = [id_.encode("utf-8", "replace").decode() for id_ in ids]
     column = file.column("id").combine_chunks()
-    found = pc.index_in(pa.array(said, column.type), value_set=column)
-    return [row for row in found.to_pylist() if row is not None]
+    rows = pc.index_in(pa.array(names, column.type), value_set=column)
+    return [row for row in rows.to_pylist() if row is not None]
 
 
-def _by_id(file: ReferenceFile, ids: Sequence[str]) -> dict[str, Reference]:
-    return {reference["id"]: reference for reference in file.rows(_rows_of(file, ids))}
+def _read_by_id(file: ReferenceFile, ids: Sequence[str]) -> dict[str, Reference]:
+    return {reference["id"]: reference for reference in file.rows(_row_numbers(file, ids))}
 
 
-async def kept_vectors(shelf: Shelf, embed: Embed, model: str, most: int) -> dict[str, Vectors]:
-    """The vectors that the run's index has of the sampled instructions, by instruction.
+async def stored_vectors(
+    sample: ReferenceSample, embed: Embed, model: str, limit: int
+) -> dict[str, Vectors]:
+    """The vectors of the sampled instructions in the run's index, by instruction.
 
-    Nothing where the index is of another model or of other references: then they are embedded.
+    Empty if the index is of another model or of other references; they are then embedded.
     """
-    if shelf.file is None:
+    if sample.file is None:
         return {}
-    building = Building(shelf.file, embed, shelf.file.path.parent, model, None)
+    building = Building(sample.file, embed, sample.file.path.parent, model, None)
     try:
         built = await building.opened()
-        rows = np.array(shelf.rows[:most], np.int64).reshape(1, -1)
-        found = await asyncio.to_thread(vectors_of, built.index, rows)
+        rows = np.array(sample.rows[:limit], np.int64).reshape(1, -1)
+        vectors = await asyncio.to_thread(vectors_of, built.index, rows)
     except (IndexUnusable, RuntimeError):
         return {}
-    return {r["instruction"]: v for r, v in zip(shelf.sample, found[0], strict=False)}
+    return {r["instruction"]: v for r, v in zip(sample.references, vectors[0], strict=False)}

@@ -1,4 +1,7 @@
-"""How different instructions are, how new, and how much of the references' ground they cover."""
+"""How diverse and how novel a run's instructions are, and how well they cover its references.
+
+All figures are of random samples with a fixed seed, of the same size for every run.
+"""
 
 from __future__ import annotations
 
@@ -12,23 +15,23 @@ from numpy.typing import NDArray
 from memory.embed import Embed
 from memory.novelty import Numbers, tokens
 from memory.weights import WeightsUnavailable
-from refloom.evaluation.report.collect import SAMPLE, Account, Shelf
+from refloom.evaluation.report.collect import SAMPLE_SIZE, ReferenceSample, RunData
 from refloom.evaluation.stats import Interval, proportion
 
-Floats = NDArray[np.float64]
+FloatArray = NDArray[np.float64]
 Vectors = NDArray[np.float32]
 
-# Of a very long text so many tokens are compared.
-MOST_TOKENS = 2000
+# Tokens of a text that are compared.
+MAX_TOKENS = 2000
 LAST_CODE_POINT = 0x10FFFF
-MOST_CLUSTERS = 20
-ROUNDS = 50
+MAX_CLUSTERS = 20
+KMEANS_ROUNDS = 50
 
 
-def rouge(left: Sequence[str], right: Sequence[str]) -> Floats:
+def rouge(left: Sequence[str], right: Sequence[str]) -> FloatArray:
     """The ROUGE-L F1 of every left text with every right one, shape (left, right). Blocks.
 
-    Tokens are those of the novelty filter; of a text the first 2,000 count.
+    Tokens are those of the novelty filter, the first 2,000 of a text.
 
     >>> rouge(["why two tides"], ["why two moons", "amber"]).round(3).tolist()
     [[0.667, 0.0]]
@@ -42,30 +45,30 @@ def rouge(left: Sequence[str], right: Sequence[str]) -> Floats:
     ours, theirs = [_code(t, numbers) for t in left], [_code(t, numbers) for t in right]
     common = cdist(ours, theirs, scorer=LCSseq.similarity, dtype=np.int32).astype(np.float64)
     sizes = np.add.outer(np.array([*map(len, ours)]), np.array([*map(len, theirs)]))
-    # Two texts without any token are the same.
+    # Two texts without tokens are equal.
     return np.where(sizes > 0, 2 * common / np.maximum(sizes, 1), 1.0)
 
 
 def _code(text: str, numbers: Numbers) -> str:
-    """A text as one code point a token, the fastest form there is to compare."""
-    return "".join(chr(min(numbers[t], LAST_CODE_POINT)) for t in tokens(text)[:MOST_TOKENS])
+    """A text as a string of one code point a token, the fastest form to compare."""
+    return "".join(chr(min(numbers[t], LAST_CODE_POINT)) for t in tokens(text)[:MAX_TOKENS])
 
 
-def pairs_of(alike: Floats) -> Floats:
-    """The values of a square matrix over its diagonal: each pair once."""
+def pairs_of(alike: FloatArray) -> FloatArray:
+    """The values above the diagonal of a square matrix: each pair once."""
     return alike[np.triu_indices(len(alike), 1)]
 
 
-def nearest_of(alike: Floats) -> Floats:
-    """The highest value of each row but its own on the diagonal; nothing where there is one row."""
+def nearest_of(alike: FloatArray) -> FloatArray:
+    """The highest value of each row off the diagonal; empty if there is only one row."""
     if len(alike) < 2:
         return np.zeros(0)
     others = alike - np.diag(np.full(len(alike), np.inf))
-    found: Floats = others.max(axis=1)
-    return found
+    nearest: FloatArray = others.max(axis=1)
+    return nearest
 
 
-def cosines(left: Vectors, right: Vectors) -> Floats:
+def cosines(left: Vectors, right: Vectors) -> FloatArray:
     """The cosines of unit vectors, shape (left, right)."""
     return left.astype(np.float64) @ right.astype(np.float64).T
 
@@ -75,7 +78,7 @@ def vendi(vectors: Vectors) -> float:
 
     exp of the entropy of the eigenvalues of K/n, where K is the kernel of cosines: Friedman and
     Dieng, "The Vendi Score: A Diversity Evaluation Metric for Machine Learning", TMLR 2023,
-    https://arxiv.org/abs/2210.02410. It cannot be over n, so compare it at equal n only.
+    https://arxiv.org/abs/2210.02410. It grows with n, so compare it at equal n only.
 
     >>> round(vendi(np.eye(3, dtype=np.float32)), 6), round(vendi(np.ones((3, 1), np.float32)), 6)
     (3.0, 1.0)
@@ -86,7 +89,7 @@ def vendi(vectors: Vectors) -> float:
 
 
 def evenness(counts: Sequence[int]) -> float | None:
-    """How evenly counts are spread, 0 (all in one) to 1 (all alike): entropy over its most.
+    """The evenness of counts, from 0 (all in one) to 1 (all equal): entropy over its maximum.
 
     >>> evenness([5, 5]), evenness([5, 0]), evenness([3])
     (1.0, 0.0, None)
@@ -100,7 +103,7 @@ def evenness(counts: Sequence[int]) -> float | None:
 
 @dataclass(frozen=True)
 class Cluster:
-    """References that are alike: the place of the most typical, and how many of each fall in."""
+    """A cluster of references: the index of its most typical one, and how many fall into it."""
 
     centre: int
     references: int
@@ -109,7 +112,7 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Coverage:
-    """How rows spread over clusters of references; `covered` is the share that has one at least."""
+    """How rows spread over clusters of references; `covered`: the share of clusters with a row."""
 
     clusters: list[Cluster]
     covered: Interval
@@ -120,17 +123,19 @@ class Coverage:
 def coverage(references: Vectors, rows: Vectors, random_seed: int = 0) -> Coverage | None:
     """Cluster the references' vectors and count which rows are nearest to each. Blocks.
 
-    There are as many clusters as the root of the number of references, 20 at most. None without
+    The number of clusters is the square root of the number of references, at most 20. None without
     references or rows.
     """
     if not len(references) or not len(rows):
         return None
-    most = min(MOST_CLUSTERS, len(np.unique(references, axis=0)))
-    centres = k_means(references, max(1, min(most, round(len(references) ** 0.5))), random_seed)
+    limit = min(MAX_CLUSTERS, len(np.unique(references, axis=0)))
+    centres = k_means(references, max(1, min(limit, round(len(references) ** 0.5))), random_seed)
     near = cosines(references, centres)
-    own, fallen = near.argmax(axis=1), cosines(rows, centres).argmax(axis=1)
+    of_references, of_rows = near.argmax(axis=1), cosines(rows, centres).argmax(axis=1)
     clusters = [
-        Cluster(int(near[:, i].argmax()), int((own == i).sum()), int((fallen == i).sum()))
+        Cluster(
+            int(near[:, i].argmax()), int((of_references == i).sum()), int((of_rows == i).sum())
+        )
         for i in range(len(centres))
     ]
     clusters = sorted((c for c in clusters if c.references), key=lambda c: -c.references)
@@ -143,25 +148,25 @@ def coverage(references: Vectors, rows: Vectors, random_seed: int = 0) -> Covera
 
 
 def k_means(vectors: Vectors, k: int, random_seed: int = 0) -> Vectors:
-    """The unit-length centres of k clusters by cosine, always the same ones. Blocks.
+    """The unit-length centres of k clusters by cosine, initialised as k-means++. Blocks.
 
-    The first centres are drawn as k-means++ does: the farther from those there are, the likelier.
+    The same seed gives the same centres.
     """
-    draw = np.random.default_rng(random_seed)
-    chosen = [int(draw.integers(len(vectors)))]
+    rng = np.random.default_rng(random_seed)
+    chosen = [int(rng.integers(len(vectors)))]
     while len(chosen) < k:
-        away = np.maximum(1 - cosines(vectors, vectors[chosen]).max(axis=1), 0) ** 2
-        total = float(away.sum())
+        distances = np.maximum(1 - cosines(vectors, vectors[chosen]).max(axis=1), 0) ** 2
+        total = float(distances.sum())
         if total < 1e-9:
             break
-        chosen.append(int(draw.choice(len(vectors), p=away / total)))
+        chosen.append(int(rng.choice(len(vectors), p=distances / total)))
     centres = vectors[chosen].astype(np.float64)
-    before: NDArray[np.int64] | None = None
-    for _ in range(ROUNDS):
+    previous: NDArray[np.int64] | None = None
+    for _ in range(KMEANS_ROUNDS):
         nearest = (vectors @ centres.T).argmax(axis=1)
-        if before is not None and (nearest == before).all():
+        if previous is not None and (nearest == previous).all():
             break
-        before = nearest
+        previous = nearest
         for i in range(len(centres)):
             if (nearest == i).any():
                 centre = vectors[nearest == i].mean(axis=0)
@@ -169,30 +174,32 @@ def k_means(vectors: Vectors, k: int, random_seed: int = 0) -> Vectors:
     return centres.astype(np.float32)
 
 
-# MERGED refloom~measure~report_spread
-# How a run's instructions differ from each other and from its references, on fair samples.
-# Under this a comparison at equal n says nothing, and does not hold the other runs down.
-FEWEST = 20
-# Of all runs together so many instructions are embedded, since that takes most of the time.
-MOST_TOGETHER = 1000
-# An embedding model reads less of a text than this.
-MOST_CHARS = 2000
-NOTHING = np.zeros(0)
+# Runs with fewer rows are ignored when the common sample size is chosen.
+MIN_ROWS = 20
+# Instructions of all runs together that are embedded, which takes most of the time.
+MAX_EMBEDDED = 1000
+# More characters than an embedding model reads.
+MAX_CHARS = 2000
+NO_VALUES = np.zeros(0)
 
 
 class Spread(NamedTuple):
-    """Texts beside each other: ROUGE-L F1 of all pairs and of each one's nearest; cosines."""
+    """Texts compared with each other.
+
+    `pairwise` and `nearest` are ROUGE-L F1 of all pairs, and of each text with its nearest one;
+    `distances` are 1 - cosine to the nearest one.
+    """
 
     n: int
-    pairwise: Floats = NOTHING
-    nearest: Floats = NOTHING
-    distances: Floats = NOTHING
+    pairwise: FloatArray = NO_VALUES
+    nearest: FloatArray = NO_VALUES
+    distances: FloatArray = NO_VALUES
     vendi: float | None = None
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What was found of a run; `equal` are as many of its rows as there are references beside.
+class RunDiversity:
+    """The diversity of a run; `equal`: of as many rows as there are references.
 
     `novelty` is each row's highest ROUGE-L F1 with any of `compared` references.
     """
@@ -200,86 +207,90 @@ class Measured:
     rows: Spread
     equal: Spread
     references: Spread
-    novelty: Floats
+    novelty: FloatArray
     compared: int
     covered: Coverage | None
     clustered: int
 
 
-class Embedded(NamedTuple):
-    """Vectors of texts, or why there are none."""
+class EmbeddedTexts(NamedTuple):
+    """Vectors by text, or the reason why there are none."""
 
     vectors: Mapping[str, Vectors]
     missing: str = ""
 
     def of(self, texts: Sequence[str]) -> Vectors | None:
-        """The vectors of texts, None where there are none."""
+        """The vectors of texts, stacked; None if there are none."""
         if self.missing or not texts:
             return None
-        return np.stack([self.vectors[text[:MOST_CHARS]] for text in texts])
+        return np.stack([self.vectors[text[:MAX_CHARS]] for text in texts])
 
 
-def sizes(accounts: Sequence[Account]) -> list[int]:
-    """How many instructions of each run are looked at: as many in each, where there are enough."""
-    drawn = [len(account.rows.drawn()) for account in accounts]
-    common = min((n for n in drawn if n >= FEWEST), default=SAMPLE)
-    most = max(MOST_TOGETHER // max(len(drawn), 1), FEWEST)
-    return [min(n, common, most) for n in drawn]
+def sample_sizes(runs: Sequence[RunData]) -> list[int]:
+    """The number of instructions compared in each run: equal for all runs with enough rows."""
+    available = [len(run.rows.drawn()) for run in runs]
+    common = min((n for n in available if n >= MIN_ROWS), default=SAMPLE_SIZE)
+    limit = max(MAX_EMBEDDED // max(len(available), 1), MIN_ROWS)
+    return [min(n, common, limit) for n in available]
 
 
-def texts_of(account: Account, shelf: Shelf, n: int) -> tuple[list[str], list[str]]:
-    """The instructions of rows and of references that are looked at closely."""
-    rows = [row.instruction for row in account.rows.drawn()[:n]]
-    return rows, [reference["instruction"] for reference in shelf.sample[:SAMPLE]]
+def sampled_texts(run: RunData, sample: ReferenceSample, n: int) -> tuple[list[str], list[str]]:
+    """The sampled instructions of a run's rows, and of its references."""
+    rows = [row.instruction for row in run.rows.drawn()[:n]]
+    return rows, [reference["instruction"] for reference in sample.references[:SAMPLE_SIZE]]
 
 
-async def embedded(embed: Embed, texts: Sequence[str], kept: Mapping[str, Vectors]) -> Embedded:
-    """Embed each of the texts once; where the model cannot be had it is said why.
+async def embed_texts(
+    embed: Embed, texts: Sequence[str], stored: Mapping[str, Vectors]
+) -> EmbeddedTexts:
+    """Embed each text once; gives the reason if the model is not available.
 
-    `kept` are vectors that the run's own index has of some of them.
+    `stored`: the vectors of some texts that the runs' indexes have.
     """
-    each = list(dict.fromkeys(text[:MOST_CHARS] for text in texts))
-    if len(each) < 2:
-        return Embedded({}, "there are too few texts")
-    known = {text[:MOST_CHARS]: vector for text, vector in kept.items()}
-    new = [text for text in each if text not in known]
-    # Half a surrogate pair is no text to a tokenizer.
+    distinct = list(dict.fromkeys(text[:MAX_CHARS] for text in texts))
+    if len(distinct) < 2:
+        return EmbeddedTexts({}, "there are too few texts")
+    known = {text[:MAX_CHARS]: vector for text, vector in stored.items()}
+    new = [text for text in distinct if text not in known]
+    # A tokenizer refuses lone surrogates.
     readable = [text.encode("utf-8", "replace").decode() for text in new]
     try:
         vectors = dict(zip(new, await embed(readable), strict=True)) if new else {}
     except WeightsUnavailable as error:
-        return Embedded({}, f"the embedding model cannot be had: {error}")
-    found = known | vectors
-    if len({len(vector) for vector in found.values()}) > 1:
-        return await embedded(embed, texts, {})
-    return Embedded(found)
+        return EmbeddedTexts({}, f"the embedding model is not available: {error}")
+    vectors = known | vectors
+    if len({len(vector) for vector in vectors.values()}) > 1:
+        return await embed_texts(embed, texts, {})
+    return EmbeddedTexts(vectors)
 
 
-def measured(account: Account, shelf: Shelf, n: int, found: Embedded) -> Measured:
+def measure_run(
+    run: RunData, sample: ReferenceSample, n: int, embedded: EmbeddedTexts
+) -> RunDiversity:
     """Compare the rows of a run with each other and with its references. Blocks."""
-    rows, references = texts_of(account, shelf, n)
-    vectors, others = found.of(rows), found.of(references)
+    rows, references = sampled_texts(run, sample, n)
+    vectors, others = embedded.of(rows), embedded.of(references)
     equal = min(len(rows), len(references))
-    against, ids = shelf.sample, {reference["id"] for reference in shelf.sample}
-    if shelf.count > len(against):
-        # What a row was made from is the likeliest to be near it.
-        against = against + [r for id_, r in shelf.known.items() if id_ not in ids]
+    against, ids = sample.references, {reference["id"] for reference in sample.references}
+    if sample.count > len(against):
+        # A row is most likely to be near the references it was made from.
+        against = against + [r for id_, r in sample.known.items() if id_ not in ids]
     alike = rouge(rows, [reference["instruction"] for reference in against])
     covered = None
     if vectors is not None and others is not None:
         covered = coverage(others, vectors)
-    return Measured(
-        spread(rows, vectors),
-        spread(rows[:equal], None if vectors is None else vectors[:equal]),
-        spread(references[:equal], None if others is None else others[:equal]),
-        alike.max(axis=1) if against else NOTHING,
+    return RunDiversity(
+        measure_spread(rows, vectors),
+        measure_spread(rows[:equal], None if vectors is None else vectors[:equal]),
+        measure_spread(references[:equal], None if others is None else others[:equal]),
+        alike.max(axis=1) if against else NO_VALUES,
         len(against),
         covered,
         len(references),
     )
 
 
-def spread(texts: Sequence[str], vectors: Vectors | None) -> Spread:
+def measure_spread(texts: Sequence[str], vectors: Vectors | None) -> Spread:
     """Compare texts with each other. Blocks."""
     if not texts:
         return Spread(0)

@@ -1,4 +1,4 @@
-"""The tables of a report: outcomes, criteria, references, a share with its interval in each."""
+"""The tables of a report: head, settings, outcomes, criteria, references, diversity, cost."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from pathlib import PurePath
 from typing import Any, NamedTuple
 
 from refloom.data.record_stats import Passing
-from refloom.evaluation.report.charts import mean_of, stack
-from refloom.evaluation.report.collect import Account, Shelf, Taught, source_key
-from refloom.evaluation.report.diversity import Coverage, Floats, Measured, Spread
+from refloom.evaluation.report.charts import bootstrap_mean_of, stacked_bar
+from refloom.evaluation.report.collect import ReferenceSample, ReferenceStats, RunData, source_key
+from refloom.evaluation.report.diversity import Coverage, FloatArray, RunDiversity, Spread
 from refloom.evaluation.stats import EMPTY, Interval, proportion
 from refloom.runs.outputs import Used
 from refloom.settings import embedded
 
-MOST_CRITERIA = 30
-MOST_REFERENCES = 40
-MOST_SOURCES = 2
+MAX_CRITERIA = 30
+MAX_REFERENCES = 40
+MAX_SOURCES_SHOWN = 2
 REASONS = {
     "criteria": "criteria still failed",
     "no_progress": "no progress in two rounds",
@@ -28,40 +28,42 @@ REASONS = {
 }
 
 
-class Part(NamedTuple):
-    """One of the things that came out, and how often."""
+class OutcomeShare(NamedTuple):
+    """An outcome, how often it came, and its share."""
 
     name: str
     times: int
     share: Interval
 
 
-def outcomes(account: Account) -> dict[str, list[Part]]:
-    """After how many attempts samples were accepted, why they were rejected, how they failed."""
-    facts, judged = account.facts, account.judged
+def outcome_tables(run: RunData) -> dict[str, list[OutcomeShare]]:
+    """At which attempt samples were accepted, why they were rejected, and how they failed."""
+    stats, judged = run.stats, run.judged
     accepted = [
-        Part(f"accepted at attempt {at}", n, proportion(n, judged))
-        for at, n in sorted(facts.attempts.items())
+        OutcomeShare(f"accepted at attempt {at}", n, proportion(n, judged))
+        for at, n in sorted(stats.attempts.items())
     ]
-    rejected = facts.reasons.total()
-    never = [Part("never: rejected", rejected, proportion(rejected, judged))] if judged else []
+    rejected = stats.reasons.total()
+    never = (
+        [OutcomeShare("never: rejected", rejected, proportion(rejected, judged))] if judged else []
+    )
     return {
         "attempts": [*accepted, *never],
-        "reasons": _parts(Counter({REASONS.get(k, k): n for k, n in facts.reasons.items()})),
-        "failures": _parts(facts.errors),
+        "reasons": _shares(Counter({REASONS.get(k, k): n for k, n in stats.reasons.items()})),
+        "failures": _shares(stats.errors),
     }
 
 
-def _parts(counts: Counter[str], most: int = 12) -> list[Part]:
-    total, common = counts.total(), counts.most_common(most)
-    parts = [Part(name, n, proportion(n, total)) for name, n in common]
+def _shares(counts: Counter[str], limit: int = 12) -> list[OutcomeShare]:
+    total, common = counts.total(), counts.most_common(limit)
+    parts = [OutcomeShare(name, n, proportion(n, total)) for name, n in common]
     rest = total - sum(n for _, n in common)
-    return [*parts, Part("others", rest, proportion(rest, total))] if rest else parts
+    return [*parts, OutcomeShare("others", rest, proportion(rest, total))] if rest else parts
 
 
 @dataclass(frozen=True)
 class CriterionLine:
-    """A criterion, and for each run how often it passed at first and at last."""
+    """A criterion, with its first and last pass rate in each run."""
 
     text: str
     must: bool
@@ -70,44 +72,44 @@ class CriterionLine:
     cells: list[tuple[Interval, Interval]]
 
 
-def criteria(
-    accounts: Sequence[Account], shelves: Sequence[Shelf]
+def criterion_table(
+    runs: Sequence[RunData], samples: Sequence[ReferenceSample]
 ) -> tuple[list[CriterionLine], int]:
-    """Rules and built-in criteria, then the most judged ones of the references; how many more."""
+    """Rules and built-in criteria, then the most judged ones from references; how many are left."""
     merged: dict[str, list[Passing | None]] = {}
-    for i, account in enumerate(accounts):
-        for key, passing in account.facts.criteria.items():
+    for i, run in enumerate(runs):
+        for key, passing in run.stats.criteria.items():
             if passing.times:
-                merged.setdefault(key, [None] * len(accounts))[i] = passing
-    ours: list[str] = []
-    theirs: list[str] = []
-    for key, found in merged.items():
-        (theirs if any(p and p.drawn for p in found) else ours).append(key)
-    theirs.sort(key=lambda key: -sum(p.times for p in merged[key] if p))
-    shown = [*ours, *theirs[:MOST_CRITERIA]]
-    lines = [_criterion(merged[key], accounts, shelves) for key in shown]
-    return lines, max(len(theirs) - MOST_CRITERIA, 0)
+                merged.setdefault(key, [None] * len(runs))[i] = passing
+    fixed: list[str] = []
+    extracted: list[str] = []
+    for key, passings in merged.items():
+        (extracted if any(p and p.drawn for p in passings) else fixed).append(key)
+    extracted.sort(key=lambda key: -sum(p.times for p in merged[key] if p))
+    keys = [*fixed, *extracted[:MAX_CRITERIA]]
+    lines = [_criterion_line(merged[key], runs, samples) for key in keys]
+    return lines, max(len(extracted) - MAX_CRITERIA, 0)
 
 
-def _criterion(
-    found: Sequence[Passing | None], accounts: Sequence[Account], shelves: Sequence[Shelf]
+def _criterion_line(
+    passings: Sequence[Passing | None], runs: Sequence[RunData], samples: Sequence[ReferenceSample]
 ) -> CriterionLine:
-    one = next(passing for passing in found if passing)
-    key, sources = source_key(one.text, one.must), dict[str, str]()
-    for account, shelf in zip(accounts, shelves, strict=True):
-        for id_, _ in account.sources.get(key, Counter[str]()).most_common(MOST_SOURCES):
-            sources[id_] = sources.get(id_) or shelf.start(id_)
-    cells = [(_passed(p.first), _passed(p.last)) if p else (EMPTY, EMPTY) for p in found]
-    named = list(sources.items())[:MOST_SOURCES] if one.drawn else []
-    return CriterionLine(one.text, one.must, one.judged_by, named, cells)
+    first = next(passing for passing in passings if passing)
+    key, sources = source_key(first.text, first.must), dict[str, str]()
+    for run, sample in zip(runs, samples, strict=True):
+        for id_, _ in run.sources.get(key, Counter[str]()).most_common(MAX_SOURCES_SHOWN):
+            sources[id_] = sources.get(id_) or sample.start(id_)
+    cells = [(_pass_rate(p.first), _pass_rate(p.last)) if p else (EMPTY, EMPTY) for p in passings]
+    named = list(sources.items())[:MAX_SOURCES_SHOWN] if first.drawn else []
+    return CriterionLine(first.text, first.must, first.judged_by, named, cells)
 
 
-def _passed(counts: Counter[str]) -> Interval:
+def _pass_rate(counts: Counter[str]) -> Interval:
     return proportion(counts["pass"], counts["pass"] + counts["fail"] + counts["unknown"])
 
 
-class TaughtCell(NamedTuple):
-    """What came of a reference in a run."""
+class ReferenceCell(NamedTuple):
+    """What became of the samples of a run that used a reference."""
 
     samples: int
     failed: int
@@ -118,58 +120,66 @@ class TaughtCell(NamedTuple):
 
 @dataclass(frozen=True)
 class ReferenceLine:
-    """A reference, and for each run what came of the samples that used it."""
+    """A reference, with a cell for each run."""
 
     id: str
     start: str
-    cells: list[TaughtCell]
+    cells: list[ReferenceCell]
 
 
-def ranked(accounts: Sequence[Account]) -> tuple[list[str], list[str], int]:
-    """The ids of the references that teach best and worst, and how many were judged.
+class Ranking(NamedTuple):
+    """The ids of the references whose samples do best and worst; `judged`: how many were ranked."""
 
-    By the near end of the interval, so that one lucky sample makes no best reference.
+    best: list[str]
+    worst: list[str]
+    judged: int
+
+
+def rank_references(runs: Sequence[RunData]) -> Ranking:
+    """Rank references by the share of their samples that were accepted.
+
+    By the nearer end of the interval, so that one lucky sample does not make a best reference.
     """
-    added: dict[str, list[int]] = {}
-    for account in accounts:
-        for id_, taught in account.taught.items():
-            pair = added.setdefault(id_, [0, 0])
-            pair[0], pair[1] = pair[0] + taught.accepted, pair[1] + taught.judged
-    shares = {id_: proportion(hits, n) for id_, (hits, n) in added.items() if n}
+    totals: dict[str, list[int]] = {}
+    for run in runs:
+        for id_, stats in run.reference_stats.items():
+            pair = totals.setdefault(id_, [0, 0])
+            pair[0], pair[1] = pair[0] + stats.accepted, pair[1] + stats.judged
+    shares = {id_: proportion(hits, n) for id_, (hits, n) in totals.items() if n}
     best = sorted(shares, key=lambda id_: (-(shares[id_].low or 0), id_))
-    if len(best) <= MOST_REFERENCES:
-        return best, [], len(best)
-    half = MOST_REFERENCES // 2
+    if len(best) <= MAX_REFERENCES:
+        return Ranking(best, [], len(best))
+    half = MAX_REFERENCES // 2
     worst = sorted(shares, key=lambda id_: (shares[id_].high or 0, id_))
-    return best[:half], worst[:half], len(best)
+    return Ranking(best[:half], worst[:half], len(best))
 
 
-def references(
-    ids: Sequence[str], accounts: Sequence[Account], shelves: Sequence[Shelf]
+def reference_table(
+    ids: Sequence[str], runs: Sequence[RunData], samples: Sequence[ReferenceSample]
 ) -> list[ReferenceLine]:
-    """Lines for some references."""
+    """The lines of the table of references, for the given ids."""
     return [
         ReferenceLine(
             id_,
-            next((start for shelf in shelves if (start := shelf.start(id_))), ""),
-            [_cell(account.taught.get(id_) or Taught()) for account in accounts],
+            next((start for sample in samples if (start := sample.start(id_))), ""),
+            [_reference_cell(run.reference_stats.get(id_) or ReferenceStats()) for run in runs],
         )
         for id_ in ids
     ]
 
 
-def _cell(taught: Taught) -> TaughtCell:
-    return TaughtCell(
-        taught.judged,
-        taught.failed,
-        proportion(taught.accepted, taught.judged),
-        taught.attempts / taught.judged if taught.judged else None,
-        proportion(taught.criteria_passed, taught.criteria_judged),
+def _reference_cell(stats: ReferenceStats) -> ReferenceCell:
+    return ReferenceCell(
+        stats.judged,
+        stats.failed,
+        proportion(stats.accepted, stats.judged),
+        stats.attempts / stats.judged if stats.judged else None,
+        proportion(stats.criteria_passed, stats.criteria_judged),
     )
 
 
-class Compared(NamedTuple):
-    """A figure of the rows, of as many of them as there are references beside, and of those."""
+class DiversityLine(NamedTuple):
+    """A diversity figure of all rows, of rows at equal n, and of the references."""
 
     name: str
     rows: str
@@ -177,72 +187,82 @@ class Compared(NamedTuple):
     references: str
 
 
-def beside(found: Measured) -> list[Compared]:
-    """Figures that hang on n, at equal n too."""
-    shown: dict[str, Callable[[Spread], str]] = {
-        "mean ROUGE-L F1 of all pairs": lambda spread: _plain(spread.pairwise),
-        "mean ROUGE-L F1 of the nearest": lambda spread: _mean(spread.nearest),
-        "mean distance of the nearest by meaning": lambda spread: _mean(spread.distances),
-        "Vendi score": _vendi,
+def diversity_table(diversity: RunDiversity) -> list[DiversityLine]:
+    """Diversity figures; those that depend on n are given at equal n too."""
+    figures: dict[str, Callable[[Spread], str]] = {
+        "mean ROUGE-L F1 of all pairs": lambda spread: _format_pairs(spread.pairwise),
+        "mean ROUGE-L F1 of the nearest": lambda spread: _format_mean(spread.nearest),
+        "mean distance of the nearest by meaning": lambda spread: _format_mean(spread.distances),
+        "Vendi score": _format_vendi,
     }
     return [
-        Compared(name, show(found.rows), show(found.equal), show(found.references))
-        for name, show in shown.items()
+        DiversityLine(name, show(diversity.rows), show(diversity.equal), show(diversity.references))
+        for name, show in figures.items()
     ]
 
 
-def _plain(values: Floats) -> str:
+def _format_pairs(values: FloatArray) -> str:
     return f"{values.mean():.3f} ({len(values):,} pairs)" if len(values) else ""
 
 
-def _mean(values: Floats) -> str:
-    found = mean_of(values)
-    if found.value is None:
-        return ""
-    return f"{found.value:.3f} ({found.low:.3f} to {found.high:.3f})"
+def _format_mean(values: FloatArray) -> str:
+    mean = bootstrap_mean_of(values)
+    return "" if mean.value is None else f"{mean.value:.3f} ({mean.low:.3f} to {mean.high:.3f})"
 
 
-def _vendi(spread: Spread) -> str:
+def _format_vendi(spread: Spread) -> str:
     return "" if spread.vendi is None else f"{spread.vendi:,.1f} of {spread.n:,}"
 
 
 class ClusterLine(NamedTuple):
-    """A cluster of references: the start of its most typical one, and what falls into it."""
+    """A cluster of references: its most typical instruction, and the shares that fall into it."""
 
     start: str
     references: Interval
     rows: Interval
 
 
-def clusters(covered: Coverage, shelf: Shelf) -> list[ClusterLine]:
-    """The clusters, the largest first."""
-    many = sum(c.references for c in covered.clusters)
+def cluster_table(covered: Coverage, sample: ReferenceSample) -> list[ClusterLine]:
+    """The lines of the table of clusters, the largest first."""
+    references = sum(c.references for c in covered.clusters)
     rows = sum(c.rows for c in covered.clusters)
     return [
         ClusterLine(
-            " ".join(shelf.sample[c.centre]["instruction"].split())[:160],
-            proportion(c.references, many),
+            " ".join(sample.references[c.centre]["instruction"].split())[:160],
+            proportion(c.references, references),
             proportion(c.rows, rows),
         )
         for c in covered.clusters
     ]
 
 
-# MERGED refloom~measure~report_head
-# What a report says of runs first: what they are, what came of them, what they cost.
 STATES = {
     "done": "done",
     "short": "ended short of its target",
     "stopped": "stopped",
     "interrupted": "interrupted",
-    "running": "under way",
+    "running": "running",
 }
-SHOWN = (
-    *("feedback", "review", "per_seed", "answer_seeds", "references_per_seed", "reference_quota"),
-    *("max_attempts", "max_criteria", "should_share", "try_criteria", "novelty_threshold"),
-    *("target", "limit", "turns", "random_seed", "preset", "engine"),
+LISTED_SETTINGS = (
+    "feedback",
+    "review",
+    "per_seed",
+    "answer_seeds",
+    "references_per_seed",
+    "reference_quota",
+    "max_attempts",
+    "max_criteria",
+    "should_share",
+    "try_criteria",
+    "novelty_threshold",
+    "target",
+    "limit",
+    "turns",
+    "random_seed",
+    "preset",
+    "engine",
 )
-PARTS = (
+STATUS_PARTS = (
     ("good", "accepted"),
     ("poor", "rejected"),
     ("doubt", "failed"),
@@ -250,8 +270,8 @@ PARTS = (
 )
 
 
-class Line(NamedTuple):
-    """A line of the table of runs: a value a run, and whether they differ."""
+class OverviewLine(NamedTuple):
+    """A line of the overview: a value for each run, and whether they differ."""
 
     name: str
     values: list[str]
@@ -259,7 +279,7 @@ class Line(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """A figure to see first; `note` says of how many it is."""
+    """A key figure; `note` says what it is a share or mean of."""
 
     name: str
     value: str
@@ -267,160 +287,166 @@ class Tile(NamedTuple):
     interval: Interval | None = None
 
 
-def head(account: Account, found: Measured) -> dict[str, Any]:
-    """A run's name, state and first figures."""
-    said, counts = account.said, account.said["counts"]
-    parts = [(kind, name, int(counts.get(name, 0))) for kind, name in PARTS]
+def run_head(run: RunData, diversity: RunDiversity) -> dict[str, Any]:
+    """A run's state and key figures."""
+    run_json, counts = run.run_json, run.run_json["counts"]
+    parts = [(kind, name, int(counts.get(name, 0))) for kind, name in STATUS_PARTS]
     label = ", ".join(f"{n:,} {name}" for _, name, n in parts)
     return {
-        "state": STATES.get(said["status"], said["status"]),
-        "status": said["status"],
-        "stopped": said.get("stopped") or "",
+        "state": STATES.get(run_json["status"], run_json["status"]),
+        "status": run_json["status"],
+        "stopped": run_json.get("stopped") or "",
         "parts": parts,
         "candidates": int(counts.get("candidates", 0)),
-        "bar": stack(parts, label),
-        "tiles": _tiles(account, found),
+        "bar": stacked_bar(parts, label),
+        "tiles": _tiles(run, diversity),
     }
 
 
-def _tiles(account: Account, found: Measured) -> list[Tile]:
-    judged, accepted = account.judged, int(account.said["counts"]["accepted"])
-    first = account.facts.attempts[1]
-    rows, cost = found.rows, account.said.get("cost_usd")
+def _tiles(run: RunData, diversity: RunDiversity) -> list[Tile]:
+    judged, accepted = run.judged, int(run.run_json["counts"]["accepted"])
+    first = run.stats.attempts[1]
+    rows, cost = diversity.rows, run.run_json.get("cost_usd")
     each = f"${cost / accepted:.4f}" if accepted and cost is not None else "unknown"
     near = f"{rows.nearest.mean():.2f}" if len(rows.nearest) else "unknown"
     score = f"{rows.vendi:,.0f}" if rows.vendi is not None else "unknown"
     return [
-        _share("accepted", proportion(accepted, judged), "judged samples"),
-        _share("accepted at once", proportion(first, judged), "judged samples"),
+        _share_tile("accepted", proportion(accepted, judged), "judged samples"),
+        _share_tile("accepted at once", proportion(first, judged), "judged samples"),
         Tile("different instructions", score, f"Vendi score of n = {rows.n:,} rows"),
         Tile("nearest instruction", near, f"mean ROUGE-L F1 of n = {rows.n:,} rows"),
-        Tile("dollars a row", each, f"n = {accepted:,} accepted rows{_apart(account.borrowed)}"),
+        Tile(
+            "dollars a row",
+            each,
+            f"n = {accepted:,} accepted rows{_borrowed_note(run.borrowed)}",
+        ),
     ]
 
 
-def _apart(borrowed: int) -> str:
-    """What a cost leaves out, as the end of a sentence."""
-    return f"; {borrowed:,} calls that another run paid for are not in it" if borrowed else ""
+def _borrowed_note(borrowed: int) -> str:
+    """The calls that a cost leaves out, as the end of a sentence."""
+    return f"; without {borrowed:,} calls that another run paid for" if borrowed else ""
 
 
-def _share(name: str, found: Interval, what: str) -> Tile:
-    value = "unknown" if found.value is None else f"{100 * found.value:.0f} %"
-    return Tile(name, value, f"n = {found.n:,} {what}", found)
+def _share_tile(name: str, share: Interval, of: str) -> Tile:
+    value = "unknown" if share.value is None else f"{100 * share.value:.0f} %"
+    return Tile(name, value, f"n = {share.n:,} {of}", share)
 
 
-def overview(accounts: Sequence[Account]) -> dict[str, list[Line]]:
-    """Two tables of runs: what they were made with, and what there was of everything."""
-    found = {}
-    for title, facts in (("Settings", _settings), ("Counts and use", _use)):
-        columns = [facts(account) for account in accounts]
+def overview_tables(runs: Sequence[RunData]) -> dict[str, list[OverviewLine]]:
+    """Two tables with a column for each run: its settings, and its counts and use."""
+    overview = {}
+    for title, rows_of in (("Settings", _setting_rows), ("Counts and use", _usage_rows)):
+        columns = [rows_of(run) for run in runs]
         lines = []
         for name in dict.fromkeys(name for column in columns for name in column):
             values = [column.get(name, "") for column in columns]
             if any(values):
-                lines.append(Line(name, values, facts is _settings and len(set(values)) > 1))
-        found[title] = lines
-    return found
+                lines.append(
+                    OverviewLine(name, values, rows_of is _setting_rows and len(set(values)) > 1)
+                )
+        overview[title] = lines
+    return overview
 
 
-def _settings(account: Account) -> dict[str, str]:
-    said = account.said
-    settings: Mapping[str, Any] = said.get("settings") or {}
+def _setting_rows(run: RunData) -> dict[str, str]:
+    run_json = run.run_json
+    settings: Mapping[str, Any] = run_json.get("settings") or {}
     judge = settings.get("judge_model") or settings.get("model") or ""
     method = settings.get("judge_method") or ("logodds" if embedded(str(judge)) else "verdict")
     return {
-        "model": named(settings.get("model")),
-        "judge": f"{named(judge)}, {method}" if judge else "",
-        "embedding model": named(settings.get("embedding_model")),
-        "prompt version": text(said.get("prompt_version")),
-        "refloom": text((said.get("versions") or {}).get("refloom")),
-        **{k.replace("_", " "): text(settings.get(k)) for k in SHOWN},
-        "benchmarks": ", ".join(map(named, settings.get("benchmark") or ())),
+        "model": short_name(settings.get("model")),
+        "judge": f"{short_name(judge)}, {method}" if judge else "",
+        "embedding model": short_name(settings.get("embedding_model")),
+        "prompt version": format_setting(run_json.get("prompt_version")),
+        "refloom": format_setting((run_json.get("versions") or {}).get("refloom")),
+        **{k.replace("_", " "): format_setting(settings.get(k)) for k in LISTED_SETTINGS},
+        "benchmarks": ", ".join(map(short_name, settings.get("benchmark") or ())),
     }
 
 
-def _use(account: Account) -> dict[str, str]:
-    said = account.said
-    calls, usage = said["calls"], said.get("usage") or {}
+def _usage_rows(run: RunData) -> dict[str, str]:
+    run_json = run.run_json
+    calls, usage = run_json["calls"], run_json.get("usage") or {}
     return {
-        **_counted(said["counts"]),
-        **(_trials(said.get("criteria") or {}) if said.get("settings") else {}),
-        "calls paid": number(calls.get("paid")),
-        "calls reused": number(calls.get("reused")),
-        "calls tried again": number(calls.get("retried")),
-        "prompt tokens": number(usage.get("prompt_tokens")),
-        "of them cached": number(usage.get("cached_tokens")),
-        "completion tokens": number(usage.get("completion_tokens")),
-        "dollars": money(said.get("cost_usd")),
-        "time": duration(said.get("seconds")),
-        "decided by people": account.facts.reviewed,
+        **_count_rows(run_json["counts"]),
+        **(_trial_rows(run_json.get("criteria") or {}) if run_json.get("settings") else {}),
+        "calls paid": format_count(calls.get("paid")),
+        "calls reused": format_count(calls.get("reused")),
+        "calls retried": format_count(calls.get("retried")),
+        "prompt tokens": format_count(usage.get("prompt_tokens")),
+        "of them cached": format_count(usage.get("cached_tokens")),
+        "completion tokens": format_count(usage.get("completion_tokens")),
+        "dollars": format_dollars(run_json.get("cost_usd")),
+        "time": format_duration(run_json.get("seconds")),
+        "decided by people": run.stats.reviewed,
     }
 
 
-def _counted(counts: Mapping[str, Any]) -> dict[str, str]:
+def _count_rows(counts: Mapping[str, Any]) -> dict[str, str]:
     names = ("seeds", "references", "candidates", "accepted", "rejected", "failed", "pending")
-    named_ = {name: name for name in names} | {
+    labels = {name: name for name in names} | {
         "duplicates": "duplicates, dropped before",
         "contaminated": "contaminated, of the rejected",
-        "references_failed": "references nothing was learned of",
-        "rows_skipped": "rows left out in reading",
+        "references_failed": "references that could not be learned from",
+        "rows_skipped": "rows skipped in reading",
     }
-    return {shown: number(counts.get(name)) for name, shown in named_.items()}
+    return {label: format_count(counts.get(name)) for name, label in labels.items()}
 
 
-def _trials(criteria: Mapping[str, Any]) -> dict[str, str]:
+def _trial_rows(criteria: Mapping[str, Any]) -> dict[str, str]:
     return {
-        f"criteria {name}": number(criteria.get(name))
+        f"criteria {name}": format_count(criteria.get(name))
         for name in ("proposed", "earned", "demoted", "dropped")
     }
 
 
-def stages(account: Account) -> dict[str, Any]:
-    """Calls, tokens and dollars by stage and model, and in all."""
-    found = account.stages
-    costs = [stage.cost_usd for stage in found]
+def stage_costs(run: RunData) -> dict[str, Any]:
+    """Calls, tokens and dollars by stage and model, and in total."""
+    stages = run.stages
+    costs = [stage.cost_usd for stage in stages]
     known = [cost for cost in costs if cost is not None]
     total = Used(
-        "in all",
+        "total",
         "",
-        sum(s.calls for s in found),
-        sum(s.prompt_tokens for s in found),
-        sum(s.cached_tokens for s in found),
-        sum(s.completion_tokens for s in found),
+        sum(s.calls for s in stages),
+        sum(s.prompt_tokens for s in stages),
+        sum(s.cached_tokens for s in stages),
+        sum(s.completion_tokens for s in stages),
         sum(known) if len(known) == len(costs) else None,
     )
-    return {"lines": found, "total": total, "models": len({s.model for s in found}) > 1}
+    return {"lines": stages, "total": total, "models": len({s.model for s in stages}) > 1}
 
 
-def named(value: object) -> str:
-    """A model or file without the folders it is in, which are another machine's."""
-    said = str(value or "")
-    pure = PurePath(said)
-    local = pure.is_absolute() or said.startswith((".", "~")) or pure.suffix == ".gguf"
-    return pure.name if local else said
+def short_name(value: object) -> str:
+    """The name of a model or file, without the folders of the machine it is on."""
+    name = str(value or "")
+    path = PurePath(name)
+    is_path = path.is_absolute() or name.startswith((".", "~")) or path.suffix == ".gguf"
+    return path.name if is_path else name
 
 
-def text(value: object) -> str:
-    """A setting in words."""
+def format_setting(value: object) -> str:
+    """A setting as text."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     return "" if value is None else str(value)
 
 
-def number(value: object) -> str:
-    """A count with its thousands set apart."""
+def format_count(value: object) -> str:
+    """A count with thousands separators; empty if it is not a number."""
     return f"{value:,}" if isinstance(value, int | float) else ""
 
 
-def money(value: float | None) -> str:
-    """Dollars; a cost that is not known is not nothing."""
+def format_dollars(value: float | None) -> str:
+    """A cost in dollars; says so if it is unknown."""
     if value is None:
         return "unknown: a model has no price"
     return f"${value:,.2f}" if value >= 1 else f"${value:.4f}"
 
 
-def duration(seconds: float | None) -> str:
-    """A time in the two largest units that it fills.
+def format_duration(seconds: float | None) -> str:
+    """A duration in its two largest units.
 
     >>> duration(3725), duration(12.3), duration(None)
     ('1 h 2 min', '12 s', '')
