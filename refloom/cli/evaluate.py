@@ -133,7 +133,7 @@ def compare(args: Namespace, flags: dict[str, Any]) -> int:
     from refloom.evaluation.compare import compare_runs, format_comparison, read_arm
     from refloom.evaluation.experiment import arm_directories, judging_directory
     from refloom.evaluation.judging import judge_settings, progress_printer, unique_names
-    from refloom.evaluation.report import check_place
+    from refloom.evaluation.report import check_output
     from refloom.evaluation.report import report as write_report
     from refloom.runs.journal import check_run, is_experiment
 
@@ -152,7 +152,7 @@ def compare(args: Namespace, flags: dict[str, Any]) -> int:
     for path in directories:
         check_run(path)
     if args.out is not None:
-        check_place(args.out)
+        check_output(args.out)
     settings = judge_settings(directories[0], flags)
     names = unique_names(directories)
     arms = [read_arm(name, path) for name, path in zip(names, directories, strict=True)]
