@@ -72,7 +72,9 @@ def test_every_node_says_what_it_does(graph):
 
 @pytest.mark.parametrize("name", NODES)
 def test_a_node_is_the_function_of_its_file(name):
-    assert callable(getattr(importlib.import_module(f"nodes.{name}"), name))
+    # The indexer's check stands beside the node that adds what it lets in.
+    file = "add" if name == "check" else name
+    assert callable(getattr(importlib.import_module(f"nodes.{file}"), name))
 
 
 @pytest.mark.parametrize("name", PROMPTED)

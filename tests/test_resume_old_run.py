@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from fakes import Endpoint
-from processes import Finished, refloom
+from processes import CommandResult, refloom
 from varied_model import BASE_URL, calls_in, canonical, proxied, respond, stage_of
 
 DATA = Path(__file__).parent / "data"
@@ -47,7 +47,7 @@ class Desk:
     paid: set[str]
     needed: set[str]
 
-    def call(self, *arguments: object) -> Finished:
+    def call(self, *arguments: object) -> CommandResult:
         """Run a command in the folder; it has to end well."""
         ended = refloom(*arguments, cwd=self.folder, **proxied(self.endpoint.url))
         assert ended.returncode == 0, ended.stderr
