@@ -32,7 +32,7 @@ install: .venv/.installed  ## make .venv with everything: refloom, the embedded 
 demo: install  ## make real rows on the embedded model; no key
 	$(BIN)/refloom demo
 
-test: install  ## run the tests
+test: install  ## run all tests (HYPOTHESIS_PROFILE=ci or nightly tries more examples)
 	$(BIN)/python -m pytest -n 2
 
 check: install  ## format, lint, types, import law, generated docs
