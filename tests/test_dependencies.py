@@ -14,6 +14,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("graph", "nodes", "memory", "prompts", "refloom")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+DISTRIBUTIONS = packages_distributions()
 # Where an extra's distributions may be imported.
 EXTRAS = {
     "local": ("refloom/local.py", "memory/weights.py"),
@@ -28,7 +29,6 @@ def name_of(requirement: str) -> str:
 
 def imported(path: Path) -> set[str]:
     """The distributions whose modules a file imports, wherever in it."""
-    known = packages_distributions()
     modules = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -37,7 +37,7 @@ def imported(path: Path) -> set[str]:
             modules.add(node.module.split(".")[0])
     foreign = modules - set(sys.stdlib_module_names) - set(PACKAGES) - {"__future__"}
     # A namespace such as langgraph's is filled by several distributions.
-    return {"|".join(sorted({d.lower().replace("_", "-") for d in known[m]})) for m in foreign}
+    return {"|".join(sorted({d.lower().replace("_", "-") for d in DISTRIBUTIONS[m]})) for m in foreign}
 
 
 @pytest.mark.parametrize(
