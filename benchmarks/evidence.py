@@ -30,7 +30,7 @@ from benchmarks.scripted import QUALITIES, drawn, embed, make_references, tagged
 from nodes.llm import Call, Reply
 from refloom.data.read import Source
 from refloom.evaluation.compare import Arm, ArmSample, compare_runs
-from refloom.evaluation.experiment import compare_arms, arm_settings
+from refloom.evaluation.experiment import arm_settings, compare_arms
 from refloom.evaluation.stats import proportion
 from refloom.runs.journal import Journal
 from refloom.runs.run import Run, Tools

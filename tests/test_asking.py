@@ -12,8 +12,13 @@ from nodes.compare import compare
 from nodes.context import Context
 from nodes.llm import CallFailed, Place
 from refloom.errors import BudgetSpent, JournalError
-from refloom.evaluation.judging import judge_session, gather_bounded, judge_settings_over, unique_names
-from refloom.runs.outputs import status_of
+from refloom.evaluation.judging import (
+    gather_bounded,
+    judge_session,
+    judge_settings_over,
+    unique_names,
+)
+from refloom.runs.outputs import read_status
 from refloom.settings import Settings
 
 RUN = {"settings": {"model": "m", "judge_model": "j", "base_url": "http://run.example/v1"}}
@@ -56,7 +61,7 @@ async def test_a_directory_is_held_while_its_judge_is_asked(tmp_path):
 
 async def test_a_budget_that_is_spent_ends_it_and_what_was_paid_is_kept(tmp_path):
     await finish_run(tmp_path, ScriptedModel())
-    before = status_of(tmp_path)["calls"]["paid"]
+    before = read_status(tmp_path)["calls"]["paid"]
     settings, model = Settings(model="m", max_tokens=6000, concurrency=1), ScriptedModel()
 
     async def ask(calls, number: int) -> None:
@@ -67,7 +72,7 @@ async def test_a_budget_that_is_spent_ends_it_and_what_was_paid_is_kept(tmp_path
         async with judge_session(tmp_path, settings, model) as calls:
             for number in range(500):
                 await ask(calls, number)
-    paid = status_of(tmp_path)["calls"]["paid"] - before
+    paid = read_status(tmp_path)["calls"]["paid"] - before
     assert 0 < paid == len(model.calls)
     async with judge_session(tmp_path, Settings(model="m"), model) as calls:
         await ask(calls, 0)

@@ -37,7 +37,9 @@ def imported(path: Path) -> set[str]:
             modules.add(node.module.split(".")[0])
     foreign = modules - set(sys.stdlib_module_names) - set(PACKAGES) - {"__future__"}
     # A namespace such as langgraph's is filled by several distributions.
-    return {"|".join(sorted({d.lower().replace("_", "-") for d in DISTRIBUTIONS[m]})) for m in foreign}
+    return {
+        "|".join(sorted({d.lower().replace("_", "-") for d in DISTRIBUTIONS[m]})) for m in foreign
+    }
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from refloom.runs.progress import KEY_CHARS, MOST_KEYS, Progress, Seen
+from refloom.runs.progress import KEY_CHARS, MOST_KEYS, Progress, RunStats
 
-SEEN = Seen(
+SEEN = RunStats(
     accepted=0,
     rejected=0,
     failed=0,

@@ -13,9 +13,9 @@ from processes import lines, refloom
 from runs import finish_run, references
 
 from refloom.errors import InputError
-from refloom.evaluation.compare import Arm, ArmSample, read_arm, compare_runs, format_comparison
+from refloom.evaluation.compare import Arm, ArmSample, compare_runs, format_comparison, read_arm
 from refloom.evaluation.experiment import parse_arms
-from refloom.runs.outputs import status_of
+from refloom.runs.outputs import read_status
 from refloom.settings import Settings
 
 ARMS = "reference,sample,none,generic,swapped"
@@ -284,7 +284,7 @@ def test_a_judge_is_checked_on_an_arm_and_not_on_a_whole_experiment(tried):
     account = read_arm("reference", out / "reference").summary
     kept = json.loads((out / "compare.json").read_text())["arms"][0]
     assert account["calls"] == kept["calls"]
-    assert status_of(out / "reference")["calls"]["by_stage"]["judge-check"] == asked
+    assert read_status(out / "reference")["calls"]["by_stage"]["judge-check"] == asked
 
 
 def test_the_status_of_an_experiment_is_that_of_its_arms(tried):

@@ -392,7 +392,10 @@ def test_export_writes_parts_and_says_how_many_rows(made, tmp_path):
         (["d.csv", "--format", "messages"], "written as .jsonl or .parquet"),
         (["no/such/d.jsonl", "--format", "messages"], "cannot be written"),
         (["d.jsonl", "--format", "messages", "--split", "train"], "no NAME=SHARE"),
-        (["d.jsonl", "--format", "messages", "--max-rows", "0"], "not a whole number of at least 1"),
+        (
+            ["d.jsonl", "--format", "messages", "--max-rows", "0"],
+            "not a whole number of at least 1",
+        ),
         (["d.jsonl", "--format", "chatml"], "invalid choice"),
     ],
 )

@@ -24,9 +24,9 @@ from refloom.cli import main
 from refloom.cli.export import JUDGING, SETTINGS
 from refloom.errors import BudgetSpent, JournalError, TooManyFailed
 from refloom.evaluation.judging import judge_settings
-from refloom.evaluation.selection import SelectionSettings, Selection, k_centre, select_samples
+from refloom.evaluation.selection import Selection, SelectionSettings, k_centre, select_samples
 from refloom.runs.journal import Journal
-from refloom.runs.outputs import status_of
+from refloom.runs.outputs import read_status
 
 # A third of the drafts fail, and so are refined; of these a half are found better.
 FAMILY = [words(f"seed {i}", 9) for i in range(24)]
@@ -177,7 +177,7 @@ async def test_what_was_paid_before_a_stop_is_kept(run):
 
 
 async def test_the_budget_of_the_run_bounds_the_judge(run):
-    used = status_of(run)["usage"]
+    used = read_status(run)["usage"]
     spent = used["prompt_tokens"] + used["completion_tokens"] + 10
     with pytest.raises(BudgetSpent):
         await choose(run, filters=("judge",), max_tokens=spent)
@@ -405,7 +405,10 @@ ODD = [
     (("d.jsonl", *JUDGE, "--size", "0"), "not a whole number of at least 1"),
     (("d.jsonl", "--size", "3"), "--size: give --filter or --sample"),
     (("d.jsonl", "--filter", "random", "--sample", "diverse", "--size", "3"), "give one"),
-    (("d.jsonl", *JUDGE, "--filter", "rouge", "--filter-threshold", "1.5"), "is not a number above 0"),
+    (
+        ("d.jsonl", *JUDGE, "--filter", "rouge", "--filter-threshold", "1.5"),
+        "is not a number above 0",
+    ),
     (("d.jsonl", *JUDGE, "--filter-threshold", "0.5"), "--filter-threshold: only with"),
     (("d.jsonl", "--filter", "rouge", "--judge-model", "j"), "--judge-model: only with"),
     (("d.jsonl", *JUDGE, "--embedding-model", "e"), "--embedding-model: only with"),

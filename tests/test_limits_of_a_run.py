@@ -26,8 +26,8 @@ from runs import (
 from nodes.llm import Call, CallFailed, ProviderStopped, Reply
 from refloom.errors import BudgetSpent, JournalError, TooManyFailed
 from refloom.runs.journal import records
-from refloom.runs.outputs import status_of
-from refloom.runs.scheduler import JUDGED_AFTER
+from refloom.runs.outputs import read_status
+from refloom.runs.scheduler import MIN_SAMPLES_FOR_FAILURE_RATE
 from refloom.settings import load
 
 PRICES = "[m]\ninput = 100.0\ncached_input = 50.0\noutput = 1000.0\n"
@@ -129,7 +129,7 @@ async def test_a_run_most_of_whose_samples_fail_is_stopped(tmp_path):
         await finish_run(tmp_path, failing(1), SEEDS, per_seed=10, concurrency=1)
     said = summary_of(tmp_path)
     assert said["status"] == "stopped"
-    assert JUDGED_AFTER <= said["counts"]["failed"] < 40
+    assert MIN_SAMPLES_FOR_FAILURE_RATE <= said["counts"]["failed"] < 40
     assert "failed.jsonl" in said["stopped"]
 
 
@@ -414,12 +414,12 @@ async def test_a_damaged_run_is_told_in_one_line(tmp_path):
     await finish_run(tmp_path / "out", ScriptedModel(), SEEDS)
     for odd in ("[1]", '{"status": 5, "counts": [1]}', "{"):
         (tmp_path / "out" / "run.json").write_text(odd)
-        assert status_of(tmp_path / "out")["counts"]["accepted"] == 8
+        assert read_status(tmp_path / "out")["counts"]["accepted"] == 8
     path = tmp_path / "out" / "journal.sqlite"
     whole = path.read_bytes()
     path.write_bytes(whole[:8192] + b"\xff" * (len(whole) - 8192))
     with pytest.raises(JournalError, match=r"damaged|no refloom journal"):
-        status_of(tmp_path / "out")
+        read_status(tmp_path / "out")
     with pytest.raises(JournalError, match=r"damaged|no refloom journal"):
         list(records(path, "accepted"))
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from memory.novelty import NoveltyFilter
 from nodes.context import Context
-from refloom.runs.scheduler import Order
+from refloom.runs.scheduler import SlotScheduler
 
 PROPOSALS = [
     "why do tides rise twice a day",
@@ -47,7 +47,7 @@ class Turns:
 class Seen:
     """What became of a run: the turns, what was begun in which order, and the counts."""
 
-    order: Order
+    order: SlotScheduler
     journal: Turns
     turns: list[int] = field(default_factory=list)
     begun: list[tuple[int, int, int]] = field(default_factory=list)
@@ -88,8 +88,8 @@ class Plan:
         return self.ends.get((number, slot[2]), "accepted")
 
 
-def new_order(plan: Plan, journal: Turns, context: Context) -> Order:
-    return Order(
+def new_order(plan: Plan, journal: Turns, context: Context) -> SlotScheduler:
+    return SlotScheduler(
         journal,
         context,
         seeds=plan.seeds or len(plan.proposals),

@@ -27,13 +27,13 @@ from runs import (
 from memory.index import ReferenceIndex
 from nodes.llm import Call
 from refloom.runs.journal import Journal
-from refloom.runs.retrieval import LEAST_QUOTA, Gate, Quota, Retrieval
+from refloom.runs.retrieval import MIN_QUOTA, OrderedGate, ReferenceQuota, RunRetrieval
 
 
 @given(st.integers(1, 20), st.randoms(use_true_random=False))
 def test_a_gate_lets_all_through_in_order_whoever_leaves_without_entering(n, draw):
     async def main() -> list[int]:
-        gate, entered = Gate(), []
+        gate, entered = OrderedGate(), []
 
         async def one(number: int) -> None:
             for _ in range(draw.randint(0, 5)):
@@ -66,9 +66,9 @@ async def uses_of(directory: Path, quota: float | None, asked: int) -> Counter[s
     journal = Journal(directory)
     try:
         index = ReferenceIndex(near_one(20), letters, None, "m")
-        uses = Quota(journal, references=21, seeds=asked, quota=quota)
+        uses = ReferenceQuota(journal, references=21, seeds=asked, quota=quota)
         await uses.begin()
-        retrieval = Retrieval(index, uses)
+        retrieval = RunRetrieval(index, uses)
         found = await asyncio.gather(
             *(retrieval(f"tides {words(str(i), 1)} tides", 2, (0, i)) for i in range(asked))
         )
@@ -81,7 +81,7 @@ async def test_a_popular_reference_leaves_room_for_others(tmp_path):
     free = await uses_of(tmp_path / "free", None, 60)
     assert free["popular"] == 60
     bound = await uses_of(tmp_path / "bound", 2.0, 60)
-    assert LEAST_QUOTA <= bound["popular"] <= 2 * 60 * 2 / 21 + 1
+    assert MIN_QUOTA <= bound["popular"] <= 2 * 60 * 2 / 21 + 1
     assert sum(bound.values()) == sum(free.values()) == 120
 
 
@@ -89,7 +89,7 @@ async def test_where_there_is_nothing_else_a_quota_does_not_leave_a_seed_without
     journal = Journal(tmp_path)
     try:
         index = ReferenceIndex(references(2), letters, None, "m")
-        retrieval = Retrieval(index, Quota(journal, references=2, seeds=40, quota=1.0))
+        retrieval = RunRetrieval(index, ReferenceQuota(journal, references=2, seeds=40, quota=1.0))
         for i in range(40):
             assert len(await retrieval(words(f"q{i}", 5), 2, (0, i))) == 2
     finally:

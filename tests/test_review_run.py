@@ -11,8 +11,8 @@ from reviewing import BETTER, ReviewProcess, run_for_review
 from runs import SEEDS, rows, summary_of
 
 from nodes.decisions import BadDecision, Decision
-from refloom.runs.outputs import refresh, status_of
-from refloom.runs.review_queue import NoSuchSample, Reviews
+from refloom.runs.outputs import read_status, rewrite_files
+from refloom.runs.review_queue import ReviewQueue, UnknownSample
 
 
 def failing() -> ScriptedModel:
@@ -24,7 +24,7 @@ def failing() -> ScriptedModel:
     )
 
 
-def decide(reviews: Reviews, number: int, said: str, **more) -> dict[str, int]:
+def decide(reviews: ReviewQueue, number: int, said: str, **more) -> dict[str, int]:
     id_ = reviews.queue()["items"][number]["id"]
     return reviews.decide(id_, Decision(decision=said, **more))
 
@@ -45,11 +45,11 @@ async def test_only_what_was_asked_for_waits(tmp_path):
 
 async def test_decisions_reach_journal_files_counts_and_card(tmp_path):
     await run_for_review(tmp_path, failing(), review="rejected")
-    reviews = Reviews(tmp_path)
+    reviews = ReviewQueue(tmp_path)
     assert decide(reviews, 0, "accept") == {"waiting": 2, "decided": 1}
     decide(reviews, 0, "edit", response=BETTER)
     decide(reviews, 0, "reject", reason="It is about ponds.")
-    assert refresh(tmp_path)
+    assert rewrite_files(tmp_path)
     accepted, rejected = rows(tmp_path, "accepted"), rows(tmp_path, "rejected")
     assert [row["review"]["decision"] for row in accepted] == ["accept", "edit"]
     assert accepted[1]["response"] == BETTER
@@ -62,18 +62,18 @@ async def test_decisions_reach_journal_files_counts_and_card(tmp_path):
 
 async def test_a_decision_is_taken_back(tmp_path):
     await run_for_review(tmp_path)
-    reviews = Reviews(tmp_path)
+    reviews = ReviewQueue(tmp_path)
     id_ = reviews.queue()["items"][1]["id"]
     reviews.decide(id_, Decision(decision="reject"))
     assert reviews.undo(id_) == {"waiting": 3, "decided": 0}
     assert [item["id"] for item in reviews.queue()["items"]][1] == id_
-    with pytest.raises(NoSuchSample):
+    with pytest.raises(UnknownSample):
         reviews.undo("nobody")
 
 
 async def test_a_person_sees_the_sample_as_the_judge_left_it_and_its_references(tmp_path):
     await run_for_review(tmp_path, failing())
-    reviews = Reviews(tmp_path)
+    reviews = ReviewQueue(tmp_path)
     (first, *_) = reviews.queue()["items"]
     assert (first["status"], first["reason"]) == ("rejected", "criteria")
     item = reviews.item(first["id"])
@@ -84,7 +84,7 @@ async def test_a_person_sees_the_sample_as_the_judge_left_it_and_its_references(
 
 async def test_a_resumed_run_asks_nobody_again_and_pays_nothing(tmp_path):
     await run_for_review(tmp_path)
-    decide(Reviews(tmp_path), 0, "accept")
+    decide(ReviewQueue(tmp_path), 0, "accept")
     model = ScriptedModel()
     said = await run_for_review(tmp_path, model)
     assert model.calls == []
@@ -95,14 +95,14 @@ async def test_a_resumed_run_asks_nobody_again_and_pays_nothing(tmp_path):
 async def test_what_waits_counts_towards_the_target_and_a_rejection_makes_room(tmp_path):
     said = await run_for_review(tmp_path, seeds=SEEDS, target=2)
     assert (said["status"], said["counts"]["pending"]) == ("short", 2)
-    decide(Reviews(tmp_path), 0, "accept")
-    decide(Reviews(tmp_path), 0, "reject")
-    refresh(tmp_path)
+    decide(ReviewQueue(tmp_path), 0, "accept")
+    decide(ReviewQueue(tmp_path), 0, "reject")
+    rewrite_files(tmp_path)
     assert summary_of(tmp_path)["status"] == "short"
     said = await run_for_review(tmp_path, seeds=SEEDS, target=2)
     assert [said["counts"][k] for k in ("accepted", "rejected", "pending")] == [1, 1, 1]
-    decide(Reviews(tmp_path), 0, "accept")
-    refresh(tmp_path)
+    decide(ReviewQueue(tmp_path), 0, "accept")
+    rewrite_files(tmp_path)
     assert summary_of(tmp_path)["status"] == "done"
     said = await run_for_review(tmp_path, seeds=SEEDS, target=2)
     assert (said["status"], said["counts"]["accepted"]) == ("done", 2)
@@ -111,8 +111,8 @@ async def test_what_waits_counts_towards_the_target_and_a_rejection_makes_room(t
 async def test_several_of_a_seed_wait_each_by_itself(tmp_path):
     said = await run_for_review(tmp_path, seeds=SEEDS[:2], per_seed=3)
     assert said["counts"]["pending"] == 6
-    decide(Reviews(tmp_path), 4, "accept")
-    refresh(tmp_path)
+    decide(ReviewQueue(tmp_path), 4, "accept")
+    rewrite_files(tmp_path)
     assert rows(tmp_path, "accepted")[0]["slot"] == [0, 1, 1]
 
 
@@ -124,7 +124,7 @@ async def test_a_benchmarks_prompt_is_let_in_by_nobody(tmp_path):
     (tmp_path / "exam.jsonl").write_text(json.dumps({"question": prompt}))
     found: Contamination = benchmarks([tmp_path / "exam.jsonl"])
     await run_for_review(tmp_path / "out")
-    reviews = Reviews(tmp_path / "out", found)
+    reviews = ReviewQueue(tmp_path / "out", found)
     with pytest.raises(BadDecision, match="exam"):
         decide(reviews, 0, "edit", response=f"Ask this: {prompt}")
     assert decide(reviews, 0, "edit", response=BETTER)["decided"] == 1
@@ -138,14 +138,14 @@ async def test_a_run_of_an_older_version_has_nobody_waiting(tmp_path):
     with closing(sqlite3.connect(tmp_path / "journal.sqlite")) as connection:
         connection.execute("DROP TABLE reviews")
         connection.commit()
-    assert status_of(tmp_path)["counts"]["pending"] == 0
-    assert Reviews(tmp_path).counts() == {"waiting": 0, "decided": 0}
+    assert read_status(tmp_path)["counts"]["pending"] == 0
+    assert ReviewQueue(tmp_path).counts() == {"waiting": 0, "decided": 0}
 
 
 async def test_an_edit_is_a_preference_that_its_reviewer_decided(tmp_path):
     await run_for_review(tmp_path)
-    decide(Reviews(tmp_path), 0, "edit", response=BETTER, reason="Says why.")
-    refresh(tmp_path)
+    decide(ReviewQueue(tmp_path), 0, "edit", response=BETTER, reason="Says why.")
+    rewrite_files(tmp_path)
     done = refloom(
         "export", tmp_path, tmp_path / "pairs.jsonl", "--format", "preference", cwd=tmp_path
     )

@@ -47,7 +47,7 @@ from refloom.errors import InputError, JournalError
 from refloom.runs.client import JournaledCalls, Limits
 from refloom.runs.cost import Budget, Prices
 from refloom.runs.journal import Journal, holder
-from refloom.runs.outputs import status_of
+from refloom.runs.outputs import read_status
 from refloom.runs.rate_limit import Limiter
 from refloom.settings import Settings
 
@@ -656,7 +656,7 @@ async def test_a_stop_while_references_are_learned_is_no_failure_of_theirs(tmp_p
     run = build_run(tmp_path, model, concurrency=1, try_criteria=True)
     model.then = run.stop
     await run.go()
-    assert status_of(tmp_path)["counts"]["references_failed"] == 0
+    assert read_status(tmp_path)["counts"]["references_failed"] == 0
 
 
 async def test_a_reference_that_is_learned_at_the_second_try_is_not_counted_as_failed(tmp_path):
@@ -853,14 +853,14 @@ async def test_a_second_run_in_the_same_directory_at_once_is_refused(tmp_path):
 
 async def test_the_status_of_a_run_is_brought_up_to_date_from_its_journal(tmp_path):
     await finish_run(tmp_path, MixedModel(), SEEDS)
-    said = status_of(tmp_path)
+    said = read_status(tmp_path)
     assert said["status"] == "done"
     assert said["counts"] == summary_of(tmp_path)["counts"]
     (tmp_path / "run.json").unlink()
-    assert status_of(tmp_path)["status"] == "interrupted"
-    assert status_of(tmp_path)["counts"]["accepted"] == len(rows(tmp_path, "accepted"))
+    assert read_status(tmp_path)["status"] == "interrupted"
+    assert read_status(tmp_path)["counts"]["accepted"] == len(rows(tmp_path, "accepted"))
     with pytest.raises(JournalError):
-        status_of(tmp_path / "gone")
+        read_status(tmp_path / "gone")
 
 
 # --- memory that is shared ---------------------------------------------------------------------

@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refloom.evaluation.stats import auc, kappa, length_controlled, bootstrap_mean, proportion, sign_test
+from refloom.evaluation.stats import (
+    auc,
+    bootstrap_mean,
+    kappa,
+    length_controlled,
+    proportion,
+    sign_test,
+)
 
 SCORES = st.lists(st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]), min_size=1, max_size=40)
 

@@ -17,7 +17,7 @@ from pydantic_settings import SettingsError
 from refloom import __version__
 from refloom.cli import evaluate, export, index, review, run
 from refloom.errors import RefloomError
-from refloom.runs.garbage_collection import seldom_in_this_process
+from refloom.runs.garbage_collection import relax_gc_for_process
 from refloom.settings import Settings
 
 EXAMPLES = """
@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     """Run a command and exit: 0 done, 2 bad input, 3 short, 4 stopped, 130 interrupted."""
     args = build_parser().parse_args(arguments)
     flags = {k: v for k, v in vars(args).items() if k in Settings.model_fields}
-    seldom_in_this_process()
+    relax_gc_for_process()
     try:
         sys.exit(args.command(args, flags))
     except KeyboardInterrupt:

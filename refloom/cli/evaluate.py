@@ -180,8 +180,8 @@ def compare(args: Namespace, flags: dict[str, Any]) -> int:
 
 def judge_check(args: Namespace, flags: dict[str, Any]) -> int:
     """Test how far the judge of a run can be trusted."""
-    from refloom.evaluation.judge_check import judge_check as check_judge
     from refloom.evaluation.judge_check import format_judge_check
+    from refloom.evaluation.judge_check import judge_check as check_judge
     from refloom.evaluation.judging import judge_settings
     from refloom.runs.journal import check_run
 
@@ -196,7 +196,11 @@ def judge_check(args: Namespace, flags: dict[str, Any]) -> int:
             repeats=args.repeats,
         )
     )
-    print_line(json.dumps(results, indent=2, ensure_ascii=False) if args.json else format_judge_check(results))
+    print_line(
+        json.dumps(results, indent=2, ensure_ascii=False)
+        if args.json
+        else format_judge_check(results)
+    )
     return 0
 
 
@@ -244,10 +248,10 @@ def experiment(args: Namespace, flags: dict[str, Any]) -> int:
 
 def _check_arms(all_settings: Iterable[Settings], references: Any, seeds: Any) -> None:
     """Raise `InputError` for a fault of any arm before anything is written or paid."""
-    from refloom.runs.run import read_given
+    from refloom.runs.run import load_inputs
 
     for settings in all_settings:
-        inputs, _ = read_given(settings, references, seeds)
+        inputs, _ = load_inputs(settings, references, seeds)
         if inputs.elsewhere is not None:
             inputs.elsewhere.close()
 

@@ -241,11 +241,11 @@ def push(args: Namespace, flags: dict[str, Any]) -> int:
     from refloom.data.hub import check_name
     from refloom.data.hub import push as upload
     from refloom.runs.journal import check_run, snapshot
-    from refloom.runs.outputs import card_of, status_of, up_to_date
+    from refloom.runs.outputs import card_text, read_status, refresh_counts
 
     check_name(args.repo_id)
     check_run(args.directory)
-    status = status_of(args.directory)
+    status = read_status(args.directory)
     if not status.keys() >= CARD_NEEDS or "references" not in status["reading"]:
         raise InputError(
             f"{args.directory / 'run.json'}: is missing or damaged; run the same command again"
@@ -254,7 +254,7 @@ def push(args: Namespace, flags: dict[str, Any]) -> int:
         snapshot(args.directory / "journal.sqlite") as journal,
         tempfile.TemporaryDirectory() as folder,
     ):
-        status = up_to_date(status, journal)
+        status = refresh_counts(status, journal)
         contaminated = status["counts"]["contaminated"]
         if contaminated and not args.despite_contamination:
             raise InputError(
@@ -263,7 +263,7 @@ def push(args: Namespace, flags: dict[str, Any]) -> int:
                 "--despite-contamination"
             )
         rows, configs = _write_formats(args, journal, Path(folder))
-        text = card_of(journal, status, title=args.repo_id, configs=configs, rows=rows)
+        text = card_text(journal, status, title=args.repo_id, configs=configs, rows=rows)
         if args.dry_run:
             print_line(text)
             return 0

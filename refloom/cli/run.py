@@ -22,7 +22,7 @@ from refloom.settings import Settings, load
 
 if TYPE_CHECKING:
     from refloom.runs.journal import Journal
-    from refloom.runs.outputs import Summary
+    from refloom.runs.outputs import RunSummary
     from refloom.runs.run import Tools
 
 # References and seeds that a dry run measures.
@@ -205,12 +205,12 @@ def _describe_inputs(
     return lines
 
 
-def _print_inputs(references: Source, seeds: Source | None, summary: Summary) -> None:
+def _print_inputs(references: Source, seeds: Source | None, summary: RunSummary) -> None:
     lines = _describe_inputs(references, seeds, (summary.references, summary.seeds))
     sys.stderr.write("\n".join(lines) + "\n")
 
 
-def _print_summary(summary: Summary, out: Path) -> None:
+def _print_summary(summary: RunSummary, out: Path) -> None:
     counts, cost = summary.counts, summary.more["cost_usd"]
     print_line(
         f"{summary.status}: {counts['accepted']} accepted, {counts['rejected']} rejected, "
@@ -264,10 +264,10 @@ def status(args: Namespace, flags: dict[str, Any]) -> int:
     """Show how a run or an experiment stands, whether it is running, ended, or was killed."""
     from refloom.evaluation.experiment import arm_directories
     from refloom.runs.journal import is_experiment
-    from refloom.runs.outputs import status_of
+    from refloom.runs.outputs import read_status
 
     if is_experiment(args.directory):
-        arms = {path.name: status_of(path) for path in arm_directories(args.directory)}
+        arms = {path.name: read_status(path) for path in arm_directories(args.directory)}
         if args.json:
             print_line(json.dumps({"arms": arms}, indent=2, ensure_ascii=False))
             return 0
@@ -275,7 +275,7 @@ def status(args: Namespace, flags: dict[str, Any]) -> int:
             print_line(f"arm {name}")
             _print_status(arm_status)
         return 0
-    run_status = status_of(args.directory)
+    run_status = read_status(args.directory)
     if args.json:
         print_line(json.dumps(run_status, indent=2, ensure_ascii=False))
         return 0

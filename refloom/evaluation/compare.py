@@ -26,7 +26,7 @@ from refloom.evaluation.stats import (
     sign_test,
 )
 from refloom.runs.journal import reading, records_in
-from refloom.runs.outputs import cost_of, status_of, used_in
+from refloom.runs.outputs import read_status, total_cost, usage_by_stage
 from refloom.settings import Settings
 
 # Criteria from references that are listed one by one; the others only count in their total.
@@ -54,7 +54,7 @@ class Arm:
 
 def read_arm(name: str, directory: Path) -> Arm:
     """Read a run, finished or not. Blocks. Raises `JournalError` if there is no run."""
-    status = status_of(directory)
+    status = read_status(directory)
     facts, samples = Facts(), dict[str, ArmSample]()
     with reading(directory / "journal.sqlite") as journal:
         for line in records_in(journal, "accepted", "rejected"):
@@ -85,7 +85,7 @@ def _usage(journal: Any) -> dict[str, Any]:
 
     Later calls about the rows (comparisons, checks of the judge) are left out.
     """
-    usages = [usage for table in CALL_TABLES for usage in used_in(journal, table)]
+    usages = [usage for table in CALL_TABLES for usage in usage_by_stage(journal, table)]
     usages = [usage for usage in usages if usage.stage not in ("compare", JUDGE_CHECK_STAGE)]
     by_stage: Counter[str] = Counter()
     for usage in usages:
@@ -94,7 +94,7 @@ def _usage(journal: Any) -> dict[str, Any]:
         "calls": by_stage.total(),
         "by_stage": dict(by_stage),
         "tokens": sum(usage.prompt_tokens + usage.completion_tokens for usage in usages),
-        "cost_usd": cost_of(usages),
+        "cost_usd": total_cost(usages),
     }
 
 

@@ -17,7 +17,7 @@ from nodes.llm.endpoint import Connection
 from refloom.runs.client import Addresses, Interrupted, JournaledCalls, Limits
 from refloom.runs.cost import Prices, check_priced
 from refloom.runs.journal import Journal, KeptCalls
-from refloom.runs.outputs import status_of, used_before
+from refloom.runs.outputs import prior_usage, read_status
 from refloom.settings import Settings, embedded, load
 
 # Settings taken from the evaluated run unless flags or the environment give others.
@@ -49,7 +49,7 @@ def judge_settings(directory: Path, flags: Mapping[str, Any]) -> Settings:
 
     Raises `JournalError` if there is no run, and what `refloom.settings.load` raises. Blocks.
     """
-    return judge_settings_over(status_of(directory).get("settings", {}), flags)
+    return judge_settings_over(read_status(directory).get("settings", {}), flags)
 
 
 def judge_settings_over(run_settings: Mapping[str, Any], flags: Mapping[str, Any]) -> Settings:
@@ -88,7 +88,7 @@ async def judge_session(
         if settings.reuse is not None:
             elsewhere = await asyncio.to_thread(KeptCalls, settings.reuse)
         await _record_prices(journal, settings, prices)
-        _, cost, tokens = await asyncio.to_thread(used_before, journal)
+        _, cost, tokens = await asyncio.to_thread(prior_usage, journal)
         limits = Limits.of(settings, prices, cost, tokens)
         given = (settings, addresses, prices, limits, complete)
         async with _calls(journal, elsewhere, *given) as calls:

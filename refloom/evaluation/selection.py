@@ -29,7 +29,7 @@ from refloom.data.export import key
 from refloom.errors import JournalError, TooManyFailed
 from refloom.evaluation.judging import gather_bounded, judge_session, progress_printer
 from refloom.runs.journal import open_to_read, records_in
-from refloom.runs.scheduler import JUDGED_AFTER
+from refloom.runs.scheduler import MIN_SAMPLES_FOR_FAILURE_RATE
 from refloom.settings import Settings
 
 SlotKey = tuple[int, int, int]
@@ -101,7 +101,7 @@ class RefinementJudge:
             )
         self.counts[outcome] += 1
         judged, failures = self.counts.total() - self.counts["unchanged"], self.counts["failed"]
-        if judged >= JUDGED_AFTER and failures > self._max_failure_rate * judged:
+        if judged >= MIN_SAMPLES_FOR_FAILURE_RATE and failures > self._max_failure_rate * judged:
             last = self.unjudged[-1]
             raise TooManyFailed(f"{failures} of {judged} comparisons failed, the last: {last}")
         return outcome

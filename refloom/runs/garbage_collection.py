@@ -9,20 +9,20 @@ from contextlib import contextmanager
 
 # Objects that hold others, made and not yet freed, until a pass over the youngest; ten thousand of
 # them are a few megabytes. Python's own is 700, and a pass over all is then due every few samples.
-YOUNG = 50_000
+YOUNG_OBJECTS = 50_000
 
 
-def seldom_in_this_process() -> None:
+def relax_gc_for_process() -> None:
     """Collect seldom from now on, and not once more as the process ends.
 
     Of a command of a few seconds, passes over what its imports made are a third (measured).
     """
-    gc.set_threshold(YOUNG, 20, 50)
+    gc.set_threshold(YOUNG_OBJECTS, 20, 50)
     atexit.register(gc.freeze)
 
 
 @contextmanager
-def seldom_collected() -> Iterator[None]:
+def relaxed_gc() -> Iterator[None]:
     """Collect seldom, and leave alone what is there already: modules, mostly, by the half million.
 
     A sample leaves thousands of objects in cycles (LangGraph's tasks and callbacks). With Python's
@@ -35,7 +35,7 @@ def seldom_collected() -> Iterator[None]:
     if not frozen:
         gc.collect()
         gc.freeze()
-    gc.set_threshold(YOUNG, 20, 50)
+    gc.set_threshold(YOUNG_OBJECTS, 20, 50)
     try:
         yield
     finally:

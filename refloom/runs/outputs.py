@@ -36,19 +36,19 @@ from refloom.settings import Settings
 
 # MERGED refloom~runs~tally
 # What a journal adds up to: counts, criteria, calls, tokens, dollars.
-STATUSES = ("accepted", "rejected", "failed")
+ROW_STATUSES = ("accepted", "rejected", "failed")
 TOKENS = ("prompt_tokens", "cached_tokens", "completion_tokens")
-_USED = ", ".join(f"sum({name})" for name in TOKENS)
-_USED_IN_REPLIES = ", ".join(f"sum(json_extract(reply, '$.usage.{name}'))" for name in TOKENS)
+_TOKEN_SUMS = ", ".join(f"sum({name})" for name in TOKENS)
+_REPLY_TOKEN_SUMS = ", ".join(f"sum(json_extract(reply, '$.usage.{name}'))" for name in TOKENS)
 
 
-def tally(connection: Any, over: bool) -> dict[str, Any]:
+def journal_totals(connection: Any, over: bool) -> dict[str, Any]:
     """The counts, criteria, calls, usage and cost of an open journal; `over`: the run has ended.
 
     Blocks.
     """
     rows = connection.execute("SELECT status, count(*) FROM samples GROUP BY status")
-    by_status = dict.fromkeys(STATUSES, 0) | dict(rows.fetchall())
+    by_status = dict.fromkeys(ROW_STATUSES, 0) | dict(rows.fetchall())
     slots, duplicates = connection.execute(
         "SELECT coalesce(sum(slots), 0), coalesce(sum(duplicates), 0) FROM turns"
     ).fetchone()
@@ -75,12 +75,12 @@ def tally(connection: Any, over: bool) -> dict[str, Any]:
         },
         "references_failed": failed,
         "criteria": {k: criteria[k] for k in ("proposed", "earned", "demoted", "dropped")},
-        **_spent(connection),
+        **_usage_totals(connection),
     }
 
 
 @dataclass(frozen=True, slots=True)
-class Used:
+class StageUsage:
     """What the calls of a stage to a model used; dollars are None where a price is."""
 
     stage: str
@@ -92,29 +92,31 @@ class Used:
     cost_usd: float | None
 
 
-def used_in(connection: Any, table: Literal["calls", "borrowed"] = "calls") -> list[Used]:
+def usage_by_stage(
+    connection: Any, table: Literal["calls", "borrowed"] = "calls"
+) -> list[StageUsage]:
     """What a journal's calls used, those it paid for or those it has from another run. Blocks."""
-    prices = prices_kept(connection)
+    prices = stored_prices(connection)
     if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (table,)).fetchone():
         return []
-    sums = _USED if table == "calls" else _USED_IN_REPLIES
+    sums = _TOKEN_SUMS if table == "calls" else _REPLY_TOKEN_SUMS
     sql = f"SELECT stage, model, count(*), {sums} FROM {table} GROUP BY stage, model"
     found = []
     for stage, model, calls, *counts in connection.execute(sql):
         tokens = dict(zip(TOKENS, (n or 0 for n in counts), strict=True))
         cost = prices.cost(model, {"calls": calls, **tokens})  # type: ignore[typeddict-item]
-        found.append(Used(stage, model, calls, cost_usd=cost, **tokens))
+        found.append(StageUsage(stage, model, calls, cost_usd=cost, **tokens))
     return found
 
 
-def _spent(connection: Any) -> dict[str, Any]:
+def _usage_totals(connection: Any) -> dict[str, Any]:
     """Calls, tokens and dollars, by stage and by model; dollars are None where a price is."""
     stages: Counter[str] = Counter()
-    by: dict[str, defaultdict[str, list[Used]]] = {
+    by: dict[str, defaultdict[str, list[StageUsage]]] = {
         "stage": defaultdict(list),
         "model": defaultdict(list),
     }
-    every = used_in(connection)
+    every = usage_by_stage(connection)
     for used in every:
         stages[used.stage] += used.calls
         by["stage"][used.stage].append(used)
@@ -124,32 +126,32 @@ def _spent(connection: Any) -> dict[str, Any]:
     return {
         "calls": {"paid": paid, "by_stage": dict(stages)},
         "usage": {"calls": paid, **tokens},
-        "cost_usd": cost_of(every),
-        "cost_by_stage": {stage: cost_of(found) for stage, found in by["stage"].items()},
-        "cost_by_model": {model: cost_of(found) for model, found in by["model"].items()},
+        "cost_usd": total_cost(every),
+        "cost_by_stage": {stage: total_cost(found) for stage, found in by["stage"].items()},
+        "cost_by_model": {model: total_cost(found) for model, found in by["model"].items()},
     }
 
 
-def prices_kept(connection: Any) -> Prices:
+def stored_prices(connection: Any) -> Prices:
     """The prices of a run's models as they were in its last session."""
     found = connection.execute("SELECT value FROM meta WHERE key = 'prices'").fetchone()
     kept = json.loads(found[0]) if found else {}
     return Prices({model: Price(**entry) for model, entry in kept.items()})
 
 
-def cost_of(used: Iterable[Used]) -> float | None:
+def total_cost(used: Iterable[StageUsage]) -> float | None:
     """The dollars of all; None where one is unknown."""
     costs = [one.cost_usd for one in used]
     known = [cost for cost in costs if cost is not None]
     return round(sum(known), 9) if len(known) == len(costs) else None
 
 
-ENDED = ("done", "short")
+ENDED_STATUSES = ("done", "short")
 PACKAGES = ("refloom", "langgraph", "langchain-openai", "faiss-cpu", "sentence-transformers")
 
 
 @dataclass
-class Summary:
+class RunSummary:
     """What run.json says of a run."""
 
     settings: Settings
@@ -234,10 +236,10 @@ class Summary:
             await journal.put_meta(name, {"count": report.taken, "digest": report.digest})
 
 
-def counted(journal: Journal, summary: Summary, status: str) -> None:
+def count_journal(journal: Journal, summary: RunSummary, status: str) -> None:
     """Count what the journal holds into the summary. Blocks."""
     with reading(journal.path) as connection:
-        found = tally(connection, status in ENDED)
+        found = journal_totals(connection, status in ENDED_STATUSES)
     sources = (summary.references, summary.seeds)
     summary.counts = {
         "seeds": summary.seeds.taken,
@@ -250,7 +252,7 @@ def counted(journal: Journal, summary: Summary, status: str) -> None:
     summary.more = found
 
 
-def write_files(out: Path, summary: Summary, status: str) -> None:
+def write_files(out: Path, summary: RunSummary, status: str) -> None:
     """Write the rows of each status and run.json; each appears whole or not at all. Blocks."""
     said = {
         "status": status,
@@ -271,71 +273,71 @@ def write_files(out: Path, summary: Summary, status: str) -> None:
             "benchmarks": summary.benchmarks.shown(),
         },
     }
-    _write(out, said)
+    _write_outputs(out, said)
 
 
-def _write(out: Path, said: dict[str, Any]) -> None:
+def _write_outputs(out: Path, said: dict[str, Any]) -> None:
     """Write run.json, and of a run that is not running rows and card; rows come first."""
     over = said["status"] != "running"
-    for name in STATUSES if over else ():
+    for name in ROW_STATUSES if over else ():
         replace_lines(out / f"{name}.jsonl", records(out / "journal.sqlite", name))
     replace_lines(out / "run.json", [json.dumps(said, indent=2, ensure_ascii=False)])
     if over:
         with reading(out / "journal.sqlite") as journal:
-            replace_lines(out / "README.md", [card_of(journal, said).rstrip()])
+            replace_lines(out / "README.md", [card_text(journal, said).rstrip()])
 
 
-def refresh(out: Path) -> bool:
+def rewrite_files(out: Path) -> bool:
     """Write the files anew after a person has decided; False: a run is at work and will. Blocks."""
     if holder(out) is not None:
         return False
-    said = status_of(out)
+    said = read_status(out)
     target = said["settings"].get("target") if "settings" in said else None
-    if said["status"] in ENDED and target:
+    if said["status"] in ENDED_STATUSES and target:
         said["status"] = "done" if said["counts"]["accepted"] >= target else "short"
     if "reading" in said:
-        _write(out, said)
+        _write_outputs(out, said)
     return True
 
 
-def card_of(journal: sqlite3.Connection, said: Mapping[str, Any], **more: Any) -> str:
+def card_text(journal: sqlite3.Connection, said: Mapping[str, Any], **more: Any) -> str:
     """The card of a run, of what its journal holds; `said` is its run.json. Blocks."""
-    return card(said, facts_of(records_in(journal, *STATUSES)), mermaid(), **more)
+    return card(said, facts_of(records_in(journal, *ROW_STATUSES)), mermaid(), **more)
 
 
-def used_before(journal: Journal) -> tuple[int, float, int]:
+def prior_usage(journal: Journal) -> tuple[int, float, int]:
     """The calls, dollars and tokens of a run's earlier sessions. Blocks."""
     with reading(journal.path) as connection:
-        found = tally(connection, over=False)
+        found = journal_totals(connection, over=False)
     usage = found["usage"]
     tokens = usage["prompt_tokens"] + usage["completion_tokens"]
     return usage["calls"], found["cost_usd"] or 0.0, tokens
 
 
-def status_of(out: Path) -> dict[str, Any]:
+def read_status(out: Path) -> dict[str, Any]:
     """What `refloom status` says: run.json brought up to date from the journal. Blocks.
 
     Raises `JournalError` when there is no run.
     """
-    said = _kept_summary(out / "run.json")
+    said = _read_run_json(out / "run.json")
     pid = holder(out)
     if pid is not None:
         said["status"], said["pid"] = "running", pid
     elif said["status"] == "running":
         said["status"] = "interrupted"
     with reading(out / "journal.sqlite") as connection:
-        return up_to_date(said, connection)
+        return refresh_counts(said, connection)
 
 
-def up_to_date(said: dict[str, Any], journal: sqlite3.Connection) -> dict[str, Any]:
+def refresh_counts(said: dict[str, Any], journal: sqlite3.Connection) -> dict[str, Any]:
     """What run.json says, with the counts that the journal holds. Blocks."""
-    found = tally(journal, said["status"] in ENDED)
+    found = journal_totals(journal, said["status"] in ENDED_STATUSES)
     counts = found.pop("counts") | {"references_failed": found.pop("references_failed")}
     calls = {"reused": 0, "retried": 0} | said.get("calls", {}) | found.pop("calls")
     return said | found | {"counts": said.get("counts", {}) | counts, "calls": calls}
 
 
-def _kept_summary(path: Path) -> dict[str, Any]:
+def _read_run_json(path: Path) -> dict[str, Any]:
     """What run.json says; one that is missing or damaged says that a run was begun."""
     begun: dict[str, Any] = {"status": "running", "counts": {}, "calls": {}}
     try:

@@ -27,7 +27,7 @@ _UNSHOWN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u
 
 
 @dataclass(frozen=True)
-class Seen:
+class RunStats:
     """How a run stands, in totals that include its earlier sessions.
 
     `limit` is the number of calls allowed in flight now, `concurrency` the most it may become;
@@ -90,7 +90,7 @@ class Seen:
 class View:
     """All that is shown at one moment; times in seconds."""
 
-    seen: Seen
+    seen: RunStats
     passed: float
     rows_a_minute: float | None
     calls_a_second: float | None
@@ -223,7 +223,7 @@ if TYPE_CHECKING:
 
     from nodes.record import Record
 
-__all__ = ["Progress", "Seen"]
+__all__ = ["Progress", "RunStats"]
 
 EVERY_S = 30.0
 WINDOW_S = 60.0
@@ -243,7 +243,7 @@ class Progress:
         *,
         show_rows: bool = False,
         to: TextIO | None = None,
-        look: Callable[[], Seen] | None = None,
+        look: Callable[[], RunStats] | None = None,
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
         tick_s: float = 0.5,
@@ -288,7 +288,7 @@ class Progress:
         """The samples of this session in words."""
         return ", ".join(f"{s} {self._counts[s]}" for s in ("accepted", "rejected", "failed"))
 
-    def begin(self, look: Callable[[], Seen] | None = None) -> Self:
+    def begin(self, look: Callable[[], RunStats] | None = None) -> Self:
         """Show what `look` says from now on, until `end`; without one, only rows are shown."""
         self._look = look = look or self._look
         if look is None or self._thread is not None:

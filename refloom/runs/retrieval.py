@@ -15,11 +15,11 @@ from nodes.state import Seed
 from refloom.runs.journal import Journal
 
 # However few references there are, one may be used so often.
-LEAST_QUOTA = 3
-Place = tuple[int, int]
+MIN_QUOTA = 3
+SeedKey = tuple[int, int]
 
 
-class Gate:
+class OrderedGate:
     """Lets seeds through one after another, in their order; each has to leave, whatever happens."""
 
     def __init__(self) -> None:
@@ -47,7 +47,7 @@ class Gate:
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
+class Retrieved:
     """The rows of references a seed was given, with their scores; which of them count as used."""
 
     rows: list[int]
@@ -55,15 +55,15 @@ class Taken:
     counted: list[int]
 
 
-class Uses(Protocol):
+class QuotaClient(Protocol):
     """The seam for usage: what a seed may take, and what it took. Places are (round, position)."""
 
-    async def written(self, place: Place) -> Taken | None:
+    async def written(self, place: SeedKey) -> Retrieved | None:
         """What an earlier session of the run gave the seed."""
         ...
 
     async def offer(
-        self, place: Place, taken: Taken, rows: Sequence[int], k: int
+        self, place: SeedKey, taken: Retrieved, rows: Sequence[int], k: int
     ) -> list[bool] | None:
         """Take what was chosen among `rows`, in the seed's turn: None if all of it may be taken.
 
@@ -71,17 +71,17 @@ class Uses(Protocol):
         """
         ...
 
-    async def take(self, place: Place, taken: Taken) -> None:
+    async def take(self, place: SeedKey, taken: Retrieved) -> None:
         """Write down and count what the seed takes, and let the next seed in."""
         ...
 
-    def passed(self, place: Place) -> None:
+    def passed(self, place: SeedKey) -> None:
         """A seed takes nothing, or nothing more."""
         ...
 
 
-class Quota:
-    """The `Uses` of a run: no reference is used more than `quota` times as often as the mean.
+class ReferenceQuota:
+    """The `QuotaClient` of a run: no reference is used more than `quota` times as often as the mean.
 
     That is as far as there are others to choose from. What was taken is written down: a run that
     is taken up again takes the same, and counts the same.
@@ -95,7 +95,7 @@ class Quota:
         self._references = references
         self._seeds = seeds
         self._quota = quota
-        self._gate = Gate()
+        self._gate = OrderedGate()
         self._uses: Counter[int] = Counter()
         self._total = 0
         self._resumed = False
@@ -105,35 +105,35 @@ class Quota:
         sql = "SELECT 1 FROM retrieved LIMIT 1"
         self._resumed = bool(await asyncio.to_thread(self._journal.read, sql))
 
-    async def written(self, place: Place) -> Taken | None:
-        """See `Uses`."""
+    async def written(self, place: SeedKey) -> Retrieved | None:
+        """See `QuotaClient`."""
         if not self._resumed:
             return None
         sql = "SELECT taken FROM retrieved WHERE round = ? AND position = ?"
         found = await asyncio.to_thread(self._journal.read, sql, *place)
-        return Taken(*json.loads(found[0][0])) if found else None
+        return Retrieved(*json.loads(found[0][0])) if found else None
 
     async def offer(
-        self, place: Place, taken: Taken, rows: Sequence[int], k: int
+        self, place: SeedKey, taken: Retrieved, rows: Sequence[int], k: int
     ) -> list[bool] | None:
-        """See `Uses`."""
+        """See `QuotaClient`."""
         await self._gate.reach(self._number(place))
         if self._quota is not None:
             mean = (self._total + k) / self._references
-            most = max(LEAST_QUOTA, self._quota * mean)
+            most = max(MIN_QUOTA, self._quota * mean)
             if any(self._uses[row] >= most for row in taken.counted):
                 return [self._uses[row] < most for row in rows]
         await self.take(place, taken)
         return None
 
-    async def take(self, place: Place, taken: Taken) -> None:
-        """See `Uses`."""
+    async def take(self, place: SeedKey, taken: Retrieved) -> None:
+        """See `QuotaClient`."""
         await self._gate.reach(self._number(place))
         said = json.dumps([taken.rows, taken.scores, taken.counted])
         self._journal.put_soon("INSERT OR REPLACE INTO retrieved VALUES (?, ?, ?)", *place, said)
         self._count(place, taken)
 
-    async def replay(self, place: Place) -> None:
+    async def replay(self, place: SeedKey) -> None:
         """Count what a seed took that is finished."""
         taken = await self.written(place)
         if taken is None:
@@ -142,14 +142,14 @@ class Quota:
             await self._gate.reach(self._number(place))
             self._count(place, taken)
 
-    def passed(self, place: Place) -> None:
-        """See `Uses`."""
+    def passed(self, place: SeedKey) -> None:
+        """See `QuotaClient`."""
         self._gate.leave(self._number(place))
 
-    def _number(self, place: Place) -> int:
+    def _number(self, place: SeedKey) -> int:
         return place[0] * self._seeds + place[1]
 
-    def _count(self, place: Place, taken: Taken) -> None:
+    def _count(self, place: SeedKey, taken: Retrieved) -> None:
         self._uses.update(taken.counted)
         self._total += len(taken.counted)
         self.passed(place)
@@ -157,21 +157,21 @@ class Quota:
 
 # MERGED refloom~runs~retrieval
 # Retrieval within a run: in the order of seeds, and so that popular references leave room.
-Own = tuple[int, Reference] | None
+OwnReference = tuple[int, Reference] | None
 
 
-class Retrieval:
+class RunRetrieval:
     """A `Search` over the index that takes only what its `uses` let it.
 
     A seed's own reference is always its first, and is not counted as used.
     """
 
-    def __init__(self, index: ReferenceIndex, uses: Uses) -> None:
+    def __init__(self, index: ReferenceIndex, uses: QuotaClient) -> None:
         self._index = index
         self._uses = uses
-        self._own: dict[Place, Own] = {}
+        self._own: dict[SeedKey, OwnReference] = {}
 
-    async def __call__(self, text: str, k: int, turn: Place | None = None) -> list[Reference]:
+    async def __call__(self, text: str, k: int, turn: SeedKey | None = None) -> list[Reference]:
         """See `memory.index.Search`; waits for the seed's turn where quotas need it."""
         if turn is None:
             return await self._index.search(text, k)
@@ -186,16 +186,16 @@ class Retrieval:
             await self._uses.take(turn, taken)
         return await self._index.read(taken.rows, taken.scores)
 
-    async def _chosen(self, text: str, k: int, turn: Place, own: Own) -> Taken:
+    async def _chosen(self, text: str, k: int, turn: SeedKey, own: OwnReference) -> Retrieved:
         """What the seed takes. Mostly its first choice will do, which saves another asking.
 
         When all of that is allowed, choosing among the allowed ones only would choose the same.
         """
         found = await self._index.candidates(text, k, own=own[0] if own else None)
-        taken = _picked(found, k, [True] * len(found.rows))
+        taken = _pick(found, k, [True] * len(found.rows))
         allowed = await self._uses.offer(turn, taken, found.rows, k)
         if allowed is not None:
-            taken = _picked(found, k, allowed)
+            taken = _pick(found, k, allowed)
             await self._uses.take(turn, taken)
         return taken
 
@@ -205,18 +205,18 @@ class Retrieval:
         for seed, own in zip(seeds, found, strict=True):
             self._own[seed["round"], seed["position"]] = own
 
-    async def _owned(self, turn: Place, text: str) -> Own:
+    async def _owned(self, turn: SeedKey, text: str) -> OwnReference:
         """The seed's own reference, if it is one itself."""
         if turn in self._own:
             return self._own.pop(turn)
         return (await asyncio.to_thread(self._index.owns, [text]))[0]
 
-    def forget(self, turn: Place) -> None:
+    def forget(self, turn: SeedKey) -> None:
         """A seed has ended; what was found for it and not asked for is not needed."""
         self._own.pop(turn, None)
 
 
-def _picked(found: Candidates, k: int, allowed: Sequence[bool]) -> Taken:
+def _pick(found: Candidates, k: int, allowed: Sequence[bool]) -> Retrieved:
     picked = choose(found, k, dict(zip(found.rows, allowed, strict=True)).__getitem__)
     rows = [found.rows[i] for i in picked]
-    return Taken(rows, [float(found.scores[i]) for i in picked], rows[found.own :])
+    return Retrieved(rows, [float(found.scores[i]) for i in picked], rows[found.own :])

@@ -21,23 +21,23 @@ from nodes.record import Record
 from refloom.errors import JournalError
 from refloom.runs.journal import REVIEWS_TABLE, check_ours, open_to_read, waiting_in
 
-PARK = "INSERT OR IGNORE INTO reviews VALUES (?, ?, ?, ?, ?)"
+INSERT_REVIEW = "INSERT OR IGNORE INTO reviews VALUES (?, ?, ?, ?, ?)"
 # Seconds to wait for a run that is just writing.
-PATIENCE_S = 20.0
+WRITE_TIMEOUT_S = 20.0
 # How many waiting samples are listed at once.
-MOST_LISTED = 500
+MAX_LISTED_SAMPLES = 500
 
 
-class NoSuchSample(KeyError):
+class UnknownSample(KeyError):
     """No sample of this id waits, or is decided."""
 
 
-def asked(record: Record, references: Sequence[Reference]) -> str:
+def review_entry(record: Record, references: Sequence[Reference]) -> str:
     """What is kept of a sample that waits: itself and its references, as JSON."""
     return dumps({"sample": record, "references": references}).decode()
 
 
-class Reviews:
+class ReviewQueue:
     """The samples of the run in `directory` that wait for a person. Everything here blocks."""
 
     def __init__(self, directory: Path, contamination: Contamination | None = None) -> None:
@@ -53,7 +53,7 @@ class Reviews:
     def _writing(self) -> Iterator[sqlite3.Connection]:
         try:
             with closing(
-                sqlite3.connect(self.path, timeout=PATIENCE_S, isolation_level=None)
+                sqlite3.connect(self.path, timeout=WRITE_TIMEOUT_S, isolation_level=None)
             ) as connection:
                 check_ours(connection, self.path)
                 connection.execute("PRAGMA synchronous = FULL")
@@ -73,24 +73,24 @@ class Reviews:
             "WHERE samples.record IS NULL ORDER BY round, position, slot LIMIT ?"
         )
         with closing(open_to_read(self.path)) as connection:
-            found = connection.execute(sql, (MOST_LISTED,)).fetchall()
+            found = connection.execute(sql, (MAX_LISTED_SAMPLES,)).fetchall()
             counts = _counts(connection)
-        return {**counts, "items": [_listed(id_, json.loads(said)) for id_, said in found]}
+        return {**counts, "items": [_list_entry(id_, json.loads(said)) for id_, said in found]}
 
     def item(self, id_: str) -> dict[str, Any]:
-        """One sample with its references, as the judge left it. Raises `NoSuchSample`."""
+        """One sample with its references, as the judge left it. Raises `UnknownSample`."""
         with closing(open_to_read(self.path)) as connection:
-            kept = json.loads(_asked(connection, id_)[1])
+            kept = json.loads(_read_entry(connection, id_)[1])
         said = question(kept["sample"], kept["references"])
         return {"sample": said["sample"], "references": said["references"]}
 
     def decide(self, id_: str, decision: Decision, by: str | None = None) -> dict[str, int]:
         """Make a waiting sample what a person decided; a later decision takes the former's place.
 
-        Raises `NoSuchSample`, or `BadDecision` when it cannot be.
+        Raises `UnknownSample`, or `BadDecision` when it cannot be.
         """
         with self._writing() as connection:
-            slot, said = _asked(connection, id_)
+            slot, said = _read_entry(connection, id_)
             kept = json.loads(said)
             hit = None
             if self._contamination is not None and decision.response:
@@ -111,19 +111,19 @@ class Reviews:
             return _counts(connection)
 
     def undo(self, id_: str) -> dict[str, int]:
-        """Let a decided sample wait again. Raises `NoSuchSample`."""
+        """Let a decided sample wait again. Raises `UnknownSample`."""
         with self._writing() as connection:
-            slot, _ = _asked(connection, id_)
+            slot, _ = _read_entry(connection, id_)
             sql = "DELETE FROM samples WHERE round = ? AND position = ? AND slot = ?"
             connection.execute(sql, slot)
             return _counts(connection)
 
 
-def _asked(connection: sqlite3.Connection, id_: str) -> tuple[tuple[int, int, int], str]:
+def _read_entry(connection: sqlite3.Connection, id_: str) -> tuple[tuple[int, int, int], str]:
     sql = "SELECT round, position, slot, asked FROM reviews WHERE id = ?"
     found = connection.execute(sql, (id_,)).fetchone()
     if found is None:
-        raise NoSuchSample(id_)
+        raise UnknownSample(id_)
     return found[:3], found[3]
 
 
@@ -133,7 +133,7 @@ def _counts(connection: sqlite3.Connection) -> dict[str, int]:
     return {"waiting": waiting, "decided": all_ - waiting}
 
 
-def _listed(id_: str, kept: dict[str, Any]) -> dict[str, Any]:
+def _list_entry(id_: str, kept: dict[str, Any]) -> dict[str, Any]:
     record = kept["sample"]
     review = record["review"]
     return {

@@ -32,20 +32,27 @@ from refloom.runs import ray
 from refloom.runs.client import Addresses, JournaledCalls, Limits
 from refloom.runs.cost import Prices, check_priced
 from refloom.runs.event_log import event
-from refloom.runs.garbage_collection import seldom_collected
+from refloom.runs.garbage_collection import relaxed_gc
 from refloom.runs.journal import Journal, KeptCalls
-from refloom.runs.outputs import Summary, counted, used_before, write_files
-from refloom.runs.progress import Seen
+from refloom.runs.outputs import RunSummary, count_journal, prior_usage, write_files
+from refloom.runs.progress import RunStats
 from refloom.runs.ray.pool import WorkerPool, WorkerStarter
-from refloom.runs.retrieval import Quota, Retrieval
-from refloom.runs.scheduler import Kept, Maker, Order, Work, begun_before, heard
+from refloom.runs.retrieval import ReferenceQuota, RunRetrieval
+from refloom.runs.scheduler import (
+    Executor,
+    SampleRecorder,
+    SeedRunner,
+    SlotScheduler,
+    has_earlier_work,
+    record_learned,
+)
 from refloom.settings import Settings
 
 
 # MERGED refloom~runs~given
 # What a run is given, read and checked before anything is made or paid.
 @dataclass(frozen=True)
-class Given:
+class RunInputs:
     """What a run works on and with. `elsewhere` has to be closed."""
 
     seeds: Source
@@ -55,9 +62,9 @@ class Given:
     contamination: Contamination | None
 
 
-def read_given(
+def load_inputs(
     settings: Settings, references: Source, seeds: Source | None
-) -> tuple[Given, Summary]:
+) -> tuple[RunInputs, RunSummary]:
     """Read everything once, so that what is wrong is known at the start. Blocks.
 
     Without seeds every reference is its own. Raises `InputError` or `JournalError`.
@@ -80,52 +87,52 @@ def read_given(
             "criteria from"
         )
     contamination = benchmarks(settings.benchmark, report=report) if settings.benchmark else None
-    summary = Summary(settings, reference_report, seeds.scan(), prices, report)
+    summary = RunSummary(settings, reference_report, seeds.scan(), prices, report)
     addresses = Addresses(settings)
     # The last, since from here on somebody has to close it.
     elsewhere = KeptCalls(settings.reuse) if settings.reuse is not None else None
-    return Given(seeds, prices, addresses, elsewhere, contamination), summary
+    return RunInputs(seeds, prices, addresses, elsewhere, contamination), summary
 
 
 # MERGED refloom~runs~making
 # Who makes a run's seeds: the graph in this process, or a team of workers.
-KEYS = ("OPENAI_API_KEY", "JUDGE_API_KEY")
+API_KEY_VARIABLES = ("OPENAI_API_KEY", "JUDGE_API_KEY")
 
 
-class Alone:
-    """A `Maker` that is the graph in this process."""
+class LocalExecutor:
+    """A `Executor` that is the graph in this process."""
 
-    def __init__(self, graph: Graph, context: Context, retrieval: Retrieval) -> None:
+    def __init__(self, graph: Graph, context: Context, retrieval: RunRetrieval) -> None:
         self._graph, self._context = graph, context
         self.look_ahead, self.forget = retrieval.look_ahead, retrieval.forget
 
     async def make(self, seed: Seed) -> None:
-        """See `Maker`. What comes of it is kept by the graph's seams; no state is streamed."""
+        """See `Executor`. What comes of it is kept by the graph's seams; no state is streamed."""
         given: Any = {"seed": seed}
         async for _ in self._graph.astream(given, context=self._context, stream_mode=[]):
             continue
 
 
 @dataclass(frozen=True)
-class Ground:
+class ExecutorInputs:
     """What makers stand on: what the run was given, and what it keeps."""
 
     settings: Settings
-    given: Given
+    given: RunInputs
     references: ReferenceFile
-    kept: Kept
-    uses: Quota
+    kept: SampleRecorder
+    uses: ReferenceQuota
     store: FileStore
     learned: Characteristics
 
 
-def alone(ground: Ground, embed: Embed | None) -> Alone:
+def local_executor(ground: ExecutorInputs, embed: Embed | None) -> LocalExecutor:
     """The graph, held by the run's own order, journal and limits."""
     settings, kept = ground.settings, ground.kept
     embed = embed or Embedder(settings.embedding_model)
     memory = ground.references.path.parent
     index = ReferenceIndex(ground.references, embed, memory, settings.embedding_model)
-    retrieval = Retrieval(index, ground.uses)
+    retrieval = RunRetrieval(index, ground.uses)
     graph = build_graph(
         complete=kept.calls,
         search=retrieval,
@@ -139,12 +146,12 @@ def alone(ground: Ground, embed: Embed | None) -> Alone:
         ask=None,
         contamination=ground.given.contamination,
     )
-    return Alone(graph, kept.context, retrieval)
+    return LocalExecutor(graph, kept.context, retrieval)
 
 
 @asynccontextmanager
-async def together(
-    ground: Ground, team: WorkerPool, hiring: WorkerStarter | None
+async def worker_pool(
+    ground: ExecutorInputs, team: WorkerPool, hiring: WorkerStarter | None
 ) -> AsyncIterator[WorkerPool]:
     """A team of workers; `hiring` None: Ray's, connected to while this is open."""
     from refloom.runs import ray
@@ -155,17 +162,17 @@ async def together(
             await asyncio.to_thread(ray.connect, settings.ray_address, settings.at_work)
             undo.push_async_callback(asyncio.to_thread, ray.disconnect)
             hiring = ray.worker_starter
-        hire = hiring(orders(ground), ground.given.contamination)
+        hire = hiring(worker_config(ground), ground.given.contamination)
         undo.push_async_callback(team.aclose)
         await team.begin(hire, ground.kept, ground.uses, ground.store, ground.learned)
         yield team
 
 
-def orders(ground: Ground) -> dict[str, Any]:
+def worker_config(ground: ExecutorInputs) -> dict[str, Any]:
     """What a worker has to know to make this run's seeds, keys among it."""
     return {
         "settings": ground.settings.model_dump(mode="json"),
-        "keys": {name: os.environ.get(name, "") for name in KEYS},
+        "keys": {name: os.environ.get(name, "") for name in API_KEY_VARIABLES},
         "references": str(ground.references.path.absolute()),
         "resumed": ground.kept.resumed,
     }
@@ -173,20 +180,20 @@ def orders(ground: Ground) -> dict[str, Any]:
 
 # MERGED refloom~runs~look
 # A run at one moment, as the display wants it.
-def seen(
+def run_stats(
     settings: Settings,
     calls: JournaledCalls | None,
     limits: Limits | None,
-    order: Order | None,
+    order: SlotScheduler | None,
     seeds: int,
     paid_before: int,
     priced: bool,
-) -> Seen:
+) -> RunStats:
     """How a run stands; what has not begun yet counts as nothing. Plain reads, from any thread."""
     counts = calls.counts if calls else {}
     limiter = limits.limiter if limits else None
     budget = limits.budget if limits else None
-    return Seen(
+    return RunStats(
         accepted=order.accepted if order else 0,
         rejected=order.rejected if order else 0,
         failed=order.failed if order else 0,
@@ -235,13 +242,13 @@ class Run:
     on_record: OnRecord | None = None
     tools: Tools = field(default_factory=Tools)
     on_fault: OnFault | None = None
-    on_begin: Callable[[Summary], None] | None = None
-    summary: Summary | None = None
+    on_begin: Callable[[RunSummary], None] | None = None
+    summary: RunSummary | None = None
     # Of an experiment: the journal that all its runs pay into, and whose account budgets go by.
     shared: Journal | None = None
     _calls: JournaledCalls | None = None
     _limits: Limits | None = None
-    _order: Order | None = None
+    _order: SlotScheduler | None = None
     _stopping: bool = False
 
     def stop(self) -> None:
@@ -250,7 +257,7 @@ class Run:
         if self._calls is not None:
             self._calls.stop()
 
-    async def go(self) -> Summary:
+    async def go(self) -> RunSummary:
         """Make rows until there are enough, seeds run out, or the run is stopped.
 
         Raises `InputError`, `JournalError`, `ProviderStopped`, `BudgetSpent` or `TooManyFailed`;
@@ -258,10 +265,10 @@ class Run:
         """
         begun = time.monotonic()
         given, summary = await asyncio.to_thread(
-            read_given, self.settings, self.references, self.seeds
+            load_inputs, self.settings, self.references, self.seeds
         )
         with contextlib.ExitStack() as stack:
-            stack.enter_context(seldom_collected())
+            stack.enter_context(relaxed_gc())
             if given.elsewhere is not None:
                 stack.callback(given.elsewhere.close)
             if self.tools.complete is None:
@@ -277,7 +284,7 @@ class Run:
             finally:
                 await asyncio.to_thread(journal.close)
 
-    async def _made(self, journal: Journal, begun: float, given: Given) -> None:
+    async def _made(self, journal: Journal, begun: float, given: RunInputs) -> None:
         """Make rows, and write the files whatever becomes of it."""
         summary = self.summary
         assert summary is not None
@@ -299,17 +306,17 @@ class Run:
             await self._write(journal, summary, summary.status)
             event("end", status=summary.status, counts=summary.counts, stopped=summary.stopped)
 
-    async def _write(self, journal: Journal, summary: Summary, status: str) -> None:
+    async def _write(self, journal: Journal, summary: RunSummary, status: str) -> None:
         if self._calls is not None:
             summary.session = dict(self._calls.counts)
         await journal.flush()
-        await asyncio.to_thread(counted, journal, summary, status)
+        await asyncio.to_thread(count_journal, journal, summary, status)
         await asyncio.to_thread(write_files, self.out, summary, status)
 
-    async def _make(self, journal: Journal, summary: Summary, given: Given) -> str:
+    async def _make(self, journal: Journal, summary: RunSummary, given: RunInputs) -> str:
         settings, addresses = self.settings, given.addresses
         account = self.shared or journal
-        summary.paid_before, cost, tokens = await asyncio.to_thread(used_before, account)
+        summary.paid_before, cost, tokens = await asyncio.to_thread(prior_usage, account)
         self._limits = Limits.of(settings, given.prices, cost, tokens)
         limiter = self._limits.limiter
 
@@ -331,7 +338,7 @@ class Run:
         )
         if self._stopping:
             calls.stop()
-        order = self._order = Order(
+        order = self._order = SlotScheduler(
             journal,
             settings.context(),
             seeds=summary.seeds.taken,
@@ -344,7 +351,7 @@ class Run:
             await connection.aclose()
         return self._ended(calls, order)
 
-    def _ended(self, calls: JournaledCalls, order: Order) -> str:
+    def _ended(self, calls: JournaledCalls, order: SlotScheduler) -> str:
         """How the run ended; what stopped it is raised."""
         if calls.stopped_by is not None:
             raise calls.stopped_by
@@ -356,9 +363,9 @@ class Run:
     async def _work(
         self,
         journal: Journal,
-        given: Given,
+        given: RunInputs,
         calls: JournaledCalls,
-        order: Order,
+        order: SlotScheduler,
         team: WorkerPool | None,
     ) -> None:
         settings, memory = self.settings, self.settings.memory or self.out / "memory"
@@ -367,28 +374,28 @@ class Run:
         )
         if not settings.answer_seeds:
             await asyncio.to_thread(order.know, references)
-        kept = Kept(journal, order, calls, settings, self.on_record)
-        kept.resumed = await asyncio.to_thread(begun_before, journal)
+        kept = SampleRecorder(journal, order, calls, settings, self.on_record)
+        kept.resumed = await asyncio.to_thread(has_earlier_work, journal)
         quota, seeds = settings.reference_quota, order.seeds
-        uses = Quota(journal, references=len(references), seeds=seeds, quota=quota)
+        uses = ReferenceQuota(journal, references=len(references), seeds=seeds, quota=quota)
         await uses.begin()
         async with contextlib.AsyncExitStack() as stack:
             store = await stack.enter_async_context(kept_in(memory))
-            learned = Characteristics(store, heard(journal))
+            learned = Characteristics(store, record_learned(journal))
             stack.push_async_callback(learned.aclose)
-            ground = Ground(settings, given, references, kept, uses, store, learned)
-            maker: Maker = alone(ground, self.tools.embed)
+            ground = ExecutorInputs(settings, given, references, kept, uses, store, learned)
+            maker: Executor = local_executor(ground, self.tools.embed)
             if team is not None:
-                hired = together(ground, team, self.tools.hiring)
+                hired = worker_pool(ground, team, self.tools.hiring)
                 maker = await stack.enter_async_context(hired)
             stack.push_async_callback(calls.aclose)
-            await Work(maker, settings, given.seeds, kept, uses).all()
+            await SeedRunner(maker, settings, given.seeds, kept, uses).all()
 
     def _faulted(self, stage: str, fault: Exception) -> None:
         if self.on_fault is not None:
             self.on_fault(getattr(fault, "kind", type(fault).__name__))
 
-    def look(self) -> Seen:
+    def look(self) -> RunStats:
         """How the run stands now, for a display; plain reads, from any thread."""
         paid_before = self.summary.paid_before if self.summary else 0
         seeds = self.summary.seeds.taken if self.summary else 0
@@ -396,7 +403,7 @@ class Run:
         prices = self.summary.prices if self.summary else None
         priced = prices is not None and all(prices.of(model) is not None for model in models)
         begun = (self._calls, self._limits, self._order)
-        return seen(self.settings, *begun, seeds, paid_before, priced)
+        return run_stats(self.settings, *begun, seeds, paid_before, priced)
 
 
 # MERGED refloom~runs~synthesize

@@ -31,15 +31,15 @@ from refloom.errors import JournalError, TooManyFailed, WorkersLost
 from refloom.runs.client import Interrupted, JournaledCalls
 from refloom.runs.event_log import event
 from refloom.runs.journal import Journal
-from refloom.runs.retrieval import Place, Quota
-from refloom.runs.review_queue import PARK, asked
+from refloom.runs.retrieval import ReferenceQuota, SeedKey
+from refloom.runs.review_queue import INSERT_REVIEW, review_entry
 from refloom.settings import Settings
 
 Slot = tuple[int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Turned:
+class CompletedTurn:
     """What a seed's turn left: instructions admitted, duplicates counted, slots."""
 
     admitted: list[str]
@@ -47,7 +47,7 @@ class Turned:
     slots: int
 
 
-class Order:
+class SlotScheduler:
     """Admits the slots of a run in order, and starts one only while it can still be wanted."""
 
     def __init__(
@@ -171,7 +171,7 @@ class Order:
             waiting.set_result(None)
         await self._tell()
 
-    async def finished_turn(self, seed: Seed, statuses: Collection[int]) -> Turned | None:
+    async def finished_turn(self, seed: Seed, statuses: Collection[int]) -> CompletedTurn | None:
         """A seed's turn as the journal has it, if all its slots are finished there."""
         rows = await asyncio.to_thread(
             self._journal.read,
@@ -181,10 +181,10 @@ class Order:
         )
         if not rows or any(slot not in statuses for slot in range(rows[0][2])):
             return None
-        return Turned(json.loads(rows[0][0]), rows[0][1], rows[0][2])
+        return CompletedTurn(json.loads(rows[0][0]), rows[0][1], rows[0][2])
 
     async def replay(
-        self, seed: Seed, context: Context, turned: Turned, statuses: dict[int, str]
+        self, seed: Seed, context: Context, turned: CompletedTurn, statuses: dict[int, str]
     ) -> None:
         """Pass a finished turn again, without a call."""
         await self._reach(seed)
@@ -265,16 +265,16 @@ class Order:
 # MERGED refloom~runs~seams
 # How a run holds its graph: turns, admission of slots, and results, all through the journal.
 # How many samples have to be finished before their failure rate says anything.
-JUDGED_AFTER = 20
+MIN_SAMPLES_FOR_FAILURE_RATE = 20
 
 
-class Kept:
+class SampleRecorder:
     """Starts slots in order, and commits each finished sample before anybody hears of it."""
 
     def __init__(
         self,
         journal: Journal,
-        order: Order,
+        order: SlotScheduler,
         calls: JournaledCalls,
         settings: Settings,
         on_record: Callable[[Record], None] | None,
@@ -302,7 +302,7 @@ class Kept:
             self._begun.add(slot)
         if not begun or not self.resumed:
             return begun
-        kept = await asyncio.to_thread(statuses, self.journal, slot[0], slot[1])
+        kept = await asyncio.to_thread(slot_statuses, self.journal, slot[0], slot[1])
         if slot[2] in kept:
             self._begun.discard(slot)
             await self.order.finished_before(kept[slot[2]])
@@ -312,14 +312,14 @@ class Kept:
     async def finish(self, record: Record, references: Sequence[Reference] = ()) -> None:
         """See `nodes.sample.Finish`; a pending sample is put aside for a person."""
         if record["status"] == "pending":
-            kept = asked(record, references)
-            await self.journal.put(PARK, *record["slot"], record["id"], kept)
+            kept = review_entry(record, references)
+            await self.journal.put(INSERT_REVIEW, *record["slot"], record["id"], kept)
         else:
             await self.journal.put(
                 "INSERT OR IGNORE INTO samples VALUES (?, ?, ?, ?, ?)",
                 *record["slot"],
                 record["status"],
-                line_of(record),
+                record_to_json(record),
             )
         self._begun.discard(tuple(record["slot"]))
         await self.order.finished(record)
@@ -335,7 +335,7 @@ class Kept:
         # Failures end first. What is under way counts as not failed, or a run would be judged by
         # its quickest samples.
         known = ended + min(order.in_flight, self._at_once)
-        if ended >= JUDGED_AFTER and order.failed > self._max_failure_rate * known:
+        if ended >= MIN_SAMPLES_FOR_FAILURE_RATE and order.failed > self._max_failure_rate * known:
             self.calls.stop(
                 TooManyFailed(
                     f"{order.failed} of {ended} samples failed, more than --max-failure-rate "
@@ -345,14 +345,14 @@ class Kept:
             )
 
 
-def begun_before(journal: Journal) -> bool:
+def has_earlier_work(journal: Journal) -> bool:
     """Whether an earlier session of the run has got anywhere. Blocks."""
     return any(
         journal.read(f"SELECT 1 FROM {table} LIMIT 1") for table in ("turns", "samples", "reviews")
     )
 
 
-def statuses(journal: Journal, round_: int, position: int) -> dict[int, str]:
+def slot_statuses(journal: Journal, round_: int, position: int) -> dict[int, str]:
     """How the finished slots of a seed ended, or that they wait for a person. Blocks."""
     rows = journal.read(
         "SELECT slot, 'pending' FROM reviews WHERE round = ?1 AND position = ?2 UNION ALL "
@@ -363,12 +363,12 @@ def statuses(journal: Journal, round_: int, position: int) -> dict[int, str]:
     return {int(slot): str(status) for slot, status in rows}
 
 
-def line_of(record: Record) -> str:
+def record_to_json(record: Record) -> str:
     """A record as JSON; half a surrogate pair, which is no text, becomes a question mark."""
     return dumps(record).decode()
 
 
-def heard(journal: Journal) -> Callable[[str, Learned | None], None]:
+def record_learned(journal: Journal) -> Callable[[str, Learned | None], None]:
     """Write down, without waiting, of each reference whether it was learned from."""
     told: dict[str, bool] = {}
 
@@ -390,12 +390,12 @@ def heard(journal: Journal) -> Callable[[str, Learned | None], None]:
 
 # MERGED refloom~runs~work
 # The seeds of a run on their way through the graph, a bounded number at a time.
-BATCH = 100
+SEED_BATCH = 100
 # What ends a run, where anything else costs one seed.
-STOPS = (ProviderStopped, WeightsUnavailable, IndexUnusable, JournalError, WorkersLost)
+RUN_ENDING_ERRORS = (ProviderStopped, WeightsUnavailable, IndexUnusable, JournalError, WorkersLost)
 
 
-class Maker(Protocol):
+class Executor(Protocol):
     """The seam for making: a seed through the graph, here or elsewhere."""
 
     async def make(self, seed: Seed) -> None:
@@ -406,21 +406,21 @@ class Maker(Protocol):
         """These come next. Blocks."""
         ...
 
-    def forget(self, place: Place) -> None:
+    def forget(self, place: SeedKey) -> None:
         """The seed of a place (round, position) has ended."""
         ...
 
 
-class Work:
+class SeedRunner:
     """Sends every seed through the graph, round after round while more rows are wanted."""
 
     def __init__(
         self,
-        maker: Maker,
+        maker: Executor,
         settings: Settings,
         seeds: Source,
-        kept: Kept,
-        uses: Quota,
+        kept: SampleRecorder,
+        uses: ReferenceQuota,
     ) -> None:
         self._maker, self._settings, self._seeds = maker, settings, seeds
         self._journal, self._order, self._calls = kept.journal, kept.order, kept.calls
@@ -474,7 +474,7 @@ class Work:
             while batch := await asyncio.to_thread(self._ahead, round_, seeds):
                 for seed in batch:
                     yield seed
-            # Without a target a seed has one turn; with one, `Order.enough` ends it.
+            # Without a target a seed has one turn; with one, `SlotScheduler.enough` ends it.
             if not self._settings.target or self._settings.answer_seeds:
                 return
             round_ += 1
@@ -488,7 +488,7 @@ class Work:
                 "round": round_,
                 "position": position,
             }
-            for position, row in islice(rows, BATCH)
+            for position, row in islice(rows, SEED_BATCH)
         ]
         self._maker.look_ahead(seeds)
         return seeds
@@ -518,7 +518,7 @@ class Work:
             if resumed and await self._replayed(seed, place):
                 return
             await self._maker.make(seed)
-        except (Interrupted, *STOPS):
+        except (Interrupted, *RUN_ENDING_ERRORS):
             raise
         except Exception as error:  # noqa: BLE001 - whatever is wrong with one seed costs that seed
             await self._lost(seed, error)
@@ -528,7 +528,7 @@ class Work:
 
     async def _replayed(self, seed: Seed, place: tuple[int, int]) -> bool:
         """Whether the seed is finished in the journal; then it is counted, and nothing is done."""
-        kept = await asyncio.to_thread(statuses, self._journal, *place)
+        kept = await asyncio.to_thread(slot_statuses, self._journal, *place)
         turned = await self._order.finished_turn(seed, kept)
         if turned is None:
             return False

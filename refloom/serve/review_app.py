@@ -20,8 +20,8 @@ from nodes.decisions import BadDecision, read_decision
 from refloom.data.benchmarks import benchmarks
 from refloom.errors import InputError, JournalError
 from refloom.runs.journal import reading
-from refloom.runs.outputs import refresh
-from refloom.runs.review_queue import NoSuchSample, Reviews
+from refloom.runs.outputs import rewrite_files
+from refloom.runs.review_queue import ReviewQueue, UnknownSample
 from refloom.serve.api_keys import LOCAL_USER, identify_request, load_key_hashes
 from refloom.serve.request_limits import RequestLimits, require_key
 from refloom.serve.review_page import page_routes
@@ -76,14 +76,14 @@ class FileRefresher:
 
     async def write(self) -> bool:
         """Rewrite now; False if a run holds the directory."""
-        self._stale = not await asyncio.to_thread(refresh, self._directory)
+        self._stale = not await asyncio.to_thread(rewrite_files, self._directory)
         return not self._stale
 
 
 class ReviewEndpoints:
     """The endpoints the page calls: the queue, and one sample's view, decision and undo."""
 
-    def __init__(self, reviews: Reviews, files: FileRefresher, keys: dict[str, str]) -> None:
+    def __init__(self, reviews: ReviewQueue, files: FileRefresher, keys: dict[str, str]) -> None:
         self._reviews, self._files, self._keys = reviews, files, keys
 
     async def queue(self, request: Request) -> Response:
@@ -116,7 +116,7 @@ def review_app(directory: Path) -> Starlette:
     Raises `JournalError`, `InputError` or `BadKeys`.
     """
     files, keys = FileRefresher(directory), load_key_hashes()
-    endpoints = ReviewEndpoints(Reviews(directory, load_run_benchmarks(directory)), files, keys)
+    endpoints = ReviewEndpoints(ReviewQueue(directory, load_run_benchmarks(directory)), files, keys)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -156,7 +156,7 @@ async def _respond(work: Callable[[], Any]) -> Response:
     """Run blocking `work` in a thread and send its result as JSON, or its error with a status."""
     try:
         body, status = await asyncio.to_thread(work), 200
-    except NoSuchSample:
+    except UnknownSample:
         body, status = {"detail": "no sample with this id is waiting or decided"}, 404
     except BadDecision as error:
         body, status = {"detail": str(error)}, 422

@@ -29,7 +29,7 @@ from nodes.state import Criterion
 from nodes.trial import another_topic, cut_in_half
 from refloom.errors import InputError
 from refloom.runs.journal import records
-from refloom.runs.outputs import status_of
+from refloom.runs.outputs import read_status
 from refloom.settings import Settings, embedded
 
 RankId = Callable[[str], bytes]
@@ -91,7 +91,7 @@ def build_test_set(directory: Path, settings: Settings, limit: int) -> JudgeTest
 
     Raises `InputError` when the run has no accepted row, `JournalError` when there is no run.
     """
-    run = status_of(directory)
+    run = read_status(directory)
 
     def rank(id_: str) -> bytes:
         said = f"{settings.random_seed} {id_}".encode("utf-8", "replace")

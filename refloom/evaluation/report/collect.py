@@ -25,7 +25,13 @@ from memory.vectors import Building, vectors_of
 from nodes.llm.fast_json import loads
 from refloom.data.record_stats import Facts
 from refloom.runs.journal import records_in, snapshot
-from refloom.runs.outputs import STATUSES, Used, status_of, up_to_date, used_in
+from refloom.runs.outputs import (
+    ROW_STATUSES,
+    StageUsage,
+    read_status,
+    refresh_counts,
+    usage_by_stage,
+)
 
 # Instructions that are compared with each other and embedded.
 SAMPLE_SIZE = 400
@@ -99,7 +105,7 @@ class RunData:
     cards: dict[str, Draw[str]] = field(
         default_factory=lambda: {e: Draw(MAX_CARDS) for e in CARD_KINDS}
     )
-    stages: list[Used] = field(default_factory=list)
+    stages: list[StageUsage] = field(default_factory=list)
     # Calls paid by another run: another arm of the experiment, or the run that --reuse names.
     borrowed: int = 0
     judge_check: Mapping[str, Any] | None = None
@@ -178,14 +184,14 @@ def collect_run(name: str, directory: Path) -> RunData:
 
     Raises `JournalError` if there is no run.
     """
-    run = RunData(name, directory, run_json=status_of(directory))
+    run = RunData(name, directory, run_json=read_status(directory))
     with snapshot(directory / "journal.sqlite") as connection:
         # Counts, calls and records of the same moment, although the run may be adding more.
-        run.run_json = up_to_date(run.run_json, connection)
-        for line in records_in(connection, *STATUSES):
+        run.run_json = refresh_counts(run.run_json, connection)
+        for line in records_in(connection, *ROW_STATUSES):
             run.add(loads(line), line)
-        run.stages = sorted(used_in(connection), key=lambda used: -used.calls)
-        run.borrowed = sum(used.calls for used in used_in(connection, "borrowed"))
+        run.stages = sorted(usage_by_stage(connection), key=lambda used: -used.calls)
+        run.borrowed = sum(used.calls for used in usage_by_stage(connection, "borrowed"))
     run.judge_check = _read_judge_check(directory / "judge-check.json")
     return run
 

@@ -13,7 +13,7 @@ from refloom.evaluation.report.charts import bootstrap_mean_of, stacked_bar
 from refloom.evaluation.report.collect import ReferenceSample, ReferenceStats, RunData, source_key
 from refloom.evaluation.report.diversity import Coverage, FloatArray, RunDiversity, Spread
 from refloom.evaluation.stats import EMPTY, Interval, proportion
-from refloom.runs.outputs import Used
+from refloom.runs.outputs import StageUsage
 from refloom.settings import embedded
 
 MAX_CRITERIA = 30
@@ -406,7 +406,7 @@ def stage_costs(run: RunData) -> dict[str, Any]:
     stages = run.stages
     costs = [stage.cost_usd for stage in stages]
     known = [cost for cost in costs if cost is not None]
-    total = Used(
+    total = StageUsage(
         "total",
         "",
         sum(s.calls for s in stages),

@@ -35,7 +35,7 @@ class WorkerActor:
 
     async def begin(self, config: bytes, contamination: Contamination | None) -> Any:
         """Build the worker's graph, client and index."""
-        from refloom.runs.garbage_collection import seldom_collected
+        from refloom.runs.garbage_collection import relaxed_gc
         from refloom.runs.ray.worker import Worker
 
         try:
@@ -43,7 +43,7 @@ class WorkerActor:
             self._worker = await asyncio.to_thread(Worker, loads(config), contamination)
         except Exception as error:  # noqa: BLE001 - the run raises it
             return error_to_dict(error)
-        self._open.enter_context(seldom_collected())
+        self._open.enter_context(relaxed_gc())
         return None
 
     async def deliver(self, batch: bytes) -> None:

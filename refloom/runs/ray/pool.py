@@ -24,14 +24,16 @@ from refloom.errors import WorkersLost
 from refloom.runs.client import kept_form
 from refloom.runs.event_log import event
 from refloom.runs.ray.rpc import RpcChannel, Transport, WorkerDied, call_from_dict, call_to_dict
-from refloom.runs.retrieval import Place, Quota, Taken
-from refloom.runs.scheduler import Kept
+from refloom.runs.retrieval import ReferenceQuota, Retrieved, SeedKey
+from refloom.runs.scheduler import SampleRecorder
 
 
 class SeedReplay:
     """One seed in flight. Each step happens once, however often workers ask for it."""
 
-    def __init__(self, seed: Seed, context: Context, kept: Kept, uses: Quota) -> None:
+    def __init__(
+        self, seed: Seed, context: Context, kept: SampleRecorder, uses: ReferenceQuota
+    ) -> None:
         self._seed, self._context = seed, context
         self._kept, self._uses = kept, uses
         self._place = (seed["round"], seed["position"])
@@ -96,10 +98,10 @@ class SeedReplay:
         await self._kept.finish(record, references)
 
     async def _offer(self, taken: list[Any], rows: list[int], k: int) -> list[bool] | None:
-        return await self._uses.offer(self._place, Taken(*taken), rows, k)
+        return await self._uses.offer(self._place, Retrieved(*taken), rows, k)
 
     async def _take(self, taken: list[Any]) -> None:
-        await self._uses.take(self._place, Taken(*taken))
+        await self._uses.take(self._place, Retrieved(*taken))
 
     async def aclose(self) -> None:
         """The seed has ended: cancel what is left of its steps."""
@@ -135,7 +137,7 @@ _caller: ContextVar[tuple[_PoolWorker, int] | None] = ContextVar("asker", defaul
 
 
 class WorkerPool:
-    """A `Maker` over workers that `start_worker` starts; a dead one is replaced.
+    """A `Executor` over workers that `start_worker` starts; a dead one is replaced.
 
     Its `send` is the `Complete` below journal and limits: a call goes back to the worker that asked
     for it, or to another if that is dead.
@@ -145,7 +147,7 @@ class WorkerPool:
         self._size, self._heed = workers, heed
         self._workers: list[_PoolWorker] = []
         self._changed = asyncio.Condition()
-        self._replays: dict[Place, SeedReplay] = {}
+        self._replays: dict[SeedKey, SeedReplay] = {}
         self._started = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._fault: Exception | None = None
@@ -153,8 +155,8 @@ class WorkerPool:
     async def begin(
         self,
         start_worker: StartWorker,
-        kept: Kept,
-        uses: Quota,
+        kept: SampleRecorder,
+        uses: ReferenceQuota,
         store: FileStore,
         learned: Characteristics,
     ) -> None:
@@ -237,7 +239,7 @@ class WorkerPool:
                 self._changed.notify_all()
 
     async def make(self, seed: Seed) -> None:
-        """See `Maker`. Raises `WorkersLost` if no worker is left."""
+        """See `Executor`. Raises `WorkersLost` if no worker is left."""
         place = (seed["round"], seed["position"])
         replay = self._replays[place] = SeedReplay(seed, self._context, self._kept, self._uses)
         try:
@@ -319,10 +321,10 @@ class WorkerPool:
         return await self._replays[place].step(what, rest)
 
     def look_ahead(self, seeds: Sequence[Seed]) -> None:
-        """See `Maker`: nothing to do, each worker has an index of its own."""
+        """See `Executor`: nothing to do, each worker has an index of its own."""
 
-    def forget(self, place: Place) -> None:
-        """See `Maker`: nothing to do, `make` forgets a seed as it ends."""
+    def forget(self, place: SeedKey) -> None:
+        """See `Executor`: nothing to do, `make` forgets a seed as it ends."""
 
     async def aclose(self) -> None:
         """Close all channels and cancel all tasks."""

@@ -29,7 +29,7 @@ from nodes.state import Seed
 from refloom.runs.client import Addresses, kept_form
 from refloom.runs.rate_limit import TOLD_IN
 from refloom.runs.ray.rpc import RpcChannel, call_from_dict, call_to_dict
-from refloom.runs.retrieval import Place, Retrieval, Taken
+from refloom.runs.retrieval import Retrieved, RunRetrieval, SeedKey
 from refloom.settings import Settings
 
 API_KEY_VARIABLES = ("OPENAI_API_KEY", "JUDGE_API_KEY")
@@ -66,7 +66,7 @@ class Worker:
     ) -> Graph:
         return build_graph(
             complete=self._complete,
-            search=Retrieval(index, _RemoteQuota(self.channel, self._resumed)),
+            search=RunRetrieval(index, _RemoteQuota(self.channel, self._resumed)),
             another=index.another,
             embed=embed,
             characteristics=Characteristics(_RemoteStore(self.channel), self._heard),
@@ -154,22 +154,22 @@ class _RemoteQuota:
     def __init__(self, channel: RpcChannel, resumed: bool) -> None:
         self._channel, self._resumed = channel, resumed
 
-    async def written(self, place: Place) -> Taken | None:
+    async def written(self, place: SeedKey) -> Retrieved | None:
         fields = await self._channel.ask("written", place) if self._resumed else None
-        return Taken(*fields) if fields else None
+        return Retrieved(*fields) if fields else None
 
     async def offer(
-        self, place: Place, taken: Taken, rows: Sequence[int], k: int
+        self, place: SeedKey, taken: Retrieved, rows: Sequence[int], k: int
     ) -> list[bool] | None:
         allowed: list[bool] | None = await self._channel.ask(
             "offer", place, _taken_to_list(taken), rows, k
         )
         return allowed
 
-    async def take(self, place: Place, taken: Taken) -> None:
+    async def take(self, place: SeedKey, taken: Retrieved) -> None:
         await self._channel.ask("take", place, _taken_to_list(taken))
 
-    def passed(self, place: Place) -> None:
+    def passed(self, place: SeedKey) -> None:
         self._channel.notify("passed", place)
 
 
@@ -189,9 +189,9 @@ class _RemoteStore:
         self._channel.notify("keep", key, value)
 
 
-def _taken_to_list(taken: Taken) -> list[Any]:
+def _taken_to_list(taken: Retrieved) -> list[Any]:
     return [taken.rows, taken.scores, taken.counted]
 
 
-def _seed_key(seed: Seed) -> Place:
+def _seed_key(seed: Seed) -> SeedKey:
     return seed["round"], seed["position"]
