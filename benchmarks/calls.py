@@ -47,7 +47,7 @@ def run(model: KnownModel, references: list[dict[str, str]], per_seed: int, arm:
         random_seed=model.world.seed,
     )
     tools = Tools(complete=model, embed=embed)
-    asyncio.run(Run(settings, Source(references, as_reference=True), None, out, tools=tools).go())
+    asyncio.run(Run(settings, Source(references, as_reference=True), None, out, tools=tools).run())
 
 
 def records(out: Path) -> list[dict[str, Any]]:

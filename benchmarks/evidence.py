@@ -130,7 +130,7 @@ async def experiment(number: int, seeds: int, out: Path) -> dict[str, Any]:
                 tools=Tools(complete=teacher, embed=embed),
                 shared=journal,
             )
-            await run.go()
+            await run.run()
     finally:
         await asyncio.to_thread(journal.close)
     return await compare_arms(out, list(FOLLOWS), settings, complete=teacher)

@@ -70,7 +70,7 @@ async def run(given: argparse.Namespace) -> dict[str, float]:
     from benchmarks.own_cost import measured_run
 
     used = time.process_time()
-    summary = await measured_run(given).go()
+    summary = await measured_run(given).run()
     calls = summary.more["calls"]["paid"]
     return {
         "cpu_ms_per_call": (time.process_time() - used) / max(calls, 1) * 1000,

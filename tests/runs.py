@@ -54,7 +54,7 @@ def build_run(
 async def finish_run(out: Path, complete: Any, *args: Any, **more: Any) -> dict[str, Any]:
     """Run to the end; return what run.json then says."""
     async with asyncio.timeout(20):
-        await build_run(out, complete, *args, **more).go()
+        await build_run(out, complete, *args, **more).run()
     return summary_of(out)
 
 

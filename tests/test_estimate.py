@@ -90,7 +90,7 @@ async def ran(
         out,
         tools=Tools(complete=model, embed=letters),
     )
-    await session.go()
+    await session.run()
     said: dict[str, Any] = json.loads((out / "run.json").read_text(encoding="utf-8"))
     return said
 

@@ -65,7 +65,7 @@ def family(scripted: type[ScriptedModel] = ScriptedModel, **stages) -> ScriptedM
 def here(tmp_path_factory) -> Path:
     """A run that no test changes."""
     out = tmp_path_factory.mktemp("here") / "run"
-    asyncio.run(build_run(out, family(), FAMILY).go())
+    asyncio.run(build_run(out, family(), FAMILY).run())
     return out
 
 

@@ -119,7 +119,7 @@ async def run(plan: Plan, timing: random.Random, context: Context | None = None)
         seen.most_wanted = max(seen.most_wanted, order.accepted + seen.in_flight)
         await a_while()
         seen.in_flight -= 1
-        await order.finished({"status": plan.status(slot)})
+        await order.count_finished({"status": plan.status(slot)})
 
     async def one_seed(number: int) -> None:
         place = plan.place(number)
@@ -243,7 +243,7 @@ async def test_what_was_admitted_before_a_round_without_news_is_still_begun():
     assert await turn(0, "a b c", "d e f") == [True, True]
     assert await order.start((0, 0, 0))
     assert await turn(1, "a b c") == [False]
-    await order.finished({"status": "rejected"})
+    await order.count_finished({"status": "rejected"})
     async with asyncio.timeout(5):
         assert await order.start((0, 0, 1))
 
@@ -295,14 +295,14 @@ async def test_a_seed_that_fails_inside_its_turn_leaves_one_failed_slot_and_lets
         async with order.turn({"instruction": "", "round": 0, "position": position}, context) as ad:
             assert await ad([f"w{position}"], 1)
         assert await order.start((0, position, 0))
-        await order.finished({"status": "accepted"})
+        await order.count_finished({"status": "accepted"})
 
     async def bad(position):
         with pytest.raises(KeyError):
             async with order.turn({"instruction": "", "round": 0, "position": position}, context):
                 raise KeyError
         assert await order.start((0, position, 0))
-        await order.finished({"status": "failed"})
+        await order.count_finished({"status": "failed"})
 
     async with asyncio.timeout(5):
         await asyncio.gather(good(2), bad(1), good(0))
@@ -340,7 +340,7 @@ async def test_later_rounds_follow_earlier_ones():
         async with order.turn(seed, context) as admit:
             await admit([f"r{round_} p{position}"], 1)
         assert await order.start((round_, position, 0))
-        await order.finished({"status": "accepted"})
+        await order.count_finished({"status": "accepted"})
 
     places = [(r, p) for r in range(3) for p in range(2)]
     async with asyncio.timeout(5):
@@ -391,7 +391,7 @@ async def test_no_more_candidates_are_begun_than_asked_for(most):
     plan = Plan([[f"w{p} x{p}"] for p in range(6)], {}, max_candidates=most)
     seen = await run(plan, random.Random(most))
     assert seen.begun == [(0, p, 0) for p in range(min(most, 6))]
-    assert seen.order.enough() == (most <= 6)
+    assert seen.order.exhausted() == (most <= 6)
 
 
 async def test_candidates_that_fail_count_towards_the_most():
@@ -431,7 +431,7 @@ def test_a_run_that_is_taken_up_again_ends_as_it_would_have(plan, timing, data):
             }
             for _ in range(sleep.randint(0, 9)):
                 await asyncio.sleep(0)
-            turned = await order.finished_turn(seed, kept)
+            turned = await order.completed_turn(seed, kept)
             if turned is not None:
                 await order.replay(seed, context, turned, kept)
                 seen.begun += [(0, position, s) for s in kept]
@@ -448,7 +448,7 @@ def test_a_run_that_is_taken_up_again_ends_as_it_would_have(plan, timing, data):
                 seen.begun.append(slot)
                 for _ in range(sleep.randint(0, 9)):
                     await asyncio.sleep(0)
-                await order.finished({"status": plan.status(slot)})
+                await order.count_finished({"status": plan.status(slot)})
 
         async with asyncio.timeout(20):
             await asyncio.gather(*(one_seed(p) for p in range(len(plan.proposals))))

@@ -30,7 +30,7 @@ def test_a_run_on_ray_makes_the_rows_of_a_run_alone_and_tells_no_key(tmp_path):
     few = ("--references", file, "--no-try-criteria", "--references-per-seed", "1", "--model", "m")
     with Endpoint() as endpoint:
         one = {"base_url": endpoint.url, "references_per_seed": 1, "given": references(6)}
-        asyncio.run(build_run(tmp_path / "one", None, None, **one).go())
+        asyncio.run(build_run(tmp_path / "one", None, None, **one).run())
         asked = len(endpoint.bodies)
         command = ("run", *few, "--out", tmp_path / "two", "--engine", "ray", "--workers", "2")
         keys = {"OPENAI_BASE_URL": endpoint.url, "OPENAI_API_KEY": KEY}

@@ -105,7 +105,7 @@ async def test_rows_with_a_quota_depend_neither_on_stops_nor_on_timing(tmp_path,
     run = build_run(tmp_path / "out", first, SEEDS, concurrency=6, **few)
     first.then = run.stop
     async with asyncio.timeout(20):
-        await run.go()
+        await run.run()
     await finish_run(tmp_path / "out", MixedModel(), SEEDS, concurrency=3, **few)
     assert stable_rows(tmp_path / "out") == stable_rows(tmp_path / "calm")
 

@@ -194,7 +194,7 @@ async def test_a_file_that_cannot_be_read_is_refused_before_anything_is_made(tmp
     run = build_run(tmp_path / "out", model)
     run.seeds = Source(tmp_path / "seeds.jsonl", as_reference=False)
     with pytest.raises(InputError, match="line 2"):
-        await run.go()
+        await run.run()
     assert model.calls == []
     assert not (tmp_path / "out").exists()
 
@@ -381,7 +381,7 @@ async def test_a_refusal_with_half_an_emoji_is_a_failed_sample(tmp_path):
     refusal = Reply(None, "stop", dict(USAGE), refusal="no \ud83d")
     run = build_run(tmp_path, ScriptedModel(generate=lambda call: refusal), SEEDS[:1])
     async with asyncio.timeout(20):
-        await run.go()
+        await run.run()
     assert summary_of(tmp_path)["counts"]["failed"] == 1
 
 
@@ -532,7 +532,7 @@ async def stopped_and_resumed(out: Path, at: int, per_seed: int) -> Counter[str]
     run = build_run(out, first, SEEDS, concurrency=4, **same)
     first.then = run.stop
     async with asyncio.timeout(20):
-        await run.go()
+        await run.run()
     assert summary_of(out)["status"] == "interrupted"
     assert first.begun == at
     assert_adds_up(out)
@@ -581,7 +581,7 @@ async def test_a_sample_that_failed_before_a_stop_stays_failed_and_is_not_tried_
     few = {"per_seed": 3, "concurrency": 1, "target": 5, "max_candidates": 6}
     run = build_run(tmp_path, FailingFirst(), SEEDS[:2], on_record=stop, **few)
     async with asyncio.timeout(20):
-        await run.go()
+        await run.run()
     before = rows(tmp_path, "failed")
     assert len(before) == 1
     assert rows(tmp_path, "accepted") == []
@@ -598,7 +598,7 @@ async def test_a_sample_that_failed_before_a_stop_stays_failed_and_is_not_tried_
 async def test_a_run_that_was_cut_off_goes_on_as_if_it_had_not_been(tmp_path, at):
     first = CountingModel(MixedModel(), at)
     run = build_run(tmp_path / "out", first, SEEDS, concurrency=4, try_criteria=True)
-    cut_off = asyncio.create_task(run.go())
+    cut_off = asyncio.create_task(run.run())
     first.then = cut_off.cancel
     async with asyncio.timeout(20):
         await asyncio.wait([cut_off])
@@ -628,7 +628,7 @@ async def test_a_run_that_was_cut_off_makes_no_further_call_and_leaves_no_task(t
             return await super().__call__(call)
 
     model = Slow()
-    cut_off = asyncio.create_task(build_run(tmp_path, model, SEEDS, concurrency=2).go())
+    cut_off = asyncio.create_task(build_run(tmp_path, model, SEEDS, concurrency=2).run())
     async with asyncio.timeout(10):
         await asyncio.wait([cut_off])
     asked = len(model.calls)
@@ -646,7 +646,7 @@ async def test_a_run_that_is_stopped_before_its_first_call_makes_none(tmp_path):
     run = build_run(tmp_path, model)
     run.stop()
     async with asyncio.timeout(20):
-        await run.go()
+        await run.run()
     assert model.calls == []
     assert summary_of(tmp_path)["status"] == "interrupted"
 
@@ -655,7 +655,7 @@ async def test_a_stop_while_references_are_learned_is_no_failure_of_theirs(tmp_p
     model = CountingModel(ScriptedModel(), 4)
     run = build_run(tmp_path, model, concurrency=1, try_criteria=True)
     model.then = run.stop
-    await run.go()
+    await run.run()
     assert read_status(tmp_path)["counts"]["references_failed"] == 0
 
 
@@ -677,7 +677,7 @@ async def test_a_reference_that_is_learned_at_the_second_try_is_not_counted_as_f
     run = build_run(tmp_path, ScriptedModel(extract=extract), SEEDS[:2], given=references(1))
     run.tools.embed = embed
     async with asyncio.timeout(20):
-        await run.go()
+        await run.run()
     said = summary_of(tmp_path)
     assert (said["counts"]["failed"], said["counts"]["accepted"]) == (1, 1)
     assert said["counts"]["references_failed"] == 0
@@ -840,12 +840,12 @@ async def test_a_second_run_in_the_same_directory_at_once_is_refused(tmp_path):
 
     async def second() -> None:
         with pytest.raises(JournalError, match="pid") as refusal:
-            await build_run(tmp_path, ScriptedModel()).go()
+            await build_run(tmp_path, ScriptedModel()).run()
         refused.append(refusal)
 
     tasks: list[asyncio.Task[None]] = []
     model.then = lambda: tasks.append(asyncio.create_task(second()))
-    summary = await run.go()
+    summary = await run.run()
     await asyncio.gather(*tasks)
     assert len(refused) == 1
     assert summary.counts["accepted"] == 3

@@ -94,15 +94,15 @@ async def together(out, office: Office, *args: Any, **more: Any) -> dict[str, An
     run = build_run(
         out, office.complete, *args, **{"engine": "ray", "workers": 2, "concurrency": 4, **more}
     )
-    office.run, run.tools.hiring = run, office
+    office.run, run.tools.worker_starter = run, office
     async with asyncio.timeout(60):
-        await run.go()
+        await run.run()
     return summary_of(out)
 
 
 async def alone(out, complete: Any, *args: Any, **more: Any) -> dict[str, Any]:
     async with asyncio.timeout(60):
-        await build_run(out, complete, *args, **more).go()
+        await build_run(out, complete, *args, **more).run()
     return summary_of(out)
 
 
@@ -349,9 +349,9 @@ async def test_a_cluster_with_less_room_makes_the_rows_with_the_workers_it_has(t
         return one
 
     run = build_run(tmp_path, staff.complete, SEEDS, engine="ray", workers=3, concurrency=4)
-    run.tools.hiring = crowded
+    run.tools.worker_starter = crowded
     async with asyncio.timeout(30):
-        await run.go()
+        await run.run()
     assert summary_of(tmp_path)["counts"]["accepted"] == len(SEEDS)
     assert len(staff.hired) == 1
 

@@ -23,7 +23,7 @@ async def test_a_run_on_every_exchange_shows_the_model_what_was_said_before(tmp_
     chosen = Settings(model="m", references_per_seed=1, turns="all")
     references = references_of([talk(i) for i in range(3)], chosen)
     run = Run(chosen, references, None, tmp_path, tools=Tools(model, letters))
-    summary = await run.go()
+    summary = await run.run()
     assert summary.counts["references"] == summary.counts["seeds"] == 6
     extracts = [call for call in model.calls if call.stage == "extract"]
     assert len(extracts) == 6

@@ -252,8 +252,8 @@ def _check_arms(all_settings: Iterable[Settings], references: Any, seeds: Any) -
 
     for settings in all_settings:
         inputs, _ = load_inputs(settings, references, seeds)
-        if inputs.elsewhere is not None:
-            inputs.elsewhere.close()
+        if inputs.reused is not None:
+            inputs.reused.close()
 
 
 def _compare_arms(out: Path, settings: Settings, arms: tuple[str, ...]) -> dict[str, Any]:

@@ -161,7 +161,7 @@ def run_with_progress(
             session.on_begin = partial(_print_inputs, references, seeds)
             progress = Progress(show_rows=show_rows)
             session.on_record, session.on_fault = progress, progress.fault
-            with progress.begin(session.look):
+            with progress.begin(session.stats):
                 asyncio.run(_run_until_signalled(session))
     except asyncio.CancelledError:
         sys.stderr.write(f"stopped; every paid call is in {out / 'journal.sqlite'}\n")
@@ -175,7 +175,7 @@ def run_with_progress(
 
 async def _run_until_signalled(session: Any) -> Any:
     """Run; a first Ctrl-C or SIGTERM finishes what is in flight, a second one stops at once."""
-    work = asyncio.create_task(session.go())
+    work = asyncio.create_task(session.run())
     signals = 0
 
     def stop() -> None:

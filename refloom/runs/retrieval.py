@@ -1,4 +1,4 @@
-"""How often references are used, counted in the order of seeds and written down."""
+"""Retrieval within a run: in seed order, and with a quota that leaves room for rare references."""
 
 from __future__ import annotations
 
@@ -14,27 +14,31 @@ from memory.references import Reference
 from nodes.state import Seed
 from refloom.runs.journal import Journal
 
-# However few references there are, one may be used so often.
+# A reference may be used this often, however few references there are.
 MIN_QUOTA = 3
 SeedKey = tuple[int, int]
 
 
 class OrderedGate:
-    """Lets seeds through one after another, in their order; each has to leave, whatever happens."""
+    """Lets numbered visitors through one after another; each must leave, whatever happens."""
 
     def __init__(self) -> None:
         self._next = 0
         self._left: set[int] = set()
         self._waiting: dict[int, asyncio.Future[None]] = {}
 
-    async def reach(self, number: int) -> None:
-        """Wait until all earlier ones have left."""
+    async def wait(self, number: int) -> None:
+        """Wait until all earlier numbers have left."""
         if number > self._next:
             turn = self._waiting[number] = asyncio.get_running_loop().create_future()
             await turn
 
+    def has_passed(self, number: int) -> bool:
+        """Whether the number has left, and all before it."""
+        return number < self._next
+
     def leave(self, number: int) -> None:
-        """Let the next in; leaving twice, or before one's turn, does no harm."""
+        """Let the next one in. Leaving twice, or before one's turn, does no harm."""
         if number < self._next:
             return
         self._left.add(number)
@@ -48,7 +52,7 @@ class OrderedGate:
 
 @dataclass(frozen=True, slots=True)
 class Retrieved:
-    """The rows of references a seed was given, with their scores; which of them count as used."""
+    """The references of a seed: their rows and scores, and the rows that count as used."""
 
     rows: list[int]
     scores: list[float]
@@ -56,167 +60,165 @@ class Retrieved:
 
 
 class QuotaClient(Protocol):
-    """The seam for usage: what a seed may take, and what it took. Places are (round, position)."""
+    """What retrieval asks of the run's quota. Keys are a seed's (round, position)."""
 
-    async def written(self, place: SeedKey) -> Retrieved | None:
-        """What an earlier session of the run gave the seed."""
+    async def written(self, key: SeedKey) -> Retrieved | None:
+        """What the seed retrieved in an earlier session of the run."""
         ...
 
     async def offer(
-        self, place: SeedKey, taken: Retrieved, rows: Sequence[int], k: int
+        self, key: SeedKey, taken: Retrieved, rows: Sequence[int], k: int
     ) -> list[bool] | None:
-        """Take what was chosen among `rows`, in the seed's turn: None if all of it may be taken.
+        """Take the references chosen among `rows`, in the seed's turn; None if all are allowed.
 
-        Otherwise whether each row may be; then something else is to be chosen, and `take`n.
+        Otherwise whether each of `rows` is allowed; the caller then chooses again, and `take`s.
         """
         ...
 
-    async def take(self, place: SeedKey, taken: Retrieved) -> None:
-        """Write down and count what the seed takes, and let the next seed in."""
+    async def take(self, key: SeedKey, taken: Retrieved) -> None:
+        """Journal and count what the seed takes, and let the next seed in."""
         ...
 
-    def passed(self, place: SeedKey) -> None:
-        """A seed takes nothing, or nothing more."""
+    def passed(self, key: SeedKey) -> None:
+        """The seed takes nothing, or nothing more."""
         ...
 
 
 class ReferenceQuota:
-    """The `QuotaClient` of a run: no reference is used more than `quota` times as often as the mean.
+    """The `QuotaClient` of a run: no reference is used over `quota` times as often as the mean.
 
-    That is as far as there are others to choose from. What was taken is written down: a run that
-    is taken up again takes the same, and counts the same.
+    More often only if there is no other to choose. What was taken is journaled, so a resumed run
+    takes and counts the same.
     """
 
     def __init__(
         self, journal: Journal, *, references: int, seeds: int, quota: float | None
     ) -> None:
-        """`seeds` is the number of seeds in a round; `quota` None: no bound."""
+        """`seeds` is the number of seeds in a round; `quota` None: no limit."""
         self._journal = journal
         self._references = references
         self._seeds = seeds
         self._quota = quota
         self._gate = OrderedGate()
-        self._uses: Counter[int] = Counter()
+        self._counts: Counter[int] = Counter()
         self._total = 0
         self._resumed = False
 
     async def begin(self) -> None:
-        """Look whether an earlier session has retrieved anything."""
+        """Find out whether an earlier session retrieved anything."""
         sql = "SELECT 1 FROM retrieved LIMIT 1"
         self._resumed = bool(await asyncio.to_thread(self._journal.read, sql))
 
-    async def written(self, place: SeedKey) -> Retrieved | None:
+    async def written(self, key: SeedKey) -> Retrieved | None:
         """See `QuotaClient`."""
         if not self._resumed:
             return None
         sql = "SELECT taken FROM retrieved WHERE round = ? AND position = ?"
-        found = await asyncio.to_thread(self._journal.read, sql, *place)
-        return Retrieved(*json.loads(found[0][0])) if found else None
+        rows = await asyncio.to_thread(self._journal.read, sql, *key)
+        return Retrieved(*json.loads(rows[0][0])) if rows else None
 
     async def offer(
-        self, place: SeedKey, taken: Retrieved, rows: Sequence[int], k: int
+        self, key: SeedKey, taken: Retrieved, rows: Sequence[int], k: int
     ) -> list[bool] | None:
         """See `QuotaClient`."""
-        await self._gate.reach(self._number(place))
+        await self._gate.wait(self._number(key))
         if self._quota is not None:
             mean = (self._total + k) / self._references
-            most = max(MIN_QUOTA, self._quota * mean)
-            if any(self._uses[row] >= most for row in taken.counted):
-                return [self._uses[row] < most for row in rows]
-        await self.take(place, taken)
+            limit = max(MIN_QUOTA, self._quota * mean)
+            if any(self._counts[row] >= limit for row in taken.counted):
+                return [self._counts[row] < limit for row in rows]
+        await self.take(key, taken)
         return None
 
-    async def take(self, place: SeedKey, taken: Retrieved) -> None:
+    async def take(self, key: SeedKey, taken: Retrieved) -> None:
         """See `QuotaClient`."""
-        await self._gate.reach(self._number(place))
-        said = json.dumps([taken.rows, taken.scores, taken.counted])
-        self._journal.put_soon("INSERT OR REPLACE INTO retrieved VALUES (?, ?, ?)", *place, said)
-        self._count(place, taken)
+        await self._gate.wait(self._number(key))
+        entry = json.dumps([taken.rows, taken.scores, taken.counted])
+        self._journal.put_soon("INSERT OR REPLACE INTO retrieved VALUES (?, ?, ?)", *key, entry)
+        self._count(key, taken)
 
-    async def replay(self, place: SeedKey) -> None:
-        """Count what a seed took that is finished."""
-        taken = await self.written(place)
+    async def replay(self, key: SeedKey) -> None:
+        """Count what a finished seed took."""
+        taken = await self.written(key)
         if taken is None:
-            self.passed(place)
+            self.passed(key)
         else:
-            await self._gate.reach(self._number(place))
-            self._count(place, taken)
+            await self._gate.wait(self._number(key))
+            self._count(key, taken)
 
-    def passed(self, place: SeedKey) -> None:
+    def passed(self, key: SeedKey) -> None:
         """See `QuotaClient`."""
-        self._gate.leave(self._number(place))
+        self._gate.leave(self._number(key))
 
-    def _number(self, place: SeedKey) -> int:
-        return place[0] * self._seeds + place[1]
+    def _number(self, key: SeedKey) -> int:
+        return key[0] * self._seeds + key[1]
 
-    def _count(self, place: SeedKey, taken: Retrieved) -> None:
-        self._uses.update(taken.counted)
+    def _count(self, key: SeedKey, taken: Retrieved) -> None:
+        self._counts.update(taken.counted)
         self._total += len(taken.counted)
-        self.passed(place)
+        self.passed(key)
 
 
-# MERGED refloom~runs~retrieval
-# Retrieval within a run: in the order of seeds, and so that popular references leave room.
 OwnReference = tuple[int, Reference] | None
 
 
 class RunRetrieval:
-    """A `Search` over the index that takes only what its `uses` let it.
+    """A `Search` over the index that keeps to the quota.
 
-    A seed's own reference is always its first, and is not counted as used.
+    A seed that is itself a reference gets it first, and that use is not counted.
     """
 
-    def __init__(self, index: ReferenceIndex, uses: QuotaClient) -> None:
+    def __init__(self, index: ReferenceIndex, quota: QuotaClient) -> None:
         self._index = index
-        self._uses = uses
+        self._quota = quota
         self._own: dict[SeedKey, OwnReference] = {}
 
     async def __call__(self, text: str, k: int, turn: SeedKey | None = None) -> list[Reference]:
-        """See `memory.index.Search`; waits for the seed's turn where quotas need it."""
+        """See `memory.index.Search`; waits for the seed's turn if the quota needs it."""
         if turn is None:
             return await self._index.search(text, k)
-        taken = await self._uses.written(turn)
+        taken = await self._quota.written(turn)
         if taken is None:
-            own = await self._owned(turn, text)
+            own = await self._find_own(turn, text)
             if own is not None and k == 1:
-                self._uses.passed(turn)
+                self._quota.passed(turn)
                 return [scored(own[1], 1.0)]
-            taken = await self._chosen(text, k, turn, own)
+            taken = await self._choose(text, k, turn, own)
         else:
-            await self._uses.take(turn, taken)
+            await self._quota.take(turn, taken)
         return await self._index.read(taken.rows, taken.scores)
 
-    async def _chosen(self, text: str, k: int, turn: SeedKey, own: OwnReference) -> Retrieved:
-        """What the seed takes. Mostly its first choice will do, which saves another asking.
+    async def _choose(self, text: str, k: int, turn: SeedKey, own: OwnReference) -> Retrieved:
+        """Choose the seed's references. The first choice is mostly allowed, and then is final.
 
-        When all of that is allowed, choosing among the allowed ones only would choose the same.
+        Choosing among the allowed ones only would give the same.
         """
-        found = await self._index.candidates(text, k, own=own[0] if own else None)
-        taken = _pick(found, k, [True] * len(found.rows))
-        allowed = await self._uses.offer(turn, taken, found.rows, k)
+        candidates = await self._index.candidates(text, k, own=own[0] if own else None)
+        taken = _pick(candidates, k, [True] * len(candidates.rows))
+        allowed = await self._quota.offer(turn, taken, candidates.rows, k)
         if allowed is not None:
-            taken = _pick(found, k, allowed)
-            await self._uses.take(turn, taken)
+            taken = _pick(candidates, k, allowed)
+            await self._quota.take(turn, taken)
         return taken
 
-    def look_ahead(self, seeds: Sequence[Seed]) -> None:
-        """Find the seeds' own references together, some time before they are asked for. Blocks."""
-        found = self._index.owns([seed["instruction"] for seed in seeds])
-        for seed, own in zip(seeds, found, strict=True):
+    def prefetch(self, seeds: Sequence[Seed]) -> None:
+        """Look up together which of the next seeds are references themselves. Blocks."""
+        owned = self._index.owns([seed["instruction"] for seed in seeds])
+        for seed, own in zip(seeds, owned, strict=True):
             self._own[seed["round"], seed["position"]] = own
 
-    async def _owned(self, turn: SeedKey, text: str) -> OwnReference:
-        """The seed's own reference, if it is one itself."""
+    async def _find_own(self, turn: SeedKey, text: str) -> OwnReference:
+        """The seed's own reference, if it is a reference itself."""
         if turn in self._own:
             return self._own.pop(turn)
         return (await asyncio.to_thread(self._index.owns, [text]))[0]
 
     def forget(self, turn: SeedKey) -> None:
-        """A seed has ended; what was found for it and not asked for is not needed."""
+        """Drop what was looked up for a seed that has ended."""
         self._own.pop(turn, None)
 
 
-def _pick(found: Candidates, k: int, allowed: Sequence[bool]) -> Retrieved:
-    picked = choose(found, k, dict(zip(found.rows, allowed, strict=True)).__getitem__)
-    rows = [found.rows[i] for i in picked]
-    return Retrieved(rows, [float(found.scores[i]) for i in picked], rows[found.own :])
+def _pick(candidates: Candidates, k: int, allowed: Sequence[bool]) -> Retrieved:
+    picked = choose(candidates, k, dict(zip(candidates.rows, allowed, strict=True)).__getitem__)
+    rows = [candidates.rows[i] for i in picked]
+    return Retrieved(rows, [float(candidates.scores[i]) for i in picked], rows[candidates.own :])

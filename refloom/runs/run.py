@@ -1,4 +1,8 @@
-"""A run: seeds through the graph, calls bounded, everything journaled, taken up where it ended."""
+"""A run: one session in a run directory, from reading its inputs to writing its files.
+
+Every paid call and every finished sample is in the journal before anything uses it, so a session
+can end at any moment and the next one resumes. `synthesize` is the Python API over it.
+"""
 
 from __future__ import annotations
 
@@ -48,31 +52,35 @@ from refloom.runs.scheduler import (
 )
 from refloom.settings import Settings
 
+# Passed to workers.
+API_KEY_VARIABLES = ("OPENAI_API_KEY", "JUDGE_API_KEY")
 
-# MERGED refloom~runs~given
-# What a run is given, read and checked before anything is made or paid.
+OnRecord = Callable[[Record], None]
+OnFault = Callable[[str], None]
+
+
 @dataclass(frozen=True)
 class RunInputs:
-    """What a run works on and with. `elsewhere` has to be closed."""
+    """What a run reads before it starts. `reused`, another run's calls, must be closed."""
 
     seeds: Source
     prices: Prices
     addresses: Addresses
-    elsewhere: KeptCalls | None
+    reused: KeptCalls | None
     contamination: Contamination | None
 
 
 def load_inputs(
     settings: Settings, references: Source, seeds: Source | None
 ) -> tuple[RunInputs, RunSummary]:
-    """Read everything once, so that what is wrong is known at the start. Blocks.
+    """Read and check all inputs before anything is paid. Blocks.
 
-    Without seeds every reference is its own. Raises `InputError` or `JournalError`.
+    Without seeds every reference is its own seed. Raises `InputError` or `JournalError`.
     """
     if seeds is None and settings.answer_seeds and settings.turns == "all":
         raise InputError(
-            "--answer-seeds with --turns all: a later turn cannot be answered without what was "
-            "said before it; give --seeds, or --turns first"
+            "--answer-seeds with --turns all: a later turn cannot be answered without the turns "
+            "before it; give --seeds, or --turns first"
         )
     if settings.engine == "ray":
         ray.check_available(settings.ray_address)
@@ -83,123 +91,115 @@ def load_inputs(
     report = Report()
     if settings.feedback == "swapped" and reference_report.taken < 2:
         raise InputError(
-            f"{references.name}: has one reference; --feedback swapped needs another to take "
-            "criteria from"
+            f"{references.name}: has one reference; --feedback swapped takes criteria from another"
         )
     contamination = benchmarks(settings.benchmark, report=report) if settings.benchmark else None
     summary = RunSummary(settings, reference_report, seeds.scan(), prices, report)
     addresses = Addresses(settings)
-    # The last, since from here on somebody has to close it.
-    elsewhere = KeptCalls(settings.reuse) if settings.reuse is not None else None
-    return RunInputs(seeds, prices, addresses, elsewhere, contamination), summary
-
-
-# MERGED refloom~runs~making
-# Who makes a run's seeds: the graph in this process, or a team of workers.
-API_KEY_VARIABLES = ("OPENAI_API_KEY", "JUDGE_API_KEY")
+    # Opened last: from here on it must be closed.
+    reused = KeptCalls(settings.reuse) if settings.reuse is not None else None
+    return RunInputs(seeds, prices, addresses, reused, contamination), summary
 
 
 class LocalExecutor:
-    """A `Executor` that is the graph in this process."""
+    """An `Executor` that runs the graph in this process."""
 
     def __init__(self, graph: Graph, context: Context, retrieval: RunRetrieval) -> None:
         self._graph, self._context = graph, context
-        self.look_ahead, self.forget = retrieval.look_ahead, retrieval.forget
+        self.prefetch, self.forget = retrieval.prefetch, retrieval.forget
 
-    async def make(self, seed: Seed) -> None:
-        """See `Executor`. What comes of it is kept by the graph's seams; no state is streamed."""
-        given: Any = {"seed": seed}
-        async for _ in self._graph.astream(given, context=self._context, stream_mode=[]):
+    async def run_seed(self, seed: Seed) -> None:
+        """See `Executor`. The graph's hooks record the results, so no state is streamed."""
+        graph_input: Any = {"seed": seed}
+        async for _ in self._graph.astream(graph_input, context=self._context, stream_mode=[]):
             continue
 
 
 @dataclass(frozen=True)
 class ExecutorInputs:
-    """What makers stand on: what the run was given, and what it keeps."""
+    """What executors are built from."""
 
     settings: Settings
-    given: RunInputs
+    inputs: RunInputs
     references: ReferenceFile
-    kept: SampleRecorder
-    uses: ReferenceQuota
+    recorder: SampleRecorder
+    quota: ReferenceQuota
     store: FileStore
     learned: Characteristics
 
 
-def local_executor(ground: ExecutorInputs, embed: Embed | None) -> LocalExecutor:
-    """The graph, held by the run's own order, journal and limits."""
-    settings, kept = ground.settings, ground.kept
+def local_executor(parts: ExecutorInputs, embed: Embed | None) -> LocalExecutor:
+    """The graph with the run's scheduler, journal and limits."""
+    settings, recorder = parts.settings, parts.recorder
     embed = embed or Embedder(settings.embedding_model)
-    memory = ground.references.path.parent
-    index = ReferenceIndex(ground.references, embed, memory, settings.embedding_model)
-    retrieval = RunRetrieval(index, ground.uses)
+    memory = parts.references.path.parent
+    index = ReferenceIndex(parts.references, embed, memory, settings.embedding_model)
+    retrieval = RunRetrieval(index, parts.quota)
     graph = build_graph(
-        complete=kept.calls,
+        complete=recorder.calls,
         search=retrieval,
         another=index.another,
         embed=embed,
-        characteristics=ground.learned,
-        turn=kept.order.turn,
-        taken=kept.order.taken,
-        start=kept.start,
-        finish=kept.finish,
+        characteristics=parts.learned,
+        turn=recorder.scheduler.turn,
+        taken=recorder.scheduler.taken,
+        start=recorder.start,
+        finish=recorder.finish,
         ask=None,
-        contamination=ground.given.contamination,
+        contamination=parts.inputs.contamination,
     )
-    return LocalExecutor(graph, kept.context, retrieval)
+    return LocalExecutor(graph, recorder.context, retrieval)
 
 
 @asynccontextmanager
-async def worker_pool(
-    ground: ExecutorInputs, team: WorkerPool, hiring: WorkerStarter | None
+async def open_pool(
+    parts: ExecutorInputs, pool: WorkerPool, starter: WorkerStarter | None
 ) -> AsyncIterator[WorkerPool]:
-    """A team of workers; `hiring` None: Ray's, connected to while this is open."""
+    """Start the workers of a pool; without a `starter` on Ray, connected while this is open."""
     from refloom.runs import ray
 
-    settings, undo = ground.settings, AsyncExitStack()
+    settings, undo = parts.settings, AsyncExitStack()
     async with undo:
-        if hiring is None:
+        if starter is None:
             await asyncio.to_thread(ray.connect, settings.ray_address, settings.at_work)
             undo.push_async_callback(asyncio.to_thread, ray.disconnect)
-            hiring = ray.worker_starter
-        hire = hiring(worker_config(ground), ground.given.contamination)
-        undo.push_async_callback(team.aclose)
-        await team.begin(hire, ground.kept, ground.uses, ground.store, ground.learned)
-        yield team
+            starter = ray.worker_starter
+        start_worker = starter(worker_config(parts), parts.inputs.contamination)
+        undo.push_async_callback(pool.aclose)
+        await pool.begin(start_worker, parts.recorder, parts.quota, parts.store, parts.learned)
+        yield pool
 
 
-def worker_config(ground: ExecutorInputs) -> dict[str, Any]:
-    """What a worker has to know to make this run's seeds, keys among it."""
+def worker_config(parts: ExecutorInputs) -> dict[str, Any]:
+    """What a worker needs to know, API keys among it."""
     return {
-        "settings": ground.settings.model_dump(mode="json"),
+        "settings": parts.settings.model_dump(mode="json"),
         "keys": {name: os.environ.get(name, "") for name in API_KEY_VARIABLES},
-        "references": str(ground.references.path.absolute()),
-        "resumed": ground.kept.resumed,
+        "references": str(parts.references.path.absolute()),
+        "resumed": parts.recorder.resumed,
     }
 
 
-# MERGED refloom~runs~look
-# A run at one moment, as the display wants it.
 def run_stats(
     settings: Settings,
     calls: JournaledCalls | None,
     limits: Limits | None,
-    order: SlotScheduler | None,
+    scheduler: SlotScheduler | None,
     seeds: int,
     paid_before: int,
     priced: bool,
 ) -> RunStats:
-    """How a run stands; what has not begun yet counts as nothing. Plain reads, from any thread."""
+    """How a run stands, for a display. Plain reads, from any thread."""
     counts = calls.counts if calls else {}
     limiter = limits.limiter if limits else None
     budget = limits.budget if limits else None
     return RunStats(
-        accepted=order.accepted if order else 0,
-        rejected=order.rejected if order else 0,
-        failed=order.failed if order else 0,
+        accepted=scheduler.accepted if scheduler else 0,
+        rejected=scheduler.rejected if scheduler else 0,
+        failed=scheduler.failed if scheduler else 0,
         target=settings.target,
         seeds=seeds,
-        candidates=order.candidates if order else 0,
+        candidates=scheduler.candidates if scheduler else 0,
         paid=paid_before + counts.get("paid", 0),
         reused=counts.get("reused", 0),
         retried=counts.get("retried", 0),
@@ -210,7 +210,7 @@ def run_stats(
         cost=budget.spent_cost if budget and priced else None,
         max_cost=settings.max_cost,
         paid_before=paid_before,
-        accepted_before=order.accepted_before if order else 0,
+        accepted_before=scheduler.accepted_before if scheduler else 0,
         tokens=budget.spent_tokens if budget else 0,
         slots=None
         if settings.target
@@ -218,22 +218,23 @@ def run_stats(
     )
 
 
-OnRecord = Callable[[Record], None]
-OnFault = Callable[[str], None]
-
-
 @dataclass
 class Tools:
-    """Live things a run may be given instead of making its own; tests do."""
+    """Replacements for what a run would build itself: model, embeddings, workers."""
 
     complete: Complete | None = None
     embed: Embed | None = None
-    hiring: WorkerStarter | None = None
+    worker_starter: WorkerStarter | None = None
 
 
 @dataclass
 class Run:
-    """One session of a run in a directory, from opening its journal to writing its files."""
+    """One session of a run in the directory `out`, from its inputs to its files.
+
+    `on_record` gets each finished sample, `on_fault` the kind of each failed call, `on_begin` the
+    summary once the inputs are read. `shared` is the journal of an experiment, which all its runs
+    pay into and whose totals budgets count.
+    """
 
     settings: Settings
     references: Source
@@ -244,48 +245,47 @@ class Run:
     on_fault: OnFault | None = None
     on_begin: Callable[[RunSummary], None] | None = None
     summary: RunSummary | None = None
-    # Of an experiment: the journal that all its runs pay into, and whose account budgets go by.
     shared: Journal | None = None
     _calls: JournaledCalls | None = None
     _limits: Limits | None = None
-    _order: SlotScheduler | None = None
+    _scheduler: SlotScheduler | None = None
     _stopping: bool = False
 
     def stop(self) -> None:
-        """Begin no further call; what is in flight is finished and kept."""
+        """Begin no further call; what is in flight is finished and recorder."""
         self._stopping = True
         if self._calls is not None:
             self._calls.stop()
 
-    async def go(self) -> RunSummary:
-        """Make rows until there are enough, seeds run out, or the run is stopped.
+    async def run(self) -> RunSummary:
+        """Make rows until there are enough, no seeds are left, or the run is stopped.
 
         Raises `InputError`, `JournalError`, `ProviderStopped`, `BudgetSpent` or `TooManyFailed`;
-        whatever was paid for by then is in the journal, and the files are written from it.
+        every paid call is in the journal by then, and the files are written from it.
         """
-        begun = time.monotonic()
-        given, summary = await asyncio.to_thread(
+        started = time.monotonic()
+        inputs, summary = await asyncio.to_thread(
             load_inputs, self.settings, self.references, self.seeds
         )
         with contextlib.ExitStack() as stack:
             stack.enter_context(relaxed_gc())
-            if given.elsewhere is not None:
-                stack.callback(given.elsewhere.close)
+            if inputs.reused is not None:
+                stack.callback(inputs.reused.close)
             if self.tools.complete is None:
-                await given.addresses.check(self.settings)
+                await inputs.addresses.check(self.settings)
             journal = await asyncio.to_thread(Journal, self.out)
             try:
-                await asyncio.to_thread(summary.check_same, journal, self.references, given.seeds)
+                await asyncio.to_thread(summary.check_same, journal, self.references, inputs.seeds)
                 self.summary = summary
                 if self.on_begin is not None:
                     self.on_begin(summary)
-                await self._made(journal, begun, given)
+                await self._session(journal, started, inputs)
                 return summary
             finally:
                 await asyncio.to_thread(journal.close)
 
-    async def _made(self, journal: Journal, begun: float, given: RunInputs) -> None:
-        """Make rows, and write the files whatever becomes of it."""
+    async def _session(self, journal: Journal, started: float, inputs: RunInputs) -> None:
+        """Make rows, and write the files however that ends."""
         summary = self.summary
         assert summary is not None
         await summary.keep(journal)
@@ -293,7 +293,7 @@ class Run:
         summary.status = "stopped"
         event("begin", out=str(self.out), seeds=summary.seeds.taken, settings=self.settings.shown())
         try:
-            summary.status = await self._make(journal, summary, given)
+            summary.status = await self._run_calls(journal, summary, inputs)
         except asyncio.CancelledError:
             summary.status = "interrupted"
             raise
@@ -301,7 +301,7 @@ class Run:
             summary.stopped = error
             raise
         finally:
-            summary.seconds += time.monotonic() - begun
+            summary.seconds += time.monotonic() - started
             await journal.put_meta("seconds", summary.seconds)
             await self._write(journal, summary, summary.status)
             event("end", status=summary.status, counts=summary.counts, stopped=summary.stopped)
@@ -313,32 +313,33 @@ class Run:
         await asyncio.to_thread(count_journal, journal, summary, status)
         await asyncio.to_thread(write_files, self.out, summary, status)
 
-    async def _make(self, journal: Journal, summary: RunSummary, given: RunInputs) -> str:
-        settings, addresses = self.settings, given.addresses
+    async def _run_calls(self, journal: Journal, summary: RunSummary, inputs: RunInputs) -> str:
+        """Open the client, make rows, and give the status the run ends with."""
+        settings, addresses = self.settings, inputs.addresses
         account = self.shared or journal
         summary.paid_before, cost, tokens = await asyncio.to_thread(prior_usage, account)
-        self._limits = Limits.of(settings, given.prices, cost, tokens)
+        self._limits = Limits.of(settings, inputs.prices, cost, tokens)
         limiter = self._limits.limiter
 
         def heed(call: Call, headers: Mapping[str, str]) -> None:
             limiter.heed(limiter.lane(addresses.name(call.judge), call.model), headers)
 
         connection = Connection(addresses.resolve, max_retries=0, heed=heed)
-        team = WorkerPool(settings.at_work, heed) if settings.engine == "ray" else None
+        pool = WorkerPool(settings.at_work, heed) if settings.engine == "ray" else None
         calls = self._calls = JournaledCalls(
-            team.send if team else self.tools.complete or connection,
+            pool.send if pool else self.tools.complete or connection,
             journal,
             self._limits,
             address=addresses.name,
             stages=dict(settings.stages),
-            prices=given.prices,
-            elsewhere=given.elsewhere,
+            prices=inputs.prices,
+            elsewhere=inputs.reused,
             shared=self.shared,
-            faulted=self._faulted,
+            faulted=self._report_fault,
         )
         if self._stopping:
             calls.stop()
-        order = self._order = SlotScheduler(
+        scheduler = self._scheduler = SlotScheduler(
             journal,
             settings.context(),
             seeds=summary.seeds.taken,
@@ -346,79 +347,85 @@ class Run:
             max_candidates=settings.most_candidates,
         )
         try:
-            await self._work(journal, given, calls, order, team)
+            await self._run_seeds(journal, inputs, calls, scheduler, pool)
         finally:
             await connection.aclose()
-        return self._ended(calls, order)
-
-    def _ended(self, calls: JournaledCalls, order: SlotScheduler) -> str:
-        """How the run ended; what stopped it is raised."""
         if calls.stopped_by is not None:
             raise calls.stopped_by
         if calls.stopping:
             return "interrupted"
-        target = self.settings.target
-        return "short" if target and order.accepted < target else "done"
+        target = settings.target
+        return "short" if target and scheduler.accepted < target else "done"
 
-    async def _work(
+    async def _run_seeds(
         self,
         journal: Journal,
-        given: RunInputs,
+        inputs: RunInputs,
         calls: JournaledCalls,
-        order: SlotScheduler,
-        team: WorkerPool | None,
+        scheduler: SlotScheduler,
+        pool: WorkerPool | None,
     ) -> None:
         settings, memory = self.settings, self.settings.memory or self.out / "memory"
         references = await asyncio.to_thread(
             kept_references, memory, lambda: distinct(self.references)
         )
         if not settings.answer_seeds:
-            await asyncio.to_thread(order.know, references)
-        kept = SampleRecorder(journal, order, calls, settings, self.on_record)
-        kept.resumed = await asyncio.to_thread(has_earlier_work, journal)
-        quota, seeds = settings.reference_quota, order.seeds
-        uses = ReferenceQuota(journal, references=len(references), seeds=seeds, quota=quota)
-        await uses.begin()
+            await asyncio.to_thread(scheduler.add_known, references)
+        recorder = SampleRecorder(journal, scheduler, calls, settings, self.on_record)
+        recorder.resumed = await asyncio.to_thread(has_earlier_work, journal)
+        quota = ReferenceQuota(
+            journal,
+            references=len(references),
+            seeds=scheduler.seeds,
+            quota=settings.reference_quota,
+        )
+        await quota.begin()
         async with contextlib.AsyncExitStack() as stack:
             store = await stack.enter_async_context(kept_in(memory))
             learned = Characteristics(store, record_learned(journal))
             stack.push_async_callback(learned.aclose)
-            ground = ExecutorInputs(settings, given, references, kept, uses, store, learned)
-            maker: Executor = local_executor(ground, self.tools.embed)
-            if team is not None:
-                hired = worker_pool(ground, team, self.tools.hiring)
-                maker = await stack.enter_async_context(hired)
+            parts = ExecutorInputs(settings, inputs, references, recorder, quota, store, learned)
+            executor: Executor = local_executor(parts, self.tools.embed)
+            if pool is not None:
+                executor = await stack.enter_async_context(
+                    open_pool(parts, pool, self.tools.worker_starter)
+                )
             stack.push_async_callback(calls.aclose)
-            await SeedRunner(maker, settings, given.seeds, kept, uses).all()
+            await SeedRunner(executor, settings, inputs.seeds, recorder, quota).run_seeds()
 
-    def _faulted(self, stage: str, fault: Exception) -> None:
+    def _report_fault(self, stage: str, fault: Exception) -> None:
         if self.on_fault is not None:
             self.on_fault(getattr(fault, "kind", type(fault).__name__))
 
-    def look(self) -> RunStats:
-        """How the run stands now, for a display; plain reads, from any thread."""
+    def stats(self) -> RunStats:
+        """How the run stands now, for a display. Plain reads, from any thread."""
         paid_before = self.summary.paid_before if self.summary else 0
         seeds = self.summary.seeds.taken if self.summary else 0
         models = (self.settings.model, self.settings.judge)
         prices = self.summary.prices if self.summary else None
         priced = prices is not None and all(prices.of(model) is not None for model in models)
-        begun = (self._calls, self._limits, self._order)
-        return run_stats(self.settings, *begun, seeds, paid_before, priced)
+        return run_stats(
+            self.settings,
+            self._calls,
+            self._limits,
+            self._scheduler,
+            seeds,
+            paid_before,
+            priced,
+        )
 
 
-# MERGED refloom~runs~synthesize
-# The Python API: rows as they are made.
 async def synthesize(
     references: str | Path | Iterable[dict[str, Any]],
     seeds: str | Path | Iterable[dict[str, Any]] | None = None,
     settings: Settings | None = None,
     out: str | Path | None = None,
 ) -> AsyncIterator[Record]:
-    """Make rows, yielding each sample's record as it ends: accepted, rejected and failed alike.
+    """Make rows; yields the record of each sample as it ends, accepted, rejected or failed.
 
-    `references` and `seeds` are paths or rows; without seeds every reference is one. With `out`
-    the run is kept there and taken up again by the next call; without, it leaves nothing behind.
-    Raises `InputError`, `JournalError` or `ProviderStopped`.
+    `references` and `seeds` are paths or rows; without seeds every reference is a seed. With `out`
+    the run is stored there, and the next call resumes it; without, nothing is left behind. Raises
+    `InputError`, `JournalError` or `ProviderStopped`.
     """
     queue: asyncio.Queue[Record | None] = asyncio.Queue()
     with contextlib.ExitStack() as stack:
@@ -431,7 +438,7 @@ async def synthesize(
             folder,
             queue.put_nowait,
         )
-        task = asyncio.create_task(run.go())
+        task = asyncio.create_task(run.run())
         task.add_done_callback(lambda _: queue.put_nowait(None))
         try:
             while (record := await queue.get()) is not None:

@@ -1,7 +1,10 @@
-"""The one order of work: who is admitted when, so that rows do not depend on timing.
+"""The order of work: slots are admitted in one order, so that rows do not depend on timing.
 
-Slots are admitted in the order (round, seed position, place in the seed). A seed's novelty is
-decided in its turn, against everything admitted before it, whatever became of that.
+The order is (round, seed position, number in the seed). The novelty of a seed's instructions is
+decided in its turn, against everything admitted before, whatever became of it.
+
+`SlotScheduler` keeps the order, `SampleRecorder` connects it with the graph and the journal,
+`SeedRunner` sends seeds through an `Executor`, a bounded number at a time.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ from refloom.errors import JournalError, TooManyFailed, WorkersLost
 from refloom.runs.client import Interrupted, JournaledCalls
 from refloom.runs.event_log import event
 from refloom.runs.journal import Journal
-from refloom.runs.retrieval import ReferenceQuota, SeedKey
+from refloom.runs.retrieval import OrderedGate, ReferenceQuota, SeedKey
 from refloom.runs.review_queue import INSERT_REVIEW, review_entry
 from refloom.settings import Settings
 
@@ -40,7 +43,7 @@ Slot = tuple[int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class CompletedTurn:
-    """What a seed's turn left: instructions admitted, duplicates counted, slots."""
+    """A finished turn of a seed, as the journal has it."""
 
     admitted: list[str]
     duplicates: int
@@ -48,7 +51,10 @@ class CompletedTurn:
 
 
 class SlotScheduler:
-    """Admits the slots of a run in order, and starts one only while it can still be wanted."""
+    """Admits the slots of a run in order, and starts one only while a row is still missing.
+
+    `seeds` is the number of seeds in a round, `target` the number of accepted rows to reach.
+    """
 
     def __init__(
         self,
@@ -65,8 +71,7 @@ class SlotScheduler:
         self._max_candidates = max_candidates
         self._novelty = NoveltyFilter(context.novelty_threshold)
         self._exact: set[int] = set()
-        self._next = 0
-        self._turns: dict[int, asyncio.Future[None]] = {}
+        self._gate = OrderedGate()
         self.queue: deque[Slot] = deque()
         self._changed = asyncio.Condition()
         self.in_flight = 0
@@ -74,70 +79,74 @@ class SlotScheduler:
         self.pending = 0
         self.accepted_before = 0
         self._new_in_round = 0
-        self._barren = False
+        self._round_without_news = False
 
-    def know(self, references: Iterable[Reference]) -> None:
-        """Remember what no instruction may be too near to from the start. Blocks."""
+    def add_known(self, references: Iterable[Reference]) -> None:
+        """Add references: no instruction may be too near to them. Blocks."""
         for reference in references:
             self._novelty.add(reference["instruction"], reference["id"])
 
-    def enough(self) -> bool:
-        """Whether no further slot is wanted."""
-        return self._barren or self._full()
+    def exhausted(self) -> bool:
+        """Whether no further seed is needed."""
+        return self._round_without_news or self._may_not_start()
 
-    def met(self) -> bool:
-        """Whether as many rows are accepted, or wait for a person, as were asked for."""
-        return self.wanted() == 0
+    def target_reached(self) -> bool:
+        """Whether the target is reached by rows that are accepted or wait for review."""
+        return self.rows_missing() == 0
 
-    def wanted(self) -> int | None:
-        """How many more rows are asked for; None without a target."""
+    def rows_missing(self) -> int | None:
+        """How many rows the target still lacks; None without a target."""
         if self._target is None:
             return None
         return max(self._target - self.accepted - self.pending, 0)
 
-    def _full(self) -> bool:
-        """Whether no slot may start any more; one that is admitted outlives a barren round."""
-        most = self._max_candidates
-        return self.met() or (most is not None and self.candidates >= most)
+    def _may_not_start(self) -> bool:
+        """Whether no further slot may start. Slots admitted before an empty round still run."""
+        limit = self._max_candidates
+        return self.target_reached() or (limit is not None and self.candidates >= limit)
 
     @asynccontextmanager
     async def turn(self, seed: Seed, context: Context) -> AsyncIterator[Admit]:
-        """See `nodes.propose.Turn`. What was admitted is written down as the turn ends.
+        """See `nodes.propose.Turn`. What was admitted is journaled as the turn ends.
 
-        Seeds that are answered as they are count as duplicates only when their text is the same.
+        With `answer_seeds` only seeds with equal text are duplicates.
         """
-        await self._reach(seed)
+        await self._gate.wait(self._number(seed))
         admitted: list[str] = []
         duplicates = 0
 
         async def admit(texts: Sequence[str | None], most: int, *, last: bool = False) -> list[str]:
             nonlocal duplicates
-            kept: list[str] = []
+            new: list[str] = []
             for text in texts:
-                if len(kept) == most:
+                if len(new) == most:
                     break
-                if not self._barren and text is not None and self._fresh(text, context):
-                    kept.append(text)
+                if (
+                    not self._round_without_news
+                    and text is not None
+                    and self._is_new(text, context)
+                ):
+                    new.append(text)
                 else:
                     duplicates += 1
-            admitted.extend(kept)
-            return kept
+            admitted.extend(new)
+            return new
 
         yield admit
-        await self._close(seed, admitted, duplicates, len(admitted))
+        await self._end_turn(seed, admitted, duplicates, len(admitted))
 
     async def taken(self, seed: Seed, texts: Sequence[str]) -> list[bool]:
-        """See `nodes.propose.Taken`: of each whether an instruction admitted so far is too near."""
+        """See `nodes.propose.Taken`: whether each text is too near to one admitted so far."""
         return [self._novelty.collision(text) is not None for text in texts]
 
-    def _fresh(self, text: str, context: Context) -> bool:
+    def _is_new(self, text: str, context: Context) -> bool:
         if context.answer_seeds:
-            fresh = exact_key_of(text) not in self._exact
+            new = exact_key_of(text) not in self._exact
         else:
-            fresh = self._novelty.collision(text) is None
-        if fresh:
+            new = self._novelty.collision(text) is None
+        if new:
             self._remember(text, context)
-        return fresh
+        return new
 
     def _remember(self, text: str, context: Context) -> None:
         if context.answer_seeds:
@@ -145,7 +154,7 @@ class SlotScheduler:
         else:
             self._novelty.add(text, "")
 
-    async def _close(self, seed: Seed, admitted: list[str], duplicates: int, slots: int) -> None:
+    async def _end_turn(self, seed: Seed, admitted: list[str], duplicates: int, slots: int) -> None:
         place = (seed["round"], seed["position"])
         self._journal.put_soon(
             "INSERT OR REPLACE INTO turns VALUES (?, ?, ?, ?, ?)",
@@ -154,25 +163,23 @@ class SlotScheduler:
             duplicates,
             slots,
         )
-        await self._pass(seed, slots, duplicates)
+        await self._advance(seed, slots, duplicates)
 
-    async def _pass(self, seed: Seed, slots: int, duplicates: int) -> None:
+    async def _advance(self, seed: Seed, slots: int, duplicates: int) -> None:
         place = (seed["round"], seed["position"])
         self.queue.extend((*place, slot) for slot in range(slots))
         self.duplicates += duplicates
         self._new_in_round += slots
-        self._next += 1
-        if self._next % self.seeds == 0:
-            # A round in which nothing was new is the last, however far proposals have run ahead.
-            self._barren = self._barren or not self._new_in_round
+        number = self._number(seed)
+        if (number + 1) % self.seeds == 0:
+            # A round without a new instruction is the last, however far ahead proposals are.
+            self._round_without_news = self._round_without_news or not self._new_in_round
             self._new_in_round = 0
-        waiting = self._turns.pop(self._next, None)
-        if waiting is not None and not waiting.done():
-            waiting.set_result(None)
-        await self._tell()
+        self._gate.leave(number)
+        await self._notify()
 
-    async def finished_turn(self, seed: Seed, statuses: Collection[int]) -> CompletedTurn | None:
-        """A seed's turn as the journal has it, if all its slots are finished there."""
+    async def completed_turn(self, seed: Seed, statuses: Collection[int]) -> CompletedTurn | None:
+        """A seed's turn in the journal, if all its slots are finished there."""
         rows = await asyncio.to_thread(
             self._journal.read,
             "SELECT admitted, duplicates, slots FROM turns WHERE round = ? AND position = ?",
@@ -184,55 +191,48 @@ class SlotScheduler:
         return CompletedTurn(json.loads(rows[0][0]), rows[0][1], rows[0][2])
 
     async def replay(
-        self, seed: Seed, context: Context, turned: CompletedTurn, statuses: dict[int, str]
+        self, seed: Seed, context: Context, turn: CompletedTurn, statuses: dict[int, str]
     ) -> None:
-        """Pass a finished turn again, without a call."""
-        await self._reach(seed)
-        for text in turned.admitted:
+        """Repeat a finished turn without a call."""
+        await self._gate.wait(self._number(seed))
+        for text in turn.admitted:
             self._remember(text, context)
-        await self._pass(seed, turned.slots, turned.duplicates)
-        for slot in range(turned.slots):
+        await self._advance(seed, turn.slots, turn.duplicates)
+        for slot in range(turn.slots):
             if await self.start((seed["round"], seed["position"], slot)):
-                await self.finished_before(statuses[slot])
+                await self.count_finished_before(statuses[slot])
 
-    async def _reach(self, seed: Seed) -> None:
-        number = seed["round"] * self.seeds + seed["position"]
-        if number > self._next:
-            turn = asyncio.get_running_loop().create_future()
-            self._turns[number] = turn
-            await turn
+    def _number(self, seed: Seed) -> int:
+        return seed["round"] * self.seeds + seed["position"]
 
-    async def lost(self, seed: Seed) -> bool:
-        """Pass the turn of a seed that failed before it came: it leaves one failed slot.
+    async def skip_failed_seed(self, seed: Seed) -> bool:
+        """Take the turn of a seed that failed before its turn: it gets one slot, which fails.
 
-        False: it leaves none, since the rounds had ended before it.
+        False if it gets none, because the rounds have ended.
         """
-        await self._reach(seed)
-        slots = 0 if self._barren else 1
-        await self._close(seed, [], 0, slots)
+        await self._gate.wait(self._number(seed))
+        slots = 0 if self._round_without_news else 1
+        await self._end_turn(seed, [], 0, slots)
         return bool(slots)
-
-    def _passed(self, seed: Seed) -> bool:
-        return self._next > seed["round"] * self.seeds + seed["position"]
 
     async def start(self, slot: Slot) -> bool:
         """See `nodes.sample.Start`: slots start in order while accepted + in flight < target."""
         seed: Seed = {"instruction": "", "round": slot[0], "position": slot[1]}
-        if not self._passed(seed) and not await self.lost(seed):
+        if not self._gate.has_passed(self._number(seed)) and not await self.skip_failed_seed(seed):
             return False
         async with self._changed:
-            await self._changed.wait_for(lambda: self._may(slot) is not None)
-            begun = bool(self._may(slot))
-            if begun:
+            await self._changed.wait_for(lambda: self._may_start(slot) is not None)
+            may_start = bool(self._may_start(slot))
+            if may_start:
                 self.queue.popleft()
                 self.in_flight += 1
                 self.candidates += 1
             self._changed.notify_all()
-        return begun
+        return may_start
 
-    def _may(self, slot: Slot) -> bool | None:
-        """Whether a slot may start: yes, no, or not known yet."""
-        if self._full():
+    def _may_start(self, slot: Slot) -> bool | None:
+        """Whether a slot may start; None if that is not decided yet."""
+        if self._may_not_start():
             return False
         if not self.queue or self.queue[0] != slot:
             return None
@@ -240,12 +240,12 @@ class SlotScheduler:
             return True
         return True if self.accepted + self.pending + self.in_flight < self._target else None
 
-    async def finished(self, record: Record) -> None:
-        """Count a sample that was begun and has ended."""
+    async def count_finished(self, record: Record) -> None:
+        """Count a sample that has ended."""
         await self._count(record["status"])
 
-    async def finished_before(self, status: str) -> None:
-        """Count a sample that an earlier session has finished."""
+    async def count_finished_before(self, status: str) -> None:
+        """Count a sample that an earlier session finished."""
         self.accepted_before += status == "accepted"
         await self._count(status)
 
@@ -255,65 +255,63 @@ class SlotScheduler:
         self.rejected += status == "rejected"
         self.pending += status == "pending"
         self.failed += status == "failed"
-        await self._tell()
+        await self._notify()
 
-    async def _tell(self) -> None:
+    async def _notify(self) -> None:
         async with self._changed:
             self._changed.notify_all()
 
 
-# MERGED refloom~runs~seams
-# How a run holds its graph: turns, admission of slots, and results, all through the journal.
-# How many samples have to be finished before their failure rate says anything.
+# Finished samples before their failure rate is acted on.
 MIN_SAMPLES_FOR_FAILURE_RATE = 20
 
 
 class SampleRecorder:
-    """Starts slots in order, and commits each finished sample before anybody hears of it."""
+    """Starts slots in order, and commits each finished sample before it is reported."""
 
     def __init__(
         self,
         journal: Journal,
-        order: SlotScheduler,
+        scheduler: SlotScheduler,
         calls: JournaledCalls,
         settings: Settings,
         on_record: Callable[[Record], None] | None,
     ) -> None:
-        self.order = order
+        self.scheduler = scheduler
         self.journal = journal
         self.calls = calls
         self.context = settings.context()
-        self._begun: set[Slot] = set()
-        # Whether an earlier session has finished anything: else nothing has to be looked up.
+        self._started_slots: set[Slot] = set()
+        # Whether an earlier session finished anything; if not, nothing needs to be looked up.
         self.resumed = True
         self._max_failure_rate = settings.max_failure_rate
-        self._at_once = settings.calls_at_once
+        self._concurrency = settings.calls_at_once
         self._on_record = on_record
 
     def open_slots(self, place: tuple[int, int]) -> dict[Slot, bool]:
-        """The slots of a seed that are not finished, and of each whether it has begun."""
-        waiting = {slot: False for slot in self.order.queue if slot[:2] == place}
-        return waiting | {slot: True for slot in sorted(self._begun) if slot[:2] == place}
+        """The unfinished slots of a seed, and whether each has started."""
+        waiting = {slot: False for slot in self.scheduler.queue if slot[:2] == place}
+        return waiting | {slot: True for slot in sorted(self._started_slots) if slot[:2] == place}
 
     async def start(self, slot: Slot) -> bool:
         """See `nodes.sample.Start`; a slot that is finished in the journal does not start again."""
-        begun = await self.order.start(slot)
-        if begun:
-            self._begun.add(slot)
-        if not begun or not self.resumed:
-            return begun
-        kept = await asyncio.to_thread(slot_statuses, self.journal, slot[0], slot[1])
-        if slot[2] in kept:
-            self._begun.discard(slot)
-            await self.order.finished_before(kept[slot[2]])
+        started = await self.scheduler.start(slot)
+        if started:
+            self._started_slots.add(slot)
+        if not started or not self.resumed:
+            return started
+        statuses = await asyncio.to_thread(slot_statuses, self.journal, slot[0], slot[1])
+        if slot[2] in statuses:
+            self._started_slots.discard(slot)
+            await self.scheduler.count_finished_before(statuses[slot[2]])
             return False
         return True
 
     async def finish(self, record: Record, references: Sequence[Reference] = ()) -> None:
-        """See `nodes.sample.Finish`; a pending sample is put aside for a person."""
+        """See `nodes.sample.Finish`; a pending sample goes to the review queue."""
         if record["status"] == "pending":
-            kept = review_entry(record, references)
-            await self.journal.put(INSERT_REVIEW, *record["slot"], record["id"], kept)
+            entry = review_entry(record, references)
+            await self.journal.put(INSERT_REVIEW, *record["slot"], record["id"], entry)
         else:
             await self.journal.put(
                 "INSERT OR IGNORE INTO samples VALUES (?, ?, ?, ?, ?)",
@@ -321,39 +319,40 @@ class SampleRecorder:
                 record["status"],
                 record_to_json(record),
             )
-        self._begun.discard(tuple(record["slot"]))
-        await self.order.finished(record)
-        said = {k: record[k] for k in ("id", "seed_id", "slot", "status", "reason", "cost_usd")}
-        event("sample", **said, attempts=len(record["attempts"]), error=record.get("error"))
-        self._watch_failures()
+        self._started_slots.discard(tuple(record["slot"]))
+        await self.scheduler.count_finished(record)
+        fields = {k: record[k] for k in ("id", "seed_id", "slot", "status", "reason", "cost_usd")}
+        event("sample", **fields, attempts=len(record["attempts"]), error=record.get("error"))
+        self._check_failure_rate()
         if self._on_record is not None:
             self._on_record(record)
 
-    def _watch_failures(self) -> None:
-        order = self.order
-        ended = order.accepted + order.rejected + order.failed
-        # Failures end first. What is under way counts as not failed, or a run would be judged by
+    def _check_failure_rate(self) -> None:
+        scheduler = self.scheduler
+        ended = scheduler.accepted + scheduler.rejected + scheduler.failed
+        # Failures end first. Samples in flight count as not failed, or a run would be judged by
         # its quickest samples.
-        known = ended + min(order.in_flight, self._at_once)
-        if ended >= MIN_SAMPLES_FOR_FAILURE_RATE and order.failed > self._max_failure_rate * known:
+        known = ended + min(scheduler.in_flight, self._concurrency)
+        too_many = scheduler.failed > self._max_failure_rate * known
+        if ended >= MIN_SAMPLES_FOR_FAILURE_RATE and too_many:
             self.calls.stop(
                 TooManyFailed(
-                    f"{order.failed} of {ended} samples failed, more than --max-failure-rate "
-                    f"{self._max_failure_rate} allows: see failed.jsonl for why. Mend that and run "
-                    "again to go on, or raise --max-failure-rate"
+                    f"{scheduler.failed} of {ended} samples failed, more than --max-failure-rate "
+                    f"{self._max_failure_rate} allows; failed.jsonl says why. Fix the cause and "
+                    "run the same command again, or raise --max-failure-rate"
                 )
             )
 
 
 def has_earlier_work(journal: Journal) -> bool:
-    """Whether an earlier session of the run has got anywhere. Blocks."""
+    """Whether an earlier session of the run recorded anything. Blocks."""
     return any(
         journal.read(f"SELECT 1 FROM {table} LIMIT 1") for table in ("turns", "samples", "reviews")
     )
 
 
 def slot_statuses(journal: Journal, round_: int, position: int) -> dict[int, str]:
-    """How the finished slots of a seed ended, or that they wait for a person. Blocks."""
+    """The status of each finished slot of a seed; `pending` if it waits for review. Blocks."""
     rows = journal.read(
         "SELECT slot, 'pending' FROM reviews WHERE round = ?1 AND position = ?2 UNION ALL "
         "SELECT slot, status FROM samples WHERE round = ?1 AND position = ?2",
@@ -364,19 +363,19 @@ def slot_statuses(journal: Journal, round_: int, position: int) -> dict[int, str
 
 
 def record_to_json(record: Record) -> str:
-    """A record as JSON; half a surrogate pair, which is no text, becomes a question mark."""
+    """A record as JSON; a lone surrogate, which UTF-8 cannot hold, becomes a question mark."""
     return dumps(record).decode()
 
 
 def record_learned(journal: Journal) -> Callable[[str, Learned | None], None]:
-    """Write down, without waiting, of each reference whether it was learned from."""
-    told: dict[str, bool] = {}
+    """A callback that journals, without waiting, which references could be learned from."""
+    failures: dict[str, bool] = {}
 
-    def hear(reference_id: str, learned: Learned | None) -> None:
+    def record(reference_id: str, learned: Learned | None) -> None:
         failed = learned is None
-        # What failed once may be learned later; what was learned stays so.
-        if told.get(reference_id, True) and told.get(reference_id) != failed:
-            told[reference_id] = failed
+        # What failed once may be learned later; what was learned stays learned.
+        if failures.get(reference_id, True) and failures.get(reference_id) != failed:
+            failures[reference_id] = failed
             counts = json.dumps(learned["counts"] if learned else {})
             journal.put_soon(
                 "INSERT OR REPLACE INTO learned VALUES (?, ?, ?)",
@@ -385,69 +384,71 @@ def record_learned(journal: Journal) -> Callable[[str, Learned | None], None]:
                 counts,
             )
 
-    return hear
+    return record
 
 
-# MERGED refloom~runs~work
-# The seeds of a run on their way through the graph, a bounded number at a time.
 SEED_BATCH = 100
-# What ends a run, where anything else costs one seed.
+# Errors that end the run; any other error fails one seed.
 RUN_ENDING_ERRORS = (ProviderStopped, WeightsUnavailable, IndexUnusable, JournalError, WorkersLost)
 
 
 class Executor(Protocol):
-    """The seam for making: a seed through the graph, here or elsewhere."""
+    """Sends seeds through the graph, in this process or on workers."""
 
-    async def make(self, seed: Seed) -> None:
-        """Make the seed's samples; each is kept as it ends."""
+    async def run_seed(self, seed: Seed) -> None:
+        """Run the graph on a seed; each sample is recorded as it ends."""
         ...
 
-    def look_ahead(self, seeds: Sequence[Seed]) -> None:
-        """These come next. Blocks."""
+    def prefetch(self, seeds: Sequence[Seed]) -> None:
+        """Prepare for the seeds that come next. Blocks."""
         ...
 
     def forget(self, place: SeedKey) -> None:
-        """The seed of a place (round, position) has ended."""
+        """The seed with this (round, position) has ended."""
         ...
 
 
 class SeedRunner:
-    """Sends every seed through the graph, round after round while more rows are wanted."""
+    """Runs all seeds, round after round while rows are missing."""
 
     def __init__(
         self,
-        maker: Executor,
+        executor: Executor,
         settings: Settings,
         seeds: Source,
-        kept: SampleRecorder,
-        uses: ReferenceQuota,
+        recorder: SampleRecorder,
+        quota: ReferenceQuota,
     ) -> None:
-        self._maker, self._settings, self._seeds = maker, settings, seeds
-        self._journal, self._order, self._calls = kept.journal, kept.order, kept.calls
-        self._kept, self._uses = kept, uses
-        self._context = kept.context
+        self._executor, self._settings, self._seeds = executor, settings, seeds
+        self._journal, self._scheduler, self._calls = (
+            recorder.journal,
+            recorder.scheduler,
+            recorder.calls,
+        )
+        self._recorder, self._quota = recorder, quota
+        self._context = recorder.context
         self._ended = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._fault: Exception | None = None
 
-    async def all(self) -> None:
-        """Return when there are enough rows, seeds have run out, or the run is stopping.
+    async def run_seeds(self) -> None:
+        """Run seeds until there are enough rows, no seeds are left, or the run is stopping.
 
-        The first fault that is more than a sample's is raised once what is in flight has ended.
+        The first error that is more than one seed's is raised once what is in flight has ended.
         """
-        resumed = self._kept.resumed
+        resumed = self._recorder.resumed
         try:
-            async for seed in self._in_order():
-                await self._until_fewer_than(self._most)
-                if self._over() or self._order.enough():
+            async for seed in self._seeds_in_order():
+                await self._until_fewer_than(self._max_seeds)
+                if self._is_stopping() or self._scheduler.exhausted():
                     break
-                task = asyncio.create_task(self._one(seed, resumed))
+                task = asyncio.create_task(self._run_seed(seed, resumed))
                 self._tasks.add(task)
-                task.add_done_callback(self._done)
+                task.add_done_callback(self._on_seed_done)
             await self._until_fewer_than(lambda: 1)
             self._calls.shut = True
             if self._tasks and not isinstance(self._fault, JournalError):
-                await self._let_calls_end()
+                await self._wait_for_calls()
         finally:
             for task in self._tasks:
                 task.cancel()
@@ -455,23 +456,23 @@ class SeedRunner:
         if self._fault is not None:
             raise self._fault
 
-    def _most(self) -> int:
-        return self._settings.seeds_at_once(self._order.wanted())
+    def _max_seeds(self) -> int:
+        return self._settings.seeds_at_once(self._scheduler.rows_missing())
 
-    async def _until_fewer_than(self, most: Callable[[], int]) -> None:
-        """Wait until fewer seeds than that are under way, or nothing more is to be begun."""
-        while len(self._tasks) >= most() and not self._over():
+    async def _until_fewer_than(self, limit: Callable[[], int]) -> None:
+        """Wait until fewer than `limit()` seeds are in flight, or the run is stopping."""
+        while len(self._tasks) >= limit() and not self._is_stopping():
             self._ended.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(1):
                     await self._ended.wait()
 
-    async def _in_order(self) -> AsyncIterator[Seed]:
+    async def _seeds_in_order(self) -> AsyncIterator[Seed]:
         round_ = 0
         while True:
             seeds = enumerate(self._seeds)
-            # Read by the hundred in a thread: files are not for the event loop.
-            while batch := await asyncio.to_thread(self._ahead, round_, seeds):
+            # Read in batches in a thread, off the event loop.
+            while batch := await asyncio.to_thread(self._prefetch, round_, seeds):
                 for seed in batch:
                     yield seed
             # Without a target a seed has one turn; with one, `SlotScheduler.enough` ends it.
@@ -479,8 +480,8 @@ class SeedRunner:
                 return
             round_ += 1
 
-    def _ahead(self, round_: int, rows: Iterator[tuple[int, Reference]]) -> list[Seed]:
-        """The next seeds, and what can be looked up for them together. Blocks."""
+    def _prefetch(self, round_: int, rows: Iterator[tuple[int, Reference]]) -> list[Seed]:
+        """Read the next seeds, and let the executor prepare for them. Blocks."""
         seeds: list[Seed] = [
             {
                 "id": row["id"],
@@ -490,61 +491,61 @@ class SeedRunner:
             }
             for position, row in islice(rows, SEED_BATCH)
         ]
-        self._maker.look_ahead(seeds)
+        self._executor.prefetch(seeds)
         return seeds
 
-    def _over(self) -> bool:
-        return self._calls.stopping or self._order.met()
+    def _is_stopping(self) -> bool:
+        return self._calls.stopping or self._scheduler.target_reached()
 
-    async def _let_calls_end(self) -> None:
-        """Wait for the tasks whose calls are under way; the others wait for what never comes."""
+    async def _wait_for_calls(self) -> None:
+        """Wait for tasks with calls in flight. Others would wait for slots that never start."""
         quiet = 0
         while self._tasks and quiet < 3:
             ended, _ = await asyncio.wait(self._tasks, timeout=0.2)
             quiet = 0 if ended or self._calls.in_flight else quiet + 1
 
-    def _done(self, task: asyncio.Task[None]) -> None:
+    def _on_seed_done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         self._ended.set()
         fault = None if task.cancelled() else task.exception()
         if isinstance(fault, Exception) and not isinstance(fault, Interrupted):
-            # What is in flight is paid for, and still finished.
+            # Calls in flight are paid for, and still finish.
             self._fault = self._fault or fault
             self._calls.stop(fault)
 
-    async def _one(self, seed: Seed, resumed: bool) -> None:
-        place = (seed["round"], seed["position"])
+    async def _run_seed(self, seed: Seed, resumed: bool) -> None:
+        key = (seed["round"], seed["position"])
         try:
-            if resumed and await self._replayed(seed, place):
+            if resumed and await self._replay_finished(seed, key):
                 return
-            await self._maker.make(seed)
+            await self._executor.run_seed(seed)
         except (Interrupted, *RUN_ENDING_ERRORS):
             raise
-        except Exception as error:  # noqa: BLE001 - whatever is wrong with one seed costs that seed
-            await self._lost(seed, error)
+        except Exception as error:  # noqa: BLE001 - any other error fails one seed
+            await self._fail_seed(seed, error)
         finally:
-            self._maker.forget(place)
-            self._uses.passed(place)
+            self._executor.forget(key)
+            self._quota.passed(key)
 
-    async def _replayed(self, seed: Seed, place: tuple[int, int]) -> bool:
-        """Whether the seed is finished in the journal; then it is counted, and nothing is done."""
-        kept = await asyncio.to_thread(slot_statuses, self._journal, *place)
-        turned = await self._order.finished_turn(seed, kept)
-        if turned is None:
+    async def _replay_finished(self, seed: Seed, key: tuple[int, int]) -> bool:
+        """Count a seed that is finished in the journal; False if it is not."""
+        statuses = await asyncio.to_thread(slot_statuses, self._journal, *key)
+        turn = await self._scheduler.completed_turn(seed, statuses)
+        if turn is None:
             return False
-        await self._uses.replay(place)
-        await self._order.replay(seed, self._context, turned, kept)
+        await self._quota.replay(key)
+        await self._scheduler.replay(seed, self._context, turn, statuses)
         return True
 
-    async def _lost(self, seed: Seed, error: Exception) -> None:
-        """Write down every sample of a seed that the graph broke off as failed: one at least."""
+    async def _fail_seed(self, seed: Seed, error: Exception) -> None:
+        """Record every unfinished sample of a seed as failed, and at least one."""
         place = (seed["round"], seed["position"])
-        open_ = self._kept.open_slots(place) or {(*place, 0): False}
+        open_ = self._recorder.open_slots(place) or {(*place, 0): False}
         message = f"{type(error).__name__}: {error}"[:500]
         state: SampleState = {
             "seed": seed,
             "failure": {"stage": "retrieve", "kind": "bad_input", "message": message},
         }
-        for slot, begun in open_.items():
-            if begun or await self._kept.start(slot):
-                await self._kept.finish(record_of(state, slot, self._context))
+        for slot, started in open_.items():
+            if started or await self._recorder.start(slot):
+                await self._recorder.finish(record_of(state, slot, self._context))

@@ -35,7 +35,7 @@ class SeedReplay:
         self, seed: Seed, context: Context, kept: SampleRecorder, uses: ReferenceQuota
     ) -> None:
         self._seed, self._context = seed, context
-        self._kept, self._uses = kept, uses
+        self._recorder, self._quota = kept, uses
         self._place = (seed["round"], seed["position"])
         self._steps: dict[Any, asyncio.Future[Any]] = {}
         self._turn: AbstractAsyncContextManager[Admit] | None = None
@@ -73,11 +73,11 @@ class SeedReplay:
         return await asyncio.shield(self._steps[key])
 
     async def _taken(self, texts: list[str]) -> list[bool]:
-        return await self._kept.order.taken(self._seed, texts)
+        return await self._recorder.scheduler.taken(self._seed, texts)
 
     async def _admitted(self, texts: list[str | None], most: int, last: bool) -> list[str]:
         if self._turn is None:
-            turn = self._kept.order.turn(self._seed, self._context)
+            turn = self._recorder.scheduler.turn(self._seed, self._context)
             self._admit = await turn.__aenter__()
             self._turn = turn
         assert self._admit is not None
@@ -92,16 +92,16 @@ class SeedReplay:
             await turn.__aexit__(None, None, None)
 
     async def _start(self, slot: int) -> bool:
-        return await self._kept.start((*self._place, slot))
+        return await self._recorder.start((*self._place, slot))
 
     async def _finish(self, record: Record, references: list[Any]) -> None:
-        await self._kept.finish(record, references)
+        await self._recorder.finish(record, references)
 
     async def _offer(self, taken: list[Any], rows: list[int], k: int) -> list[bool] | None:
-        return await self._uses.offer(self._place, Retrieved(*taken), rows, k)
+        return await self._quota.offer(self._place, Retrieved(*taken), rows, k)
 
     async def _take(self, taken: list[Any]) -> None:
-        await self._uses.take(self._place, Retrieved(*taken))
+        await self._quota.take(self._place, Retrieved(*taken))
 
     async def aclose(self) -> None:
         """The seed has ended: cancel what is left of its steps."""
@@ -164,7 +164,7 @@ class WorkerPool:
 
         Raises what the first worker raises at its start, or `WorkersLost` if none starts in time.
         """
-        self._start_worker, self._calls, self._kept, self._uses = (
+        self._start_worker, self._calls, self._recorder, self._quota = (
             start_worker,
             kept.calls,
             kept,
@@ -238,10 +238,10 @@ class WorkerPool:
             async with self._changed:
                 self._changed.notify_all()
 
-    async def make(self, seed: Seed) -> None:
+    async def run_seed(self, seed: Seed) -> None:
         """See `Executor`. Raises `WorkersLost` if no worker is left."""
         place = (seed["round"], seed["position"])
-        replay = self._replays[place] = SeedReplay(seed, self._context, self._kept, self._uses)
+        replay = self._replays[place] = SeedReplay(seed, self._context, self._recorder, self._quota)
         try:
             while True:
                 worker = await self._least_busy()
@@ -313,14 +313,14 @@ class WorkerPool:
         else:
             place, rest = (values[0][0], values[0][1]), values[1:]
         if what == "passed":
-            self._uses.passed(place)
+            self._quota.passed(place)
             return None
         if what == "written":
-            taken = await self._uses.written(place)
+            taken = await self._quota.written(place)
             return taken and [taken.rows, taken.scores, taken.counted]
         return await self._replays[place].step(what, rest)
 
-    def look_ahead(self, seeds: Sequence[Seed]) -> None:
+    def prefetch(self, seeds: Sequence[Seed]) -> None:
         """See `Executor`: nothing to do, each worker has an index of its own."""
 
     def forget(self, place: SeedKey) -> None:
