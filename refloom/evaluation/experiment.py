@@ -27,7 +27,7 @@ def parse_arms(text: str) -> tuple[str, ...]:
 
     Raises `InputError` for an unknown arm.
 
-    >>> arms_of("none, sample")
+    >>> parse_arms("none, sample")
     ('reference', 'none', 'sample')
     """
     names = [name.strip() for name in text.split(",") if name.strip()]

@@ -255,7 +255,7 @@ def k_centre(vectors: NDArray[np.float32], k: int) -> Centres:
         k: How many points; all if there are fewer.
 
     >>> import numpy as np
-    >>> farthest_first(np.array([[0], [1], [4], [9]], np.float32), 3)
+    >>> k_centre(np.array([[0], [1], [4], [9]], np.float32), 3)
     Centres(indices=[2, 3, 0], radius=1.0)
     """
     import numpy as np

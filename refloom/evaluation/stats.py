@@ -43,7 +43,7 @@ def proportion(hits: float, n: int) -> Interval:
 
     `hits` may be fractional (a tie counts half).
 
-    >>> share(8, 10)
+    >>> proportion(8, 10)
     Interval(value=0.8, low=0.4902, high=0.9433, n=10)
     """
     if not n:

@@ -1,4 +1,4 @@
-"""Fewer passes of Python's cyclic garbage collector while a run is on."""
+"""Fewer passes of Python's cyclic garbage collector during a run."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# Objects that hold others, made and not yet freed, until a pass over the youngest; ten thousand of
-# them are a few megabytes. Python's own is 700, and a pass over all is then due every few samples.
+# New container objects before a pass over the youngest generation; ten thousand are a few MB.
+# Python's default is 700, which makes a full pass due every few samples.
 YOUNG_OBJECTS = 50_000
 
 
 def relax_gc_for_process() -> None:
-    """Collect seldom from now on, and not once more as the process ends.
+    """Relax the collector for the rest of the process, and skip its last pass at exit.
 
-    Of a command of a few seconds, passes over what its imports made are a third (measured).
+    Passes over imported modules take a third of a short command's time (measured).
     """
     gc.set_threshold(YOUNG_OBJECTS, 20, 50)
     atexit.register(gc.freeze)
@@ -23,12 +23,11 @@ def relax_gc_for_process() -> None:
 
 @contextmanager
 def relaxed_gc() -> Iterator[None]:
-    """Collect seldom, and leave alone what is there already: modules, mostly, by the half million.
+    """Relax the collector, and exclude existing objects (mostly modules, half a million) from it.
 
     A sample leaves thousands of objects in cycles (LangGraph's tasks and callbacks). With Python's
-    own thresholds the passes over them are a fifth of a run's processor time (measured).
-
-    A caller that has frozen its objects already has them left as they are.
+    default thresholds the passes over them take a fifth of a run's processor time (measured).
+    Objects that the caller has frozen stay frozen.
     """
     before = gc.get_threshold()
     frozen = gc.get_freeze_count() > 0

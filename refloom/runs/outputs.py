@@ -1,4 +1,4 @@
-"""The files of a run's directory, made from its journal: rows by status, and run.json."""
+"""The files of a run directory, made from its journal: rows by status, run.json and the card."""
 
 from __future__ import annotations
 
@@ -34,18 +34,16 @@ from refloom.runs.journal import (
 )
 from refloom.settings import Settings
 
-# MERGED refloom~runs~tally
-# What a journal adds up to: counts, criteria, calls, tokens, dollars.
 ROW_STATUSES = ("accepted", "rejected", "failed")
 TOKENS = ("prompt_tokens", "cached_tokens", "completion_tokens")
 _TOKEN_SUMS = ", ".join(f"sum({name})" for name in TOKENS)
 _REPLY_TOKEN_SUMS = ", ".join(f"sum(json_extract(reply, '$.usage.{name}'))" for name in TOKENS)
 
 
-def journal_totals(connection: Any, over: bool) -> dict[str, Any]:
-    """The counts, criteria, calls, usage and cost of an open journal; `over`: the run has ended.
+def journal_totals(connection: Any, ended: bool) -> dict[str, Any]:
+    """The counts, criteria, calls, usage and cost in a journal. Blocks.
 
-    Blocks.
+    `ended`: the run has ended, so slots that never started are not pending.
     """
     rows = connection.execute("SELECT status, count(*) FROM samples GROUP BY status")
     by_status = dict.fromkeys(ROW_STATUSES, 0) | dict(rows.fetchall())
@@ -53,10 +51,10 @@ def journal_totals(connection: Any, over: bool) -> dict[str, Any]:
         "SELECT coalesce(sum(slots), 0), coalesce(sum(duplicates), 0) FROM turns"
     ).fetchone()
     finished = sum(by_status.values())
-    # What was admitted and never begun, since the target was met, is not pending; what waits for
-    # a person is.
+    # Slots that were admitted but never started, because the target was reached, are not pending;
+    # samples that wait for review are.
     waiting = waiting_in(connection)
-    pending = waiting if over else max(slots - finished, waiting)
+    pending = waiting if ended else max(slots - finished, waiting)
     (contaminated,) = connection.execute(
         "SELECT count(*) FROM samples WHERE status = 'rejected' "
         "AND json_extract(record, '$.reason') = 'contaminated'"
@@ -81,7 +79,7 @@ def journal_totals(connection: Any, over: bool) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class StageUsage:
-    """What the calls of a stage to a model used; dollars are None where a price is."""
+    """The usage of a stage's calls to a model; `cost_usd` is None if the model has no price."""
 
     stage: str
     model: str
@@ -95,53 +93,53 @@ class StageUsage:
 def usage_by_stage(
     connection: Any, table: Literal["calls", "borrowed"] = "calls"
 ) -> list[StageUsage]:
-    """What a journal's calls used, those it paid for or those it has from another run. Blocks."""
+    """The usage of a journal's calls: those it paid, or those borrowed from another run. Blocks."""
     prices = stored_prices(connection)
     if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (table,)).fetchone():
         return []
     sums = _TOKEN_SUMS if table == "calls" else _REPLY_TOKEN_SUMS
     sql = f"SELECT stage, model, count(*), {sums} FROM {table} GROUP BY stage, model"
-    found = []
+    usages = []
     for stage, model, calls, *counts in connection.execute(sql):
         tokens = dict(zip(TOKENS, (n or 0 for n in counts), strict=True))
         cost = prices.cost(model, {"calls": calls, **tokens})  # type: ignore[typeddict-item]
-        found.append(StageUsage(stage, model, calls, cost_usd=cost, **tokens))
-    return found
+        usages.append(StageUsage(stage, model, calls, cost_usd=cost, **tokens))
+    return usages
 
 
 def _usage_totals(connection: Any) -> dict[str, Any]:
-    """Calls, tokens and dollars, by stage and by model; dollars are None where a price is."""
+    """Calls, tokens and dollars in total, and dollars by stage and by model."""
     stages: Counter[str] = Counter()
     by: dict[str, defaultdict[str, list[StageUsage]]] = {
         "stage": defaultdict(list),
         "model": defaultdict(list),
     }
-    every = usage_by_stage(connection)
-    for used in every:
+    usages = usage_by_stage(connection)
+    for used in usages:
         stages[used.stage] += used.calls
         by["stage"][used.stage].append(used)
         by["model"][used.model].append(used)
     paid = sum(stages.values())
-    tokens = {name: sum(getattr(used, name) for used in every) for name in TOKENS}
+    tokens = {name: sum(getattr(used, name) for used in usages) for name in TOKENS}
     return {
         "calls": {"paid": paid, "by_stage": dict(stages)},
         "usage": {"calls": paid, **tokens},
-        "cost_usd": total_cost(every),
-        "cost_by_stage": {stage: total_cost(found) for stage, found in by["stage"].items()},
-        "cost_by_model": {model: total_cost(found) for model, found in by["model"].items()},
+        "cost_usd": total_cost(usages),
+        "cost_by_stage": {stage: total_cost(part) for stage, part in by["stage"].items()},
+        "cost_by_model": {model: total_cost(part) for model, part in by["model"].items()},
     }
 
 
 def stored_prices(connection: Any) -> Prices:
-    """The prices of a run's models as they were in its last session."""
-    found = connection.execute("SELECT value FROM meta WHERE key = 'prices'").fetchone()
-    kept = json.loads(found[0]) if found else {}
-    return Prices({model: Price(**entry) for model, entry in kept.items()})
+    """The prices of a run's models in its last session."""
+    row = connection.execute("SELECT value FROM meta WHERE key = 'prices'").fetchone()
+    entries = json.loads(row[0]) if row else {}
+    return Prices({model: Price(**entry) for model, entry in entries.items()})
 
 
-def total_cost(used: Iterable[StageUsage]) -> float | None:
-    """The dollars of all; None where one is unknown."""
-    costs = [one.cost_usd for one in used]
+def total_cost(usages: Iterable[StageUsage]) -> float | None:
+    """The dollars in total; None if one cost is unknown."""
+    costs = [usage.cost_usd for usage in usages]
     known = [cost for cost in costs if cost is not None]
     return round(sum(known), 9) if len(known) == len(costs) else None
 
@@ -152,7 +150,10 @@ PACKAGES = ("refloom", "langgraph", "langchain-openai", "faiss-cpu", "sentence-t
 
 @dataclass
 class RunSummary:
-    """What run.json says of a run."""
+    """The summary of a run, as run.json has it.
+
+    `session` has the calls of this session, `more` the totals of the journal.
+    """
 
     settings: Settings
     references: Report
@@ -168,15 +169,15 @@ class RunSummary:
     paid_before: int = 0
 
     def check_same(self, journal: Journal, references: Source, seeds: Source) -> None:
-        """Refuse to go on with a run that was begun otherwise; appended rows are no hindrance.
+        """Raise `JournalError` if the directory has another run, naming what differs. Blocks.
 
-        Raises `JournalError` naming what differs. Blocks.
+        Appended references and seeds are allowed.
         """
         check_run(journal.path.parent)
         before = journal.meta("settings")
         if before is None:
             return
-        # A setting that there was not when the run was begun had what is its default now.
+        # A setting that did not exist when the run began had what is its default now.
         before = Settings.model_construct().shown() | before
         now = self.settings.rows_rest_on()
         differing = [k for k in now if now[k] != before.get(k)]
@@ -189,45 +190,45 @@ class RunSummary:
         self._check_prompts(journal)
         self.seconds = journal.meta("seconds") or 0.0
         self._check_target(journal)
-        kept = journal.meta("benchmarks")
-        if kept is not None and kept != self.benchmarks.digest:
+        digest = journal.meta("benchmarks")
+        if digest is not None and digest != self.benchmarks.digest:
             raise JournalError(
-                f"{journal.path.parent}: holds a run that was checked against other benchmarks. "
-                "Give the same files, or another --out with --reuse this one"
+                f"{journal.path.parent}: has a run that was checked against other benchmarks. "
+                "Give the same files, or another --out with --reuse of this one"
             )
         for name, source in (("references", references), ("seeds", seeds)):
-            kept = journal.meta(name)
-            if kept and source.digest_of(kept["count"]) != kept["digest"]:
+            before = journal.meta(name)
+            if before and source.digest_of(before["count"]) != before["digest"]:
                 raise JournalError(
-                    f"{journal.path.parent}: holds a run on other {name}; rows may be appended "
-                    "to them, not changed or left out (--limit). Give the same, or another --out"
+                    f"{journal.path.parent}: has a run on other {name}; rows may be appended "
+                    "to them, not changed or removed (--limit). Give the same, or another --out"
                 )
 
     def _check_target(self, journal: Journal) -> None:
         before, now = journal.meta("target"), self.settings.target
         if before != now and (None in (before, now) or now < before):
             raise JournalError(
-                f"{journal.path.parent}: holds a run with target {before}; it may be raised, "
-                "not lowered, set or left out. Give a higher one, or another --out"
+                f"{journal.path.parent}: has a run with target {before}; it may be raised, "
+                "not lowered, added or removed. Give a higher one, or another --out"
             )
 
     def _check_prompts(self, journal: Journal) -> None:
-        """Refuse other prompts: half of the rows would be made one way, half another."""
+        """Refuse other prompts: some rows would be made with the old and some with the new ones."""
         before = journal.meta("prompts") or {}
         changed = [name for name, now in versions().items() if before.get(name, now) != now]
         if changed:
             raise JournalError(
-                f"{journal.path.parent}: holds a run with other prompts: {', '.join(changed)}. "
-                "Give another --out, with --reuse this one: only what they changed is paid again"
+                f"{journal.path.parent}: has a run with other prompts: {', '.join(changed)}. "
+                "Give another --out with --reuse of this one; only what they changed is paid again"
             )
 
-    async def keep(self, journal: Journal) -> None:
-        """Write down what the run rests on."""
+    async def store(self, journal: Journal) -> None:
+        """Store in the journal what the run's rows depend on."""
         await journal.put_meta("settings", self.settings.rows_rest_on())
         await journal.put_meta("prompts", versions())
         models = {self.settings.model, self.settings.judge}
         prices = {m: asdict(p) for m in models if (p := self.prices.of(m)) is not None}
-        # Those of a judge that was asked about the rows later stay known.
+        # Prices of a judge that was asked about the rows later stay.
         known = await asyncio.to_thread(journal.meta, "prices")
         await journal.put_meta("prices", (known or {}) | prices)
         await journal.put_meta("target", self.settings.target)
@@ -237,24 +238,24 @@ class RunSummary:
 
 
 def count_journal(journal: Journal, summary: RunSummary, status: str) -> None:
-    """Count what the journal holds into the summary. Blocks."""
+    """Fill the summary with the journal's totals. Blocks."""
     with reading(journal.path) as connection:
-        found = journal_totals(connection, status in ENDED_STATUSES)
+        totals = journal_totals(connection, status in ENDED_STATUSES)
     sources = (summary.references, summary.seeds)
     summary.counts = {
         "seeds": summary.seeds.taken,
-        **found.pop("counts"),
+        **totals.pop("counts"),
         "references": summary.references.taken,
-        "references_failed": found.pop("references_failed"),
+        "references_failed": totals.pop("references_failed"),
         "rows_skipped": sum(s.skipped_count for s in sources),
     }
-    found["calls"] |= {k: summary.session.get(k, 0) for k in ("reused", "retried")}
-    summary.more = found
+    totals["calls"] |= {k: summary.session.get(k, 0) for k in ("reused", "retried")}
+    summary.more = totals
 
 
 def write_files(out: Path, summary: RunSummary, status: str) -> None:
-    """Write the rows of each status and run.json; each appears whole or not at all. Blocks."""
-    said = {
+    """Write the rows of each status, run.json and the card, each atomically. Blocks."""
+    run_json = {
         "status": status,
         "fingerprint": summary.settings.fingerprint(),
         "settings": summary.settings.shown(),
@@ -273,78 +274,78 @@ def write_files(out: Path, summary: RunSummary, status: str) -> None:
             "benchmarks": summary.benchmarks.shown(),
         },
     }
-    _write_outputs(out, said)
+    _write_outputs(out, run_json)
 
 
-def _write_outputs(out: Path, said: dict[str, Any]) -> None:
-    """Write run.json, and of a run that is not running rows and card; rows come first."""
-    over = said["status"] != "running"
-    for name in ROW_STATUSES if over else ():
+def _write_outputs(out: Path, run_json: dict[str, Any]) -> None:
+    """Write run.json and, unless the run is running, the rows before it and the card after it."""
+    ended = run_json["status"] != "running"
+    for name in ROW_STATUSES if ended else ():
         replace_lines(out / f"{name}.jsonl", records(out / "journal.sqlite", name))
-    replace_lines(out / "run.json", [json.dumps(said, indent=2, ensure_ascii=False)])
-    if over:
+    replace_lines(out / "run.json", [json.dumps(run_json, indent=2, ensure_ascii=False)])
+    if ended:
         with reading(out / "journal.sqlite") as journal:
-            replace_lines(out / "README.md", [card_text(journal, said).rstrip()])
+            replace_lines(out / "README.md", [card_text(journal, run_json).rstrip()])
 
 
 def rewrite_files(out: Path) -> bool:
-    """Write the files anew after a person has decided; False: a run is at work and will. Blocks."""
+    """Rewrite the files after a review; False if a run holds the directory, which will. Blocks."""
     if holder(out) is not None:
         return False
-    said = read_status(out)
-    target = said["settings"].get("target") if "settings" in said else None
-    if said["status"] in ENDED_STATUSES and target:
-        said["status"] = "done" if said["counts"]["accepted"] >= target else "short"
-    if "reading" in said:
-        _write_outputs(out, said)
+    run_json = read_status(out)
+    target = run_json["settings"].get("target") if "settings" in run_json else None
+    if run_json["status"] in ENDED_STATUSES and target:
+        run_json["status"] = "done" if run_json["counts"]["accepted"] >= target else "short"
+    if "reading" in run_json:
+        _write_outputs(out, run_json)
     return True
 
 
-def card_text(journal: sqlite3.Connection, said: Mapping[str, Any], **more: Any) -> str:
-    """The card of a run, of what its journal holds; `said` is its run.json. Blocks."""
-    return card(said, facts_of(records_in(journal, *ROW_STATUSES)), mermaid(), **more)
+def card_text(journal: sqlite3.Connection, run_json: Mapping[str, Any], **more: Any) -> str:
+    """The data-set card of a run, from its journal and run.json. Blocks."""
+    return card(run_json, facts_of(records_in(journal, *ROW_STATUSES)), mermaid(), **more)
 
 
 def prior_usage(journal: Journal) -> tuple[int, float, int]:
     """The calls, dollars and tokens of a run's earlier sessions. Blocks."""
     with reading(journal.path) as connection:
-        found = journal_totals(connection, over=False)
-    usage = found["usage"]
+        totals = journal_totals(connection, ended=False)
+    usage = totals["usage"]
     tokens = usage["prompt_tokens"] + usage["completion_tokens"]
-    return usage["calls"], found["cost_usd"] or 0.0, tokens
+    return usage["calls"], totals["cost_usd"] or 0.0, tokens
 
 
 def read_status(out: Path) -> dict[str, Any]:
-    """What `refloom status` says: run.json brought up to date from the journal. Blocks.
+    """What `refloom status` shows: run.json with the counts of the journal. Blocks.
 
-    Raises `JournalError` when there is no run.
+    Raises `JournalError` if there is no run.
     """
-    said = _read_run_json(out / "run.json")
+    run_json = _read_run_json(out / "run.json")
     pid = holder(out)
     if pid is not None:
-        said["status"], said["pid"] = "running", pid
-    elif said["status"] == "running":
-        said["status"] = "interrupted"
+        run_json["status"], run_json["pid"] = "running", pid
+    elif run_json["status"] == "running":
+        run_json["status"] = "interrupted"
     with reading(out / "journal.sqlite") as connection:
-        return refresh_counts(said, connection)
+        return refresh_counts(run_json, connection)
 
 
-def refresh_counts(said: dict[str, Any], journal: sqlite3.Connection) -> dict[str, Any]:
-    """What run.json says, with the counts that the journal holds. Blocks."""
-    found = journal_totals(journal, said["status"] in ENDED_STATUSES)
-    counts = found.pop("counts") | {"references_failed": found.pop("references_failed")}
-    calls = {"reused": 0, "retried": 0} | said.get("calls", {}) | found.pop("calls")
-    return said | found | {"counts": said.get("counts", {}) | counts, "calls": calls}
+def refresh_counts(run_json: dict[str, Any], journal: sqlite3.Connection) -> dict[str, Any]:
+    """A run.json with the counts of the journal. Blocks."""
+    totals = journal_totals(journal, run_json["status"] in ENDED_STATUSES)
+    counts = totals.pop("counts") | {"references_failed": totals.pop("references_failed")}
+    calls = {"reused": 0, "retried": 0} | run_json.get("calls", {}) | totals.pop("calls")
+    return run_json | totals | {"counts": run_json.get("counts", {}) | counts, "calls": calls}
 
 
 def _read_run_json(path: Path) -> dict[str, Any]:
-    """What run.json says; one that is missing or damaged says that a run was begun."""
-    begun: dict[str, Any] = {"status": "running", "counts": {}, "calls": {}}
+    """Read run.json; if it is missing or damaged, that of a run that has just begun."""
+    empty: dict[str, Any] = {"status": "running", "counts": {}, "calls": {}}
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
+        run_json = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return begun
-    whole = isinstance(said, dict) and all(
-        isinstance(said.get(name), type(value)) for name, value in begun.items()
+        return empty
+    valid = isinstance(run_json, dict) and all(
+        isinstance(run_json.get(name), type(value)) for name, value in empty.items()
     )
-    return said if whole else begun
+    return run_json if valid else empty

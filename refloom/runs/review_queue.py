@@ -1,7 +1,7 @@
-"""A person's decisions about a run's samples: kept in its journal, and taken back if they wish.
+"""The review queue of a run: samples that wait for a person, and their decisions.
 
-A sample that waits for a person is a row of `reviews`; decided, it is one of `samples` as well.
-Each is one short transaction, so that a run under way and a review of it do not disturb each other.
+A waiting sample is a row of the journal's table `reviews`; once decided it is also one of
+`samples`. Each step is one short transaction, so a run and its review do not disturb each other.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ from refloom.errors import JournalError
 from refloom.runs.journal import REVIEWS_TABLE, check_ours, open_to_read, waiting_in
 
 INSERT_REVIEW = "INSERT OR IGNORE INTO reviews VALUES (?, ?, ?, ?, ?)"
-# Seconds to wait for a run that is just writing.
+# Seconds to wait while a run is writing.
 WRITE_TIMEOUT_S = 20.0
-# How many waiting samples are listed at once.
+# Waiting samples listed at once.
 MAX_LISTED_SAMPLES = 500
 
 
 class UnknownSample(KeyError):
-    """No sample of this id waits, or is decided."""
+    """No sample with this id is waiting or decided."""
 
 
 def review_entry(record: Record, references: Sequence[Reference]) -> str:
-    """What is kept of a sample that waits: itself and its references, as JSON."""
+    """A waiting sample and its references, as JSON for the journal."""
     return dumps({"sample": record, "references": references}).decode()
 
 
 class ReviewQueue:
-    """The samples of the run in `directory` that wait for a person. Everything here blocks."""
+    """The review queue of the run in `directory`. All methods block."""
 
     def __init__(self, directory: Path, contamination: Contamination | None = None) -> None:
-        """Raises `JournalError` when no run is kept there."""
+        """Raises `JournalError` if there is no run."""
         self.path = directory / "journal.sqlite"
         self._contamination = contamination
         with closing(open_to_read(self.path)):
@@ -62,42 +62,42 @@ class ReviewQueue:
             raise JournalError(f"{self.path}: cannot be written ({error})") from error
 
     def counts(self) -> dict[str, int]:
-        """How many samples wait and how many are decided."""
+        """The numbers of waiting and of decided samples."""
         with closing(open_to_read(self.path)) as connection:
             return _counts(connection)
 
     def queue(self) -> dict[str, Any]:
-        """The samples that wait, in slot order, the first few hundred of them, and the counts."""
+        """The first `MAX_LISTED_SAMPLES` waiting samples in slot order, and the counts."""
         sql = (
             "SELECT id, asked FROM reviews LEFT JOIN samples USING (round, position, slot) "
             "WHERE samples.record IS NULL ORDER BY round, position, slot LIMIT ?"
         )
         with closing(open_to_read(self.path)) as connection:
-            found = connection.execute(sql, (MAX_LISTED_SAMPLES,)).fetchall()
+            rows = connection.execute(sql, (MAX_LISTED_SAMPLES,)).fetchall()
             counts = _counts(connection)
-        return {**counts, "items": [_list_entry(id_, json.loads(said)) for id_, said in found]}
+        return {**counts, "items": [_list_entry(id_, json.loads(entry)) for id_, entry in rows]}
 
     def item(self, id_: str) -> dict[str, Any]:
-        """One sample with its references, as the judge left it. Raises `UnknownSample`."""
+        """One sample with its references, before any decision. Raises `UnknownSample`."""
         with closing(open_to_read(self.path)) as connection:
-            kept = json.loads(_read_entry(connection, id_)[1])
-        said = question(kept["sample"], kept["references"])
-        return {"sample": said["sample"], "references": said["references"]}
+            entry = json.loads(_read_entry(connection, id_)[1])
+        payload = question(entry["sample"], entry["references"])
+        return {"sample": payload["sample"], "references": payload["references"]}
 
     def decide(self, id_: str, decision: Decision, by: str | None = None) -> dict[str, int]:
-        """Make a waiting sample what a person decided; a later decision takes the former's place.
+        """Apply a decision to a waiting sample; a later decision replaces an earlier one.
 
-        Raises `UnknownSample`, or `BadDecision` when it cannot be.
+        Raises `UnknownSample`, or `BadDecision` if it cannot be applied.
         """
         with self._writing() as connection:
-            slot, said = _read_entry(connection, id_)
-            kept = json.loads(said)
+            slot, text = _read_entry(connection, id_)
+            entry = json.loads(text)
             hit = None
             if self._contamination is not None and decision.response:
                 hit = self._contamination.response(decision.response)
             record = decided(
-                kept["sample"],
-                kept["references"],
+                entry["sample"],
+                entry["references"],
                 decision,
                 by=by,
                 hit=hit,
@@ -111,7 +111,7 @@ class ReviewQueue:
             return _counts(connection)
 
     def undo(self, id_: str) -> dict[str, int]:
-        """Let a decided sample wait again. Raises `UnknownSample`."""
+        """Undo a decision: the sample waits again. Raises `UnknownSample`."""
         with self._writing() as connection:
             slot, _ = _read_entry(connection, id_)
             sql = "DELETE FROM samples WHERE round = ? AND position = ? AND slot = ?"
@@ -121,10 +121,10 @@ class ReviewQueue:
 
 def _read_entry(connection: sqlite3.Connection, id_: str) -> tuple[tuple[int, int, int], str]:
     sql = "SELECT round, position, slot, asked FROM reviews WHERE id = ?"
-    found = connection.execute(sql, (id_,)).fetchone()
-    if found is None:
+    row = connection.execute(sql, (id_,)).fetchone()
+    if row is None:
         raise UnknownSample(id_)
-    return found[:3], found[3]
+    return row[:3], row[3]
 
 
 def _counts(connection: sqlite3.Connection) -> dict[str, int]:
@@ -133,8 +133,8 @@ def _counts(connection: sqlite3.Connection) -> dict[str, int]:
     return {"waiting": waiting, "decided": all_ - waiting}
 
 
-def _list_entry(id_: str, kept: dict[str, Any]) -> dict[str, Any]:
-    record = kept["sample"]
+def _list_entry(id_: str, entry: dict[str, Any]) -> dict[str, Any]:
+    record = entry["sample"]
     review = record["review"]
     return {
         "id": id_,

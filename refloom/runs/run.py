@@ -288,7 +288,7 @@ class Run:
         """Make rows, and write the files however that ends."""
         summary = self.summary
         assert summary is not None
-        await summary.keep(journal)
+        await summary.store(journal)
         await self._write(journal, summary, "running")
         summary.status = "stopped"
         event("begin", out=str(self.out), seeds=summary.seeds.taken, settings=self.settings.shown())

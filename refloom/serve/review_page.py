@@ -102,7 +102,7 @@ MARKDOWN.inline.ruler.at("image", _image_as_source)
 def render_markdown(text: str) -> str:
     """Render untrusted Markdown as inert HTML.
 
-    >>> rendered("*so* <b>so</b>").strip()
+    >>> render_markdown("*so* <b>so</b>").strip()
     '<p><em>so</em> &lt;b&gt;so&lt;/b&gt;</p>'
     """
     if len(text) > MAX_MARKDOWN_CHARS or text.count("[") > MAX_BRACKETS:

@@ -282,7 +282,7 @@ def make_canaries(instruction: str, response: str, other: str | None = None) -> 
         response: A good answer to it.
         other: A good answer to something else, from the same data; None: there is none.
 
-    >>> found = canaries("Why tides?", "The Moon pulls. So the water is high.", "Boil it.")
+    >>> found = make_canaries("Why tides?", "The Moon pulls. So the water is high.", "Boil it.")
     >>> found["truncated"], found["swapped"]
     ('The Moon pulls. So', 'Boil it.')
     """
@@ -309,7 +309,7 @@ def truncate(response: str) -> str:
 def contradict(response: str) -> str:
     r"""The response, and after it its own statements negated: it says both X and not X.
 
-    >>> contradicting("Salt is white. Why? It melts ice.")
+    >>> contradict("Salt is white. Why? It melts ice.")
     'Salt is white. Why? It melts ice.\n\nSalt is not white. This is false: it melts ice.'
     """
     statements = [s for s in _SENTENCE.split(_prose(response)) if _states(s)][:MAX_NEGATED]
@@ -321,7 +321,7 @@ def contradict(response: str) -> str:
 def negate(sentence: str) -> str:
     """A statement's opposite.
 
-    >>> negated("- I can swim."), negated("Birds fly."), negated("What they are is unknown.")
+    >>> negate("- I can swim."), negate("Birds fly."), negate("What they are is unknown.")
     ('I can not swim.', 'This is false: birds fly.', 'This is false: what they are is unknown.')
     """
     bare = _MARKER.sub("", sentence).strip().rstrip(".!;:, ")

@@ -313,7 +313,7 @@ def raise_flags(
 def describe_share(figure: Mapping[str, Any], what: str = "cases") -> str:
     """A share in words.
 
-    >>> said({"value": 0.25, "low": 0.1, "high": 0.4, "n": 30})
+    >>> describe_share({"value": 0.25, "low": 0.1, "high": 0.4, "n": 30})
     '25 % (10 to 40) of 30 cases'
     """
     low, high = 100 * figure["low"], 100 * figure["high"]

@@ -39,7 +39,7 @@ class Histogram:
 def bin_shares(values: Sequence[float] | Any, edges: Sequence[float]) -> list[float]:
     """The share of values in each bin; values outside count in the first or last bin.
 
-    >>> binned([0, 0.5, 1, 7], [0, 0.5, 1])
+    >>> bin_shares([0, 0.5, 1, 7], [0, 0.5, 1])
     [0.25, 0.75]
     """
     import numpy as np
@@ -53,7 +53,7 @@ def bin_shares(values: Sequence[float] | Any, edges: Sequence[float]) -> list[fl
 def bin_counts(counts: Mapping[int, int], edges: Sequence[float]) -> list[float]:
     """`bin_shares` for a counter of whole numbers.
 
-    >>> binned_counts({1: 3, 9: 1}, [0, 5, 10])
+    >>> bin_counts({1: 3, 9: 1}, [0, 5, 10])
     [0.75, 0.25]
     """
     bins, total = [0] * (len(edges) - 1), sum(counts.values())
@@ -66,7 +66,7 @@ def bin_counts(counts: Mapping[int, int], edges: Sequence[float]) -> list[float]
 def round_edges(most: int, bins: int = 24) -> list[int]:
     """Bin edges from 0 to at least `most`, in round whole steps.
 
-    >>> even_edges(190, 4), even_edges(0)
+    >>> round_edges(190, 4), round_edges(0)
     ([0, 50, 100, 150, 200], [0, 1])
     """
     least = max(1.0, most / bins)

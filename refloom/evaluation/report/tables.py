@@ -448,7 +448,7 @@ def format_dollars(value: float | None) -> str:
 def format_duration(seconds: float | None) -> str:
     """A duration in its two largest units.
 
-    >>> duration(3725), duration(12.3), duration(None)
+    >>> format_duration(3725), format_duration(12.3), format_duration(None)
     ('1 h 2 min', '12 s', '')
     """
     if seconds is None:
