@@ -14,9 +14,9 @@ from langgraph.runtime import Runtime
 from memory.characteristics import Characteristics
 from memory.embed import Embedder
 from nodes.extract import extract
-from nodes.llm.endpoint import Connection
+from nodes.llm.endpoint import EndpointClient
 from refloom.data.read import Source
-from refloom.runs.client import Addresses
+from refloom.runs.client import Endpoints
 from refloom.settings import Settings
 
 
@@ -28,7 +28,7 @@ async def main() -> None:
     given = parser.parse_args()
     settings = Settings(model=given.model)
     context = settings.context()
-    connection = Connection(Addresses(settings).resolve)
+    connection = EndpointClient(Endpoints(settings).resolve)
     embed, learned = Embedder(), Characteristics()
     total: Counter[str] = Counter()
     for reference in Source(given.file, as_reference=True, limit=given.limit):

@@ -57,7 +57,7 @@ async def by_journal(folder: Path, waiters: int, rows: int) -> float:
 
     async def wait(first: int) -> None:
         for number in range(first, first + share):
-            await journal.keep(key_of(number), "generate", "m", REPLY)
+            await journal.record(key_of(number), "generate", "m", REPLY)
 
     begun = time.perf_counter()
     await asyncio.gather(*(wait(i * share) for i in range(waiters)))

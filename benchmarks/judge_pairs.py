@@ -18,20 +18,22 @@ from pathlib import Path
 from nodes.context import Context
 from nodes.criteria import answers_instruction
 from nodes.judge import judge
-from nodes.llm import Place
-from nodes.llm.endpoint import Connection
-from refloom.runs.client import Addresses
+from nodes.llm import CallOrigin
+from nodes.llm.endpoint import EndpointClient
+from refloom.runs.client import Endpoints
 from refloom.settings import Settings
 
 PAIRS = Path(__file__).with_name("judge_pairs.jsonl")
 
 
-async def worth(connection: Connection, context: Context, instruction: str, response: str) -> float:
+async def worth(
+    connection: EndpointClient, context: Context, instruction: str, response: str
+) -> float:
     criteria = [answers_instruction(None)]
     judged = await judge(
         connection,
         context,
-        Place("pair"),
+        CallOrigin("pair"),
         instruction=instruction,
         response=response,
         criteria=criteria,
@@ -47,7 +49,7 @@ async def main() -> None:
     parser.add_argument("--method", choices=("logodds", "verdict"), default="logodds")
     given = parser.parse_args()
     settings = Settings(model=given.model, judge_method=given.method)
-    connection = Connection(Addresses(settings).resolve)
+    connection = EndpointClient(Endpoints(settings).resolve)
     first: Counter[str] = Counter()
     ties: Counter[str] = Counter()
     total: Counter[str] = Counter()

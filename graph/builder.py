@@ -38,7 +38,7 @@ from nodes.inputs import (
     SampleOutput,
 )
 from nodes.llm import Complete
-from nodes.llm.endpoint import Connection
+from nodes.llm.endpoint import EndpointClient
 from nodes.propose import Taken, Turn, alone, nothing_taken, propose
 from nodes.refine import refine
 from nodes.retrieve import retrieve
@@ -68,7 +68,7 @@ def build_sample(
 
     It checks its input first, and asks a person in the end; as the `inner` loop it does neither.
     """
-    complete, embed = complete or Connection(), embed or shared_embedder()
+    complete, embed = complete or EndpointClient(), embed or shared_embedder()
     schemas = {} if inner else {"input_schema": SampleInput, "output_schema": SampleOutput}
     builder = StateGraph(SampleState, context_schema=Context, **schemas)
     writing = failing_softly(partial(generate, complete=complete))
@@ -116,7 +116,7 @@ def build_graph(
     if search is None:
         search = shared_search() if embed is None else DefaultSearch(embed)
         another = another or search.another
-    complete, embed = complete or Connection(), embed or shared_embedder()
+    complete, embed = complete or EndpointClient(), embed or shared_embedder()
     characteristics = characteristics or Characteristics()
     loop = build_sample(complete=complete, embed=embed, contamination=contamination, inner=True)
     slot = partial(run_sample, start=start, finish=finish, contamination=contamination)

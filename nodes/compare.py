@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from nodes.context import Context
-from nodes.llm import Answer, Asked, Complete, Place, ask, make_call
+from nodes.llm import Answer, AskResult, CallOrigin, Complete, ask, make_call
 from nodes.state import Usage, add_usage
 from prompts import render
 
@@ -80,7 +80,7 @@ class Duel:
 async def compare(
     complete: Complete,
     context: Context,
-    place: Place,
+    place: CallOrigin,
     *,
     instruction: str,
     first: str,
@@ -93,7 +93,7 @@ async def compare(
     asked, so that the same question the other way round is not paid for again. Raises `CallFailed`.
     """
 
-    async def asked(a: str, b: str) -> Asked[Compared]:
+    async def asked(a: str, b: str) -> AskResult[Compared]:
         number = int(a > b)
         messages = render("compare", instruction=instruction, first=a, second=b)
         call = make_call("compare", messages, Compared, context, place, draw * 2 + number)

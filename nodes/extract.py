@@ -20,7 +20,7 @@ from nodes.events import tell
 from nodes.feedback import collect, collect_key
 from nodes.inputs import BadInput, within
 from nodes.learn import MOST, key_of, learn
-from nodes.llm import CallFailed, Complete, Place
+from nodes.llm import CallFailed, CallOrigin, Complete
 from nodes.state import Criterion, State, add_usage, no_usage
 
 ALIKE = 0.8
@@ -79,7 +79,7 @@ async def _recall(
     """What is known of a reference, learned now if it never was."""
     context = runtime.context or Context()
     seed = state["seed"]
-    place = Place("", "", (seed.get("round", 0), seed.get("position", 0)))
+    place = CallOrigin("", "", (seed.get("round", 0), seed.get("position", 0)))
     given = (reference, context, place, complete)
     if context.pipeline == "refed":
         key, make = collect_key(reference, context), partial(collect, *given)

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from memory.references import Reference, content_id, content_of
 from nodes.context import Context
-from nodes.llm import Answer, Asked, Complete, Place, ask, make_call
+from nodes.llm import Answer, AskResult, CallOrigin, Complete, ask, make_call
 from nodes.state import Attempt, SampleState, add_usage
 from prompts import render, version
 
@@ -29,8 +29,8 @@ class Feedback(Answer):
 
 
 async def feedback(
-    complete: Complete, context: Context, place: Place, *, instruction: str, response: str
-) -> Asked[Feedback]:
+    complete: Complete, context: Context, place: CallOrigin, *, instruction: str, response: str
+) -> AskResult[Feedback]:
     """Ask the judge what is good and what is not in a draft. Raises `CallFailed`."""
     messages = render("feedback", instruction=instruction, response=response)
     return await ask(complete, make_call("feedback", messages, Feedback, context, place), Feedback)
@@ -73,12 +73,12 @@ def collect_key(reference: Reference, context: Context) -> str:
 
 
 async def collect(
-    reference: Reference, context: Context, place: Place, complete: Complete
+    reference: Reference, context: Context, place: CallOrigin, complete: Complete
 ) -> Learned:
     """The two pieces of feedback on a reference, on its instruction and on its response."""
-    at = Place(f"reference {reference['id']}", "", place.order)
+    at = CallOrigin(f"reference {reference['id']}", "", place.order)
 
-    async def asked(name: str, draw: int) -> Asked[Feedback]:
+    async def asked(name: str, draw: int) -> AskResult[Feedback]:
         messages = render(f"feedback_{name}", reference=reference)
         call = make_call("feedback", messages, Feedback, context, at, draw)
         return await ask(complete, call, Feedback)

@@ -9,7 +9,7 @@ from langgraph.runtime import Runtime
 from nodes.context import Context
 from nodes.events import tell
 from nodes.inputs import within
-from nodes.llm import Answer, Complete, Place, ask, make_call
+from nodes.llm import Answer, CallOrigin, Complete, ask, make_call
 from nodes.state import SampleState
 from prompts import render
 
@@ -20,11 +20,11 @@ class Generated(Answer):
     response: str
 
 
-def place_of(state: SampleState) -> Place:
+def place_of(state: SampleState) -> CallOrigin:
     """Where in a run the sample's calls belong."""
     seed, slot = state["seed"], state.get("slot", 0)
     round_, position = seed.get("round", 0), seed.get("position", 0)
-    return Place(seed.get("id", ""), f"{round_}/{slot}", (round_, position, slot))
+    return CallOrigin(seed.get("id", ""), f"{round_}/{slot}", (round_, position, slot))
 
 
 async def generate(

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from memory.references import Turn
 from nodes.context import Context
 from nodes.criteria import ANSWERS_ID, verdict
-from nodes.llm import Answer, Call, CallFailed, Complete, Place, ask, make_call
+from nodes.llm import Answer, Call, CallFailed, CallOrigin, Complete, ask, make_call
 from nodes.state import Criterion, Outcome, Usage, Verdict, add_usage, no_usage
 from prompts import render
 
@@ -59,7 +59,7 @@ class Judged:
 async def judge(
     complete: Complete,
     context: Context,
-    place: Place,
+    place: CallOrigin,
     *,
     instruction: str,
     response: str,
@@ -88,7 +88,7 @@ async def judge(
 async def by_verdict(
     complete: Complete,
     context: Context,
-    place: Place,
+    place: CallOrigin,
     instruction: str,
     response: str,
     criteria: Sequence[Criterion],
@@ -162,7 +162,7 @@ def fold(text: str) -> str:
 async def by_log_odds(
     complete: Complete,
     context: Context,
-    place: Place,
+    place: CallOrigin,
     instruction: str,
     response: str,
     criteria: Sequence[Criterion],

@@ -15,7 +15,7 @@ from memory.embed import Embed
 from memory.references import Reference, content_id, content_of
 from nodes.context import Context
 from nodes.judge import fold
-from nodes.llm import Answer, Asked, Complete, Place, ask, make_call
+from nodes.llm import Answer, AskResult, CallOrigin, Complete, ask, make_call
 from nodes.state import Criterion, add_usage, no_usage
 from nodes.trial import try_criteria
 from prompts import render, version
@@ -165,10 +165,10 @@ def key_of(reference: Reference, context: Context) -> str:
 
 
 async def learn(
-    reference: Reference, context: Context, place: Place, complete: Complete, embed: Embed
+    reference: Reference, context: Context, place: CallOrigin, complete: Complete, embed: Embed
 ) -> Learned:
     """Extract (one call), drop what is unfounded or topical, and try the rest."""
-    at = Place(f"reference {reference['id']}", "", place.order)
+    at = CallOrigin(f"reference {reference['id']}", "", place.order)
     usage = no_usage()
     subjects: list[str] = []
     skills: list[str] = []
@@ -207,11 +207,11 @@ async def learn(
 async def _ask(
     complete: Complete,
     context: Context,
-    at: Place,
+    at: CallOrigin,
     reference: Reference,
     avoid: Sequence[str],
     draw: int,
-) -> Asked[Extracted]:
+) -> AskResult[Extracted]:
     prompt = context.extract_prompt
     messages = render("extract", template=prompt, reference=reference, most=MOST, avoid=avoid)
     return await ask(

@@ -16,7 +16,7 @@ from nodes.context import Context
 from nodes.criteria import Facts, no_placeholder
 from nodes.events import tell
 from nodes.feedback import FEATURES, counts_by_feature, told
-from nodes.llm import Answer, CallFailed, Complete, Place, ask, make_call
+from nodes.llm import Answer, CallFailed, CallOrigin, Complete, ask, make_call
 from nodes.state import Seed, State, Usage, add_usage, no_usage
 from prompts import render
 
@@ -224,7 +224,7 @@ async def _ask(
         **phrases,
     )
     round_ = seed.get("round", 0)
-    place = Place(seed.get("id", ""), str(round_), (round_, seed.get("position", 0)))
+    place = CallOrigin(seed.get("id", ""), str(round_), (round_, seed.get("position", 0)))
     asked = await ask(
         complete, make_call("propose", messages, Proposed, context, place, draw), Proposed
     )

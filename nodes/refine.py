@@ -13,7 +13,7 @@ from nodes.events import tell
 from nodes.feedback import Improved, analysed
 from nodes.generate import place_of
 from nodes.inputs import within
-from nodes.llm import Answer, Asked, Complete, ask, make_call
+from nodes.llm import Answer, AskResult, Complete, ask, make_call
 from nodes.state import Attempt, Criterion, SampleState, Verdict
 from nodes.text_diff import changed_parts
 from nodes.verdicts import best_of
@@ -58,7 +58,7 @@ async def _asked(
     complete: Complete,
     best: Attempt,
     failed: list[dict[str, str]],
-) -> Asked[Refined] | Asked[Improved]:
+) -> AskResult[Refined] | AskResult[Improved]:
     draw = len(state["attempts"])
     make = partial(make_call, "refine", context=context, place=place_of(state), draw=draw)
     if context.pipeline == "refed":

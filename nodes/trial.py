@@ -14,7 +14,7 @@ from memory.references import Reference
 from nodes.context import Context
 from nodes.criteria import ANSWERS_ID, answers_instruction
 from nodes.judge import judge
-from nodes.llm import CallFailed, Complete, Place
+from nodes.llm import CallFailed, CallOrigin, Complete
 from nodes.state import Criterion, Usage, Verdict, add_usage, no_usage
 
 # MERGED nodes~spoil
@@ -96,7 +96,7 @@ async def try_criteria(
     complete: Complete,
     embed: Embed,
     context: Context,
-    place: Place,
+    place: CallOrigin,
     reference: Reference,
     criteria: Sequence[Criterion],
 ) -> Trial:
@@ -141,7 +141,7 @@ def _unproven(
 async def _judged(
     complete: Complete,
     context: Context,
-    place: Place,
+    place: CallOrigin,
     reference: Reference,
     criteria: Sequence[Criterion],
 ) -> tuple[list[dict[str, Verdict] | None], Usage]:

@@ -6,7 +6,7 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from nodes.llm.answers import Unreadable, read_answer, strip_wrapping
+from nodes.llm.answers import UnreadableAnswer, read_answer, strip_wrapping
 
 
 class Said(BaseModel):
@@ -196,7 +196,7 @@ def test_any_text_at_all_is_either_read_or_unreadable(text: str) -> None:
     for said in (text, "{" + text, careless(text)):
         try:
             assert isinstance(read(said), str)
-        except Unreadable as unreadable:
+        except UnreadableAnswer as unreadable:
             assert str(unreadable)
 
 
@@ -234,7 +234,7 @@ UNREADABLE = {
 def test_what_cannot_be_read_says_what_is_wrong_with_it(
     text: str, answer: type[BaseModel], said: str
 ) -> None:
-    with pytest.raises(Unreadable) as raised:
+    with pytest.raises(UnreadableAnswer) as raised:
         read_answer(text, answer)
     assert str(raised.value).startswith(said)
 
@@ -245,14 +245,14 @@ def test_what_cannot_be_read_says_what_is_wrong_with_it(
     ids=["brackets", "digits"],
 )
 def test_endless_repetition_is_unreadable_and_nothing_worse(text: str) -> None:
-    with pytest.raises(Unreadable):
+    with pytest.raises(UnreadableAnswer):
         read(text)
 
 
 def test_half_of_a_surrogate_pair_does_not_get_into_an_answer() -> None:
     try:
         text = read('{"response": "smile \\ud83d"}')
-    except Unreadable:
+    except UnreadableAnswer:
         return
     text.encode("utf-8")
 

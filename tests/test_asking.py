@@ -10,7 +10,7 @@ from runs import finish_run
 
 from nodes.compare import compare
 from nodes.context import Context
-from nodes.llm import CallFailed, Place
+from nodes.llm import CallFailed, CallOrigin
 from refloom.errors import BudgetSpent, JournalError
 from refloom.evaluation.judging import (
     gather_bounded,
@@ -66,7 +66,7 @@ async def test_a_budget_that_is_spent_ends_it_and_what_was_paid_is_kept(tmp_path
 
     async def ask(calls, number: int) -> None:
         texts = {"instruction": "ask", "first": f"a{number}", "second": f"b{number}"}
-        await compare(calls, Context(model="m"), Place("compare", str(number)), **texts)
+        await compare(calls, Context(model="m"), CallOrigin("compare", str(number)), **texts)
 
     with pytest.raises(BudgetSpent):
         async with judge_session(tmp_path, settings, model) as calls:
@@ -93,7 +93,7 @@ async def test_half_of_a_comparison_that_fails_is_kept(tmp_path):
         for _ in range(2):
             with pytest.raises(CallFailed):
                 await compare(
-                    calls, Context(model="m"), Place("compare"),
+                    calls, Context(model="m"), CallOrigin("compare"),
                     instruction="ask", first="first text", second="other",
                 )  # fmt: skip
     assert len(model.calls) == 1

@@ -23,7 +23,7 @@ from nodes.criteria import Facts, answers_instruction
 from nodes.critique import apply_rules
 from nodes.generate import Generated
 from nodes.judge import Critiqued
-from nodes.llm import Place, make_call
+from nodes.llm import CallOrigin, make_call
 from prompts import render
 
 ROOT = Path(__file__).parent.parent
@@ -153,7 +153,7 @@ def test_per_row_of_nothing_is_nothing():
 
 
 def call_of(stage, answer, seed, **said):
-    return make_call(stage, render(stage, **said), answer, Context(), Place(str(seed)))
+    return make_call(stage, render(stage, **said), answer, Context(), CallOrigin(str(seed)))
 
 
 async def drafts(model: KnownModel, n: int) -> list[str]:

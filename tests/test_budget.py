@@ -74,13 +74,13 @@ def lines(tmp_path: Path, text: str) -> Path:
 
 def test_the_bundled_table_knows_list_prices_and_dated_names():
     prices = Prices.load(None)
-    assert prices.of("gpt-4o-mini") == Price(0.15, 0.60, 0.075)
-    assert prices.of("gpt-4o-mini-2024-07-18") == prices.of("gpt-4o-mini")
-    assert prices.of("gpt-4o-2024-08-06") == prices.of("gpt-4o")
+    assert prices.get("gpt-4o-mini") == Price(0.15, 0.60, 0.075)
+    assert prices.get("gpt-4o-mini-2024-07-18") == prices.get("gpt-4o-mini")
+    assert prices.get("gpt-4o-2024-08-06") == prices.get("gpt-4o")
 
 
 def test_a_dated_name_with_a_price_of_its_own_keeps_it():
-    assert Prices.load(None).of("gpt-4o-2024-05-13") == Price(5.0, 15.0)
+    assert Prices.load(None).get("gpt-4o-2024-05-13") == Price(5.0, 15.0)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_a_dated_name_with_a_price_of_its_own_keeps_it():
 )
 def test_an_unknown_name_has_no_price_and_no_cost(model):
     prices = Prices.load(None)
-    assert prices.of(model) is None
+    assert prices.get(model) is None
     assert prices.cost(model, usage(5)) is None
 
 
@@ -110,22 +110,22 @@ def test_without_a_cached_price_cached_tokens_cost_as_much_as_others():
 def test_a_file_of_the_users_goes_over_the_bundled_one(tmp_path):
     text = '"gpt-4o-mini" = { input = 1, output = 2 }\n["my/model:1"]\ninput = 0\noutput = 0.5\n'
     prices = Prices.load(lines(tmp_path, text))
-    assert prices.of("gpt-4o-mini-2024-07-18") == Price(1.0, 2.0)
-    assert prices.of("my/model:1") == Price(0.0, 0.5)
-    assert prices.of("gpt-4o") == Price(2.5, 10.0, 1.25)
+    assert prices.get("gpt-4o-mini-2024-07-18") == Price(1.0, 2.0)
+    assert prices.get("my/model:1") == Price(0.0, 0.5)
+    assert prices.get("gpt-4o") == Price(2.5, 10.0, 1.25)
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("[x", "is no TOML"),
+        ("[x", "is not TOML"),
         ("x = 3", "'x' has no prices but 3"),
         ('["x"]\ninput = 1', "'x' has no 'output'"),
         ('["x"]\ninput = -1\noutput = 1', "input = -1; give dollars per million"),
         ('["x"]\ninput = nan\noutput = 1', "input = nan"),
         ('["x"]\ninput = inf\noutput = 1', "input = inf"),
         (f'["x"]\ninput = 1{"0" * 400}\noutput = 1', "input = 1000"),
-        (f'["x"]\ninput = 1{"0" * 9000}\noutput = 1', "is no TOML"),
+        (f'["x"]\ninput = 1{"0" * 9000}\noutput = 1', "is not TOML"),
         ('["x"]\ninput = true\noutput = 1', "input = True"),
         ('["x"]\ninput = "1"\noutput = 1', "input = '1'"),
         ('["x"]\ninput = 1\noutput = 1\ncached = 1', "unknown key 'cached'; known are input"),
@@ -146,7 +146,7 @@ def test_a_file_that_is_not_there_or_no_text_is_refused(tmp_path):
     with pytest.raises(InputError, match="cannot be read: Is a directory"):
         Prices.load(tmp_path)
     (tmp_path / "x.toml").write_bytes(b"\xff\xfe")
-    with pytest.raises(InputError, match="no UTF-8"):
+    with pytest.raises(InputError, match="not UTF-8"):
         Prices.load(tmp_path / "x.toml")
 
 
@@ -240,14 +240,14 @@ async def test_a_call_that_can_never_fit_is_refused_with_what_to_do():
         await budget.reserve(call(100))
     assert str(spent.value) == (
         "--max-tokens is 1,000: 900 are used and the next call (generate, m) may use 164; "
-        "raise --max-tokens and run again to go on"
+        "raise --max-tokens and run again to resume"
     )
     budget = Budget(max_cost=0.05, max_tokens=None, prices=PRICES, cost=0.0499)
     with pytest.raises(BudgetSpent) as spent:
         await budget.reserve(call(100))
     assert str(spent.value) == (
         "--max-cost is $0.05: $0.0499 is spent and the next call (generate, m) may cost "
-        "$0.000264; raise --max-cost and run again to go on"
+        "$0.000264; raise --max-cost and run again to resume"
     )
 
 

@@ -242,7 +242,7 @@ def test_an_endpoint_that_takes_neither_schema_nor_tools_is_asked_by_text(tmp_pa
     ("response", "says"),
     [
         (lambda: error(401, "Incorrect API key provided: sk-secret"), "refused the key"),
-        (lambda: error(404, "The model `m` does not exist"), "knows no model 'm'"),
+        (lambda: error(404, "The model `m` does not exist"), "does not know model 'm'"),
         (lambda: error(429, "You exceeded your quota", "insufficient_quota"), "quota"),
     ],
 )
@@ -295,7 +295,7 @@ BAD = {
     "a rate over one": (["--max-failure-rate", "1.5"], "--max-failure-rate"),
     "no pace": (["--rpm", "0"], "--rpm"),
     "a price table that is none": (["--prices", "odd.toml"], "odd.toml"),
-    "a run to reuse that is none": (["--reuse", "empty-dir"], "no run is kept here"),
+    "a run to reuse that is none": (["--reuse", "empty-dir"], "there is no run here"),
     "a log that cannot be written": (["--log-file", "empty-dir"], "empty-dir"),
     "an unknown flag": (["--colour", "red"], "--colour"),
     "a column for nothing": (["--map", "colour=x"], "'colour' cannot be mapped"),

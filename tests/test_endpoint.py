@@ -19,18 +19,18 @@ from nodes.context import Context
 from nodes.generate import Generated
 from nodes.judge import Critiqued
 from nodes.learn import Extracted
-from nodes.llm import Call, CallFailed, Place, ProviderStopped, Reply, make_call
-from nodes.llm.endpoint import Connection, from_environment
+from nodes.llm import Call, CallFailed, CallOrigin, ProviderStopped, Reply, make_call
 from nodes.llm.endpoint import Endpoint as Address
-from nodes.llm.protocol import Transient, raw_reply, schema_of
+from nodes.llm.endpoint import EndpointClient, resolve_from_environment
+from nodes.llm.protocol import Transient, parse_reply, schema_of
 from nodes.propose import Proposed
 from nodes.refine import Refined
 
 KEY = "sk-secret-0123456789"
 CONTEXT = Context(model="writer", judge_model="judge")
 MESSAGES = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"})
-CALL = make_call("generate", MESSAGES, Generated, CONTEXT, Place("a", "0/0"))
-QUESTION = make_call("critique", MESSAGES, None, CONTEXT, Place("a", "0/0"))
+CALL = make_call("generate", MESSAGES, Generated, CONTEXT, CallOrigin("a", "0/0"))
+QUESTION = make_call("critique", MESSAGES, None, CONTEXT, CallOrigin("a", "0/0"))
 GOOD = {"response": "so"}
 Script = Callable[[dict[str, Any], int], Any]
 
@@ -38,15 +38,17 @@ TRANSIENT = ("timeout", "connection", "rate_limit", "server", "overloaded")
 
 
 @asynccontextmanager
-async def connected(url: str, key: str = KEY, max_retries: int = 0) -> AsyncIterator[Connection]:
+async def connected(
+    url: str, key: str = KEY, max_retries: int = 0
+) -> AsyncIterator[EndpointClient]:
     async def there(model: str, judge: bool) -> Address:
         return Address(url, key)
 
-    connection = Connection(there, max_retries=max_retries)
+    client = EndpointClient(there, max_retries=max_retries)
     try:
-        yield connection
+        yield client
     finally:
-        await connection.aclose()
+        await client.aclose()
 
 
 async def answered(script: Script | None, call: Call = CALL) -> Reply:
@@ -116,10 +118,10 @@ async def test_an_answer_that_was_cut_is_asked_for_with_more_room() -> None:
 
 async def bounded(room: int) -> int:
     async def there(model: str, judge: bool) -> Address:
-        return Address(endpoint.url, KEY, most_tokens=50)
+        return Address(endpoint.url, KEY, max_tokens=50)
 
     with Endpoint() as endpoint:
-        complete = Connection(there, max_retries=0)
+        complete = EndpointClient(there, max_retries=0)
         await complete(replace(CALL, max_tokens=70, room=room))
         await complete(replace(CALL, max_tokens=20, room=room))
         await complete.aclose()
@@ -367,7 +369,7 @@ async def test_what_no_call_survives_says_what_to_do_and_tells_no_key(
 
 
 async def test_the_judge_is_told_of_its_own_key() -> None:
-    judging = make_call("critique", MESSAGES, Critiqued, CONTEXT, Place("a"))
+    judging = make_call("critique", MESSAGES, Critiqued, CONTEXT, CallOrigin("a"))
     stopped = await failure(lambda body, n: error(401, "no"), judging)
     assert "JUDGE_API_KEY" in str(stopped)
 
@@ -463,21 +465,21 @@ async def test_a_body_that_is_no_json_is_a_transient_failure() -> None:
     )
     assert isinstance(failed, Transient)
     assert failed.kind == "server"
-    assert "no JSON" in failed.message
+    assert "not valid JSON" in failed.message
 
 
 # The reply
 
 
 async def test_a_page_instead_of_a_completion_is_a_passing_fault_of_the_server() -> None:
-    with pytest.raises(Transient, match="is no"):
+    with pytest.raises(Transient, match="is not valid JSON"):
         await answered(lambda body, n: web.Response(text="<p>", content_type="text/html"))
 
 
 @pytest.mark.parametrize("raw", [None, "text", [1], {"error": {"message": "upstream"}}])
 def test_what_is_no_completion_is_not_read_as_one(raw: Any) -> None:
-    with pytest.raises(ValueError, match="is no"):
-        raw_reply(raw)
+    with pytest.raises(ValueError, match="is not a chat completion"):
+        parse_reply(raw)
 
 
 @pytest.mark.parametrize(
@@ -495,7 +497,7 @@ def test_what_is_no_completion_is_not_read_as_one(raw: Any) -> None:
 )
 def test_whatever_is_missing_in_a_completion_reads_as_nothing_said(raw: Any) -> None:
     usage = {"calls": 1, "prompt_tokens": 0, "cached_tokens": 0, "completion_tokens": 0}
-    assert raw_reply(raw) == Reply(None, "stop", usage)  # type: ignore[arg-type]
+    assert parse_reply(raw) == Reply(None, "stop", usage)  # type: ignore[arg-type]
 
 
 async def test_null_content_is_no_text() -> None:
@@ -589,7 +591,7 @@ async def test_an_endpoint_that_refuses_log_probabilities_cannot_judge_by_them()
 
 def test_a_null_log_probability_is_no_probability() -> None:
     tops = one_token(token("Yes", -0.5), token("No", None))
-    odds = raw_reply({"choices": [{"message": {"content": "Yes"}, "logprobs": tops}]}).odds
+    odds = parse_reply({"choices": [{"message": {"content": "Yes"}, "logprobs": tops}]}).odds
     assert odds is not None
     assert odds["yes"] == pytest.approx(0.6065, abs=1e-4)
 
@@ -603,11 +605,11 @@ def test_one_connection_serves_two_loops_one_after_the_other() -> None:
 
     async def twice() -> list[str | None]:
         try:
-            return [(await connection(CALL)).text, (await connection(CALL)).text]
+            return [(await client(CALL)).text, (await client(CALL)).text]
         finally:
-            await connection.aclose()
+            await client.aclose()
 
-    connection = Connection(there, max_retries=0)
+    client = EndpointClient(there, max_retries=0)
     with Endpoint(refusing("json_schema")) as endpoint:
         for _ in range(2):
             assert asyncio.run(twice()) == [json.dumps(GOOD)] * 2
@@ -679,13 +681,13 @@ async def test_the_environment_says_where_calls_go(
 ) -> None:
     for name, value in named.items():
         no_environment.setenv(name, value)
-    assert await from_environment("m", False) == Address(*writer)
-    assert await from_environment("m", True) == Address(*judge)
+    assert await resolve_from_environment("m", False) == Address(*writer)
+    assert await resolve_from_environment("m", True) == Address(*judge)
 
 
 async def test_without_an_endpoint_no_call_can_be_made(no_environment: pytest.MonkeyPatch) -> None:
     with pytest.raises(ProviderStopped, match="OPENAI_BASE_URL"):
-        await Connection()(CALL)
+        await EndpointClient()(CALL)
 
 
 async def test_a_connection_takes_the_environments_endpoint(
@@ -693,11 +695,11 @@ async def test_a_connection_takes_the_environments_endpoint(
 ) -> None:
     with Endpoint(lambda body, n: GOOD) as endpoint:
         no_environment.setenv("OPENAI_BASE_URL", endpoint.url)
-        connection = Connection(max_retries=0)
-        assert (await connection(CALL)).text == json.dumps(GOOD)
+        client = EndpointClient(max_retries=0)
+        assert (await client(CALL)).text == json.dumps(GOOD)
         no_environment.setenv("JUDGE_API_KEY", "j")
-        await connection(replace(CALL, judge=True))
-        await connection.aclose()
+        await client(replace(CALL, judge=True))
+        await client.aclose()
     assert endpoint.keys == ["Bearer none", "Bearer j"]
 
 
@@ -706,7 +708,7 @@ async def test_the_writers_key_is_not_sent_to_the_judges_address(
 ) -> None:
     no_environment.setenv("OPENAI_API_KEY", KEY)
     no_environment.setenv("JUDGE_BASE_URL", JUDGES)
-    assert (await from_environment("m", True)).api_key != KEY
+    assert (await resolve_from_environment("m", True)).api_key != KEY
 
 
 # Watched: the same calls as LangChain runs

@@ -15,7 +15,7 @@ from processes import lines, refloom
 
 from refloom.data.export import FORMATS, assign, export, key, messages, rows, shares
 from refloom.data.read import Source
-from refloom.runs.journal import Journal, records
+from refloom.runs.journal import Journal, read_records
 
 NASTY = {
     "LaTeX": r"\frac{1}{2} \[ \nabla \times \mathbf{B} \] $\text{if } x \neq 0$ \\ \u0041 \t \n",
@@ -98,7 +98,7 @@ async def test_what_the_journal_holds_as_accepted_is_exported_in_slot_order(tmp_
         values = (0, position, 0, status, line)
         await journal.put("INSERT INTO samples VALUES (?, ?, ?, ?, ?)", *values)
     journal.close()
-    accepted = list(records(tmp_path / "journal.sqlite", "accepted"))
+    accepted = list(read_records(tmp_path / "journal.sqlite", "accepted"))
     found = through_a_file(tmp_path / "t.jsonl", accepted)
     assert [r["messages"][0]["content"] for r in found] == ["Why 0?", "Why 2?"]
     assert found[0]["messages"][1]["content"] == NASTY["NUL and controls"]

@@ -6,15 +6,19 @@ import asyncio
 import json
 import subprocess
 import sys
-from dataclasses import replace
 
 import pytest
 from aiohttp import web
 from fakes import Endpoint
 
-from nodes.llm.endpoint import Connection, Http, Refused, _request_to
+from nodes.llm import Call
 from nodes.llm.endpoint import Endpoint as Address
+from nodes.llm.endpoint import EndpointClient, HttpSession, target_of
 from nodes.llm.fast_json import dumps, loads
+from nodes.llm.protocol import ErrorResponse, Transient
+
+MESSAGES = ({"role": "user", "content": "x"},)
+CALL = Call("generate", MESSAGES, None, "m", False, 0, 0.0, 1)
 
 
 def good(body, number):
@@ -22,7 +26,7 @@ def good(body, number):
 
 
 async def posted(script, body, headers=None):
-    http = Http()
+    http = HttpSession()
     try:
         with Endpoint(script) as endpoint:
             url = f"{endpoint.url}/chat/completions"
@@ -51,12 +55,12 @@ async def test_an_answer_with_half_a_surrogate_pair_is_read():
 
 
 async def test_a_refusal_brings_what_was_said_and_the_headers():
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(ErrorResponse) as refused:
         await posted(
             lambda body, n: web.Response(status=429, text="slow", headers={"Retry-After": "3"}),
             {"model": "m", "messages": []},
         )
-    assert (refused.value.status, refused.value.said) == (429, "slow")
+    assert (refused.value.status, refused.value.text) == (429, "slow")
     assert refused.value.headers["retry-after"] == "3"
     assert "slow" not in str(refused.value)
 
@@ -64,15 +68,15 @@ async def test_a_refusal_brings_what_was_said_and_the_headers():
 def test_the_address_and_headers_of_a_request(monkeypatch):
     for name in ("OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
         monkeypatch.delenv(name, raising=False)
-    url, headers = _request_to(Address("http://there/v1/", "key"))
+    url, headers = target_of(Address("http://there/v1/", "key"))
     assert url == "http://there/v1/chat/completions"
     assert headers["Authorization"] == "Bearer key"
     assert not any(name.startswith("OpenAI") for name in headers)
-    assert _request_to(Address(None, "key"))[0] == "https://api.openai.com/v1/chat/completions"
+    assert target_of(Address(None, "key"))[0] == "https://api.openai.com/v1/chat/completions"
 
 
 def test_a_user_in_an_address_becomes_a_header():
-    url, headers = _request_to(Address("http://me:p%40ss@there:8/v1", "key"))
+    url, headers = target_of(Address("http://me:p%40ss@there:8/v1", "key"))
     assert url == "http://there:8/v1/chat/completions"
     assert headers["Authorization"] == "Basic bWU6cEBzcw=="
 
@@ -80,7 +84,7 @@ def test_a_user_in_an_address_becomes_a_header():
 def test_the_account_of_the_openai_client_goes_with_every_request(monkeypatch):
     monkeypatch.setenv("OPENAI_ORG_ID", "org-1")
     monkeypatch.setenv("OPENAI_PROJECT_ID", "proj-2")
-    headers = _request_to(Address(None, "key"))[1]
+    headers = target_of(Address(None, "key"))[1]
     assert (headers["OpenAI-Organization"], headers["OpenAI-Project"]) == ("org-1", "proj-2")
 
 
@@ -89,7 +93,7 @@ async def test_a_proxy_of_the_environment_is_used_and_what_it_spares_is_not(monk
         host = endpoint.url.removesuffix("/v1")
         monkeypatch.setenv("http_proxy", host)
         monkeypatch.setenv("no_proxy", "spared.invalid")
-        http = Http()
+        http = HttpSession()
         assert http._proxy("http://model.invalid/v1/chat/completions") == host
         assert http._proxy("http://spared.invalid/v1/chat/completions") is None
         assert http._proxy("https://model.invalid/v1/chat/completions") is None
@@ -101,32 +105,28 @@ async def test_a_proxy_of_the_environment_is_used_and_what_it_spares_is_not(monk
 
 
 async def test_an_address_without_tls_behind_it_is_no_connection():
-    from nodes.llm import Call
-    from nodes.llm.protocol import failure_of
+    async def there(model, judge):
+        return Address(endpoint.url.replace("http:", "https:"), "k")
 
-    call = Call("generate", (), None, "m", False, 0, 0.0, 1)
-    http = Http()
-    with Endpoint(good) as endpoint:
-        url = endpoint.url.replace("http:", "https:") + "/chat/completions"
-        with pytest.raises(Exception) as raised:
-            await http.post(url, {}, {"model": "m", "messages": []})
-    await http.close()
-    failed = failure_of(raised.value, call, 0, frozenset())
-    assert failed.kind == "connection"
+    client = EndpointClient(there, max_retries=0)
+    with Endpoint(good) as endpoint, pytest.raises(Transient) as failed:
+        await client(CALL)
+    await client.aclose()
+    assert failed.value.kind == "connection"
 
 
 LIGHT = """
 import asyncio, sys
 sys.path[:0] = [sys.argv[2]]
-from nodes.llm.endpoint import Connection, Endpoint
+from nodes.llm.endpoint import Endpoint, EndpointClient
 from nodes.llm import Call
 async def there(model, judge):
     return Endpoint(sys.argv[1], "k")
 async def go():
-    connection = Connection(there)
+    client = EndpointClient(there)
     message = {"role": "user", "content": "x"}
-    await connection(Call("generate", (message,), None, "m", False, 0, 0.0, 1))
-    await connection.aclose()
+    await client(Call("generate", (message,), None, "m", False, 0, 0.0, 1))
+    await client.aclose()
 asyncio.run(go())
 heavy = ("openai", "langchain_openai", "faiss", "torch")
 print([name for name in heavy if name in sys.modules])
@@ -167,14 +167,10 @@ async def test_retries_of_a_connection_end_with_the_last_fault():
         calls.append(number)
         return web.Response(status=500, text="no", headers={"retry-after-ms": "1"})
 
-    from nodes.llm import Call
-    from nodes.llm.protocol import Transient
-
-    call = Call("generate", ({"role": "user", "content": "x"},), None, "m", False, 0, 0.0, 1)
     with Endpoint(script) as endpoint:
-        connection = Connection(there, max_retries=2)
+        client = EndpointClient(there, max_retries=2)
         with pytest.raises(Transient):
-            await connection(replace(call))
-        await connection.aclose()
+            await client(CALL)
+        await client.aclose()
     assert len(calls) == 3
     await asyncio.sleep(0)

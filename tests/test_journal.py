@@ -18,7 +18,13 @@ from pathlib import Path
 import pytest
 
 from refloom.errors import JournalError
-from refloom.runs.journal import Journal, hold, holder, open_to_read, records
+from refloom.runs.journal import (
+    Journal,
+    connect_read_only,
+    lock_directory,
+    lock_holder,
+    read_records,
+)
 
 ROOT = Path(__file__).parent.parent
 CALL = "INSERT INTO calls VALUES (?, ?, ?, ?, ?, ?, ?)"
@@ -58,7 +64,7 @@ async def test_what_was_put_is_there_when_it_is_opened_again(tmp_path):
 
 async def test_what_a_put_has_returned_for_is_read_by_others_at_once(tmp_path):
     journal = Journal(tmp_path)
-    with closing(open_to_read(journal.path)) as other:
+    with closing(connect_read_only(journal.path)) as other:
         for n in range(5):
             await journal.put(SAMPLE, *sample(n))
             assert other.execute("SELECT count(*) FROM samples").fetchone() == (n + 1,)
@@ -85,14 +91,14 @@ async def test_a_write_that_is_waited_for_brings_all_earlier_ones_to_disk(tmp_pa
     for n in range(50):
         journal.put_soon(SAMPLE, *sample(n))
     await journal.put_meta("last", 0)
-    with closing(open_to_read(journal.path)) as other:
+    with closing(connect_read_only(journal.path)) as other:
         assert other.execute("SELECT count(*) FROM samples").fetchone() == (50,)
     journal.close()
 
 
 async def test_a_flush_returns_when_all_that_was_put_is_on_disk(tmp_path):
     journal = Journal(tmp_path)
-    with closing(open_to_read(journal.path)) as other:
+    with closing(connect_read_only(journal.path)) as other:
         for n in range(1, 20):
             journal.put_soon(SAMPLE, *sample(n))
             await journal.flush()
@@ -124,10 +130,10 @@ async def test_records_come_by_status_in_slot_order(tmp_path):
         status = "failed" if slot == (0, 2, 0) else "accepted"
         await journal.put(SAMPLE, *slot, status, json.dumps(slot))
     journal.close()
-    found = [json.loads(r) for r in records(tmp_path / "journal.sqlite", "accepted")]
+    found = [json.loads(r) for r in read_records(tmp_path / "journal.sqlite", "accepted")]
     assert found == [[0, 9, 0], [0, 9, 1], [0, 10, 0], [1, 0, 0]]
-    assert len(list(records(tmp_path / "journal.sqlite", "failed"))) == 1
-    assert list(records(tmp_path / "journal.sqlite", "rejected")) == []
+    assert len(list(read_records(tmp_path / "journal.sqlite", "failed"))) == 1
+    assert list(read_records(tmp_path / "journal.sqlite", "rejected")) == []
 
 
 HOLD = """
@@ -177,11 +183,11 @@ async def test_a_second_process_is_refused_with_the_pid_of_the_first(tmp_path):
             Journal(tmp_path)
         assert f"pid {first.process.pid}" in str(refusal.value)
         assert str(tmp_path) in str(refusal.value)
-        assert holder(tmp_path) == first.process.pid
-        assert list(records(tmp_path / "journal.sqlite", "accepted")) == ["{}"]
+        assert lock_holder(tmp_path) == first.process.pid
+        assert list(read_records(tmp_path / "journal.sqlite", "accepted")) == ["{}"]
         first.process.communicate("", timeout=20)
         assert first.process.returncode == 0
-    assert holder(tmp_path) is None
+    assert lock_holder(tmp_path) is None
     journal = Journal(tmp_path)
     assert journal.read("SELECT count(*) FROM samples") == [(1,)]
     journal.close()
@@ -194,7 +200,7 @@ async def test_a_process_that_is_killed_loses_nothing_it_was_told_is_written(tmp
         other.process.send_signal(signal.SIGKILL)
         rest, _ = other.process.communicate(timeout=20)
         told += [int(line) for line in rest.splitlines()]
-    assert holder(tmp_path) is None
+    assert lock_holder(tmp_path) is None
     journal = Journal(tmp_path)
     kept = [n for (n,) in journal.read("SELECT position FROM samples ORDER BY position")]
     assert told == list(range(1, len(told) + 1))
@@ -217,24 +223,24 @@ def test_a_journal_that_was_opened_in_one_thread_can_be_closed_in_another(tmp_pa
     with ThreadPoolExecutor(1) as worker:
         journal = worker.submit(Journal, tmp_path).result()
         journal.close()
-        assert holder(tmp_path) is None
+        assert lock_holder(tmp_path) is None
         Journal(tmp_path).close()
 
 
 def test_a_directory_nobody_works_in_has_no_holder(tmp_path):
-    assert holder(tmp_path) is None
-    lock = hold(tmp_path)
-    assert holder(tmp_path) == os.getpid()
+    assert lock_holder(tmp_path) is None
+    lock = lock_directory(tmp_path)
+    assert lock_holder(tmp_path) == os.getpid()
     lock.release()
-    assert holder(tmp_path) is None
+    assert lock_holder(tmp_path) is None
 
 
 def test_asking_for_the_holder_of_a_directory_that_is_not_there_says_none(tmp_path):
-    assert holder(tmp_path / "gone") is None
+    assert lock_holder(tmp_path / "gone") is None
 
 
 def test_asking_for_the_holder_of_a_directory_that_is_not_there_makes_none(tmp_path):
-    holder(tmp_path / "gone")
+    lock_holder(tmp_path / "gone")
     assert not (tmp_path / "gone").exists()
 
 
@@ -263,7 +269,7 @@ async def test_a_truncated_journal_is_refused_and_left_as_it_is(tmp_path, size):
     path.write_bytes(whole[:size])
     assert str(path) in refused(tmp_path)
     assert path.read_bytes() == whole[:size]
-    assert holder(tmp_path) is None
+    assert lock_holder(tmp_path) is None
 
 
 async def test_a_journal_with_a_page_of_rubbish_is_refused_or_read_but_never_halfway(tmp_path):
@@ -272,7 +278,7 @@ async def test_a_journal_with_a_page_of_rubbish_is_refused_or_read_but_never_hal
     path.write_bytes(b"\xff" * 4096 + whole[4096:])
     assert str(path) in refused(tmp_path)
     assert path.read_bytes()[:4096] == b"\xff" * 4096
-    assert holder(tmp_path) is None
+    assert lock_holder(tmp_path) is None
 
 
 async def test_a_journal_whose_calls_are_damaged_is_refused(tmp_path):
@@ -322,7 +328,7 @@ def test_another_programs_database_is_refused_and_left_as_it_is(tmp_path, script
     before = foreign(path, script, mode)
     assert str(path) in refused(tmp_path)
     assert path.read_bytes() == before
-    assert holder(tmp_path) is None
+    assert lock_holder(tmp_path) is None
 
 
 @pytest.mark.parametrize("before", [b"id,text\n1,x\n", b"\x00" * 5000, b"SQLite format 3\x00" * 9])
@@ -344,13 +350,13 @@ async def test_a_journal_of_a_newer_format_is_refused_and_left_as_it_is(tmp_path
     assert "newer refloom" in said
     assert "2" in said
     assert path.read_bytes() == before
-    assert holder(tmp_path) is None
+    assert lock_holder(tmp_path) is None
 
 
 def test_a_directory_in_place_of_the_journal_is_refused(tmp_path):
     (tmp_path / "journal.sqlite").mkdir()
     refused(tmp_path)
-    assert holder(tmp_path) is None
+    assert lock_holder(tmp_path) is None
 
 
 @pytest.mark.parametrize("inside", [".", "run", "deep/run"])
@@ -376,9 +382,9 @@ def test_only_a_journal_is_opened_to_read(tmp_path, make):
     path = tmp_path / "journal.sqlite"
     make(path)
     with pytest.raises(JournalError, match=r"journal\.sqlite"):
-        open_to_read(path)
+        connect_read_only(path)
     with pytest.raises(JournalError):
-        list(records(path, "accepted"))
+        list(read_records(path, "accepted"))
 
 
 def fill_the_disk(journal: Journal) -> None:
@@ -449,12 +455,12 @@ async def test_a_waiter_that_gives_up_does_not_take_the_journal_from_the_others(
 def test_nothing_is_closed_under_a_thread_that_reads(tmp_path):
     """SQLite crashes the process where a connection is closed in the middle of a query."""
     from memory.characteristics import FileStore
-    from refloom.runs.journal import KeptCalls
+    from refloom.runs.journal import ReusedCalls
 
     Journal(tmp_path).close()
     counting = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?)"
     slow = f"{counting} SELECT sum(i) FROM n"
-    journal, kept = Journal(tmp_path), KeptCalls(tmp_path)
+    journal, kept = Journal(tmp_path), ReusedCalls(tmp_path)
     store = FileStore(tmp_path / "characteristics.sqlite")
 
     def read_kept():

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from nodes.context import Context
 from nodes.criteria import ANSWERS_ID, answers_instruction, rule_criteria
 from nodes.judge import Critiqued, Judged, by_log_odds, by_verdict, fold, judge, log_odds
-from nodes.llm import Call, CallFailed, Place, ProviderStopped, Reply, draw_seed
+from nodes.llm import Call, CallFailed, CallOrigin, ProviderStopped, Reply, draw_seed
 from nodes.state import Criterion, Usage
 
 ASK = "Why do tides come twice a day?"
@@ -19,7 +19,7 @@ RESPONSE = (
 )
 WRITTEN = Context(model="writer", judge_model="judge", judge_method="verdict")
 BY_ODDS = Context(model="writer", judge_model="judge", judge_method="logodds")
-PLACE = Place("seed", "0/0")
+PLACE = CallOrigin("seed", "0/0")
 
 
 def criterion(id_: str, bar: float | None = None) -> Criterion:

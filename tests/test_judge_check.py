@@ -35,7 +35,7 @@ from refloom.evaluation.judge_check.cases import (
     pad,
 )
 from refloom.evaluation.judge_check.human import bootstrap_kappa
-from refloom.runs.journal import reading
+from refloom.runs.journal import open_read_only
 from refloom.settings import Settings
 
 REFERENCES = references(12)
@@ -350,7 +350,7 @@ async def test_another_stop_of_the_provider_ends_the_check(copy):
 
 
 def kept_calls(run: Path) -> int:
-    with reading(run / "journal.sqlite") as connection:
+    with open_read_only(run / "journal.sqlite") as connection:
         return int(connection.execute("SELECT count(*) FROM calls").fetchone()[0])
 
 

@@ -25,7 +25,7 @@ from runs import (
 
 from nodes.llm import Call, CallFailed, ProviderStopped, Reply
 from refloom.errors import BudgetSpent, JournalError, TooManyFailed
-from refloom.runs.journal import records
+from refloom.runs.journal import read_records
 from refloom.runs.outputs import read_status
 from refloom.runs.scheduler import MIN_SAMPLES_FOR_FAILURE_RATE
 from refloom.settings import load
@@ -421,7 +421,7 @@ async def test_a_damaged_run_is_told_in_one_line(tmp_path):
     with pytest.raises(JournalError, match=r"damaged|no refloom journal"):
         read_status(tmp_path / "out")
     with pytest.raises(JournalError, match=r"damaged|no refloom journal"):
-        list(records(path, "accepted"))
+        list(read_records(path, "accepted"))
 
 
 # --- benchmarks --------------------------------------------------------------------------------

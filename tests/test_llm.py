@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from nodes.context import Context
 from nodes.generate import Generated
 from nodes.llm import (
-    ASKS,
+    MAX_ASKS,
     Answer,
-    Asked,
+    AskResult,
     Call,
     CallFailed,
-    Place,
+    CallOrigin,
     ProviderStopped,
     Reply,
     Stage,
@@ -31,7 +31,7 @@ STAGES = get_args(Stage)
 GOOD = '{"response": "so"}'
 CONTEXT = Context(model="writer", judge_model="judge")
 MESSAGES = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"})
-CALL = make_call("generate", MESSAGES, Generated, CONTEXT, Place("a", "0/0", (0, 1, 2)))
+CALL = make_call("generate", MESSAGES, Generated, CONTEXT, CallOrigin("a", "0/0", (0, 1, 2)))
 
 
 def times(n: int) -> Usage:
@@ -62,14 +62,14 @@ async def failing(model: ScriptedModel, call: Call = CALL) -> CallFailed:
 async def test_a_good_answer_is_asked_for_once() -> None:
     model = saying(GOOD)
     asked = await ask(model, CALL, Generated)
-    assert asked == Asked(Generated(response="so"), times(1))
+    assert asked == AskResult(Generated(response="so"), times(1))
     assert model.calls == [CALL]
 
 
 async def test_a_malformed_answer_is_asked_again_with_what_is_wrong_with_it() -> None:
     model = saying('{"reply": "so"}', GOOD)
     asked = await ask(model, CALL, Generated)
-    assert asked == Asked(Generated(response="so"), times(2))
+    assert asked == AskResult(Generated(response="so"), times(2))
     first, second = model.calls
     assert second.messages[:2] == first.messages
     assert second.messages[2] == {"role": "assistant", "content": '{"reply": "so"}'}
@@ -107,7 +107,7 @@ async def test_repeated_asks_carry_other_seeds_and_are_alike_otherwise() -> None
 async def test_a_cut_answer_is_asked_once_more_with_twice_the_room() -> None:
     model = saying(reply(GOOD, "length"), GOOD)
     asked = await ask(model, CALL, Generated)
-    assert asked == Asked(Generated(response="so"), times(2))
+    assert asked == AskResult(Generated(response="so"), times(2))
     assert [call.room for call in model.calls] == [1, 2]
     assert model.calls[1].messages == CALL.messages
 
@@ -159,14 +159,14 @@ async def test_an_answer_is_asked_for_three_times_at_most(
     assert (failed.stage, failed.kind) == ("generate", kind)
     assert message in failed.message
     assert str(failed) == f"generate: {kind}: {failed.message}"
-    assert failed.usage == times(ASKS) == times(3)
+    assert failed.usage == times(MAX_ASKS) == times(3)
     assert len(model.calls) == 3
 
 
 @pytest.mark.parametrize("first", [said for said, _, _ in FAULTS.values()], ids=FAULTS)
 async def test_one_bad_answer_costs_one_more_ask(first: Reply) -> None:
     asked = await ask(saying(first, GOOD), CALL, Generated)
-    assert asked == Asked(Generated(response="so"), times(2))
+    assert asked == AskResult(Generated(response="so"), times(2))
 
 
 async def test_the_last_fault_names_the_failure() -> None:
@@ -230,8 +230,8 @@ def test_a_seed_can_be_had_for_text_that_is_no_unicode() -> None:
 
 CHANGES: dict[str, Callable[[], Call]] = {
     "random seed": lambda: called(context=CONTEXT.model_copy(update={"random_seed": 1})),
-    "seed": lambda: called(place=Place("b", "0/0")),
-    "slot": lambda: called(place=Place("a", "0/1")),
+    "seed": lambda: called(place=CallOrigin("b", "0/0")),
+    "slot": lambda: called(place=CallOrigin("a", "0/1")),
     "stage": lambda: called(stage="refine"),
     "draw": lambda: called(draw=1),
 }
@@ -240,7 +240,7 @@ CHANGES: dict[str, Callable[[], Call]] = {
 def called(
     stage: Any = "generate",
     context: Context = CONTEXT,
-    place: Place = Place("a", "0/0"),  # noqa: B008 - frozen
+    place: CallOrigin = CallOrigin("a", "0/0"),  # noqa: B008 - frozen
     draw: int = 0,
     answer: type[Answer] | None = Generated,
 ) -> Call:
@@ -253,8 +253,8 @@ def test_whatever_a_draw_is_made_of_changes_its_seed(change: Callable[[], Call])
 
 
 def test_neither_turn_nor_words_change_the_seed_of_a_call() -> None:
-    assert called(place=Place("a", "0/0", (3, 4))).seed == called().seed
-    other = make_call("generate", [], None, CONTEXT, Place("a", "0/0"))
+    assert called(place=CallOrigin("a", "0/0", (3, 4))).seed == called().seed
+    other = make_call("generate", [], None, CONTEXT, CallOrigin("a", "0/0"))
     assert other.seed == called().seed
 
 

@@ -12,8 +12,8 @@ from memory.embed import Embedder
 from nodes.context import Context
 from nodes.generate import Generated
 from nodes.judge import log_odds
-from nodes.llm import Place, ProviderStopped, ask, make_call
-from nodes.llm.endpoint import Connection
+from nodes.llm import CallOrigin, ProviderStopped, ask, make_call
+from nodes.llm.endpoint import EndpointClient
 from prompts import render
 from refloom import local
 from refloom.local import EMBEDDED, Gguf, pull
@@ -32,15 +32,15 @@ async def test_a_real_model_answers_in_shape_and_gives_log_odds():
     async def resolve(model: str, judge: bool):
         return local.endpoint(str(pull(SMALL)))
 
-    connection = Connection(resolve)
+    connection = EndpointClient(resolve)
     context = Context(model="smollm2", judge_method="logodds")
     messages = render("generate", reference=None, criteria=[], instruction="Say hello.")
-    call = make_call("generate", messages, Generated, context, Place("x"))
+    call = make_call("generate", messages, Generated, context, CallOrigin("x"))
     asked = await ask(connection, call, Generated)
     assert isinstance(asked.answer.response, str)
     assert asked.usage["completion_tokens"] > 0
     question = render("question", history=[], instruction="Hi?", response="Hi.", text="is polite")
-    call = make_call("critique", question, None, context, Place("x"))
+    call = make_call("critique", question, None, context, CallOrigin("x"))
     score, usage = await log_odds(connection, call)
     assert -9.3 < score < 9.3
     assert usage["completion_tokens"] == 1

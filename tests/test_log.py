@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refloom.errors import InputError
-from refloom.runs.event_log import FORWARDED, event, log_to, plain, redacting
+from refloom.runs.event_log import LIBRARY_LOGGERS, event, json_value, log_to, make_redact
 
 SECRET = "my+very/secret=key"
 
@@ -33,7 +33,7 @@ def refuse(constant):
 
 
 def state():
-    named = [logging.getLogger(name) for name in ("refloom", "", *FORWARDED)]
+    named = [logging.getLogger(name) for name in ("refloom", "", *LIBRARY_LOGGERS)]
     return [(x.level, x.propagate, x.disabled, list(x.handlers), list(x.filters)) for x in named]
 
 
@@ -110,7 +110,7 @@ def test_any_text_stays_on_one_line(tmp_path, text):
 
 @given(st.recursive(st.none() | st.floats() | st.integers() | st.text() | st.binary(), st.lists))
 def test_any_value_can_be_written(value):
-    text = json.dumps(plain({"v": value}, redacting(["sk-abcdef"])), allow_nan=False)
+    text = json.dumps(json_value({"v": value}, make_redact(["sk-abcdef"])), allow_nan=False)
     assert len(text.splitlines()) == 1
     text.encode("utf-8")
 
@@ -193,7 +193,7 @@ def test_what_does_not_look_like_a_key_is_left(tmp_path, text):
 
 @pytest.mark.parametrize("text", [" " * 200_000, "authorization" + " " * 200_000, "://" * 90_000])
 def test_a_long_text_is_searched_in_one_pass(text):
-    redacting([SECRET])(text + "\n")
+    make_redact([SECRET])(text + "\n")
 
 
 def test_a_key_in_a_traceback_is_taken_out(tmp_path):
@@ -223,7 +223,7 @@ def test_a_line_that_a_kill_cut_off_spoils_no_other(tmp_path):
     assert first == '{"time": "20' and json.loads(second)["event"] == "said"
 
 
-@pytest.mark.parametrize("name", FORWARDED)
+@pytest.mark.parametrize("name", LIBRARY_LOGGERS)
 def test_warnings_of_the_libraries_come_in_the_same_shape(tmp_path, name):
     path = tmp_path / "run.log"
     with log_to(path, ()):
@@ -322,7 +322,7 @@ def test_a_full_disk_is_said_once_and_costs_no_run(capsys):
         for _ in range(5):
             event("said")
     err = capsys.readouterr().err
-    assert err.count("\n") == 1 and "the log is not complete" in err
+    assert err.count("\n") == 1 and "the log is incomplete" in err
 
 
 async def test_the_file_is_written_from_another_thread(tmp_path, monkeypatch):

@@ -201,7 +201,7 @@ async def test_a_page_with_keys_wants_one_and_says_who_decided(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "environment", "said"),
     [
-        ((), {}, "no run is kept here"),
+        ((), {}, "there is no run here"),
         (("--host", "0.0.0.0"), {}, "set REFLOOM_API_KEYS first"),
         ((), {"REFLOOM_API_KEYS": "alice:secret"}, "entry 1 is not NAME:HASH"),
         (("--port", "0"), {}, "is not a port"),

@@ -44,9 +44,9 @@ from nodes.llm import Call, CallFailed, ProviderStopped, Reply
 from refloom import synthesize
 from refloom.data.read import Source
 from refloom.errors import InputError, JournalError
-from refloom.runs.client import JournaledCalls, Limits
+from refloom.runs.client import CachedClient
 from refloom.runs.cost import Budget, Prices
-from refloom.runs.journal import Journal, holder
+from refloom.runs.journal import Journal, lock_holder
 from refloom.runs.outputs import read_status
 from refloom.runs.rate_limit import Limiter
 from refloom.settings import Settings
@@ -404,10 +404,6 @@ async def test_a_call_is_made_once_in_a_run(tmp_path):
     assert said["calls"]["paid"] == len(model.answered)
 
 
-def limits() -> Limits:
-    return Limits(Limiter(2), Budget(max_cost=None, max_tokens=None, prices=Prices({})), 600)
-
-
 async def test_an_equal_call_later_in_the_session_is_answered_from_the_journal(tmp_path):
     replies = iter(range(9))
 
@@ -416,7 +412,11 @@ async def test_an_equal_call_later_in_the_session_is_answered_from_the_journal(t
 
     journal = Journal(tmp_path)
     try:
-        calls = JournaledCalls(send, journal, limits(), address=str, stages={}, prices=Prices({}))
+        prices = Prices({})
+        budget = Budget(max_cost=None, max_tokens=None, prices=prices)
+        calls = CachedClient(
+            send, journal, Limiter(2), budget, timeout=600, address=str, stages={}, prices=prices
+        )
         call = Call("generate", ({"role": "user", "content": "x"},), None, "m", False, 1, 0.0, 1)
         assert [(await calls(call)).text for _ in range(3)] == ["0", "0", "0"]
         assert calls.counts["paid"] == 1
@@ -603,7 +603,7 @@ async def test_a_run_that_was_cut_off_goes_on_as_if_it_had_not_been(tmp_path, at
     async with asyncio.timeout(20):
         await asyncio.wait([cut_off])
     assert cut_off.cancelled()
-    assert holder(tmp_path / "out") is None
+    assert lock_holder(tmp_path / "out") is None
     said = await finish_run(tmp_path / "out", MixedModel(), SEEDS, try_criteria=True)
     assert said["status"] == "done"
     assert stable_rows(tmp_path / "out") == await undisturbed(tmp_path / "whole", 1)
@@ -611,7 +611,7 @@ async def test_a_run_that_was_cut_off_goes_on_as_if_it_had_not_been(tmp_path, at
 
 
 def calls_left(before: set[asyncio.Task[Any]]) -> list[asyncio.Task[Any]]:
-    names = ("JournaledCalls", "Characteristics")
+    names = ("CachedClient", "Characteristics")
     return [t for t in asyncio.all_tasks() - before if any(n in repr(t) for n in names)]
 
 
@@ -794,7 +794,7 @@ async def test_any_other_setting_that_differs_is_refused_and_named(finished_run,
     assert "another --out" in str(refusal.value)
     assert model.calls == []
     assert (finished_run / "run.json").read_bytes() == before
-    assert holder(finished_run) is None
+    assert lock_holder(finished_run) is None
 
 
 async def test_a_lower_target_is_refused(tmp_path):

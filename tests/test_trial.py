@@ -7,7 +7,7 @@ from fakes import ScriptedModel, letters, prompt_of, tagged, verdicts
 from memory.references import Reference
 from nodes.context import Context
 from nodes.criteria import ANSWERS_ID
-from nodes.llm import Call, CallFailed, Place
+from nodes.llm import Call, CallFailed, CallOrigin
 from nodes.state import Criterion, Usage
 from nodes.trial import NOISE, Trial, another_topic, spoiled, try_criteria
 
@@ -21,7 +21,7 @@ OWN = REFERENCE["response"]
 SPOILED = spoiled(REFERENCE["instruction"], OWN)
 WRITTEN = Context(model="m", judge_method="verdict")
 BY_ODDS = Context(model="m", judge_method="logodds")
-PLACE = Place("reference r1")
+PLACE = CallOrigin("reference r1")
 
 
 def criterion(id_: str, must: bool = True) -> Criterion:

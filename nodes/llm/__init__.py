@@ -1,7 +1,7 @@
-"""Model calls: what a call is, what can go wrong with one, and asking until an answer can be read.
+"""Model calls: what a call and its reply are, what can fail, and asking until an answer is read.
 
-`Complete` is the seam: everything above it sees calls and replies, and whoever builds the graph
-decides what stands behind it (an endpoint, a journal in front of one, a script in a test).
+`Complete` is the seam. Nodes see calls and replies; whoever builds the graph decides what is behind
+it: an endpoint, a run's client with journal and budget, a script in a test.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 from pydantic import BaseModel, ConfigDict
 
 from nodes.context import Context
-from nodes.llm.answers import Unreadable, read_answer
+from nodes.llm.answers import UnreadableAnswer, read_answer
 from nodes.state import Usage, add_usage, no_usage
 from prompts import Message
 
 Stage = Literal["extract", "propose", "generate", "critique", "refine", "feedback", "compare"]
+JUDGE_STAGES = ("critique", "compare", "feedback")
 # Writing wants variety, judging wants none.
-TEMPERATURE = {
+TEMPERATURE_BY_STAGE = {
     "extract": 0.3,
     "generate": 0.7,
     "refine": 0.7,
@@ -28,8 +29,10 @@ TEMPERATURE = {
     "feedback": 0.3,
     "compare": 0.0,
 }
-MAX_TOKENS = {"extract": 1200, "propose": 1500, "generate": 3000, "refine": 4000}
-ASKS = 3
+DEFAULT_TEMPERATURE = 0.8
+MAX_TOKENS_BY_STAGE = {"extract": 1200, "propose": 1500, "generate": 3000, "refine": 4000}
+DEFAULT_MAX_TOKENS = 2000
+MAX_ASKS = 3
 
 
 class Answer(BaseModel):
@@ -45,7 +48,8 @@ A = TypeVar("A", bound=Answer)
 class Call:
     """One request to a model. `answer` None asks for one yes/no token with its probabilities.
 
-    `room` multiplies `max_tokens`, for an answer that was cut; `order` is whose turn it is.
+    `room` multiplies `max_tokens`, for an answer that was cut. Of calls that wait, the one with the
+    lowest `order` goes first.
     """
 
     stage: Stage
@@ -63,7 +67,10 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What came back. `odds` are the first token's candidates with their log-probabilities."""
+    """What came back. `odds` are the first token's candidates with their probabilities.
+
+    `finish` is the endpoint's finish reason: `stop`, `length`, `content_filter`.
+    """
 
     text: str | None
     finish: str
@@ -75,7 +82,7 @@ class Reply:
 class Complete(Protocol):
     """The seam for model calls: one call, one reply.
 
-    Raises `CallFailed` when this call cannot be had, `ProviderStopped` when none can.
+    Raises `CallFailed` if this call fails, `ProviderStopped` if every call would.
     """
 
     async def __call__(self, call: Call) -> Reply:
@@ -84,7 +91,7 @@ class Complete(Protocol):
 
 
 class CallFailed(Exception):
-    """One call did not bring an answer; it costs the sample that wanted it, nothing else."""
+    """One call brought no answer; it costs the sample that wanted it, nothing else."""
 
     def __init__(self, stage: str, kind: str, message: str, usage: Usage | None = None) -> None:
         super().__init__(f"{stage}: {kind}: {message}")
@@ -95,31 +102,31 @@ class CallFailed(Exception):
 class ProviderStopped(RuntimeError):
     """No call can succeed: wrong key, unknown model, no quota, no endpoint. Says what to do.
 
-    A `RuntimeError`, since the server shows a client few other errors' messages.
+    A `RuntimeError`, since the server shows clients the messages of few other errors.
     """
 
 
 @dataclass(frozen=True, slots=True)
-class Asked(Generic[A]):
-    """An answer of the asked type, and what it used over all asks."""
+class AskResult(Generic[A]):
+    """An answer, and the usage of all asks it took."""
 
     answer: A
     usage: Usage
 
 
-def draw_seed(random_seed: int, seed_id: str, slot: str, stage: str, draw: int) -> int:
-    """The `seed` a request carries: 31 bits that the same draw of the same slot always gets."""
-    text = "\x1f".join([str(random_seed), seed_id, slot, stage, str(draw)])
-    return int.from_bytes(sha256(text.encode("utf-8", "replace")).digest()[:4], "big") >> 1
-
-
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where in a run a call belongs: whose it is, and its turn (earlier ones go first)."""
+class CallOrigin:
+    """Where in a run a call comes from, and the order of its calls: the lowest goes first."""
 
     seed_id: str
     slot: str = ""
     order: tuple[int, ...] = ()
+
+
+def draw_seed(random_seed: int, seed_id: str, slot: str, stage: str, draw: int) -> int:
+    """The `seed` of a request: 31 bits, always the same for a draw of a slot."""
+    text = "\x1f".join([str(random_seed), seed_id, slot, stage, str(draw)])
+    return int.from_bytes(sha256(text.encode("utf-8", "replace")).digest()[:4], "big") >> 1
 
 
 def make_call(
@@ -127,11 +134,11 @@ def make_call(
     messages: Sequence[Message],
     answer: type[Answer] | None,
     context: Context,
-    place: Place,
+    place: CallOrigin,
     draw: int = 0,
 ) -> Call:
-    """The call of a stage with that stage's defaults; critique, compare and feedback go to the judge."""
-    judge = stage in ("critique", "compare", "feedback")
+    """A call with the defaults of its stage; those of `JUDGE_STAGES` go to the judge's model."""
+    judge = stage in JUDGE_STAGES
     return Call(
         stage=stage,
         messages=tuple(messages),
@@ -139,41 +146,52 @@ def make_call(
         model=context.judge if judge else context.model,
         judge=judge,
         seed=draw_seed(context.random_seed, place.seed_id, place.slot, stage, draw),
-        temperature=TEMPERATURE.get(stage, 0.8),
-        max_tokens=MAX_TOKENS.get(stage, 2000) if answer else 1,
+        temperature=TEMPERATURE_BY_STAGE.get(stage, DEFAULT_TEMPERATURE),
+        max_tokens=MAX_TOKENS_BY_STAGE.get(stage, DEFAULT_MAX_TOKENS) if answer else 1,
         order=place.order,
     )
 
 
-async def ask(complete: Complete, call: Call, answer: type[A]) -> Asked[A]:
-    """Ask until the answer has the asked shape: at most three times, each kept apart by its seed.
+async def ask(complete: Complete, call: Call, answer: type[A]) -> AskResult[A]:
+    """Ask until the answer has the shape asked for: at most three times, each with its own seed.
 
-    A cut answer is asked once more with twice the room; an unreadable one with what is wrong with
-    it; an empty or refused one as it was. Raises `CallFailed` with all usage when none will do.
+    A cut answer is asked for once more with twice the room, an unreadable one with what is wrong
+    with it, an empty or refused one as before. Raises `CallFailed` with the usage of all asks.
     """
-    usage, current, cut = no_usage(), call, False
-    for ask_number in range(1, ASKS + 1):
+    usage, current = no_usage(), call
+    for number in range(1, MAX_ASKS + 1):
         try:
             reply = await complete(current)
         except CallFailed as failed:
             failed.usage = add_usage(usage, failed.usage)
             raise
         usage = add_usage(usage, reply.usage)
-        fault = _fault(reply)
+        fault = _fault_of(reply)
         if fault is None:
             try:
-                return Asked(read_answer(reply.text or "", answer), usage)
-            except Unreadable as unreadable:
+                return AskResult(read_answer(reply.text or "", answer), usage)
+            except UnreadableAnswer as unreadable:
                 fault = ("malformed", str(unreadable))
         kind, message = fault
-        if ask_number == ASKS or (kind == "cut" and cut):
+        if number == MAX_ASKS or (kind == "cut" and current.room > call.room):
             raise CallFailed(call.stage, kind, message, usage)
-        cut = cut or kind == "cut"
-        current = _again(call, current, reply, kind, message, ask_number)
+        # With the same seed the journal would give the same answer again.
+        current = replace(current, seed=(call.seed + number) & 0x7FFFFFFF)
+        if kind == "cut":
+            current = replace(current, room=2)
+        elif kind == "malformed":
+            first: Message = {"role": "assistant", "content": (reply.text or "")[:8000]}
+            correction: Message = {
+                "role": "user",
+                "content": f"That could not be read: {message}\nGive the whole answer again as one "
+                "JSON object of the shape asked for, and nothing else.",
+            }
+            current = replace(current, messages=(*call.messages, first, correction))
     raise AssertionError("the last ask returns or raises")
 
 
-def _fault(reply: Reply) -> tuple[str, str] | None:
+def _fault_of(reply: Reply) -> tuple[str, str] | None:
+    """The kind and the message of what keeps a reply from being an answer."""
     if reply.finish == "content_filter":
         return "filtered", "the endpoint's content filter withheld the answer"
     if reply.refusal:
@@ -183,19 +201,3 @@ def _fault(reply: Reply) -> tuple[str, str] | None:
     if not (reply.text or "").strip():
         return "empty", "the answer was empty"
     return None
-
-
-def _again(call: Call, last: Call, reply: Reply, kind: str, message: str, ask_number: int) -> Call:
-    """The next ask: the last one with a new seed, and what its fault calls for."""
-    seed = (call.seed + ask_number) & 0x7FFFFFFF
-    if kind == "cut":
-        return replace(last, seed=seed, room=2)
-    if kind == "malformed":
-        said: Message = {"role": "assistant", "content": (reply.text or "")[:8000]}
-        wrong: Message = {
-            "role": "user",
-            "content": f"That could not be read: {message}\nGive the whole answer again as one "
-            "JSON object of the shape asked for, and nothing else.",
-        }
-        return replace(last, seed=seed, messages=(*call.messages, said, wrong))
-    return replace(last, seed=seed)

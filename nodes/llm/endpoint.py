@@ -1,8 +1,9 @@
-"""An OpenAI-compatible endpoint as a `Complete`: what it can do is found out once, and remembered.
+"""OpenAI-compatible endpoints as a `Complete`, over aiohttp.
 
-A call is one request over aiohttp; langchain-openai's message layer costs more than a millisecond a
-call. With tracing or callbacks on, the same request is made by a `ChatOpenAI` of the endpoint's
-settings, so that LangSmith and Studio show it as a run: see `nodes.llm.tracing`.
+A call is one request. The OpenAI client and langchain-openai's messages cost several times what a
+request over aiohttp does, and a run makes hundreds of thousands of them. With tracing or callbacks
+on, the same request is made inside a `ChatOpenAI`, so that LangSmith and Studio show it as a run:
+see `nodes.llm.tracing`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Any, cast
+from json import JSONDecodeError
+from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 from urllib.request import getproxies, proxy_bypass
 from weakref import WeakKeyDictionary
@@ -27,48 +29,64 @@ from yarl import URL
 
 from nodes.llm import Call, ProviderStopped, Reply
 from nodes.llm.fast_json import dumps, loads
-from nodes.llm.protocol import MODES, Transient, adjust, failure_of, raw_reply, request_body
+from nodes.llm.protocol import (
+    Capabilities,
+    ErrorResponse,
+    NotACompletion,
+    Transient,
+    classify_error,
+    parse_reply,
+    request_body,
+)
 
-OPENAI = "https://api.openai.com/v1"
-ACCOUNT = {"OpenAI-Organization": "OPENAI_ORG_ID", "OpenAI-Project": "OPENAI_PROJECT_ID"}
-LONGEST_WAIT_S = 60.0
+OPENAI_URL = "https://api.openai.com/v1"
+# Headers of the OpenAI client that come from the environment.
+ACCOUNT_VARIABLES = {"OpenAI-Organization": "OPENAI_ORG_ID", "OpenAI-Project": "OPENAI_PROJECT_ID"}
+MAX_RETRY_WAIT_S = 60.0
+TIMEOUT_S = 600.0
+# An address that does not take a connection at all is reported within seconds.
+CONNECT_TIMEOUT_S = 4.0
+
+ALL_CAPABILITIES = Capabilities()
+# What a request raises when no answer comes, and when the answer is not a completion.
+NO_ANSWER = (aiohttp.ClientError, TimeoutError)
+NO_COMPLETION = (JSONDecodeError, UnicodeDecodeError, NotACompletion)
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where calls go. `base_url` None is OpenAI's own; the key never shows in a repr.
+    """Where calls go. `base_url` None is OpenAI's own; the key does not show in a repr.
 
-    `most_tokens` bounds every answer, for a model that may never come to its end.
+    `max_tokens` bounds every answer, for a model that may never stop.
     """
 
     base_url: str | None = None
     api_key: str = field(default="", repr=False)
-    most_tokens: int | None = None
+    max_tokens: int | None = None
 
 
+# The endpoint of a model, as the judge's (True) or the writer's.
 Resolve = Callable[[str, bool], Awaitable[Endpoint]]
-Heed = Callable[[Call, Mapping[str, str]], None]
-Answer = tuple[Any, Mapping[str, str]]
-Post = Callable[[], Awaitable[Answer]]
-Closer = AsyncGenerator[None, None]
+# Called with model, judge, and the headers of an answer.
+OnHeaders = Callable[[str, bool, Mapping[str, str]], None]
 
 
-async def from_environment(model: str, judge: bool) -> Endpoint:
-    """The endpoint for a model name: one that a package registered, else the environment's.
+async def resolve_from_environment(model: str, judge: bool) -> Endpoint:
+    """The endpoint that a package registered for a model name, else the environment's.
 
     Packages register under the entry point group `refloom.models`; `local` is such a name.
-    Raises `ProviderStopped` when there is neither a registered model nor an endpoint.
+    Raises `ProviderStopped` if there is neither.
     """
-    # Finding it reads files and may import a package, so neither happens on the event loop.
-    registered = await asyncio.to_thread(_registered, model)
+    # The look-up reads files and may import a package: not on the event loop.
+    registered = await asyncio.to_thread(_registered_endpoint, model)
     if registered is not None:
         return await asyncio.to_thread(registered)
     base_url, key = os.environ.get("OPENAI_BASE_URL"), os.environ.get("OPENAI_API_KEY")
     if judge:
-        own = os.environ.get("JUDGE_BASE_URL")
-        # The writer's key is not for another address.
-        key = os.environ.get("JUDGE_API_KEY") or ("" if own else key)
-        base_url = own or base_url
+        judge_base_url = os.environ.get("JUDGE_BASE_URL")
+        # The writer's key is not sent to another address.
+        key = os.environ.get("JUDGE_API_KEY") or ("" if judge_base_url else key)
+        base_url = judge_base_url or base_url
     if not base_url and not key:
         raise ProviderStopped(
             f"no endpoint for model {model!r}: set OPENAI_BASE_URL and OPENAI_API_KEY, "
@@ -78,219 +96,159 @@ async def from_environment(model: str, judge: bool) -> Endpoint:
 
 
 @cache
-def _registered(model: str) -> Callable[[], Endpoint] | None:
+def _registered_endpoint(model: str) -> Callable[[], Endpoint] | None:
     for point in entry_points(group="refloom.models", name=model):
-        found: Callable[[], Endpoint] = point.load()
-        return found
+        endpoint: Callable[[], Endpoint] = point.load()
+        return endpoint
     return None
 
 
-@dataclass(slots=True)
-class _Known:
-    """What was found out about a model at an endpoint."""
+class EndpointClient:
+    """A `Complete` over the endpoints that `resolve` names; it has a session in each event loop.
 
-    mode: int = 0
-    without: frozenset[str] = frozenset()
-
-
-class Connection:
-    """A `Complete` over the endpoints that `resolve` names; one pool of connections an event loop.
-
-    `max_retries` is how often a fault that may pass is tried again; a run that does so by itself
-    sets 0. `heed` is told of the headers of every answer, good or bad: endpoints say there how much
-    more they take.
+    What an endpoint refuses is found out at the first call and remembered for each model.
     """
 
     def __init__(
         self,
-        resolve: Resolve = from_environment,
+        resolve: Resolve = resolve_from_environment,
         *,
         max_retries: int = 2,
-        heed: Heed | None = None,
+        on_headers: OnHeaders | None = None,
     ) -> None:
+        """`max_retries` bounds the retries of transient faults; 0 for a caller with its own.
+
+        `on_headers` gets the headers of every answer, good or bad: endpoints say there how much
+        more they take.
+        """
         self._resolve = resolve
-        self._heed = heed
+        self._on_headers = on_headers
         self._max_retries = max_retries
-        self._known: dict[tuple[str | None, str], _Known] = {}
-        self._requests: dict[Endpoint, tuple[str, dict[str, str]]] = {}
-        self._open: WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[Any, Closer]] = (
-            WeakKeyDictionary()
-        )
+        self._capabilities: dict[tuple[str | None, str], Capabilities] = {}
+        self._targets: dict[Endpoint, tuple[str, dict[str, str]]] = {}
+        self._sessions: WeakKeyDictionary[
+            asyncio.AbstractEventLoop, tuple[HttpSession, AsyncGenerator[None, None]]
+        ] = WeakKeyDictionary()
 
     async def __call__(self, call: Call) -> Reply:
-        """Send the call the best way this endpoint knows; see `nodes.llm.Complete`."""
+        """See `nodes.llm.Complete`. Raises `Transient` after the last retry."""
         endpoint = await self._resolve(call.model, call.judge)
-        if endpoint.most_tokens is not None:
-            most = min(call.max_tokens * call.room, endpoint.most_tokens)
-            call = replace(call, max_tokens=most, room=1)
-        for tries in range(self._max_retries):
+        if endpoint.max_tokens is not None:
+            max_tokens = min(call.max_tokens * call.room, endpoint.max_tokens)
+            call = replace(call, max_tokens=max_tokens, room=1)
+        for retry in range(self._max_retries):
             try:
-                return await self._answered(endpoint, call)
+                return await self._request(endpoint, call)
             except Transient as fault:
-                asked = fault.retry_after
-                wait = random.uniform(0.25, 0.5) * 2**tries if asked is None else asked
-            await asyncio.sleep(min(wait, LONGEST_WAIT_S))
-        return await self._answered(endpoint, call)
+                wait = fault.retry_after
+            if wait is None:
+                wait = random.uniform(0.25, 0.5) * 2**retry
+            await asyncio.sleep(min(wait, MAX_RETRY_WAIT_S))
+        return await self._request(endpoint, call)
 
-    async def _answered(self, endpoint: Endpoint, call: Call) -> Reply:
-        """One answer, asked for in other ways until the endpoint takes one."""
-        http = await self._http()
-        known = self._known.setdefault((endpoint.base_url, call.model), _Known())
+    async def _request(self, endpoint: Endpoint, call: Call) -> Reply:
+        """Make a call's request; what the endpoint refuses is left out of the next one."""
+        key = (endpoint.base_url, call.model)
         while True:
-            mode, without = known.mode, known.without
+            capabilities = self._capabilities.get(key, ALL_CAPABILITIES)
             try:
-                return await self._send(http, endpoint, call, mode, without)
-            except Exception as error:  # noqa: BLE001 - every fault is told apart and raised anew
-                headers = getattr(error, "headers", None)
-                if self._heed is not None and headers is not None:
-                    self._heed(call, headers)
-                fault = failure_of(error, call, mode, without)
-            if isinstance(fault, Exception):
-                raise fault
-            if (known.mode, known.without) == (mode, without):
-                known.mode, known.without = adjust(fault, mode, without)
+                return await self._send(endpoint, call, request_body(call, capabilities))
+            except ErrorResponse as error:
+                self._report_headers(call, error.headers)
+                meaning = classify_error(error, call, capabilities)
+                if isinstance(meaning, Exception):
+                    raise meaning from error
+            # Many calls at once may have been refused the same: the first changes what is known.
+            if self._capabilities.get(key, ALL_CAPABILITIES) == capabilities:
+                self._capabilities[key] = capabilities.without(meaning.feature)
 
-    async def _send(
-        self, http: Any, endpoint: Endpoint, call: Call, mode: int, without: frozenset[str]
-    ) -> Reply:
-        body = {"model": call.model, **request_body(call, MODES[mode], without)}
-        if endpoint not in self._requests:
-            self._requests[endpoint] = _request_to(endpoint)
-        post = partial(http.post, *self._requests[endpoint], body)
-        raw, headers = await (_observed(post, endpoint, body) if _watched() else post())
-        if self._heed is not None:
-            self._heed(call, headers)
-        return raw_reply(raw)
+    async def _send(self, endpoint: Endpoint, call: Call, body: dict[str, Any]) -> Reply:
+        """Send one request and read its answer. Raises `ErrorResponse` or `Transient`."""
+        if endpoint not in self._targets:
+            self._targets[endpoint] = target_of(endpoint)
+        post = partial((await self._session()).post, *self._targets[endpoint], body)
+        try:
+            if _is_traced():
+                # Its imports take a second: not on the event loop.
+                tracing = await asyncio.to_thread(import_module, "nodes.llm.tracing")
+                answer, headers = await tracing.post_traced(post, endpoint.base_url, body)
+            else:
+                answer, headers = await post()
+            self._report_headers(call, headers)
+            return parse_reply(answer)
+        except (*NO_ANSWER, *NO_COMPLETION) as error:
+            if isinstance(error, NotACompletion):
+                kind, message = "server", f"the endpoint's answer {error}"
+            elif isinstance(error, NO_COMPLETION):
+                kind, message = "server", f"the endpoint's answer is not valid JSON: {error}"
+            elif isinstance(error, TimeoutError) and not isinstance(
+                error, aiohttp.ConnectionTimeoutError
+            ):
+                kind, message = "timeout", "the endpoint did not answer in time"
+            else:
+                kind, message = "connection", f"no connection to the endpoint: {error}"
+            raise Transient(call.stage, kind, message) from error
 
-    async def _http(self) -> Any:
-        """The connections of the running loop, made at the first call in it."""
+    def _report_headers(self, call: Call, headers: Mapping[str, str]) -> None:
+        if self._on_headers is not None:
+            self._on_headers(call.model, call.judge, headers)
+
+    async def _session(self) -> HttpSession:
+        """The session of the running event loop, opened at the first call in it."""
         loop = asyncio.get_running_loop()
-        if loop not in self._open:
-            # Imports take a second, which no event loop has.
-            made = await asyncio.to_thread(import_module, "nodes.llm.endpoint")
-            if loop not in self._open:
-                http = made.Http()
-                self._open[loop] = http, _closing(http)
-                await anext(self._open[loop][1])
-        return self._open[loop][0]
+        if loop not in self._sessions:
+            session = HttpSession()
+            closer = _close_with_loop(session)
+            self._sessions[loop] = session, closer
+            await anext(closer)
+        return self._sessions[loop][0]
 
     async def aclose(self) -> None:
-        """Close the connections of the running loop."""
-        _, closer = self._open.pop(asyncio.get_running_loop(), (None, None))
+        """Close the session of the running event loop."""
+        _, closer = self._sessions.pop(asyncio.get_running_loop(), (None, None))
         if closer is not None:
             await closer.aclose()
 
 
-async def _closing(http: Any) -> AsyncGenerator[None, None]:
-    """Close the connections of a loop when it ends, for callers who have nothing to close them by.
-
-    A loop that shuts down closes the asynchronous generators that are still open in it.
-    """
-    try:
-        yield
-    finally:
-        await http.close()
-
-
-async def _observed(post: Post, endpoint: Endpoint, body: dict[str, Any]) -> Answer:
-    observed = await asyncio.to_thread(import_module, "nodes.llm.tracing")
-    return cast(Answer, await observed.observed(post, endpoint.base_url, body))
-
-
-def _request_to(endpoint: Endpoint) -> tuple[str, dict[str, str]]:
-    """Address and headers of an endpoint's requests; the account's are those of OpenAI's client."""
-    base_url, basic = _without_user(endpoint.base_url or OPENAI)
-    account = {name: os.environ[key] for name, key in ACCOUNT.items() if os.environ.get(key)}
-    headers = {
-        "Content-Type": "application/json",
-        "Accept": "application/json",
-        "User-Agent": "refloom",
-        "Authorization": basic or f"Bearer {endpoint.api_key or 'none'}",
-        **account,
-    }
-    return f"{base_url.rstrip('/')}/chat/completions", headers
-
-
-def _without_user(base_url: str) -> tuple[str, str | None]:
-    """An address without its user and password, and the header's value that says them instead."""
-    parts = urlsplit(base_url)
-    user, at, host = parts.netloc.rpartition("@")
-    if not at:
-        return base_url, None
-    said = b64encode(unquote(user).encode()).decode()
-    return urlunsplit(parts._replace(netloc=host)), f"Basic {said}"
-
-
-def _watched() -> bool:
-    """Whether anybody listens to runs: LangSmith tracing, or callbacks of the caller's."""
-    from langchain_core.runnables.config import var_child_runnable_config
-    from langsmith.utils import tracing_is_enabled
-
-    callbacks: Any = (var_child_runnable_config.get() or {}).get("callbacks")
-    handlers = getattr(callbacks, "handlers", callbacks) or []
-    listening = [h for h in handlers if not type(h).__module__.startswith("langgraph")]
-    return bool(listening) or bool(tracing_is_enabled())
-
-
-# MERGED nodes~http
-# Requests to chat completion endpoints over aiohttp. The OpenAI client's own layers cost
-# several times what a request over aiohttp does, and a run makes hundreds of thousands of
-# them.
-TIMEOUT_S = 600.0
-# An address that does not even take a connection is told to the caller within seconds.
-CONNECT_S = 4.0
-
-# Whatever else keeps an answer away: connections refused, broken, without a certificate.
-NOT_CONNECTED = aiohttp.ClientError
-NO_CONNECTION_IN_TIME = aiohttp.ConnectionTimeoutError
-
-
-class Refused(Exception):
-    """The endpoint answered with an error: its status, what it said, its headers."""
-
-    def __init__(self, status: int, said: str, headers: Mapping[str, str]) -> None:
-        super().__init__(f"status {status}")
-        self.status, self.said, self.headers = status, said, headers
-
-
-class Http:
-    """Keeps the connections of one event loop, which it must be made, used and closed in."""
+class HttpSession:
+    """The connections of one event loop, in which it must be opened, used and closed."""
 
     def __init__(self) -> None:
         self._session = aiohttp.ClientSession(
-            # How many calls are in flight is bounded by whoever makes them.
+            # Callers bound how many calls are in flight.
             connector=aiohttp.TCPConnector(limit=0),
-            timeout=aiohttp.ClientTimeout(total=TIMEOUT_S, sock_connect=CONNECT_S),
+            timeout=aiohttp.ClientTimeout(total=TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S),
         )
         self._proxies: dict[str, str | None] = {}
 
     async def post(
         self, url: str, headers: Mapping[str, str], body: Mapping[str, Any]
     ) -> tuple[Any, Mapping[str, str]]:
-        """Post JSON; give the answer's JSON and headers.
+        """Post JSON; return the answer's JSON and headers.
 
-        Raises `Refused` for a status of 400 or more, `aiohttp.ClientError` or `TimeoutError` when
-        there is no answer, `ValueError` when it is no JSON.
+        Raises `ErrorResponse` for a status of 400 or more, `aiohttp.ClientError` or `TimeoutError`
+        if no answer comes, `ValueError` if it is not JSON.
         """
         async with self._session.post(
             url,
             data=dumps(body),
             headers=headers,
             proxy=self._proxy(url),
-            ssl=await _certificates() if url.startswith("https:") else True,
-        ) as reply:
-            raw = await reply.read()
-        if reply.status >= 400:
-            raise Refused(reply.status, raw.decode("utf-8", "replace"), reply.headers)
-        return loads(raw), reply.headers
+            ssl=await _ssl_context() if url.startswith("https:") else True,
+        ) as response:
+            content = await response.read()
+        if response.status >= 400:
+            text = content.decode("utf-8", "replace")
+            raise ErrorResponse(response.status, text, response.headers)
+        return loads(content), response.headers
 
     def _proxy(self, url: str) -> str | None:
         """The proxy that the environment names for an address, looked up once."""
         if url not in self._proxies:
-            there = URL(url)
-            found = getproxies().get(there.scheme)
-            bypassed = found is None or proxy_bypass(f"{there.host}:{there.port}")
-            self._proxies[url] = None if bypassed else found
+            parts = URL(url)
+            proxy = getproxies().get(parts.scheme)
+            bypass = proxy is None or proxy_bypass(f"{parts.host}:{parts.port}")
+            self._proxies[url] = None if bypass else proxy
         return self._proxies[url]
 
     async def close(self) -> None:
@@ -298,15 +256,59 @@ class Http:
         await self._session.close()
 
 
+async def _close_with_loop(session: HttpSession) -> AsyncGenerator[None, None]:
+    """Close a session when its loop ends, for callers that close nothing.
+
+    A loop that shuts down closes the asynchronous generators still open in it.
+    """
+    try:
+        yield
+    finally:
+        await session.close()
+
+
+def target_of(endpoint: Endpoint) -> tuple[str, dict[str, str]]:
+    """The URL and headers of an endpoint's requests; user and password become a header."""
+    base_url = endpoint.base_url or OPENAI_URL
+    authorization = f"Bearer {endpoint.api_key or 'none'}"
+    parts = urlsplit(base_url)
+    user, at, host = parts.netloc.rpartition("@")
+    if at:
+        base_url = urlunsplit(parts._replace(netloc=host))
+        authorization = f"Basic {b64encode(unquote(user).encode()).decode()}"
+    headers = {
+        "Content-Type": "application/json",
+        "Accept": "application/json",
+        "User-Agent": "refloom",
+        "Authorization": authorization,
+    }
+    for name, variable in ACCOUNT_VARIABLES.items():
+        if os.environ.get(variable):
+            headers[name] = os.environ[variable]
+    return f"{base_url.rstrip('/')}/chat/completions", headers
+
+
+def _is_traced() -> bool:
+    """Whether LangSmith tracing is on, or callbacks other than LangGraph's own are set."""
+    from langchain_core.runnables.config import var_child_runnable_config
+    from langsmith.utils import tracing_is_enabled
+
+    callbacks: Any = (var_child_runnable_config.get() or {}).get("callbacks")
+    handlers = getattr(callbacks, "handlers", callbacks) or []
+    foreign = any(not type(handler).__module__.startswith("langgraph") for handler in handlers)
+    return foreign or bool(tracing_is_enabled())
+
+
+async def _ssl_context() -> ssl.SSLContext:
+    """The context of all sessions; its certificates are read once, off the event loop."""
+    if not _load_ssl_context.cache_info().currsize:
+        await asyncio.to_thread(_load_ssl_context)
+    return _load_ssl_context()
+
+
 @cache
-def _context() -> ssl.SSLContext:
+def _load_ssl_context() -> ssl.SSLContext:
     from httpx2 import create_ssl_context
 
-    # Those that the OpenAI client trusts: a bare container has none of its own.
+    # The certificates that the OpenAI client trusts: a bare container has none of its own.
     return create_ssl_context()
-
-
-async def _certificates() -> ssl.SSLContext:
-    if not _context.cache_info().currsize:
-        await asyncio.to_thread(_context)
-    return _context()

@@ -1,6 +1,6 @@
-"""JSON the quick way, by orjson; what orjson refuses goes the slow way.
+"""Fast JSON by orjson, with the standard library for what orjson refuses.
 
-It refuses half surrogate pairs, which models and users do write, and integers over 64 bits.
+orjson refuses lone surrogates, which models and users do write, and integers over 64 bits.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import orjson
 
 
 def dumps(value: Any) -> bytes:
-    r"""Compact JSON as UTF-8; half a surrogate pair, which is no text, becomes a question mark.
+    r"""Compact JSON as UTF-8; a lone surrogate becomes a question mark.
 
     >>> dumps({"a": ["潮", None]}).decode(), dumps("\ud83d!")
     ('{"a":["潮",null]}', b'"?!"')
@@ -20,17 +20,17 @@ def dumps(value: Any) -> bytes:
     try:
         return orjson.dumps(value)
     except TypeError:
-        said = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-        return said.encode("utf-8", "replace")
+        text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+        return text.encode("utf-8", "replace")
 
 
-def loads(said: bytes | str) -> Any:
-    r"""What JSON says. Raises `ValueError`.
+def loads(data: bytes | str) -> Any:
+    r"""The value of a JSON text. Raises `ValueError`.
 
     >>> loads(b'{"a": "\\ud83d"}') == {"a": "\ud83d"}
     True
     """
     try:
-        return orjson.loads(said)
+        return orjson.loads(data)
     except ValueError:
-        return json.loads(said)
+        return json.loads(data)

@@ -1,4 +1,8 @@
-"""A call and its reply on the wire: chat completions, with four ways to ask for JSON."""
+"""Chat completions on the wire: requests, replies, and what the errors of an endpoint mean.
+
+There are four ways to ask for an answer of a given shape, and fields that some endpoints refuse.
+`Capabilities` is what is known of an endpoint so far.
+"""
 
 from __future__ import annotations
 
@@ -7,36 +11,91 @@ import math
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from functools import cache
-from json import JSONDecodeError
 from typing import Any, Literal
 
 from nodes.llm import Answer, Call, CallFailed, ProviderStopped, Reply
 from nodes.state import Usage
 
-MOST_TOKENS = 1 << 40
 Mode = Literal["json_schema", "tools", "json_object", "text"]
-# From the strictest way of asking for an answer's shape to the one every endpoint understands.
+# From the strictest way to ask for an answer's shape to the one every endpoint understands.
 MODES: tuple[Mode, ...] = ("json_schema", "tools", "json_object", "text")
+OPTIONAL_FIELDS = ("seed", "temperature", "max_tokens")
+# A count of tokens above this is not a count.
+MAX_TOKEN_COUNT = 1 << 40
+API_KEY_PATTERN = re.compile(r"\b(?:sk|key|gsk|pk)[-_][\w*.-]{6,}")
+
+# The words by which an endpoint refuses a mode.
+_MODE_WORDS = {
+    "json_schema": ("response_format", "json_schema", "structured output", "grammar", "guided"),
+    "tools": ("tool", "function"),
+    "json_object": ("response_format", "json_object", "json mode"),
+}
+_QUOTA_WORDS = (
+    "insufficient_quota", "billing", "exceeded your current quota", "insufficient balance",
+)  # fmt: skip
+_KIND_OF_STATUS = {
+    408: "timeout", 409: "server", 429: "rate_limit", 503: "overloaded", 529: "overloaded",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What an endpoint can do with a model: the mode to ask in, and the fields it refuses."""
+
+    mode: Mode = "json_schema"
+    refused_fields: frozenset[str] = frozenset()
+
+    def without(self, feature: str) -> Capabilities:
+        """These without an optional field, or with the next mode in place of a refused one."""
+        if feature in OPTIONAL_FIELDS:
+            return replace(self, refused_fields=self.refused_fields | {feature})
+        return replace(self, mode=MODES[MODES.index(self.mode) + 1])
+
+
+class ErrorResponse(Exception):
+    """An endpoint's answer with a status of 400 or more. The message does not hold `text`."""
+
+    def __init__(self, status: int, text: str, headers: Mapping[str, str]) -> None:
+        super().__init__(f"status {status}")
+        self.status, self.text, self.headers = status, text, headers
+
+
+class NotACompletion(ValueError):
+    """An answer with status 200 that is not a chat completion."""
+
+
+class Transient(CallFailed):
+    """A call that may succeed if made again; `retry_after` is the wait the endpoint asks for."""
+
+    retry_after: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Unsupported:
+    """The endpoint refuses a feature: the mode in use, or one of `OPTIONAL_FIELDS`."""
+
+    feature: str
 
 
 @cache
 def schema_of(answer: type[Answer]) -> dict[str, Any]:
-    """The JSON schema of an answer, with every key required, as strict endpoints want it."""
+    """The JSON schema of an answer; every key is required, as strict endpoints want it."""
     schema = answer.model_json_schema()
     for part in (schema, *schema.get("$defs", {}).values()):
         part.pop("title", None)
         part.pop("description", None)
-        for one in part.get("properties", {}).values():
-            one.pop("title", None)
+        for property_schema in part.get("properties", {}).values():
+            property_schema.pop("title", None)
     return schema
 
 
-def request_body(call: Call, mode: Mode, without: frozenset[str]) -> dict[str, Any]:
-    """The request without its model; `without` names the fields this endpoint refuses."""
+def request_body(call: Call, capabilities: Capabilities) -> dict[str, Any]:
+    """The JSON body of a call's request, in what the endpoint is known to take."""
     body: dict[str, Any] = {
+        "model": call.model,
         "messages": list(call.messages),
         "temperature": call.temperature,
         "max_tokens": call.max_tokens * call.room,
@@ -45,180 +104,108 @@ def request_body(call: Call, mode: Mode, without: frozenset[str]) -> dict[str, A
     if call.answer is None:
         body |= {"logprobs": True, "top_logprobs": 20}
     else:
-        body |= _shape(call, mode)
-        if mode in ("json_object", "text"):
-            body["messages"] = _with_schema(call)
-    if "max_tokens" in without:
+        body |= _answer_fields(call, call.answer, capabilities.mode)
+    refused = capabilities.refused_fields
+    if "max_tokens" in refused:
         body["max_completion_tokens"] = body["max_tokens"]
-    body = {key: value for key, value in body.items() if key not in without}
+    body = {key: value for key, value in body.items() if key not in refused}
     return body | call.extra_body
 
 
-def _shape(call: Call, mode: Mode) -> dict[str, Any]:
-    assert call.answer is not None
-    schema = schema_of(call.answer)
+def _answer_fields(call: Call, answer: type[Answer], mode: Mode) -> dict[str, Any]:
+    """The fields that ask for an answer's shape; without a schema field the prompt has it."""
+    schema = schema_of(answer)
     if mode == "json_schema":
         named = {"name": call.stage, "strict": True, "schema": schema}
         return {"response_format": {"type": "json_schema", "json_schema": named}}
     if mode == "tools":
         function = {"name": call.stage, "description": "Give the answer.", "parameters": schema}
-        chosen = {"type": "function", "function": {"name": call.stage}}
-        return {"tools": [{"type": "function", "function": function}], "tool_choice": chosen}
-    return {"response_format": {"type": "json_object"}} if mode == "json_object" else {}
-
-
-def _with_schema(call: Call) -> list[dict[str, str]]:
-    assert call.answer is not None
-    told = (
-        f"\n\nAnswer with one JSON object, named {call.stage}, and nothing else. "
-        f"It must fit this JSON schema:\n{json.dumps(schema_of(call.answer))}"
-    )
+        choice = {"type": "function", "function": {"name": call.stage}}
+        return {"tools": [{"type": "function", "function": function}], "tool_choice": choice}
     first, *rest = call.messages
-    return [{**first, "content": first["content"] + told}, *rest]
+    instruction = (
+        f"\n\nAnswer with one JSON object, named {call.stage}, and nothing else. "
+        f"It must fit this JSON schema:\n{json.dumps(schema)}"
+    )
+    messages = [{**first, "content": first["content"] + instruction}, *rest]
+    if mode == "json_object":
+        return {"messages": messages, "response_format": {"type": "json_object"}}
+    return {"messages": messages}
 
 
-class NoCompletion(ValueError):
-    """An answer that is no chat completion, in spite of its status 200."""
+def parse_reply(body: Any) -> Reply:
+    """A chat completion as a `Reply`; fields that are missing are read as empty.
 
-
-def raw_reply(raw: Any) -> Reply:
-    """Read a chat completion; whatever is missing in it reads as nothing said.
-
-    Raises `NoCompletion` for an answer that is an error in spite of its status 200.
+    Raises `NotACompletion` for an error in spite of status 200.
     """
-    if not isinstance(raw, dict) or ("error" in raw and not raw.get("choices")):
-        raise NoCompletion(f"{str(raw)[:200]!r} is no chat completion")
-    choice = (raw.get("choices") or [{}])[0] or {}
+    if not isinstance(body, dict) or ("error" in body and not body.get("choices")):
+        raise NotACompletion(f"{str(body)[:200]!r} is not a chat completion")
+    choice = (body.get("choices") or [{}])[0] or {}
     message = choice.get("message") or {}
-    calls = message.get("tool_calls") or []
+    tool_calls = message.get("tool_calls") or []
     text = message.get("content")
-    if calls:
-        text = (calls[0].get("function") or {}).get("arguments")
+    if tool_calls:
+        text = (tool_calls[0].get("function") or {}).get("arguments")
     return Reply(
         text=text if isinstance(text, str) else None,
         finish=choice.get("finish_reason") or "stop",
         refusal=message.get("refusal") or None,
-        usage=_usage(raw.get("usage")),
-        odds=_odds(choice.get("logprobs")),
+        usage=_usage(body.get("usage")),
+        odds=_first_token_odds(choice.get("logprobs")),
     )
 
 
 def _usage(reported: Any) -> Usage:
-    got = reported if isinstance(reported, dict) else {}
-    details = got.get("prompt_tokens_details")
+    usage = reported if isinstance(reported, dict) else {}
+    details = usage.get("prompt_tokens_details")
     cached = details.get("cached_tokens") if isinstance(details, dict) else 0
     return {
         "calls": 1,
-        "prompt_tokens": _count(got.get("prompt_tokens")),
-        "cached_tokens": _count(cached),
-        "completion_tokens": _count(got.get("completion_tokens")),
+        "prompt_tokens": _token_count(usage.get("prompt_tokens")),
+        "cached_tokens": _token_count(cached),
+        "completion_tokens": _token_count(usage.get("completion_tokens")),
     }
 
 
-def _count(reported: Any) -> int:
-    """A number of tokens; what is no sensible number counts as not reported."""
+def _token_count(reported: Any) -> int:
+    """A count of tokens; a value that cannot be one counts as not reported."""
     number = isinstance(reported, int | float) and not isinstance(reported, bool)
-    return int(reported) if number and 0 <= reported < MOST_TOKENS else 0
+    return int(reported) if number and 0 <= reported < MAX_TOKEN_COUNT else 0
 
 
-def _odds(logprobs: Any) -> dict[str, float] | None:
+def _first_token_odds(logprobs: Any) -> dict[str, float] | None:
+    """The probabilities of the first token's candidates, by token without case and spaces."""
     content = (logprobs or {}).get("content") or []
     if not content:
         return None
-    found: dict[str, float] = {}
-    for top in content[0].get("top_logprobs") or [content[0]]:
-        token, logprob = str(top.get("token", "")).strip().casefold(), top.get("logprob")
-        if not isinstance(logprob, int | float):
-            continue
-        weight = math.exp(min(logprob, 0.0))
-        found[token] = found.get(token, 0.0) + weight
-    return found
+    odds: dict[str, float] = {}
+    for candidate in content[0].get("top_logprobs") or [content[0]]:
+        token, logprob = str(candidate.get("token", "")), candidate.get("logprob")
+        if isinstance(logprob, int | float):
+            token = token.strip().casefold()
+            odds[token] = odds.get(token, 0.0) + math.exp(min(logprob, 0.0))
+    return odds
 
 
-# MERGED nodes~faults
-# What an endpoint's error means: this call is lost, every call is, or ask in another way.
-# The words by which an endpoint refuses a way of asking for the answer's shape.
-_REFUSALS = {
-    "json_schema": ("response_format", "json_schema", "structured output", "grammar", "guided"),
-    "tools": ("tool", "function"),
-    "json_object": ("response_format", "json_object", "json mode"),
-}
-KEY_SHAPE = re.compile(r"\b(?:sk|key|gsk|pk)[-_][\w*.-]{6,}")
-_OPTIONAL = ("seed", "temperature", "max_tokens")
-_UNREADABLE = (JSONDecodeError, UnicodeDecodeError, NoCompletion)
-_NO_QUOTA = ("insufficient_quota", "billing", "exceeded your current quota", "insufficient balance")
+def classify_error(
+    error: ErrorResponse, call: Call, capabilities: Capabilities
+) -> Exception | Unsupported:
+    """What an error response means: this call failed, every call would, or ask another way.
 
-
-@dataclass(frozen=True, slots=True)
-class Lower:
-    """The endpoint refuses `what`: the mode in use, or one optional field."""
-
-    what: str
-
-
-class Transient(CallFailed):
-    """A call that may succeed when made again; `retry_after` is what the endpoint asked for."""
-
-    retry_after: float | None = None
-
-
-def adjust(fault: Lower, mode: int, without: frozenset[str]) -> tuple[int, frozenset[str]]:
-    """What to use from now on."""
-    if fault.what in _OPTIONAL:
-        return mode, without | {fault.what}
-    return mode + 1, without
-
-
-def failure_of(
-    error: Exception, call: Call, mode: int, without: frozenset[str]
-) -> Exception | Lower:
-    """The failure that an exception of a request stands for, or what to lower.
-
-    What is no fault of a request is given back as it is.
+    A `Transient` has the wait that the endpoint asks for.
     """
-    from nodes.llm.endpoint import NO_CONNECTION_IN_TIME, NOT_CONNECTED, Refused
-
-    if isinstance(error, TimeoutError) and not isinstance(error, NO_CONNECTION_IN_TIME):
-        return Transient(call.stage, "timeout", "the endpoint did not answer in time")
-    if isinstance(error, NOT_CONNECTED):
-        return Transient(call.stage, "connection", f"no connection to the endpoint: {error}")
-    if isinstance(error, _UNREADABLE):
-        return Transient(call.stage, "server", f"the endpoint's answer is no JSON: {error}")
-    if not isinstance(error, Refused):
-        return error
-    status, text = error.status, _told(error)
+    status = error.status
+    try:
+        body = json.loads(error.text)
+        text = f"{body.get('error') or body}" if isinstance(body, dict) else f"{body}"
+    except ValueError:
+        text = error.text
+    # Endpoints quote the key they were sent.
+    text = API_KEY_PATTERN.sub("(key)", text)
     if status in (400, 422):
-        return _refused(call, status, text, mode, without)
-    return _by_status(call, status, text, error)
-
-
-def _refused(
-    call: Call, status: int, text: str, mode: int, without: frozenset[str]
-) -> Exception | Lower:
-    low = text.lower()
-    if "content_filter" in low or "content management policy" in low or "responsibleai" in low:
-        return CallFailed(
-            call.stage, "filtered", "the endpoint's content filter refused the prompt"
-        )
-    if "context_length" in low or "context length" in low or "too long" in low:
-        return CallFailed(call.stage, "too_long", f"the prompt is too long: {text[:200]}")
-    if call.answer is None and "logprobs" in low:
-        return ProviderStopped(
-            "the endpoint gives no log-probabilities; judge with --judge-method verdict"
-        )
-    if call.answer is not None and any(w in low for w in _REFUSALS.get(MODES[mode], ())):
-        return Lower(MODES[mode])
-    for name in _OPTIONAL:
-        if name in low and name not in without:
-            return Lower(name)
-    if "model" in low and ("not exist" in low or "not found" in low or "unknown" in low):
-        return _no_model(call, text)
-    return CallFailed(call.stage, "bad_request", f"status {status}: {text[:300]}")
-
-
-def _by_status(call: Call, status: int, text: str, error: Any) -> Exception:
-    low = text.lower()
-    if status == 403 and ("moderation" in low or "flagged" in low):
+        return _classify_bad_request(call, status, text, capabilities)
+    lower = text.lower()
+    if status == 403 and ("moderation" in lower or "flagged" in lower):
         return CallFailed(call.stage, "filtered", "the endpoint's moderation refused the prompt")
     if status in (401, 403):
         return ProviderStopped(
@@ -226,34 +213,49 @@ def _by_status(call: Call, status: int, text: str, error: Any) -> Exception:
             + (" or JUDGE_API_KEY" if call.judge else "")
         )
     if status == 404:
-        return _no_model(call, text)
-    if status == 402 or (status == 429 and any(word in low for word in _NO_QUOTA)):
-        return ProviderStopped("the endpoint's quota is used up: see your plan and billing there")
-    kinds = {408: "timeout", 429: "rate_limit", 503: "overloaded", 529: "overloaded"}
-    kind = kinds.get(status, "server" if status == 409 else None)
-    if kind is None and status < 500:
+        return _unknown_model(call, text)
+    if status == 402 or (status == 429 and any(word in lower for word in _QUOTA_WORDS)):
+        return ProviderStopped(
+            "the endpoint's quota is used up: see your plan and billing at the provider"
+        )
+    if status < 500 and status not in _KIND_OF_STATUS:
         return CallFailed(call.stage, "bad_request", f"status {status}: {text[:300]}")
-    failure = Transient(call.stage, kind or "server", f"status {status}: {text[:300]}")
-    failure.retry_after = retry_after(error.headers)
-    return failure
+    kind = _KIND_OF_STATUS.get(status, "server")
+    fault = Transient(call.stage, kind, f"status {status}: {text[:300]}")
+    fault.retry_after = retry_after(error.headers)
+    return fault
 
 
-def _no_model(call: Call, text: str) -> ProviderStopped:
+def _classify_bad_request(
+    call: Call, status: int, text: str, capabilities: Capabilities
+) -> Exception | Unsupported:
+    lower = text.lower()
+    if any(w in lower for w in ("content_filter", "content management policy", "responsibleai")):
+        return CallFailed(
+            call.stage, "filtered", "the endpoint's content filter refused the prompt"
+        )
+    if "context_length" in lower or "context length" in lower or "too long" in lower:
+        return CallFailed(call.stage, "too_long", f"the prompt is too long: {text[:200]}")
+    if call.answer is None and "logprobs" in lower:
+        return ProviderStopped(
+            "the endpoint gives no log-probabilities; use --judge-method verdict"
+        )
+    mode = capabilities.mode
+    if call.answer is not None and any(word in lower for word in _MODE_WORDS.get(mode, ())):
+        return Unsupported(mode)
+    for name in OPTIONAL_FIELDS:
+        if name in lower and name not in capabilities.refused_fields:
+            return Unsupported(name)
+    if "model" in lower and any(w in lower for w in ("not exist", "not found", "unknown")):
+        return _unknown_model(call, text)
+    return CallFailed(call.stage, "bad_request", f"status {status}: {text[:300]}")
+
+
+def _unknown_model(call: Call, text: str) -> ProviderStopped:
     return ProviderStopped(
-        f"the endpoint knows no model {call.model!r} (or no such address): check --model and "
-        f"--base-url ({text[:200]})"
+        f"the endpoint does not know model {call.model!r}, or there is no such address: check "
+        f"--model and --base-url ({text[:200]})"
     )
-
-
-def _told(error: Any) -> str:
-    """What an endpoint said of its refusal."""
-    try:
-        body = json.loads(error.said)
-        said = f"{body.get('error') or body}" if isinstance(body, dict) else f"{body}"
-    except ValueError:
-        said = error.said
-    # Endpoints quote the key they were sent.
-    return KEY_SHAPE.sub("(key)", said)
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
@@ -264,8 +266,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
         except (KeyError, ValueError):
             continue
     try:
-        return max(
-            parsedate_to_datetime(headers.get("retry-after", "")).timestamp() - time.time(), 0
-        )
+        date = parsedate_to_datetime(headers.get("retry-after", ""))
     except ValueError:
         return None
+    return max(date.timestamp() - time.time(), 0.0)

@@ -1,7 +1,7 @@
-"""Model calls as LangChain runs: what tracing and callbacks see of a request of this project's own.
+"""Model calls as LangChain runs, for tracing and callbacks.
 
-LangChain's own way would send other fields and read the answer with other eyes than the direct way
-does; callbacks and tracing want no more than that a call begins and ends.
+LangChain's own request would have other fields, and its reader would see another reply. Tracing
+and callbacks need only a run that begins and ends around this project's request.
 """
 
 from __future__ import annotations
@@ -16,15 +16,14 @@ from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
 from langchain_openai import ChatOpenAI
 
-Answer = tuple[Any, Mapping[str, str]]
-Post = Callable[[], Awaitable[Answer]]
-RAW, HEADERS = "raw", "headers"
+# Makes a request; its answer as JSON, and the headers.
+Post = Callable[[], Awaitable[tuple[Any, Mapping[str, str]]]]
 
-_request: ContextVar[Post] = ContextVar("request")
+_post: ContextVar[Post] = ContextVar("post")
 
 
-class ObservedChatOpenAI(ChatOpenAI):
-    """Makes the request of its context and keeps the raw answer in `response_metadata`."""
+class TracedChatOpenAI(ChatOpenAI):
+    """Makes the request of its context, and puts the answer into `response_metadata`."""
 
     async def _agenerate(
         self,
@@ -33,32 +32,39 @@ class ObservedChatOpenAI(ChatOpenAI):
         run_manager: Any = None,
         **kwargs: Any,
     ) -> ChatResult:
-        raw, headers = await _request.get()()
+        answer, headers = await _post.get()()
         content = ""
-        if isinstance(raw, dict):
-            choice = (raw.get("choices") or [{}])[0] or {}
+        if isinstance(answer, dict):
+            choice = (answer.get("choices") or [{}])[0] or {}
             content = (choice.get("message") or {}).get("content") or ""
-        said = AIMessage(content=content, response_metadata={RAW: raw, HEADERS: dict(headers)})
-        return ChatResult(generations=[ChatGeneration(message=said)])
+        metadata = {"answer": answer, "headers": dict(headers)}
+        message = AIMessage(content=content, response_metadata=metadata)
+        return ChatResult(generations=[ChatGeneration(message=message)])
 
 
-async def observed(post: Post, base_url: str | None, body: dict[str, Any]) -> Answer:
-    """Make a request as a run of a chat model; what the request raises is raised."""
+async def post_traced(
+    post: Post, base_url: str | None, body: dict[str, Any]
+) -> tuple[Any, Mapping[str, str]]:
+    """Make a request inside a run of a chat model; raises what the request raises."""
     model = await asyncio.to_thread(_model, base_url, body["model"])
-    token = _request.set(post)
+    token = _post.set(post)
     try:
         messages = [(m["role"], m["content"]) for m in body["messages"]]
-        said = (await model.ainvoke(messages, body=body)).response_metadata
+        metadata = (await model.ainvoke(messages, body=body)).response_metadata
     finally:
-        _request.reset(token)
-    return said[RAW], said[HEADERS]
+        _post.reset(token)
+    return metadata["answer"], metadata["headers"]
 
 
 @lru_cache(maxsize=64)
-def _model(base_url: str | None, name: str) -> ObservedChatOpenAI:
-    # It needs neither a key nor clients of its own, since the request has them.
-    none: Any = object()
-    return ObservedChatOpenAI(
-        model=name, base_url=base_url, api_key=None, client=none, async_client=none,
+def _model(base_url: str | None, name: str) -> TracedChatOpenAI:
+    # The request has the key and the connections; these keep the model from making its own.
+    client: Any = object()
+    return TracedChatOpenAI(
+        model=name,
+        base_url=base_url,
+        api_key=None,
+        client=client,
+        async_client=client,
         disable_streaming=True,
-    )  # fmt: skip
+    )

@@ -208,7 +208,7 @@ def experiment(args: Namespace, flags: dict[str, Any]) -> int:
     """Run several feedback arms over the same instructions and drafts, and compare them."""
     from memory.embed import Embedder
     from refloom.evaluation.experiment import ExperimentJournal, arm_settings, parse_arms
-    from refloom.runs.client import Addresses
+    from refloom.runs.client import Endpoints
     from refloom.runs.event_log import log_to
     from refloom.runs.run import Tools
 
@@ -222,7 +222,7 @@ def experiment(args: Namespace, flags: dict[str, Any]) -> int:
         return 0
     _check_arms(settings_by_arm.values(), references, seeds)
     status, tools = 0, Tools(embed=Embedder(settings.embedding_model))
-    with log_to(args.log_file, Addresses(settings).keys()):
+    with log_to(args.log_file, Endpoints(settings).api_keys()):
         shared = ExperimentJournal(args.out, settings)
         try:
             for number, (arm, own_settings) in enumerate(settings_by_arm.items(), 1):

@@ -186,13 +186,13 @@ def _parse_split(text: str) -> dict[str, float]:
 def export(args: Namespace, flags: dict[str, Any]) -> int:
     """Write a run's accepted rows, or a selection of them, as training data."""
     from refloom.data.export import export as write_rows
-    from refloom.runs.journal import check_run, snapshot
+    from refloom.runs.journal import check_run, read_snapshot
 
     _check_file(args.file)
     check_run(args.directory)
     choice = _selection_settings(args, flags)
     ids = None if choice is None else _select_ids(args.directory, choice, flags)
-    with snapshot(args.directory / "journal.sqlite") as journal:
+    with read_snapshot(args.directory / "journal.sqlite") as journal:
         try:
             written = write_rows(
                 partial(_accepted, journal, ids),
@@ -229,9 +229,9 @@ def _check_file(path: Path) -> None:
 
 def _accepted(journal: sqlite3.Connection, ids: set[str] | None) -> Iterator[str]:
     """The accepted records, or the selected ones of them, in slot order."""
-    from refloom.runs.journal import records_in
+    from refloom.runs.journal import select_records
 
-    for line in records_in(journal, "accepted"):
+    for line in select_records(journal, "accepted"):
         if ids is None or loads(line)["id"] in ids:
             yield line
 
@@ -240,7 +240,7 @@ def push(args: Namespace, flags: dict[str, Any]) -> int:
     """Publish a run's accepted rows with its card on the Hugging Face hub."""
     from refloom.data.hub import check_name
     from refloom.data.hub import push as upload
-    from refloom.runs.journal import check_run, snapshot
+    from refloom.runs.journal import check_run, read_snapshot
     from refloom.runs.outputs import card_text, read_status, refresh_counts
 
     check_name(args.repo_id)
@@ -251,7 +251,7 @@ def push(args: Namespace, flags: dict[str, Any]) -> int:
             f"{args.directory / 'run.json'}: is missing or damaged; run the same command again"
         )
     with (
-        snapshot(args.directory / "journal.sqlite") as journal,
+        read_snapshot(args.directory / "journal.sqlite") as journal,
         tempfile.TemporaryDirectory() as folder,
     ):
         status = refresh_counts(status, journal)
@@ -283,9 +283,9 @@ def _write_formats(
 ) -> tuple[dict[str, int], list[dict[str, Any]]]:
     """Write the data files of each format; their row counts, and the configs for the hub."""
     from refloom.data.export import export as write_rows
-    from refloom.runs.journal import records_in
+    from refloom.runs.journal import select_records
 
-    read_records = partial(records_in, journal, "accepted")
+    read_records = partial(select_records, journal, "accepted")
     rows: dict[str, int] = {}
     configs: list[dict[str, Any]] = []
     for format_ in dict.fromkeys(args.format or ["messages"]):

@@ -97,13 +97,13 @@ def read_inputs(args: Namespace, flags: dict[str, Any]) -> tuple[Settings, Sourc
 
 def run(args: Namespace, flags: dict[str, Any]) -> int:
     """Make rows from references and seeds into a directory, or resume the run in it."""
-    from refloom.runs.client import Addresses
+    from refloom.runs.client import Endpoints
     from refloom.runs.event_log import log_to
 
     settings, references, seeds = read_inputs(args, flags)
     if args.dry_run:
         return dry_run(settings, references, seeds)
-    with log_to(args.log_file, Addresses(settings).keys()):
+    with log_to(args.log_file, Endpoints(settings).api_keys()):
         return run_with_progress(settings, references, seeds, args.out, show_rows=False)
 
 

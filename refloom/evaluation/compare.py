@@ -13,7 +13,7 @@ from typing import Any, Literal
 from memory.references import content_id
 from nodes.compare import Duel, compare
 from nodes.context import Context
-from nodes.llm import CallFailed, Complete, Place
+from nodes.llm import CallFailed, CallOrigin, Complete
 from prompts import version
 from refloom.data.record_stats import Facts, Passing
 from refloom.errors import InputError
@@ -25,7 +25,7 @@ from refloom.evaluation.stats import (
     proportion,
     sign_test,
 )
-from refloom.runs.journal import reading, records_in
+from refloom.runs.journal import open_read_only, select_records
 from refloom.runs.outputs import read_status, total_cost, usage_by_stage
 from refloom.settings import Settings
 
@@ -56,8 +56,8 @@ def read_arm(name: str, directory: Path) -> Arm:
     """Read a run, finished or not. Blocks. Raises `JournalError` if there is no run."""
     status = read_status(directory)
     facts, samples = Facts(), dict[str, ArmSample]()
-    with reading(directory / "journal.sqlite") as journal:
-        for line in records_in(journal, "accepted", "rejected"):
+    with open_read_only(directory / "journal.sqlite") as journal:
+        for line in select_records(journal, "accepted", "rejected"):
             record = json.loads(line)
             facts.add(record)
             if record["instruction"] and record["response"]:
@@ -225,7 +225,7 @@ async def _judge_match(
 ) -> Match:
     if a.response.strip() == b.response.strip():
         return Match(text, a, b, None, True)
-    place = Place("compare", content_id(text))
+    place = CallOrigin("compare", content_id(text))
     try:
         duel = await compare(
             complete, context, place, instruction=text, first=a.response, second=b.response

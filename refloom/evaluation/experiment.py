@@ -63,7 +63,7 @@ class ExperimentJournal:
                 raise JournalError(f"{out}: holds a run, not an experiment; give another --out")
             prices = Prices.load(settings.prices)
             models = {settings.model, settings.judge}
-            priced = {m: asdict(p) for m in models if (p := prices.of(m)) is not None}
+            priced = {m: asdict(p) for m in models if (p := prices.get(m)) is not None}
             asyncio.run(self._begin(priced))
         except BaseException:
             self.journal.close()

@@ -12,11 +12,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
-from nodes.llm import Call, Complete, ProviderStopped
-from nodes.llm.endpoint import Connection
-from refloom.runs.client import Addresses, Interrupted, JournaledCalls, Limits
+from nodes.llm import Complete, ProviderStopped
+from refloom.runs.client import CachedClient, Endpoints, Interrupted, open_client
 from refloom.runs.cost import Prices, check_priced
-from refloom.runs.journal import Journal, KeptCalls
+from refloom.runs.journal import Journal, ReusedCalls
 from refloom.runs.outputs import prior_usage, read_status
 from refloom.settings import Settings, embedded, load
 
@@ -68,75 +67,51 @@ async def judge_session(
     directory: Path,
     settings: Settings,
     complete: Complete | None = None,
-    kept_as: str | None = None,
-) -> AsyncIterator[JournaledCalls]:
+    stage: str | None = None,
+) -> AsyncIterator[CachedClient]:
     """Open a judge whose calls go to the journal of `directory` before their answers are used.
 
     Calls paid for before, here or in the run that `reuse` names, are not paid again. `complete`
-    replaces the endpoint; `kept_as` is the stage the calls are counted under. Raises `JournalError`
-    while another process holds the directory, `InputError` for a cap without a price, and what
-    stopped the calls: `ProviderStopped` or `BudgetSpent`.
+    replaces the endpoint; `stage` is what the calls are recorded under in place of their own.
+    Raises `JournalError` while another process holds the directory, `InputError` for a cap without
+    a price, and what stopped the calls: `ProviderStopped` or `BudgetSpent`.
     """
-    addresses, prices = Addresses(settings), Prices.load(settings.prices)
+    endpoints, prices = Endpoints(settings), Prices.load(settings.prices)
     check_priced(prices, [settings.judge], settings.max_cost)
     if complete is None and not embedded(settings.judge):
-        await addresses.resolve(settings.judge, True)
+        await endpoints.resolve(settings.judge, True)
     journal = await asyncio.to_thread(Journal, directory)
-    journal.kept_as = kept_as
-    elsewhere: KeptCalls | None = None
+    journal.stage = stage
+    reused: ReusedCalls | None = None
     try:
         if settings.reuse is not None:
-            elsewhere = await asyncio.to_thread(KeptCalls, settings.reuse)
+            reused = await asyncio.to_thread(ReusedCalls, settings.reuse)
         await _record_prices(journal, settings, prices)
         _, cost, tokens = await asyncio.to_thread(prior_usage, journal)
-        limits = Limits.of(settings, prices, cost, tokens)
-        given = (settings, addresses, prices, limits, complete)
-        async with _calls(journal, elsewhere, *given) as calls:
-            yield calls
+        async with open_client(
+            settings,
+            journal,
+            endpoints,
+            prices,
+            prior_cost=cost,
+            prior_tokens=tokens,
+            complete=complete,
+            reused=reused,
+        ) as client:
+            try:
+                yield client
+            except Interrupted as interrupted:
+                stopped_by = client.stopped_by or ProviderStopped("the calls were stopped")
+                raise stopped_by from interrupted
     finally:
-        if elsewhere is not None:
-            elsewhere.close()
+        if reused is not None:
+            reused.close()
         await asyncio.to_thread(journal.close)
-
-
-@asynccontextmanager
-async def _calls(
-    journal: Journal,
-    elsewhere: KeptCalls | None,
-    settings: Settings,
-    addresses: Addresses,
-    prices: Prices,
-    limits: Limits,
-    complete: Complete | None,
-) -> AsyncIterator[JournaledCalls]:
-    """The calls themselves; what stops them is raised in place of their `Interrupted`."""
-
-    def heed(call: Call, headers: Mapping[str, str]) -> None:
-        limiter = limits.limiter
-        limiter.heed(limiter.lane(addresses.name(call.judge), call.model), headers)
-
-    connection = Connection(addresses.resolve, max_retries=0, heed=heed)
-    calls = JournaledCalls(
-        complete or connection,
-        journal,
-        limits,
-        address=addresses.name,
-        stages=dict(settings.stages),
-        prices=prices,
-        elsewhere=elsewhere,
-    )
-    try:
-        yield calls
-    except Interrupted as interrupted:
-        raise calls.stopped_by or ProviderStopped("the calls were stopped") from interrupted
-    finally:
-        await calls.aclose()
-        await connection.aclose()
 
 
 async def _record_prices(journal: Journal, settings: Settings, prices: Prices) -> None:
     """Add the judge's price to the run's journal, so that its costs can be summed later."""
-    price = prices.of(settings.judge)
+    price = prices.get(settings.judge)
     if price is not None:
         prices_so_far = await asyncio.to_thread(journal.meta, "prices")
         await journal.put_meta("prices", (prices_so_far or {}) | {settings.judge: asdict(price)})

@@ -22,13 +22,13 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from memory.embed import Embed, Embedder, Vectors
 from memory.novelty import NoveltyFilter
 from nodes.compare import compare
-from nodes.llm import CallFailed, Complete, Place
+from nodes.llm import CallFailed, CallOrigin, Complete
 from nodes.llm.fast_json import loads
 from prompts import version
 from refloom.data.export import key
 from refloom.errors import JournalError, TooManyFailed
 from refloom.evaluation.judging import gather_bounded, judge_session, progress_printer
-from refloom.runs.journal import open_to_read, records_in
+from refloom.runs.journal import connect_read_only, select_records
 from refloom.runs.scheduler import MIN_SAMPLES_FOR_FAILURE_RATE
 from refloom.settings import Settings
 
@@ -81,7 +81,7 @@ class RefinementJudge:
 
     async def _outcome(self, sample: Sample) -> RefinementOutcome:
         response, draft = await asyncio.to_thread(self._pair, sample.slot)
-        place = Place(sample.seed_id, "/".join(map(str, sample.slot)), sample.slot)
+        place = CallOrigin(sample.seed_id, "/".join(map(str, sample.slot)), sample.slot)
         outcome: RefinementOutcome = "not better"
         try:
             duel = await compare(
@@ -119,7 +119,7 @@ class RefinementJudge:
 @contextmanager
 def open_samples(path: Path) -> Iterator[AcceptedSamples]:
     """A snapshot of a journal that any thread may read. Raises `JournalError`."""
-    samples = AcceptedSamples(open_to_read(path, check_same_thread=False))
+    samples = AcceptedSamples(connect_read_only(path, check_same_thread=False))
     try:
         samples.begin()
         yield samples
@@ -147,7 +147,7 @@ class AcceptedSamples:
     def samples(self) -> list[Sample]:
         """All samples, in slot order. Blocks."""
         samples = []
-        for line in records_in(self._connection, "accepted"):
+        for line in select_records(self._connection, "accepted"):
             record = loads(line)
             attempts = record["attempts"]
             changed = bool(attempts) and attempts[0]["response"] != record["response"]

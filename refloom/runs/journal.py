@@ -1,6 +1,7 @@
-"""The truth of a run: every paid call and every finished sample, in one SQLite file.
+"""The journal of a run: every paid call and every finished sample, in one SQLite file.
 
-A write is awaited by whoever needs it on disk before going on; see `memory.sqlite_writer` for how.
+`Journal` is the writer's side, one process a directory, held by a lock. What is awaited is on disk
+afterwards; `memory.sqlite_writer` writes in groups. Other processes read beside it, read-only.
 """
 
 from __future__ import annotations
@@ -21,195 +22,10 @@ from memory.sqlite_writer import Writer
 from nodes.llm.fast_json import dumps
 from refloom.errors import JournalError
 
-# MERGED refloom~runs~kept
-# Reading a journal that may be another process's: its calls, its finished samples.
-FORMAT = 1
-REVIEWS_TABLE = """
-CREATE TABLE IF NOT EXISTS reviews (
-  round INTEGER, position INTEGER, slot INTEGER, id TEXT NOT NULL, asked TEXT NOT NULL,
-  PRIMARY KEY (round, position, slot)
-);
-CREATE INDEX IF NOT EXISTS reviews_id ON reviews (id);
-"""
-REPLY = "SELECT reply FROM calls WHERE key = ? UNION ALL SELECT reply FROM borrowed WHERE key = ?"
-
-
-class KeptCalls:
-    """The calls of another run's journal, to read; that run may be under way."""
-
-    def __init__(self, directory: Path) -> None:
-        """Raises `JournalError` when there is no journal in `directory`."""
-        path = directory / "journal.sqlite"
-        self._connection = open_to_read(path, check_same_thread=False)
-        self._lock = threading.Lock()
-
-    def reply(self, key: bytes) -> str | None:
-        """The reply of a call as JSON, or None. Blocks."""
-        with self._lock:
-            found = self._connection.execute(REPLY, (key, key)).fetchone()
-        return found[0] if found else None
-
-    def close(self) -> None:
-        """Let go of the file, once nobody reads: a thread outlives the task that was given up."""
-        with self._lock:
-            self._connection.close()
-
-
-def is_experiment(directory: Path) -> bool:
-    """Whether a directory is that of an experiment, whose arms are runs. Blocks."""
-    path = directory / "journal.sqlite"
-    if not path.is_file():
-        return False
-    with reading(path) as journal:
-        return _of_experiment(journal)
-
-
-def _of_experiment(journal: sqlite3.Connection) -> bool:
-    found = journal.execute("SELECT value FROM meta WHERE key = 'experiment'").fetchone()
-    return found is not None
-
-
-def check_run(directory: Path) -> None:
-    """Refuse what is no run's directory. Raises `JournalError` saying what to name. Blocks."""
-    with reading(directory / "journal.sqlite") as journal:
-        if _of_experiment(journal):
-            arms = sorted(path.parent.name for path in directory.glob("*/journal.sqlite"))
-            raise JournalError(
-                f"{directory}: holds an experiment; name one of its arms, such as "
-                f"{directory / (arms[0] if arms else 'reference')}"
-            )
-
-
-def records(path: Path, *statuses: str) -> Iterator[str]:
-    """The records of some statuses as JSON lines, in slot order; streams, blocks.
-
-    Raises `JournalError` when there is no journal or it is damaged.
-    """
-    with reading(path) as connection:
-        yield from records_in(connection, *statuses)
-
-
-def records_in(connection: sqlite3.Connection, *statuses: str) -> Iterator[str]:
-    """The same, of an open journal: inside a `snapshot` always the same ones."""
-    marks = ", ".join("?" * len(statuses))
-    sql = f"SELECT record FROM samples WHERE status IN ({marks}) ORDER BY round, position, slot"
-    yield from (record for (record,) in connection.execute(sql, statuses))
-
-
-def waiting_in(connection: sqlite3.Connection) -> int:
-    """How many samples of an open journal wait for a person; one of an older version has none."""
-    if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'reviews'").fetchone():
-        return 0
-    sql = (
-        "SELECT count(*) FROM reviews LEFT JOIN samples USING (round, position, slot) "
-        "WHERE samples.record IS NULL"
-    )
-    return int(connection.execute(sql).fetchone()[0])
-
-
-@contextmanager
-def snapshot(path: Path) -> Iterator[sqlite3.Connection]:
-    """A connection that sees the journal as it is now, whatever a run adds meanwhile. Blocks.
-
-    Raises `JournalError` when there is no journal or it is damaged.
-    """
-    with reading(path) as connection:
-        connection.execute("BEGIN")
-        # A transaction begins with what is read first.
-        connection.execute("SELECT count(*) FROM samples").fetchone()
-        yield connection
-
-
-@contextmanager
-def reading(path: Path) -> Iterator[sqlite3.Connection]:
-    """A connection to read by, closed in the end; what is damaged raises `JournalError`."""
-    with closing(open_to_read(path)) as connection:
-        try:
-            yield connection
-        except sqlite3.DatabaseError as error:
-            raise JournalError(f"{path}: is damaged ({error})") from error
-
-
-def open_to_read(path: Path, *, check_same_thread: bool = True) -> sqlite3.Connection:
-    """A read-only connection, for looking at a run while another process makes it.
-
-    Raises `JournalError` for what is none of this version's journals.
-    """
-    if not path.is_file():
-        raise JournalError(f"{path.parent}: no run is kept here (no {path.name})")
-    # Where nothing can be written, nobody writes, and SQLite must not try to share.
-    alone = "" if os.access(path.parent, os.W_OK) else "&immutable=1"
-    address = f"{path.absolute().as_uri()}?mode=ro{alone}"
-    try:
-        connection = sqlite3.connect(address, uri=True, check_same_thread=check_same_thread)
-        connection.execute("SELECT value FROM meta WHERE key = 'format'").fetchall()
-        check_ours(connection, path)
-    except sqlite3.Error as error:
-        raise JournalError(f"{path}: is no refloom journal ({error})") from error
-    return connection
-
-
-def check_ours(connection: sqlite3.Connection, path: Path) -> None:
-    """Refuse, before anything is written, what this version of refloom did not make."""
-    tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
-    if not tables:
-        return
-    kept = (
-        connection.execute("SELECT value FROM meta WHERE key = 'format'")
-        if ({"meta", "calls"} <= tables)
-        else None
-    )
-    found = kept.fetchone() if kept else None
-    if found is None or not str(found[0]).isdigit():
-        raise JournalError(f"{path}: is another program's database; nothing was changed")
-    if int(found[0]) > FORMAT:
-        raise JournalError(
-            f"{path}: was made by a newer refloom (format {found[0]}); nothing was changed"
-        )
-
-
-# MERGED refloom~runs~lock
-# One process a run directory, and its pid for the others.
-FILES = ("accepted.jsonl", "rejected.jsonl", "failed.jsonl", "run.json", "README.md")
-
-
-def hold(directory: Path) -> FileLock:
-    """Take the directory for this process. Raises `JournalError` naming the pid that has it."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        # It is taken in one thread and let go of in another.
-        lock = FileLock(directory / ".lock", thread_local=False)
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise JournalError(
-            f"{directory}: another process (pid {holder(directory)}) is at work here; "
-            "wait for it or end it"
-        ) from error
-    except OSError as error:
-        raise JournalError(f"{directory}: cannot be written ({error.strerror or error})") from error
-    (directory / ".pid").write_text(str(os.getpid()), encoding="utf-8")
-    for name in FILES:
-        # Nobody else writes these now: a process that was killed has left its half.
-        for half_written in directory.glob(f"{name}.*.new"):
-            half_written.unlink(missing_ok=True)
-    return lock
-
-
-def holder(directory: Path) -> int | None:
-    """The pid of the process at work in `directory`, or None if there is none."""
-    if not (directory / ".lock").is_file():
-        return None
-    try:
-        with FileLock(directory / ".lock").acquire(timeout=0):
-            return None
-    except Timeout:
-        pid = (directory / ".pid").read_text(encoding="utf-8")
-        return int(pid) if pid.isdigit() else -1
-    except OSError:
-        return None
-
-
-_TABLES = """
+JOURNAL_FORMAT = 1
+# Files that a run writes next to its journal, each by way of a `.new` file.
+WRITTEN_FILES = ("accepted.jsonl", "rejected.jsonl", "failed.jsonl", "run.json", "README.md")
+TABLES = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS calls (
   key BLOB PRIMARY KEY, stage TEXT NOT NULL, model TEXT NOT NULL, reply TEXT NOT NULL,
@@ -233,22 +49,32 @@ CREATE TABLE IF NOT EXISTS learned (
   reference_id TEXT PRIMARY KEY, failed INTEGER NOT NULL, counts TEXT NOT NULL
 ) WITHOUT ROWID;
 """
+REVIEWS_TABLE = """
+CREATE TABLE IF NOT EXISTS reviews (
+  round INTEGER, position INTEGER, slot INTEGER, id TEXT NOT NULL, asked TEXT NOT NULL,
+  PRIMARY KEY (round, position, slot)
+);
+CREATE INDEX IF NOT EXISTS reviews_id ON reviews (id);
+"""
+SELECT_REPLY = (
+    "SELECT reply FROM calls WHERE key = ? UNION ALL SELECT reply FROM borrowed WHERE key = ?"
+)
 
 
 class Journal:
     """The journal of the run in `directory`, held by this process alone while it is open."""
 
     def __init__(self, directory: Path) -> None:
-        """Open or make it. Raises `JournalError` when it cannot be had."""
+        """Open or create it. Raises `JournalError` if it is held, damaged or cannot be written."""
         self.path = directory / "journal.sqlite"
-        # The stage under which calls are kept, where they are no part of making the rows.
-        self.kept_as: str | None = None
-        self._lock = hold(directory)
+        # The stage under which all calls are recorded, where they do not make rows.
+        self.stage: str | None = None
+        self._lock = lock_directory(directory)
         try:
             self._writer = _connect(self.path)
             self._reader = _connect(self.path)
-            self._known = {
-                int.from_bytes(key[:8], "big")
+            self._key_prefixes = {
+                _prefix(key)
                 for table in ("calls", "borrowed")
                 for (key,) in self._reader.execute(f"SELECT key FROM {table}")
             }
@@ -258,80 +84,262 @@ class Journal:
         except BaseException:
             self._lock.release()
             raise
-        self._reading = threading.Lock()
-        self._writing = Writer(self._writer, self._unusable)
+        self._read_lock = threading.Lock()
+        self._writing = Writer(self._writer, self._write_error)
 
-    def _unusable(self, fault: BaseException) -> JournalError:
-        return JournalError(f"{self.path}: cannot be written: {fault}")
+    def _write_error(self, error: BaseException) -> JournalError:
+        return JournalError(f"{self.path}: cannot be written: {error}")
 
     async def put(self, sql: str, *values: Any) -> None:
-        """Write, and return once it is on disk. Raises `JournalError` if it cannot be."""
+        """Execute a statement, and return once it is on disk. Raises `JournalError`."""
         await self._writing.put(sql, *values)
 
     def put_soon(self, sql: str, *values: Any) -> None:
-        """Write without waiting: for what could be found out again for nothing."""
+        """Execute a statement without waiting: for what could be found out again at no cost."""
         self._writing.put_soon(sql, *values)
 
     async def reply(self, key: bytes) -> str | None:
-        """The reply of a call that was paid for or borrowed, as JSON; None if it was neither."""
+        """The reply of a call that was paid for or borrowed, as JSON; None if there is none."""
         # Most calls of a run are new: those need no look into the file.
-        if int.from_bytes(key[:8], "big") not in self._known:
+        if _prefix(key) not in self._key_prefixes:
             return None
-        found = await asyncio.to_thread(self.read, REPLY, key, key)
-        return found[0][0] if found else None
+        rows = await asyncio.to_thread(self.read, SELECT_REPLY, key, key)
+        return rows[0][0] if rows else None
 
-    async def keep(self, key: bytes, stage: str, model: str, reply: dict[str, Any]) -> None:
-        """Commit a paid call's reply; returns once it is on disk."""
+    async def record(self, key: bytes, stage: str, model: str, reply: dict[str, Any]) -> None:
+        """Commit the reply of a paid call, and return once it is on disk."""
         usage = reply["usage"]
         tokens = (usage[k] for k in ("prompt_tokens", "cached_tokens", "completion_tokens"))
-        said = dumps(reply).decode()
         sql = "INSERT OR IGNORE INTO calls VALUES (?, ?, ?, ?, ?, ?, ?)"
-        await self.put(sql, key, self.kept_as or stage, model, said, *tokens)
-        self._known.add(int.from_bytes(key[:8], "big"))
+        await self.put(sql, key, self.stage or stage, model, dumps(reply).decode(), *tokens)
+        self._key_prefixes.add(_prefix(key))
 
     async def borrow(self, key: bytes, stage: str, model: str, reply: str) -> None:
         """Commit the reply of a call that another run has paid for."""
         await self.put(
             "INSERT OR IGNORE INTO borrowed VALUES (?, ?, ?, ?)", key, stage, model, reply
         )
-        self._known.add(int.from_bytes(key[:8], "big"))
+        self._key_prefixes.add(_prefix(key))
 
     async def flush(self) -> None:
-        """Return once everything that was put before is on disk, whoever waits for it or not."""
+        """Return once everything put before is on disk, whether or not anyone waits for it."""
         await self.put("DELETE FROM meta WHERE 0")
 
     def read(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
-        """All rows of a query; blocks, so call it off the event loop."""
-        with self._reading:
+        """All rows of a query. Blocks, so not for the event loop."""
+        with self._read_lock:
             return self._reader.execute(sql, values).fetchall()
 
     def meta(self, key: str) -> Any:
-        """What is kept under `key`, or None."""
-        found = self.read("SELECT value FROM meta WHERE key = ?", key)
-        return json.loads(found[0][0]) if found else None
+        """The JSON value stored under `key`, or None. Blocks."""
+        rows = self.read("SELECT value FROM meta WHERE key = ?", key)
+        return json.loads(rows[0][0]) if rows else None
 
     async def put_meta(self, key: str, value: Any) -> None:
-        """Keep a JSON value under `key`."""
+        """Store a JSON value under `key`."""
         await self.put("INSERT OR REPLACE INTO meta VALUES (?, ?)", key, json.dumps(value))
 
     def close(self) -> None:
-        """Write what is left, close the file and let go of the directory."""
+        """Write what is left, close the file and release the directory. Blocks."""
         self._writing.close()
         # A thread that reads outlives the task that waited for it.
-        with self._reading:
+        with self._read_lock:
             self._reader.close()
         self._lock.release()
 
 
+def _prefix(key: bytes) -> int:
+    """The first 8 bytes of a key, as a number: what a journal remembers of its keys."""
+    return int.from_bytes(key[:8], "big")
+
+
 def _connect(path: Path) -> sqlite3.Connection:
-    """Open with WAL and full sync: what is committed survives the process and the power."""
+    """Open to write, with WAL and full sync: a commit survives the process and a power cut."""
     try:
         connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
-        check_ours(connection, path)
+        check_format(connection, path)
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
-        connection.executescript(_TABLES + REVIEWS_TABLE)
-        connection.execute("INSERT OR IGNORE INTO meta VALUES ('format', ?)", (str(FORMAT),))
+        connection.executescript(TABLES + REVIEWS_TABLE)
+        connection.execute(
+            "INSERT OR IGNORE INTO meta VALUES ('format', ?)", (str(JOURNAL_FORMAT),)
+        )
     except sqlite3.Error as error:
-        raise JournalError(f"{path}: is no refloom journal ({error})") from error
+        raise JournalError(f"{path}: is not a refloom journal ({error})") from error
     return connection
+
+
+def check_format(connection: sqlite3.Connection, path: Path) -> None:
+    """Raise `JournalError`, before anything is written, for a file this version cannot use."""
+    tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
+    if not tables:
+        return
+    row = None
+    if {"meta", "calls"} <= tables:
+        row = connection.execute("SELECT value FROM meta WHERE key = 'format'").fetchone()
+    if row is None or not str(row[0]).isdigit():
+        raise JournalError(f"{path}: is another program's database; nothing was changed")
+    if int(row[0]) > JOURNAL_FORMAT:
+        raise JournalError(
+            f"{path}: was made by a newer refloom (format {row[0]}); nothing was changed"
+        )
+
+
+# Reading a journal that another process may be writing.
+
+
+class ReusedCalls:
+    """The calls of another run's journal, read-only; that run may be going on."""
+
+    def __init__(self, directory: Path) -> None:
+        """Raises `JournalError` if there is no journal in `directory`."""
+        path = directory / "journal.sqlite"
+        self._connection = connect_read_only(path, check_same_thread=False)
+        self._lock = threading.Lock()
+
+    def reply(self, key: bytes) -> str | None:
+        """The reply of a call as JSON, or None. Blocks."""
+        with self._lock:
+            row = self._connection.execute(SELECT_REPLY, (key, key)).fetchone()
+        return row[0] if row else None
+
+    def close(self) -> None:
+        """Close the file once no thread reads: it outlives the task that waited for it."""
+        with self._lock:
+            self._connection.close()
+
+
+def connect_read_only(path: Path, *, check_same_thread: bool = True) -> sqlite3.Connection:
+    """A read-only connection to a journal that another process may be writing.
+
+    Raises `JournalError` if there is no journal, or none that this version reads.
+    """
+    if not path.is_file():
+        raise JournalError(f"{path.parent}: there is no run here (no {path.name})")
+    # In a directory where nothing can be written nobody writes, and SQLite must not try to lock.
+    immutable = "" if os.access(path.parent, os.W_OK) else "&immutable=1"
+    address = f"{path.absolute().as_uri()}?mode=ro{immutable}"
+    try:
+        connection = sqlite3.connect(address, uri=True, check_same_thread=check_same_thread)
+        connection.execute("SELECT value FROM meta WHERE key = 'format'").fetchall()
+        check_format(connection, path)
+    except sqlite3.Error as error:
+        raise JournalError(f"{path}: is not a refloom journal ({error})") from error
+    return connection
+
+
+@contextmanager
+def open_read_only(path: Path) -> Iterator[sqlite3.Connection]:
+    """A read-only connection, closed at the end. Raises `JournalError`, also for a damaged file."""
+    with closing(connect_read_only(path)) as connection:
+        try:
+            yield connection
+        except sqlite3.DatabaseError as error:
+            raise JournalError(f"{path}: is damaged ({error})") from error
+
+
+@contextmanager
+def read_snapshot(path: Path) -> Iterator[sqlite3.Connection]:
+    """A connection that sees the journal as it is now, whatever a run adds meanwhile. Blocks.
+
+    Raises `JournalError` if there is no journal or it is damaged.
+    """
+    with open_read_only(path) as connection:
+        connection.execute("BEGIN")
+        # A transaction begins with its first read.
+        connection.execute("SELECT count(*) FROM samples").fetchone()
+        yield connection
+
+
+def read_records(path: Path, *statuses: str) -> Iterator[str]:
+    """The records of some statuses as JSON lines, in the order of slots; streams, blocks.
+
+    Raises `JournalError` if there is no journal or it is damaged.
+    """
+    with open_read_only(path) as connection:
+        yield from select_records(connection, *statuses)
+
+
+def select_records(connection: sqlite3.Connection, *statuses: str) -> Iterator[str]:
+    """`read_records` of an open journal: inside `read_snapshot` always the same ones."""
+    marks = ", ".join("?" * len(statuses))
+    sql = f"SELECT record FROM samples WHERE status IN ({marks}) ORDER BY round, position, slot"
+    yield from (record for (record,) in connection.execute(sql, statuses))
+
+
+def count_pending(connection: sqlite3.Connection) -> int:
+    """How many samples of an open journal wait for a person's review."""
+    # Journals of older versions have no reviews.
+    if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'reviews'").fetchone():
+        return 0
+    sql = (
+        "SELECT count(*) FROM reviews LEFT JOIN samples USING (round, position, slot) "
+        "WHERE samples.record IS NULL"
+    )
+    return int(connection.execute(sql).fetchone()[0])
+
+
+def is_experiment(directory: Path) -> bool:
+    """Whether a directory holds an experiment, whose arms are runs. Blocks."""
+    path = directory / "journal.sqlite"
+    if not path.is_file():
+        return False
+    with open_read_only(path) as connection:
+        return _has_experiment(connection)
+
+
+def _has_experiment(connection: sqlite3.Connection) -> bool:
+    sql = "SELECT value FROM meta WHERE key = 'experiment'"
+    return connection.execute(sql).fetchone() is not None
+
+
+def check_run(directory: Path) -> None:
+    """Raise `JournalError` if a directory does not hold a run; says what to name. Blocks."""
+    with open_read_only(directory / "journal.sqlite") as connection:
+        if _has_experiment(connection):
+            arms = sorted(path.parent.name for path in directory.glob("*/journal.sqlite"))
+            raise JournalError(
+                f"{directory}: holds an experiment; name one of its arms, such as "
+                f"{directory / (arms[0] if arms else 'reference')}"
+            )
+
+
+# One process a directory, which leaves its pid for the others.
+
+
+def lock_directory(directory: Path) -> FileLock:
+    """Lock a run's directory, and remove half-written files of a process that was killed.
+
+    Raises `JournalError` with the pid of the process that has it.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        # It is acquired in one thread and released in another.
+        lock = FileLock(directory / ".lock", thread_local=False)
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise JournalError(
+            f"{directory}: another process (pid {lock_holder(directory)}) is at work here; "
+            "wait for it or end it"
+        ) from error
+    except OSError as error:
+        raise JournalError(f"{directory}: cannot be written ({error.strerror or error})") from error
+    (directory / ".pid").write_text(str(os.getpid()), encoding="utf-8")
+    for name in WRITTEN_FILES:
+        for half_written in directory.glob(f"{name}.*.new"):
+            half_written.unlink(missing_ok=True)
+    return lock
+
+
+def lock_holder(directory: Path) -> int | None:
+    """The pid of the process that has locked `directory`; None if there is none."""
+    if not (directory / ".lock").is_file():
+        return None
+    try:
+        with FileLock(directory / ".lock").acquire(timeout=0):
+            return None
+    except Timeout:
+        pid = (directory / ".pid").read_text(encoding="utf-8")
+        return int(pid) if pid.isdigit() else -1
+    except OSError:
+        return None

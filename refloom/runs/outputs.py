@@ -26,11 +26,11 @@ from refloom.runs.cost import Price, Prices
 from refloom.runs.journal import (
     Journal,
     check_run,
-    holder,
-    reading,
-    records,
-    records_in,
-    waiting_in,
+    count_pending,
+    lock_holder,
+    open_read_only,
+    read_records,
+    select_records,
 )
 from refloom.settings import Settings
 
@@ -53,7 +53,7 @@ def journal_totals(connection: Any, ended: bool) -> dict[str, Any]:
     finished = sum(by_status.values())
     # Slots that were admitted but never started, because the target was reached, are not pending;
     # samples that wait for review are.
-    waiting = waiting_in(connection)
+    waiting = count_pending(connection)
     pending = waiting if ended else max(slots - finished, waiting)
     (contaminated,) = connection.execute(
         "SELECT count(*) FROM samples WHERE status = 'rejected' "
@@ -227,7 +227,7 @@ class RunSummary:
         await journal.put_meta("settings", self.settings.rows_rest_on())
         await journal.put_meta("prompts", versions())
         models = {self.settings.model, self.settings.judge}
-        prices = {m: asdict(p) for m in models if (p := self.prices.of(m)) is not None}
+        prices = {m: asdict(p) for m in models if (p := self.prices.get(m)) is not None}
         # Prices of a judge that was asked about the rows later stay.
         known = await asyncio.to_thread(journal.meta, "prices")
         await journal.put_meta("prices", (known or {}) | prices)
@@ -239,7 +239,7 @@ class RunSummary:
 
 def count_journal(journal: Journal, summary: RunSummary, status: str) -> None:
     """Fill the summary with the journal's totals. Blocks."""
-    with reading(journal.path) as connection:
+    with open_read_only(journal.path) as connection:
         totals = journal_totals(connection, status in ENDED_STATUSES)
     sources = (summary.references, summary.seeds)
     summary.counts = {
@@ -281,16 +281,16 @@ def _write_outputs(out: Path, run_json: dict[str, Any]) -> None:
     """Write run.json and, unless the run is running, the rows before it and the card after it."""
     ended = run_json["status"] != "running"
     for name in ROW_STATUSES if ended else ():
-        replace_lines(out / f"{name}.jsonl", records(out / "journal.sqlite", name))
+        replace_lines(out / f"{name}.jsonl", read_records(out / "journal.sqlite", name))
     replace_lines(out / "run.json", [json.dumps(run_json, indent=2, ensure_ascii=False)])
     if ended:
-        with reading(out / "journal.sqlite") as journal:
+        with open_read_only(out / "journal.sqlite") as journal:
             replace_lines(out / "README.md", [card_text(journal, run_json).rstrip()])
 
 
 def rewrite_files(out: Path) -> bool:
     """Rewrite the files after a review; False if a run holds the directory, which will. Blocks."""
-    if holder(out) is not None:
+    if lock_holder(out) is not None:
         return False
     run_json = read_status(out)
     target = run_json["settings"].get("target") if "settings" in run_json else None
@@ -303,12 +303,12 @@ def rewrite_files(out: Path) -> bool:
 
 def card_text(journal: sqlite3.Connection, run_json: Mapping[str, Any], **more: Any) -> str:
     """The data-set card of a run, from its journal and run.json. Blocks."""
-    return card(run_json, facts_of(records_in(journal, *ROW_STATUSES)), mermaid(), **more)
+    return card(run_json, facts_of(select_records(journal, *ROW_STATUSES)), mermaid(), **more)
 
 
 def prior_usage(journal: Journal) -> tuple[int, float, int]:
     """The calls, dollars and tokens of a run's earlier sessions. Blocks."""
-    with reading(journal.path) as connection:
+    with open_read_only(journal.path) as connection:
         totals = journal_totals(connection, ended=False)
     usage = totals["usage"]
     tokens = usage["prompt_tokens"] + usage["completion_tokens"]
@@ -321,12 +321,12 @@ def read_status(out: Path) -> dict[str, Any]:
     Raises `JournalError` if there is no run.
     """
     run_json = _read_run_json(out / "run.json")
-    pid = holder(out)
+    pid = lock_holder(out)
     if pid is not None:
         run_json["status"], run_json["pid"] = "running", pid
     elif run_json["status"] == "running":
         run_json["status"] = "interrupted"
-    with reading(out / "journal.sqlite") as connection:
+    with open_read_only(out / "journal.sqlite") as connection:
         return refresh_counts(run_json, connection)
 
 

@@ -1,4 +1,10 @@
-"""One model at one endpoint: how many calls it may have in flight now, and from when."""
+"""Rate limits of a run: how many calls are in flight, which goes next, and when.
+
+`Limiter` bounds the calls of a whole run and admits them by their place in it. Each model at each
+endpoint has a `ModelLimiter`: a concurrency limit that adapts to what the endpoint can take,
+requests and tokens a minute, pauses that the endpoint asks for, and a circuit breaker. Times are
+those of the event loop's clock, in seconds.
+"""
 
 from __future__ import annotations
 
@@ -7,62 +13,380 @@ import heapq
 import itertools
 import re
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from nodes.llm import Call, ProviderStopped, Reply
 from nodes.llm.protocol import Transient
 
-# MERGED refloom~runs~pace
-# How fast calls may follow one another, as the user or the endpoint says.
-MINUTE_S = 60.0
-# No header pauses all calls for longer; a longer limit shows itself again after it.
-LONGEST_PAUSE_S = 60.0
-# What `pause_of` reads.
-TOLD_IN = tuple(
-    f"x-ratelimit-{what}-{of}" for what in ("remaining", "reset") for of in ("requests", "tokens")
+# The headers that `pause_from_headers` reads.
+RATE_LIMIT_HEADERS = tuple(
+    f"x-ratelimit-{name}-{unit}"
+    for name in ("remaining", "reset")
+    for unit in ("requests", "tokens")
 )
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+# A header that asks for a longer pause is read again after this one.
+MAX_PAUSE_S = 60.0
+_UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 
+# Calls in flight until the first has succeeded: enough to get past one that hangs, few enough to
+# fail fast.
+PROBE_LIMIT = 4
+# Multiplicative decrease of the concurrency limit when the endpoint is congested.
+DECREASE = 0.7
+CONGESTION_FAULTS = ("rate_limit", "timeout", "overloaded")
+# A call is overdue after this many times the slowest call of its kind, but never sooner than the
+# minimum, nor before so many calls of its kind have been answered.
+OVERDUE_FACTOR = 10
+OVERDUE_MIN_S = 30.0
+OVERDUE_MIN_SAMPLES = 8
+SWEEP_INTERVAL_S = 1.0
 
-class Pace:
-    """A token bucket as the time at which the next unit is due (GCRA).
+# The circuit breaker opens after so many consecutive failures of at least two calls.
+BREAKER_FAILURES = 5
+FIRST_COOLDOWN_S = 1.0
+# How long an endpoint may be down before the run stops: after, and before, its first answer.
+MAX_OUTAGE_S = 300.0
+MAX_OUTAGE_AT_START_S = 60.0
+# Failures to connect before the first answer that stop the run.
+MAX_REFUSED_AT_START = 3
 
-    Nothing is saved up, so that no minute holds more than `per_minute`, not even the first.
+# Completion tokens assumed of a kind of call until one has been answered.
+DEFAULT_COMPLETION_TOKENS = 500
+CHARS_PER_TOKEN = 4
+# A timer may fire this much early, because of the clock's resolution.
+CLOCK_RESOLUTION_S = 1e-6
+
+CallKind = tuple[str, bool]
+
+
+def kind_of(call: Call) -> CallKind:
+    """What calls are alike in time and tokens: those of a stage, one-token questions apart."""
+    return call.stage, call.answer is None
+
+
+@dataclass(eq=False, slots=True)
+class Permit:
+    """Leave to send one call: waited for in a queue, then held while the call is in flight.
+
+    `timeouts` counts earlier tries of the call that took too long. Whoever sends the call sets
+    `deadline`, by which an overdue call is ended.
+    """
+
+    limiter: ModelLimiter
+    call: Call
+    timeouts: int
+    expected_tokens: float
+    admission: asyncio.Future[None]
+    start: float = 0.0
+    deadline: asyncio.Timeout | None = None
+
+
+class Limiter:
+    """Admits calls: at most `concurrency` at once over all models, the lowest `order` first."""
+
+    def __init__(
+        self,
+        concurrency: int,
+        rpm: int | None = None,
+        tpm: int | None = None,
+        *,
+        address: Callable[[bool], str] = lambda judge: "",
+    ) -> None:
+        """`rpm` and `tpm` bound the requests and tokens a minute of each model.
+
+        `address` names the endpoint of the judge's (True) or the writer's calls.
+        """
+        self.concurrency = concurrency
+        self.in_flight = 0
+        self._rpm, self._tpm = rpm, tpm
+        self._address = address
+        self._models: dict[tuple[str, str], ModelLimiter] = {}
+        self._arrivals = itertools.count()
+        self._timer: asyncio.TimerHandle | None = None
+        self._sweeper: asyncio.TimerHandle | None = None
+
+    def for_model(self, model: str, judge: bool) -> ModelLimiter:
+        """The limiter of a model at its endpoint."""
+        key = self._address(judge), model
+        limiter = self._models.get(key)
+        if limiter is None:
+            limiter = self._models[key] = ModelLimiter(self.concurrency, self._rpm, self._tpm)
+        return limiter
+
+    @property
+    def limit(self) -> int:
+        """How many calls may be in flight now."""
+        limits = [limiter.limit for limiter in self._models.values()]
+        return min(self.concurrency, sum(limits)) if limits else self.concurrency
+
+    @property
+    def waiting(self) -> int:
+        """How many calls wait for a permit."""
+        return sum(len(limiter.queue) for limiter in self._models.values())
+
+    @asynccontextmanager
+    async def acquire(self, call: Call, timeouts: int = 0) -> AsyncIterator[Permit]:
+        """Wait for a permit, and hold it inside the block; calls of equal order by arrival."""
+        limiter = self.for_model(call.model, call.judge)
+        admission: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        permit = Permit(limiter, call, timeouts, limiter.expected_tokens(call), admission)
+        heapq.heappush(limiter.queue, (call.order, next(self._arrivals), permit))
+        self._admit()
+        try:
+            await admission
+            yield permit
+        finally:
+            # A caller that was cancelled may have been granted the permit in the same moment.
+            if admission.done() and not admission.cancelled():
+                limiter.in_flight.discard(permit)
+                self.in_flight -= 1
+                self._admit()
+
+    def apply_headers(self, model: str, judge: bool, headers: Mapping[str, str]) -> None:
+        """Pause a model's calls if the rate-limit headers of an answer ask for it."""
+        limiter = self.for_model(model, judge)
+        tokens = limiter.queue[0][2].expected_tokens if limiter.queue else 1.0
+        pause = pause_from_headers(headers, tokens)
+        if pause:
+            limiter.pause(asyncio.get_running_loop().time(), pause)
+
+    def close(self) -> None:
+        """Cancel all timers."""
+        for timer in (self._timer, self._sweeper):
+            if timer is not None:
+                timer.cancel()
+        self._timer = self._sweeper = None
+
+    def _admit(self) -> None:
+        """Grant permits while the limits allow, and set a timer for the next one."""
+        loop = asyncio.get_running_loop()
+        now = loop.time() + CLOCK_RESOLUTION_S
+        while self.in_flight < self.concurrency:
+            able = [limiter for limiter in self._models.values() if limiter.has_work()]
+            if not able:
+                break
+            ready = [limiter for limiter in able if limiter.ready_at() <= now]
+            if not ready:
+                if self._timer is not None:
+                    self._timer.cancel()
+                earliest = min(limiter.ready_at() for limiter in able)
+                self._timer = loop.call_at(earliest, self._admit)
+                break
+            limiter = min(ready, key=lambda limiter: limiter.queue[0][:2])
+            permit = heapq.heappop(limiter.queue)[2]
+            limiter.begin(permit, loop.time())
+            permit.admission.set_result(None)
+            self.in_flight += 1
+        if self.in_flight and self._sweeper is None:
+            self._sweeper = loop.call_later(SWEEP_INTERVAL_S, self._sweep)
+
+    def _sweep(self) -> None:
+        """End overdue calls, again and again while any are in flight."""
+        loop = asyncio.get_running_loop()
+        for limiter in self._models.values():
+            limiter.cancel_overdue(loop.time())
+        self._sweeper = loop.call_later(SWEEP_INTERVAL_S, self._sweep) if self.in_flight else None
+
+
+class ModelLimiter:
+    """Limits the calls to one model at one endpoint.
+
+    The concurrency limit adapts by additive increase and multiplicative decrease, as TCP's window
+    does (RFC 5681): each round of answers adds one, a congested endpoint cuts it to `DECREASE`.
+    """
+
+    def __init__(self, concurrency: int, rpm: int | None = None, tpm: int | None = None) -> None:
+        """`concurrency` is the most the limit grows to; `rpm` and `tpm` are a minute's bounds."""
+        self.concurrency = concurrency
+        self.queue: list[tuple[tuple[int, ...], int, Permit]] = []
+        self.in_flight: set[Permit] = set()
+        self.breaker = CircuitBreaker()
+        # Whether any call has been answered yet.
+        self.responsive = False
+        self._paused_until = 0.0
+        self._window = float(concurrency)
+        self._last_decrease = float("-inf")
+        self._requests = RateBucket(rpm) if rpm else None
+        self._tokens = RateBucket(tpm) if tpm else None
+        self._slowest: defaultdict[CallKind, float] = defaultdict(float)
+        self._answers: Counter[CallKind] = Counter()
+        self._completion_tokens: dict[CallKind, float] = {}
+
+    @property
+    def limit(self) -> int:
+        """How many calls may be in flight now; one while the circuit breaker is open."""
+        if self.breaker.down:
+            return 1
+        ceiling = self.concurrency if self.responsive else min(PROBE_LIMIT, self.concurrency)
+        return max(1, min(ceiling, int(self._window)))
+
+    def has_work(self) -> bool:
+        """Whether a call waits here and the limit has room for it."""
+        while self.queue and self.queue[0][2].admission.done():
+            heapq.heappop(self.queue)
+        return bool(self.queue) and len(self.in_flight) < self.limit
+
+    def ready_at(self) -> float:
+        """The time from which the next call may begin."""
+        ready = max(self._paused_until, self.breaker.until)
+        for bucket in (self._requests, self._tokens):
+            ready = max(ready, bucket.ready_at()) if bucket else ready
+        return ready
+
+    def expected_tokens(self, call: Call) -> float:
+        """The tokens a call will likely use; 0 without a limit on tokens.
+
+        The prompt is estimated by its length, the completion by the mean of its kind.
+        """
+        if self._tokens is None:
+            return 0.0
+        prompt = sum(len(m["content"]) for m in call.messages) / CHARS_PER_TOKEN
+        default = min(call.max_tokens * call.room, DEFAULT_COMPLETION_TOKENS)
+        return prompt + self._completion_tokens.get(kind_of(call), default)
+
+    def begin(self, permit: Permit, now: float) -> None:
+        """Count a call that begins."""
+        permit.start = now
+        self.in_flight.add(permit)
+        if self._requests:
+            self._requests.take(now)
+        if self._tokens:
+            self._tokens.take(now, permit.expected_tokens)
+
+    def record_reply(self, permit: Permit, reply: Reply, now: float) -> None:
+        """Learn from an answer: the limit may grow, times and tokens of its kind are updated."""
+        kind = kind_of(permit.call)
+        self.responsive = True
+        self.breaker.record_success()
+        self._window = min(self.concurrency, self._window + 1 / self._window)
+        self._slowest[kind] = max(self._slowest[kind], now - permit.start)
+        self._answers[kind] += 1
+        if self._tokens:
+            tokens = reply.usage["completion_tokens"]
+            mean = self._completion_tokens.get(kind, tokens)
+            self._completion_tokens[kind] = 0.9 * mean + 0.1 * tokens
+            self._tokens.correct(tokens + reply.usage["prompt_tokens"] - permit.expected_tokens)
+
+    def record_fault(self, permit: Permit, fault: Transient, now: float) -> None:
+        """Learn from a fault: the limit may fall, and calls may be paused.
+
+        Raises `ProviderStopped` when the endpoint has been unreachable for too long.
+        """
+        if fault.kind in CONGESTION_FAULTS:
+            # Calls that were in flight together report the same congestion: it counts once.
+            if permit.start > self._last_decrease:
+                self._window = max(1.0, self._window * DECREASE)
+                self._last_decrease = now
+            if fault.retry_after is not None:
+                self.pause(now, fault.retry_after)
+        if self._tokens:
+            self._tokens.correct(-permit.expected_tokens)
+        call = permit.call
+        self.breaker.record_failure((call.stage, call.order, call.seed), now)
+        self.breaker.check_outage(self.responsive, fault, now)
+
+    def pause(self, now: float, seconds: float) -> None:
+        """Begin no call for so many seconds, up to `MAX_PAUSE_S`."""
+        self._paused_until = max(self._paused_until, now + min(seconds, MAX_PAUSE_S))
+
+    def cancel_overdue(self, now: float) -> None:
+        """End calls that are overdue by their deadline; each retry is allowed twice the time."""
+        for permit in self.in_flight:
+            kind = kind_of(permit.call)
+            if permit.deadline is None or self._answers[kind] < OVERDUE_MIN_SAMPLES:
+                continue
+            allowed = max(OVERDUE_MIN_S, OVERDUE_FACTOR * self._slowest[kind]) * 2**permit.timeouts
+            if now - permit.start > allowed and not permit.deadline.expired():
+                permit.deadline.reschedule(now)
+
+
+@dataclass(slots=True)
+class CircuitBreaker:
+    """Whether an endpoint is down, by its consecutive failures.
+
+    While `down`, one call at a time tries it, not before the time `until`.
+    """
+
+    down: bool = False
+    until: float = 0.0
+    _consecutive: int = 0
+    _since: float = 0.0
+    _cooldown: float = FIRST_COOLDOWN_S
+    _calls: set[object] = field(default_factory=set)
+
+    def record_success(self) -> None:
+        """Close the breaker: an answer has come."""
+        if self._consecutive:
+            self.down, self._consecutive, self._cooldown = False, 0, FIRST_COOLDOWN_S
+            self._calls.clear()
+
+    def record_failure(self, call: object, now: float) -> None:
+        """Count a failure of a call, known by any hashable value.
+
+        One call that always fails says nothing about the endpoint.
+        """
+        if not self._consecutive:
+            self._since = now
+        self._consecutive += 1
+        if len(self._calls) < 2:
+            self._calls.add(call)
+        if self._consecutive >= BREAKER_FAILURES and len(self._calls) > 1 and now >= self.until:
+            self.down, self.until = True, now + self._cooldown
+            self._cooldown = min(2 * self._cooldown, MAX_PAUSE_S)
+
+    def check_outage(self, responsive: bool, fault: Transient, now: float) -> None:
+        """Raise `ProviderStopped` if the endpoint was never reached, or is down for too long."""
+        unreachable = not responsive and fault.kind == "connection"
+        if unreachable and self._consecutive >= MAX_REFUSED_AT_START:
+            raise ProviderStopped(
+                f"the endpoint cannot be reached: {fault.message}. Check --base-url"
+            ) from fault
+        seconds = now - self._since
+        if self.down and seconds > (MAX_OUTAGE_S if responsive else MAX_OUTAGE_AT_START_S):
+            raise ProviderStopped(
+                f"the endpoint has answered no call for {seconds:.0f} s (last error: "
+                f"{fault.message}). Finished work is kept; the same command resumes the run"
+            ) from fault
+
+
+class RateBucket:
+    """A limit per minute, as the time at which the next unit is due (GCRA).
+
+    Nothing is saved up, so no minute holds more than `per_minute` units, not even the first.
     """
 
     def __init__(self, per_minute: float) -> None:
-        """`per_minute`: calls or tokens that may begin in any minute."""
-        self._interval = MINUTE_S / per_minute
+        self._interval = 60.0 / per_minute
         self._due = 0.0
 
     def ready_at(self) -> float:
-        """The time from which the next may begin, on the caller's clock."""
+        """The time from which the next unit may be taken."""
         return self._due
 
     def take(self, now: float, amount: float = 1.0) -> None:
-        """Begin something of `amount`."""
+        """Take so many units."""
         self._due = max(self._due, now) + amount * self._interval
 
-    def correct(self, by: float) -> None:
-        """Count `by` more (or less) for what was begun: the estimate was off."""
-        self._due += by * self._interval
+    def correct(self, amount: float) -> None:
+        """Add to (or subtract from) what was taken, when an estimate was off."""
+        self._due += amount * self._interval
 
 
-def pause_of(headers: Mapping[str, str], tokens: float) -> float:
-    """The seconds for which rate-limit headers ask that no call begin; 0: they do not.
+def pause_from_headers(headers: Mapping[str, str], tokens: float) -> float:
+    """The seconds for which rate-limit headers ask that no call begin; 0 if they do not.
 
-    `tokens` is what the next call is expected to use. Read are `x-ratelimit-remaining-requests`,
-    `-tokens` and the `x-ratelimit-reset-` of each, as OpenAI and most others send them.
+    `tokens` is what the next call is expected to use. The headers are those of OpenAI and most
+    others: `x-ratelimit-remaining-requests`, `-tokens`, and an `x-ratelimit-reset-` of each.
     """
     pause = 0.0
-    for what, least in (("requests", 1.0), ("tokens", tokens)):
-        left = _number(headers.get(f"x-ratelimit-remaining-{what}"))
-        if left is not None and left < least:
-            pause = max(pause, _seconds(headers.get(f"x-ratelimit-reset-{what}")))
-    return min(pause, LONGEST_PAUSE_S)
+    for unit, least in (("requests", 1.0), ("tokens", tokens)):
+        remaining = _number(headers.get(f"x-ratelimit-remaining-{unit}"))
+        if remaining is not None and remaining < least:
+            pause = max(pause, _seconds(headers.get(f"x-ratelimit-reset-{unit}")))
+    return min(pause, MAX_PAUSE_S)
 
 
 def _number(text: str | None) -> float | None:
@@ -73,315 +397,13 @@ def _number(text: str | None) -> float | None:
 
 
 def _seconds(text: str | None) -> float:
-    """A duration such as `6m0s`, `20ms` or `1.5`.
+    """A duration such as `6m0s`, `20ms` or `1.5`; 0 if it cannot be read.
 
     >>> [_seconds(t) for t in ("1m2s", "20ms", "1.5", "soon", None)]
     [62.0, 0.02, 1.5, 0.0, 0.0]
     """
-    plain = _number(text)
-    if plain is not None:
-        return max(plain, 0.0) if plain < float("inf") else 0.0
+    number = _number(text)
+    if number is not None:
+        return max(number, 0.0) if number < float("inf") else 0.0
     parts = _DURATION.findall(text or "")
-    return sum((float(n) * _UNITS[unit] for n, unit in parts), 0.0)
-
-
-# Until a first call has succeeded: enough to get past one that hangs, few enough to fail fast.
-OPENING = 4
-# After an endpoint's "too much" the limit falls to this share; each full round without adds one.
-CUT = 0.7
-CONGESTED = ("rate_limit", "timeout", "overloaded")
-# A call is late when it takes ten times as long as the slowest of its kind, but never sooner.
-LATE = 10
-LATE_AT_LEAST_S = 30.0
-LATE_AFTER = 8
-# The circuit breaker: so many failures in a row, of more than one call, and the endpoint is down.
-BREAK_AFTER = 5
-FIRST_COOL_S = 1.0
-OUTAGE_S = 300.0
-OUTAGE_AT_START_S = 60.0
-REFUSED_AT_START = 3
-# What a call writes is not known before; the first of a kind are taken for this much.
-FIRST_GUESS_TOKENS = 500
-CHARACTERS_A_TOKEN = 4
-
-Kind = tuple[str, bool]
-
-
-@dataclass(eq=False, slots=True)
-class Turn:
-    """A call that is under way. `patience` counts how often it was late before."""
-
-    kind: Kind
-    began: float
-    expected: float
-    patience: int
-    deadline: asyncio.Timeout | None = None
-
-
-@dataclass(eq=False, slots=True, order=False)
-class Waiting:
-    """A call that waits for its turn."""
-
-    kind: Kind
-    expected: float
-    patience: int
-    let_in: asyncio.Future[Turn]
-
-
-def kind_of(call: Call) -> Kind:
-    """What calls are alike in time and use: those of a stage, one-token questions apart."""
-    return call.stage, call.answer is None
-
-
-@dataclass(slots=True)
-class Breaker:
-    """Whether an endpoint is down: failures in a row with no answer between them."""
-
-    down: bool = False
-    until: float = 0.0
-    _in_a_row: int = 0
-    _since: float = 0.0
-    _cool: float = FIRST_COOL_S
-    _calls: set[object] = field(default_factory=set)
-
-    def answered(self) -> None:
-        """An answer came: whatever was, is over."""
-        if self._in_a_row:
-            self.down, self._in_a_row, self._cool = False, 0, FIRST_COOL_S
-            self._calls.clear()
-
-    def failed(self, call: object, now: float) -> None:
-        """A failure more; one call that always fails says nothing of the endpoint."""
-        if not self._in_a_row:
-            self._since = now
-        self._in_a_row += 1
-        if len(self._calls) < 2:
-            self._calls.add(call)
-        if self._in_a_row >= BREAK_AFTER and len(self._calls) > 1 and now >= self.until:
-            self.down, self.until = True, now + self._cool
-            self._cool = min(2 * self._cool, LONGEST_PAUSE_S)
-
-    def give_up(self, opened: bool, fault: Transient, now: float) -> None:
-        """Raise `ProviderStopped` when the endpoint was never reached, or is down for too long."""
-        if not opened and fault.kind == "connection" and self._in_a_row >= REFUSED_AT_START:
-            raise ProviderStopped(
-                f"the endpoint cannot be reached: {fault.message}. Check --base-url"
-            ) from fault
-        lasted = now - self._since
-        if self.down and lasted > (OUTAGE_S if opened else OUTAGE_AT_START_S):
-            raise ProviderStopped(
-                f"the endpoint has answered no call for {lasted:.0f} s (the last said: "
-                f"{fault.message}). What was made is kept; the same command goes on"
-            ) from fault
-
-
-class Lane:
-    """The limit is adaptive (additive increase, multiplicative decrease, as TCP's).
-
-    An endpoint that says "too much" gets less, and is tried with more again while it answers.
-    """
-
-    def __init__(self, concurrency: int, rpm: int | None = None, tpm: int | None = None) -> None:
-        """`concurrency` bounds the limit; `rpm` and `tpm` are calls and tokens a minute."""
-        self.concurrency = concurrency
-        self.waiting: list[tuple[tuple[int, ...], int, Waiting]] = []
-        self.turns: set[Turn] = set()
-        self.breaker = Breaker()
-        self.opened = False
-        self._paused_until = 0.0
-        self._allowed = float(concurrency)
-        self._cut_at = float("-inf")
-        self._requests = Pace(rpm) if rpm else None
-        self._tokens = Pace(tpm) if tpm else None
-        self._slowest: defaultdict[Kind, float] = defaultdict(float)
-        self._ended: Counter[Kind] = Counter()
-        self._written: dict[Kind, float] = {}
-
-    @property
-    def limit(self) -> int:
-        """How many calls may be in flight now; while the endpoint is down, one to try it."""
-        if self.breaker.down:
-            return 1
-        most = self.concurrency if self.opened else min(OPENING, self.concurrency)
-        return max(1, min(most, int(self._allowed)))
-
-    def ready_at(self) -> float:
-        """The time from which the next call may begin."""
-        ready = max(self._paused_until, self.breaker.until)
-        for pace in (self._requests, self._tokens):
-            ready = max(ready, pace.ready_at()) if pace else ready
-        return ready
-
-    def begin(self, waiting: Waiting, now: float) -> Turn:
-        """A call begins: pace and limit count it."""
-        turn = Turn(waiting.kind, now, waiting.expected, waiting.patience)
-        self.turns.add(turn)
-        if self._requests:
-            self._requests.take(now)
-        if self._tokens:
-            self._tokens.take(now, turn.expected)
-        return turn
-
-    def expected(self, call: Call) -> float:
-        """What a call will likely use, in tokens: its prompt's length and its kind's mean."""
-        if self._tokens is None:
-            return 0.0
-        prompt = sum(len(m["content"]) for m in call.messages) / CHARACTERS_A_TOKEN
-        guess = min(call.max_tokens * call.room, FIRST_GUESS_TOKENS)
-        return prompt + self._written.get(kind_of(call), guess)
-
-    def answered(self, turn: Turn, reply: Reply, now: float) -> None:
-        """A call was answered: its time and its use are learned from, the limit may grow."""
-        self.opened = True
-        self.breaker.answered()
-        self._allowed = min(self.concurrency, self._allowed + 1 / self._allowed)
-        self._slowest[turn.kind] = max(self._slowest[turn.kind], now - turn.began)
-        self._ended[turn.kind] += 1
-        if self._tokens:
-            written = reply.usage["completion_tokens"]
-            self._written[turn.kind] = 0.9 * self._written.get(turn.kind, written) + 0.1 * written
-            self._tokens.correct(written + reply.usage["prompt_tokens"] - turn.expected)
-
-    def failed(self, turn: Turn, call: object, fault: Transient, now: float) -> None:
-        """A call failed in passing: an overloaded endpoint is asked less, or not for a while.
-
-        Raises `ProviderStopped` when there is no more hope for it.
-        """
-        if fault.kind in CONGESTED and turn.began > self._cut_at:
-            # Those that were in flight with it say the same thing once more.
-            self._allowed = max(1.0, self._allowed * CUT)
-            self._cut_at = now
-        if fault.kind in CONGESTED and fault.retry_after is not None:
-            self.pause(now, fault.retry_after)
-        if self._tokens:
-            self._tokens.correct(-turn.expected)
-        self.breaker.failed(call, now)
-        self.breaker.give_up(self.opened, fault, now)
-
-    def pause(self, now: float, seconds: float) -> None:
-        """Begin no call for a while."""
-        self._paused_until = max(self._paused_until, now + min(seconds, LONGEST_PAUSE_S))
-
-    def end_late(self, now: float) -> None:
-        """End the calls that are long overdue; tried again, each is given twice the time."""
-        for turn in self.turns:
-            if turn.deadline is None or self._ended[turn.kind] < LATE_AFTER:
-                continue
-            allowance = max(LATE_AT_LEAST_S, LATE * self._slowest[turn.kind]) * 2**turn.patience
-            if now - turn.began > allowance and not turn.deadline.expired():
-                turn.deadline.reschedule(now)
-
-
-# MERGED refloom~runs~limits
-# How many calls are in flight, and which goes next. Calls to one model at one endpoint share a
-# lane: its limit, its pace, its pauses. All lanes share the places of the run.
-SWEEP_S = 1.0
-# A timer may come this much early by the clock's own grain.
-GRAIN_S = 1e-6
-
-
-class Limiter:
-    """Lets calls through: at most `concurrency` at once, those of earlier slots first."""
-
-    def __init__(self, concurrency: int, rpm: int | None = None, tpm: int | None = None) -> None:
-        """`rpm` and `tpm` bound the calls and tokens a minute of each lane."""
-        self.concurrency = concurrency
-        self.in_flight = 0
-        self._rpm, self._tpm = rpm, tpm
-        self._lanes: dict[tuple[str, str], Lane] = {}
-        self._count = itertools.count()
-        self._timer: asyncio.TimerHandle | None = None
-        self._sweeper: asyncio.TimerHandle | None = None
-
-    def lane(self, address: str, model: str) -> Lane:
-        """The lane of a model at an endpoint."""
-        found = self._lanes.get((address, model))
-        if found is None:
-            found = self._lanes[address, model] = Lane(self.concurrency, self._rpm, self._tpm)
-        return found
-
-    @property
-    def limit(self) -> int:
-        """How many calls may be in flight now, over all lanes."""
-        lanes = [lane.limit for lane in self._lanes.values()]
-        return min(self.concurrency, sum(lanes)) if lanes else self.concurrency
-
-    @property
-    def waiting(self) -> int:
-        """How many calls wait for a place."""
-        return sum(len(lane.waiting) for lane in self._lanes.values())
-
-    @asynccontextmanager
-    async def place(self, lane: Lane, call: Call, patience: int = 0) -> AsyncIterator[Turn]:
-        """Hold one of the places for the length of a call; earlier orders are let in first."""
-        let_in: asyncio.Future[Turn] = asyncio.get_running_loop().create_future()
-        waiting = Waiting(kind_of(call), lane.expected(call), patience, let_in)
-        heapq.heappush(lane.waiting, (call.order, next(self._count), waiting))
-        self._let_in()
-        try:
-            turn = await let_in
-        except asyncio.CancelledError:
-            if let_in.done() and not let_in.cancelled():
-                self._leave(lane, let_in.result())
-            raise
-        try:
-            yield turn
-        finally:
-            self._leave(lane, turn)
-
-    def heed(self, lane: Lane, headers: Mapping[str, str]) -> None:
-        """Mind the rate-limit headers of an answer."""
-        pause = pause_of(headers, lane.waiting[0][2].expected if lane.waiting else 1.0)
-        if pause:
-            lane.pause(asyncio.get_running_loop().time(), pause)
-
-    def close(self) -> None:
-        """Let no timer outlive the run."""
-        for timer in (self._timer, self._sweeper):
-            if timer is not None:
-                timer.cancel()
-        self._timer = self._sweeper = None
-
-    def _leave(self, lane: Lane, turn: Turn) -> None:
-        lane.turns.discard(turn)
-        self.in_flight -= 1
-        self._let_in()
-
-    def _let_in(self) -> None:
-        """Let in whom the limits allow, and come again when the next may begin."""
-        loop = asyncio.get_running_loop()
-        now = loop.time() + GRAIN_S
-        while self.in_flight < self.concurrency:
-            able = [lane for lane in self._lanes.values() if _wants(lane)]
-            if not able:
-                break
-            due = [lane for lane in able if lane.ready_at() <= now]
-            if not due:
-                self._come_again(loop, min(lane.ready_at() for lane in able))
-                break
-            lane = min(due, key=lambda lane: lane.waiting[0][:2])
-            waiting = heapq.heappop(lane.waiting)[2]
-            waiting.let_in.set_result(lane.begin(waiting, loop.time()))
-            self.in_flight += 1
-        if self.in_flight and self._sweeper is None:
-            self._sweeper = loop.call_later(SWEEP_S, self._sweep)
-
-    def _come_again(self, loop: asyncio.AbstractEventLoop, at: float) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = loop.call_at(at, self._let_in)
-
-    def _sweep(self) -> None:
-        self._sweeper = None
-        loop = asyncio.get_running_loop()
-        for lane in self._lanes.values():
-            lane.end_late(loop.time())
-        if self.in_flight:
-            self._sweeper = loop.call_later(SWEEP_S, self._sweep)
-
-
-def _wants(lane: Lane) -> bool:
-    """Whether somebody waits in the lane and it has room."""
-    while lane.waiting and lane.waiting[0][2].let_in.done():
-        heapq.heappop(lane.waiting)
-    return bool(lane.waiting) and len(lane.turns) < lane.limit
+    return sum((float(value) * _UNIT_SECONDS[unit] for value, unit in parts), 0.0)

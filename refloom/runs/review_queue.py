@@ -19,7 +19,7 @@ from nodes.decisions import Decision, decided, question
 from nodes.llm.fast_json import dumps
 from nodes.record import Record
 from refloom.errors import JournalError
-from refloom.runs.journal import REVIEWS_TABLE, check_ours, open_to_read, waiting_in
+from refloom.runs.journal import REVIEWS_TABLE, check_format, connect_read_only, count_pending
 
 INSERT_REVIEW = "INSERT OR IGNORE INTO reviews VALUES (?, ?, ?, ?, ?)"
 # Seconds to wait while a run is writing.
@@ -44,7 +44,7 @@ class ReviewQueue:
         """Raises `JournalError` if there is no run."""
         self.path = directory / "journal.sqlite"
         self._contamination = contamination
-        with closing(open_to_read(self.path)):
+        with closing(connect_read_only(self.path)):
             pass
         with self._writing() as connection:
             connection.executescript(REVIEWS_TABLE)
@@ -55,7 +55,7 @@ class ReviewQueue:
             with closing(
                 sqlite3.connect(self.path, timeout=WRITE_TIMEOUT_S, isolation_level=None)
             ) as connection:
-                check_ours(connection, self.path)
+                check_format(connection, self.path)
                 connection.execute("PRAGMA synchronous = FULL")
                 yield connection
         except sqlite3.Error as error:
@@ -63,7 +63,7 @@ class ReviewQueue:
 
     def counts(self) -> dict[str, int]:
         """The numbers of waiting and of decided samples."""
-        with closing(open_to_read(self.path)) as connection:
+        with closing(connect_read_only(self.path)) as connection:
             return _counts(connection)
 
     def queue(self) -> dict[str, Any]:
@@ -72,14 +72,14 @@ class ReviewQueue:
             "SELECT id, asked FROM reviews LEFT JOIN samples USING (round, position, slot) "
             "WHERE samples.record IS NULL ORDER BY round, position, slot LIMIT ?"
         )
-        with closing(open_to_read(self.path)) as connection:
+        with closing(connect_read_only(self.path)) as connection:
             rows = connection.execute(sql, (MAX_LISTED_SAMPLES,)).fetchall()
             counts = _counts(connection)
         return {**counts, "items": [_list_entry(id_, json.loads(entry)) for id_, entry in rows]}
 
     def item(self, id_: str) -> dict[str, Any]:
         """One sample with its references, before any decision. Raises `UnknownSample`."""
-        with closing(open_to_read(self.path)) as connection:
+        with closing(connect_read_only(self.path)) as connection:
             entry = json.loads(_read_entry(connection, id_)[1])
         payload = question(entry["sample"], entry["references"])
         return {"sample": payload["sample"], "references": payload["references"]}
@@ -129,7 +129,7 @@ def _read_entry(connection: sqlite3.Connection, id_: str) -> tuple[tuple[int, in
 
 def _counts(connection: sqlite3.Connection) -> dict[str, int]:
     (all_,) = connection.execute("SELECT count(*) FROM reviews").fetchone()
-    waiting = waiting_in(connection)
+    waiting = count_pending(connection)
     return {"waiting": waiting, "decided": all_ - waiting}
 
 

@@ -11,7 +11,7 @@ import contextlib
 import os
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,19 +25,18 @@ from memory.index import ReferenceIndex
 from memory.references import distinct
 from memory.store import ReferenceFile, kept_references
 from nodes.context import Context
-from nodes.llm import Call, Complete
-from nodes.llm.endpoint import Connection
+from nodes.llm import CallFailed, Complete
 from nodes.record import Record
 from nodes.state import Seed
 from refloom.data.benchmarks import benchmarks
 from refloom.data.read import Report, Source, references_of, seeds_of
 from refloom.errors import InputError
 from refloom.runs import ray
-from refloom.runs.client import Addresses, JournaledCalls, Limits
+from refloom.runs.client import CachedClient, Endpoints, open_client
 from refloom.runs.cost import Prices, check_priced
 from refloom.runs.event_log import event
 from refloom.runs.garbage_collection import relaxed_gc
-from refloom.runs.journal import Journal, KeptCalls
+from refloom.runs.journal import Journal, ReusedCalls
 from refloom.runs.outputs import RunSummary, count_journal, prior_usage, write_files
 from refloom.runs.progress import RunStats
 from refloom.runs.ray.pool import WorkerPool, WorkerStarter
@@ -65,8 +64,8 @@ class RunInputs:
 
     seeds: Source
     prices: Prices
-    addresses: Addresses
-    reused: KeptCalls | None
+    endpoints: Endpoints
+    reused: ReusedCalls | None
     contamination: Contamination | None
 
 
@@ -95,10 +94,10 @@ def load_inputs(
         )
     contamination = benchmarks(settings.benchmark, report=report) if settings.benchmark else None
     summary = RunSummary(settings, reference_report, seeds.scan(), prices, report)
-    addresses = Addresses(settings)
+    endpoints = Endpoints(settings)
     # Opened last: from here on it must be closed.
-    reused = KeptCalls(settings.reuse) if settings.reuse is not None else None
-    return RunInputs(seeds, prices, addresses, reused, contamination), summary
+    reused = ReusedCalls(settings.reuse) if settings.reuse is not None else None
+    return RunInputs(seeds, prices, endpoints, reused, contamination), summary
 
 
 class LocalExecutor:
@@ -182,8 +181,7 @@ def worker_config(parts: ExecutorInputs) -> dict[str, Any]:
 
 def run_stats(
     settings: Settings,
-    calls: JournaledCalls | None,
-    limits: Limits | None,
+    calls: CachedClient | None,
     scheduler: SlotScheduler | None,
     seeds: int,
     paid_before: int,
@@ -191,8 +189,8 @@ def run_stats(
 ) -> RunStats:
     """How a run stands, for a display. Plain reads, from any thread."""
     counts = calls.counts if calls else {}
-    limiter = limits.limiter if limits else None
-    budget = limits.budget if limits else None
+    limiter = calls.limiter if calls else None
+    budget = calls.budget if calls else None
     return RunStats(
         accepted=scheduler.accepted if scheduler else 0,
         rejected=scheduler.rejected if scheduler else 0,
@@ -246,13 +244,12 @@ class Run:
     on_begin: Callable[[RunSummary], None] | None = None
     summary: RunSummary | None = None
     shared: Journal | None = None
-    _calls: JournaledCalls | None = None
-    _limits: Limits | None = None
+    _calls: CachedClient | None = None
     _scheduler: SlotScheduler | None = None
     _stopping: bool = False
 
     def stop(self) -> None:
-        """Begin no further call; what is in flight is finished and recorder."""
+        """Begin no further call; what is in flight is finished and recorded."""
         self._stopping = True
         if self._calls is not None:
             self._calls.stop()
@@ -272,7 +269,7 @@ class Run:
             if inputs.reused is not None:
                 stack.callback(inputs.reused.close)
             if self.tools.complete is None:
-                await inputs.addresses.check(self.settings)
+                await inputs.endpoints.check(self.settings)
             journal = await asyncio.to_thread(Journal, self.out)
             try:
                 await asyncio.to_thread(summary.check_same, journal, self.references, inputs.seeds)
@@ -315,41 +312,32 @@ class Run:
 
     async def _run_calls(self, journal: Journal, summary: RunSummary, inputs: RunInputs) -> str:
         """Open the client, make rows, and give the status the run ends with."""
-        settings, addresses = self.settings, inputs.addresses
-        account = self.shared or journal
+        settings, account = self.settings, self.shared or journal
         summary.paid_before, cost, tokens = await asyncio.to_thread(prior_usage, account)
-        self._limits = Limits.of(settings, inputs.prices, cost, tokens)
-        limiter = self._limits.limiter
-
-        def heed(call: Call, headers: Mapping[str, str]) -> None:
-            limiter.heed(limiter.lane(addresses.name(call.judge), call.model), headers)
-
-        connection = Connection(addresses.resolve, max_retries=0, heed=heed)
-        pool = WorkerPool(settings.at_work, heed) if settings.engine == "ray" else None
-        calls = self._calls = JournaledCalls(
-            pool.send if pool else self.tools.complete or connection,
+        pool = WorkerPool(settings.at_work) if settings.engine == "ray" else None
+        async with open_client(
+            settings,
             journal,
-            self._limits,
-            address=addresses.name,
-            stages=dict(settings.stages),
-            prices=inputs.prices,
-            elsewhere=inputs.reused,
+            inputs.endpoints,
+            inputs.prices,
+            prior_cost=cost,
+            prior_tokens=tokens,
+            complete=pool.send if pool else self.tools.complete,
+            reused=inputs.reused,
             shared=self.shared,
-            faulted=self._report_fault,
-        )
-        if self._stopping:
-            calls.stop()
-        scheduler = self._scheduler = SlotScheduler(
-            journal,
-            settings.context(),
-            seeds=summary.seeds.taken,
-            target=settings.target,
-            max_candidates=settings.most_candidates,
-        )
-        try:
+            on_fault=self._report_fault,
+        ) as calls:
+            self._calls = calls
+            if self._stopping:
+                calls.stop()
+            scheduler = self._scheduler = SlotScheduler(
+                journal,
+                settings.context(),
+                seeds=summary.seeds.taken,
+                target=settings.target,
+                max_candidates=settings.most_candidates,
+            )
             await self._run_seeds(journal, inputs, calls, scheduler, pool)
-        finally:
-            await connection.aclose()
         if calls.stopped_by is not None:
             raise calls.stopped_by
         if calls.stopping:
@@ -361,7 +349,7 @@ class Run:
         self,
         journal: Journal,
         inputs: RunInputs,
-        calls: JournaledCalls,
+        calls: CachedClient,
         scheduler: SlotScheduler,
         pool: WorkerPool | None,
     ) -> None:
@@ -393,9 +381,9 @@ class Run:
             stack.push_async_callback(calls.aclose)
             await SeedRunner(executor, settings, inputs.seeds, recorder, quota).run_seeds()
 
-    def _report_fault(self, stage: str, fault: Exception) -> None:
+    def _report_fault(self, fault: CallFailed) -> None:
         if self.on_fault is not None:
-            self.on_fault(getattr(fault, "kind", type(fault).__name__))
+            self.on_fault(fault.kind)
 
     def stats(self) -> RunStats:
         """How the run stands now, for a display. Plain reads, from any thread."""
@@ -403,11 +391,10 @@ class Run:
         seeds = self.summary.seeds.taken if self.summary else 0
         models = (self.settings.model, self.settings.judge)
         prices = self.summary.prices if self.summary else None
-        priced = prices is not None and all(prices.of(model) is not None for model in models)
+        priced = prices is not None and all(prices.get(model) is not None for model in models)
         return run_stats(
             self.settings,
             self._calls,
-            self._limits,
             self._scheduler,
             seeds,
             paid_before,

@@ -31,7 +31,7 @@ from nodes.record import Record, record_of
 from nodes.state import SampleState, Seed
 from refloom.data.read import Source
 from refloom.errors import JournalError, TooManyFailed, WorkersLost
-from refloom.runs.client import Interrupted, JournaledCalls
+from refloom.runs.client import CachedClient, Interrupted
 from refloom.runs.event_log import event
 from refloom.runs.journal import Journal
 from refloom.runs.retrieval import OrderedGate, ReferenceQuota, SeedKey
@@ -273,7 +273,7 @@ class SampleRecorder:
         self,
         journal: Journal,
         scheduler: SlotScheduler,
-        calls: JournaledCalls,
+        calls: CachedClient,
         settings: Settings,
         on_record: Callable[[Record], None] | None,
     ) -> None:
@@ -446,7 +446,7 @@ class SeedRunner:
                 self._tasks.add(task)
                 task.add_done_callback(self._on_seed_done)
             await self._until_fewer_than(lambda: 1)
-            self._calls.shut = True
+            self._calls.closed = True
             if self._tasks and not isinstance(self._fault, JournalError):
                 await self._wait_for_calls()
         finally:
@@ -502,7 +502,7 @@ class SeedRunner:
         quiet = 0
         while self._tasks and quiet < 3:
             ended, _ = await asyncio.wait(self._tasks, timeout=0.2)
-            quiet = 0 if ended or self._calls.in_flight else quiet + 1
+            quiet = 0 if ended or self._calls.limiter.in_flight else quiet + 1
 
     def _on_seed_done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

@@ -19,7 +19,7 @@ from memory.contamination import Contamination
 from nodes.decisions import BadDecision, read_decision
 from refloom.data.benchmarks import benchmarks
 from refloom.errors import InputError, JournalError
-from refloom.runs.journal import reading
+from refloom.runs.journal import open_read_only
 from refloom.runs.outputs import rewrite_files
 from refloom.runs.review_queue import ReviewQueue, UnknownSample
 from refloom.serve.api_keys import LOCAL_USER, identify_request, load_key_hashes
@@ -35,7 +35,7 @@ def load_run_benchmarks(directory: Path) -> Contamination | None:
 
     Raises `InputError` if their files are gone, `JournalError` if there is no run.
     """
-    with reading(directory / "journal.sqlite") as connection:
+    with open_read_only(directory / "journal.sqlite") as connection:
         row = connection.execute("SELECT value FROM meta WHERE key = 'settings'").fetchone()
     files = json.loads(row[0]).get("benchmark") if row else None
     if not files:

@@ -28,7 +28,7 @@ from nodes.record import Record
 from nodes.state import Criterion
 from nodes.trial import another_topic, cut_in_half
 from refloom.errors import InputError
-from refloom.runs.journal import records
+from refloom.runs.journal import read_records
 from refloom.runs.outputs import read_status
 from refloom.settings import Settings, embedded
 
@@ -129,7 +129,7 @@ def build_test_set(directory: Path, settings: Settings, limit: int) -> JudgeTest
 
 def _accepted_records(directory: Path, draw: ReferenceSampler) -> Iterator[Record]:
     """The accepted samples; `draw` sees those and the rejected ones."""
-    for line in records(directory / "journal.sqlite", "accepted", "rejected"):
+    for line in read_records(directory / "journal.sqlite", "accepted", "rejected"):
         record: Record = json.loads(line)
         draw.add(record)
         if record["status"] == "accepted":

@@ -29,7 +29,7 @@ from refloom.evaluation.stats import (
     kappa,
     resample_weights,
 )
-from refloom.runs.journal import records
+from refloom.runs.journal import read_records
 
 VERDICT_WORDS = {
     **dict.fromkeys(("pass", "passed", "accept", "accepted", "true", "yes", "1"), True),
@@ -84,7 +84,7 @@ def read_human_verdicts(path: Path, directory: Path) -> HumanVerdicts:
     _check_once(path, said)
     wanted = {one.id for one in said}
     samples: dict[str, Record] = {}
-    for text in records(directory / "journal.sqlite", "accepted", "rejected", "failed"):
+    for text in read_records(directory / "journal.sqlite", "accepted", "rejected", "failed"):
         record: Record = json.loads(text)
         if record["id"] in wanted:
             samples[record["id"]] = record

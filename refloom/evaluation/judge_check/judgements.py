@@ -13,7 +13,7 @@ from nodes.compare import Duel, compare
 from nodes.context import Context
 from nodes.criteria import ANSWERS_ID, answers_instruction, rule_criteria
 from nodes.judge import Judged, judge
-from nodes.llm import CallFailed, Complete, Place, ProviderStopped
+from nodes.llm import CallFailed, CallOrigin, Complete, ProviderStopped
 from nodes.record import Record
 from nodes.state import Criterion, Verdict, no_usage
 from nodes.trial import midpoint
@@ -112,7 +112,7 @@ class CaseJudge:
         return await judge(
             self.complete,
             self.context,
-            Place(f"judge-check {case.about}", case.kind, (number,)),
+            CallOrigin(f"judge-check {case.about}", case.kind, (number,)),
             instruction=case.instruction,
             response=case.response,
             criteria=criteria,
@@ -164,7 +164,7 @@ class CaseJudge:
 
         async def one(item: tuple[int, JudgeCase]) -> CanaryDuel | CallFailed:
             number, case = item
-            place = Place(f"judge-check {case.about}", f"duel {case.kind}", (number,))
+            place = CallOrigin(f"judge-check {case.about}", f"duel {case.kind}", (number,))
             try:
                 duel = await compare(
                     self.complete,

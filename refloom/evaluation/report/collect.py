@@ -24,7 +24,7 @@ from memory.store import ReferenceFile
 from memory.vectors import Building, vectors_of
 from nodes.llm.fast_json import loads
 from refloom.data.record_stats import Facts
-from refloom.runs.journal import records_in, snapshot
+from refloom.runs.journal import read_snapshot, select_records
 from refloom.runs.outputs import (
     ROW_STATUSES,
     StageUsage,
@@ -185,10 +185,10 @@ def collect_run(name: str, directory: Path) -> RunData:
     Raises `JournalError` if there is no run.
     """
     run = RunData(name, directory, run_json=read_status(directory))
-    with snapshot(directory / "journal.sqlite") as connection:
+    with read_snapshot(directory / "journal.sqlite") as connection:
         # Counts, calls and records of the same moment, although the run may be adding more.
         run.run_json = refresh_counts(run.run_json, connection)
-        for line in records_in(connection, *ROW_STATUSES):
+        for line in select_records(connection, *ROW_STATUSES):
             run.add(loads(line), line)
         run.stages = sorted(usage_by_stage(connection), key=lambda used: -used.calls)
         run.borrowed = sum(used.calls for used in usage_by_stage(connection, "borrowed"))

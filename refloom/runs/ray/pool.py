@@ -21,7 +21,7 @@ from nodes.propose import Admit
 from nodes.record import Record
 from nodes.state import Seed
 from refloom.errors import WorkersLost
-from refloom.runs.client import kept_form
+from refloom.runs.client import reply_to_dict
 from refloom.runs.event_log import event
 from refloom.runs.ray.rpc import RpcChannel, Transport, WorkerDied, call_from_dict, call_to_dict
 from refloom.runs.retrieval import ReferenceQuota, Retrieved, SeedKey
@@ -120,7 +120,6 @@ START_TIMEOUT_S = 180
 
 StartWorker = Callable[[], Awaitable[Transport]]
 WorkerStarter = Callable[[Mapping[str, Any], Contamination | None], StartWorker]
-Heed = Callable[[Call, Mapping[str, str]], None]
 
 
 class _PoolWorker:
@@ -143,8 +142,8 @@ class WorkerPool:
     for it, or to another if that is dead.
     """
 
-    def __init__(self, workers: int, heed: Heed) -> None:
-        self._size, self._heed = workers, heed
+    def __init__(self, workers: int) -> None:
+        self._size = workers
         self._workers: list[_PoolWorker] = []
         self._changed = asyncio.Condition()
         self._replays: dict[SeedKey, SeedReplay] = {}
@@ -290,11 +289,9 @@ class WorkerPool:
         """Answer a worker's request."""
         if what == "call":
             _caller.set((worker, values[0]))
-            return kept_form(await self._calls(call_from_dict(values[1])))
-        if what == "heed":
-            judge, model, headers = values
-            # Only the endpoint and the model of the call count here.
-            self._heed(Call("critique", (), None, model, judge, 0, 0.0, 1), headers)
+            return reply_to_dict(await self._calls(call_from_dict(values[1])))
+        if what == "headers":
+            self._calls.limiter.apply_headers(*values)
         elif what == "recall":
             entry = await self._store.aget(NAMESPACE, values[0])
             return entry and entry.value

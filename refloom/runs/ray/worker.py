@@ -22,12 +22,12 @@ from memory.references import Reference
 from memory.store import ReferenceFile
 from nodes.context import Context
 from nodes.llm import Call, Complete, Reply
-from nodes.llm.endpoint import Connection
+from nodes.llm.endpoint import EndpointClient
 from nodes.propose import Admit
 from nodes.record import Record
 from nodes.state import Seed
-from refloom.runs.client import Addresses, kept_form
-from refloom.runs.rate_limit import TOLD_IN
+from refloom.runs.client import Endpoints, reply_to_dict
+from refloom.runs.rate_limit import RATE_LIMIT_HEADERS
 from refloom.runs.ray.rpc import RpcChannel, call_from_dict, call_to_dict
 from refloom.runs.retrieval import Retrieved, RunRetrieval, SeedKey
 from refloom.settings import Settings
@@ -52,7 +52,9 @@ class Worker:
         os.environ.update({name: key for name, key in config["keys"].items() if key})
         self._context = settings.context()
         self._resumed = bool(config["resumed"])
-        self._connection = Connection(Addresses(settings).resolve, max_retries=0, heed=self._heed)
+        self._connection = EndpointClient(
+            Endpoints(settings).resolve, max_retries=0, on_headers=self._send_headers
+        )
         self._send = complete or self._connection
         self._calls: dict[int, Call] = {}
         self._numbers = itertools.count()
@@ -88,7 +90,7 @@ class Worker:
                 # The run may have changed parameters; the rest of the call is here already.
                 fields = call_to_dict(self._calls[number]) | fields
             call = call_from_dict(fields)
-            return kept_form(await self._send(call))
+            return reply_to_dict(await self._send(call))
         raise ValueError(f"unknown request {what!r}")
 
     async def _make(self, seed: Seed) -> None:
@@ -104,10 +106,10 @@ class Worker:
         finally:
             del self._calls[number]
 
-    def _heed(self, call: Call, headers: Mapping[str, str]) -> None:
-        limits = {name: headers[name] for name in TOLD_IN if name in headers}
+    def _send_headers(self, model: str, judge: bool, headers: Mapping[str, str]) -> None:
+        limits = {name: headers[name] for name in RATE_LIMIT_HEADERS if name in headers}
         if limits:
-            self.channel.notify("heed", call.judge, call.model, limits)
+            self.channel.notify("headers", model, judge, limits)
 
     @asynccontextmanager
     async def _turn(self, seed: Seed, context: Context) -> AsyncIterator[Admit]:
