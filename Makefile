@@ -26,7 +26,7 @@ install: .venv/.installed  ## make .venv with everything: refloom, the embedded 
 	$(BIN)/pip install --quiet --no-compile -e '.[local,dev]'
 	@# By all processors, where pip would take one; files that are no Python 3 are left.
 	@$(BIN)/python -m compileall -q -j 0 .venv/lib >/dev/null 2>&1 || true
-	$(BIN)/python -c 'from memory.weights import minilm; minilm()'
+	$(BIN)/python -c 'from memory.weights import minilm_path; minilm_path()'
 	touch $@
 
 demo: install  ## make real rows on the embedded model; no key

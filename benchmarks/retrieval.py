@@ -82,7 +82,7 @@ async def build(base: np.ndarray, n: int, out: Path) -> dict[str, float]:
 async def asked(out: Path, queries: np.ndarray) -> dict[str, object]:
     """Open the index as a new process does, and search it."""
     from memory.index import ReferenceIndex
-    from memory.store import references_in
+    from memory.store import open_references
 
     before = memory_mb()
     texts = {f"query {i}": query for i, query in enumerate(queries)}
@@ -94,7 +94,7 @@ async def asked(out: Path, queries: np.ndarray) -> dict[str, object]:
     import pyarrow.parquet  # noqa: F401
 
     began = time.perf_counter()
-    index = ReferenceIndex(references_in(out), embed, out, "made")
+    index = ReferenceIndex(open_references(out), embed, out, "made")
     await index.build()
     opened = time.perf_counter() - began
     took, found = [], []
@@ -119,7 +119,7 @@ def hnsw(base: np.ndarray, n: int, queries: np.ndarray) -> dict[str, float]:
     """A graph index of n vectors: time to build, bytes a vector, what it finds, how fast."""
     import faiss
 
-    from memory.vectors import exact
+    from memory.vectors import exact_search
 
     vectors = np.concatenate(list(spread(base, n, 1)))
     index = faiss.index_factory(vectors.shape[1], "HNSW32,SQ8", faiss.METRIC_INNER_PRODUCT)
@@ -133,7 +133,7 @@ def hnsw(base: np.ndarray, n: int, queries: np.ndarray) -> dict[str, float]:
     began = time.perf_counter()
     rows = np.concatenate([index.search(query[None], 10)[1] for query in queries])
     took = (time.perf_counter() - began) / len(queries) * 1000
-    truth = exact(vectors, queries, 10)
+    truth = exact_search(vectors, queries, 10)
     hits = sum(len(set(a) & set(b)) for a, b in zip(rows.tolist(), truth.tolist(), strict=True))
     size = faiss.serialize_index(index).nbytes
     return {
@@ -194,13 +194,13 @@ def main() -> None:
 
 def exact_over(base: np.ndarray, n: int, queries: np.ndarray) -> list[list[int]]:
     """The ten nearest of each query among all vectors, made anew block by block."""
-    from memory.vectors import exact
+    from memory.vectors import exact_search
 
     best = np.full((len(queries), 10), -np.inf, np.float32)
     rows = np.zeros((len(queries), 10), np.int64)
     start = 0
     for block in spread(base, n, 1):
-        near = exact(block, queries, 10)
+        near = exact_search(block, queries, 10)
         scores = np.take_along_axis(queries @ block.T, near, 1)
         every = np.concatenate([best, scores], 1)
         known = np.concatenate([rows, near + start], 1)

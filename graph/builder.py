@@ -21,7 +21,7 @@ from graph.routing import (
 from memory.characteristics import Characteristics
 from memory.contamination import Contamination
 from memory.embed import Embed
-from memory.index import Another, Search
+from memory.index import DrawOther, Search
 from nodes.add import Add, add, check
 from nodes.begin import begin
 from nodes.context import Context
@@ -97,7 +97,7 @@ def build_graph(
     *,
     complete: Complete | None = None,
     search: Search | None = None,
-    another: Another | None = None,
+    another: DrawOther | None = None,
     embed: Embed | None = None,
     characteristics: Characteristics | None = None,
     turn: Turn = alone,
@@ -115,7 +115,7 @@ def build_graph(
     """
     if search is None:
         search = shared_search() if embed is None else DefaultSearch(embed)
-        another = another or search.another
+        another = another or search.draw_other
     complete, embed = complete or EndpointClient(), embed or shared_embedder()
     characteristics = characteristics or Characteristics()
     loop = build_sample(complete=complete, embed=embed, contamination=contamination, inner=True)

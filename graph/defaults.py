@@ -11,9 +11,9 @@ from importlib.resources import files
 from pathlib import Path
 
 from memory.embed import Embed, Embedder
-from memory.index import Added, ReferenceIndex, add
+from memory.index import AddResult, ReferenceIndex, add_references
 from memory.references import IndexUnusable, Reference
-from memory.store import references_in
+from memory.store import open_references
 from memory.weights import DEFAULT_MODEL
 
 # What tells one state of a file from another.
@@ -41,7 +41,7 @@ def default_references() -> tuple[Sequence[Reference], Path | None]:
     """
     directory = index_directory()
     if directory is not None:
-        return references_in(directory), directory
+        return open_references(directory), directory
     text = files("refloom").joinpath("resources/demo/references.jsonl").read_text(encoding="utf-8")
     return [json.loads(line) for line in text.splitlines()], None
 
@@ -62,11 +62,11 @@ class DefaultSearch:
         """See `memory.index.Search`."""
         return await (await self.current()).search(text, k)
 
-    async def another(
+    async def draw_other(
         self, reference: Reference, avoid: Collection[str], random_seed: int
     ) -> Reference | None:
         """See `memory.index.Another`."""
-        return await (await self.current()).another(reference, avoid, random_seed)
+        return await (await self.current()).draw_other(reference, avoid, random_seed)
 
     @property
     def count(self) -> int:
@@ -117,7 +117,7 @@ def shared_search() -> DefaultSearch:
     return DefaultSearch(embedder, embedder.model)
 
 
-async def add_to_index(references: Sequence[Reference]) -> Added:
+async def add_to_index(references: Sequence[Reference]) -> AddResult:
     """Add references to the index of `$REFLOOM_INDEX`. Raises `IndexUnusable` if none is named."""
     directory, embedder = index_directory(), shared_embedder()
     if directory is None:
@@ -125,4 +125,4 @@ async def add_to_index(references: Sequence[Reference]) -> Added:
             "there is no index to add to: the bundled references stay as they are. Start the "
             "server with REFLOOM_INDEX=DIR; a DIR that is not there yet is made"
         )
-    return await add(directory, references, embedder, embedder.model)
+    return await add_references(directory, references, embedder, embedder.model)

@@ -34,13 +34,13 @@ _WORD = re.compile(rf"[{_SINGLE}]|[^\x00-\x2f\x3a-\x60\x7b-\x7f{_SINGLE}{_PARTIN
 _SHIFT = 32
 
 
-def words(text: str) -> list[str]:
+def word_tokens(text: str) -> list[str]:
     """The lower-cased words of `text`; of English the tokens of `memory.novelty`, if it has any.
 
     Of other alphabets whole words too, since a run of 13 letters says nothing; Chinese and
     Japanese by character. Scripts without spaces such as Thai give few and long words.
 
-    >>> words("Why do tides — Flut und Ebbe — follow 月亮?")
+    >>> word_tokens("Why do tides — Flut und Ebbe — follow 月亮?")
     ['why', 'do', 'tides', 'flut', 'und', 'ebbe', 'follow', '月', '亮']
     """
     if text.isascii():
@@ -48,7 +48,7 @@ def words(text: str) -> list[str]:
     return _WORD.findall(unicodedata.normalize("NFKC", text).lower())
 
 
-class Runs:
+class NGramIndex:
     """Where each run of `size` words stands in the texts of a list, by the digest of the run.
 
     The texts have one character a word. What a digest finds is compared with the run, so that
@@ -98,7 +98,7 @@ class Runs:
         return next(self.places(run), None)
 
 
-def spans(starts: list[int], size: int) -> list[tuple[int, int]]:
+def merge_spans(starts: list[int], size: int) -> list[tuple[int, int]]:
     """The stretches that runs of `size` words from `starts` cover together, in order."""
     spans: list[tuple[int, int]] = []
     for start in sorted(starts):
@@ -110,7 +110,7 @@ def spans(starts: list[int], size: int) -> list[tuple[int, int]]:
 
 
 # A run of fewer words stands in many texts by chance, so it says nothing alone.
-_FEWEST = 5
+_MIN_WORDS = 5
 _EVIDENCE = 200
 _UNKNOWN = "\0"
 
@@ -156,8 +156,8 @@ class Contamination:
             threshold: An F1 of common words in order over this is a near-duplicate.
             digest: Makes a run a 64-bit number to look up. No hit rests on it alone.
         """
-        if not _FEWEST <= short_n <= n:
-            raise ValueError(f"{_FEWEST} <= short_n <= n must hold, not {short_n} and {n}")
+        if not _MIN_WORDS <= short_n <= n:
+            raise ValueError(f"{_MIN_WORDS} <= short_n <= n must hold, not {short_n} and {n}")
         self._n, self._short_n = n, short_n
         self._coverage, self._threshold = Fraction(str(coverage)), Fraction(str(threshold))
         # A prompt is kept as a string with one character a word: short, quick to slice and hash.
@@ -165,8 +165,8 @@ class Contamination:
         self._names: list[str] = [""]
         self._prompts: list[str] = []
         self._rows: list[tuple[str, int]] = []
-        self._short = Runs(self._prompts, short_n, digest, first_only=False)
-        self._long = Runs(self._prompts, n, digest, first_only=True)
+        self._short = NGramIndex(self._prompts, short_n, digest, first_only=False)
+        self._long = NGramIndex(self._prompts, n, digest, first_only=True)
         self._wholes: dict[str, int] = {}
         self._starts: set[str] = set()
         # A filter for each size of prompts in powers of two, as a text is near to few sizes.
@@ -179,7 +179,7 @@ class Contamination:
 
     def add(self, prompt: str, benchmark: str, row: int) -> None:
         """Remember a prompt; one without any word cannot be found and is left out."""
-        code = "".join(self._id(word) for word in words(prompt))
+        code = "".join(self._id(word) for word in word_tokens(prompt))
         if not code:
             return
         number = len(self._prompts)
@@ -189,22 +189,22 @@ class Contamination:
         self._long.add(number)
         if len(code) < self._n:
             self._wholes.setdefault(code, number)
-            self._starts.add(code[:_FEWEST])
-        if len(code) >= _FEWEST:
-            self._near[len(code).bit_length()].add(_spelled(code), str(number))
+            self._starts.add(code[:_MIN_WORDS])
+        if len(code) >= _MIN_WORDS:
+            self._near[len(code).bit_length()].add(_spell(code), str(number))
 
     def instruction(self, text: str) -> Hit | None:
         """The prompt that an instruction holds or nearly is, or None.
 
         A prompt of fewer than five words is held only by an instruction that adds little to it.
         """
-        found = words(text)
+        found = word_tokens(text)
         code = self._code(found)
         return self._runs(found, code) or self._tiny(found, code) or self._close(found, code)
 
     def response(self, text: str) -> Hit | None:
         """The prompt of five words or more that a response quotes or nearly is, or None."""
-        found = words(text)
+        found = word_tokens(text)
         code = self._code(found)
         return self._runs(found, code) or self._close(found, code)
 
@@ -256,10 +256,10 @@ class Contamination:
         """The longest prompt of fewer than n words that stands in the text as a run."""
         best = ""
         starts, where = self._starts, 0
-        for i in range(len(code) - _FEWEST + 1):
-            if code[i : i + _FEWEST] not in starts:
+        for i in range(len(code) - _MIN_WORDS + 1):
+            if code[i : i + _MIN_WORDS] not in starts:
                 continue
-            for end in range(i + max(_FEWEST, len(best) + 1), i + self._n):
+            for end in range(i + max(_MIN_WORDS, len(best) + 1), i + self._n):
                 if code[i:end] in self._wholes and end <= len(code):
                     best, where = code[i:end], i
         if not best:
@@ -279,7 +279,7 @@ class Contamination:
             size = len(self._prompts[number])
             if len(places[number]) * reach < self._coverage.numerator * size:
                 continue
-            covered = spans(places[number], self._short_n)
+            covered = merge_spans(places[number], self._short_n)
             share = Fraction(sum(end - start for start, end in covered), size)
             if share > best or (share == best and best_number < 0):
                 best, best_number, best_spans = share, number, covered
@@ -291,7 +291,7 @@ class Contamination:
 
     def _tiny(self, found: list[str], code: str) -> Hit | None:
         """The prompt of fewer than five words that is nearly all of the text."""
-        for size in range(min(_FEWEST - 1, len(code)), 0, -1):
+        for size in range(min(_MIN_WORDS - 1, len(code)), 0, -1):
             if size < len(code) and 2 * size <= self._threshold * (size + len(code)):
                 return None
             for i in range(len(code) - size + 1):
@@ -304,7 +304,7 @@ class Contamination:
         """The first prompt of five words or more that the text is a near-duplicate of."""
         least = int(len(code) * self._threshold / (2 - self._threshold))
         most = int(len(code) * (2 - self._threshold) / self._threshold)
-        spelled = _spelled(code)
+        spelled = _spell(code)
         names = [
             self._near[size].collision(spelled)
             for size in range(least.bit_length(), most.bit_length() + 1)
@@ -323,7 +323,7 @@ class Contamination:
         return Hit(*self._rows[number], how, shown)
 
 
-def _spelled(code: str) -> str:
+def _spell(code: str) -> str:
     """Numbers for words: words of every script, none lost, and no vocabulary that grows."""
     return " ".join([str(ord(c)) for c in code])
 

@@ -19,8 +19,8 @@ Vectors = NDArray[np.float32]
 
 
 # How many texts are remembered with their vectors (some 10 MB), and up to how many at once.
-MOST_RECENT = 4096
-FEW = 64
+EMBED_CACHE_SIZE = 4096
+SMALL_BATCH = 64
 
 
 class Embed(Protocol):
@@ -49,7 +49,7 @@ class Embedder:
     def encode(self, texts: Sequence[str]) -> Vectors:
         """Embed in the calling thread; blocks. Shape (n, dimensions), unit length."""
         with self._lock:
-            if len(texts) > FEW:
+            if len(texts) > SMALL_BATCH:
                 return self._encode(texts)
             new = list(dict.fromkeys(text for text in texts if text not in self._recent))
             if new:
@@ -57,7 +57,7 @@ class Embedder:
             found = np.stack([self._recent[text] for text in texts]) if texts else self._encode([])
             for text in texts:
                 self._recent.move_to_end(text)
-            while len(self._recent) > MOST_RECENT:
+            while len(self._recent) > EMBED_CACHE_SIZE:
                 self._recent.popitem(last=False)
         return found
 
@@ -76,7 +76,7 @@ class Embedder:
 
 
 def _load(model: str) -> Any:
-    path = str(weights.minilm()) if model == DEFAULT_MODEL else model
+    path = str(weights.minilm_path()) if model == DEFAULT_MODEL else model
     from sentence_transformers import SentenceTransformer
     from transformers.utils.logging import disable_progress_bar
 

@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-BLOCK = 4096
+COSINE_BLOCK = 4096
 
 
-class NearVectors:
+class CosineFilter:
     """The vectors there are, asked whether a new one is too near to one of them; exact.
 
     A question costs one pass over all of them: about 1 ms for 10,000 of 384 dimensions.
@@ -41,19 +41,19 @@ class NearVectors:
     def collision(self, vector: NDArray[np.float32]) -> str | None:
         """The name of the first vector that this one is too near to, or None; unit length."""
         for i, block in enumerate(self._blocks):
-            held = block[: len(self._names) - i * BLOCK]
+            held = block[: len(self._names) - i * COSINE_BLOCK]
             over = held @ vector > self._threshold
             if over.any():
-                return self._names[i * BLOCK + int(over.argmax())]
+                return self._names[i * COSINE_BLOCK + int(over.argmax())]
         return None
 
     def add(self, vector: NDArray[np.float32], name: str) -> None:
         """Remember a vector of unit length under `name`."""
         import numpy as np
 
-        at = len(self._names) % BLOCK
+        at = len(self._names) % COSINE_BLOCK
         if not at:
-            self._blocks.append(np.empty((BLOCK, len(vector)), np.float32))
+            self._blocks.append(np.empty((COSINE_BLOCK, len(vector)), np.float32))
         self._blocks[-1][at] = vector
         self._names.append(name)
 
@@ -77,10 +77,10 @@ def tokens(text: str) -> list[str]:
     return _words(text.lower()) or list(text)
 
 
-class Numbers(dict[str | int, int]):
+class TokenNumbers(dict[str | int, int]):
     """The number of each token, given at first sight; of a number, that of its token come again.
 
-    >>> numbers = Numbers()
+    >>> numbers = TokenNumbers()
     >>> numbers.of("to be or not to be")
     [0, 1, 2, 3, 0, 1]
     >>> numbers.each([0, 1, 2, 3, 0, 1])
@@ -111,12 +111,12 @@ class Numbers(dict[str | int, int]):
 
 # MERGED memory~copying
 # Runs of words that a text copies from another.
-def copied_run(text: str, source: str, words: int, allowed: str = "") -> str | None:
+def find_copied_run(text: str, source: str, words: int, allowed: str = "") -> str | None:
     """The first run of `words` words that `text` takes from `source`, or None.
 
     A run that `allowed` holds as well does not count.
 
-    >>> copied_run("so we rise with the sea", "Boats rise with the sea each day.", 4)
+    >>> find_copied_run("so we rise with the sea", "Boats rise with the sea each day.", 4)
     'rise with the sea'
     """
     runs = _all_runs(source, words) - set(_runs(allowed, words))
@@ -134,30 +134,30 @@ def _runs(text: str, words: int) -> Iterator[tuple[str, ...]]:
     return (tuple(found[i : i + words]) for i in range(len(found) - words + 1))
 
 
-__all__ = ["NearVectors", "NoveltyFilter", "copied_run", "novel", "tokens"]
+__all__ = ["CosineFilter", "NoveltyFilter", "find_copied_run", "novel", "tokens"]
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
 # Real frequencies of tokens are known well enough after so many texts.
-LEARN_AT = 1024
+LEARN_FROM_TEXTS = 1024
 # A text of more tokens than this has bits of its own, 1024, since 64 would nearly all be set.
-LONG = 24
+LONG_TEXT = 24
 LAST_CODE_POINT = 0x10FFFF
 
 # A text as one code point a token, rapidfuzz's fastest form; numbers beyond the last one otherwise.
 Code = str | tuple[int, ...]
 
 
-class _Order(dict[int, int]):
+class _TokenRank(dict[int, int]):
     """Where a token stands, the rarest first; one not counted is rarer, and the later the more."""
 
     def __missing__(self, key: int) -> int:
         return -key
 
 
-class _Read(NamedTuple):
+class _TokenizedText(NamedTuple):
     """A text as the filter sees it: in order for the LCS, its rarest tokens, a bit a token."""
 
     code: Code
@@ -181,8 +181,8 @@ class NoveltyFilter:
         ratio = Fraction(str(threshold)) / 2
         self._num, self._den = ratio.numerator, ratio.denominator
         self._ratio = float(ratio)
-        self._numbers = Numbers()
-        self._order = _Order()
+        self._numbers = TokenNumbers()
+        self._order = _TokenRank()
         self._rest_of: dict[int, int] = {}
         self._postings: dict[int, array[int]] = {}
         # Of each text: its code as UTF-8 and where that ends, its bits, its size, its unindexed.
@@ -212,19 +212,19 @@ class NoveltyFilter:
             self._remember(read, name)
         return found
 
-    def _read(self, text: str) -> _Read:
+    def _read(self, text: str) -> _TokenizedText:
         numbers = self._numbers.of(text)
         each = self._numbers.each(numbers)
         bits = 0
         for key in each:
             bits |= 1 << (key & 63)
         more = 0
-        if len(each) > LONG:
+        if len(each) > LONG_TEXT:
             for key in each:
                 more |= 1 << (key & 1023)
-        return _Read(_code(numbers), len(numbers), self._rarest(each), bits, more)
+        return _TokenizedText(_encode(numbers), len(numbers), self._rarest(each), bits, more)
 
-    def _first_near(self, read: _Read) -> str | None:
+    def _first_near(self, read: _TokenizedText) -> str | None:
         if not read.size:
             return self._empty
         for i in self._candidates(read):
@@ -239,7 +239,7 @@ class NoveltyFilter:
                 return self._names[i]
         return None
 
-    def _candidates(self, read: _Read) -> list[int]:
+    def _candidates(self, read: _TokenizedText) -> list[int]:
         """The places of all texts that may be too near, in order."""
         found = [self._postings[key] for key in read.rarest if key in self._postings]
         if not found:
@@ -256,7 +256,7 @@ class NoveltyFilter:
         places = places[np.bitwise_count(bits ^ np.uint64(read.bits)) <= most]
         if not len(places):
             return []
-        places, shared = _counted(places)
+        places, shared = _count_places(places)
         # The tokens that two texts share are those that their rarest share, and at most all the
         # tokens of one of them that are not indexed.
         least = np.floor((sizes.take(places) + read.size) * self._ratio - 0.01) + 1
@@ -265,7 +265,7 @@ class NoveltyFilter:
         chosen: list[int] = places[enough].tolist()
         return chosen
 
-    def _remember(self, read: _Read, name: str) -> None:
+    def _remember(self, read: _TokenizedText, name: str) -> None:
         place = len(self._names)
         if not read.size and self._empty is None:
             self._empty = name
@@ -281,7 +281,7 @@ class NoveltyFilter:
             self._more[place] = read.more
         self._names.append(name)
         self._post(place, read.rarest)
-        if place + 1 == LEARN_AT:
+        if place + 1 == LEARN_FROM_TEXTS:
             self._learn()
 
     def _post(self, place: int, rarest: Iterable[int]) -> None:
@@ -293,7 +293,7 @@ class NoveltyFilter:
 
     def _learn(self) -> None:
         """Index anew, by how rare tokens really are."""
-        texts = [self._numbers.each(_numbers(self._code(i))) for i in range(len(self))]
+        texts = [self._numbers.each(_decode(self._code(i))) for i in range(len(self))]
         counts = Counter(key for each in texts for key in each)
         by_count = sorted(counts, key=lambda key: (counts[key], -key))
         self._order.update((key, i) for i, key in enumerate(by_count))
@@ -325,17 +325,17 @@ class NoveltyFilter:
         return self._num * total // self._den + 1
 
 
-def _code(numbers: Sequence[int]) -> Code:
+def _encode(numbers: Sequence[int]) -> Code:
     if max(numbers, default=0) > LAST_CODE_POINT:
         return tuple(numbers)
     return "".join(map(chr, numbers))
 
 
-def _numbers(code: Code) -> Sequence[int]:
+def _decode(code: Code) -> Sequence[int]:
     return list(map(ord, code)) if isinstance(code, str) else code
 
 
-def _counted(places: NDArray[np.uint32]) -> tuple[NDArray[np.uint32], NDArray[np.intp]]:
+def _count_places(places: NDArray[np.uint32]) -> tuple[NDArray[np.uint32], NDArray[np.intp]]:
     """Each place once, in order, and how often it was there."""
     import numpy as np
 

@@ -42,21 +42,21 @@ def content_id(*parts: str) -> str:
     return sha256("\x1f".join(parts).encode("utf-8", "surrogatepass")).hexdigest()[:12]
 
 
-def content_of(reference: Reference) -> str:
+def reference_hash(reference: Reference) -> str:
     """The short name of all that a reference says."""
     before = (f"{turn['role']}: {turn['content']}" for turn in reference.get("history", ()))
     return content_id(reference["instruction"], reference["response"], *before)
 
 
-def key_of(instruction: str) -> int:
+def instruction_key(instruction: str) -> int:
     """63 bits that stand for an instruction, whatever white space is around it."""
     digest = sha256(instruction.strip().encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def exact_key_of(text: str) -> int:
+def exact_instruction_key(text: str) -> int:
     """The same, where white space counts."""
-    return key_of(f".{text}.")
+    return instruction_key(f".{text}.")
 
 
 def distinct(references: Iterable[Reference]) -> Iterator[Reference]:
@@ -70,12 +70,12 @@ def distinct(references: Iterable[Reference]) -> Iterator[Reference]:
     """
     seen: set[int] = set()
     for reference in references:
-        content = content_of(reference)
+        content = reference_hash(reference)
         for id_ in (reference["id"], f"{reference['id']}-{content[:6]}"):
-            same = key_of(f"{id_} {content}")
+            same = instruction_key(f"{id_} {content}")
             if same in seen:
                 break
-            if key_of(id_) not in seen:
-                seen |= {key_of(id_), same}
+            if instruction_key(id_) not in seen:
+                seen |= {instruction_key(id_), same}
                 yield {**reference, "id": id_}
                 break

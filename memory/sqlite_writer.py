@@ -1,7 +1,7 @@
-"""Writing to a SQLite file beside the event loop, in groups, by one thread.
+"""Group commit: one thread writes to a SQLite file, off the event loop.
 
-Whatever has come in while the last group was being committed is the next one, and who waits for
-its writes is woken once a group: a thread that wakes the loop costs it more than the write does.
+Statements that arrive while a group is committed form the next group. Waiters are woken once a
+group, because waking the event loop from a thread costs more than a write.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from contextlib import suppress
 from itertools import groupby
 from typing import Any, NamedTuple
 
-# What nobody waits for is written with the next thing somebody does, or after this long.
-SOON_S = 0.5
-# A thread that wakes for every write costs more than the writes; a call takes a hundred times this.
-GATHER_S = 0.003
+# Statements nobody waits for are written with the next group, or after this long.
+FLUSH_INTERVAL_S = 0.5
+# Waking for every statement costs more than the statements; a call takes a hundred times this.
+GROUP_DELAY_S = 0.003
 
 
-class Write(NamedTuple):
-    """One statement, and who waits for it."""
+class Statement(NamedTuple):
+    """A statement, and the future of its waiter."""
 
     sql: str
     values: tuple[Any, ...]
     done: asyncio.Future[None] | None
 
 
-class Writer:
-    """Owns a connection in autocommit mode. `unusable` makes the exception that waiters are told.
+class SqliteWriter:
+    """Owns a connection in autocommit mode. `unusable` makes the exception that waiters get.
 
-    After a database error nothing is written any more; a value that no database takes costs only
-    its own write.
+    After a database error nothing more is written. A value that SQLite refuses fails only its own
+    statement.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Writer:
     ) -> None:
         self.connection = connection
         self._unusable = unusable
-        self._writes: deque[Write] = deque()
+        self._writes: deque[Statement] = deque()
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._awake = self._closing = False
         self._fault: BaseException | None = None
@@ -51,17 +51,17 @@ class Writer:
         self._thread.start()
 
     async def put(self, sql: str, *values: Any) -> None:
-        """Write, and return once it and all that was put before is on disk."""
+        """Write, and return once this and all earlier statements are on disk."""
         if self._fault is not None:
             raise self._unusable(self._fault)
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._writes.append(Write(sql, values, done))
-        self._rouse()
+        self._writes.append(Statement(sql, values, done))
+        self._wake_thread()
         await done
 
     def put_soon(self, sql: str, *values: Any) -> None:
-        """Write without waiting: for what could be found out again for nothing."""
-        self._writes.append(Write(sql, values, None))
+        """Write without waiting, for data that can be found out again at no cost."""
+        self._writes.append(Statement(sql, values, None))
 
     def close(self) -> None:
         """Write what is left and close the connection. Blocks."""
@@ -70,7 +70,7 @@ class Writer:
         self._thread.join()
         self.connection.close()
 
-    def _rouse(self) -> None:
+    def _wake_thread(self) -> None:
         if not self._awake:
             self._awake = True
             self._wake.put(None)
@@ -78,11 +78,11 @@ class Writer:
     def _work(self) -> None:
         while True:
             with suppress(queue.Empty):
-                self._wake.get(timeout=SOON_S)
-            if GATHER_S and not self._closing:
-                time.sleep(GATHER_S)
+                self._wake.get(timeout=FLUSH_INTERVAL_S)
+            if GROUP_DELAY_S and not self._closing:
+                time.sleep(GROUP_DELAY_S)
             closing = self._closing
-            # Before the queue is emptied: what comes in after that wakes this thread again.
+            # Before the queue is emptied: what arrives later wakes this thread again.
             self._awake = False
             group = [self._writes.popleft() for _ in range(len(self._writes))]
             if group:
@@ -90,11 +90,11 @@ class Writer:
             if closing:
                 return
 
-    def _write(self, group: list[Write]) -> None:
+    def _write(self, group: list[Statement]) -> None:
         try:
             self._commit(group)
         except (ValueError, OverflowError):
-            # One value that no database takes must not cost the others of its group.
+            # A value that SQLite refuses must not fail the others of its group.
             for write in group:
                 self._write_alone(write)
         except sqlite3.Error as error:
@@ -103,7 +103,7 @@ class Writer:
         else:
             _settle(group, None)
 
-    def _write_alone(self, write: Write) -> None:
+    def _write_alone(self, write: Statement) -> None:
         try:
             self._commit([write])
         except (ValueError, OverflowError, sqlite3.Error) as error:
@@ -111,8 +111,8 @@ class Writer:
         else:
             _settle([write], None)
 
-    def _commit(self, group: list[Write]) -> None:
-        # Each statement lets go of the interpreter and waits to have it back: few are better.
+    def _commit(self, group: list[Statement]) -> None:
+        # Each statement releases the GIL and waits to get it back, so few are better.
         if len(group) == 1:
             self.connection.execute(group[0].sql, group[0].values)
             return
@@ -127,19 +127,19 @@ class Writer:
             raise
 
 
-def _settle(group: list[Write], fault: Exception | None) -> None:
-    """Tell who waits for a group, each loop once."""
+def _settle(group: list[Statement], fault: Exception | None) -> None:
+    """Resolve the futures of a group, with one wake-up for each event loop."""
     waiting: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
     for write in group:
         if write.done is not None:
             waiting.setdefault(write.done.get_loop(), []).append(write.done)
     for loop, futures in waiting.items():
-        # A loop that is closed has nobody who waits.
+        # A closed loop has no waiters.
         with suppress(RuntimeError):
-            loop.call_soon_threadsafe(_tell, futures, fault)
+            loop.call_soon_threadsafe(_resolve, futures, fault)
 
 
-def _tell(futures: list[asyncio.Future[None]], fault: Exception | None) -> None:
+def _resolve(futures: list[asyncio.Future[None]], fault: Exception | None) -> None:
     for future in futures:
         if future.done():
             continue

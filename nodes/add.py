@@ -7,13 +7,13 @@ from typing import Any
 
 from langgraph.runtime import Runtime
 
-from memory.index import Added
+from memory.index import AddResult
 from memory.references import Reference
 from nodes.events import tell
 from nodes.inputs import IndexerState, checked_references
 
 # The seam for the index: which one it is, the server says and no client.
-Add = Callable[[Sequence[Reference]], Awaitable[Added]]
+Add = Callable[[Sequence[Reference]], Awaitable[AddResult]]
 
 
 async def add(state: IndexerState, runtime: Runtime[None], *, add_to_index: Add) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from memory.contamination import Hit
-from memory.novelty import copied_run
+from memory.novelty import find_copied_run
 from memory.references import Reference
 from nodes.state import Criterion, Outcome, Verdict
 
@@ -117,7 +117,7 @@ def no_prompt_talk(facts: Facts) -> Verdict:
 def not_copied(facts: Facts) -> Verdict:
     """Fail a long run of words taken from a reference, unless the instruction holds it too."""
     for reference in facts.references:
-        run = copied_run(
+        run = find_copied_run(
             facts.response, reference["response"], COPIED_WORDS, allowed=facts.instruction
         )
         if run:

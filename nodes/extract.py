@@ -12,7 +12,7 @@ from langgraph.runtime import Runtime
 
 from memory.characteristics import Characteristics, Learned
 from memory.embed import Embed
-from memory.index import Another, another_of
+from memory.index import DrawOther, draw_other
 from memory.references import Reference
 from nodes.context import Context
 from nodes.criteria import answers_instruction, generic_criteria, rule_criteria
@@ -34,7 +34,7 @@ async def extract(
     complete: Complete,
     embed: Embed,
     characteristics: Characteristics,
-    another: Another | None = None,
+    another: DrawOther | None = None,
 ) -> dict[str, Any]:
     """Learn what makes each reference good, once ever, and merge it into criteria.
 
@@ -88,18 +88,18 @@ async def _recall(
     try:
         return await characteristics.recall(key, reference["id"], make, runtime.store)
     except CallFailed as failed:
-        characteristics.tell(reference["id"], None)
+        characteristics.notify(reference["id"], None)
         return failed
 
 
-async def _others(state: State, context: Context, another: Another | None) -> list[Reference]:
+async def _others(state: State, context: Context, another: DrawOther | None) -> list[Reference]:
     """For each reference of the seed another one, fixed by the random seed."""
     own = state["references"]
     avoid = {reference["id"] for reference in own}
     found: dict[str, Reference] = {}
     for reference in own:
         if another is None:
-            other = another_of(own, reference, (), context.random_seed)
+            other = draw_other(own, reference, (), context.random_seed)
         else:
             other = await another(reference, avoid, context.random_seed)
         if other is None:

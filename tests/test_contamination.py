@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memory.contamination import Contamination, Hit, words
+from memory.contamination import Contamination, Hit, word_tokens
 from memory.novelty import tokens
 from refloom.data.benchmarks import benchmarks, prompts_of
 from refloom.data.read import Report
@@ -183,8 +183,8 @@ def test_words_of_other_scripts_count_as_words() -> None:
 
 @given(st.text(st.characters(codec="ascii")))
 def test_english_words_are_the_tokens_of_the_novelty_filter(text: str) -> None:
-    assert words(text) == ([] if not words(text) else tokens(text))
-    assert words(text + "—") == words(text)
+    assert word_tokens(text) == ([] if not word_tokens(text) else tokens(text))
+    assert word_tokens(text + "—") == word_tokens(text)
 
 
 def test_a_prompt_without_words_is_left_out() -> None:

@@ -18,14 +18,14 @@ from hypothesis import strategies as st
 from graph.defaults import default_references
 from memory import store
 from memory import vectors as faiss_vectors
-from memory.index import Candidates, ReferenceIndex, choose, matching, mmr
+from memory.index import Candidates, ReferenceIndex, choose_by_mmr, matching_rows, mmr
 from memory.references import IndexUnusable, content_id, distinct
 from memory.store import (
-    GROUP,
-    KEPT_GROUPS,
+    MAX_CACHED_GROUPS,
+    ROW_GROUP,
     ReferenceFile,
-    kept_references,
-    references_in,
+    load_or_write_references,
+    open_references,
     write_references,
 )
 
@@ -404,13 +404,15 @@ def test_references_come_back_as_they_were_written(tmp_path):
 
 
 def test_a_file_of_references_keeps_few_of_them_in_memory(tmp_path):
-    many = [reference(f"r{i}", f"question {i}") for i in range(GROUP * (KEPT_GROUPS + 3) + 7)]
+    many = [
+        reference(f"r{i}", f"question {i}") for i in range(ROW_GROUP * (MAX_CACHED_GROUPS + 3) + 7)
+    ]
     kept = write_references(tmp_path, iter(many))
     draw = random.Random(1)
     for i in draw.sample(range(len(many)), 300):
         assert kept[i] == many[i]
     assert kept[len(many) - 1] == many[-1]
-    assert len(kept._groups) == KEPT_GROUPS
+    assert len(kept._groups) == MAX_CACHED_GROUPS
     assert sum(1 for _ in kept) == len(many)
 
 
@@ -422,7 +424,7 @@ def test_references_that_cannot_be_read_say_how_to_build_them(tmp_path, content)
     with pytest.raises(IndexUnusable, match="refloom index build"):
         ReferenceFile(path)
     with pytest.raises(IndexUnusable, match="refloom index build"):
-        references_in(tmp_path)
+        open_references(tmp_path)
 
 
 async def test_the_environment_names_the_default_references(tmp_path, monkeypatch):
@@ -468,20 +470,20 @@ async def test_a_search_can_be_restricted_by_source_and_tags(tmp_path, on_disk):
         found = await index.search(given_[0]["instruction"], 4, where=where)
         assert len(found) == 4
         assert all(fits(r) for r in found)
-        assert matching(kept, where).tolist() == [i for i, r in enumerate(given_) if fits(r)]
+        assert matching_rows(kept, where).tolist() == [i for i, r in enumerate(given_) if fits(r)]
     assert await index.search("anything", 3, where={"license": ["none"]}) == []
-    with pytest.raises(ValueError, match="no filter"):
+    with pytest.raises(ValueError, match="unknown filters"):
         await index.search("anything", 3, where={"colour": ["red"]})
 
 
 def test_what_is_not_allowed_is_chosen_only_when_nothing_else_is_left():
     vectors = np.eye(4, dtype=np.float32)
     found = Candidates([7, 8, 9, 10], np.array([0.9, 0.8, 0.7, 0.6], np.float32), vectors, 0)
-    assert choose(found, 2) == [0, 1]
-    assert choose(found, 2, lambda row: row not in (7, 8)) == [2, 3]
-    assert sorted(choose(found, 3, lambda row: row == 9)) == [0, 1, 2]
+    assert choose_by_mmr(found, 2) == [0, 1]
+    assert choose_by_mmr(found, 2, lambda row: row not in (7, 8)) == [2, 3]
+    assert sorted(choose_by_mmr(found, 3, lambda row: row == 9)) == [0, 1, 2]
     own = Candidates([7, 8, 9, 10], found.scores, vectors, 1)
-    assert choose(own, 2, lambda row: row in (9, 10)) == [0, 2]
+    assert choose_by_mmr(own, 2, lambda row: row in (9, 10)) == [0, 2]
 
 
 # --- many vectors ------------------------------------------------------------------------------
@@ -497,36 +499,38 @@ def clustered(n: int, dimensions: int = 16, seed: int = 0) -> np.ndarray:
 @pytest.fixture
 def few_are_many(monkeypatch):
     """Lists are used from 500 vectors on, so that a test need not make 50,000."""
-    monkeypatch.setattr(faiss_vectors, "EXACT_UP_TO", 500)
+    monkeypatch.setattr(faiss_vectors, "FLAT_INDEX_MAX", 500)
 
 
 @given(st.integers(1, 60), st.integers(1, 12), st.integers(0, 999))
 def test_exact_search_in_blocks_is_brute_force(n, k, seed):
     vectors, queries = clustered(n, seed=seed), clustered(3, seed=seed + 1)
     truth = np.sort(queries @ vectors.T, axis=1)[:, ::-1][:, :k]
-    found = faiss_vectors.exact(vectors, queries, min(k, n))
+    found = faiss_vectors.exact_search(vectors, queries, min(k, n))
     scores = np.take_along_axis(queries @ vectors.T, found, 1)
     assert np.allclose(scores, truth, atol=1e-5)
-    flat = faiss_vectors.make(vectors)
+    flat = faiss_vectors.build_index(vectors)
     assert (flat.kind, flat.recall) == ("flat", 1.0)
-    assert np.allclose(faiss_vectors.search(flat.index, queries, min(k, n), 0)[0], truth, atol=1e-5)
+    assert np.allclose(
+        faiss_vectors.search_index(flat.index, queries, min(k, n), 0)[0], truth, atol=1e-5
+    )
 
 
 def test_many_vectors_are_put_in_lists_of_which_enough_are_searched(few_are_many, tmp_path):
     vectors = clustered(6000)
-    made = faiss_vectors.make(vectors)
+    made = faiss_vectors.build_index(vectors)
     assert made.kind == "IVF310,SQ8"
     assert made.recall >= 0.97
-    faiss_vectors.save(made.index, tmp_path / "x.faiss")
+    faiss_vectors.save_index(made.index, tmp_path / "x.faiss")
     mapped = faiss_vectors.open_mapped(tmp_path / "x.faiss")
     queries = clustered(50, seed=0)
-    truth = faiss_vectors.exact(vectors, queries, 10)
-    _, rows, near = faiss_vectors.search(mapped, queries, 10, made.probes)
+    truth = faiss_vectors.exact_search(vectors, queries, 10)
+    _, rows, near = faiss_vectors.search_index(mapped, queries, 10, made.probes)
     hits = sum(len(set(a) & set(b)) for a, b in zip(rows.tolist(), truth.tolist(), strict=True))
     assert hits / truth.size >= 0.95
     assert np.allclose(near[0], vectors[rows[0]], atol=0.02)
     among = np.arange(0, 6000, 1000)
-    _, rows, _ = faiss_vectors.search(mapped, queries, 10, made.probes, among)
+    _, rows, _ = faiss_vectors.search_index(mapped, queries, 10, made.probes, among)
     assert set(rows[0].tolist()) == {*among.tolist(), -1}
 
 
@@ -567,7 +571,7 @@ async def test_two_builds_in_one_directory_leave_the_index_of_one_of_them(tmp_pa
     # All in one thread, which no build may keep while it waits for the other.
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
     await asyncio.gather(*(opened(kept, tmp_path).build() for kept in both))
-    found = references_in(tmp_path)
+    found = open_references(tmp_path)
     assert list(found) in (references(6), references(9))
     await assert_right(opened(found, tmp_path), list(found))
     assert (tmp_path / "references-mine.parquet").read_bytes() == b"not ours"
@@ -577,18 +581,18 @@ async def test_references_that_another_build_has_swept_away_are_written_again(tm
     kept = write_references(tmp_path, references(5))
     kept.path.unlink()
     await opened(kept, tmp_path).build()
-    assert list(references_in(tmp_path)) == references(5)
+    assert list(open_references(tmp_path)) == references(5)
 
 
 async def test_own_references_of_many_texts_are_found_together(tmp_path):
     kept = write_references(tmp_path, references(600))
     index = ReferenceIndex(kept, letters, tmp_path, "m")
     texts = [kept[i]["instruction"] for i in (0, 599, 300, 0)] + ["nothing like it", ""]
-    found = index.owns([f" {text}\n" for text in texts])
+    found = index.find_own([f" {text}\n" for text in texts])
     assert [own and own[0] for own in found] == [0, 599, 300, 0, None, None]
     assert [own[1] for own in found if own] == [kept[i] for i in (0, 599, 300, 0)]
-    assert index.owns([]) == []
-    assert ReferenceIndex([], letters, None, "m").owns(["a"]) == [None]
+    assert index.find_own([]) == []
+    assert ReferenceIndex([], letters, None, "m").find_own(["a"]) == [None]
 
 
 def test_rows_are_read_in_the_order_they_are_asked_for(tmp_path):
@@ -599,16 +603,16 @@ def test_rows_are_read_in_the_order_they_are_asked_for(tmp_path):
 
 
 def test_references_that_are_there_are_not_written_again(tmp_path, monkeypatch):
-    first = kept_references(tmp_path, lambda: references(300))
+    first = load_or_write_references(tmp_path, lambda: references(300))
     monkeypatch.setattr(store, "write_references", None)
-    again = kept_references(tmp_path, lambda: iter(references(300)))
+    again = load_or_write_references(tmp_path, lambda: iter(references(300)))
     assert (again.path, list(again)) == (first.path, list(first))
 
 
 def test_other_references_and_damaged_ones_are_written(tmp_path):
-    first = kept_references(tmp_path, lambda: references(3))
-    more = kept_references(tmp_path, lambda: references(4))
+    first = load_or_write_references(tmp_path, lambda: references(3))
+    more = load_or_write_references(tmp_path, lambda: references(4))
     assert more.path != first.path
     assert list(more) == references(4)
     first.path.write_bytes(b"no parquet")
-    assert list(kept_references(tmp_path, lambda: references(3))) == references(3)
+    assert list(load_or_write_references(tmp_path, lambda: references(3))) == references(3)

@@ -21,9 +21,9 @@ import graph.defaults as defaults
 from graph.builder import build_indexer
 from graph.defaults import DefaultSearch, add_to_index, default_references
 from memory.embed import Embed
-from memory.index import Added, add
+from memory.index import AddResult, add_references
 from memory.references import IndexUnusable, Reference, content_id
-from memory.store import references_in
+from memory.store import open_references
 from nodes.inputs import BadInput, IndexerInput
 
 FOLDER = Path(__file__).parent
@@ -54,7 +54,7 @@ class Counting:
 
 
 def ids(directory: Path) -> list[str]:
-    return [r["id"] for r in references_in(directory)]
+    return [r["id"] for r in open_references(directory)]
 
 
 def files(directory: Path) -> set[str]:
@@ -67,7 +67,7 @@ def assert_whole(directory: Path) -> None:
     manifest = json.loads((directory / "index.json").read_text())
     kept = {"index.json", manifest["vectors"], manifest["keys"]}
     assert files(directory) == kept | {f"references-{manifest['references']}.parquet"}
-    assert manifest["count"] == len(references_in(directory))
+    assert manifest["count"] == len(open_references(directory))
 
 
 async def searched(directory: Path, text: str, monkeypatch, k: int = 1) -> list[Reference]:
@@ -80,7 +80,7 @@ async def searched(directory: Path, text: str, monkeypatch, k: int = 1) -> list[
 
 async def test_the_first_references_make_the_index(tmp_path, monkeypatch):
     directory = tmp_path / "not" / "there"
-    assert await add(directory, some(3), letters, "m") == Added(3, 0, 3)
+    assert await add_references(directory, some(3), letters, "m") == AddResult(3, 0, 3)
     assert ids(directory) == ["r0", "r1", "r2"]
     assert_whole(directory)
     (found,) = await searched(directory, some(3)[1]["instruction"], monkeypatch)
@@ -89,35 +89,37 @@ async def test_the_first_references_make_the_index(tmp_path, monkeypatch):
 
 async def test_the_same_again_adds_and_embeds_nothing(tmp_path):
     embed = Counting()
-    await add(tmp_path, some(3), embed, "m")
+    await add_references(tmp_path, some(3), embed, "m")
     before = files(tmp_path)
     embed.texts.clear()
-    assert await add(tmp_path, some(3), embed, "m") == Added(0, 3, 3)
+    assert await add_references(tmp_path, some(3), embed, "m") == AddResult(0, 3, 3)
     assert embed.texts == [] and files(tmp_path) == before
 
 
 async def test_only_what_is_new_is_embedded_and_comes_last(tmp_path):
     embed = Counting()
-    await add(tmp_path, some(3), embed, "m")
+    await add_references(tmp_path, some(3), embed, "m")
     embed.texts.clear()
-    assert await add(tmp_path, [*some(2), *some(2, "x")], embed, "m") == Added(2, 2, 5)
+    assert await add_references(tmp_path, [*some(2), *some(2, "x")], embed, "m") == AddResult(
+        2, 2, 5
+    )
     assert embed.texts == [r["instruction"] for r in some(2, "x")]
     assert ids(tmp_path) == ["r0", "r1", "r2", "x0", "x1"]
     assert_whole(tmp_path)
 
 
 async def test_a_pair_that_is_given_twice_is_added_once(tmp_path):
-    assert await add(tmp_path, [*some(2), *some(2)], letters, "m") == Added(2, 2, 2)
+    assert await add_references(tmp_path, [*some(2), *some(2)], letters, "m") == AddResult(2, 2, 2)
 
 
 async def test_another_pair_under_an_id_that_is_taken_gets_its_own(tmp_path):
-    await add(tmp_path, some(1), letters, "m")
+    await add_references(tmp_path, some(1), letters, "m")
     other: Reference = {**reference(1, "x"), "id": "r0"}
-    assert (await add(tmp_path, [other], letters, "m")).added == 1
-    first, second = references_in(tmp_path)
+    assert (await add_references(tmp_path, [other], letters, "m")).added == 1
+    first, second = open_references(tmp_path)
     assert first["id"] == "r0" != second["id"] and second["id"].startswith("r0-")
     assert second["instruction"] == other["instruction"]
-    assert (await add(tmp_path, [other], letters, "m")).added == 0
+    assert (await add_references(tmp_path, [other], letters, "m")).added == 0
 
 
 async def test_everything_a_reference_carries_is_kept(tmp_path):
@@ -129,73 +131,73 @@ async def test_everything_a_reference_carries_is_kept(tmp_path):
         history=[{"role": "user", "content": "Hm."}],
     )
     bare = reference(2)
-    await add(tmp_path, [full], letters, "m")
-    await add(tmp_path, [bare], letters, "m")
-    assert list(references_in(tmp_path)) == [full, bare]
+    await add_references(tmp_path, [full], letters, "m")
+    await add_references(tmp_path, [bare], letters, "m")
+    assert list(open_references(tmp_path)) == [full, bare]
 
 
 async def test_adding_none_changes_nothing(tmp_path):
-    await add(tmp_path, some(2), letters, "m")
+    await add_references(tmp_path, some(2), letters, "m")
     before = files(tmp_path)
-    assert await add(tmp_path, [], letters, "m") == Added(0, 0, 2)
+    assert await add_references(tmp_path, [], letters, "m") == AddResult(0, 0, 2)
     assert files(tmp_path) == before
 
 
 async def test_an_index_of_another_embedding_model_is_left_as_it_is(tmp_path):
-    await add(tmp_path, some(2), letters, "m")
+    await add_references(tmp_path, some(2), letters, "m")
     before = files(tmp_path)
     with pytest.raises(IndexUnusable, match="embedded by 'm'"):
-        await add(tmp_path, some(2, "x"), letters, "other")
+        await add_references(tmp_path, some(2, "x"), letters, "other")
     assert files(tmp_path) == before
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"references": 5}', '{"references": "gone"}'])
 async def test_a_broken_index_is_not_added_to_nor_replaced(tmp_path, content):
-    await add(tmp_path, some(2), letters, "m")
+    await add_references(tmp_path, some(2), letters, "m")
     (tmp_path / "index.json").write_text(content)
     before = files(tmp_path)
     with pytest.raises(IndexUnusable) as caught:
-        await add(tmp_path, some(2, "x"), letters, "m")
+        await add_references(tmp_path, some(2, "x"), letters, "m")
     assert "\n" not in str(caught.value)
     assert files(tmp_path) == before
 
 
 async def test_a_failed_embedding_leaves_the_old_index_whole(tmp_path, monkeypatch):
     embed = Counting()
-    await add(tmp_path, some(3), embed, "m")
+    await add_references(tmp_path, some(3), embed, "m")
     before = files(tmp_path)
     embed.fails = True
     with pytest.raises(OSError, match="the model is gone"):
-        await add(tmp_path, some(2, "x"), embed, "m")
+        await add_references(tmp_path, some(2, "x"), embed, "m")
     assert files(tmp_path) == before
     assert_whole(tmp_path)
     assert len(await searched(tmp_path, "anything", monkeypatch, 5)) == 3
     embed.fails = False
-    assert await add(tmp_path, some(2, "x"), embed, "m") == Added(2, 0, 5)
+    assert await add_references(tmp_path, some(2, "x"), embed, "m") == AddResult(2, 0, 5)
 
 
 async def test_a_failed_first_embedding_leaves_nothing(tmp_path):
     embed = Counting()
     embed.fails = True
     with pytest.raises(OSError, match="the model is gone"):
-        await add(tmp_path, some(2), embed, "m")
+        await add_references(tmp_path, some(2), embed, "m")
     assert files(tmp_path) == set()
 
 
 async def test_an_add_that_is_cancelled_while_it_embeds_leaves_the_old_index_whole(tmp_path):
-    await add(tmp_path, some(3), letters, "m")
+    await add_references(tmp_path, some(3), letters, "m")
     before, began = files(tmp_path), asyncio.Event()
 
     async def never(texts: Sequence[str]) -> np.ndarray:
         began.set()
         return await asyncio.get_running_loop().create_future()
 
-    adding = asyncio.create_task(add(tmp_path, some(2, "x"), never, "m"))
+    adding = asyncio.create_task(add_references(tmp_path, some(2, "x"), never, "m"))
     await began.wait()
     adding.cancel()
     await asyncio.gather(adding, return_exceptions=True)
     assert files(tmp_path) == before
-    assert await add(tmp_path, some(2, "x"), letters, "m") == Added(2, 0, 5)
+    assert await add_references(tmp_path, some(2, "x"), letters, "m") == AddResult(2, 0, 5)
 
 
 class Slow(Sequence):
@@ -218,13 +220,13 @@ class Slow(Sequence):
 
 async def test_an_add_that_is_cancelled_while_it_writes_spoils_no_later_one(tmp_path):
     """A cancelled run leaves its thread behind, which must not write into the next one's file."""
-    await add(tmp_path, some(3), letters, "m")
+    await add_references(tmp_path, some(3), letters, "m")
     slow = Slow(some(400, "slow"))
-    adding = asyncio.create_task(add(tmp_path, slow, letters, "m"))
+    adding = asyncio.create_task(add_references(tmp_path, slow, letters, "m"))
     await asyncio.to_thread(slow.asked.wait, 20)
     adding.cancel()
     await asyncio.wait([adding], timeout=0.3)
-    later = asyncio.create_task(add(tmp_path, some(2, "x"), letters, "m"))
+    later = asyncio.create_task(add_references(tmp_path, some(2, "x"), letters, "m"))
     await asyncio.wait([later], timeout=0.5)
     slow.go.set()
     await asyncio.gather(adding, return_exceptions=True)
@@ -236,9 +238,11 @@ async def test_an_add_that_is_cancelled_while_it_writes_spoils_no_later_one(tmp_
 
 
 async def test_adds_at_once_lose_nothing(tmp_path):
-    await add(tmp_path, some(2), letters, "m")
+    await add_references(tmp_path, some(2), letters, "m")
     keys = ("a", "b", "c", "d")
-    done = await asyncio.gather(*(add(tmp_path, some(3, key), letters, "m") for key in keys))
+    done = await asyncio.gather(
+        *(add_references(tmp_path, some(3, key), letters, "m") for key in keys)
+    )
     assert [one.added for one in done] == [3] * 4
     assert sorted(one.total for one in done) == [5, 8, 11, 14]
     assert set(ids(tmp_path)) == {r["id"] for key in ("r", *keys) for r in some(3, key)} - {"r2"}
@@ -246,7 +250,9 @@ async def test_adds_at_once_lose_nothing(tmp_path):
 
 
 async def test_the_same_added_at_once_is_added_once(tmp_path):
-    done = await asyncio.gather(*(add(tmp_path, some(3), letters, "m") for _ in range(3)))
+    done = await asyncio.gather(
+        *(add_references(tmp_path, some(3), letters, "m") for _ in range(3))
+    )
     assert sorted(one.added for one in done) == [0, 0, 3]
     assert len(ids(tmp_path)) == 3
 
@@ -255,13 +261,13 @@ ADDING = """
 import asyncio, sys
 from pathlib import Path
 from fakes import letters, words
-from memory.index import add
+from memory.index import add_references
 
 async def main(directory, key, rounds):
     for number in range(rounds):
         asked = f"{words(f'{key} {number}', 8)}?"
         one = {"id": f"{key}{number}", "instruction": asked, "response": f"About {asked}"}
-        print((await add(directory, [one], letters, "m")).total, flush=True)
+        print((await add_references(directory, [one], letters, "m")).total, flush=True)
 
 asyncio.run(main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])))
 """
@@ -300,8 +306,8 @@ def test_two_processes_that_add_at_once_lose_nothing(tmp_path):
 def into(directory: Path, embed: Embed = letters):
     """The indexer over an index of its own."""
 
-    async def add_to(references: Sequence[Reference]) -> Added:
-        return await add(directory, references, embed, "m")
+    async def add_to(references: Sequence[Reference]) -> AddResult:
+        return await add_references(directory, references, embed, "m")
 
     return build_indexer(add_to=add_to)
 
@@ -311,7 +317,7 @@ async def test_the_indexer_says_what_it_added(tmp_path):
     graph = into(tmp_path)
     assert await graph.ainvoke(given) == {"added": 1, "known": 0, "total": 1}
     assert await graph.ainvoke(given) == {"added": 0, "known": 1, "total": 1}
-    (kept,) = references_in(tmp_path)
+    (kept,) = open_references(tmp_path)
     id_ = content_id("Why tides?", "The Moon pulls.")
     assert kept == {"id": id_, "instruction": "Why tides?", "response": "The Moon pulls."}
 
@@ -320,13 +326,13 @@ async def test_the_indexer_keeps_ids_tags_source_and_licence_and_nothing_else(tm
     full = {**reference(1), "source": "me", "license": "MIT", "tags": ["sea", "moon"]}
     given = {"references": [{**full, "score": 5, "secret": "x", "key": 3}]}
     await into(tmp_path).ainvoke(given)
-    assert list(references_in(tmp_path)) == [full]
+    assert list(open_references(tmp_path)) == [full]
 
 
 async def test_what_is_given_as_null_is_not_there(tmp_path):
     one = {"instruction": "a", "response": "b", "id": None, "tags": None, "source": None}
     await into(tmp_path).ainvoke({"references": [one]})
-    assert set(references_in(tmp_path)[0]) == {"id", "instruction", "response"}
+    assert set(open_references(tmp_path)[0]) == {"id", "instruction", "response"}
 
 
 BAD = [
@@ -356,9 +362,9 @@ BAD = [
 async def test_bad_references_are_refused_with_the_field_named_and_nothing_is_added(given, why):
     added: list[object] = []
 
-    async def add_to(references: Sequence[Reference]) -> Added:
+    async def add_to(references: Sequence[Reference]) -> AddResult:
         added.append(references)
-        return Added(0, 0, 0)
+        return AddResult(0, 0, 0)
 
     # LangGraph wants some key of the input, whatever it holds.
     with pytest.raises(BadInput) as caught:
@@ -416,20 +422,20 @@ async def test_the_indexer_tells_what_it_did(tmp_path):
 
 async def test_a_search_sees_what_was_added_since(tmp_path, monkeypatch):
     monkeypatch.setenv("REFLOOM_INDEX", str(tmp_path))
-    await add(tmp_path, some(3), letters, "m")
+    await add_references(tmp_path, some(3), letters, "m")
     search = DefaultSearch(letters, "m")
     wanted = reference(0, "x")
     assert (await search(wanted["instruction"], 1))[0]["id"] != "x0"
-    await add(tmp_path, [wanted], letters, "m")
+    await add_references(tmp_path, [wanted], letters, "m")
     assert (await search(wanted["instruction"], 1))[0]["id"] == "x0"
 
 
 async def test_an_index_that_stays_is_opened_once(tmp_path, monkeypatch):
     monkeypatch.setenv("REFLOOM_INDEX", str(tmp_path))
-    await add(tmp_path, some(3), letters, "m")
+    await add_references(tmp_path, some(3), letters, "m")
     search = DefaultSearch(letters, "m")
     first = await search.current()
-    await add(tmp_path, some(3), letters, "m")
+    await add_references(tmp_path, some(3), letters, "m")
     found = await asyncio.gather(*(search.current() for _ in range(5)))
     assert all(one is found[0] for one in found)
     assert len(first.references) == len(found[0].references) == 3
@@ -439,7 +445,7 @@ async def test_searches_at_once_open_a_new_index_once_and_embed_nothing_of_it(
     tmp_path, monkeypatch
 ):
     monkeypatch.setenv("REFLOOM_INDEX", str(tmp_path))
-    await add(tmp_path, some(3), letters, "m")
+    await add_references(tmp_path, some(3), letters, "m")
     embed = Counting()
     search = DefaultSearch(embed, "m")
     found = await asyncio.gather(*(search.current() for _ in range(10)))
@@ -454,9 +460,9 @@ async def test_the_bundled_references_are_searched_without_an_index(monkeypatch)
 
 async def test_who_has_an_index_open_goes_on_with_it_while_it_is_replaced(tmp_path, monkeypatch):
     monkeypatch.setenv("REFLOOM_INDEX", str(tmp_path))
-    await add(tmp_path, some(300), letters, "m")
+    await add_references(tmp_path, some(300), letters, "m")
     old = await DefaultSearch(letters, "m").current()
-    await add(tmp_path, some(3, "x"), letters, "m")
+    await add_references(tmp_path, some(3, "x"), letters, "m")
     found = await old.search(some(300)[299]["instruction"], 5)
     assert found[0]["id"] == "r299" and len(found) == 5
 
@@ -464,7 +470,7 @@ async def test_who_has_an_index_open_goes_on_with_it_while_it_is_replaced(tmp_pa
 async def test_an_index_that_vanishes_is_one_line_and_found_again(tmp_path, monkeypatch):
     directory = tmp_path / "index"
     monkeypatch.setenv("REFLOOM_INDEX", str(directory))
-    await add(directory, some(3), letters, "m")
+    await add_references(directory, some(3), letters, "m")
     search = DefaultSearch(letters, "m")
     await search("anything", 1)
     shutil.rmtree(directory)
@@ -474,14 +480,14 @@ async def test_an_index_that_vanishes_is_one_line_and_found_again(tmp_path, monk
         said = str(caught.value)
         assert str(directory) in said and "refloom index build" in said and "\n" not in said
     assert not directory.exists()
-    await add(directory, some(1, "x"), letters, "m")
+    await add_references(directory, some(1, "x"), letters, "m")
     assert [r["id"] for r in await search("anything", 3)] == ["x0"]
 
 
 @pytest.mark.parametrize("gone", ["references-*.parquet", "vectors-*.faiss", "vectors-*.npy"])
 async def test_a_part_that_vanishes_is_one_line(tmp_path, monkeypatch, gone):
     monkeypatch.setenv("REFLOOM_INDEX", str(tmp_path))
-    await add(tmp_path, some(3), letters, "m")
+    await add_references(tmp_path, some(3), letters, "m")
     for path in tmp_path.glob(gone):
         path.unlink()
     with pytest.raises(IndexUnusable) as caught:
@@ -492,13 +498,13 @@ async def test_a_part_that_vanishes_is_one_line(tmp_path, monkeypatch, gone):
 async def test_a_search_that_opened_just_before_an_add_does_not_undo_it(tmp_path, monkeypatch):
     """Between its references and its vectors the index may be replaced: then it opens it anew."""
     monkeypatch.setenv("REFLOOM_INDEX", str(tmp_path))
-    await add(tmp_path, some(3), letters, "m")
+    await add_references(tmp_path, some(3), letters, "m")
     left = [some(2, "x")]
 
     def then_replaced():
         opened = default_references()
         if left:
-            asyncio.run(add(tmp_path, left.pop(), letters, "m"))
+            asyncio.run(add_references(tmp_path, left.pop(), letters, "m"))
         return opened
 
     monkeypatch.setattr(defaults, "default_references", then_replaced)
@@ -510,7 +516,7 @@ async def test_a_search_that_opened_just_before_an_add_does_not_undo_it(tmp_path
 
 async def test_searches_go_on_for_many_rounds_while_another_process_adds(tmp_path, monkeypatch):
     monkeypatch.setenv("REFLOOM_INDEX", str(tmp_path))
-    await add(tmp_path, some(5), letters, "m")
+    await add_references(tmp_path, some(5), letters, "m")
     searches = [DefaultSearch(letters, "m") for _ in range(3)]
     process = adding(tmp_path, "x", 20)
     rounds, seen = 0, [0]

@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from runs import finish_run, references, rows
 
-from memory.characteristics import kept_in
+from memory.characteristics import open_store
 from nodes.criteria import ANSWERS_ID
 from nodes.llm import Call, ProviderStopped, Reply
 from refloom.errors import BudgetSpent, InputError, JournalError
@@ -286,7 +286,7 @@ async def test_bars_are_those_of_the_runs_own_trials(tmp_path):
     settings = {"try_criteria": True, "judge_method": "logodds", "judge_model": "j"}
     model = ScriptedModel(odds=odds)
     await finish_run(tmp_path / "run", model, SEEDS[:4], given=REFERENCES[:4], **settings)
-    async with kept_in(tmp_path / "run" / "memory") as store:
+    async with open_store(tmp_path / "run" / "memory") as store:
         assert len(store._known) == 4
     good = good_in(tmp_path / "run")
 

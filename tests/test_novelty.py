@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 import memory.novelty
-from memory.novelty import NearVectors, NoveltyFilter, copied_run, novel, tokens
+from memory.novelty import CosineFilter, NoveltyFilter, find_copied_run, novel, tokens
 from refloom.data.dedup import ByMeaning, dedup
 from refloom.errors import InputError
 
@@ -186,7 +186,7 @@ def test_tokens_are_those_of_rouge_score_else_characters(text):
 
 @pytest.fixture(params=[3, 40])
 def learns_at_once(request, monkeypatch):
-    monkeypatch.setattr(memory.novelty, "LEARN_AT", request.param)
+    monkeypatch.setattr(memory.novelty, "LEARN_FROM_TEXTS", request.param)
 
 
 learning = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -282,9 +282,9 @@ def unit(*values: float) -> np.ndarray:
 
 
 def test_near_vectors_name_the_first_over_the_threshold(monkeypatch):
-    monkeypatch.setattr(memory.novelty, "BLOCK", 4)
+    monkeypatch.setattr(memory.novelty, "COSINE_BLOCK", 4)
     draw = np.random.default_rng(1)
-    known = NearVectors(0.5)
+    known = CosineFilter(0.5)
     held: list[np.ndarray] = []
     assert known.collision(unit(1, 0, 0)) is None
     for i in range(30):
@@ -296,7 +296,7 @@ def test_near_vectors_name_the_first_over_the_threshold(monkeypatch):
 
 
 def test_a_cosine_at_the_threshold_is_no_duplicate():
-    known = NearVectors(0.0)
+    known = CosineFilter(0.0)
     known.add(unit(1, 0), "east")
     assert known.collision(unit(0, 1)) is None
     assert known.collision(unit(1, 9)) == "east"
@@ -469,12 +469,12 @@ def naive_copied(text: str, source: str, words: int) -> str | None:
     st.integers(1, 6),
 )
 def test_copied_run_is_the_first_run_that_a_naive_look_finds(text, source, words):
-    assert copied_run(text, source, words) == naive_copied(text, source, words)
+    assert find_copied_run(text, source, words) == naive_copied(text, source, words)
 
 
 def test_copied_run_folds_case_and_marks_but_needs_the_whole_length():
     source = "The tide, it is said, follows the Moon."
-    assert copied_run("So THE TIDE it is said!", source, 5) == "the tide it is said"
-    assert copied_run("So THE TIDE it is said!", source, 6) is None
-    assert copied_run("", source, 1) is None
-    assert copied_run("tide", "", 1) is None
+    assert find_copied_run("So THE TIDE it is said!", source, 5) == "the tide it is said"
+    assert find_copied_run("So THE TIDE it is said!", source, 6) is None
+    assert find_copied_run("", source, 1) is None
+    assert find_copied_run("tide", "", 1) is None

@@ -39,7 +39,7 @@ def test_a_gate_lets_all_through_in_order_whoever_leaves_without_entering(n, dra
             for _ in range(draw.randint(0, 5)):
                 await asyncio.sleep(0)
             if draw.random() < 0.7:
-                await gate.reach(number)
+                await gate.wait(number)
                 entered.append(number)
             gate.leave(number)
             gate.leave(number)

@@ -9,7 +9,7 @@ from contextlib import closing
 
 import pytest
 
-from memory.sqlite_writer import Writer
+from memory.sqlite_writer import SqliteWriter
 
 INSERT = "INSERT INTO kept VALUES (?)"
 
@@ -18,10 +18,10 @@ class Unusable(Exception):
     """What waiters are told."""
 
 
-def writer(path) -> Writer:
+def writer(path) -> SqliteWriter:
     connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
     connection.execute("CREATE TABLE IF NOT EXISTS kept (value UNIQUE)")
-    return Writer(connection, lambda fault: Unusable(str(fault)))
+    return SqliteWriter(connection, lambda fault: Unusable(str(fault)))
 
 
 def kept(path) -> list:

@@ -128,10 +128,10 @@ def index_search(args: Namespace, flags: dict[str, Any]) -> int:
     """Show the references nearest to a text."""
     from memory.embed import Embedder
     from memory.index import FILTERS, ReferenceIndex
-    from memory.store import references_in
+    from memory.store import open_references
 
     index = ReferenceIndex(
-        references_in(args.directory),
+        open_references(args.directory),
         Embedder(args.embedding_model),
         args.directory,
         args.embedding_model,
@@ -147,9 +147,9 @@ def index_search(args: Namespace, flags: dict[str, Any]) -> int:
 
 def model_pull(args: Namespace, flags: dict[str, Any]) -> int:
     """Download the embedded model and the default embedding model into the user's cache."""
-    from memory.weights import minilm
+    from memory.weights import minilm_path
     from refloom.local import pull
 
     print_line(str(pull(from_hub=args.from_hub)))
-    print_line(str(minilm()))
+    print_line(str(minilm_path()))
     return 0

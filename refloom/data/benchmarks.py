@@ -9,7 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from memory.contamination import Contamination, words
+from memory.contamination import Contamination, word_tokens
 from refloom.data.files import rows_of
 from refloom.data.read import Report
 from refloom.data.shapes import Unfit, pair_of, whole
@@ -70,7 +70,7 @@ def prompts_of(row: Any) -> tuple[str, list[str]]:
     ('question', ['Why tides?'])
     """
     shape, prompts = _shaped(row)
-    usable = [whole(prompt) for prompt in prompts if words(prompt)]
+    usable = [whole(prompt) for prompt in prompts if word_tokens(prompt)]
     if not usable:
         raise Unfit("its prompt has no words")
     return shape, usable

@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from memory.novelty import NearVectors, NoveltyFilter
+from memory.novelty import CosineFilter, NoveltyFilter
 from refloom.data.files import Skip, rows_of
 from refloom.data.read import Report
 from refloom.data.shapes import Unfit, pair_of, whole
@@ -135,7 +135,7 @@ def _judged(
             else:
                 summary.dropped.append(Dropped(row.line, int(near), row.instruction, "rouge-l"))
         return
-    vectors = NearVectors(meaning.threshold)
+    vectors = CosineFilter(meaning.threshold)
     while batch := list(islice(rows, BATCH)):
         for row, vector in zip(batch, meaning.encode([r.instruction for r in batch]), strict=True):
             near, by = known.collision(row.instruction), "rouge-l"

@@ -12,7 +12,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal, Union
 
-from memory.references import Reference, content_id, content_of, distinct
+from memory.references import Reference, content_id, distinct, reference_hash
 from nodes.state import Seed
 from refloom.data.files import rows_of
 from refloom.data.shapes import Exchange, Unfit, exchanges_of, renamed, usable
@@ -204,7 +204,7 @@ class Source:
             own = f"{own}-{number + 1}"
         if self._as_reference:
             reference = _reference(about, exchange, self._licence)
-            return {**reference, "id": own or content_of(reference)}
+            return {**reference, "id": own or reference_hash(reference)}
         text = exchange.instruction
         return {"id": own or content_id(text), "instruction": text}
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from graph.builder import build_graph
 from memory.embed import Vectors
-from memory.index import another_of
+from memory.index import draw_other
 from memory.references import Reference
 from nodes.learn import MOST
 from nodes.llm import Call, Reply
@@ -204,16 +204,16 @@ async def _try_graph(
     model = FakeModel(references, texts, assume)
     studied: set[str] = set()
 
-    async def draw_other(
+    async def other_reference(
         reference: Reference, avoid: Collection[str], random_seed: int
     ) -> Reference | None:
-        other = another_of(references, reference, avoid, random_seed)
+        other = draw_other(references, reference, avoid, random_seed)
         # With too few references in the sample the reference stands in for another one.
         other = other or reference
         studied.add(other["id"])
         return other
 
-    graph = build_graph(complete=model, embed=model.embed, another=draw_other, ask=None)
+    graph = build_graph(complete=model, embed=model.embed, another=other_reference, ask=None)
     judge_criteria: list[int] = []
     for number, text in enumerate(texts):
         near = _near(references, text, number, settings.references_per_seed)

@@ -18,7 +18,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from memory.sqlite_writer import Writer
+from memory.sqlite_writer import SqliteWriter
 from nodes.llm.fast_json import dumps
 from refloom.errors import JournalError
 
@@ -85,7 +85,7 @@ class Journal:
             self._lock.release()
             raise
         self._read_lock = threading.Lock()
-        self._writing = Writer(self._writer, self._write_error)
+        self._writing = SqliteWriter(self._writer, self._write_error)
 
     def _write_error(self, error: BaseException) -> JournalError:
         return JournalError(f"{self.path}: cannot be written: {error}")

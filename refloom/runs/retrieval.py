@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from memory.index import Candidates, ReferenceIndex, choose, scored
+from memory.index import Candidates, ReferenceIndex, choose_by_mmr, with_score
 from memory.references import Reference
 from nodes.state import Seed
 from refloom.runs.journal import Journal
@@ -182,7 +182,7 @@ class RunRetrieval:
             own = await self._find_own(turn, text)
             if own is not None and k == 1:
                 self._quota.passed(turn)
-                return [scored(own[1], 1.0)]
+                return [with_score(own[1], 1.0)]
             taken = await self._choose(text, k, turn, own)
         else:
             await self._quota.take(turn, taken)
@@ -203,7 +203,7 @@ class RunRetrieval:
 
     def prefetch(self, seeds: Sequence[Seed]) -> None:
         """Look up together which of the next seeds are references themselves. Blocks."""
-        owned = self._index.owns([seed["instruction"] for seed in seeds])
+        owned = self._index.find_own([seed["instruction"] for seed in seeds])
         for seed, own in zip(seeds, owned, strict=True):
             self._own[seed["round"], seed["position"]] = own
 
@@ -211,7 +211,7 @@ class RunRetrieval:
         """The seed's own reference, if it is a reference itself."""
         if turn in self._own:
             return self._own.pop(turn)
-        return (await asyncio.to_thread(self._index.owns, [text]))[0]
+        return (await asyncio.to_thread(self._index.find_own, [text]))[0]
 
     def forget(self, turn: SeedKey) -> None:
         """Drop what was looked up for a seed that has ended."""
@@ -219,6 +219,8 @@ class RunRetrieval:
 
 
 def _pick(candidates: Candidates, k: int, allowed: Sequence[bool]) -> Retrieved:
-    picked = choose(candidates, k, dict(zip(candidates.rows, allowed, strict=True)).__getitem__)
+    picked = choose_by_mmr(
+        candidates, k, dict(zip(candidates.rows, allowed, strict=True)).__getitem__
+    )
     rows = [candidates.rows[i] for i in picked]
     return Retrieved(rows, [float(candidates.scores[i]) for i in picked], rows[candidates.own :])

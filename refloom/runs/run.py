@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from graph.builder import Graph, build_graph
-from memory.characteristics import Characteristics, FileStore, kept_in
+from memory.characteristics import Characteristics, FileStore, open_store
 from memory.contamination import Contamination
 from memory.embed import Embed, Embedder
 from memory.index import ReferenceIndex
 from memory.references import distinct
-from memory.store import ReferenceFile, kept_references
+from memory.store import ReferenceFile, load_or_write_references
 from nodes.context import Context
 from nodes.llm import CallFailed, Complete
 from nodes.record import Record
@@ -137,7 +137,7 @@ def local_executor(parts: ExecutorInputs, embed: Embed | None) -> LocalExecutor:
     graph = build_graph(
         complete=recorder.calls,
         search=retrieval,
-        another=index.another,
+        another=index.draw_other,
         embed=embed,
         characteristics=parts.learned,
         turn=recorder.scheduler.turn,
@@ -355,7 +355,7 @@ class Run:
     ) -> None:
         settings, memory = self.settings, self.settings.memory or self.out / "memory"
         references = await asyncio.to_thread(
-            kept_references, memory, lambda: distinct(self.references)
+            load_or_write_references, memory, lambda: distinct(self.references)
         )
         if not settings.answer_seeds:
             await asyncio.to_thread(scheduler.add_known, references)
@@ -369,7 +369,7 @@ class Run:
         )
         await quota.begin()
         async with contextlib.AsyncExitStack() as stack:
-            store = await stack.enter_async_context(kept_in(memory))
+            store = await stack.enter_async_context(open_store(memory))
             learned = Characteristics(store, record_learned(journal))
             stack.push_async_callback(learned.aclose)
             parts = ExecutorInputs(settings, inputs, references, recorder, quota, store, learned)

@@ -21,7 +21,7 @@ from typing import Protocol
 
 from memory.characteristics import Learned
 from memory.novelty import NoveltyFilter
-from memory.references import IndexUnusable, Reference, exact_key_of
+from memory.references import IndexUnusable, Reference, exact_instruction_key
 from memory.weights import WeightsUnavailable
 from nodes.context import Context
 from nodes.llm import ProviderStopped
@@ -141,7 +141,7 @@ class SlotScheduler:
 
     def _is_new(self, text: str, context: Context) -> bool:
         if context.answer_seeds:
-            new = exact_key_of(text) not in self._exact
+            new = exact_instruction_key(text) not in self._exact
         else:
             new = self._novelty.collision(text) is None
         if new:
@@ -150,7 +150,7 @@ class SlotScheduler:
 
     def _remember(self, text: str, context: Context) -> None:
         if context.answer_seeds:
-            self._exact.add(exact_key_of(text))
+            self._exact.add(exact_instruction_key(text))
         else:
             self._novelty.add(text, "")
 

@@ -18,7 +18,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from memory.characteristics import NAMESPACE, Learned, kept_in
+from memory.characteristics import NAMESPACE, Learned, open_store
 from memory.references import IndexUnusable, Reference
 from memory.store import ReferenceFile
 from nodes.context import Context
@@ -182,7 +182,7 @@ async def load_learned(ground: JudgeTestSet, memory: Path, context: Context) -> 
     found: dict[str, Learned] = {}
     # A memory that cannot be opened means that bars are made anew.
     with suppress(IndexUnusable):
-        async with kept_in(memory) as store:
+        async with open_store(memory) as store:
             for id_, reference in ground.references.items():
                 entry = await store.aget(NAMESPACE, key_of(reference, context))
                 if entry is not None:

@@ -21,7 +21,7 @@ import numpy as np
 from memory.embed import Embed, Vectors
 from memory.references import IndexUnusable, Reference
 from memory.store import ReferenceFile
-from memory.vectors import Building, vectors_of
+from memory.vectors import VectorStore, vectors_of
 from nodes.llm.fast_json import loads
 from refloom.data.record_stats import Facts
 from refloom.runs.journal import read_snapshot, select_records
@@ -298,9 +298,9 @@ async def stored_vectors(
     """
     if sample.file is None:
         return {}
-    building = Building(sample.file, embed, sample.file.path.parent, model, None)
+    building = VectorStore(sample.file, embed, sample.file.path.parent, model, None)
     try:
-        built = await building.opened()
+        built = await building.load()
         rows = np.array(sample.rows[:limit], np.int64).reshape(1, -1)
         vectors = await asyncio.to_thread(vectors_of, built.index, rows)
     except (IndexUnusable, RuntimeError):

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memory.embed import Embed
-from memory.novelty import Numbers, tokens
+from memory.novelty import TokenNumbers, tokens
 from memory.weights import WeightsUnavailable
 from refloom.evaluation.report.collect import SAMPLE_SIZE, ReferenceSample, RunData
 from refloom.evaluation.stats import Interval, proportion
@@ -41,7 +41,7 @@ def rouge(left: Sequence[str], right: Sequence[str]) -> FloatArray:
 
     if not left or not right:
         return np.zeros((len(left), len(right)))
-    numbers = Numbers()
+    numbers = TokenNumbers()
     ours, theirs = [_code(t, numbers) for t in left], [_code(t, numbers) for t in right]
     common = cdist(ours, theirs, scorer=LCSseq.similarity, dtype=np.int32).astype(np.float64)
     sizes = np.add.outer(np.array([*map(len, ours)]), np.array([*map(len, theirs)]))
@@ -49,7 +49,7 @@ def rouge(left: Sequence[str], right: Sequence[str]) -> FloatArray:
     return np.where(sizes > 0, 2 * common / np.maximum(sizes, 1), 1.0)
 
 
-def _code(text: str, numbers: Numbers) -> str:
+def _code(text: str, numbers: TokenNumbers) -> str:
     """A text as a string of one code point a token, the fastest form to compare."""
     return "".join(chr(min(numbers[t], LAST_CODE_POINT)) for t in tokens(text)[:MAX_TOKENS])
 

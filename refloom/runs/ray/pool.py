@@ -298,7 +298,7 @@ class WorkerPool:
         elif what == "keep":
             await self._store.aput(NAMESPACE, values[0], values[1], index=False)
         elif what == "heard":
-            self._learned.tell(*values)
+            self._learned.notify(*values)
         else:
             return await self._step(what, values)
         return None

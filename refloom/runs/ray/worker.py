@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from graph.builder import Graph, build_graph
-from memory.characteristics import Characteristics, Kept, Learned
+from memory.characteristics import Characteristics, Learned, StoredEntry
 from memory.contamination import Contamination
 from memory.embed import Embed, Embedder
 from memory.index import ReferenceIndex
@@ -69,7 +69,7 @@ class Worker:
         return build_graph(
             complete=self._complete,
             search=RunRetrieval(index, _RemoteQuota(self.channel, self._resumed)),
-            another=index.another,
+            another=index.draw_other,
             embed=embed,
             characteristics=Characteristics(_RemoteStore(self.channel), self._heard),
             turn=self._turn,
@@ -181,9 +181,9 @@ class _RemoteStore:
     def __init__(self, channel: RpcChannel) -> None:
         self._channel = channel
 
-    async def aget(self, namespace: tuple[str, ...], key: str) -> Kept | None:
+    async def aget(self, namespace: tuple[str, ...], key: str) -> StoredEntry | None:
         value = await self._channel.ask("recall", key)
-        return Kept(value) if value is not None else None
+        return StoredEntry(value) if value is not None else None
 
     async def aput(
         self, namespace: tuple[str, ...], key: str, value: dict[str, Any], index: Literal[False]
