@@ -447,10 +447,10 @@ async def test_references_that_are_gone_are_told_of(copy):
         path.unlink()
     found = await checked(copy, judging(copy), limit=2)
     assert found["references"] == 0
-    assert "not in" in found["notes"][0]
+    assert "no longer in" in found["notes"][0]
     assert found["originals"]["verdict"]["by_judge"]["value"] == 1
     assert found["flags"] == []
-    assert "nothing was tried" in format_judge_check(found)
+    assert "were not tested" in format_judge_check(found)
 
 
 async def test_an_arm_without_a_judge_is_judged_by_the_built_in_criterion(tmp_path):
@@ -466,7 +466,7 @@ def test_what_is_drawn_is_fixed_by_the_random_seed_and_not_by_the_limit(run):
     same, more = build_test_set(run, another(), 3), build_test_set(run, another(), 6)
     assert [r["id"] for r in few.samples] == [r["id"] for r in same.samples]
     assert [r["id"] for r in more.samples][:3] == [r["id"] for r in few.samples]
-    assert list(more.tried)[:3] == list(few.tried)
+    assert list(more.tested_references)[:3] == list(few.tested_references)
     other = build_test_set(run, another(random_seed=1), 3)
     assert {r["id"] for r in other.samples} != {r["id"] for r in few.samples}
 

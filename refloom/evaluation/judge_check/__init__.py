@@ -180,7 +180,7 @@ class Check:
 
     directory: Path
     settings: Settings
-    ground: JudgeTestSet
+    test_set: JudgeTestSet
     complete: Complete | None
     embed: Embed | None
     human: HumanVerdicts | None = None
@@ -227,8 +227,8 @@ async def judge_check(
     chosen = list(dict.fromkeys(methods or [settings.context().method]))
     if set(chosen) - set(METHODS) or limit < 1 or repeats < 1:
         raise ValueError(f"methods are {', '.join(METHODS)}; limit and repeats are 1 or more")
-    ground = await asyncio.to_thread(build_test_set, directory, settings, limit)
-    check = Check(directory, settings, ground, complete, embed)
+    test_set = await asyncio.to_thread(build_test_set, directory, settings, limit)
+    check = Check(directory, settings, test_set, complete, embed)
     if human is not None:
         check.human = await asyncio.to_thread(read_human_verdicts, human, directory)
     return await _run_check(check, chosen, repeats)
@@ -240,7 +240,7 @@ async def _run_check(check: Check, chosen: Sequence[str], repeats: int) -> dict[
         await _check_method(check, method, repeats)
     await _run_duels(check, next(iter(check.trials), chosen[0]))
     if check.human is not None and check.agreed is None:
-        check.agreed = _human_agreement(check.human, None, run_judge_method(check.ground))
+        check.agreed = _human_agreement(check.human, None, run_judge_method(check.test_set))
     found = _results(check, chosen)
     line = json.dumps(found, indent=2, ensure_ascii=False)
     await asyncio.to_thread(replace_lines, check.directory / RESULT_FILE, [line])
@@ -249,7 +249,7 @@ async def _run_check(check: Check, chosen: Sequence[str], repeats: int) -> dict[
 
 async def _check_method(check: Check, method: str, repeats: int) -> None:
     """Try the judge in one way; that an endpoint cannot judge so is noted, and no more."""
-    context = judge_context(check.ground, check.settings, method)
+    context = judge_context(check.test_set, check.settings, method)
     embed = None
     if method == "logodds":
         embed = check.embed or _open_embedder(check.settings)
@@ -261,7 +261,7 @@ async def _check_method(check: Check, method: str, repeats: int) -> None:
         ) as calls:
             try:
                 judge = CaseJudge(calls, context, check.settings, check.directory)
-                trial = await try_judge(judge, check.ground, embed, repeats)
+                trial = await try_judge(judge, check.test_set, embed, repeats)
                 check.trials[method] = trial
                 check.faults += trial.faults
                 if first and check.human is not None:
@@ -289,8 +289,8 @@ async def _compare_with_human(
 ) -> None:
     """Compare the judge with a person: by what the run kept if it is the same, else ask it."""
     method = judge.context.method
-    same = run_judge_identity(check.ground) == judge_identity(check.settings)
-    if same and run_judge_method(check.ground) == method:
+    same = run_judge_identity(check.test_set) == judge_identity(check.settings)
+    if same and run_judge_method(check.test_set) == method:
         check.agreed = _human_agreement(human, None, method)
         return
     verdicts, faults = await judge_human_samples(judge, human, trial.bars)
@@ -308,13 +308,13 @@ def _human_agreement(
 
 async def _run_duels(check: Check, method: str) -> None:
     """Originals against canaries; how a judge gives single verdicts does not matter here."""
-    context = judge_context(check.ground, check.settings, method)
+    context = judge_context(check.test_set, check.settings, method)
     bars = check.trials[method].bars if method in check.trials else MethodTrial().bars
     async with judge_session(
         check.directory, check.settings, check.complete, JUDGE_CHECK_STAGE
     ) as calls:
         judge = CaseJudge(calls, context, check.settings, check.directory)
-        check.fought, faults = await judge.duels(sample_cases(check.ground, context, bars))
+        check.fought, faults = await judge.duels(sample_cases(check.test_set, context, bars))
         check.paid += calls.counts["paid"]
         check.reused += calls.counts["reused"]
     check.faults += faults
@@ -323,11 +323,11 @@ async def _run_duels(check: Check, method: str) -> None:
 def _results(check: Check, chosen: Sequence[str]) -> dict[str, Any]:
     trials, settings = check.trials, check.settings
     same, first = order_consistency(check.fought)
-    notes = list(check.ground.notes)
+    notes = list(check.test_set.notes)
     if check.faults:
         why = check.faults[0]
         notes.append(f"{len(check.faults)} questions had no answer, the first: {why.message}")
-    if len(check.ground.samples) < MIN_CASES:
+    if len(check.test_set.samples) < MIN_CASES:
         notes.append(
             f"fewer than {MIN_CASES} accepted rows: too few to hold anything against a judge"
         )
@@ -337,8 +337,8 @@ def _results(check: Check, chosen: Sequence[str]) -> dict[str, Any]:
         "unavailable": check.unavailable,
         "prompt": version("critique", "question", "compare"),
         "random_seed": settings.random_seed,
-        "samples": len(check.ground.samples),
-        "references": len(check.ground.tried),
+        "samples": len(check.test_set.samples),
+        "references": len(check.test_set.tested_references),
         "flags": [],
         "notes": notes,
         "criteria": [row for trial in trials.values() for row in trial.criteria],
@@ -355,5 +355,5 @@ def _results(check: Check, chosen: Sequence[str]) -> dict[str, Any]:
         "calls": check.paid + check.reused,
         "paid": check.paid,
     }
-    found["flags"] = raise_flags(found, writer_identity(check.ground), judge_identity(settings))
+    found["flags"] = raise_flags(found, writer_identity(check.test_set), judge_identity(settings))
     return found

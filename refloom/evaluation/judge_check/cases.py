@@ -1,7 +1,8 @@
-"""What a judge is tried on: a run's accepted samples, its references, and the criteria they gave.
+"""What a judge is tested on: accepted samples of a run, references, their criteria, and canaries.
 
-Everything is drawn by hashes fixed by the random seed, so that a check that is taken up again, or
-made by another judge, is made on the same texts.
+A canary is a bad response made from a good one, with a known fault. Everything is drawn by hashes
+that depend only on the random seed, so a check that is resumed, or repeated with another judge,
+uses the same texts.
 """
 
 from __future__ import annotations
@@ -34,204 +35,14 @@ from refloom.settings import Settings, embedded
 
 RankId = Callable[[str], bytes]
 
-
-@dataclass(frozen=True)
-class JudgeTestSet:
-    """The texts of a check.
-
-    Attributes:
-        run: What the run says of itself (see `refloom.runs.outputs.status_of`).
-        samples: The accepted samples that canaries are made of.
-        others: For each of them, by id, another accepted response; missing where there is none.
-        tried: The references whose criteria are tried, by id, as many as could be found.
-        references: Those, and the references of the samples.
-        drawn: The criteria that each tried reference gave.
-        notes: What could not be had, in sentences.
-    """
-
-    run: dict[str, Any]
-    samples: list[Record]
-    others: dict[str, str]
-    tried: dict[str, Reference]
-    references: dict[str, Reference]
-    drawn: dict[str, list[Criterion]]
-    notes: list[str] = field(default_factory=list)
-
-
-@dataclass
-class ReferenceSampler:
-    """The `limit` references with the smallest hashes of all that were used, with their criteria.
-
-    One that is pushed out never comes back, so the memory needed does not grow with the run.
-    """
-
-    rank: RankId
-    limit: int
-    kept: dict[str, dict[str, Criterion]] = field(default_factory=dict)
-
-    def add(self, record: Record) -> None:
-        """Take note of the references of a sample, and of the criteria it was judged by."""
-        criteria = [c for c in record["criteria"] if c["reference_id"]]
-        for id_ in (*record["reference_ids"], *(c["reference_id"] for c in criteria)):
-            self._enter(id_)
-        for criterion in criteria:
-            if criterion["reference_id"] in self.kept:
-                self.kept[criterion["reference_id"]].setdefault(criterion["id"], criterion)
-
-    def _enter(self, id_: str) -> None:
-        if id_ in self.kept:
-            return
-        self.kept[id_] = {}
-        if len(self.kept) > self.limit:
-            del self.kept[max(self.kept, key=self.rank)]
-
-
-def build_test_set(directory: Path, settings: Settings, limit: int) -> JudgeTestSet:
-    """Read what a check of so many samples and references needs. Blocks.
-
-    Raises `InputError` when the run has no accepted row, `JournalError` when there is no run.
-    """
-    run = read_status(directory)
-
-    def rank(id_: str) -> bytes:
-        said = f"{settings.random_seed} {id_}".encode("utf-8", "replace")
-        return sha256(said).digest()
-
-    draw = ReferenceSampler(rank, limit)
-    # One more than is judged, so that a single sample has another's response too.
-    drawn = heapq.nsmallest(
-        limit + 1, _accepted_records(directory, draw), key=lambda r: rank(r["id"])
-    )
-    if not drawn:
-        raise InputError(
-            f"{directory}: holds no accepted row, and a judge is checked on accepted rows. Run on "
-            "until there are some (`refloom status` says how it stands)"
-        )
-    samples, others = drawn[:limit], {}
-    for i, record in enumerate(samples):
-        other = drawn[(i + 1) % len(drawn)]
-        if other["response"] != record["response"]:
-            others[record["id"]] = other["response"]
-    wanted = {*draw.kept, *(id_ for record in samples for id_ in record["reference_ids"])}
-    criteria = {id_: list(found.values()) for id_, found in draw.kept.items()}
-    memory = memory_directory(directory, settings)
-    found = _find_references(memory, wanted, criteria)
-    ids = sorted((id_ for id_ in draw.kept if id_ in found), key=rank)
-    notes = []
-    if len(found) < len(wanted):
-        notes.append(
-            f"{len(wanted) - len(found)} of {len(wanted)} references are not in {memory} any more; "
-            "nothing was tried on them (--memory names where a run kept its own)"
-        )
-    tried = {id_: found[id_] for id_ in ids}
-    return JudgeTestSet(run, samples, others, tried, found, criteria, notes)
-
-
-def _accepted_records(directory: Path, draw: ReferenceSampler) -> Iterator[Record]:
-    """The accepted samples; `draw` sees those and the rejected ones."""
-    for line in read_records(directory / "journal.sqlite", "accepted", "rejected"):
-        record: Record = json.loads(line)
-        draw.add(record)
-        if record["status"] == "accepted":
-            yield record
-
-
-def memory_directory(directory: Path, settings: Settings) -> Path:
-    """Where a run keeps its references and what it learned of them."""
-    return settings.memory or directory / "memory"
-
-
-def _find_references(
-    memory: Path, wanted: set[str], criteria: Mapping[str, list[Criterion]]
-) -> dict[str, Reference]:
-    """The references of some ids, newest file first; of a shared memory only those meant.
-
-    One that does not hold the words its criteria quote is another run's of the same id.
-    """
-    found: dict[str, Reference] = {}
-    files = memory.glob("references-*.parquet")
-    for path in sorted(files, key=lambda p: p.stat().st_mtime, reverse=True):
-        if wanted <= found.keys():
-            break
-        with suppress(IndexUnusable):
-            file = ReferenceFile(path)
-            ids = enumerate(file.column("id").to_pylist())
-            rows = [row for row, id_ in ids if id_ in wanted and id_ not in found]
-            for reference in file.rows(rows):
-                said = fold(reference["response"])
-                quotes = [c["quote"] or "" for c in criteria.get(reference["id"], ())]
-                if all(fold(quote) in said for quote in quotes):
-                    found[reference["id"]] = reference
-    return found
-
-
-def judge_context(ground: JudgeTestSet, settings: Settings, method: str) -> Context:
-    """The run's own context with the judge that is checked in it."""
-    own = ground.run.get("settings", {})
-    kept = {name: value for name, value in own.items() if name in Context.model_fields}
-    judging = ("random_seed", "should_share", "judge_votes")
-    kept |= {name: getattr(settings, name) for name in judging}
-    kept |= {"judge_model": settings.judge, "judge_method": method}
-    return Context.model_validate(settings.context().model_dump() | kept)
-
-
-async def load_learned(ground: JudgeTestSet, memory: Path, context: Context) -> dict[str, Learned]:
-    """What this judge's own trials left of the references, by id: their bars are in it."""
-    if not (memory / "characteristics.sqlite").is_file():
-        return {}
-    found: dict[str, Learned] = {}
-    # A memory that cannot be opened means that bars are made anew.
-    with suppress(IndexUnusable):
-        async with open_store(memory) as store:
-            for id_, reference in ground.references.items():
-                entry = await store.aget(NAMESPACE, key_of(reference, context))
-                if entry is not None:
-                    found[id_] = entry.value
-    return found
-
-
-def writer_identity(ground: JudgeTestSet) -> tuple[str, str]:
-    """The model that wrote the rows, and its endpoint."""
-    said = ground.run.get("settings", {})
-    return _identity(str(ground.samples[0]["model"]), said.get("base_url"))
-
-
-def run_judge_identity(ground: JudgeTestSet) -> tuple[str, str]:
-    """The judge of the run itself, and its endpoint."""
-    said = ground.run.get("settings", {})
-    judge = str(ground.samples[0]["judge_model"])
-    return _identity(judge, said.get("judge_base_url") or said.get("base_url"))
-
-
-def judge_identity(settings: Settings) -> tuple[str, str]:
-    """The judge that is checked, and its endpoint, without what is secret in the address."""
-    said = settings.shown()
-    return _identity(settings.judge, said["judge_base_url"] or said["base_url"])
-
-
-def _identity(model: str, address: str | None) -> tuple[str, str]:
-    # One inside this process has no endpoint.
-    return model, "" if embedded(model) else address or ""
-
-
-def run_judge_method(ground: JudgeTestSet) -> str:
-    """How the judge of the run judged."""
-    method = ground.run.get("settings", {}).get("judge_method")
-    return method or ("logodds" if embedded(run_judge_identity(ground)[0]) else "verdict")
-
-
-# MERGED refloom~measure~canaries
-# Bad responses with a known fault, made of a good one by plain functions: a judge must see
-# them. No model makes them, so what is wrong with each is certain. Nothing in a response is
-# evaluated: texts are only cut and joined.
-# In what order they are shown.
+# The kinds of canaries, in the order in which they are reported.
 CANARY_KINDS = ("truncated", "off_topic", "contradicting", "padded", "flattering", "swapped")
-# What a response to another question cannot do, a padded one can: it still answers.
+# A padded response still answers the instruction; the others do not.
 FAULTY_KINDS = tuple(kind for kind in CANARY_KINDS if kind != "padded")
-# How much longer a padded response is, at least.
+# A padded response is at least this many times as long as the original.
 PADDING_FACTOR = 3
 MAX_NEGATED = 12
-# A verb that comes later is hardly the main one; nor is one after these words.
+# A verb after more words than this, or after one of _CLAUSES, is probably not the main verb.
 SUBJECT_WORDS = 4
 _CLAUSES = frozenset(
     {"if", "when", "while", "as", "since", "because", "so", "what", "which", "who", "that"}
@@ -267,26 +78,230 @@ _REMARKS = (
 )
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
 _MARKER = re.compile(r"^\s*(?:[-*+>#]+|\d+[.)])\s+")
-# The first of these in a sentence takes "not" after it.
+# "not" is inserted after the first of these in a sentence.
 _VERB = re.compile(
     r"\b(is|are|was|were|can|could|will|would|should|must|may|might|has|have|had|does|do|did)\b"
     r"(?!n['’]t)(?!\s+not\b)"
 )
 
 
+@dataclass(frozen=True)
+class JudgeTestSet:
+    """The texts of a judge check.
+
+    Attributes:
+        run: The status of the run (see `refloom.runs.outputs.status_of`).
+        samples: The accepted samples that canaries are made from.
+        other_responses: By sample id, the response of another accepted sample; a sample for which
+            there is none is missing.
+        tested_references: By id, the references whose criteria are tested, as far as they exist.
+        references: By id, the tested references and the references of the samples.
+        criteria: By reference id, the criteria drawn from the reference.
+        notes: Sentences about what is missing.
+    """
+
+    run: dict[str, Any]
+    samples: list[Record]
+    other_responses: dict[str, str]
+    tested_references: dict[str, Reference]
+    references: dict[str, Reference]
+    criteria: dict[str, list[Criterion]]
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class ReferenceSampler:
+    """Selects the `limit` references of a run with the smallest hashes, and their criteria.
+
+    Memory does not grow with the run: a reference that is dropped never comes back.
+
+    Attributes:
+        criteria: By reference id, the criteria drawn from it, by criterion id.
+    """
+
+    rank: RankId
+    limit: int
+    criteria: dict[str, dict[str, Criterion]] = field(default_factory=dict)
+
+    def add(self, record: Record) -> None:
+        """Add the references of a sample and the criteria it was judged by."""
+        drawn = [c for c in record["criteria"] if c["reference_id"]]
+        for id_ in (*record["reference_ids"], *(c["reference_id"] for c in drawn)):
+            if id_ not in self.criteria:
+                self.criteria[id_] = {}
+                if len(self.criteria) > self.limit:
+                    del self.criteria[max(self.criteria, key=self.rank)]
+        for criterion in drawn:
+            if criterion["reference_id"] in self.criteria:
+                self.criteria[criterion["reference_id"]].setdefault(criterion["id"], criterion)
+
+
+def build_test_set(directory: Path, settings: Settings, limit: int) -> JudgeTestSet:
+    """Read up to `limit` accepted samples and up to `limit` references of a run. Blocks.
+
+    Raises `InputError` if the run has no accepted row, `JournalError` if there is no run.
+    """
+    run = read_status(directory)
+
+    def rank(id_: str) -> bytes:
+        return sha256(f"{settings.random_seed} {id_}".encode("utf-8", "replace")).digest()
+
+    sampler = ReferenceSampler(rank, limit)
+    # One more than is judged, so that a single sample also has another sample's response.
+    records = heapq.nsmallest(
+        limit + 1, _accepted_records(directory, sampler), key=lambda r: rank(r["id"])
+    )
+    if not records:
+        raise InputError(
+            f"{directory}: the run has no accepted row, and a judge is checked on accepted rows. "
+            "Continue the run until it has some (`refloom status` shows its state)"
+        )
+    samples, other_responses = records[:limit], {}
+    for i, record in enumerate(samples):
+        other = records[(i + 1) % len(records)]
+        if other["response"] != record["response"]:
+            other_responses[record["id"]] = other["response"]
+    ids = {*sampler.criteria, *(id_ for record in samples for id_ in record["reference_ids"])}
+    criteria = {id_: list(by_id.values()) for id_, by_id in sampler.criteria.items()}
+    memory = memory_directory(directory, settings)
+    references = _read_references(memory, ids, criteria)
+    notes = []
+    if len(references) < len(ids):
+        notes.append(
+            f"{len(ids) - len(references)} of {len(ids)} references are no longer in {memory} and "
+            "were not tested (--memory names the directory where the run stored them)"
+        )
+    tested = sorted((id_ for id_ in sampler.criteria if id_ in references), key=rank)
+    return JudgeTestSet(
+        run=run,
+        samples=samples,
+        other_responses=other_responses,
+        tested_references={id_: references[id_] for id_ in tested},
+        references=references,
+        criteria=criteria,
+        notes=notes,
+    )
+
+
+def _accepted_records(directory: Path, sampler: ReferenceSampler) -> Iterator[Record]:
+    """Yield the accepted samples; pass these and the rejected ones to `sampler`."""
+    for line in read_records(directory / "journal.sqlite", "accepted", "rejected"):
+        record: Record = json.loads(line)
+        sampler.add(record)
+        if record["status"] == "accepted":
+            yield record
+
+
+def memory_directory(directory: Path, settings: Settings) -> Path:
+    """The directory in which a run stores its references and what it learned from them."""
+    return settings.memory or directory / "memory"
+
+
+def _read_references(
+    memory: Path, ids: set[str], criteria: Mapping[str, list[Criterion]]
+) -> dict[str, Reference]:
+    """Read references by id, from the newest file first.
+
+    A memory can be shared by several runs. A reference that does not contain the quotes of its
+    criteria belongs to another run that uses the same id, and is skipped.
+    """
+    references: dict[str, Reference] = {}
+    files = memory.glob("references-*.parquet")
+    for path in sorted(files, key=lambda p: p.stat().st_mtime, reverse=True):
+        if ids <= references.keys():
+            break
+        with suppress(IndexUnusable):
+            file = ReferenceFile(path)
+            rows = [
+                row
+                for row, id_ in enumerate(file.column("id").to_pylist())
+                if id_ in ids and id_ not in references
+            ]
+            for reference in file.rows(rows):
+                response = fold(reference["response"])
+                quotes = [c["quote"] or "" for c in criteria.get(reference["id"], ())]
+                if all(fold(quote) in response for quote in quotes):
+                    references[reference["id"]] = reference
+    return references
+
+
+def judge_context(test_set: JudgeTestSet, settings: Settings, method: str) -> Context:
+    """The context of the run, with the judge under test and its method put in."""
+    run_settings = test_set.run.get("settings", {})
+    values = settings.context().model_dump()
+    values |= {name: run_settings[name] for name in run_settings if name in Context.model_fields}
+    for name in ("random_seed", "should_share", "judge_votes"):
+        values[name] = getattr(settings, name)
+    values |= {"judge_model": settings.judge, "judge_method": method}
+    return Context.model_validate(values)
+
+
+async def load_learned(
+    test_set: JudgeTestSet, memory: Path, context: Context
+) -> dict[str, Learned]:
+    """What earlier trials by this judge stored for the references, by id: it has the thresholds.
+
+    Empty if there is no store, or if it cannot be opened: the thresholds are then set anew.
+    """
+    learned: dict[str, Learned] = {}
+    if not (memory / "characteristics.sqlite").is_file():
+        return learned
+    with suppress(IndexUnusable):
+        async with open_store(memory) as store:
+            for id_, reference in test_set.references.items():
+                entry = await store.aget(NAMESPACE, key_of(reference, context))
+                if entry is not None:
+                    learned[id_] = entry.value
+    return learned
+
+
+def writer_identity(test_set: JudgeTestSet) -> tuple[str, str]:
+    """The model that wrote the rows, and its endpoint."""
+    run_settings = test_set.run.get("settings", {})
+    return _identity(str(test_set.samples[0]["model"]), run_settings.get("base_url"))
+
+
+def run_judge_identity(test_set: JudgeTestSet) -> tuple[str, str]:
+    """The judge that the run used, and its endpoint."""
+    run_settings = test_set.run.get("settings", {})
+    judge = str(test_set.samples[0]["judge_model"])
+    return _identity(judge, run_settings.get("judge_base_url") or run_settings.get("base_url"))
+
+
+def judge_identity(settings: Settings) -> tuple[str, str]:
+    """The judge under test and its endpoint, without any secret in the address."""
+    shown = settings.shown()
+    return _identity(settings.judge, shown["judge_base_url"] or shown["base_url"])
+
+
+def _identity(model: str, address: str | None) -> tuple[str, str]:
+    # An embedded model runs in this process and has no endpoint.
+    return model, "" if embedded(model) else address or ""
+
+
+def run_judge_method(test_set: JudgeTestSet) -> str:
+    """The method by which the judge of the run judged."""
+    method = test_set.run.get("settings", {}).get("judge_method")
+    return method or ("logodds" if embedded(run_judge_identity(test_set)[0]) else "verdict")
+
+
+# Canaries. Plain functions make them, not a model, so what is wrong with each is certain. Nothing
+# in a response is evaluated: texts are only cut and joined.
+
+
 def make_canaries(instruction: str, response: str, other: str | None = None) -> dict[str, str]:
-    """A response with each fault, by kind, without those that leave a response as it was.
+    """Make one bad response of each kind; a kind that leaves the response unchanged is missing.
 
     Args:
-        instruction: What was asked.
-        response: A good answer to it.
-        other: A good answer to something else, from the same data; None: there is none.
+        instruction: The instruction.
+        response: A good response to it.
+        other: A good response to another instruction of the same data; None if there is none.
 
-    >>> found = make_canaries("Why tides?", "The Moon pulls. So the water is high.", "Boil it.")
-    >>> found["truncated"], found["swapped"]
+    >>> canaries = make_canaries("Why tides?", "The Moon pulls. So the water is high.", "Boil it.")
+    >>> canaries["truncated"], canaries["swapped"]
     ('The Moon pulls. So', 'Boil it.')
     """
-    made = {
+    canaries = {
         "truncated": truncate(response),
         "off_topic": another_topic(instruction, response),
         "contradicting": contradict(response),
@@ -294,12 +309,12 @@ def make_canaries(instruction: str, response: str, other: str | None = None) -> 
         "flattering": FLATTERY,
         "swapped": other,
     }
-    own = response.split()
-    return {kind: text for kind, text in made.items() if text and text.split() != own}
+    words = response.split()
+    return {kind: text for kind, text in canaries.items() if text and text.split() != words}
 
 
 def truncate(response: str) -> str:
-    """The first half: of the words, or of the letters where there is but one word."""
+    """The first half of the words, or of the letters if there is only one word."""
     half = cut_in_half(response)
     if len(half.split()) < len(response.split()):
         return half
@@ -307,65 +322,57 @@ def truncate(response: str) -> str:
 
 
 def contradict(response: str) -> str:
-    r"""The response, and after it its own statements negated: it says both X and not X.
+    r"""The response followed by the negations of its own statements: it says both X and not X.
 
     >>> contradict("Salt is white. Why? It melts ice.")
     'Salt is white. Why? It melts ice.\n\nSalt is not white. This is false: it melts ice.'
     """
-    statements = [s for s in _SENTENCE.split(_prose(response)) if _states(s)][:MAX_NEGATED]
+    outside_code = "\n".join(response.split("```")[::2])
+    statements = [s for s in _SENTENCE.split(outside_code) if _is_statement(s)][:MAX_NEGATED]
     if not statements:
         return f"{response}\n\nThis is false: nothing of it is so."
     return f"{response}\n\n{' '.join(map(negate, statements))}"
 
 
 def negate(sentence: str) -> str:
-    """A statement's opposite.
+    """The opposite of a statement.
 
     >>> negate("- I can swim."), negate("Birds fly."), negate("What they are is unknown.")
     ('I can not swim.', 'This is false: birds fly.', 'This is false: what they are is unknown.')
     """
     bare = _MARKER.sub("", sentence).strip().rstrip(".!;:, ")
-    found = _VERB.search(bare)
-    before = bare[: found.start()].split() if found else []
-    if found and 0 < len(before) <= SUBJECT_WORDS and before[0].lower() not in _CLAUSES:
-        return f"{bare[: found.end()]} not{bare[found.end() :]}."
+    verb = _VERB.search(bare)
+    subject = bare[: verb.start()].split() if verb else []
+    if verb and 0 < len(subject) <= SUBJECT_WORDS and subject[0].lower() not in _CLAUSES:
+        return f"{bare[: verb.end()]} not{bare[verb.end() :]}."
     first = bare.split(" ", 1)[0]
-    # Names in capitals and the word I keep them.
-    low = bare if first == "I" or first[1:] != first[1:].lower() else bare[:1].lower() + bare[1:]
-    return f"This is false: {low}."
+    # Acronyms, names with inner capitals, and the word I keep their capital.
+    if first != "I" and first[1:] == first[1:].lower():
+        bare = bare[:1].lower() + bare[1:]
+    return f"This is false: {bare}."
 
 
-def _prose(response: str) -> str:
-    """What stands outside of code blocks."""
-    return "\n".join(response.split("```")[::2])
-
-
-def _states(sentence: str) -> bool:
+def _is_statement(sentence: str) -> bool:
     bare = _MARKER.sub("", sentence).strip()
     return len(bare.split()) >= 3 and not bare.endswith(("?", ":"))
 
 
 def pad(response: str) -> str:
-    """The same content drowned in words that say nothing, at least three times as long.
+    """The same content buried in filler, at least `PADDING_FACTOR` times as long.
 
-    The filler stands before it, after it, and between its paragraphs unless it holds code.
+    The filler stands before the response, after it, and between its paragraphs unless it has code.
     """
     parts = [response] if "```" in response else re.split(r"(?<=\S)\n\n(?=\S)", response)
-    draw = random.Random(sha256(response.encode("utf-8", "replace")).digest())
-    filler = cycle(_filler(draw))
-    each = (PADDING_FACTOR - 1) * len(response) / (len(parts) + 1) + 1
+    sentences = [f"{opening} {remark}." for opening in _OPENINGS for remark in _REMARKS]
+    random.Random(sha256(response.encode("utf-8", "replace")).digest()).shuffle(sentences)
+    filler = cycle(sentences)
+    block_length = (PADDING_FACTOR - 1) * len(response) / (len(parts) + 1) + 1
     pieces: list[str] = []
     for part in [*parts, None]:
-        idle: list[str] = []
-        while sum(map(len, idle)) < each:
-            idle.append(next(filler))
-        pieces.append(" ".join(idle))
+        block: list[str] = []
+        while sum(map(len, block)) < block_length:
+            block.append(next(filler))
+        pieces.append(" ".join(block))
         if part is not None:
             pieces.append(part)
     return "\n\n".join(pieces)
-
-
-def _filler(draw: random.Random) -> list[str]:
-    said = [f"{opening} {remark}." for opening in _OPENINGS for remark in _REMARKS]
-    draw.shuffle(said)
-    return said

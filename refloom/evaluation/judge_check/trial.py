@@ -63,7 +63,7 @@ class MethodTrial:
 
 
 async def try_judge(
-    judge: CaseJudge, ground: JudgeTestSet, embed: Embed | None, repeats: int
+    judge: CaseJudge, test_set: JudgeTestSet, embed: Embed | None, repeats: int
 ) -> MethodTrial:
     """Try a judge on everything but duels.
 
@@ -73,33 +73,33 @@ async def try_judge(
     trial = MethodTrial()
     if judge.context.method == "logodds":
         memory = memory_directory(judge.directory, judge.settings)
-        kept = await load_learned(ground, memory, judge.context)
+        kept = await load_learned(test_set, memory, judge.context)
         for id_, learned in kept.items():
             trial.bars.take(id_, learned)
-    cases = reference_cases(ground)
+    cases = reference_cases(test_set)
     heard, faults = await judge.judge_cases(cases, "criteria on references")
     trial.faults += faults
     trial.bars.fit(heard, CORRUPTED_KINDS)
     trial.criteria = figures.criteria_rows(
         figures.criterion_results(heard, trial.bars), judge.context.method
     )
-    await _judge_samples(judge, ground, embed, repeats, trial)
+    await _judge_samples(judge, test_set, embed, repeats, trial)
     return trial
 
 
 async def _judge_samples(
-    judge: CaseJudge, ground: JudgeTestSet, embed: Embed | None, repeats: int, trial: MethodTrial
+    judge: CaseJudge, test_set: JudgeTestSet, embed: Embed | None, repeats: int, trial: MethodTrial
 ) -> None:
     """Canaries and originals, and some of them again."""
     context = judge.context
-    cases = sample_cases(ground, context, trial.bars)
+    cases = sample_cases(test_set, context, trial.bars)
     heard, faults = await judge.judge_cases(cases, "canaries")
     trial.faults += faults
     if embed is not None:
-        await _add_topic_thresholds(embed, ground.references, trial.bars)
-    records = {record["id"]: record for record in ground.samples}
+        await _add_topic_thresholds(embed, test_set.references, trial.bars)
+    records = {record["id"]: record for record in test_set.samples}
     ruled = [
-        (one, await _rule_verdicts(one.case, records[one.case.about], ground, embed, trial.bars))
+        (one, await _rule_verdicts(one.case, records[one.case.about], test_set, embed, trial.bars))
         for one in heard
     ]
     voted, faults = await judge.vote(ruled)
@@ -118,19 +118,19 @@ async def _judge_samples(
     )
 
 
-def reference_cases(ground: JudgeTestSet) -> list[JudgeCase]:
+def reference_cases(test_set: JudgeTestSet) -> list[JudgeCase]:
     """Each reference's own response and bad ones to its instruction, with its criteria.
 
     The bad ones are those of a criterion's trial, and another reference's response, which no
     criterion has been tried on.
     """
-    references = list(ground.tried.values())
+    references = list(test_set.tested_references.values())
     cases = []
     for i, reference in enumerate(references):
         bad = spoiled(reference["instruction"], reference["response"])
         other = references[(i + 1) % len(references)]
         responses = {"own": reference["response"], **bad, "mismatched": other["response"]}
-        criteria: list[Criterion] = [answers_instruction(None), *ground.drawn[reference["id"]]]
+        criteria: list[Criterion] = [answers_instruction(None), *test_set.criteria[reference["id"]]]
         own = reference["response"].split()
         cases += [
             JudgeCase(
@@ -147,12 +147,12 @@ def reference_cases(ground: JudgeTestSet) -> list[JudgeCase]:
     return cases
 
 
-def sample_cases(ground: JudgeTestSet, context: Context, bars: Thresholds) -> list[JudgeCase]:
+def sample_cases(test_set: JudgeTestSet, context: Context, bars: Thresholds) -> list[JudgeCase]:
     """Each accepted response and its canaries, with its own criteria."""
     cases = []
-    for record in ground.samples:
+    for record in test_set.samples:
         id_, instruction, response = record["id"], record["instruction"], record["response"]
-        bad = make_canaries(instruction, response, ground.others.get(id_))
+        bad = make_canaries(instruction, response, test_set.other_responses.get(id_))
         criteria = applied_criteria(record, context, bars)
         for kind, text in {"original": response, **bad}.items():
             cases.append(JudgeCase(id_, kind, instruction, text, criteria))
@@ -169,11 +169,11 @@ async def _add_topic_thresholds(
 
 
 async def _rule_verdicts(
-    case: JudgeCase, record: Record, ground: JudgeTestSet, embed: Embed | None, bars: Thresholds
+    case: JudgeCase, record: Record, test_set: JudgeTestSet, embed: Embed | None, bars: Thresholds
 ) -> list[Verdict]:
     """The verdicts of the rules; benchmarks are not looked at again."""
     ids = record["reference_ids"]
-    references = [ground.references[id_] for id_ in ids if id_ in ground.references]
+    references = [test_set.references[id_] for id_ in ids if id_ in test_set.references]
     bar = bars.topic(ids)
     near = None
     if embed is not None and bar is not None:
