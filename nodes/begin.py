@@ -9,7 +9,7 @@ from langgraph.runtime import Runtime
 from memory.references import content_id
 from nodes.context import Context
 from nodes.criteria import answers_instruction, generic_criteria, rule_criteria
-from nodes.inputs import BadInput, checked_sample
+from nodes.inputs import BadInput, read_sample_input
 from nodes.state import Criterion, SampleState
 
 
@@ -20,7 +20,7 @@ async def begin(state: SampleState, runtime: Runtime[Context]) -> dict[str, Any]
     criteria the fixed checklist is used.
     """
     context = runtime.context or Context()
-    instruction, references, texts = checked_sample(state)
+    instruction, references, texts = read_sample_input(state)
     criteria = [_criterion(text, references[0]["id"] if references else None) for text in texts]
     if context.pipeline == "refed":
         raise BadInput("the pipeline refed needs a seed's references: run the synthesizer")

@@ -16,7 +16,7 @@ from nodes.criteria import Facts, apply_rules, verdict
 from nodes.events import tell
 from nodes.feedback import feedback
 from nodes.generate import place_of
-from nodes.inputs import within
+from nodes.inputs import check_list_sizes
 from nodes.judge import Judged, judge
 from nodes.llm import Complete
 from nodes.state import Attempt, Criterion, SampleState, Usage, Verdict, add_usage, no_usage
@@ -39,7 +39,7 @@ async def critique(
     Reads `instruction`, `candidate`, `criteria`, `attempts`; writes `attempts`, `status`,
     `reason`, `usage`. A `must` rule that fails saves the judge's call.
     """
-    within(state)
+    check_list_sizes(state)
     context = runtime.context or Context()
     rules = apply_rules(await _facts(state, context, embed, contamination))
     judged = await _judged(state, runtime, complete, rules)

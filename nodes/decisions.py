@@ -12,7 +12,7 @@ from memory.contamination import Hit
 from memory.references import Reference
 from nodes.context import Review
 from nodes.criteria import Facts, apply_rules, verdict
-from nodes.inputs import LONGEST
+from nodes.inputs import MAX_TEXT_LENGTH
 from nodes.record import Record
 from nodes.state import Attempt, Criterion, Reviewed, Verdict
 from nodes.verdicts import passes
@@ -31,7 +31,7 @@ class Decision(BaseModel):
     model_config = ConfigDict(extra="ignore", str_strip_whitespace=True)
 
     decision: Literal["accept", "edit", "reject"]
-    response: str | None = Field(None, max_length=LONGEST)
+    response: str | None = Field(None, max_length=MAX_TEXT_LENGTH)
     reason: str | None = Field(None, max_length=2000)
 
 

@@ -18,7 +18,7 @@ from nodes.context import Context
 from nodes.criteria import answers_instruction, generic_criteria, rule_criteria
 from nodes.events import tell
 from nodes.feedback import collect, collect_key
-from nodes.inputs import BadInput, within
+from nodes.inputs import BadInput, check_list_sizes
 from nodes.learn import MOST, key_of, learn
 from nodes.llm import CallFailed, CallOrigin, Complete
 from nodes.state import Criterion, State, add_usage, no_usage
@@ -41,7 +41,7 @@ async def extract(
     Reads `seed`, `references`; writes `learned`, `criteria`, or `failure` when no reference could
     be learned from. In an arm without criteria there are only the rules.
     """
-    within(state)
+    check_list_sizes(state)
     context = runtime.context or Context()
     refed = context.pipeline == "refed"
     if context.feedback in ("none", "sample") and not context.paired:

@@ -8,7 +8,7 @@ from langgraph.runtime import Runtime
 
 from nodes.context import Context
 from nodes.events import tell
-from nodes.inputs import within
+from nodes.inputs import check_list_sizes
 from nodes.llm import Answer, CallOrigin, Complete, ask, make_call
 from nodes.state import SampleState
 from prompts import render
@@ -34,7 +34,7 @@ async def generate(
 
     Reads `instruction`, `references`, `criteria`; writes `candidate`, `usage`.
     """
-    within(state)
+    check_list_sizes(state)
     context = runtime.context or Context()
     # In arms that are compared, drafts are the same: none may know what it will be judged by.
     drawn = [c for c in state["criteria"] if c["reference_id"] and not context.paired]

@@ -1,85 +1,109 @@
-"""What callers give the graphs and get back; Studio makes its input forms of these."""
+"""What callers give the graphs and get back.
+
+Studio makes its input forms of these types. LangGraph validates no input, so the first node of each
+graph reads it through `read_input`, `read_sample_input` or `read_indexer_input`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Annotated, Any, NotRequired, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
 from memory.references import Reference, content_id
 from nodes.state import Attempt, Criterion, Reason, Reviewed, Seed, Status
 
-LONGEST = 200_000
-MOST_ADDED = 1_000
+MAX_TEXT_LENGTH = 200_000
+MAX_REFERENCES = 20
+MAX_REFERENCES_ADDED = 1_000
+# More than any setting allows, rules included.
+MAX_CRITERIA = 100
 
 
-def _text(title: str, about: str, *examples: str) -> Any:
-    """A field of text, as long as the graphs take it."""
+class BadInput(ValueError):
+    """The input cannot be used; the message says which field is wrong and why.
+
+    A `ValueError`, because LangGraph's server hides the message of most other errors.
+    """
+
+
+def _text_field(title: str, description: str, *examples: str) -> Any:
+    """A text with at least one character that is not white space."""
     return Field(
         title=title,
-        description=about,
+        description=description,
         min_length=1,
-        max_length=LONGEST,
+        max_length=MAX_TEXT_LENGTH,
+        pattern=r"\S",
         examples=list(examples) or None,
     )
 
 
-SeedText = Annotated[
-    str,
-    _text(
-        "Seed",
-        "What new data should be about: a question, a task, or a topic.",
-        "How waves form at sea",
-    ),
-]
+def _drop_nulls(value: Any) -> Any:
+    """An object without its null fields, which count as missing."""
+    if not isinstance(value, dict):
+        return value
+    return {name: part for name, part in value.items() if part is not None}
+
+
 InstructionText = Annotated[
     str,
-    _text("Instruction", "What is to be answered.", "Explain to a child how waves form at sea."),
+    _text_field(
+        "Instruction", "What is to be answered.", "Explain to a child how waves form at sea."
+    ),
 ]
-ResponseText = Annotated[str, _text("Response", "The response a person vouches for.")]
-OwnId = Annotated[
+ResponseText = Annotated[str, _text_field("Response", "The response a person vouches for.")]
+IdText = Annotated[
     str, Field(title="Id", description="A name of your own; else made of the text.", max_length=200)
 ]
 
 
-class GivenSeed(TypedDict):
-    """What new data should be about, as a caller says it."""
+@with_config(ConfigDict(str_strip_whitespace=True))
+class SeedInput(TypedDict):
+    """What new data should be about."""
 
-    instruction: SeedText
-    id: NotRequired[OwnId]
+    instruction: Annotated[
+        str,
+        _text_field(
+            "Seed",
+            "What new data should be about: a question, a task, or a topic.",
+            "How waves form at sea",
+        ),
+    ]
+    id: NotRequired[IdText]
 
 
-class GivenReference(TypedDict):
-    """A curated instruction and response pair, as a caller gives it."""
+class ReferenceInput(TypedDict):
+    """A curated instruction and response pair."""
 
     instruction: InstructionText
     response: ResponseText
-    id: NotRequired[OwnId]
+    id: NotRequired[IdText]
 
 
-GivenReferences = Annotated[
-    list[GivenReference],
+ReferenceInputs = Annotated[
+    list[Annotated[ReferenceInput, BeforeValidator(_drop_nulls)]],
     Field(
         title="References",
         description="Pairs to learn from, in place of what the index has for the seed.",
-        max_length=20,
+        max_length=MAX_REFERENCES,
     ),
 ]
 
 
 class Input(TypedDict):
-    """What a caller gives the synthesizer: a seed, and references unless the index has them."""
+    """Input of the synthesizer: a seed, and references unless the index has them."""
 
     seed: Annotated[
-        GivenSeed, Field(title="Seed", description="What the new samples should be about.")
+        SeedInput, Field(title="Seed", description="What the new samples should be about.")
     ]
-    references: NotRequired[GivenReferences]
+    references: NotRequired[ReferenceInputs]
 
 
 class Output(TypedDict):
-    """What the synthesizer gives back."""
+    """Output of the synthesizer."""
 
     samples: Annotated[
         list[dict[str, Any]],
@@ -97,13 +121,13 @@ class Output(TypedDict):
 
 
 class SampleInput(TypedDict):
-    """What a caller gives the graph `sample`: an instruction, and what to write and judge by."""
+    """Input of the graph `sample`: an instruction, and what to write and judge by."""
 
     instruction: InstructionText
-    references: NotRequired[GivenReferences]
+    references: NotRequired[ReferenceInputs]
     criteria: NotRequired[
         Annotated[
-            list[str],
+            list[Annotated[str, Field(min_length=1, max_length=300)]],
             Field(
                 title="Criteria",
                 description='Each completes the sentence "The response ..."; without any, a fixed '
@@ -116,7 +140,7 @@ class SampleInput(TypedDict):
 
 
 class SampleOutput(TypedDict, total=False):
-    """What the graph `sample` gives back."""
+    """Output of the graph `sample`."""
 
     status: Status
     reason: Reason | None
@@ -126,30 +150,34 @@ class SampleOutput(TypedDict, total=False):
     review: Reviewed
 
 
-class IndexedReference(GivenReference):
-    """A reference with what an index can tell it apart by."""
+class IndexedReference(ReferenceInput):
+    """A reference with the fields that an index also stores."""
 
     source: NotRequired[Annotated[str, Field(title="Source", max_length=500)]]
     license: NotRequired[Annotated[str, Field(title="Licence", max_length=500)]]
-    tags: NotRequired[Annotated[list[str], Field(title="Tags", max_length=50)]]
+    tags: NotRequired[
+        Annotated[
+            list[Annotated[str, Field(max_length=200)]], Field(title="Tags", max_length=50)
+        ]
+    ]
 
 
 class IndexerInput(TypedDict):
-    """What a caller gives the indexer."""
+    """Input of the indexer."""
 
     references: Annotated[
-        list[IndexedReference],
+        list[Annotated[IndexedReference, BeforeValidator(_drop_nulls)]],
         Field(
             title="References",
             description="Curated pairs to add to the server's index; those it has are left alone.",
             min_length=1,
-            max_length=MOST_ADDED,
+            max_length=MAX_REFERENCES_ADDED,
         ),
     ]
 
 
 class IndexerOutput(TypedDict):
-    """What the indexer gives back: how many are new, were known before, and are there now."""
+    """Output of the indexer: how many are new, were known before, and are there now."""
 
     added: Annotated[int, Field(title="Added", description="New ones.")]
     known: Annotated[int, Field(title="Known", description="Those the index had before.")]
@@ -157,7 +185,7 @@ class IndexerOutput(TypedDict):
 
 
 class IndexerState(TypedDict):
-    """References on their way into the index."""
+    """State of the indexer."""
 
     references: list[Reference]
     added: int
@@ -165,117 +193,82 @@ class IndexerState(TypedDict):
     total: int
 
 
-# MERGED nodes~checked
-# Whether what a caller gives a graph can be worked with: LangGraph itself checks no input.
-MOST_REFERENCES = 20
-MOST_CRITERIA = 100
+@with_config(ConfigDict(str_strip_whitespace=True))
+class _RunSeed(SeedInput):
+    """A seed with its place in a run, which no form shows."""
+
+    round: NotRequired[Annotated[int, Field(ge=0)]]
+    position: NotRequired[Annotated[int, Field(ge=0)]]
 
 
-class BadInput(ValueError):
-    """The input has no usable seed or reference; the message says which field and why.
-
-    A `ValueError`, since the server shows a client no other error's message.
-    """
+class _RunInput(TypedDict):
+    seed: Annotated[_RunSeed, BeforeValidator(_drop_nulls)]
+    references: NotRequired[ReferenceInputs]
 
 
-class _Seed(BaseModel):
-    model_config = ConfigDict(extra="allow", str_strip_whitespace=True)
-
-    instruction: str = Field(min_length=1, max_length=LONGEST)
-    id: str | None = Field(None, max_length=200)
-    round: int = Field(0, ge=0)
-    position: int = Field(0, ge=0)
+_RUN_INPUT = TypeAdapter(_RunInput)
+_SAMPLE_INPUT = TypeAdapter(SampleInput)
+_INDEXER_INPUT = TypeAdapter(IndexerInput)
+T = TypeVar("T")
 
 
-class _Reference(BaseModel):
-    model_config = ConfigDict(extra="allow")
-
-    instruction: str = Field(min_length=1, max_length=LONGEST, pattern=r"\S")
-    response: str = Field(min_length=1, max_length=LONGEST, pattern=r"\S")
-    id: str | None = Field(None, max_length=200)
-
-
-class _Input(BaseModel):
-    seed: _Seed
-    references: list[_Reference] = Field(default_factory=list, max_length=20)
-
-
-class _Indexed(_Reference):
-    source: str | None = Field(None, max_length=500)
-    license: str | None = Field(None, max_length=500)
-    tags: list[Annotated[str, Field(max_length=200)]] | None = Field(None, max_length=50)
-
-
-class _IndexerInput(BaseModel):
-    references: list[_Indexed] = Field(min_length=1, max_length=MOST_ADDED)
-
-
-class _SampleInput(BaseModel):
-    instruction: str = Field(min_length=1, max_length=LONGEST)
-    references: list[_Reference] = Field(default_factory=list, max_length=20)
-    criteria: list[Annotated[str, Field(min_length=1, max_length=300)]] = Field(
-        default_factory=list, max_length=30
-    )
-
-
-M = TypeVar("M", bound=BaseModel)
-
-
-def _read(model: type[M], given: Any) -> M:
+def _validate(adapter: TypeAdapter[T], value: dict[str, Any]) -> T:
+    """Validate an input; the first wrong field is named in a `BadInput`."""
     try:
-        return model.model_validate(given)
+        return adapter.validate_python(value)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise BadInput(f"{where}: {first['msg']}") from error
+        field = ".".join(str(part) for part in first["loc"])
+        raise BadInput(f"{field}: {first['msg']}") from error
 
 
-def checked(state: Any) -> tuple[Seed, list[Reference]]:
-    """The input's seed and references with ids. Raises `BadInput` naming the first wrong field."""
-    given = _read(_Input, {"seed": state.get("seed"), "references": state.get("references") or []})
-    seed: Seed = {
-        "id": given.seed.id or content_id(given.seed.instruction),
-        "instruction": given.seed.instruction,
-        "round": given.seed.round,
-        "position": given.seed.position,
-    }
-    return seed, _references(given.references)
+def read_input(state: Any) -> tuple[Seed, list[Reference]]:
+    """The seed and references of the synthesizer's input, with ids. Raises `BadInput`."""
+    value = {"seed": state.get("seed"), "references": state.get("references") or []}
+    read = _validate(_RUN_INPUT, value)
+    seed = read["seed"]
+    return {
+        "id": seed.get("id") or content_id(seed["instruction"]),
+        "instruction": seed["instruction"],
+        "round": seed.get("round", 0),
+        "position": seed.get("position", 0),
+    }, _with_ids(read["references"])
 
 
-def within(state: Any) -> None:
-    """Refuse a state that somebody wrote into a thread with more than a run ever has.
-
-    Raises `BadInput`: each reference is a call, and each criterion a part of one.
-    """
-    for name, most in (("references", MOST_REFERENCES), ("criteria", MOST_CRITERIA)):
-        found = state.get(name) or ()
-        if not isinstance(found, Sequence) or len(found) > most:
-            raise BadInput(f"{name}: a list of at most {most} is wanted")
-
-
-def checked_sample(state: Any) -> tuple[str, list[Reference], list[str]]:
-    """The instruction, references and criteria's texts of the graph `sample`; see `checked`."""
+def read_sample_input(state: Any) -> tuple[str, list[Reference], list[str]]:
+    """Instruction, references and texts of criteria of the graph `sample`. Raises `BadInput`."""
     names = ("instruction", "references", "criteria")
-    given = _read(_SampleInput, {name: state[name] for name in names if state.get(name)})
-    return given.instruction, _references(given.references), given.criteria
+    read = _validate(_SAMPLE_INPUT, {name: state[name] for name in names if state.get(name)})
+    return read["instruction"], _with_ids(read.get("references", [])), read.get("criteria", [])
 
 
-def _references(given: Sequence[_Reference]) -> list[Reference]:
+def read_indexer_input(state: Any) -> list[Reference]:
+    """The references of the indexer's input, with ids. Raises `BadInput`."""
+    read = _validate(_INDEXER_INPUT, {"references": state.get("references")})["references"]
+    references = _with_ids(read)
+    for reference, row in zip(references, read, strict=True):
+        extra = {name: row.get(name) for name in ("source", "license", "tags")}
+        reference.update({name: value for name, value in extra.items() if value})  # type: ignore[typeddict-item]
+    return references
+
+
+def _with_ids(references: Sequence[ReferenceInput]) -> list[Reference]:
     return [
         {
-            "id": r.id or content_id(r.instruction, r.response),
-            "instruction": r.instruction,
-            "response": r.response,
+            "id": r.get("id") or content_id(r["instruction"], r["response"]),
+            "instruction": r["instruction"],
+            "response": r["response"],
         }
-        for r in given
+        for r in references
     ]
 
 
-def checked_references(state: Any) -> list[Reference]:
-    """The references of the indexer's input with ids; see `checked`."""
-    given = _read(_IndexerInput, {"references": state.get("references")}).references
-    found = _references(given)
-    for reference, one in zip(found, given, strict=True):
-        more = {"source": one.source, "license": one.license, "tags": one.tags}
-        reference.update({k: v for k, v in more.items() if v})  # type: ignore[typeddict-item]
-    return found
+def check_list_sizes(state: Any) -> None:
+    """Check that nobody wrote longer lists into a thread's state than a run ever has.
+
+    Each reference costs a call, and each criterion a part of one. Raises `BadInput`.
+    """
+    for name, limit in (("references", MAX_REFERENCES), ("criteria", MAX_CRITERIA)):
+        value = state.get(name) or ()
+        if not isinstance(value, Sequence) or len(value) > limit:
+            raise BadInput(f"{name}: must be a list of at most {limit}")

@@ -12,7 +12,7 @@ from nodes.context import Context
 from nodes.events import tell
 from nodes.feedback import Improved, analysed
 from nodes.generate import place_of
-from nodes.inputs import within
+from nodes.inputs import check_list_sizes
 from nodes.llm import Answer, AskResult, Complete, ask, make_call
 from nodes.state import Attempt, Criterion, SampleState, Verdict
 from nodes.text_diff import changed_parts
@@ -36,7 +36,7 @@ async def refine(
 
     Reads `instruction`, `criteria`, `attempts`; writes `candidate`, `usage`.
     """
-    within(state)
+    check_list_sizes(state)
     context = runtime.context or Context()
     criteria = {c["id"]: c for c in state["criteria"]}
     best = state["attempts"][best_of(state["attempts"], state["criteria"], context)]

@@ -13,7 +13,7 @@ from memory.references import Reference
 from nodes.context import Context
 from nodes.criteria import contaminated
 from nodes.events import tell
-from nodes.inputs import BadInput, checked
+from nodes.inputs import BadInput, read_input
 from nodes.state import Seed, State
 
 
@@ -30,7 +30,7 @@ async def retrieve(
     a benchmark's prompt only `contaminated`, since whatever comes of it had better not be made.
     """
     context = runtime.context or Context()
-    seed, references = checked(state)
+    seed, references = read_input(state)
     # A thread that is used again begins anew.
     begun: dict[str, Any] = dict.fromkeys(("failure", "contaminated", "usage", "samples"))
     begun |= {"seed": seed, "references": references}

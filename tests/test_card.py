@@ -12,10 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from processes import refloom
 
-from refloom.data.card import card, md
-from refloom.data.licenses import licence_of, outcome
-from refloom.data.read import Report
-from refloom.data.record_stats import MOST_HITS, SAMPLE, Facts, diversity, facts_of, quantiles
+from refloom.data.card import card, escape_markdown
+from refloom.data.licenses import combine_licenses, parse_license
+from refloom.data.read import ReadReport
+from refloom.data.record_stats import (
+    INSTRUCTION_SAMPLE,
+    MAX_HITS,
+    RecordStats,
+    collect_stats,
+    measure_diversity,
+    quantiles,
+)
 from refloom.settings import Settings
 
 
@@ -42,7 +49,7 @@ from refloom.settings import Settings
     ],
 )
 def test_a_licence_is_known_by_its_usual_names(text, id_):
-    assert licence_of(text).id == id_
+    assert parse_license(text).id == id_
 
 
 @pytest.mark.parametrize(
@@ -64,7 +71,7 @@ def test_a_licence_is_known_by_its_usual_names(text, id_):
     ],
 )
 def test_the_strictest_licence_is_carried_on_and_said_aloud(counts, id_, says):
-    found = outcome(counts)
+    found = combine_licenses(counts)
     assert found.id == id_
     assert says in " ".join(found.said)
     assert (found.name is not None) == (id_ == "other")
@@ -80,11 +87,11 @@ ODD = [
 
 @pytest.mark.parametrize("text", ODD)
 def test_a_licence_with_anything_beside_its_name_allows_nothing(text):
-    assert licence_of(text).id is None and "unknown" in licence_of(text).asks
-    assert outcome({text: 3}).id in ("other", "unknown")
+    assert parse_license(text).id is None and "unknown" in parse_license(text).asks
+    assert combine_licenses({text: 3}).id in ("other", "unknown")
     for known in ("MIT", "CC BY-SA 4.0"):
-        assert outcome({text: 3, known: 1}).id in ("other", "unknown")
-    found = outcome({text: 1, "CC BY-NC 4.0": 1})
+        assert combine_licenses({text: 3, known: 1}).id in ("other", "unknown")
+    found = combine_licenses({text: 1, "CC BY-NC 4.0": 1})
     assert found.id == "other" or ("-nc" in found.id and "Without a licence" in str(found.said))
 
 
@@ -93,15 +100,15 @@ LICENCES = ["CC BY 4.0", "CC BY-SA 4.0", "CC BY-NC 4.0", "CC BY-NC-SA 3.0", "MIT
 
 @given(st.dictionaries(st.sampled_from(LICENCES), st.integers(1, 9)))
 def test_no_outcome_allows_more_than_a_reference_does(counts):
-    found = outcome(counts)
-    asks = set().union(*(licence_of(text).asks for text in counts)) - {"unknown"}
+    found = combine_licenses(counts)
+    asks = set().union(*(parse_license(text).asks for text in counts)) - {"unknown"}
     if found.id not in ("other", "unknown"):
-        assert asks & {"nc", "sa"} <= set(licence_of(found.id).asks)
+        assert asks & {"nc", "sa"} <= set(parse_license(found.id).asks)
 
 
 @given(st.text(max_size=60))
 def test_no_text_becomes_markup(text):
-    said = md(text)
+    said = escape_markdown(text)
     assert "\n" not in said and "<" not in said and "://" not in said
     assert not re.search(r"(?<!\\)(?:\\\\)*[`*_|\[\]]", said)
 
@@ -241,7 +248,7 @@ def record(place: int, **more) -> dict:
 
 
 def test_criteria_of_the_same_words_are_counted_as_one():
-    facts = facts_of(json.dumps(record(i)) for i in range(10))
+    facts = collect_stats(json.dumps(record(i)) for i in range(10))
     rule, drawn = facts.passing(5)
     assert (rule.text, rule.last["pass"]) == ("is not empty", 10)
     assert (drawn.text, drawn.first["pass"], drawn.last["pass"]) == ("gives reasons", 5, 10)
@@ -251,31 +258,31 @@ def test_criteria_of_the_same_words_are_counted_as_one():
 
 
 def test_the_sample_does_not_depend_on_the_order_and_does_not_grow():
-    made = [record(i) for i in range(SAMPLE + 200)]
-    there, back = Facts(), Facts()
+    made = [record(i) for i in range(INSTRUCTION_SAMPLE + 200)]
+    there, back = RecordStats(), RecordStats()
     for one, other in zip(made, reversed(made), strict=True):
         there.add(one)
         back.add(other)
-    assert there.sample == back.sample and len(there.sample) == SAMPLE
+    assert there.sample == back.sample and len(there.sample) == INSTRUCTION_SAMPLE
 
 
 def test_contaminated_samples_are_all_counted_and_some_are_named():
     found = {"criterion_id": "not-contaminated", "verdict": "fail", "reason": "It holds x, row 3."}
     hit = {"response": "", "verdicts": [{**found, "evidence": ""}]}
-    facts = Facts()
-    for i in range(MOST_HITS + 5):
+    facts = RecordStats()
+    for i in range(MAX_HITS + 5):
         facts.add(record(i, status="rejected", reason="contaminated", attempts=[hit]))
-    assert facts.reasons == {"contaminated": MOST_HITS + 5}
-    assert len(facts.hits) == MOST_HITS and facts.hits[0] == ("s0", "It holds x, row 3.")
+    assert facts.reasons == {"contaminated": MAX_HITS + 5}
+    assert len(facts.hits) == MAX_HITS and facts.hits[0] == ("s0", "It holds x, row 3.")
 
 
 def test_diversity_of_few_texts():
-    assert diversity([])[:2] == (0, None)
-    assert diversity(["a b"]) == (1, None, None, 1.0)
-    same = diversity(["why two tides"] * 3)
+    assert measure_diversity([])[:2] == (0, None)
+    assert measure_diversity(["a b"]) == (1, None, None, 1.0)
+    same = measure_diversity(["why two tides"] * 3)
     assert (same.pairwise, same.nearest, same.distinct_2) == (1.0, 1.0, 0.333)
     # LCS of 2 in 3 and 4 words: 2 * 2 / 7.
-    assert diversity(["a b c", "a x b y"]).pairwise == 0.571
+    assert measure_diversity(["a b c", "a x b y"]).pairwise == 0.571
 
 
 # The card of a run.
@@ -316,12 +323,12 @@ def test_the_card_of_a_run_without_benchmarks_or_rows_says_so():
             ("seeds", "references", "accepted", "rejected", "failed", "pending", "duplicates",
              "contaminated"), 0
         ),
-        "reading": {n: Report("x.jsonl").shown() for n in ("references", "seeds", "benchmarks")},
+        "reading": {n: ReadReport("x.jsonl").shown() for n in ("references", "seeds", "benchmarks")},
         "criteria": dict.fromkeys(("proposed", "earned", "demoted", "dropped"), 0),
         "calls": {"paid": 0, "by_stage": {}}, "cost_usd": 0.0,
         "usage": dict.fromkeys(("prompt_tokens", "cached_tokens", "completion_tokens"), 0),
     }  # fmt: skip
-    text = card(said, Facts(), "graph TD;")
+    text = card(said, RecordStats(), "graph TD;")
     assert "**Not compared with any benchmark.**" in text
     assert "The run is **interrupted**" in text
     assert "not worth training on" in text and "license: unknown" in text

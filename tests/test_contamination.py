@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from memory.contamination import Contamination, Hit, word_tokens
 from memory.novelty import tokens
-from refloom.data.benchmarks import benchmarks, prompts_of
-from refloom.data.read import Report
-from refloom.data.shapes import Unfit
+from refloom.data.benchmarks import load_benchmarks, prompts_in
+from refloom.data.read import ReadReport
+from refloom.data.shapes import UnknownShape
 from refloom.errors import InputError
 
 OPENINGS = [
@@ -298,7 +298,7 @@ def write(path: Path, rows: list[object]) -> Path:
     ],
 )  # fmt: skip
 def test_every_turn_of_a_user_is_a_prompt(row: object, prompts: list[str]) -> None:
-    assert prompts_of(row)[1] == prompts
+    assert prompts_in(row)[1] == prompts
 
 
 @pytest.mark.parametrize(
@@ -310,23 +310,23 @@ def test_every_turn_of_a_user_is_a_prompt(row: object, prompts: list[str]) -> No
     ],
 )  # fmt: skip
 def test_a_row_that_asks_nothing_is_unfit(row: object) -> None:
-    with pytest.raises(Unfit):
-        prompts_of(row)
+    with pytest.raises(UnknownShape):
+        prompts_in(row)
 
 
 def test_the_line_of_the_file_is_named_and_unusable_rows_are_counted(tmp_path: Path) -> None:
     rows: list[object] = [{"turns": QUESTIONS[:2]}, {"label": 1}, {"question": QUESTIONS[2]}]
     path = write(tmp_path / "bench.jsonl", rows)
     path.write_text("\n" + path.read_text(encoding="utf-8"), encoding="utf-8")
-    report = Report()
-    found = benchmarks([path], report=report)
+    report = ReadReport()
+    found = load_benchmarks([path], report=report)
     assert len(found) == 3
     assert (report.taken, report.skipped_count, report.skipped[0]["line"]) == (2, 1, 3)
     for question, line in zip(QUESTIONS[:3], (2, 2, 4), strict=True):
         hit = found.instruction(question)
         assert hit is not None and (hit.benchmark, hit.row) == ("bench.jsonl", line)
-    again = Report()
-    benchmarks([path], report=again)
+    again = ReadReport()
+    load_benchmarks([path], report=again)
     assert again.digest == report.digest != ""
 
 
@@ -335,7 +335,7 @@ def test_files_of_one_name_are_told_apart_by_their_folder(tmp_path: Path) -> Non
     for folder, question in zip("ab", QUESTIONS, strict=False):
         (tmp_path / folder).mkdir()
         paths.append(write(tmp_path / folder / "test.jsonl", [{"question": question}]))
-    found = benchmarks(paths)
+    found = load_benchmarks(paths)
     assert [(found.instruction(q) or pytest.fail("free")).benchmark for q in QUESTIONS[:2]] == [
         "a/test.jsonl",
         "b/test.jsonl",
@@ -345,7 +345,7 @@ def test_files_of_one_name_are_told_apart_by_their_folder(tmp_path: Path) -> Non
 def test_text_and_csv_files_are_benchmarks_too(tmp_path: Path) -> None:
     (tmp_path / "b.txt").write_text("\n".join(QUESTIONS[:3]), encoding="utf-8")
     (tmp_path / "b.csv").write_text(f'id,Question\n1,"{QUESTIONS[5]}"\n', encoding="utf-8")
-    found = benchmarks([tmp_path / "b.txt", tmp_path / "b.csv"])
+    found = load_benchmarks([tmp_path / "b.txt", tmp_path / "b.csv"])
     assert len(found) == 4
     hit = found.response(f"{FILLER} {QUESTIONS[5]}")
     assert hit is not None and (hit.benchmark, hit.row) == ("b.csv", 2)
@@ -367,6 +367,6 @@ def test_a_file_without_a_prompt_is_one_clear_line(
     if text is not None:
         (tmp_path / name).write_text(text, encoding="utf-8")
     with pytest.raises(InputError, match=message) as caught:
-        benchmarks([good, tmp_path / name])
+        load_benchmarks([good, tmp_path / name])
     assert name in str(caught.value) and "\n" not in str(caught.value)
-    assert len(benchmarks([])) == 0
+    assert len(load_benchmarks([])) == 0

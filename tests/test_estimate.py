@@ -11,7 +11,7 @@ import pytest
 from fakes import ScriptedModel, letters, prompt_of, tagged, verdicts, words
 
 from nodes.llm import Call
-from refloom.data.read import Report, Source
+from refloom.data.read import ReadReport, Source
 from refloom.runs.cost import Price, Prices
 from refloom.runs.estimate import (
     CASES,
@@ -52,8 +52,8 @@ def settings_of(**given: Any) -> Settings:
     return Settings(**{"model": "m", "try_criteria": False, **given})
 
 
-def report(taken: int) -> Report:
-    return Report(taken=taken)
+def report(taken: int) -> ReadReport:
+    return ReadReport(taken=taken)
 
 
 async def estimated(

@@ -13,7 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from processes import lines, refloom
 
-from refloom.data.export import FORMATS, assign, export, key, messages, rows, shares
+from refloom.data.export import (
+    FORMATS,
+    assign_parts,
+    export,
+    format_rows,
+    hash_key,
+    messages,
+    parse_shares,
+)
 from refloom.data.read import Source
 from refloom.runs.journal import Journal, read_records
 
@@ -74,7 +82,7 @@ anything = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 
 @given(st.lists(st.tuples(anything, anything), max_size=4))
 def test_any_text_survives_export_and_parsing(said):
-    found = list(rows([record(a, b) for a, b in said], "messages"))
+    found = list(format_rows([record(a, b) for a, b in said], "messages"))
     lines = [json.dumps(row, ensure_ascii=False) for _, row in found]
     assert not any("\n" in line or "\r" in line for line in lines)
     back = [json.loads(line.encode("utf-8").decode("utf-8")) for line in lines]
@@ -152,7 +160,7 @@ async def test_two_exports_of_one_file_at_once_leave_one_of_them_whole(tmp_path)
 
 def test_an_unknown_format_is_a_key_error():
     with pytest.raises(KeyError):
-        list(rows([record("Why?", "So.")], "no such format"))
+        list(format_rows([record("Why?", "So.")], "no such format"))
 
 
 # Every format, on text that breaks others.
@@ -214,7 +222,7 @@ def test_every_format_gives_back_every_text_through_the_datasets_library(tmp_pat
     cache = {"cache_dir": str(tmp_path / "cache")}
     found = datasets.load_dataset(kind, data_files=str(path), split="train", **cache)
     assert len(found) == count >= len(NASTY)
-    assert [texts_in(row) for row in found] == [texts_in(row) for _, row in rows(made, format_)]
+    assert [texts_in(row) for row in found] == [texts_in(row) for _, row in format_rows(made, format_)]
     texts = {text.encode() for row in found for text in texts_in(row)}
     assert {f"{text[:500]}?".encode() for text in NASTY.values()} <= texts
     assert {f"{text}!".encode() for text in NASTY.values()} <= texts
@@ -329,8 +337,8 @@ def test_parts_hold_their_shares_and_siblings_stay_together(tmp_path, suffix):
 def test_each_row_is_in_one_part_and_none_is_empty_while_there_are_seeds(seeds, wanted, draw):
     parts = {f"p{i}": share / sum(wanted) for i, share in enumerate(wanted)}
     names = [f"s{s}" for s in seeds]
-    made = assign(names, parts, draw)
-    assert set(made) == {key(name, draw) for name in names}
+    made = assign_parts(names, parts, draw)
+    assert set(made) == {hash_key(name, draw) for name in names}
     assert len(set(made.values())) == min(len(parts), len(set(names)))
 
 
@@ -348,7 +356,7 @@ def test_the_first_rows_only_if_asked(tmp_path):
 )
 def test_odd_shares_are_refused(text):
     with pytest.raises(ValueError, match=r"no NAME=SHARE|no number|over 0"):
-        shares(text)
+        parse_shares(text)
 
 
 # Of a run.

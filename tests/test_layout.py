@@ -52,7 +52,7 @@ def test_the_graph_sample_is_drawn_with_these_nodes_and_edges():
 def test_the_indexer_is_drawn_with_these_nodes_and_edges():
     names, edges = drawn(build_indexer())
     assert names == set(INDEXER)
-    assert edges == {("start", "check"), ("check", "add"), ("add", "end")}
+    assert edges == {("start", "add"), ("add", "end")}
 
 
 @pytest.mark.parametrize(
@@ -72,9 +72,7 @@ def test_every_node_says_what_it_does(graph):
 
 @pytest.mark.parametrize("name", NODES)
 def test_a_node_is_the_function_of_its_file(name):
-    # The indexer's check stands beside the node that adds what it lets in.
-    file = "add" if name == "check" else name
-    assert callable(getattr(importlib.import_module(f"nodes.{file}"), name))
+    assert callable(getattr(importlib.import_module(f"nodes.{name}"), name))
 
 
 @pytest.mark.parametrize("name", PROMPTED)

@@ -326,7 +326,7 @@ async def test_state_that_was_written_into_a_thread_costs_no_more_than_a_run_may
     model, at = ScriptedModel(), {"configurable": {"thread_id": "one"}}
     graph = build_graph(complete=model, embed=letters, checkpointer=InMemorySaver())
     await graph.aupdate_state(at, {"seed": SEED, **written}, as_node=after)
-    with pytest.raises(BadInput, match="references: a list of at most 20"):
+    with pytest.raises(BadInput, match="references: must be a list of at most 20"):
         await graph.ainvoke(None, at, context=Context(model="m"))
     assert model.calls == []
 
@@ -336,6 +336,6 @@ async def test_criteria_that_were_written_into_a_thread_are_bounded():
     graph = build_sample(complete=model, embed=letters, checkpointer=InMemorySaver())
     written = {"instruction": "Say.", "references": [], "criteria": [{}] * 20_000, "seed": {}}
     await graph.aupdate_state(at, written, as_node="begin")
-    with pytest.raises(BadInput, match="criteria: a list of at most 100"):
+    with pytest.raises(BadInput, match="criteria: must be a list of at most 100"):
         await graph.ainvoke(None, at, context=Context(model="m"))
     assert model.calls == []

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import memory.novelty
 from memory.novelty import CosineFilter, NoveltyFilter, find_copied_run, novel, tokens
-from refloom.data.dedup import ByMeaning, dedup
+from refloom.data.dedup import MeaningFilter, dedup
 from refloom.errors import InputError
 
 THRESHOLDS = [0.001, 0.05, 0.3, 0.5, 0.7, 0.85, 0.99, 1.0]
@@ -448,7 +448,7 @@ def test_dedup_drops_what_is_near_by_embedding_too(tmp_path):
     found = dedup(
         write(tmp_path / "in.jsonl", [{"instruction": text} for text in texts]),
         tmp_path / "out.jsonl",
-        meaning=ByMeaning(0.9, lambda given: np.array([vectors[text] for text in given])),
+        meaning=MeaningFilter(0.9, lambda given: np.array([vectors[text] for text in given])),
     )
     assert found.dropped == [(2, 1, NEAR, "rouge-l"), (4, 3, texts[3], "embedding")]
     assert found.kept == 3

@@ -19,7 +19,7 @@ from runs import finish_run, references
 from memory.store import write_references
 from memory.weights import WeightsUnavailable
 from nodes.llm import CallFailed
-from refloom.data.record_stats import diversity
+from refloom.data.record_stats import measure_diversity
 from refloom.errors import InputError, JournalError
 from refloom.evaluation.report import report
 from refloom.evaluation.report.charts import bin_counts, bin_shares, round_edges
@@ -141,7 +141,7 @@ def test_rouge_is_that_of_the_novelty_filter():
     alike = rouge(texts, texts)
     assert alike[0].round(3).tolist() == [1.0, 0.667, 0.0, 0.0, 0.6]
     assert alike.diagonal().tolist() == [1.0] * 5
-    told = diversity(texts)
+    told = measure_diversity(texts)
     assert pairs_of(alike).mean() == pytest.approx(told.pairwise, abs=1e-3)
     assert nearest_of(alike).mean() == pytest.approx(told.nearest, abs=1e-3)
     assert nearest_of(rouge(["a"], ["a"])).tolist() == []

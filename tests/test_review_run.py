@@ -118,11 +118,11 @@ async def test_several_of_a_seed_wait_each_by_itself(tmp_path):
 
 async def test_a_benchmarks_prompt_is_let_in_by_nobody(tmp_path):
     from memory.contamination import Contamination
-    from refloom.data.benchmarks import benchmarks
+    from refloom.data.benchmarks import load_benchmarks
 
     prompt = "What would a lighthouse keeper say to the sea on the last night of the year, and why?"
     (tmp_path / "exam.jsonl").write_text(json.dumps({"question": prompt}))
-    found: Contamination = benchmarks([tmp_path / "exam.jsonl"])
+    found: Contamination = load_benchmarks([tmp_path / "exam.jsonl"])
     await run_for_review(tmp_path / "out")
     reviews = ReviewQueue(tmp_path / "out", found)
     with pytest.raises(BadDecision, match="exam"):

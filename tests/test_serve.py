@@ -121,7 +121,7 @@ def test_each_graph_is_served_with_a_description(client, graph):
 def test_the_input_of_each_graph_is_a_described_form(client):
     seed = client.assistants.get_schemas(of(client, "synthesizer"))["input_schema"]
     assert seed["required"] == ["seed"]
-    given = seed["$defs"]["GivenSeed"]
+    given = seed["$defs"]["SeedInput"]
     assert given["required"] == ["instruction"]
     assert given["properties"]["instruction"]["title"] == "Seed"
     sample = client.assistants.get_schemas(of(client, "sample"))["input_schema"]

@@ -175,10 +175,10 @@ CARD_NEEDS = {"settings", "reading", "prompts", "versions", "fingerprint", "writ
 
 def _parse_split(text: str) -> dict[str, float]:
     """Parse the value of --split."""
-    from refloom.data.export import shares
+    from refloom.data.export import parse_shares
 
     try:
-        return shares(text)
+        return parse_shares(text)
     except ValueError as error:
         raise ArgumentTypeError(f"{error}; give train=0.95,validation=0.05") from error
 
@@ -238,12 +238,12 @@ def _accepted(journal: sqlite3.Connection, ids: set[str] | None) -> Iterator[str
 
 def push(args: Namespace, flags: dict[str, Any]) -> int:
     """Publish a run's accepted rows with its card on the Hugging Face hub."""
-    from refloom.data.hub import check_name
-    from refloom.data.hub import push as upload
+    from refloom.data.hub import check_repo_id
+    from refloom.data.hub import push_folder as upload
     from refloom.runs.journal import check_run, read_snapshot
     from refloom.runs.outputs import card_text, read_status, refresh_counts
 
-    check_name(args.repo_id)
+    check_repo_id(args.repo_id)
     check_run(args.directory)
     status = read_status(args.directory)
     if not status.keys() >= CARD_NEEDS or "references" not in status["reading"]:

@@ -16,7 +16,7 @@ from refloom.cli.options import (
     ratio,
     warn_of_skipped_rows,
 )
-from refloom.data.read import references_of, told
+from refloom.data.read import describe_report, open_references
 from refloom.settings import load
 
 
@@ -67,14 +67,14 @@ def add_commands(add: Any) -> None:
 
 def dedup(args: Namespace, flags: dict[str, Any]) -> int:
     """Write a file's rows without near-duplicates; report which row each was too near to."""
-    from refloom.data.dedup import ByMeaning
+    from refloom.data.dedup import MeaningFilter
     from refloom.data.dedup import dedup as write_distinct
 
     meaning = None
     if args.embedding_threshold is not None:
         from memory.embed import Embedder
 
-        meaning = ByMeaning(args.embedding_threshold, Embedder(args.embedding_model).encode)
+        meaning = MeaningFilter(args.embedding_threshold, Embedder(args.embedding_model).encode)
     summary = write_distinct(
         args.file,
         args.out,
@@ -104,9 +104,11 @@ def index_build(args: Namespace, flags: dict[str, Any]) -> int:
     from memory.references import distinct
     from memory.store import write_references
 
-    source = references_of(args.file, load(flags))
+    source = open_references(args.file, load(flags))
     report = source.scan()
-    lines = told("references", source.name, report, takes_first=source.takes_first, listed="")
+    lines = describe_report(
+        "references", source.name, report, takes_first=source.takes_first, listed=""
+    )
     print_line("\n".join(lines))
     warn_of_skipped_rows(report)
     references = write_references(args.out, distinct(source))

@@ -7,7 +7,7 @@ import re
 import sys
 from typing import Any
 
-from refloom.data.read import Report
+from refloom.data.read import ReadReport
 from refloom.serve.api_keys import LOCAL_USER, NAME_PATTERN
 from refloom.settings import ASKING, Settings
 
@@ -96,7 +96,7 @@ def print_line(text: str) -> None:
     sys.stdout.write(text + "\n")
 
 
-def warn_of_skipped_rows(report: Report) -> None:
+def warn_of_skipped_rows(report: ReadReport) -> None:
     """List skipped rows with the reason on stderr, the first `MAX_LISTED` of them."""
     for row in report.skipped[:MAX_LISTED]:
         sys.stderr.write(f"left out: {row['file']}: line {row['line']}: {row['why']}\n")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refloom.cli.options import add_setting, print_line, warn_of_skipped_rows
-from refloom.data.read import Report, Source, references_of, seeds_of, told
+from refloom.data.read import ReadReport, Source, describe_report, open_references, open_seeds
 from refloom.settings import Settings, load
 
 if TYPE_CHECKING:
@@ -88,10 +88,10 @@ def read_inputs(args: Namespace, flags: dict[str, Any]) -> tuple[Settings, Sourc
     """The settings, references and seeds of a run, as the command line names them."""
     settings = load(flags, args.config)
     skip = args.skip_bad_lines
-    references = references_of(args.references, settings, skip_bad_lines=skip)
+    references = open_references(args.references, settings, skip_bad_lines=skip)
     seeds = None
     if args.seeds is not None:
-        seeds = seeds_of(args.seeds, settings, skip_bad_lines=skip)
+        seeds = open_seeds(args.seeds, settings, skip_bad_lines=skip)
     return settings, references, seeds
 
 
@@ -124,8 +124,8 @@ def demo(args: Namespace, flags: dict[str, Any]) -> int:
         )
         exit_status = run_with_progress(
             settings,
-            references_of(references, settings),
-            seeds_of(s, settings),
+            open_references(references, settings),
+            open_seeds(s, settings),
             args.out,
             show_rows=True,
         )
@@ -195,13 +195,13 @@ async def _run_until_signalled(session: Any) -> Any:
 
 
 def _describe_inputs(
-    references: Source, seeds: Source | None, reports: tuple[Report, Report], **more: str
+    references: Source, seeds: Source | None, reports: tuple[ReadReport, ReadReport], **more: str
 ) -> list[str]:
     """Lines on what was read; references that are also the seeds are described once."""
     first = references.takes_first
-    lines = told("references", references.name, reports[0], takes_first=first, **more)
+    lines = describe_report("references", references.name, reports[0], takes_first=first, **more)
     if seeds is not None:
-        lines += told("seeds", seeds.name, reports[1], takes_first=True, **more)
+        lines += describe_report("seeds", seeds.name, reports[1], takes_first=True, **more)
     return lines
 
 

@@ -12,13 +12,13 @@ from importlib.resources import files
 from pathlib import PurePath
 from typing import Any
 
-from refloom.data.licenses import Outcome, outcome
+from refloom.data.licenses import CombinedLicense, combine_licenses
 from refloom.data.read import NOT_STATED
-from refloom.data.record_stats import Facts, Passing, diversity, quantiles
+from refloom.data.record_stats import CriterionStats, RecordStats, measure_diversity, quantiles
 from refloom.settings import MAY_DIFFER, Settings, embedded
 
-Run = Mapping[str, Any]
-MOST_CRITERIA = 30
+RunJson = Mapping[str, Any]
+MAX_CRITERIA_SHOWN = 30
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 # Where a run was made is nobody's business; the rest is shown.
 PRIVATE = frozenset(
@@ -30,8 +30,8 @@ _MARKS = re.compile(r"([\\`*_\[\]|~#$])")
 
 
 def card(
-    run: Run,
-    facts: Facts,
+    run: RunJson,
+    facts: RecordStats,
     drawing: str,
     *,
     title: str = "Instruction-tuning data",
@@ -50,9 +50,9 @@ def card(
     """
     from huggingface_hub import DatasetCard
 
-    licence = outcome(_licences(run))
-    text = _rendered(
-        data=_header(run, licence, title, configs),
+    licence = combine_licenses(_count_licenses(run))
+    text = _render(
+        data=_front_matter(run, licence, title, configs),
         title=title,
         licence=licence,
         drawing=drawing,
@@ -60,26 +60,28 @@ def card(
         facts=facts,
         configs=configs,
         rows=rows or {},
-        **_said(run, facts),
+        **_card_values(run, facts),
     )
     return str(DatasetCard(text, ignore_metadata_errors=True)).strip() + "\n"
 
 
-def _licences(run: Run) -> Counter[str]:
+def _count_licenses(run: RunJson) -> Counter[str]:
     """Those of the references, and those that seeds state, whose words may be in the rows."""
     reading = run["reading"]
     stated = {k: n for k, n in reading["seeds"]["licences"].items() if k != NOT_STATED}
     return Counter(reading["references"]["licences"]) + Counter(stated)
 
 
-def _header(run: Run, licence: Outcome, title: str, configs: Sequence[Mapping[str, Any]]) -> str:
+def _front_matter(
+    run: RunJson, licence: CombinedLicense, title: str, configs: Sequence[Mapping[str, Any]]
+) -> str:
     from huggingface_hub import DatasetCardData
 
     more: Any = {"license_name": licence.name} if licence.name else {}
     data = DatasetCardData(
         license=licence.id,
         pretty_name=title,
-        size_categories=_size(run["counts"]["accepted"]),
+        size_categories=_size_category(run["counts"]["accepted"]),
         task_categories=["text-generation"],
         tags=["synthetic", "instruction-tuning", "refloom", "reference-level-feedback"],
         configs=list(map(dict, configs)) or None,
@@ -88,20 +90,20 @@ def _header(run: Run, licence: Outcome, title: str, configs: Sequence[Mapping[st
     return str(data.to_yaml())
 
 
-def _rendered(**values: Any) -> str:
+def _render(**values: Any) -> str:
     from jinja2.sandbox import SandboxedEnvironment
 
     environment = SandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(md=md, name=_name)
-    environment.globals.update(n=lambda number: f"{number:,}", percent=_percent)
+    environment.filters.update(md=escape_markdown, name=_short_name)
+    environment.globals.update(n=lambda number: f"{number:,}", percent=_format_percent)
     source = files("refloom.data").joinpath("card.md.jinja").read_text(encoding="utf-8")
     return environment.from_string(source).render(values)
 
 
-def md(value: object, most: int = 300) -> str:
+def escape_markdown(value: object, most: int = 300) -> str:
     r"""Text that Markdown and HTML show as it is, on one line; links in it are dead.
 
-    >>> print(md("<b> *x* | [a](http://b)"))
+    >>> print(escape_markdown("<b> *x* | [a](http://b)"))
     &lt;b&gt; \*x\* \| \[a\](http:&#47;&#47;b)
     """
     text = " ".join(str(value).split())
@@ -110,11 +112,11 @@ def md(value: object, most: int = 300) -> str:
     return text.replace("://", ":&#47;&#47;").replace("www.", "www&#46;").replace("@", "&#64;")
 
 
-def _said(run: Run, facts: Facts) -> dict[str, Any]:
+def _card_values(run: RunJson, facts: RecordStats) -> dict[str, Any]:
     settings, counts, reading = run["settings"], run["counts"], run["reading"]
     judge = settings["judge_model"] or settings["model"]
-    again = command(run)
-    shown = [_row(passing) for passing in facts.passing(MOST_CRITERIA)]
+    again = rerun_command(run)
+    shown = [_criterion_row(passing) for passing in facts.passing(MAX_CRITERIA_SHOWN)]
     log_odds = (settings["judge_method"] or ("logodds" if embedded(judge) else "verdict")) != (
         "verdict"
     )
@@ -122,30 +124,30 @@ def _said(run: Run, facts: Facts) -> dict[str, Any]:
         "settings": settings,
         "counts": counts,
         "reading": reading,
-        "model": _model(settings["model"]),
-        "judge": _model(judge),
+        "model": _model_name(settings["model"]),
+        "judge": _model_name(judge),
         "same_judge": judge == settings["model"],
         "log_odds": log_odds,
         "how_judged": "the log-odds of one-token answers" if log_odds else "written verdicts",
         "embedded": embedded(settings["model"]),
-        "shapes": _joined(reading["references"]["shapes"]),
+        "shapes": _join_counts(reading["references"]["shapes"]),
         "reviews": facts.reviewed,
-        "reasons": _joined(facts.reasons),
-        "errors": _joined(facts.errors),
-        "lengths": _lengths(facts),
+        "reasons": _join_counts(facts.reasons),
+        "errors": _join_counts(facts.errors),
+        "lengths": _length_rows(facts),
         "attempts": ", ".join(f"{n:,} at attempt {at}" for at, n in sorted(facts.attempts.items())),
-        "diversity": diversity(facts.sample),
+        "diversity": measure_diversity(facts.sample),
         "criteria": shown,
         "more_criteria": len(facts.passing(len(facts.criteria))) - len(shown),
-        "benchmarks": ", ".join(map(_name, settings["benchmark"])),
-        "cost": _cost(run["cost_usd"], counts["accepted"]),
+        "benchmarks": ", ".join(map(_short_name, settings["benchmark"])),
+        "cost": _format_cost(run["cost_usd"], counts["accepted"]),
         "command": again,
-        "fence": "`" * max(3, 1 + _longest_run(again)),
-        "all_settings": json.dumps(_public(settings), indent=1, ensure_ascii=True),
+        "fence": "`" * max(3, 1 + _longest_backtick_run(again)),
+        "all_settings": json.dumps(_public_settings(settings), indent=1, ensure_ascii=True),
     }
 
 
-def _lengths(facts: Facts) -> list[tuple[str, tuple[str, ...]]]:
+def _length_rows(facts: RecordStats) -> list[tuple[str, tuple[str, ...]]]:
     found = (("instructions", facts.instructions), ("responses", facts.responses))
     return [
         (what, tuple(f"{length:,}" for length in spread))
@@ -154,7 +156,7 @@ def _lengths(facts: Facts) -> list[tuple[str, tuple[str, ...]]]:
     ]
 
 
-def _row(passing: Passing) -> dict[str, Any]:
+def _criterion_row(passing: CriterionStats) -> dict[str, Any]:
     found: dict[str, Any] = {
         "text": passing.text,
         "must": passing.must,
@@ -162,31 +164,31 @@ def _row(passing: Passing) -> dict[str, Any]:
     }
     for name, counts in (("first", passing.first), ("last", passing.last)):
         judged = counts["pass"] + counts["fail"] + counts["unknown"]
-        found[name] = _percent(counts["pass"] / judged) if judged else "-"
+        found[name] = _format_percent(counts["pass"] / judged) if judged else "-"
         found[f"{name}_n"] = judged
     return found
 
 
-def _cost(cost: float | None, accepted: int) -> str:
+def _format_cost(cost: float | None, accepted: int) -> str:
     if cost is None:
         return "dollars unknown, since a model has no price"
     each = f", ${cost / accepted:.4f} a row" if accepted and cost else ""
     return f"${cost:.2f}{each}"
 
 
-def _percent(share: float) -> str:
+def _format_percent(share: float) -> str:
     return f"{100 * share:.0f} %"
 
 
-def _joined(counts: Counter[str] | Mapping[str, int]) -> str:
+def _join_counts(counts: Counter[str] | Mapping[str, int]) -> str:
     return ", ".join(f"{what} {n:,}" for what, n in Counter(counts).most_common())
 
 
-def _size(rows: int) -> str:
+def _size_category(rows: int) -> str:
     return next((name for most, name in SIZES if rows < most), "1M<n<10M")
 
 
-def _name(path: object) -> str:
+def _short_name(path: object) -> str:
     """A name without its folders, which are this machine's; a hub's `owner/name` stays."""
     text = str(path)
     pure = PurePath(text)
@@ -194,11 +196,11 @@ def _name(path: object) -> str:
     return pure.name if local or text.startswith((".", "~")) else text
 
 
-def _model(name: str) -> str:
-    return "local (Qwen2.5-Coder-1.5B, embedded)" if name == "local" else _name(name)
+def _model_name(name: str) -> str:
+    return "local (Qwen2.5-Coder-1.5B, embedded)" if name == "local" else _short_name(name)
 
 
-def _public(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _public_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings without what only says where the run was made."""
     public = {name: value for name, value in settings.items() if name not in PRIVATE}
     # What goes into a request beside what refloom knows of may hold a key.
@@ -208,13 +210,15 @@ def _public(settings: Mapping[str, Any]) -> dict[str, Any]:
     }
     for name in PATHS:
         value = public[name]
-        public[name] = [*map(_name, value)] if isinstance(value, list) else value and _name(value)
+        public[name] = (
+            [*map(_short_name, value)] if isinstance(value, list) else value and _short_name(value)
+        )
     return public
 
 
-def command(run: Run) -> str:
+def rerun_command(run: RunJson) -> str:
     """The command that makes the rows again, where the files and the endpoint are at hand."""
-    settings, reading = _public(run["settings"]), run["reading"]
+    settings, reading = _public_settings(run["settings"]), run["reading"]
     words = ["refloom", "run", "--references", reading["references"]["name"], "--out", "rows"]
     if reading["seeds"]["name"] is not None:
         words += ["--seeds", reading["seeds"]["name"]]
@@ -225,19 +229,19 @@ def command(run: Run) -> str:
         default = list(default) if isinstance(default, tuple) else default
         usual = value in (None, {}, []) or (value == default and name != "model")
         if wanted and not usual and name not in (*PRIVATE, "stages"):
-            words += _flag(name, value)
+            words += _flag_words(name, value)
     if any("that cannot be parsed" in reading[what]["skipped"] for what in ("references", "seeds")):
         words.append("--skip-bad-lines")
     said = " ".join(shlex.quote(" ".join(word.split())) for word in words)
     return said + ("  # and [stages] of a --config" if settings["stages"] else "")
 
 
-def _longest_run(text: str) -> int:
+def _longest_backtick_run(text: str) -> int:
     """How many backticks stand in a row at most."""
     return max(map(len, re.findall("`+", text)), default=0)
 
 
-def _flag(name: str, value: Any) -> list[str]:
+def _flag_words(name: str, value: Any) -> list[str]:
     flag = name.replace("_", "-")
     if isinstance(value, bool):
         return [f"--{flag}" if value else f"--no-{flag}"]

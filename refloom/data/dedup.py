@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from memory.novelty import CosineFilter, NoveltyFilter
-from refloom.data.files import Skip, rows_of
-from refloom.data.read import Report
-from refloom.data.shapes import Unfit, pair_of, whole
+from refloom.data.files import Skip, read_rows
+from refloom.data.read import ReadReport
+from refloom.data.shapes import UnknownShape, parse_pair, valid_text
 from refloom.data.write import replace_lines, replace_parquet
 from refloom.errors import InputError
 
@@ -22,7 +22,7 @@ Encode = Callable[[Sequence[str]], Any]
 BATCH = 256
 
 
-class Dropped(NamedTuple):
+class DroppedRow(NamedTuple):
     """A row that was left out, and the row that it is too near to; both by line."""
 
     line: int
@@ -32,7 +32,7 @@ class Dropped(NamedTuple):
     """What found it: "rouge-l" or "embedding"."""
 
 
-class ByMeaning(NamedTuple):
+class MeaningFilter(NamedTuple):
     """Compare by meaning too: a cosine of unit vectors over `threshold` is a near-duplicate."""
 
     threshold: float
@@ -46,15 +46,15 @@ class _Row(NamedTuple):
 
 
 @dataclass(slots=True)
-class Summary:
+class DedupSummary:
     """What `dedup` did: rows kept, rows dropped and why, and in `report` those of no known shape.
 
     read = kept + dropped, and beside them `report.skipped_count` rows that are not in the output.
     """
 
     kept: int = 0
-    dropped: list[Dropped] = field(default_factory=list)
-    report: Report = field(default_factory=Report)
+    dropped: list[DroppedRow] = field(default_factory=list)
+    report: ReadReport = field(default_factory=ReadReport)
 
 
 def dedup(
@@ -63,8 +63,8 @@ def dedup(
     *,
     threshold: float = 0.7,
     skip_bad_lines: bool = False,
-    meaning: ByMeaning | None = None,
-) -> Summary:
+    meaning: MeaningFilter | None = None,
+) -> DedupSummary:
     """Write to `out` (.jsonl or .parquet) the rows of a file that are no near-duplicates. Blocks.
 
     A row is written as it was read, whatever its shape, and compared by its instruction: with
@@ -72,15 +72,15 @@ def dedup(
     {"instruction": line}. `out` appears whole or not at all. Raises `InputError` for what cannot be
     read or written.
     """
-    _check(given, out)
-    summary = Summary()
-    rows = _rows(given, summary.report, summary.report.skip if skip_bad_lines else None)
-    judged = _judged(rows, NoveltyFilter(threshold), meaning, summary)
+    _check_files(given, out)
+    summary = DedupSummary()
+    rows = _read_rows(given, summary.report, summary.report.skip if skip_bad_lines else None)
+    judged = _without_duplicates(rows, NoveltyFilter(threshold), meaning, summary)
     try:
         if out.suffix == ".parquet":
             summary.kept = replace_parquet(out, (r.row for r in judged), _schema(given))
         else:
-            summary.kept = replace_lines(out, map(_line, judged))
+            summary.kept = replace_lines(out, map(_to_line, judged))
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error.strerror or error})") from error
     except ValueError as error:
@@ -88,7 +88,7 @@ def dedup(
     return summary
 
 
-def _check(given: str | Path, out: Path) -> None:
+def _check_files(given: str | Path, out: Path) -> None:
     if out.suffix not in (".jsonl", ".parquet"):
         raise InputError(f"{out}: rows are written as .jsonl or .parquet; name it so")
     if out.is_dir():
@@ -100,19 +100,19 @@ def _check(given: str | Path, out: Path) -> None:
         raise InputError(f"{out}: is the file that is read; name another one to write to")
 
 
-def _rows(given: str | Path, report: Report, bad: Skip | None) -> Iterator[_Row]:
+def _read_rows(given: str | Path, report: ReadReport, bad: Skip | None) -> Iterator[_Row]:
     """The rows that have an instruction; `InputError` at the end if there was none."""
-    for line, row in rows_of(given, bad):
+    for line, row in read_rows(given, bad):
         try:
             if isinstance(row, str):
                 report.shapes["text"] += 1
-                yield _Row(line, {"instruction": whole(row)}, row)
+                yield _Row(line, {"instruction": valid_text(row)}, row)
             else:
-                shape, instruction, _ = pair_of(row)
+                shape, instruction, _ = parse_pair(row)
                 report.shapes[shape] += 1
                 yield _Row(line, row, instruction)
             report.taken += 1
-        except Unfit as unfit:
+        except UnknownShape as unfit:
             report.skip(str(given), line, str(unfit))
     if not report.taken:
         first = report.skipped[0] if report.skipped else None
@@ -120,11 +120,11 @@ def _rows(given: str | Path, report: Report, bad: Skip | None) -> Iterator[_Row]
         raise InputError(f"{given}: no row with an instruction{why}")
 
 
-def _judged(
+def _without_duplicates(
     rows: Iterator[_Row],
     known: NoveltyFilter,
-    meaning: ByMeaning | None,
-    summary: Summary,
+    meaning: MeaningFilter | None,
+    summary: DedupSummary,
 ) -> Iterator[_Row]:
     """The rows that are new; the others go into the summary."""
     if meaning is None:
@@ -133,7 +133,7 @@ def _judged(
             if near is None:
                 yield row
             else:
-                summary.dropped.append(Dropped(row.line, int(near), row.instruction, "rouge-l"))
+                summary.dropped.append(DroppedRow(row.line, int(near), row.instruction, "rouge-l"))
         return
     vectors = CosineFilter(meaning.threshold)
     while batch := list(islice(rows, BATCH)):
@@ -142,30 +142,34 @@ def _judged(
             if near is None:
                 near, by = vectors.collision(vector), "embedding"
             if near is not None:
-                summary.dropped.append(Dropped(row.line, int(near), row.instruction, by))
+                summary.dropped.append(DroppedRow(row.line, int(near), row.instruction, by))
                 continue
             known.add(row.instruction, str(row.line))
             vectors.add(vector, str(row.line))
             yield row
 
 
-def _line(row: _Row) -> str:
+def _to_line(row: _Row) -> str:
     try:
-        line = json.dumps(row.row, ensure_ascii=False, default=_plain)
+        line = json.dumps(row.row, ensure_ascii=False, default=_to_json_value)
         # Half of a surrogate pair is no UTF-8; escaped it is.
-        return line if line.isascii() or _whole(line) else json.dumps(row.row, default=_plain)
+        return (
+            line
+            if line.isascii() or _is_valid_text(line)
+            else json.dumps(row.row, default=_to_json_value)
+        )
     except TypeError as error:
         raise InputError(f"line {row.line}: {error}; name the output .parquet") from error
 
 
-def _whole(text: str) -> bool:
+def _is_valid_text(text: str) -> bool:
     try:
-        return whole(text) is text
-    except Unfit:
+        return valid_text(text) is text
+    except UnknownShape:
         return False
 
 
-def _plain(value: Any) -> str:
+def _to_json_value(value: Any) -> str:
     """What parquet holds and JSON does not."""
     if isinstance(value, date | time):
         return value.isoformat()

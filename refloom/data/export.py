@@ -18,42 +18,42 @@ from refloom.data.write import writing
 
 # MERGED refloom~data~attempts
 # What the attempts at a sample teach: which ones a better one stands against, and why.
-Row = dict[str, Any]
+ExportRow = dict[str, Any]
 # Over this likeness of words two responses teach no difference.
 MOST_ALIKE = 0.95
 
 
-def plain(verdict: Row) -> Row:
+def plain_verdict(verdict: ExportRow) -> ExportRow:
     """A verdict without its score."""
     return {key: verdict[key] for key in ("criterion_id", "verdict", "reason", "evidence")}
 
 
-def failed_attempts(record: Record) -> list[tuple[Row, list[Row]]]:
+def failed_attempts(record: Record) -> list[tuple[ExportRow, list[ExportRow]]]:
     """Attempts before the accepted one that failed a `must` it passed, with these verdicts."""
     attempts = record["attempts"]
     places = [i for i, a in enumerate(attempts) if a["response"] == record["response"]]
     if not places:
         return []
     texts = {c["id"]: c["text"] for c in record["criteria"] if c["must"]}
-    edited = _edited(record)
+    edited = _edited_attempt(record)
     passed = {
         v["criterion_id"] for v in attempts[places[-1]]["verdicts"] if v["verdict"] == "pass"
     } & set(texts)
     found = []
     for attempt in attempts[: places[-1]]:
         decided = [
-            {**plain(v), "criterion": f"The response {texts[v['criterion_id']]}."}
+            {**plain_verdict(v), "criterion": f"The response {texts[v['criterion_id']]}."}
             for v in attempt["verdicts"]
             if v["verdict"] == "fail" and v["criterion_id"] in passed
         ]
         if edited and attempt is attempts[places[-1] - 1]:
             decided.append(edited)
-        if decided and attempt["response"].strip() and _differ(attempt["response"], record):
+        if decided and attempt["response"].strip() and _differs(attempt["response"], record):
             found.append((attempt, decided))
     return found
 
 
-def _edited(record: Record) -> Row | None:
+def _edited_attempt(record: Record) -> ExportRow | None:
     """A reviewer's word against the text they edited, in the shape of a verdict."""
     review = record.get("review") or {}
     if review.get("decision") != "edit":
@@ -67,14 +67,14 @@ def _edited(record: Record) -> Row | None:
     }
 
 
-def _differ(text: str, record: Record) -> bool:
+def _differs(text: str, record: Record) -> bool:
     from rapidfuzz.distance import Indel
 
     one, other = text.split(), record["response"].split()
     return Indel.normalized_similarity(one, other) <= MOST_ALIKE
 
 
-def base(record: Record, place: int) -> int:
+def best_attempt(record: Record, place: int) -> int:
     """Which attempt the one at `place` refines: the best of those before it."""
     attempts, criteria = record["attempts"], record["criteria"]
     judged = {c["id"] for c in criteria if c["judged_by"] == "judge"}
@@ -96,10 +96,10 @@ def base(record: Record, place: int) -> int:
 MOST = 1_000_000
 
 
-def shares(text: str) -> dict[str, float]:
+def parse_shares(text: str) -> dict[str, float]:
     """Parts by name from text such as `train=0.95,validation=0.05`. Raises `ValueError`.
 
-    >>> shares("train=3,validation=1")
+    >>> parse_shares("train=3,validation=1")
     {'train': 0.75, 'validation': 0.25}
     """
     found: dict[str, float] = {}
@@ -119,13 +119,13 @@ def shares(text: str) -> dict[str, float]:
     return {name: share / total for name, share in found.items()}
 
 
-def assign(seeds: Iterable[str], parts: dict[str, float], random_seed: int) -> dict[int, str]:
-    """The part of each seed, by `key`; `seeds` names the seed of every row, in any order.
+def assign_parts(seeds: Iterable[str], parts: dict[str, float], random_seed: int) -> dict[int, str]:
+    """The part of each seed, by `hash_key`; `seeds` names the seed of every row, in any order.
 
     Seeds are put in an order that only the random seed decides, and parts cut from it, so that the
     shares are of rows and right to within one seed's. No part stays empty while there are seeds.
     """
-    counts = Counter(key(seed, random_seed) for seed in seeds)
+    counts = Counter(hash_key(seed, random_seed) for seed in seeds)
     total = sum(counts.values())
     order = sorted(counts)
     names = list(parts)
@@ -146,7 +146,7 @@ def assign(seeds: Iterable[str], parts: dict[str, float], random_seed: int) -> d
     return made
 
 
-def key(seed: str, random_seed: int) -> int:
+def hash_key(seed: str, random_seed: int) -> int:
     """63 bits that stand for a seed, in an order of their own for each random seed."""
     digest = sha256(f"{random_seed}\x1f{seed}".encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:8], "big") >> 1
@@ -159,36 +159,43 @@ TURNS = [{"role": TEXT, "content": TEXT}]
 class Format(NamedTuple):
     """How a record becomes rows, and an example of a row's types."""
 
-    rows: Callable[[Record], list[Row]]
-    types: Row
+    rows: Callable[[Record], list[ExportRow]]
+    types: ExportRow
 
 
-def messages(record: Record) -> list[Row]:
+def messages(record: Record) -> list[ExportRow]:
     """TRL's conversational shape for SFT, and that of OpenAI's fine-tuning.
 
     >>> messages({"instruction": "Why?", "response": "So."})[0]["messages"][1]
     {'role': 'assistant', 'content': 'So.'}
     """
-    return [{"messages": [*_said("user", record["instruction"]), *_answer(record["response"])]}]
+    return [
+        {
+            "messages": [
+                *_prompt_messages("user", record["instruction"]),
+                *_answer_messages(record["response"]),
+            ]
+        }
+    ]
 
 
-def prompt_completion(record: Record) -> list[Row]:
+def prompt_completion(record: Record) -> list[ExportRow]:
     """Plain text in and out, as TRL's prompt-completion shape has it."""
     return [{"prompt": record["instruction"], "completion": record["response"]}]
 
 
-def alpaca(record: Record) -> list[Row]:
+def alpaca(record: Record) -> list[ExportRow]:
     """Stanford Alpaca's shape; what it keeps apart as input stands in the instruction."""
     return [{"instruction": record["instruction"], "input": "", "output": record["response"]}]
 
 
-def sharegpt(record: Record) -> list[Row]:
+def sharegpt(record: Record) -> list[ExportRow]:
     """ShareGPT's shape, as Axolotl and LLaMA-Factory read it."""
     turns = [("human", record["instruction"]), ("gpt", record["response"])]
     return [{"conversations": [{"from": who, "value": text} for who, text in turns]}]
 
 
-def preference(record: Record) -> list[Row]:
+def preference(record: Record) -> list[ExportRow]:
     """TRL's conversational preference shape: the accepted response over an earlier attempt.
 
     The attempt taken is the one that failed most of the `must` criteria which the accepted one
@@ -201,26 +208,28 @@ def preference(record: Record) -> list[Row]:
     worst, decided = max(found, key=lambda one: len(one[1]))
     return [
         {
-            "prompt": _said("user", record["instruction"]),
-            "chosen": _answer(record["response"]),
-            "rejected": _answer(worst["response"]),
+            "prompt": _prompt_messages("user", record["instruction"]),
+            "chosen": _answer_messages(record["response"]),
+            "rejected": _answer_messages(worst["response"]),
             "decided_by": decided,
         }
     ]
 
 
-def kto(record: Record) -> list[Row]:
+def kto(record: Record) -> list[ExportRow]:
     """TRL's unpaired preference shape: the accepted response, and attempts that failed before it.
 
     The attempts are those `preference` would take, each once.
     """
-    prompt = _said("user", record["instruction"])
+    prompt = _prompt_messages("user", record["instruction"])
     said = [(record["response"], True)]
     said += [(attempt["response"], False) for attempt, _ in failed_attempts(record)]
-    return [{"prompt": prompt, "completion": _answer(r), "label": good} for r, good in said]
+    return [
+        {"prompt": prompt, "completion": _answer_messages(r), "label": good} for r, good in said
+    ]
 
 
-def trajectory(record: Record) -> list[Row]:
+def trajectory(record: Record) -> list[ExportRow]:
     """Every attempt with its verdicts and the refinement made from it, to train critics on.
 
     A refinement starts from the best attempt so far; `refinement` is empty where none was made.
@@ -230,13 +239,15 @@ def trajectory(record: Record) -> list[Row]:
     told = [{key: c[key] for key in kept} for c in criteria]
     rows = []
     for place, attempt in enumerate(attempts):
-        made = [a["response"] for i, a in enumerate(attempts) if i and base(record, i) == place]
+        made = [
+            a["response"] for i, a in enumerate(attempts) if i and best_attempt(record, i) == place
+        ]
         rows += [
             {
                 "instruction": record["instruction"],
                 "criteria": told,
                 "draft": attempt["response"],
-                "verdicts": [plain(v) for v in attempt["verdicts"]],
+                "verdicts": [plain_verdict(v) for v in attempt["verdicts"]],
                 "refinement": refinement,
             }
             for refinement in made or [""]
@@ -244,7 +255,7 @@ def trajectory(record: Record) -> list[Row]:
     return rows
 
 
-def refed(record: Record) -> list[Row]:
+def refed(record: Record) -> list[ExportRow]:
     """The shape of the paper's own data, of records made with `--preset refed`.
 
     There `response` is the draft. Other records have no analysis and give no row.
@@ -256,12 +267,12 @@ def refed(record: Record) -> list[Row]:
     return [drafted | {key: record[key] for key in kept}]
 
 
-def _said(role: str, text: str) -> list[Row]:
+def _prompt_messages(role: str, text: str) -> list[ExportRow]:
     return [{"role": role, "content": text}]
 
 
-def _answer(text: str) -> list[Row]:
-    return _said("assistant", text)
+def _answer_messages(text: str) -> list[ExportRow]:
+    return _prompt_messages("assistant", text)
 
 
 _VERDICT = {"criterion_id": TEXT, "verdict": TEXT, "reason": TEXT, "evidence": TEXT}
@@ -310,7 +321,7 @@ FORMATS: dict[str, Format] = {
 }
 
 
-def rows(records: Iterable[str], format_: str) -> Iterator[tuple[str, Row]]:
+def format_rows(records: Iterable[str], format_: str) -> Iterator[tuple[str, ExportRow]]:
     """The seed and the row of every row of an export, in the order of the records."""
     make = FORMATS[format_].rows
     for line in records:
@@ -343,14 +354,14 @@ def export(
     """
     paths = {name: path.with_stem(f"{path.stem}-{name}") for name in parts or {}} or {"": path}
     several = parts is not None and len(parts) > 1
-    seeds = (seed for seed, _ in islice(rows(records(), format_), most)) if several else ()
-    assigned = assign(seeds, parts or {}, random_seed)
+    seeds = (seed for seed, _ in islice(format_rows(records(), format_), most)) if several else ()
+    assigned = assign_parts(seeds, parts or {}, random_seed)
     written = dict.fromkeys(paths.values(), 0)
     with ExitStack() as stack:
         types = FORMATS[format_].types
         put = {name: stack.enter_context(writing(to, types)) for name, to in paths.items()}
-        for seed, row in islice(rows(records(), format_), most):
-            name = assigned[key(seed, random_seed)] if several else next(iter(paths))
+        for seed, row in islice(format_rows(records(), format_), most):
+            name = assigned[hash_key(seed, random_seed)] if several else next(iter(paths))
             put[name](row)
             written[paths[name]] += 1
     return written

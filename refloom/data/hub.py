@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _USER_INFO = re.compile(r"//[^/@]*@")
 
 
-def check_name(repo_id: str) -> None:
+def check_repo_id(repo_id: str) -> None:
     """Raise `InputError` for what is no name of a data set."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
@@ -26,7 +26,7 @@ def check_name(repo_id: str) -> None:
         raise InputError(f"{repo_id}: is no name of a data set; give OWNER/NAME") from error
 
 
-def push(folder: Path, repo_id: str, *, private: bool) -> tuple[str, bool]:
+def push_folder(folder: Path, repo_id: str, *, private: bool) -> tuple[str, bool]:
     """Upload the files of `folder` in one commit; the data set's address, and whether it is new.
 
     The hub is that of `HF_ENDPOINT`, the token that of `HF_TOKEN` or of `hf auth login`. A data set
@@ -40,7 +40,7 @@ def push(folder: Path, repo_id: str, *, private: bool) -> tuple[str, bool]:
     api = HfApi()
     hub = _USER_INFO.sub("//", api.endpoint)
     try:
-        repo_id, new = _made(api, repo_id, private)
+        repo_id, new = _create_repo(api, repo_id, private)
         api.upload_folder(
             repo_id=repo_id,
             folder_path=folder,
@@ -57,7 +57,7 @@ def push(folder: Path, repo_id: str, *, private: bool) -> tuple[str, bool]:
     return f"{hub}/datasets/{repo_id}", new
 
 
-def _made(api: HfApi, repo_id: str, private: bool) -> tuple[str, bool]:
+def _create_repo(api: HfApi, repo_id: str, private: bool) -> tuple[str, bool]:
     """Make the data set unless it is there; its whole name, and whether it is new."""
     from huggingface_hub.errors import HfHubHTTPError
 

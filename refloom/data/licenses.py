@@ -66,14 +66,14 @@ NOT_LAW = (
 )
 
 
-class Licence(NamedTuple):
+class License(NamedTuple):
     """A licence as the hub names it (None: it has no name for it), and what it asks."""
 
     id: str | None
     asks: frozenset[str]
 
 
-class Outcome(NamedTuple):
+class CombinedLicense(NamedTuple):
     """The licence of the data set, a name where it is "other", and what is to be said of it."""
 
     id: str
@@ -81,46 +81,46 @@ class Outcome(NamedTuple):
     said: list[str]
 
 
-def licence_of(text: str) -> Licence:
+def parse_license(text: str) -> License:
     """The licence that a text means; anything beside a licence's own name makes it unknown.
 
     Of what is unknown the words still tell what it asks at least.
 
-    >>> licence_of("Creative Commons Attribution-NonCommercial 4.0").id
+    >>> parse_license("Creative Commons Attribution-NonCommercial 4.0").id
     'cc-by-nc-4.0'
-    >>> sorted(licence_of("MIT, for research only").asks)
+    >>> sorted(parse_license("MIT, for research only").asks)
     ['nc', 'unknown']
     """
-    plain = re.sub(r"[\s_/,&()\u2010-\u2015]+", " ", _shortened(text.lower())).strip(" .-")
+    plain = re.sub(r"[\s_/,&()\u2010-\u2015]+", " ", _short_id(text.lower())).strip(" .-")
     found = _CC.fullmatch(plain)
     if found:
         asks = [part for part in ("nc", "sa", "nd") if part in re.split(r"[ -]+", found[1])]
         name = "-".join(["by", *asks])
         if (found[2] or "4.0") in _CC_KNOWN.get(name, ()):
-            return Licence(f"cc-{name}-{found[2] or '4.0'}", frozenset(asks))
+            return License(f"cc-{name}-{found[2] or '4.0'}", frozenset(asks))
     for table, asked in ((_PERMISSIVE, frozenset[str]()), (_ALIKE, frozenset({"sa"}))):
         for pattern, id_ in table:
             if re.fullmatch(pattern + _ENDS, plain):
-                return Licence(id_, asked)
+                return License(id_, asked)
     asking = {ask for pattern, ask in _ASKING if re.search(pattern, plain)}
-    return Licence(None, frozenset(asking | {"unknown"}))
+    return License(None, frozenset(asking | {"unknown"}))
 
 
-def _shortened(text: str) -> str:
+def _short_id(text: str) -> str:
     for long, short in _LONG.items():
         text = re.sub(long, short, text)
     return re.sub(r"\b(by|nc|sa|nd)(?=\d)", r"\1 ", text)
 
 
-def outcome(counts: Mapping[str, int]) -> Outcome:
+def combine_licenses(counts: Mapping[str, int]) -> CombinedLicense:
     """The licence that follows from those of the references, each with how many have it.
 
     The strictest is carried on: non-commercial and share-alike terms hold for what is made from
     the references. Where terms cannot all be met by one licence, or none is stated, that is said.
     """
-    named = {text: licence_of(text) for text in counts}
-    strict_ones = (text for text in counts if _strict(named[text]))
-    said = [_sentence(text, counts[text], named[text]) for text in strict_ones]
+    named = {text: parse_license(text) for text in counts}
+    strict_ones = (text for text in counts if _is_strict(named[text]))
+    said = [_describe(text, counts[text], named[text]) for text in strict_ones]
     asks = frozenset().union(*(licence.asks for licence in named.values()))
     ids = {licence.id for licence in named.values() if licence.id is not None}
     odd = [text for text in counts if "unknown" in named[text].asks and text != NOT_STATED]
@@ -133,27 +133,27 @@ def outcome(counts: Mapping[str, int]) -> Outcome:
         )
     if asks & {"nd", "own"}:
         said.append("What is made from them may not be shared without leave of their owners.")
-        return Outcome("other", "see-references", [*said, NOT_LAW])
+        return CombinedLicense("other", "see-references", [*said, NOT_LAW])
     strict = {i.id for i in named.values() if i.id is not None and i.asks & {"nc", "sa"}}
     covered = all("-nc" in id_ for id_ in strict) and strict
     if odd and not covered:
         # Their terms may ask for more than any licence that is known here.
         if not ids and asks == {"unknown"}:
-            return Outcome("unknown", None, said)
-        return Outcome("other", "see-references", said)
+            return CombinedLicense("unknown", None, said)
+        return CombinedLicense("other", "see-references", said)
     if strict:
-        return _of_strict(strict, said)
+        return _combine_strict(strict, said)
     if unknown or not ids:
-        return Outcome("unknown", None, said)
+        return CombinedLicense("unknown", None, said)
     (first, *more) = sorted(ids)
     if not more:
         credit = " It asks that its authors are named." if first.startswith("cc-by") else ""
-        return Outcome(first, None, [f"All references are under {first}.{credit}"])
+        return CombinedLicense(first, None, [f"All references are under {first}.{credit}"])
     said.append(f"The references are under {', '.join(sorted(ids))}: name their authors.")
-    return Outcome("other", "see-references", said)
+    return CombinedLicense("other", "see-references", said)
 
 
-def _of_strict(ids: Iterable[str], said: list[str]) -> Outcome:
+def _combine_strict(ids: Iterable[str], said: list[str]) -> CombinedLicense:
     families = {id_: id_.rpartition("-")[0] if id_.startswith("cc-") else id_ for id_ in ids}
     alike = {f for f in families.values() if "-sa" in f or not f.startswith("cc-")}
     non_commercial = any("-nc" in family for family in families.values())
@@ -162,18 +162,18 @@ def _of_strict(ids: Iterable[str], said: list[str]) -> Outcome:
             f"{', '.join(sorted(ids))} cannot all be kept by one licence: each share-alike licence "
             "wants to be the licence of the whole. Leave out the references of all but one."
         )
-        return Outcome("other", "conflicting-references", [*said, NOT_LAW])
+        return CombinedLicense("other", "conflicting-references", [*said, NOT_LAW])
     family = next(iter(alike), None) or "cc-by-nc"
     chosen = max(id_ for id_, found in families.items() if found == family)
     said.append(f"The rows are therefore under {chosen}.")
-    return Outcome(chosen, None, [*said, NOT_LAW])
+    return CombinedLicense(chosen, None, [*said, NOT_LAW])
 
 
-def _strict(licence: Licence) -> bool:
+def _is_strict(licence: License) -> bool:
     return bool(licence.asks & {"nc", "sa", "nd", "own"})
 
 
-def _sentence(text: str, count: int, licence: Licence) -> str:
+def _describe(text: str, count: int, licence: License) -> str:
     meaning = {
         "nc": "non-commercial: what is made from them may not be used for money",
         "sa": "share-alike: what is made from them has to be under the same licence",

@@ -14,8 +14,14 @@ from typing import Any, Literal, Union
 
 from memory.references import Reference, content_id, distinct, reference_hash
 from nodes.state import Seed
-from refloom.data.files import rows_of
-from refloom.data.shapes import Exchange, Unfit, exchanges_of, renamed, usable
+from refloom.data.files import read_rows
+from refloom.data.shapes import (
+    Exchange,
+    UnknownShape,
+    check_exchange,
+    parse_exchanges,
+    rename_columns,
+)
 from refloom.errors import InputError
 from refloom.settings import Settings
 
@@ -29,7 +35,7 @@ LICENCE_CHARS = 500
 
 
 @dataclass(slots=True)
-class Report:
+class ReadReport:
     """What reading found, in what: items taken, rows left out and why, a hash of what was taken.
 
     `several_turns` counts rows that hold more than one exchange.
@@ -74,10 +80,10 @@ class Report:
         self.licences[name if known else OTHERS] += 1
 
 
-def told(
+def describe_report(
     what: str,
     name: str,
-    report: Report,
+    report: ReadReport,
     *,
     takes_first: bool,
     listed: str = "; run.json names them",
@@ -100,7 +106,7 @@ def told(
 
 
 Turns = Literal["first", "all"]
-Given = Union[str, Path, "Source", Iterable[Any]]
+Input = Union[str, Path, "Source", Iterable[Any]]
 
 
 class Source:
@@ -111,7 +117,7 @@ class Source:
 
     def __init__(
         self,
-        given: Given,
+        given: Input,
         *,
         as_reference: bool,
         skip_bad_lines: bool = False,
@@ -139,12 +145,12 @@ class Source:
         self._columns, self._turns, self._licence = columns or {}, turns, licence
         self.report = self._begun()
 
-    def _begun(self) -> Report:
+    def _begun(self) -> ReadReport:
         """An empty report, with the name that others may see: no folder of this machine's."""
         if isinstance(self._given, Source):
-            return Report(None)
+            return ReadReport(None)
         path = Path(self.name)
-        return Report(path.name if path.is_absolute() or path.exists() else self.name)
+        return ReadReport(path.name if path.is_absolute() or path.exists() else self.name)
 
     @property
     def takes_first(self) -> bool:
@@ -156,35 +162,35 @@ class Source:
         self.report = self._begun()
         return islice(self._items(self.report), self._limit)
 
-    def _items(self, report: Report) -> Iterator[Any]:
+    def _items(self, report: ReadReport) -> Iterator[Any]:
         if isinstance(self._given, Source):
             yield from self._of_references(self._given, report)
             return
         bad = report.skip if self._skip_bad_lines else None
-        for line, row in rows_of(self._given, bad):
+        for line, row in read_rows(self._given, bad):
             try:
-                about = renamed(row, self._columns)
+                about = rename_columns(row, self._columns)
                 shape, exchanges = self._shaped(about)
                 for number, exchange in enumerate(self._wanted(exchanges, report)):
-                    item = self._item(about, number, usable(exchange))
-                    report.took(shape, str(item.get("license") or _licence_of(about) or ""))
+                    item = self._item(about, number, check_exchange(exchange))
+                    report.took(shape, str(item.get("license") or _license(about) or ""))
                     yield item
-            except Unfit as unfit:
+            except UnknownShape as unfit:
                 # Of a conversation what stands before the odd turn has been taken.
                 report.skip(self.name, line, str(unfit), unfit.kind)
 
     def _shaped(self, row: Any) -> tuple[str, Iterator[Exchange]]:
         if isinstance(row, str) and not self._as_reference:
             return "text", iter([Exchange(row.strip(), None)])
-        return exchanges_of(row)
+        return parse_exchanges(row)
 
-    def _wanted(self, exchanges: Iterator[Exchange], report: Report) -> Iterator[Exchange]:
+    def _wanted(self, exchanges: Iterator[Exchange], report: ReadReport) -> Iterator[Exchange]:
         """The first exchange, or every answered one; rows that hold several are counted."""
         first = next(exchanges)
         if not (self._as_reference and self._turns == "all"):
             yield first
             # What is wrong with a turn that is not used does no harm.
-            with contextlib.suppress(Unfit):
+            with contextlib.suppress(UnknownShape):
                 report.several_turns += next(exchanges, None) is not None
             return
         several = answered = False
@@ -199,22 +205,22 @@ class Source:
             yield first
 
     def _item(self, about: Any, number: int, exchange: Exchange) -> Reference | Seed:
-        own = _own_id(about)
+        own = _row_id(about)
         if own is not None and number:
             own = f"{own}-{number + 1}"
         if self._as_reference:
-            reference = _reference(about, exchange, self._licence)
+            reference = _to_reference(about, exchange, self._licence)
             return {**reference, "id": own or reference_hash(reference)}
         text = exchange.instruction
         return {"id": own or content_id(text), "instruction": text}
 
-    def _of_references(self, references: Source, report: Report) -> Iterator[Seed]:
+    def _of_references(self, references: Source, report: ReadReport) -> Iterator[Seed]:
         """Every reference as a seed, once."""
         for reference in distinct(references):
             report.taken += 1
             yield {"id": reference["id"], "instruction": reference["instruction"]}
 
-    def scan(self) -> Report:
+    def scan(self) -> ReadReport:
         """Read everything once, so that what is wrong is known before anything is paid for."""
         digest = sha256()
         count = 0
@@ -240,7 +246,7 @@ class Source:
         return digest.hexdigest()
 
 
-def references_of(given: Given, settings: Settings, *, skip_bad_lines: bool = False) -> Source:
+def open_references(given: Input, settings: Settings, *, skip_bad_lines: bool = False) -> Source:
     """The references of a run, read as its settings say."""
     return Source(
         given,
@@ -252,7 +258,7 @@ def references_of(given: Given, settings: Settings, *, skip_bad_lines: bool = Fa
     )
 
 
-def seeds_of(given: Given, settings: Settings, *, skip_bad_lines: bool = False) -> Source:
+def open_seeds(given: Input, settings: Settings, *, skip_bad_lines: bool = False) -> Source:
     """The seeds of a run, read as its settings say."""
     return Source(
         given,
@@ -263,10 +269,10 @@ def seeds_of(given: Given, settings: Settings, *, skip_bad_lines: bool = False) 
     )
 
 
-def _reference(about: Any, exchange: Exchange, licence: str | None) -> Reference:
+def _to_reference(about: Any, exchange: Exchange, licence: str | None) -> Reference:
     """A reference, still without its id."""
     if exchange.response is None or not exchange.response.strip():
-        raise Unfit("it has no response", "without a response")
+        raise UnknownShape("it has no response", "without a response")
     found: Reference = {
         "id": "",
         "instruction": exchange.instruction,
@@ -274,27 +280,27 @@ def _reference(about: Any, exchange: Exchange, licence: str | None) -> Reference
     }
     if exchange.history:
         found["history"] = list(exchange.history)
-    if source := _text_of(about, "source"):
+    if source := _string(about, "source"):
         found["source"] = source
-    if stated := licence or _licence_of(about):
+    if stated := licence or _license(about):
         found["license"] = stated
     if isinstance(about.get("tags"), list):
         found["tags"] = [str(tag) for tag in about["tags"]]
     return found
 
 
-def _text_of(row: Any, key: str) -> str | None:
+def _string(row: Any, key: str) -> str | None:
     value = row.get(key) if isinstance(row, Mapping) else None
     return value if isinstance(value, str) and value.strip() else None
 
 
-def _licence_of(row: Any) -> str | None:
+def _license(row: Any) -> str | None:
     """What a row says of its licence; what is no text still says something."""
     value = row.get("license") if isinstance(row, Mapping) else None
     stated = value if isinstance(value, str) or value is None else json.dumps(value, default=str)
     return stated if stated and stated.strip() else None
 
 
-def _own_id(row: Any) -> str | None:
+def _row_id(row: Any) -> str | None:
     own = row.get("id") if isinstance(row, Mapping) else None
     return str(own) if isinstance(own, str | int) and str(own).strip() else None

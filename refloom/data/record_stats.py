@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 from memory.novelty import tokens
 from nodes.criteria import CLEAN_ID
 
-SAMPLE = 200
-MOST_HITS = 200
-MOST_CRITERIA = 20_000
+INSTRUCTION_SAMPLE = 200
+MAX_HITS = 200
+MAX_CRITERIA_COUNTED = 20_000
 
 
 @dataclass(slots=True)
-class Passing:
+class CriterionStats:
     """How often a criterion was judged and passed, at the first attempt and at the last."""
 
     text: str
@@ -38,14 +38,14 @@ class Passing:
 
 
 @dataclass
-class Facts:
+class RecordStats:
     """Counts and samples of records; `add` takes them one by one."""
 
     reasons: Counter[str] = field(default_factory=Counter)
     errors: Counter[str] = field(default_factory=Counter)
     attempts: Counter[int] = field(default_factory=Counter)
     reviews: Counter[str] = field(default_factory=Counter)
-    criteria: dict[str, Passing] = field(default_factory=dict)
+    criteria: dict[str, CriterionStats] = field(default_factory=dict)
     hits: list[tuple[str, str]] = field(default_factory=list)
     instructions: array[int] = field(default_factory=lambda: array("l"))
     responses: array[int] = field(default_factory=lambda: array("l"))
@@ -86,7 +86,7 @@ class Facts:
     def _hit(self, record: dict[str, Any]) -> None:
         verdicts = [v for attempt in record["attempts"] for v in attempt["verdicts"]]
         found = [v["reason"] for v in verdicts if v["criterion_id"] == CLEAN_ID]
-        if len(self.hits) < MOST_HITS:
+        if len(self.hits) < MAX_HITS:
             self.hits.append((record["seed_id"], found[-1] if found else ""))
 
     def _judged(self, record: dict[str, Any]) -> None:
@@ -103,27 +103,27 @@ class Facts:
                 if passing is not None:
                     getattr(passing, name)[verdict["verdict"]] += 1
 
-    def _passing(self, criterion: dict[str, Any]) -> Passing | None:
+    def _passing(self, criterion: dict[str, Any]) -> CriterionStats | None:
         # Criteria that several references brought in the same words are one.
         drawn = criterion["reference_id"] is not None
         id_ = f"{criterion['text']} {criterion['must']}" if drawn else criterion["id"]
         if id_ not in self.criteria:
-            if len(self.criteria) >= MOST_CRITERIA:
+            if len(self.criteria) >= MAX_CRITERIA_COUNTED:
                 return None
             by = "judge, from references" if drawn else criterion["judged_by"]
-            self.criteria[id_] = Passing(criterion["text"], criterion["must"], by, drawn)
+            self.criteria[id_] = CriterionStats(criterion["text"], criterion["must"], by, drawn)
         return self.criteria[id_]
 
     def _take(self, record: dict[str, Any]) -> None:
         """Keep the instructions whose ids have the smallest hashes: a fair draw, without luck."""
         digest = sha256(record["id"].encode()).digest()
         item = (-int.from_bytes(digest[:8], "big"), record["instruction"])
-        if len(self._sample) < SAMPLE:
+        if len(self._sample) < INSTRUCTION_SAMPLE:
             heapq.heappush(self._sample, item)
         else:
             heapq.heappushpop(self._sample, item)
 
-    def passing(self, most: int) -> list[Passing]:
+    def passing(self, most: int) -> list[CriterionStats]:
         """Rules and built-in criteria, then the most judged ones of the references."""
         judged = [p for p in self.criteria.values() if p.times]
         ours = [p for p in judged if not p.drawn]
@@ -131,9 +131,9 @@ class Facts:
         return ours + theirs[:most]
 
 
-def facts_of(records: Iterable[str]) -> Facts:
+def collect_stats(records: Iterable[str]) -> RecordStats:
     """The facts of records given as JSON lines. Blocks."""
-    facts = Facts()
+    facts = RecordStats()
     for line in records:
         facts.add(json.loads(line))
     return facts
@@ -163,10 +163,10 @@ class Diversity(NamedTuple):
     distinct_2: float | None
 
 
-def diversity(texts: Sequence[str]) -> Diversity:
+def measure_diversity(texts: Sequence[str]) -> Diversity:
     """Compare every text with every other; meant for some hundreds of them. Blocks.
 
-    >>> diversity(["why two tides", "why two moons"]).pairwise
+    >>> measure_diversity(["why two tides", "why two moons"]).pairwise
     0.667
     """
     from rapidfuzz.distance import LCSseq

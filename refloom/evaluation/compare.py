@@ -15,7 +15,7 @@ from nodes.compare import Duel, compare
 from nodes.context import Context
 from nodes.llm import CallFailed, CallOrigin, Complete
 from prompts import version
-from refloom.data.record_stats import Facts, Passing
+from refloom.data.record_stats import CriterionStats, RecordStats
 from refloom.errors import InputError
 from refloom.evaluation.judging import JUDGE_CHECK_STAGE, gather_bounded, judge_session
 from refloom.evaluation.stats import (
@@ -55,7 +55,7 @@ class Arm:
 def read_arm(name: str, directory: Path) -> Arm:
     """Read a run, finished or not. Blocks. Raises `JournalError` if there is no run."""
     status = read_status(directory)
-    facts, samples = Facts(), dict[str, ArmSample]()
+    facts, samples = RecordStats(), dict[str, ArmSample]()
     with open_read_only(directory / "journal.sqlite") as journal:
         for line in select_records(journal, "accepted", "rejected"):
             record = json.loads(line)
@@ -98,7 +98,7 @@ def _usage(journal: Any) -> dict[str, Any]:
     }
 
 
-def _criteria_rows(facts: Facts) -> list[dict[str, Any]]:
+def _criteria_rows(facts: RecordStats) -> list[dict[str, Any]]:
     """Pass rates at the last attempt: rules and built-in criteria, then those from references."""
     rows = [
         _pass_rate(f"The response {passing.text}", passing.judged_by, passing.must, [passing])
@@ -110,7 +110,9 @@ def _criteria_rows(facts: Facts) -> list[dict[str, Any]]:
     return rows
 
 
-def _pass_rate(text: str, by: str, must: bool | None, parts: list[Passing]) -> dict[str, Any]:
+def _pass_rate(
+    text: str, by: str, must: bool | None, parts: list[CriterionStats]
+) -> dict[str, Any]:
     n, passed = sum(part.times for part in parts), sum(part.last["pass"] for part in parts)
     rate = proportion(passed, n)
     return {

@@ -29,7 +29,7 @@ from nodes.learn import MOST
 from nodes.llm import Call, Reply
 from nodes.llm.protocol import schema_of
 from nodes.state import Usage, no_usage
-from refloom.data.read import Report
+from refloom.data.read import ReadReport
 from refloom.runs.cost import Prices
 from refloom.settings import Settings
 
@@ -105,8 +105,8 @@ UnitCosts = dict[str, dict[str, StageCost]]
 
 async def estimate(
     settings: Settings,
-    references: Report,
-    seeds: Report,
+    references: ReadReport,
+    seeds: ReadReport,
     sample: Sequence[Reference],
     prices: Prices,
     *,
@@ -185,7 +185,7 @@ def byte_length(text: str) -> int:
     return len(text.encode("utf-8", "replace"))
 
 
-def _counts(report: Report) -> dict[str, Any]:
+def _counts(report: ReadReport) -> dict[str, Any]:
     return {
         "taken": report.taken,
         "left_out": report.skipped_count,

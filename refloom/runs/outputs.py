@@ -18,8 +18,8 @@ from graph.builder import mermaid
 from prompts import version as prompts_version
 from prompts import versions
 from refloom.data.card import card
-from refloom.data.read import Report, Source
-from refloom.data.record_stats import facts_of
+from refloom.data.read import ReadReport, Source
+from refloom.data.record_stats import collect_stats
 from refloom.data.write import replace_lines
 from refloom.errors import JournalError
 from refloom.runs.cost import Price, Prices
@@ -156,10 +156,10 @@ class RunSummary:
     """
 
     settings: Settings
-    references: Report
-    seeds: Report
+    references: ReadReport
+    seeds: ReadReport
     prices: Prices
-    benchmarks: Report
+    benchmarks: ReadReport
     session: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     status: str = "running"
@@ -303,7 +303,7 @@ def rewrite_files(out: Path) -> bool:
 
 def card_text(journal: sqlite3.Connection, run_json: Mapping[str, Any], **more: Any) -> str:
     """The data-set card of a run, from its journal and run.json. Blocks."""
-    return card(run_json, facts_of(select_records(journal, *ROW_STATUSES)), mermaid(), **more)
+    return card(run_json, collect_stats(select_records(journal, *ROW_STATUSES)), mermaid(), **more)
 
 
 def prior_usage(journal: Journal) -> tuple[int, float, int]:

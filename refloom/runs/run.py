@@ -28,8 +28,8 @@ from nodes.context import Context
 from nodes.llm import CallFailed, Complete
 from nodes.record import Record
 from nodes.state import Seed
-from refloom.data.benchmarks import benchmarks
-from refloom.data.read import Report, Source, references_of, seeds_of
+from refloom.data.benchmarks import load_benchmarks
+from refloom.data.read import ReadReport, Source, open_references, open_seeds
 from refloom.errors import InputError
 from refloom.runs import ray
 from refloom.runs.client import CachedClient, Endpoints, open_client
@@ -87,12 +87,14 @@ def load_inputs(
     check_priced(prices, [settings.model, settings.judge], settings.max_cost)
     reference_report = references.scan()
     seeds = seeds or Source(references, as_reference=False, limit=settings.limit)
-    report = Report()
+    report = ReadReport()
     if settings.feedback == "swapped" and reference_report.taken < 2:
         raise InputError(
             f"{references.name}: has one reference; --feedback swapped takes criteria from another"
         )
-    contamination = benchmarks(settings.benchmark, report=report) if settings.benchmark else None
+    contamination = (
+        load_benchmarks(settings.benchmark, report=report) if settings.benchmark else None
+    )
     summary = RunSummary(settings, reference_report, seeds.scan(), prices, report)
     endpoints = Endpoints(settings)
     # Opened last: from here on it must be closed.
@@ -420,8 +422,8 @@ async def synthesize(
         chosen = settings or Settings()
         run = Run(
             chosen,
-            references_of(references, chosen),
-            None if seeds is None else seeds_of(seeds, chosen),
+            open_references(references, chosen),
+            None if seeds is None else open_seeds(seeds, chosen),
             folder,
             queue.put_nowait,
         )

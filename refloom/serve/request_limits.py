@@ -13,7 +13,13 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nodes.context import Context
-from nodes.inputs import MOST_ADDED, BadInput, checked, checked_references, checked_sample
+from nodes.inputs import (
+    MAX_REFERENCES_ADDED,
+    BadInput,
+    read_indexer_input,
+    read_input,
+    read_sample_input,
+)
 from refloom.serve.api_keys import identify_request, load_key_hashes
 
 MAX_BODY_BYTES = 8 << 20
@@ -225,16 +231,16 @@ def _check_settings(run: Mapping[str, Any]) -> None:
 def _check_input(graph_input: dict[str, Any]) -> None:
     """Check a graph's input early; the graph's first node checks it again."""
     for name, value in graph_input.items():
-        if isinstance(value, list) and len(value) > MOST_ADDED:
+        if isinstance(value, list) and len(value) > MAX_REFERENCES_ADDED:
             raise RequestRefused(
-                422, f"input.{name} has {len(value)} entries; at most {MOST_ADDED}"
+                422, f"input.{name} has {len(value)} entries; at most {MAX_REFERENCES_ADDED}"
             )
     try:
         if "seed" in graph_input:
-            checked(graph_input)
+            read_input(graph_input)
         elif "instruction" in graph_input:
-            checked_sample(graph_input)
+            read_sample_input(graph_input)
         elif "references" in graph_input:
-            checked_references(graph_input)
+            read_indexer_input(graph_input)
     except BadInput as error:
         raise RequestRefused(422, f"input.{error}") from error

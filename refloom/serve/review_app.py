@@ -17,7 +17,7 @@ from starlette.routing import Route
 
 from memory.contamination import Contamination
 from nodes.decisions import BadDecision, read_decision
-from refloom.data.benchmarks import benchmarks
+from refloom.data.benchmarks import load_benchmarks
 from refloom.errors import InputError, JournalError
 from refloom.runs.journal import open_read_only
 from refloom.runs.outputs import rewrite_files
@@ -41,7 +41,7 @@ def load_run_benchmarks(directory: Path) -> Contamination | None:
     if not files:
         return None
     try:
-        return benchmarks(tuple(files))
+        return load_benchmarks(tuple(files))
     except InputError as error:
         raise InputError(
             f"{error}. The run was checked against this file, and edited texts are too"

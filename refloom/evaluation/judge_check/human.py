@@ -19,7 +19,7 @@ import numpy as np
 from nodes.record import Record
 from nodes.state import Attempt
 from nodes.verdicts import passes
-from refloom.data.files import rows_of
+from refloom.data.files import read_rows
 from refloom.errors import InputError
 from refloom.evaluation.stats import (
     CONFIDENCE,
@@ -76,7 +76,7 @@ def read_human_verdicts(path: Path, directory: Path) -> HumanVerdicts:
     """
     if path.suffix not in FILE_SUFFIXES:
         raise InputError(f"{path}: verdicts are read from {' or '.join(FILE_SUFFIXES)} files only")
-    said = [_read_row(path, line, row) for line, row in rows_of(path, _raise_bad_line)]
+    said = [_read_row(path, line, row) for line, row in read_rows(path, _raise_bad_line)]
     if not said:
         raise InputError(
             f"{path}: holds no verdict. Give rows with id and verdict ({ACCEPTED_WORDS})"

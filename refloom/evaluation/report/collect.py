@@ -23,7 +23,7 @@ from memory.references import IndexUnusable, Reference
 from memory.store import ReferenceFile
 from memory.vectors import VectorStore, vectors_of
 from nodes.llm.fast_json import loads
-from refloom.data.record_stats import Facts
+from refloom.data.record_stats import RecordStats
 from refloom.runs.journal import read_snapshot, select_records
 from refloom.runs.outputs import (
     ROW_STATUSES,
@@ -96,7 +96,7 @@ class RunData:
     name: str
     directory: Path
     run_json: dict[str, Any] = field(default_factory=dict)
-    stats: Facts = field(default_factory=Facts)
+    stats: RecordStats = field(default_factory=RecordStats)
     instruction_words: Counter[int] = field(default_factory=Counter)
     response_words: Counter[int] = field(default_factory=Counter)
     reference_stats: dict[str, ReferenceStats] = field(default_factory=dict)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
-from refloom.data.record_stats import Passing
+from refloom.data.record_stats import CriterionStats
 from refloom.evaluation.report.charts import bootstrap_mean_of, stacked_bar
 from refloom.evaluation.report.collect import ReferenceSample, ReferenceStats, RunData, source_key
 from refloom.evaluation.report.diversity import Coverage, FloatArray, RunDiversity, Spread
@@ -76,7 +76,7 @@ def criterion_table(
     runs: Sequence[RunData], samples: Sequence[ReferenceSample]
 ) -> tuple[list[CriterionLine], int]:
     """Rules and built-in criteria, then the most judged ones from references; how many are left."""
-    merged: dict[str, list[Passing | None]] = {}
+    merged: dict[str, list[CriterionStats | None]] = {}
     for i, run in enumerate(runs):
         for key, passing in run.stats.criteria.items():
             if passing.times:
@@ -92,7 +92,9 @@ def criterion_table(
 
 
 def _criterion_line(
-    passings: Sequence[Passing | None], runs: Sequence[RunData], samples: Sequence[ReferenceSample]
+    passings: Sequence[CriterionStats | None],
+    runs: Sequence[RunData],
+    samples: Sequence[ReferenceSample],
 ) -> CriterionLine:
     first = next(passing for passing in passings if passing)
     key, sources = source_key(first.text, first.must), dict[str, str]()
