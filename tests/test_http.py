@@ -68,23 +68,23 @@ async def test_a_refusal_brings_what_was_said_and_the_headers():
 def test_the_address_and_headers_of_a_request(monkeypatch):
     for name in ("OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
         monkeypatch.delenv(name, raising=False)
-    url, headers = target_of(Address("http://there/v1/", "key"))
-    assert url == "http://there/v1/chat/completions"
-    assert headers["Authorization"] == "Bearer key"
-    assert not any(name.startswith("OpenAI") for name in headers)
-    assert target_of(Address(None, "key"))[0] == "https://api.openai.com/v1/chat/completions"
+    target = target_of(Address("http://there/v1/", "key"))
+    assert target.url == "http://there/v1/chat/completions"
+    assert target.headers["Authorization"] == "Bearer key"
+    assert not any(name.startswith("OpenAI") for name in target.headers)
+    assert target_of(Address(None, "key")).url == "https://api.openai.com/v1/chat/completions"
 
 
 def test_a_user_in_an_address_becomes_a_header():
-    url, headers = target_of(Address("http://me:p%40ss@there:8/v1", "key"))
-    assert url == "http://there:8/v1/chat/completions"
-    assert headers["Authorization"] == "Basic bWU6cEBzcw=="
+    target = target_of(Address("http://me:p%40ss@there:8/v1", "key"))
+    assert target.url == "http://there:8/v1/chat/completions"
+    assert target.headers["Authorization"] == "Basic bWU6cEBzcw=="
 
 
 def test_the_account_of_the_openai_client_goes_with_every_request(monkeypatch):
     monkeypatch.setenv("OPENAI_ORG_ID", "org-1")
     monkeypatch.setenv("OPENAI_PROJECT_ID", "proj-2")
-    headers = target_of(Address(None, "key"))[1]
+    headers = target_of(Address(None, "key")).headers
     assert (headers["OpenAI-Organization"], headers["OpenAI-Project"]) == ("org-1", "proj-2")
 
 

@@ -270,7 +270,7 @@ def client_of(send, limiter: Limiter, budget: Budget | None = None, timeout=600)
         limiter,
         budget or unbounded(),
         timeout=timeout,
-        address=str,
+        addresses=("writer", "judge"),
         stages={},
         prices=Prices({}),
     )

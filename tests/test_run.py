@@ -415,7 +415,14 @@ async def test_an_equal_call_later_in_the_session_is_answered_from_the_journal(t
         prices = Prices({})
         budget = Budget(max_cost=None, max_tokens=None, prices=prices)
         calls = CachedClient(
-            send, journal, Limiter(2), budget, timeout=600, address=str, stages={}, prices=prices
+            send,
+            journal,
+            Limiter(2),
+            budget,
+            timeout=600,
+            addresses=("", ""),
+            stages={},
+            prices=prices,
         )
         call = Call("generate", ({"role": "user", "content": "x"},), None, "m", False, 1, 0.0, 1)
         assert [(await calls(call)).text for _ in range(3)] == ["0", "0", "0"]

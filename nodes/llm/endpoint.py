@@ -106,7 +106,8 @@ def _registered_endpoint(model: str) -> Callable[[], Endpoint] | None:
 class EndpointClient:
     """A `Complete` over the endpoints that `resolve` names; it has a session in each event loop.
 
-    What an endpoint refuses is found out at the first call and remembered for each model.
+    A model's endpoint is resolved once. What it refuses is found out at the first calls and
+    remembered.
     """
 
     def __init__(
@@ -124,35 +125,38 @@ class EndpointClient:
         self._resolve = resolve
         self._on_headers = on_headers
         self._max_retries = max_retries
-        self._capabilities: dict[tuple[str | None, str], Capabilities] = {}
-        self._targets: dict[Endpoint, tuple[str, dict[str, str]]] = {}
+        self._capabilities: dict[tuple[str, str], Capabilities] = {}
+        self._targets: dict[tuple[str, bool], Target] = {}
         self._sessions: WeakKeyDictionary[
             asyncio.AbstractEventLoop, tuple[HttpSession, AsyncGenerator[None, None]]
         ] = WeakKeyDictionary()
 
     async def __call__(self, call: Call) -> Reply:
         """See `nodes.llm.Complete`. Raises `Transient` after the last retry."""
-        endpoint = await self._resolve(call.model, call.judge)
-        if endpoint.max_tokens is not None:
-            max_tokens = min(call.max_tokens * call.room, endpoint.max_tokens)
-            call = replace(call, max_tokens=max_tokens, room=1)
+        target = self._targets.get((call.model, call.judge))
+        if target is None:
+            target = target_of(await self._resolve(call.model, call.judge))
+            self._targets[call.model, call.judge] = target
+        limit = target.endpoint.max_tokens
+        if limit is not None:
+            call = replace(call, max_tokens=min(call.max_tokens * call.room, limit), room=1)
         for retry in range(self._max_retries):
             try:
-                return await self._request(endpoint, call)
+                return await self._request(target, call)
             except Transient as fault:
                 wait = fault.retry_after
             if wait is None:
                 wait = random.uniform(0.25, 0.5) * 2**retry
             await asyncio.sleep(min(wait, MAX_RETRY_WAIT_S))
-        return await self._request(endpoint, call)
+        return await self._request(target, call)
 
-    async def _request(self, endpoint: Endpoint, call: Call) -> Reply:
+    async def _request(self, target: Target, call: Call) -> Reply:
         """Make a call's request; what the endpoint refuses is left out of the next one."""
-        key = (endpoint.base_url, call.model)
+        key = (target.url, call.model)
         while True:
             capabilities = self._capabilities.get(key, ALL_CAPABILITIES)
             try:
-                return await self._send(endpoint, call, request_body(call, capabilities))
+                return await self._send(target, call, request_body(call, capabilities))
             except ErrorResponse as error:
                 self._report_headers(call, error.headers)
                 meaning = classify_error(error, call, capabilities)
@@ -162,16 +166,14 @@ class EndpointClient:
             if self._capabilities.get(key, ALL_CAPABILITIES) == capabilities:
                 self._capabilities[key] = capabilities.without(meaning.feature)
 
-    async def _send(self, endpoint: Endpoint, call: Call, body: dict[str, Any]) -> Reply:
+    async def _send(self, target: Target, call: Call, body: dict[str, Any]) -> Reply:
         """Send one request and read its answer. Raises `ErrorResponse` or `Transient`."""
-        if endpoint not in self._targets:
-            self._targets[endpoint] = target_of(endpoint)
-        post = partial((await self._session()).post, *self._targets[endpoint], body)
+        post = partial((await self._session()).post, target.url, target.headers, body)
         try:
             if _is_traced():
                 # Its imports take a second: not on the event loop.
                 tracing = await asyncio.to_thread(import_module, "nodes.llm.tracing")
-                answer, headers = await tracing.post_traced(post, endpoint.base_url, body)
+                answer, headers = await tracing.post_traced(post, target.endpoint.base_url, body)
             else:
                 answer, headers = await post()
             self._report_headers(call, headers)
@@ -267,8 +269,17 @@ async def _close_with_loop(session: HttpSession) -> AsyncGenerator[None, None]:
         await session.close()
 
 
-def target_of(endpoint: Endpoint) -> tuple[str, dict[str, str]]:
-    """The URL and headers of an endpoint's requests; user and password become a header."""
+@dataclass(frozen=True, slots=True)
+class Target:
+    """An endpoint with the URL and headers of its requests."""
+
+    endpoint: Endpoint
+    url: str
+    headers: dict[str, str] = field(repr=False)
+
+
+def target_of(endpoint: Endpoint) -> Target:
+    """How an endpoint's requests are sent; a user and password in its address become a header."""
     base_url = endpoint.base_url or OPENAI_URL
     authorization = f"Bearer {endpoint.api_key or 'none'}"
     parts = urlsplit(base_url)
@@ -285,7 +296,7 @@ def target_of(endpoint: Endpoint) -> tuple[str, dict[str, str]]:
     for name, variable in ACCOUNT_VARIABLES.items():
         if os.environ.get(variable):
             headers[name] = os.environ[variable]
-    return f"{base_url.rstrip('/')}/chat/completions", headers
+    return Target(endpoint, f"{base_url.rstrip('/')}/chat/completions", headers)
 
 
 def _is_traced() -> bool:

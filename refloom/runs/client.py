@@ -63,7 +63,8 @@ async def open_client(
     replaces the endpoints; `reused`, `shared` and `on_fault` are those of `CachedClient`. At the
     end calls in flight are cancelled and connections closed.
     """
-    limiter = Limiter(settings.calls_at_once, settings.rpm, settings.tpm, address=endpoints.address)
+    addresses = endpoints.addresses
+    limiter = Limiter(settings.calls_at_once, settings.rpm, settings.tpm, addresses=addresses)
     budget = Budget(
         max_cost=settings.max_cost,
         max_tokens=settings.max_tokens,
@@ -78,7 +79,7 @@ async def open_client(
         limiter,
         budget,
         timeout=settings.timeout,
-        address=endpoints.address,
+        addresses=addresses,
         stages=settings.stages,
         prices=prices,
         reused=reused,
@@ -107,7 +108,7 @@ class CachedClient:
         budget: Budget,
         *,
         timeout: float,
-        address: Callable[[bool], str],
+        addresses: tuple[str, str],
         stages: Mapping[Any, StageSettings],
         prices: Prices,
         reused: ReusedCalls | None = None,
@@ -116,18 +117,18 @@ class CachedClient:
     ) -> None:
         """`send` makes one try of a call, which may take `timeout` seconds.
 
-        `address` names the endpoint of the judge's (True) or the writer's calls, for the key;
-        `stages` holds parameters that replace those of a stage's calls. `reused` are the calls of
-        another run, used as this run's own. `shared` is a journal of several runs: their calls are
-        looked up there too, and what is paid for goes there first. `on_fault` is called with every
-        fault of a call, retried or not.
+        `addresses` name the writer's and the judge's endpoint, for the keys; `stages` holds
+        parameters that replace those of a stage's calls. `reused` are the calls of another run,
+        used as this run's own. `shared` is a journal of several runs: their calls are looked up
+        there too, and what is paid for goes there first. `on_fault` is called with every fault of a
+        call, retried or not.
         """
         self.limiter = limiter
         self.budget = budget
         self._send = send
         self._journal = journal
         self._timeout = timeout
-        self._address = address
+        self._addresses = addresses
         self._stages = stages
         self._prices = prices
         self._reused = reused
@@ -167,7 +168,7 @@ class CachedClient:
 
     def _key(self, call: Call) -> bytes:
         """The hash of a JSON list; the schema in it is serialized once per answer type."""
-        before = (self._address(call.judge), call.model, call.messages)
+        before = (self._addresses[call.judge], call.model, call.messages)
         after = (call.temperature, call.max_tokens * call.room, call.seed, call.extra_body)
         parts = (_json_items(before), _schema_json(call.answer), _json_items(after))
         return sha256(f"[{', '.join(parts)}]".encode()).digest()
@@ -341,6 +342,8 @@ class Endpoints:
                     f"{name}: holds a character that no API key has (a line break, a space, an "
                     "accent?). Set it again"
                 )
+        # The names of the writer's and the judge's endpoint in the keys of their calls.
+        self.addresses = (self._base_url or "default", self._judge_base_url or "default")
         self._key = os.environ.get("OPENAI_API_KEY", "")
         # The writer's key is not sent to another address.
         writer_key = self._key if settings.judge_base_url is None else ""
@@ -355,10 +358,6 @@ class Endpoints:
         for model, judge in ((settings.model, False), (settings.judge, True)):
             if not embedded(model):
                 await self.resolve(model, judge)
-
-    def address(self, judge: bool) -> str:
-        """The name of an endpoint in the keys of its calls."""
-        return (self._judge_base_url if judge else self._base_url) or "default"
 
     async def resolve(self, model: str, judge: bool) -> Endpoint:
         """See `nodes.llm.endpoint.Resolve`. Raises `ProviderStopped` if there is no endpoint."""

@@ -13,7 +13,7 @@ import heapq
 import itertools
 import re
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -93,16 +93,16 @@ class Limiter:
         rpm: int | None = None,
         tpm: int | None = None,
         *,
-        address: Callable[[bool], str] = lambda judge: "",
+        addresses: tuple[str, str] = ("", ""),
     ) -> None:
         """`rpm` and `tpm` bound the requests and tokens a minute of each model.
 
-        `address` names the endpoint of the judge's (True) or the writer's calls.
+        `addresses` name the writer's and the judge's endpoint, which may be one.
         """
         self.concurrency = concurrency
         self.in_flight = 0
         self._rpm, self._tpm = rpm, tpm
-        self._address = address
+        self._addresses = addresses
         self._models: dict[tuple[str, str], ModelLimiter] = {}
         self._arrivals = itertools.count()
         self._timer: asyncio.TimerHandle | None = None
@@ -110,7 +110,7 @@ class Limiter:
 
     def for_model(self, model: str, judge: bool) -> ModelLimiter:
         """The limiter of a model at its endpoint."""
-        key = self._address(judge), model
+        key = self._addresses[judge], model
         limiter = self._models.get(key)
         if limiter is None:
             limiter = self._models[key] = ModelLimiter(self.concurrency, self._rpm, self._tpm)
