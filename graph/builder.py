@@ -22,7 +22,7 @@ from memory.characteristics import Characteristics
 from memory.contamination import Contamination
 from memory.embed import Embed
 from memory.index import DrawOther, Search
-from nodes.add import Add, add, check
+from nodes.add import AddToIndex, add
 from nodes.begin import begin
 from nodes.context import Context
 from nodes.critique import critique
@@ -155,27 +155,25 @@ def _joined(
     return builder.compile(name="synthesizer", checkpointer=checkpointer)
 
 
-# MERGED graph~indexer
-# The graph that adds references to the index that the synthesizer searches.
 Indexer = CompiledStateGraph[IndexerState, None, IndexerInput, IndexerOutput]
 
 
-def build_indexer(*, add_to: Add = add_to_index, checkpointer: Any = None) -> Indexer:
-    """The way of references into an index; by default the server's own, which no client names."""
+def build_indexer(*, add_to_index: AddToIndex = add_to_index, checkpointer: Any = None) -> Indexer:
+    """The graph that adds references to an index, by default to the one the synthesizer searches.
+
+    The server names that index, and no client.
+    """
     builder = StateGraph(IndexerState, input_schema=IndexerInput, output_schema=IndexerOutput)
-    builder.add_node("check", check, metadata=about(check))
-    builder.add_node("add", partial(add, add_to_index=add_to), metadata=about(add))
-    builder.add_edge(START, "check")
-    builder.add_edge("check", "add")
+    builder.add_node("add", partial(add, add_to_index=add_to_index), metadata=about(add))
+    builder.add_edge(START, "add")
     builder.add_edge("add", END)
     return builder.compile(name="indexer", checkpointer=checkpointer)
 
 
-# MERGED graph~drawing
-# The graph as a drawing, for README and data-set cards.
 def mermaid() -> str:
-    """The graph in mermaid's words, with the plain names of the inner loop."""
-    drawn = build_graph().get_graph(xray=True).draw_mermaid(with_styles=False)
-    plain = drawn.replace("sample\\3a__end__", "ended").replace("sample\\3a", "")
-    plain = plain.replace("\t", "  ").replace("subgraph sample", 'subgraph sample["one sample"]')
-    return plain.strip()
+    """The synthesizer as a Mermaid diagram, for README and data-set cards."""
+    diagram = build_graph().get_graph(xray=True).draw_mermaid(with_styles=False)
+    # Nodes of the inner loop come as `sample\\3agenerate`.
+    diagram = diagram.replace("sample\\3a__end__", "ended").replace("sample\\3a", "")
+    diagram = diagram.replace("\t", "  ")
+    return diagram.replace("subgraph sample", 'subgraph sample["one sample"]').strip()

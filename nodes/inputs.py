@@ -156,9 +156,7 @@ class IndexedReference(ReferenceInput):
     source: NotRequired[Annotated[str, Field(title="Source", max_length=500)]]
     license: NotRequired[Annotated[str, Field(title="Licence", max_length=500)]]
     tags: NotRequired[
-        Annotated[
-            list[Annotated[str, Field(max_length=200)]], Field(title="Tags", max_length=50)
-        ]
+        Annotated[list[Annotated[str, Field(max_length=200)]], Field(title="Tags", max_length=50)]
     ]
 
 

@@ -306,10 +306,10 @@ def test_two_processes_that_add_at_once_lose_nothing(tmp_path):
 def into(directory: Path, embed: Embed = letters):
     """The indexer over an index of its own."""
 
-    async def add_to(references: Sequence[Reference]) -> AddResult:
+    async def add_to_own(references: Sequence[Reference]) -> AddResult:
         return await add_references(directory, references, embed, "m")
 
-    return build_indexer(add_to=add_to)
+    return build_indexer(add_to_index=add_to_own)
 
 
 async def test_the_indexer_says_what_it_added(tmp_path):
@@ -368,7 +368,7 @@ async def test_bad_references_are_refused_with_the_field_named_and_nothing_is_ad
 
     # LangGraph wants some key of the input, whatever it holds.
     with pytest.raises(BadInput) as caught:
-        await build_indexer(add_to=add_to).ainvoke({"references": None, **given})
+        await build_indexer(add_to_index=add_to).ainvoke({"references": None, **given})
     assert str(caught.value).startswith(why) and "\n" not in str(caught.value)
     assert added == []
 

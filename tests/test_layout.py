@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 SYNTHESIZER = ["retrieve", "extract", "propose", "sample", "generate", "critique", "refine"]
 SYNTHESIZER += ["review"]
 SAMPLE = ["begin", "generate", "critique", "refine", "review"]
-INDEXER = ["check", "add"]
+INDEXER = ["add"]
 NODES = sorted({*SYNTHESIZER, *SAMPLE, *INDEXER})
 PROMPTED = ["extract", "propose", "generate", "critique", "refine"]
 
