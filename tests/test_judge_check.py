@@ -586,7 +586,7 @@ async def test_another_judge_is_asked_about_a_persons_samples(mixed, tmp_path):
 
 BAD = [
     ("human.jsonl", '{"id": "x"', "line 1 is no JSON"),
-    ("human.jsonl", "[1]", "line 1 is no row of names and values"),
+    ("human.jsonl", "[1]", "line 1 is not an object of names and values"),
     ("human.jsonl", '{"verdict": "pass"}', "line 1 has no id"),
     ("human.jsonl", '{"id": "ID"}', "line 1 has no verdict"),
     ("human.jsonl", '{"id": "ID", "verdict": ""}', "line 1 has no verdict"),
@@ -598,7 +598,11 @@ BAD = [
         "line 1 names the criterion 'fine'",
     ),
     ("human.csv", "id,verdict\nID,pass\nID,maybe\n", "line 3 has the verdict 'maybe'"),
-    ("human.csv", "id,verdict\nID,pass\nID,pass\n", "line 3 judges what line 2 has judged"),
+    (
+        "human.csv",
+        "id,verdict\nID,pass\nID,pass\n",
+        "line 3 repeats the sample and criterion of line 2",
+    ),
     ("human.csv", "id,verdict\nID,pass,more\n", "line 2 has 3 cells"),
     ("human.csv", 'id,verdict\n"ID,pass\n', "is no CSV"),
     ("human.csv", "name,verdict\nID,pass\n", "line 2 has no id"),

@@ -1,7 +1,7 @@
-"""A person's verdicts on a run's samples, from a file, and how far a judge agrees with them.
+"""A person's verdicts on the samples of a run, from a file, and how far a judge agrees with them.
 
 A row of the file (.jsonl or .csv) is `{id, verdict}` for a whole sample or
-`{id, criterion_id, verdict}` for one criterion of it, with the words pass and fail (or accept and
+`{id, criterion_id, verdict}` for one of its criteria. The verdict is pass or fail (or accept and
 reject, true and false, 1 and 0). A second verdict on the same thing is refused.
 """
 
@@ -37,17 +37,18 @@ VERDICT_WORDS = {
 }
 ACCEPTED_WORDS = "pass or fail (or accept/reject, true/false, 1/0)"
 FILE_SUFFIXES = (".jsonl", ".csv")
-# Criteria drawn from references are shown singly from so many verdicts on.
+# Criteria drawn from references get a row of their own from this many verdicts on.
 MIN_LISTED = 5
-# What a verdict on a whole sample has in the place of a criterion.
+# Stands in a key in place of a criterion id if the verdict is on the whole sample.
 WHOLE_SAMPLE = None
 
+# A sample id, and a criterion id or WHOLE_SAMPLE.
 VerdictKey = tuple[str, str | None]
 
 
 @dataclass(frozen=True, slots=True)
 class HumanVerdict:
-    """A person's verdict: on which line, of which sample, on which criterion (None: the whole)."""
+    """A person's verdict on a sample or on one of its criteria, and the line it stands on."""
 
     line: int
     id: str
@@ -56,154 +57,158 @@ class HumanVerdict:
 
     @property
     def key(self) -> VerdictKey:
-        """What the verdict is about."""
+        """What the verdict is on."""
         return self.id, self.criterion_id
 
 
 @dataclass(frozen=True)
 class HumanVerdicts:
-    """The verdicts of a file, and the samples they are about, by id."""
+    """The verdicts of a file, and by id the samples they are on."""
 
-    said: list[HumanVerdict]
+    verdicts: list[HumanVerdict]
     samples: dict[str, Record]
 
 
 def read_human_verdicts(path: Path, directory: Path) -> HumanVerdicts:
-    """Read verdicts and find what they are about in the run of `directory`. Blocks.
+    """Read the verdicts in `path`, and their samples from the run in `directory`. Blocks.
 
-    Raises `InputError` naming file and line for a row that cannot be used, `JournalError` when
-    there is no run.
+    Raises `InputError` naming file and line for a row that cannot be used, `JournalError` if there
+    is no run.
     """
     if path.suffix not in FILE_SUFFIXES:
         raise InputError(f"{path}: verdicts are read from {' or '.join(FILE_SUFFIXES)} files only")
-    said = [_read_row(path, line, row) for line, row in read_rows(path, _raise_bad_line)]
-    if not said:
+    verdicts = [_parse_row(path, line, row) for line, row in read_rows(path, _raise_bad_line)]
+    if not verdicts:
         raise InputError(
             f"{path}: holds no verdict. Give rows with id and verdict ({ACCEPTED_WORDS})"
         )
-    _check_once(path, said)
-    wanted = {one.id for one in said}
+    lines: dict[VerdictKey, int] = {}
+    for verdict in verdicts:
+        first = lines.setdefault(verdict.key, verdict.line)
+        if first != verdict.line:
+            raise InputError(
+                f"{path}: line {verdict.line} repeats the sample and criterion of line {first}. "
+                "Give one verdict on each; where people differ, the one they agree on"
+            )
+    ids = {verdict.id for verdict in verdicts}
     samples: dict[str, Record] = {}
     for text in read_records(directory / "journal.sqlite", "accepted", "rejected", "failed"):
         record: Record = json.loads(text)
-        if record["id"] in wanted:
+        if record["id"] in ids:
             samples[record["id"]] = record
-    for one in said:
-        _check_sample(path, one, samples.get(one.id), directory)
-    return HumanVerdicts(said, samples)
-
-
-def _check_once(path: Path, said: Sequence[HumanVerdict]) -> None:
-    """Refuse a second verdict on the same thing, be it the same or another."""
-    lines: dict[VerdictKey, int] = {}
-    for one in said:
-        first = lines.setdefault(one.key, one.line)
-        if first != one.line:
-            raise InputError(
-                f"{path}: line {one.line} judges what line {first} has judged. Give one verdict on "
-                "each sample and criterion; where people differ, what they agree on"
-            )
+    for verdict in verdicts:
+        _check_sample(path, verdict, samples.get(verdict.id), directory)
+    return HumanVerdicts(verdicts, samples)
 
 
 def _raise_bad_line(file: str, line: int, what: str) -> None:
-    raise InputError(f"{file}: line {line} {what}. Mend the line")
+    raise InputError(f"{file}: line {line} {what}. Fix the line")
 
 
-def _read_row(path: Path, line: int, row: Any) -> HumanVerdict:
+def _parse_row(path: Path, line: int, row: Any) -> HumanVerdict:
     if not isinstance(row, dict):
-        raise InputError(f"{path}: line {line} is no row of names and values. Give id and verdict")
-    found: dict[str, str] = {}
+        raise InputError(
+            f"{path}: line {line} is not an object of names and values. Give id and verdict"
+        )
+    values: dict[str, str] = {}
     for name in ("id", "verdict"):
-        # `true` and 1 are words in JSON too.
-        found[name] = str(row.get(name) if row.get(name) is not None else "").strip()
-        if not found[name]:
+        # In JSON a verdict may be the value true or the number 1.
+        values[name] = str(row.get(name) if row.get(name) is not None else "").strip()
+        if not values[name]:
             columns = ", ".join(map(str, row)) or "nothing"
             raise InputError(
                 f"{path}: line {line} has no {name} (it has {columns}). Give the sample's id, "
-                f"the verdict ({ACCEPTED_WORDS}), and a criterion_id if it is about one"
+                f"the verdict ({ACCEPTED_WORDS}), and criterion_id if it is on one criterion"
             )
-    word = found["verdict"].casefold()
+    word = values["verdict"].casefold()
     if word not in VERDICT_WORDS:
         raise InputError(
-            f"{path}: line {line} has the verdict {found['verdict'][:40]!r}. Write {ACCEPTED_WORDS}"
+            f"{path}: line {line} has the verdict {values['verdict'][:40]!r}. "
+            f"Write {ACCEPTED_WORDS}"
         )
     criterion = row.get("criterion_id")
-    about = str(criterion).strip() if criterion is not None else ""
-    return HumanVerdict(line, found["id"], about or WHOLE_SAMPLE, VERDICT_WORDS[word])
+    criterion_id = str(criterion).strip() if criterion is not None else ""
+    return HumanVerdict(line, values["id"], criterion_id or WHOLE_SAMPLE, VERDICT_WORDS[word])
 
 
-def _check_sample(path: Path, said: HumanVerdict, record: Record | None, directory: Path) -> None:
-    at = f"{path}: line {said.line}"
+def _check_sample(
+    path: Path, verdict: HumanVerdict, record: Record | None, directory: Path
+) -> None:
+    """Raise `InputError` unless the sample of a verdict was judged, by its criterion if any."""
+    at = f"{path}: line {verdict.line}"
     if record is None:
         raise InputError(
-            f"{at} names the sample {said.id[:40]!r}, which is not in {directory}. Take the ids "
-            "of its accepted.jsonl and rejected.jsonl"
+            f"{at} names the sample {verdict.id[:40]!r}, which is not in {directory}. Use the ids "
+            "in its accepted.jsonl and rejected.jsonl"
         )
     if record["status"] == "failed":
         raise InputError(
-            f"{at} names the sample {said.id!r}, which failed and was never judged. Leave it out"
+            f"{at} names the sample {verdict.id!r}, which failed and was never judged. "
+            "Remove the line"
         )
     known = [v["criterion_id"] for v in final_attempt(record)["verdicts"]]
-    if said.criterion_id is not WHOLE_SAMPLE and said.criterion_id not in known:
+    if verdict.criterion_id is not WHOLE_SAMPLE and verdict.criterion_id not in known:
         raise InputError(
-            f"{at} names the criterion {said.criterion_id[:40]!r}, by which the sample {said.id!r} "
-            f"was not judged. It was by {', '.join(known) or 'none'}"
+            f"{at} names the criterion {verdict.criterion_id[:40]!r}, but the sample "
+            f"{verdict.id!r} was judged by {', '.join(known) or 'none'}"
         )
 
 
 def final_attempt(record: Record) -> Attempt:
-    """The attempt that became the sample; the last one where a person has written another text."""
+    """The attempt that became the sample; the last attempt if a person rewrote the response."""
     attempts: list[Attempt] = record["attempts"]
     same = [a for a in attempts if a["response"] == (record["response"] or "")]
-    nothing: Attempt = {"response": "", "verdicts": []}
-    return same[0] if same else attempts[-1] if attempts else nothing
+    empty: Attempt = {"response": "", "verdicts": []}
+    return same[0] if same else attempts[-1] if attempts else empty
 
 
 def run_verdicts(human: HumanVerdicts) -> dict[VerdictKey, bool]:
-    """What the run's own judge and rules said, by what it is about.
+    """The verdicts of the run's own judge and rules on the samples that a person judged.
 
-    Where a person has decided since, a whole sample counts as it would have ended without them.
+    For a sample decided in a review, the verdict on the whole is the one that the run proposed.
     """
-    found: dict[VerdictKey, bool] = {}
+    verdicts: dict[VerdictKey, bool] = {}
     for id_, record in human.samples.items():
         review = record.get("review") or {}
-        found[id_, WHOLE_SAMPLE] = review.get("proposed", record["status"]) == "accepted"
+        verdicts[id_, WHOLE_SAMPLE] = review.get("proposed", record["status"]) == "accepted"
         for verdict in final_attempt(record)["verdicts"]:
-            found[id_, verdict["criterion_id"]] = passes(verdict)
-    return found
+            verdicts[id_, verdict["criterion_id"]] = passes(verdict)
+    return verdicts
 
 
 def human_agreement(human: HumanVerdicts, verdicts: Mapping[VerdictKey, bool]) -> dict[str, Any]:
-    """Kappa, raw agreement and counts: over all, for whole samples, and by criterion.
+    """Kappa, agreement and counts over all verdicts, for whole samples, and by criterion.
 
-    `verdicts` is the judge's side; rows it says nothing about are counted as `without`.
+    `verdicts` are the judge's. A person's verdicts on what it has not judged are counted as
+    `without`.
     """
-    both = [(one, verdicts[one.key]) for one in human.said if one.key in verdicts]
+    pairs = [(v, verdicts[v.key]) for v in human.verdicts if v.key in verdicts]
     criteria = {
         (id_, c["id"]): c for id_, record in human.samples.items() for c in record["criteria"]
     }
-    by: dict[str, list[tuple[HumanVerdict, bool]]] = defaultdict(list)
+    built_in: dict[str, list[tuple[HumanVerdict, bool]]] = defaultdict(list)
     drawn: dict[str, list[tuple[HumanVerdict, bool]]] = defaultdict(list)
-    for said, passed in both:
-        criterion = criteria.get((said.id, said.criterion_id or ""))
-        if criterion is None:
-            continue
-        if criterion["reference_id"] is None:
-            by[criterion["id"]].append((said, passed))
-        else:
-            drawn[criterion["text"]].append((said, passed))
-    rows = [{"of": id_, **_agreement_figures(pairs)} for id_, pairs in by.items()]
+    for pair in pairs:
+        criterion = criteria.get((pair[0].id, pair[0].criterion_id or ""))
+        if criterion is not None and criterion["reference_id"] is None:
+            built_in[criterion["id"]].append(pair)
+        elif criterion is not None:
+            drawn[criterion["text"]].append(pair)
+    rows = [{"of": id_, **_agreement_figures(group)} for id_, group in built_in.items()]
     if drawn:
-        pooled = [pair for pairs in drawn.values() for pair in pairs]
+        pooled = [pair for group in drawn.values() for pair in group]
         rows.append({"of": "criteria from references", **_agreement_figures(pooled)})
-    enough = {text: pairs for text, pairs in drawn.items() if len(pairs) >= MIN_LISTED}
-    rows += [{"of": text, **_agreement_figures(pairs)} for text, pairs in enough.items()]
-    whole = [pair for pair in both if pair[0].criterion_id is WHOLE_SAMPLE]
+    rows += [
+        {"of": text, **_agreement_figures(group)}
+        for text, group in drawn.items()
+        if len(group) >= MIN_LISTED
+    ]
+    on_samples = [pair for pair in pairs if pair[0].criterion_id is WHOLE_SAMPLE]
     return {
-        "rows": len(human.said),
-        "without": len(human.said) - len(both),
-        "all": _agreement_figures(both),
-        "samples": _agreement_figures(whole),
+        "rows": len(human.verdicts),
+        "without": len(human.verdicts) - len(pairs),
+        "all": _agreement_figures(pairs),
+        "samples": _agreement_figures(on_samples),
         "criteria": rows,
     }
 
@@ -211,42 +216,41 @@ def human_agreement(human: HumanVerdicts, verdicts: Mapping[VerdictKey, bool]) -
 def _agreement_figures(pairs: Sequence[tuple[HumanVerdict, bool]]) -> dict[str, Any]:
     """Figures over pairs of a person's verdict and the judge's; intervals are over samples.
 
-    Counts are named after the person first: `pass_fail` is what the judge fails and they pass.
+    A count is named after the person first: `pass_fail` is what they pass and the judge fails.
     """
-    verdicts = [(said.passes, passed) for said, passed in pairs]
-    of = [said.id for said, _ in pairs]
-    names = {True: "pass", False: "fail"}
+    outcomes = [(verdict.passes, judge_passes) for verdict, judge_passes in pairs]
+    sample_ids = [verdict.id for verdict, _ in pairs]
     counts = {
-        f"{names[theirs]}_{names[its]}": verdicts.count((theirs, its))
-        for theirs in (True, False)
-        for its in (True, False)
+        f"{person}_{judge}": outcomes.count((person == "pass", judge == "pass"))
+        for person in ("pass", "fail")
+        for judge in ("pass", "fail")
     }
-    agreed = bootstrap_mean([float(a == b) for a, b in verdicts], of)
+    agreement = bootstrap_mean([float(a == b) for a, b in outcomes], sample_ids)
     return {
         "n": len(pairs),
-        "kappa": bootstrap_kappa(verdicts, of)._asdict(),
-        "agreement": agreed._asdict(),
+        "kappa": bootstrap_kappa(outcomes, sample_ids)._asdict(),
+        "agreement": agreement._asdict(),
         "confusion": counts,
     }
 
 
-def bootstrap_kappa(verdicts: Sequence[tuple[bool, bool]], of: Sequence[str]) -> Interval:
-    """Cohen's kappa with a bootstrap interval over the groups `of`.
+def bootstrap_kappa(outcomes: Sequence[tuple[bool, bool]], groups: Sequence[str]) -> Interval:
+    """Cohen's kappa with a bootstrap interval over groups (one per pair of outcomes).
 
-    Resamples in which chance alone makes both agree say nothing and are left out; without any
-    other there is no interval.
+    Kappa is undefined for a resample in which both sides must agree by chance; it is left out.
+    Without any other, or if all resamples give the same kappa, there is no interval.
     """
-    value = kappa(verdicts)
+    value = kappa(outcomes)
     if value is None:
-        return EMPTY._replace(n=len(verdicts))
-    pairs, weights = np.asarray(verdicts, np.float64), resample_weights(of)
+        return EMPTY._replace(n=len(outcomes))
+    pairs, weights = np.asarray(outcomes, np.float64), resample_weights(groups)
     n = weights.sum(axis=1)
-    agreed = weights @ (pairs[:, 0] == pairs[:, 1]).astype(np.float64) / n
-    mine, its = weights @ pairs[:, 0] / n, weights @ pairs[:, 1] / n
-    chance = mine * its + (1 - mine) * (1 - its)
-    known = chance < 1 - 1e-12
-    found = (agreed[known] - chance[known]) / (1 - chance[known])
-    if not len(found) or float(np.ptp(found)) < 1e-12:
-        return Interval(value, None, None, len(verdicts))
-    low, high = np.quantile(found, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return Interval(value, round(float(low), 4), round(float(high), 4), len(verdicts))
+    agreement = weights @ (pairs[:, 0] == pairs[:, 1]).astype(np.float64) / n
+    rate_a, rate_b = weights @ pairs[:, 0] / n, weights @ pairs[:, 1] / n
+    chance = rate_a * rate_b + (1 - rate_a) * (1 - rate_b)
+    defined = chance < 1 - 1e-12
+    kappas = (agreement[defined] - chance[defined]) / (1 - chance[defined])
+    if not len(kappas) or float(np.ptp(kappas)) < 1e-12:
+        return Interval(value, None, None, len(outcomes))
+    low, high = np.quantile(kappas, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Interval(value, round(float(low), 4), round(float(high), 4), len(outcomes))

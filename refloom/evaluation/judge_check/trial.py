@@ -190,7 +190,7 @@ async def judge_human_samples(
     """
     cases = []
     for id_, record in human.samples.items():
-        also = {one.criterion_id for one in human.said if one.id == id_ and one.criterion_id}
+        also = {one.criterion_id for one in human.verdicts if one.id == id_ and one.criterion_id}
         criteria = applied_criteria(record, judge.context, bars, also)
         cases.append(
             JudgeCase(
