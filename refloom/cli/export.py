@@ -229,9 +229,9 @@ def _check_file(path: Path) -> None:
 
 def _accepted(journal: sqlite3.Connection, ids: set[str] | None) -> Iterator[str]:
     """The accepted records, or the selected ones of them, in slot order."""
-    from refloom.runs.journal import select_records
+    from refloom.runs.journal import iter_records
 
-    for line in select_records(journal, "accepted"):
+    for line in iter_records(journal, "accepted"):
         if ids is None or loads(line)["id"] in ids:
             yield line
 
@@ -283,9 +283,9 @@ def _write_formats(
 ) -> tuple[dict[str, int], list[dict[str, Any]]]:
     """Write the data files of each format; their row counts, and the configs for the hub."""
     from refloom.data.export import export as write_rows
-    from refloom.runs.journal import select_records
+    from refloom.runs.journal import iter_records
 
-    read_records = partial(select_records, journal, "accepted")
+    read_records = partial(iter_records, journal, "accepted")
     rows: dict[str, int] = {}
     configs: list[dict[str, Any]] = []
     for format_ in dict.fromkeys(args.format or ["messages"]):

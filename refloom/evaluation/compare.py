@@ -25,7 +25,7 @@ from refloom.evaluation.stats import (
     proportion,
     sign_test,
 )
-from refloom.runs.journal import open_read_only, select_records
+from refloom.runs.journal import iter_records, open_read_only
 from refloom.runs.outputs import read_status, total_cost, usage_by_stage
 from refloom.settings import Settings
 
@@ -57,7 +57,7 @@ def read_arm(name: str, directory: Path) -> Arm:
     status = read_status(directory)
     facts, samples = RecordStats(), dict[str, ArmSample]()
     with open_read_only(directory / "journal.sqlite") as journal:
-        for line in select_records(journal, "accepted", "rejected"):
+        for line in iter_records(journal, "accepted", "rejected"):
             record = json.loads(line)
             facts.add(record)
             if record["instruction"] and record["response"]:

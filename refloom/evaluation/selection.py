@@ -28,7 +28,7 @@ from prompts import version
 from refloom.data.export import hash_key
 from refloom.errors import JournalError, TooManyFailed
 from refloom.evaluation.judging import gather_bounded, judge_session, progress_printer
-from refloom.runs.journal import connect_read_only, select_records
+from refloom.runs.journal import connect_read_only, iter_records
 from refloom.runs.scheduler import MIN_SAMPLES_FOR_FAILURE_RATE
 from refloom.settings import Settings
 
@@ -147,7 +147,7 @@ class AcceptedSamples:
     def samples(self) -> list[Sample]:
         """All samples, in slot order. Blocks."""
         samples = []
-        for line in select_records(self._connection, "accepted"):
+        for line in iter_records(self._connection, "accepted"):
             record = loads(line)
             attempts = record["attempts"]
             changed = bool(attempts) and attempts[0]["response"] != record["response"]

@@ -30,7 +30,7 @@ LIBRARY_LOGGERS = ("openai", "aiohttp", "langgraph", "asyncio")
 MIN_SECRET_CHARS = 6
 # Texts up to this length are redacted through a cache.
 MAX_CACHED_CHARS = 64
-MAX_NESTING = 20
+MAX_FIELD_DEPTH = 20
 REDACTED = "(key)"
 
 Redact = Callable[[str], str]
@@ -147,7 +147,7 @@ class _JsonFormatter(logging.Formatter):
         return json.dumps(json_value(line, self._redact), allow_nan=False)
 
 
-def json_value(value: object, redact: Redact, depth: int = MAX_NESTING) -> object:
+def json_value(value: object, redact: Redact, depth: int = MAX_FIELD_DEPTH) -> object:
     """A value in the types of JSON, redacted, without lone surrogates."""
     if isinstance(value, str):
         return redact(

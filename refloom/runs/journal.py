@@ -257,10 +257,10 @@ def read_records(path: Path, *statuses: str) -> Iterator[str]:
     Raises `JournalError` if there is no journal or it is damaged.
     """
     with open_read_only(path) as connection:
-        yield from select_records(connection, *statuses)
+        yield from iter_records(connection, *statuses)
 
 
-def select_records(connection: sqlite3.Connection, *statuses: str) -> Iterator[str]:
+def iter_records(connection: sqlite3.Connection, *statuses: str) -> Iterator[str]:
     """`read_records` of an open journal: inside `read_snapshot` always the same ones."""
     marks = ", ".join("?" * len(statuses))
     sql = f"SELECT record FROM samples WHERE status IN ({marks}) ORDER BY round, position, slot"

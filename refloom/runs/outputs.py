@@ -27,10 +27,10 @@ from refloom.runs.journal import (
     Journal,
     check_run,
     count_pending,
+    iter_records,
     lock_holder,
     open_read_only,
     read_records,
-    select_records,
 )
 from refloom.settings import Settings
 
@@ -303,7 +303,7 @@ def rewrite_files(out: Path) -> bool:
 
 def card_text(journal: sqlite3.Connection, run_json: Mapping[str, Any], **more: Any) -> str:
     """The data-set card of a run, from its journal and run.json. Blocks."""
-    return card(run_json, collect_stats(select_records(journal, *ROW_STATUSES)), mermaid(), **more)
+    return card(run_json, collect_stats(iter_records(journal, *ROW_STATUSES)), mermaid(), **more)
 
 
 def prior_usage(journal: Journal) -> tuple[int, float, int]:

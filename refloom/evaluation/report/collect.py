@@ -24,7 +24,7 @@ from memory.store import ReferenceFile
 from memory.vectors import VectorStore, vectors_of
 from nodes.llm.fast_json import loads
 from refloom.data.record_stats import RecordStats
-from refloom.runs.journal import read_snapshot, select_records
+from refloom.runs.journal import iter_records, read_snapshot
 from refloom.runs.outputs import (
     ROW_STATUSES,
     StageUsage,
@@ -188,7 +188,7 @@ def collect_run(name: str, directory: Path) -> RunData:
     with read_snapshot(directory / "journal.sqlite") as connection:
         # Counts, calls and records of the same moment, although the run may be adding more.
         run.run_json = refresh_counts(run.run_json, connection)
-        for line in select_records(connection, *ROW_STATUSES):
+        for line in iter_records(connection, *ROW_STATUSES):
             run.add(loads(line), line)
         run.stages = sorted(usage_by_stage(connection), key=lambda used: -used.calls)
         run.borrowed = sum(used.calls for used in usage_by_stage(connection, "borrowed"))
