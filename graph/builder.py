@@ -14,9 +14,9 @@ from graph.defaults import DefaultSearch, add_to_index, shared_embedder, shared_
 from graph.routing import (
     Route,
     after_critique,
+    after_critique_alone,
     after_propose,
     after_sample,
-    judged,
 )
 from memory.characteristics import Characteristics
 from memory.contamination import Contamination
@@ -27,6 +27,7 @@ from nodes.begin import begin
 from nodes.context import Context
 from nodes.critique import critique
 from nodes.extract import extract
+from nodes.failures import catch_call_failure, skip_if_ended
 from nodes.generate import generate
 from nodes.inputs import (
     IndexerInput,
@@ -43,14 +44,14 @@ from nodes.propose import Taken, Turn, alone, nothing_taken, propose
 from nodes.refine import refine
 from nodes.retrieve import retrieve
 from nodes.review import Ask, review, review_one
-from nodes.sample import Finish, Start, at_once, failing_softly, not_kept, unless_ended
+from nodes.sample import Finish, Start, at_once, not_kept
 from nodes.sample import sample as run_sample
 from nodes.state import SampleState, State
 
 Graph = CompiledStateGraph[Any, Context, Any, Any]
 
 
-def about(node: Any) -> dict[str, str]:
+def describe_node(node: Any) -> dict[str, str]:
     """What Studio says of a node: the first line of its docstring."""
     return {"description": str(node.__doc__).splitlines()[0]}
 
@@ -71,12 +72,12 @@ def build_sample(
     complete, embed = complete or EndpointClient(), embed or shared_embedder()
     schemas = {} if inner else {"input_schema": SampleInput, "output_schema": SampleOutput}
     builder = StateGraph(SampleState, context_schema=Context, **schemas)
-    writing = failing_softly(partial(generate, complete=complete))
+    writing = catch_call_failure(partial(generate, complete=complete))
     judging = partial(critique, complete=complete, embed=embed, contamination=contamination)
-    mending = failing_softly(partial(refine, complete=complete))
-    builder.add_node("generate", writing, metadata=about(generate))
-    builder.add_node("critique", failing_softly(judging), metadata=about(critique))
-    builder.add_node("refine", mending, metadata=about(refine))
+    mending = catch_call_failure(partial(refine, complete=complete))
+    builder.add_node("generate", writing, metadata=describe_node(generate))
+    builder.add_node("critique", catch_call_failure(judging), metadata=describe_node(critique))
+    builder.add_node("refine", mending, metadata=describe_node(refine))
     builder.add_edge("generate", "critique")
     builder.add_edge("refine", "critique")
     if inner:
@@ -84,11 +85,11 @@ def build_sample(
         builder.add_conditional_edges("critique", Route(after_critique), ["refine", END])
     else:
         asking = partial(review_one, ask=ask, contamination=contamination)
-        builder.add_node("begin", begin, metadata=about(begin))
-        builder.add_node("review", asking, metadata=about(review))
+        builder.add_node("begin", begin, metadata=describe_node(begin))
+        builder.add_node("review", asking, metadata=describe_node(review))
         builder.add_edge(START, "begin")
         builder.add_edge("begin", "generate")
-        builder.add_conditional_edges("critique", judged)
+        builder.add_conditional_edges("critique", after_critique_alone)
         builder.add_edge("review", END)
     return builder.compile(name="sample", checkpointer=checkpointer)
 
@@ -138,10 +139,10 @@ def _joined(
 ) -> Graph:
     """The nodes of the synthesizer, each with its tools, and the edges between them."""
     builder = StateGraph(State, context_schema=Context, input_schema=Input, output_schema=Output)
-    builder.add_node("retrieve", retrieving, metadata=about(retrieve))
-    builder.add_node("extract", unless_ended(learning), metadata=about(extract))
-    builder.add_node("propose", unless_ended(proposing), metadata=about(propose))
-    builder.add_node("sample", sampling, metadata=about(run_sample))
+    builder.add_node("retrieve", retrieving, metadata=describe_node(retrieve))
+    builder.add_node("extract", skip_if_ended(learning), metadata=describe_node(extract))
+    builder.add_node("propose", skip_if_ended(proposing), metadata=describe_node(propose))
+    builder.add_node("sample", sampling, metadata=describe_node(run_sample))
     builder.add_edge(START, "retrieve")
     builder.add_edge("retrieve", "extract")
     builder.add_edge("extract", "propose")
@@ -149,7 +150,7 @@ def _joined(
     if asking is None:
         builder.add_edge("sample", END)
     else:
-        builder.add_node("review", asking, metadata=about(review))
+        builder.add_node("review", asking, metadata=describe_node(review))
         builder.add_conditional_edges("sample", Route(after_sample), ["review", END])
         builder.add_edge("review", END)
     return builder.compile(name="synthesizer", checkpointer=checkpointer)
@@ -164,7 +165,7 @@ def build_indexer(*, add_to_index: AddToIndex = add_to_index, checkpointer: Any 
     The server names that index, and no client.
     """
     builder = StateGraph(IndexerState, input_schema=IndexerInput, output_schema=IndexerOutput)
-    builder.add_node("add", partial(add, add_to_index=add_to_index), metadata=about(add))
+    builder.add_node("add", partial(add, add_to_index=add_to_index), metadata=describe_node(add))
     builder.add_edge(START, "add")
     builder.add_edge("add", END)
     return builder.compile(name="indexer", checkpointer=checkpointer)

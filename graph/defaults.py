@@ -17,9 +17,9 @@ from memory.store import open_references
 from memory.weights import DEFAULT_MODEL
 
 # What tells one state of a file from another.
-Stamp = tuple[int, ...]
-TRIES = 6
-PAUSE_S = 0.03
+FileStamp = tuple[int, ...]
+OPEN_ATTEMPTS = 6
+RETRY_PAUSE_S = 0.03
 
 
 @cache
@@ -54,7 +54,7 @@ class DefaultSearch:
         self.embed = embed
         self._model = model
         self._lock = asyncio.Lock()
-        self._opened: tuple[Stamp, ReferenceIndex] | None = None
+        self._opened: tuple[FileStamp, ReferenceIndex] | None = None
 
     async def __call__(
         self, text: str, k: int, turn: tuple[int, int] | None = None
@@ -75,14 +75,14 @@ class DefaultSearch:
 
     async def current(self) -> ReferenceIndex:
         """The index as it is on disk now, with its vectors. Raises `IndexUnusable`."""
-        for tries in range(1, TRIES + 1):
+        for tries in range(1, OPEN_ATTEMPTS + 1):
             try:
                 return await self._current()
             except IndexUnusable:
                 # Between its manifest and its other files it may have been replaced.
-                if tries == TRIES:
+                if tries == OPEN_ATTEMPTS:
                     raise
-                await asyncio.sleep(PAUSE_S * 2**tries)
+                await asyncio.sleep(RETRY_PAUSE_S * 2**tries)
         raise AssertionError("the last try returns or raises")
 
     async def _current(self) -> ReferenceIndex:
@@ -100,7 +100,7 @@ class DefaultSearch:
             return self._opened[1]
 
 
-def _stamp() -> Stamp:
+def _stamp() -> FileStamp:
     """What tells the present index from one that replaces it; empty if there is none. Blocks."""
     directory = index_directory()
     try:

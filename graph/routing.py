@@ -10,11 +10,11 @@ from langgraph.runtime import Runtime
 from langgraph.types import Send
 
 from nodes.context import Context
-from nodes.review import awaited
+from nodes.review import awaits_review
 from nodes.state import SampleState, State
 
 # As many as a seed may have; whoever edits a thread's state in Studio gets no more either.
-MOST_SLOTS = 50
+MAX_SLOTS = 50
 
 
 class Route(Runnable[Any, Any]):
@@ -59,7 +59,7 @@ def after_propose(state: State) -> list[Send]:
     }
     return [
         Send("sample", {**shared, **_fed(state, text), "slot": slot, "instruction": text})
-        for slot, text in enumerate(state["instructions"][:MOST_SLOTS])
+        for slot, text in enumerate(state["instructions"][:MAX_SLOTS])
         if text is not None
     ]
 
@@ -85,8 +85,10 @@ def after_critique(state: SampleState) -> Literal["refine", "__end__"]:
     return "refine" if state.get("status") == "open" else "__end__"
 
 
-def judged(state: SampleState, runtime: Runtime[Context]) -> Literal["refine", "review", "__end__"]:
+def after_critique_alone(
+    state: SampleState, runtime: Runtime[Context]
+) -> Literal["refine", "review", "__end__"]:
     """The same where the loop is called by itself: a person may be asked before the end."""
     if state.get("status") == "open":
         return "refine"
-    return "review" if awaited(state, runtime.context or Context()) else "__end__"
+    return "review" if awaits_review(state, runtime.context or Context()) else "__end__"

@@ -9,7 +9,7 @@ from langgraph.runtime import Runtime
 
 from memory.index import AddResult
 from memory.references import Reference
-from nodes.events import tell
+from nodes.events import emit
 from nodes.inputs import IndexerState, read_indexer_input
 
 # Which index it is, the server decides and no client.
@@ -27,7 +27,7 @@ async def add(
     references = read_indexer_input(state)
     result = await add_to_index(references)
     message = f"{result.added} added, {result.known} known before, {result.total} in all."
-    tell(runtime, "added", message)
+    emit(runtime, "added", message)
     return {
         "references": references,
         "added": result.added,

@@ -37,7 +37,7 @@ class Compared(Answer):
 
 
 @dataclass(frozen=True, slots=True)
-class Duel:
+class PairwiseResult:
     """What a judge said of two responses: who won as A then B, and with the places changed.
 
     `reasons` are those of the two orders.
@@ -86,7 +86,7 @@ async def compare(
     first: str,
     second: str,
     draw: int = 0,
-) -> Duel:
+) -> PairwiseResult:
     """Ask the judge which response is better, twice, each standing first once.
 
     `draw` tells repeats apart. Which of the two is called first makes no difference to what is
@@ -108,7 +108,7 @@ async def compare(
     one, other = (asked for asked in found if not isinstance(asked, BaseException))
     sides: dict[str, Side] = {"A": "first", "B": "second", "tie": "tie"}
     turned: dict[str, Side] = {"A": "second", "B": "first", "tie": "tie"}
-    return Duel(
+    return PairwiseResult(
         (sides[one.answer.winner], turned[other.answer.winner]),
         (one.answer.reason, other.answer.reason),
         add_usage(one.usage, other.usage),

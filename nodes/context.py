@@ -45,15 +45,15 @@ def prompt_field(name: str, about: str, *nodes: str) -> Any:
     )
 
 
-Feedback = Literal["reference", "sample", "none", "generic", "swapped"]
+FeedbackArm = Literal["reference", "sample", "none", "generic", "swapped"]
 Pipeline = Literal["loop", "refed"]
 JudgeMethod = Literal["verdict", "logodds"]
 Review = Literal["never", "rejected", "borderline", "all"]
 # The prompts of the nodes; each is a setting `NAME_prompt`.
-PROMPTS = ("extract", "propose", "generate", "critique", "question", "refine")
-LONGEST_NAME = 200
+PROMPT_NAMES = ("extract", "propose", "generate", "critique", "question", "refine")
+MAX_NAME_LENGTH = 200
 # The nodes inside of `sample`.
-LOOP = ("generate", "critique", "refine")
+LOOP_NODES = ("generate", "critique", "refine")
 
 
 def default_model() -> str:
@@ -72,15 +72,15 @@ class Context(BaseModel):
         description="What the endpoint calls the writing model; 'local' is the embedded one.",
         default_factory=default_model,
         min_length=1,
-        max_length=LONGEST_NAME,
-        json_schema_extra=at("extract", "propose", "sample", *LOOP),
+        max_length=MAX_NAME_LENGTH,
+        json_schema_extra=at("extract", "propose", "sample", *LOOP_NODES),
     )
     judge_model: str | None = Field(
         default=None,
         title="Judge model",
         description="The model that judges; the writing model when empty.",
         min_length=1,
-        max_length=LONGEST_NAME,
+        max_length=MAX_NAME_LENGTH,
         json_schema_extra=at("extract", "sample", "critique"),
     )
     judge_method: JudgeMethod | None = Field(
@@ -153,7 +153,7 @@ class Context(BaseModel):
         le=1,
         json_schema_extra=at("propose"),
     )
-    feedback: Feedback = Field(
+    feedback: FeedbackArm = Field(
         default="reference",
         title="Feedback arm",
         description=(
@@ -161,7 +161,7 @@ class Context(BaseModel):
             "(feedback of the judge on the draft, one refinement), none (draft only, no judge), "
             "generic (one fixed checklist), swapped (the criteria of another reference)."
         ),
-        json_schema_extra=at("extract", "sample", *LOOP),
+        json_schema_extra=at("extract", "sample", *LOOP_NODES),
     )
     pipeline: Pipeline = Field(
         default="loop",
@@ -170,7 +170,7 @@ class Context(BaseModel):
             "loop: criteria, and refinement until they pass. refed: as the paper's authors ran it, "
             "feedback on each reference and one refinement by it, nothing judged."
         ),
-        json_schema_extra=at("extract", "propose", "sample", *LOOP),
+        json_schema_extra=at("extract", "propose", "sample", *LOOP_NODES),
     )
     paired: bool = Field(
         default=False,
@@ -205,7 +205,7 @@ class Context(BaseModel):
         description="Fixes every draw; the same answers give the same rows.",
         ge=0,
         le=2**53 - 1,
-        json_schema_extra=at("propose", "sample", *LOOP),
+        json_schema_extra=at("propose", "sample", *LOOP_NODES),
     )
     extract_prompt: Prompt = prompt_field(
         "extract", "Finds what makes a reference good.", "extract"
@@ -246,7 +246,7 @@ class Context(BaseModel):
     @cached_property
     def edited(self) -> Edited:
         """The prompts that are not refloom's own: names and texts."""
-        texts = ((name, self.prompt(name)) for name in PROMPTS)
+        texts = ((name, self.prompt(name)) for name in PROMPT_NAMES)
         return tuple((name, text) for name, text in texts if text != source(name))
 
     def prompt(self, name: str) -> str:

@@ -1,6 +1,6 @@
 """What a response is judged by: rules as plain functions, and criteria drawn from references.
 
-To add a rule: write a function from `Facts` to a `Verdict` and name it in `RULES`.
+To add a rule: write a function from `RuleInput` to a `Verdict` and name it in `RULES`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from memory.novelty import find_copied_run
 from memory.references import Reference
 from nodes.state import Criterion, Outcome, Verdict
 
-COPIED_WORDS = 20
+MAX_COPIED_WORDS = 20
 ANSWERS_ID = "answers-instruction"
-CLEAN_ID = "not-contaminated"
+NOT_CONTAMINATED_ID = "not-contaminated"
 
 _REFUSAL = re.compile(
     r"\bas an ai( language)? model\b"
@@ -39,7 +39,7 @@ _DANGLING = re.compile(r"(?:[,;:(\[{–]|\b(?:and|or|the|a|an|of|to|with|for|in|
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class RuleInput:
     """What a rule may look at. `cosine` and `topic_bar` are given for log-odds judging only.
 
     `hit` is the benchmark prompt the response holds, if it was `checked` for one.
@@ -71,7 +71,7 @@ def verdict(
     }
 
 
-def _absent(id_: str, pattern: re.Pattern[str], facts: Facts, reason: str) -> Verdict:
+def _absent(id_: str, pattern: re.Pattern[str], facts: RuleInput, reason: str) -> Verdict:
     """Fail if the response holds the pattern; what the instruction itself holds is allowed."""
     allowed = facts.instruction.casefold()
     for found in pattern.finditer(facts.response):
@@ -81,12 +81,12 @@ def _absent(id_: str, pattern: re.Pattern[str], facts: Facts, reason: str) -> Ve
     return verdict(id_, "pass")
 
 
-def not_empty(facts: Facts) -> Verdict:
+def not_empty(facts: RuleInput) -> Verdict:
     """Fail a response without a word."""
     return verdict("not-empty", "pass" if facts.response.strip() else "fail", "")
 
 
-def finished(facts: Facts) -> Verdict:
+def finished(facts: RuleInput) -> Verdict:
     """Fail a response that stops in mid-sentence or inside a code block."""
     if facts.response.count("```") % 2:
         return verdict("finished", "fail", "A code block is never closed.")
@@ -97,51 +97,51 @@ def finished(facts: Facts) -> Verdict:
     return verdict("finished", "pass")
 
 
-def no_refusal(facts: Facts) -> Verdict:
+def no_refusal(facts: RuleInput) -> Verdict:
     """Fail the set phrases of a refusal."""
     if _REFUSAL.search(facts.instruction):
         return verdict("no-refusal", "pass")
     return _absent("no-refusal", _REFUSAL, facts, "The response refuses with a set phrase.")
 
 
-def no_placeholder(facts: Facts) -> Verdict:
+def no_placeholder(facts: RuleInput) -> Verdict:
     """Fail blanks left for somebody to fill in."""
     return _absent("no-placeholder", _PLACEHOLDER, facts, "The response leaves a blank.")
 
 
-def no_prompt_talk(facts: Facts) -> Verdict:
+def no_prompt_talk(facts: RuleInput) -> Verdict:
     """Fail talk of the prompt that made the response."""
     return _absent("no-prompt-talk", _PROMPT_TALK, facts, "The response speaks of its prompt.")
 
 
-def not_copied(facts: Facts) -> Verdict:
+def not_copied(facts: RuleInput) -> Verdict:
     """Fail a long run of words taken from a reference, unless the instruction holds it too."""
     for reference in facts.references:
         run = find_copied_run(
-            facts.response, reference["response"], COPIED_WORDS, allowed=facts.instruction
+            facts.response, reference["response"], MAX_COPIED_WORDS, allowed=facts.instruction
         )
         if run:
-            reason = f"{COPIED_WORDS} words in a row are those of reference {reference['id']}."
+            reason = f"{MAX_COPIED_WORDS} words in a row are those of reference {reference['id']}."
             return verdict("not-copied", "fail", reason, run)
     return verdict("not-copied", "pass")
 
 
-def not_contaminated(facts: Facts) -> Verdict:
+def not_contaminated(facts: RuleInput) -> Verdict:
     """Fail a response that holds a benchmark's prompt; without benchmarks nothing is known."""
     if facts.hit is not None:
-        return contaminated(facts.hit)
+        return contamination_verdict(facts.hit)
     if not facts.checked:
-        return verdict(CLEAN_ID, "not_applicable", "No benchmark was given.")
-    return verdict(CLEAN_ID, "pass")
+        return verdict(NOT_CONTAMINATED_ID, "not_applicable", "No benchmark was given.")
+    return verdict(NOT_CONTAMINATED_ID, "pass")
 
 
-def contaminated(hit: Hit) -> Verdict:
+def contamination_verdict(hit: Hit) -> Verdict:
     """The verdict on a text that holds a benchmark's prompt: which, where, and how."""
     reason = f"It holds the prompt of {hit.benchmark}, row {hit.row} ({hit.how})."
-    return verdict(CLEAN_ID, "fail", reason, hit.evidence)
+    return verdict(NOT_CONTAMINATED_ID, "fail", reason, hit.evidence)
 
 
-def on_topic(facts: Facts) -> Verdict:
+def on_topic(facts: RuleInput) -> Verdict:
     """Fail a response whose cosine with its instruction is no better than a mismatched one's."""
     if facts.cosine is None or facts.topic_bar is None:
         return verdict("on-topic", "not_applicable")
@@ -150,7 +150,7 @@ def on_topic(facts: Facts) -> Verdict:
     return verdict("on-topic", "pass" if over else "fail", reason, score=round(facts.cosine, 4))
 
 
-def fitting_length(facts: Facts) -> Verdict:
+def fitting_length(facts: RuleInput) -> Verdict:
     """Fail less than a quarter of the shortest or over four times the longest reference."""
     lengths = [len(r["response"]) for r in facts.references]
     if not lengths:
@@ -167,7 +167,7 @@ class Rule:
 
     text: str
     must: bool
-    look: Callable[[Facts], Verdict]
+    look: Callable[[RuleInput], Verdict]
 
 
 RULES: dict[str, Rule] = {
@@ -176,7 +176,7 @@ RULES: dict[str, Rule] = {
     "no-refusal": Rule("does not refuse with a set phrase", True, no_refusal),
     "no-placeholder": Rule("leaves no blanks to fill in", True, no_placeholder),
     "not-copied": Rule("copies no long run of words from a reference", True, not_copied),
-    CLEAN_ID: Rule("holds no prompt of a benchmark", True, not_contaminated),
+    NOT_CONTAMINATED_ID: Rule("holds no prompt of a benchmark", True, not_contaminated),
     "no-prompt-talk": Rule("does not speak of its prompt", True, no_prompt_talk),
     "on-topic": Rule("is about what the instruction is about", True, on_topic),
     "length": Rule("is of a length like the references'", False, fitting_length),
@@ -222,6 +222,6 @@ def _criterion(id_: str, text: str, must: bool, judged_by: str) -> Criterion:
     }
 
 
-def apply_rules(facts: Facts) -> list[Verdict]:
+def apply_rules(facts: RuleInput) -> list[Verdict]:
     """Every rule's verdict on a response, in the order of `RULES`."""
     return [rule.look(facts) for rule in RULES.values()]

@@ -12,15 +12,15 @@ from langgraph.runtime import Runtime
 from memory.contamination import Contamination
 from memory.embed import Embed, cosine
 from nodes.context import Context
-from nodes.criteria import Facts, apply_rules, verdict
-from nodes.events import tell
-from nodes.feedback import feedback
-from nodes.generate import place_of
+from nodes.criteria import RuleInput, apply_rules, verdict
+from nodes.events import emit
+from nodes.feedback import give_feedback
+from nodes.generate import origin_of
 from nodes.inputs import check_list_sizes
-from nodes.judge import Judged, judge
+from nodes.judge import JudgeResult, judge
 from nodes.llm import Complete
 from nodes.state import Attempt, Criterion, SampleState, Usage, Verdict, add_usage, no_usage
-from nodes.verdicts import decide, vote
+from nodes.verdicts import next_step, vote
 
 # More draws than there are attempts: what tells one vote's from another's.
 VOTES_APART = 16
@@ -51,9 +51,9 @@ async def critique(
     if fed is not None:
         attempt["feedback"] = fed[0]
     attempts = [*(state.get("attempts") or []), attempt]
-    decision = decide(attempts, state["criteria"], context)
+    decision = next_step(attempts, state["criteria"], context)
     said = decision.status if decision.status != "open" else "to be refined"
-    tell(runtime, "decision", f"Attempt {len(attempts)}: {said}.", reason=decision.reason)
+    emit(runtime, "decision", f"Attempt {len(attempts)}: {said}.", reason=decision.reason)
     return {
         "attempts": [attempt],
         "response": attempts[decision.best]["response"],
@@ -72,13 +72,13 @@ async def _fed_back(
     if context.pipeline == "refed":
         return state.get("response_feedback", []), no_usage()
     texts = {"instruction": state["instruction"], "response": state["candidate"]}
-    asked = await feedback(complete, context, place_of(state), **texts)
+    asked = await give_feedback(complete, context, origin_of(state), **texts)
     return [text.strip() for text in asked.answer.feedback if text.strip()], asked.usage
 
 
 async def _judged(
     state: SampleState, runtime: Runtime[Context], complete: Complete, rules: list[Verdict]
-) -> Judged:
+) -> JudgeResult:
     """The judge's verdicts, unless a rule decides without them; each is told of as it comes."""
     heard = partial(_tell, runtime, {c["id"]: c["text"] for c in state["criteria"]})
     failed = [found for found in rules if found["verdict"] == "fail"]
@@ -88,11 +88,11 @@ async def _judged(
     if any(found["criterion_id"] in musts for found in failed):
         return _unasked(state)
     context, draw = runtime.context or Context(), len(state.get("attempts") or [])
-    ask = partial(judge, complete, context, place_of(state), instruction=state["instruction"])
+    ask = partial(judge, complete, context, origin_of(state), instruction=state["instruction"])
     ask = partial(ask, response=state["candidate"])
     judged = await ask(criteria=state["criteria"], draw=draw, heard=heard)
 
-    async def again(criteria: Sequence[Criterion], number: int) -> Judged:
+    async def again(criteria: Sequence[Criterion], number: int) -> JudgeResult:
         return await ask(criteria=criteria, draw=draw + VOTES_APART * number, heard=heard)
 
     return await vote(judged, rules, state["criteria"], context, again)
@@ -104,12 +104,12 @@ def _tell(runtime: Runtime[Context], texts: dict[str, str], found: Verdict) -> N
     if text is not None:
         outcome = found["verdict"].replace("_", " ")
         why = f" {found['reason']}" if found["reason"] else ""
-        tell(runtime, "verdict", f"{outcome}: the response {text}.{why}", **found)
+        emit(runtime, "verdict", f"{outcome}: the response {text}.{why}", **found)
 
 
 async def _facts(
     state: SampleState, context: Context, embed: Embed, contamination: Contamination | None
-) -> Facts:
+) -> RuleInput:
     bar = state.get("topic_bar")
     near = None
     if context.method == "logodds" and bar is not None and state["candidate"].strip():
@@ -118,13 +118,13 @@ async def _facts(
     if contamination is not None:
         hit = await asyncio.to_thread(contamination.response, candidate)
     checked = contamination is not None
-    return Facts(state["instruction"], candidate, state["references"], near, bar, hit, checked)
+    return RuleInput(state["instruction"], candidate, state["references"], near, bar, hit, checked)
 
 
-def _unasked(state: SampleState) -> Judged:
+def _unasked(state: SampleState) -> JudgeResult:
     reason = "The judge was not asked, since a rule fails."
     asked = [c for c in state["criteria"] if c["judged_by"] == "judge"]
-    return Judged([verdict(c["id"], "unknown", reason) for c in asked], no_usage())
+    return JudgeResult([verdict(c["id"], "unknown", reason) for c in asked], no_usage())
 
 
 def _in_order(state: SampleState, verdicts: list[Verdict]) -> list[Verdict]:

@@ -11,21 +11,21 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from memory.contamination import Hit
 from memory.references import Reference
 from nodes.context import Review
-from nodes.criteria import Facts, apply_rules, verdict
+from nodes.criteria import RuleInput, apply_rules, verdict
 from nodes.inputs import MAX_TEXT_LENGTH
 from nodes.record import Record
-from nodes.state import Attempt, Criterion, Reviewed, Verdict
+from nodes.state import Attempt, Criterion, ReviewOutcome, Verdict
 from nodes.verdicts import passes
 
 # Log-odds: how near to its bar a `must` is borderline.
-NEAR = 0.5
+BORDERLINE_MARGIN = 0.5
 HOW = (
     'Answer {"decision": "accept"}, {"decision": "edit", "response": "the better text"} or '
     '{"decision": "reject", "reason": "why, if you like"}.'
 )
 
 
-class Decision(BaseModel):
+class ReviewDecision(BaseModel):
     """What a person decided; `response` is the whole edited text."""
 
     model_config = ConfigDict(extra="ignore", str_strip_whitespace=True)
@@ -39,7 +39,7 @@ class BadDecision(ValueError):
     """An answer that decides nothing; the message says what is wrong with it."""
 
 
-def wanted(
+def needs_review(
     status: str,
     reason: str | None,
     criteria: Sequence[Criterion],
@@ -50,11 +50,11 @@ def wanted(
     if when == "never" or status == "failed" or reason == "contaminated" or attempt is None:
         return False
     if when == "borderline":
-        return borderline(status, criteria, attempt)
+        return is_borderline(status, criteria, attempt)
     return when == "all" or status == "rejected"
 
 
-def borderline(status: str, criteria: Sequence[Criterion], attempt: Attempt) -> bool:
+def is_borderline(status: str, criteria: Sequence[Criterion], attempt: Attempt) -> bool:
     """Whether a sample was accepted without the judge's full consent, or rejected for one verdict.
 
     By log-odds also when a `must` came out near its bar.
@@ -73,12 +73,12 @@ def borderline(status: str, criteria: Sequence[Criterion], attempt: Attempt) -> 
 def _near(criterion: Criterion, found: Verdict | None) -> bool:
     if found is None or found["score"] is None or criterion["judged_by"] != "judge":
         return False
-    return abs(found["score"] - (criterion.get("bar") or 0.0)) < NEAR
+    return abs(found["score"] - (criterion.get("bar") or 0.0)) < BORDERLINE_MARGIN
 
 
-def pending(record: Record) -> Record:
+def mark_pending(record: Record) -> Record:
     """The record of a sample that waits for a person; how it would have ended stays in `review`."""
-    review: Reviewed = {
+    review: ReviewOutcome = {
         "proposed": record["status"],
         "proposed_reason": record["reason"],
         "decision": None,
@@ -89,7 +89,9 @@ def pending(record: Record) -> Record:
     return {**record, "status": "pending", "reason": None, "review": review}
 
 
-def question(record: Record, references: Sequence[Reference], problem: str = "") -> dict[str, Any]:
+def review_question(
+    record: Record, references: Sequence[Reference], problem: str = ""
+) -> dict[str, Any]:
     """What a person is asked: the sample as the judge left it, and its references."""
     review = record["review"]
     kept = {k: v for k, v in record.items() if k != "review"}
@@ -98,12 +100,12 @@ def question(record: Record, references: Sequence[Reference], problem: str = "")
     return {"question": said, "sample": sample, "references": list(references)}
 
 
-def read_decision(answer: Any) -> Decision:
+def read_decision(answer: Any) -> ReviewDecision:
     """An answer as a decision; a bare word will do. Raises `BadDecision`."""
     if isinstance(answer, str):
         answer = {"decision": answer.strip().lower()}
     try:
-        read = Decision.model_validate(answer)
+        read = ReviewDecision.model_validate(answer)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"])) or "the answer"
@@ -113,10 +115,10 @@ def read_decision(answer: Any) -> Decision:
     return read
 
 
-def decided(
+def apply_decision(
     record: Record,
     references: Sequence[Reference],
-    decision: Decision,
+    decision: ReviewDecision,
     *,
     by: str | None = None,
     hit: Hit | None = None,
@@ -127,8 +129,8 @@ def decided(
     An edited text becomes the last attempt: rules look at it, the judge does not, and what they
     find stops nobody. Only a benchmark's prompt, `hit`, is let in by no one: `BadDecision`.
     """
-    before: Reviewed = record["review"]
-    review: Reviewed = {
+    before: ReviewOutcome = record["review"]
+    review: ReviewOutcome = {
         **before,
         "decision": decision.decision,
         "reason": decision.reason or None,
@@ -143,7 +145,7 @@ def decided(
         return ended
     if hit is not None:
         raise BadDecision(f"The text holds the prompt of {hit.benchmark}, row {hit.row}.")
-    rules = apply_rules(Facts(record["instruction"], text, references, checked=checked))
+    rules = apply_rules(RuleInput(record["instruction"], text, references, checked=checked))
     unasked = "A person wrote this; the judge was not asked."
     found = {v["criterion_id"]: v for v in rules}
     verdicts = [

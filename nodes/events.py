@@ -10,11 +10,11 @@ from typing import Any
 
 from langgraph.runtime import Runtime
 
-LONGEST = 300
+MAX_MESSAGE_LENGTH = 300
 
 
-def tell(runtime: Runtime[Any], event: str, message: str, **said: Any) -> None:
+def emit(runtime: Runtime[Any], event: str, message: str, **said: Any) -> None:
     """Send an event: its name, a sentence a person can follow, and the same as data."""
     line = " ".join(message.split())
-    short = line if len(line) <= LONGEST else f"{line[: LONGEST - 1]}…"
+    short = line if len(line) <= MAX_MESSAGE_LENGTH else f"{line[: MAX_MESSAGE_LENGTH - 1]}…"
     runtime.stream_writer({"event": event, "message": short, **said})

@@ -16,14 +16,14 @@ from memory.index import DrawOther, draw_other
 from memory.references import Reference
 from nodes.context import Context
 from nodes.criteria import answers_instruction, generic_criteria, rule_criteria
-from nodes.events import tell
-from nodes.feedback import collect, collect_key
+from nodes.events import emit
+from nodes.feedback import collect_feedback, feedback_key
 from nodes.inputs import BadInput, check_list_sizes
-from nodes.learn import MOST, key_of, learn
+from nodes.learn import MAX_CHARACTERISTICS, learn, learned_key
 from nodes.llm import CallFailed, CallOrigin, Complete
 from nodes.state import Criterion, State, add_usage, no_usage
 
-ALIKE = 0.8
+DUPLICATE_COSINE = 0.8
 ONE_ONLY = "feedback swapped: it needs another reference than the seed's own, and there is none"
 
 
@@ -61,10 +61,10 @@ async def extract(
         # Their criteria; the bars stay those of the seed's own references.
         judging = [{**entry, "criteria": []} for entry in learned]
         judging += [{**entry, "answers_bar": None} for entry in theirs]
-    criteria = rule_criteria() if refed else await merge(judging, context, embed)
+    criteria = rule_criteria() if refed else await merge_criteria(judging, context, embed)
     drawn = [c for c in criteria if c["reference_id"]]
     told = f"{len(drawn)} criteria from {len(learned)} references."
-    tell(runtime, "criteria", told, criteria=drawn)
+    emit(runtime, "criteria", told, criteria=drawn)
     return {"learned": learned, "criteria": criteria}
 
 
@@ -82,9 +82,9 @@ async def _recall(
     place = CallOrigin("", "", (seed.get("round", 0), seed.get("position", 0)))
     given = (reference, context, place, complete)
     if context.pipeline == "refed":
-        key, make = collect_key(reference, context), partial(collect, *given)
+        key, make = feedback_key(reference, context), partial(collect_feedback, *given)
     else:
-        key, make = key_of(reference, context), partial(learn, *given, embed)
+        key, make = learned_key(reference, context), partial(learn, *given, embed)
     try:
         return await characteristics.recall(key, reference["id"], make, runtime.store)
     except CallFailed as failed:
@@ -116,7 +116,9 @@ def _nothing_learned(found: Sequence[Learned | CallFailed]) -> dict[str, Any]:
     return {"failure": failure, "learned": [], "criteria": [], "usage": usage}
 
 
-async def merge(learned: Sequence[Learned], context: Context, embed: Embed) -> list[Criterion]:
+async def merge_criteria(
+    learned: Sequence[Learned], context: Context, embed: Embed
+) -> list[Criterion]:
     """The criteria of several references: the built-in one, at most `max_criteria`, the rules.
 
     They are taken in turns, each reference's best first. Of two that say nearly the same (cosine
@@ -129,7 +131,9 @@ async def merge(learned: Sequence[Learned], context: Context, embed: Embed) -> l
     if context.feedback == "generic":
         return [*fixed, *generic_criteria(), *rule_criteria()]
     columns = [list(e["criteria"]) for e in learned]
-    turns = [c for row in range(MOST) for column in columns for c in column[row : row + 1]]
+    turns = [
+        c for row in range(MAX_CHARACTERISTICS) for column in columns for c in column[row : row + 1]
+    ]
     if len(columns) > 1 and len(turns) > 1:
         turns = await _unlike(turns, embed)
     chosen = turns[: context.max_criteria]
@@ -140,6 +144,6 @@ async def _unlike(criteria: list[Criterion], embed: Embed) -> list[Criterion]:
     vectors = await embed([c["text"] for c in criteria])
     kept: list[int] = []
     for i in range(len(criteria)):
-        if not kept or float(np.max(vectors[kept] @ vectors[i])) <= ALIKE:
+        if not kept or float(np.max(vectors[kept] @ vectors[i])) <= DUPLICATE_COSINE:
             kept.append(i)
     return [criteria[i] for i in kept]

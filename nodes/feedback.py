@@ -28,7 +28,7 @@ class Feedback(Answer):
     feedback: list[str]
 
 
-async def feedback(
+async def give_feedback(
     complete: Complete, context: Context, place: CallOrigin, *, instruction: str, response: str
 ) -> AskResult[Feedback]:
     """Ask the judge what is good and what is not in a draft. Raises `CallFailed`."""
@@ -66,13 +66,13 @@ class Improved(Answer):
         return schema
 
 
-def collect_key(reference: Reference, context: Context) -> str:
-    """What an entry of `collect` rests on; a change of any of it is another entry."""
+def feedback_key(reference: Reference, context: Context) -> str:
+    """What an entry of `collect_feedback` rests on; a change of any of it is another entry."""
     asked = version("feedback_instruction", "feedback_response")
     return content_id(reference_hash(reference), asked, context.judge, "refed")
 
 
-async def collect(
+async def collect_feedback(
     reference: Reference, context: Context, place: CallOrigin, complete: Complete
 ) -> Learned:
     """The two pieces of feedback on a reference, on its instruction and on its response."""
@@ -111,13 +111,13 @@ def counts_by_feature(per_seed: int) -> dict[str, int]:
     return {name: count for name, count in counts.items() if count}
 
 
-def told(feature: str, learned: Sequence[Learned]) -> dict[str, list[str]]:
+def feature_phrases(feature: str, learned: Sequence[Learned]) -> dict[str, list[str]]:
     """The one feature a prompt of new instructions is to show."""
     phrases = [phrase for entry in learned[:1] for phrase in entry[feature] if phrase]
     return {**{name: [] for name in FEATURES}, feature: phrases}
 
 
-def analysed(improved: Improved) -> dict[str, Any]:
+def analysis_fields(improved: Improved) -> dict[str, Any]:
     """The analysis of a refinement, under the names of the authors' data."""
     return {
         "analysis": {
@@ -133,13 +133,16 @@ def analysed(improved: Improved) -> dict[str, Any]:
     }
 
 
-def fields_of(state: SampleState) -> dict[str, Any]:
+def refed_fields(state: SampleState) -> dict[str, Any]:
     """What a record of this pipeline has beyond others: the fields of the authors' data.
 
     Their `response` is the draft, the first of `attempts`.
     """
     attempts: list[Attempt] = state.get("attempts") or []
-    unrefined: dict[str, Any] = {**analysed(Improved(response="")), "improved_response": None}
+    unrefined: dict[str, Any] = {
+        **analysis_fields(Improved(response="")),
+        "improved_response": None,
+    }
     return {
         "feature": state.get("feature"),
         "response_feedback": attempts[0].get("feedback", []) if attempts else [],

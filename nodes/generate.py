@@ -7,7 +7,7 @@ from typing import Any
 from langgraph.runtime import Runtime
 
 from nodes.context import Context
-from nodes.events import tell
+from nodes.events import emit
 from nodes.inputs import check_list_sizes
 from nodes.llm import Answer, CallOrigin, Complete, ask, make_call
 from nodes.state import SampleState
@@ -20,7 +20,7 @@ class Generated(Answer):
     response: str
 
 
-def place_of(state: SampleState) -> CallOrigin:
+def origin_of(state: SampleState) -> CallOrigin:
     """Where in a run the sample's calls belong."""
     seed, slot = state["seed"], state.get("slot", 0)
     round_, position = seed.get("round", 0), seed.get("position", 0)
@@ -45,8 +45,8 @@ async def generate(
         criteria=drawn,
         instruction=state["instruction"],
     )
-    call = make_call("generate", messages, Generated, context, place_of(state))
+    call = make_call("generate", messages, Generated, context, origin_of(state))
     asked = await ask(complete, call, Generated)
     told = f"A draft of {len(asked.answer.response.split())} words."
-    tell(runtime, "candidate", told, instruction=state["instruction"])
+    emit(runtime, "candidate", told, instruction=state["instruction"])
     return {"candidate": asked.answer.response, "usage": asked.usage}

@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, Validation
 from typing_extensions import TypedDict
 
 from memory.references import Reference, content_id
-from nodes.state import Attempt, Criterion, Reason, Reviewed, Seed, Status
+from nodes.state import Attempt, Criterion, RejectionReason, ReviewOutcome, Seed, Status
 
 MAX_TEXT_LENGTH = 200_000
 MAX_REFERENCES = 20
@@ -143,11 +143,11 @@ class SampleOutput(TypedDict, total=False):
     """Output of the graph `sample`."""
 
     status: Status
-    reason: Reason | None
+    reason: RejectionReason | None
     response: str
     attempts: list[Attempt]
     criteria: list[Criterion]
-    review: Reviewed
+    review: ReviewOutcome
 
 
 class IndexedReference(ReferenceInput):

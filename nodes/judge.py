@@ -18,7 +18,7 @@ from nodes.llm import Answer, Call, CallFailed, CallOrigin, Complete, ask, make_
 from nodes.state import Criterion, Outcome, Usage, Verdict, add_usage, no_usage
 from prompts import render
 
-Heard = Callable[[Verdict], None]
+OnVerdict = Callable[[Verdict], None]
 
 _FOLD = str.maketrans({"“": '"', "”": '"', "„": '"', "«": '"', "»": '"', "‘": "'", "’": "'"})
 _MARKS = re.compile(r"[\s\"'`]+")
@@ -49,7 +49,7 @@ class Critiqued(Answer):
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class JudgeResult:
     """Verdicts in the order of the criteria, and what they used."""
 
     verdicts: list[Verdict]
@@ -66,8 +66,8 @@ async def judge(
     criteria: Sequence[Criterion],
     draw: int = 0,
     history: Sequence[Turn] = (),
-    heard: Heard = lambda verdict: None,
-) -> Judged:
+    heard: OnVerdict = lambda verdict: None,
+) -> JudgeResult:
     """Judge a response by every judge criterion, in the way the context says.
 
     `history` is what was said before the instruction, if it is a later turn of a conversation;
@@ -75,17 +75,17 @@ async def judge(
     """
     asked = [c for c in criteria if c["judged_by"] == "judge"]
     if not asked:
-        return Judged([], no_usage())
+        return JudgeResult([], no_usage())
     where = (complete, context, place, instruction, response, asked, draw, history)
     if context.method == "logodds":
-        return await by_log_odds(*where, heard)
-    judged = await by_verdict(*where)
+        return await judge_by_log_odds(*where, heard)
+    judged = await judge_by_verdict(*where)
     for found in judged.verdicts:
         heard(found)
     return judged
 
 
-async def by_verdict(
+async def judge_by_verdict(
     complete: Complete,
     context: Context,
     place: CallOrigin,
@@ -94,7 +94,7 @@ async def by_verdict(
     criteria: Sequence[Criterion],
     draw: int,
     history: Sequence[Turn] = (),
-) -> Judged:
+) -> JudgeResult:
     """Ask for reason, evidence and verdict; ask once more for those that cannot be trusted.
 
     A verdict that is missing, misspelt or rests on words that are not in the response is unknown.
@@ -123,7 +123,7 @@ async def by_verdict(
                 found.setdefault(read["criterion_id"], read)
     unread = "The judge gave no verdict on this that could be read and checked."
     verdicts = [found.get(c["id"]) or verdict(c["id"], "unknown", unread) for c in criteria]
-    return Judged(verdicts, usage)
+    return JudgeResult(verdicts, usage)
 
 
 def _trusted(item: Any, response: str) -> Verdict | None:
@@ -145,12 +145,12 @@ def _trusted(item: Any, response: str) -> Verdict | None:
 
 
 def _quoted(evidence: str, response: str) -> bool:
-    folded = fold(evidence)
-    return bool(folded) and folded in fold(response)
+    folded = fold_text(evidence)
+    return bool(folded) and folded in fold_text(response)
 
 
 @lru_cache(maxsize=64)
-def fold(text: str) -> str:
+def fold_text(text: str) -> str:
     r"""Text with white space and quote marks made alike, for finding quotes.
 
     >>> fold("say “so”\n now") == fold("say 'so' now")
@@ -159,7 +159,7 @@ def fold(text: str) -> str:
     return _MARKS.sub(" ", text.translate(_FOLD)).strip(" .…").casefold()
 
 
-async def by_log_odds(
+async def judge_by_log_odds(
     complete: Complete,
     context: Context,
     place: CallOrigin,
@@ -168,8 +168,8 @@ async def by_log_odds(
     criteria: Sequence[Criterion],
     draw: int,
     history: Sequence[Turn] = (),
-    heard: Heard = lambda verdict: None,
-) -> Judged:
+    heard: OnVerdict = lambda verdict: None,
+) -> JudgeResult:
     """Ask one yes/no token a criterion; its log-odds pass above the criterion's bar.
 
     The questions come one after another, so that the endpoint's prefix cache serves all but the
@@ -192,7 +192,7 @@ async def by_log_odds(
         outcome: Outcome = "pass" if score > bar else "fail"
         verdicts.append(verdict(criterion["id"], outcome, reason, score=round(score, 4)))
         heard(verdicts[-1])
-    return Judged(verdicts, usage)
+    return JudgeResult(verdicts, usage)
 
 
 async def log_odds(complete: Complete, call: Call) -> tuple[float, Usage]:

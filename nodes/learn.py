@@ -14,7 +14,7 @@ from memory.characteristics import Learned
 from memory.embed import Embed
 from memory.references import Reference, content_id, reference_hash
 from nodes.context import Context
-from nodes.judge import fold
+from nodes.judge import fold_text
 from nodes.llm import Answer, AskResult, CallOrigin, Complete, ask, make_call
 from nodes.state import Criterion, add_usage, no_usage
 from nodes.trial import try_criteria
@@ -31,8 +31,8 @@ _TRAILING = re.compile(
     r"(?:[\s,;:(]+(?:of|for|about|on|to|in|with|from|by|at|as|and|or|but|the|a|an|its|their|how|why|what|"
     r"when|where|which|that|each|all|both))*[\s,;:(]*$"
 )
-STEM = 5
-LEAST_WORDS = 3
+MAX_STEM_LENGTH = 5
+MIN_WORDS = 3
 
 # Words that say how a text is made or asked for, not what it is about.
 _GENERAL = frozenset(files("nodes").joinpath("general_words.txt").read_text("utf-8").split())
@@ -53,7 +53,7 @@ def stem(word: str) -> str:
     word = word.rstrip("e") if len(word) > 3 else word
     if len(word) > 3 and word[-1] == word[-2]:
         word = word[:-1]
-    return word[:STEM]
+    return word[:MAX_STEM_LENGTH]
 
 
 _GENERAL_STEMS = frozenset(stem(word) for word in _GENERAL)
@@ -96,7 +96,7 @@ def general_part(text: str, instruction: str, response: str) -> str | None:
     cuts = [m.start() for m in _LINK.finditer(text)]
     for cut in reversed(cuts):
         part = _TRAILING.sub("", text[:cut]).rstrip(" ,;:(")
-        if len(part.split()) < LEAST_WORDS:
+        if len(part.split()) < MIN_WORDS:
             return None
         if not names_its_topic(part, instruction, response):
             return part
@@ -123,7 +123,7 @@ def _rare(response: str) -> list[str]:
     return repeated + [w.lower() for w in inside] + numbers
 
 
-MOST = 4
+MAX_CHARACTERISTICS = 4
 # A characteristic that starts so does not complete "The response ...".
 NO_VERBS = frozenset({"the", "a", "an", "this", "these", "there", "its", "no", "all", "each"})
 
@@ -146,12 +146,12 @@ class Extracted(Answer):
     characteristics: list[Characteristic]
 
 
-def whole(context: Context) -> bool:
+def learns_from_references(context: Context) -> bool:
     """Whether references are studied, or only the built-in criterion is calibrated on them."""
     return context.paired or context.feedback in ("reference", "swapped")
 
 
-def key_of(reference: Reference, context: Context) -> str:
+def learned_key(reference: Reference, context: Context) -> str:
     """What an entry rests on; a change of any of it is another entry."""
     return content_id(
         reference_hash(reference),
@@ -160,7 +160,7 @@ def key_of(reference: Reference, context: Context) -> str:
         context.judge,
         context.method,
         str(context.try_criteria),
-        "reference" if whole(context) else context.feedback,
+        "reference" if learns_from_references(context) else context.feedback,
     )
 
 
@@ -174,13 +174,13 @@ async def learn(
     skills: list[str] = []
     kept: list[Criterion] = []
     proposed = 0
-    if whole(context):
+    if learns_from_references(context):
         avoid: list[str] = []
         for draw in (0, 1):
             asked = await _ask(complete, context, at, reference, avoid, draw)
             usage = add_usage(usage, asked.usage)
-            subjects = subjects or short(asked.answer.subject_areas)
-            skills = skills or short(asked.answer.relevant_skills)
+            subjects = subjects or shorten_phrases(asked.answer.subject_areas)
+            skills = skills or shorten_phrases(asked.answer.relevant_skills)
             proposed += len(asked.answer.characteristics)
             founded = [c for c in asked.answer.characteristics if _founded(c, reference)]
             kept = _criteria(founded, reference)
@@ -213,27 +213,29 @@ async def _ask(
     draw: int,
 ) -> AskResult[Extracted]:
     prompt = context.extract_prompt
-    messages = render("extract", template=prompt, reference=reference, most=MOST, avoid=avoid)
+    messages = render(
+        "extract", template=prompt, reference=reference, most=MAX_CHARACTERISTICS, avoid=avoid
+    )
     return await ask(
         complete, make_call("extract", messages, Extracted, context, at, draw), Extracted
     )
 
 
-def short(phrases: Sequence[str]) -> list[str]:
+def shorten_phrases(phrases: Sequence[str]) -> list[str]:
     """A few phrases, none of them long."""
     return [p.strip()[:80] for p in phrases if p.strip()][:4]
 
 
 def _founded(found: Characteristic, reference: Reference) -> bool:
     """Whether the quote really is in the response."""
-    quote = fold(found.quote)
-    return bool(quote and found.text.strip()) and quote in fold(reference["response"])
+    quote = fold_text(found.quote)
+    return bool(quote and found.text.strip()) and quote in fold_text(reference["response"])
 
 
 def _criteria(found: Sequence[Characteristic], reference: Reference) -> list[Criterion]:
     """The characteristics that do not name the topic, as criteria."""
     criteria: list[Criterion] = []
-    for one in found[:MOST]:
+    for one in found[:MAX_CHARACTERISTICS]:
         text = general_part(_completing(one.text), reference["instruction"], reference["response"])
         if text is not None and text.split()[0] not in NO_VERBS:
             criteria.append(

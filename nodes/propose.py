@@ -13,16 +13,16 @@ from langgraph.runtime import Runtime
 
 from memory.novelty import NoveltyFilter
 from nodes.context import Context
-from nodes.criteria import Facts, no_placeholder
-from nodes.events import tell
-from nodes.feedback import FEATURES, counts_by_feature, told
+from nodes.criteria import RuleInput, no_placeholder
+from nodes.events import emit
+from nodes.feedback import FEATURES, counts_by_feature, feature_phrases
 from nodes.llm import Answer, CallFailed, CallOrigin, Complete, ask, make_call
 from nodes.state import Seed, State, Usage, add_usage, no_usage
 from prompts import render
 
 Taken = Callable[[Seed, Sequence[str]], Awaitable[list[bool]]]
 Proposals = tuple[list[str | None], Usage]
-LEAST_ROOM = 400
+MAX_LENGTH_FLOOR = 400
 _OF_THE_PROMPT = re.compile(
     r"\b(?:the|original|given) (?:\w+ )?(?:seed|references?)\b", re.IGNORECASE
 )
@@ -107,7 +107,7 @@ async def propose(
         failure = {"stage": failed.stage, "kind": failed.kind, "message": failed.message}
         return {"failure": failure, "usage": add_usage(usage, failed.usage)}
     new = [text for text in kept if text is not None]
-    tell(runtime, "instructions", f"{len(new)} new instructions.", instructions=new)
+    emit(runtime, "instructions", f"{len(new)} new instructions.", instructions=new)
     return {"instructions": kept + [None] * (context.per_seed - len(kept)), "usage": usage}
 
 
@@ -175,14 +175,14 @@ async def _in_turn(
     return [*kept], second.usage if isinstance(second, CallFailed) else second[1]
 
 
-def fit(text: str, taken: Sequence[str]) -> bool:
+def reads_as_instruction(text: str, taken: Sequence[str]) -> bool:
     """Whether a proposal reads as an instruction: not overlong, without blanks or prompt talk.
 
     A weak model writes an answer in place of a question; that is several times as long as the
     seed and references are.
     """
-    most = max(LEAST_ROOM, 3 * max(map(len, taken), default=0))
-    blank = no_placeholder(Facts("", text, ()))["verdict"] == "fail"
+    most = max(MAX_LENGTH_FLOOR, 3 * max(map(len, taken), default=0))
+    blank = no_placeholder(RuleInput("", text, ()))["verdict"] == "fail"
     spoken = _OF_THE_PROMPT.search(text) and not any(_OF_THE_PROMPT.search(t) for t in taken)
     return len(text) <= most and not spoken and not blank
 
@@ -213,7 +213,9 @@ async def _ask(
     """Ask for new instructions; `share` is the one feature to make them from, and how many."""
     seed, learned = state["seed"], state.get("learned", [])
     count = share[1] if share else context.per_seed
-    phrases = told(share[0], learned) if share else {f: _phrases(learned, f) for f in FEATURES}
+    phrases = (
+        feature_phrases(share[0], learned) if share else {f: _phrases(learned, f) for f in FEATURES}
+    )
     messages = render(
         "propose",
         template=context.propose_prompt,
@@ -231,7 +233,7 @@ async def _ask(
     taken = [seed["instruction"], *(r["instruction"] for r in state["references"])]
     texts = [t.strip() for t in asked.answer.instructions if t.strip()]
     # The paper's authors look at none of them.
-    fitting = [t if share or fit(t, taken) else None for t in texts]
+    fitting = [t if share or reads_as_instruction(t, taken) else None for t in texts]
     return fitting[:count], asked.usage
 
 

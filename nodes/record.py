@@ -7,13 +7,13 @@ from typing import Any
 
 from memory.references import content_id
 from nodes.context import Context
-from nodes.feedback import fields_of
+from nodes.feedback import refed_fields
 from nodes.state import Attempt, SampleState, no_usage
 from nodes.verdicts import best_of
 from prompts import version
 
 Record = dict[str, Any]
-RECORD_CRITERION = ("id", "text", "must", "reference_id", "quote", "judged_by")
+CRITERION_KEYS = ("id", "text", "must", "reference_id", "quote", "judged_by")
 
 
 def record_of(state: SampleState, slot: tuple[int, int, int], context: Context) -> Record:
@@ -37,7 +37,7 @@ def record_of(state: SampleState, slot: tuple[int, int, int], context: Context) 
         "status": status,
         "reason": state.get("reason") if status == "rejected" else None,
         "reference_ids": [r["id"] for r in state.get("references", [])],
-        "criteria": [{key: c[key] for key in RECORD_CRITERION} for c in criteria],  # type: ignore[literal-required]
+        "criteria": [{key: c[key] for key in CRITERION_KEYS} for c in criteria],  # type: ignore[literal-required]
         "attempts": attempts,
         "feedback": context.feedback,
         "model": context.model,
@@ -49,7 +49,7 @@ def record_of(state: SampleState, slot: tuple[int, int, int], context: Context) 
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     if context.pipeline == "refed":
-        record |= fields_of(state)
+        record |= refed_fields(state)
     if status == "failed":
         record["error"] = failure
     return record

@@ -9,13 +9,13 @@ from typing import Any
 from langgraph.runtime import Runtime
 
 from nodes.context import Context
-from nodes.events import tell
-from nodes.feedback import Improved, analysed
-from nodes.generate import place_of
+from nodes.events import emit
+from nodes.feedback import Improved, analysis_fields
+from nodes.generate import origin_of
 from nodes.inputs import check_list_sizes
 from nodes.llm import Answer, AskResult, Complete, ask, make_call
 from nodes.state import Attempt, Criterion, SampleState, Verdict
-from nodes.text_diff import changed_parts
+from nodes.text_diff import diff_parts
 from nodes.verdicts import best_of
 from prompts import Message, render
 
@@ -43,12 +43,12 @@ async def refine(
     failed = [v for v in best["verdicts"] if v["verdict"] == "fail"]
     told = [_feedback(v, criteria[v["criterion_id"]]) for v in failed]
     asked = await _asked(state, context, complete, best, told)
-    changed = changed_parts(best["response"], asked.answer.response)
+    changed = diff_parts(best["response"], asked.answer.response)
     said = f"Refined in {len(changed)} places{_aim(best, failed, criteria)}."
-    tell(runtime, "refinement", said, plan=asked.answer.plan, changes=changed)
+    emit(runtime, "refinement", said, plan=asked.answer.plan, changes=changed)
     found = {"candidate": asked.answer.response, "usage": asked.usage}
     if isinstance(asked.answer, Improved):
-        found["analysed"] = analysed(asked.answer)
+        found["analysed"] = analysis_fields(asked.answer)
     return found
 
 
@@ -60,7 +60,7 @@ async def _asked(
     failed: list[dict[str, str]],
 ) -> AskResult[Refined] | AskResult[Improved]:
     draw = len(state["attempts"])
-    make = partial(make_call, "refine", context=context, place=place_of(state), draw=draw)
+    make = partial(make_call, "refine", context=context, place=origin_of(state), draw=draw)
     if context.pipeline == "refed":
         messages = _by_feedback(state, best, failed, borrowed=True)
         return await ask(complete, make(messages, Improved), Improved)

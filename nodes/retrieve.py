@@ -11,8 +11,8 @@ from memory.contamination import Contamination
 from memory.index import Search
 from memory.references import Reference
 from nodes.context import Context
-from nodes.criteria import contaminated
-from nodes.events import tell
+from nodes.criteria import contamination_verdict
+from nodes.events import emit
 from nodes.inputs import BadInput, read_input
 from nodes.state import Seed, State
 
@@ -27,7 +27,7 @@ async def retrieve(
     """Retrieve the references of a seed; those the input carries are taken as they are.
 
     Reads `seed`, `references`; writes `seed` with its id, `references`, `usage`; for a seed that is
-    a benchmark's prompt only `contaminated`, since whatever comes of it had better not be made.
+    a benchmark's prompt only `contaminated`, since nothing should be made of it.
     """
     context = runtime.context or Context()
     seed, references = read_input(state)
@@ -37,7 +37,7 @@ async def retrieve(
     if contamination is not None:
         hit = await asyncio.to_thread(contamination.instruction, seed["instruction"])
         if hit is not None:
-            return {**begun, "contaminated": contaminated(hit)}
+            return {**begun, "contaminated": contamination_verdict(hit)}
     given = bool(references)
     if not given:
         turn = (seed.get("round", 0), seed.get("position", 0))
@@ -49,7 +49,7 @@ async def retrieve(
         for r in references
     ]
     said = "; ".join(f"{one['id']} ({one['why']})" for one in told)
-    tell(runtime, "references", f"{len(told)} references: {said}", references=told)
+    emit(runtime, "references", f"{len(told)} references: {said}", references=told)
     return {**begun, "references": references}
 
 

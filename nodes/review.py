@@ -13,8 +13,15 @@ from typing_extensions import TypedDict
 from memory.contamination import Contamination
 from memory.references import Reference
 from nodes.context import Context
-from nodes.decisions import BadDecision, decided, pending, question, read_decision, wanted
-from nodes.events import tell
+from nodes.decisions import (
+    BadDecision,
+    apply_decision,
+    mark_pending,
+    needs_review,
+    read_decision,
+    review_question,
+)
+from nodes.events import emit
 from nodes.record import Record, record_of
 from nodes.state import SampleState
 from nodes.verdicts import best_of
@@ -30,14 +37,14 @@ class ReviewState(TypedDict):
     references: list[Reference]
 
 
-def awaited(state: SampleState, context: Context) -> bool:
+def awaits_review(state: SampleState, context: Context) -> bool:
     """Whether a person should see what the loop ended with."""
     if context.review == "never":
         return False
     attempts, criteria = state.get("attempts") or [], state.get("criteria", [])
     best = attempts[best_of(attempts, criteria, context)] if attempts else None
     status = "failed" if state.get("failure") else state["status"]
-    return wanted(status, state.get("reason"), criteria, best, context.review)
+    return needs_review(status, state.get("reason"), criteria, best, context.review)
 
 
 async def review(
@@ -68,7 +75,7 @@ async def review_one(
     Writes `status`, `reason`, `response`, `review`, and an edited text as one of `attempts`.
     """
     context = runtime.context or Context()
-    record = pending(record_of(state, (0, 0, 0), context))
+    record = mark_pending(record_of(state, (0, 0, 0), context))
     ended = await _answered(record, state["references"], runtime, ask, contamination)
     if ended is None:
         return {}
@@ -85,20 +92,20 @@ async def _answered(
 ) -> Record | None:
     problem = ""
     while ask is not None:
-        answer = ask(question(record, references, problem))
+        answer = ask(review_question(record, references, problem))
         try:
             decision = read_decision(answer)
             hit = None
             if contamination is not None and decision.response:
                 hit = await asyncio.to_thread(contamination.response, decision.response)
             checked = contamination is not None
-            ended = decided(
+            ended = apply_decision(
                 record, references, decision, by=_who(runtime), hit=hit, checked=checked
             )
         except BadDecision as bad:
             problem = str(bad)
             continue
-        tell(runtime, "review", f"A person said {decision.decision}.", id=record["id"])
+        emit(runtime, "review", f"A person said {decision.decision}.", id=record["id"])
         return ended
     return None
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from functools import wraps
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from langgraph.runtime import Runtime
@@ -12,13 +11,12 @@ from langgraph.runtime import Runtime
 from memory.contamination import Contamination
 from memory.references import Reference
 from nodes.context import Context
-from nodes.criteria import contaminated, rule_criteria
-from nodes.decisions import pending
-from nodes.events import tell
-from nodes.llm import CallFailed
+from nodes.criteria import contamination_verdict, rule_criteria
+from nodes.decisions import mark_pending
+from nodes.events import emit
 from nodes.record import Record, record_of
-from nodes.review import awaited
-from nodes.state import Failure, SampleState, State, Verdict
+from nodes.review import awaits_review
+from nodes.state import SampleState, Verdict
 
 
 class Loop(Protocol):
@@ -54,43 +52,6 @@ async def not_kept(record: Record, references: Sequence[Reference] = ()) -> None
     """The `Finish` of a seed that is not part of a run."""
 
 
-def failing_softly(
-    node: Callable[..., Awaitable[dict[str, Any]]],
-) -> Callable[..., Awaitable[dict[str, Any]]]:
-    """Turn a failed call inside a sample's node into that sample's `failed`, with what it used.
-
-    A sample that has failed passes through the steps that are left.
-    """
-
-    @wraps(node)
-    async def run(state: SampleState, runtime: Runtime[Context]) -> dict[str, Any]:
-        if state.get("status") == "failed":
-            return {}
-        try:
-            return await node(state, runtime)
-        except CallFailed as failed:
-            return {"status": "failed", "failure": failure_of(failed), "usage": failed.usage}
-
-    return run
-
-
-def unless_ended(
-    node: Callable[..., Awaitable[dict[str, Any]]],
-) -> Callable[..., Awaitable[dict[str, Any]]]:
-    """Let a seed that has failed, or is a benchmark's prompt, pass through a step as it is."""
-
-    async def run(state: State, runtime: Runtime[Context]) -> dict[str, Any]:
-        ended = state.get("failure") or state.get("contaminated")
-        return {} if ended else await node(state, runtime)
-
-    return run
-
-
-def failure_of(failed: CallFailed) -> Failure:
-    """The failure as state and record keep it."""
-    return {"stage": failed.stage, "kind": failed.kind, "message": failed.message}
-
-
 async def sample(
     state: SampleState,
     runtime: Runtime[Context],
@@ -115,16 +76,16 @@ async def sample(
     if state.get("failure"):
         final: SampleState = state
     elif found := await _contaminated(state, contamination):
-        final = {**state, **rejected(found)}
+        final = {**state, **reject_contaminated(found)}
     else:
         final = {**state, **await loop.ainvoke(state)}
     record = record_of(final, slot, context)
-    if awaited(final, context):
-        record = pending(record)
+    if awaits_review(final, context):
+        record = mark_pending(record)
     await finish(record, state.get("references", []))
     why = f" ({record['reason']})" if record["reason"] else ""
     said = f"{record['status']}{why}: {(record['instruction'] or seed['instruction'])[:120]}"
-    tell(runtime, "sample", said, id=record["id"], status=record["status"])
+    emit(runtime, "sample", said, id=record["id"], status=record["status"])
     return {"samples": [record]}
 
 
@@ -132,10 +93,10 @@ async def _contaminated(state: SampleState, contamination: Contamination | None)
     if state.get("contaminated") or contamination is None:
         return state.get("contaminated")
     hit = await asyncio.to_thread(contamination.instruction, state["instruction"])
-    return None if hit is None else contaminated(hit)
+    return None if hit is None else contamination_verdict(hit)
 
 
-def rejected(found: Verdict) -> SampleState:
+def reject_contaminated(found: Verdict) -> SampleState:
     """How a sample ends whose instruction is a benchmark's prompt."""
     return {
         "status": "rejected",

@@ -11,7 +11,7 @@ from memory.references import Reference
 Outcome = Literal["pass", "fail", "not_applicable", "unknown"]
 # A sample that waits for a person is pending.
 Status = Literal["open", "accepted", "rejected", "failed", "pending"]
-Reason = Literal["criteria", "no_progress", "copied", "contaminated", "reviewer"]
+RejectionReason = Literal["criteria", "no_progress", "copied", "contaminated", "reviewer"]
 
 
 class Seed(TypedDict):
@@ -72,14 +72,14 @@ class Failure(TypedDict):
     message: str
 
 
-class Reviewed(TypedDict):
+class ReviewOutcome(TypedDict):
     """What a person said of a sample; `proposed` is how it would have ended without them.
 
     `decision` None: nobody has yet. `by` is who, where the server knows; `at` is when, in UTC.
     """
 
     proposed: Status
-    proposed_reason: Reason | None
+    proposed_reason: RejectionReason | None
     decision: Literal["accept", "edit", "reject"] | None
     reason: str | None
     by: str | None
@@ -114,12 +114,12 @@ def no_usage() -> Usage:
     return {"calls": 0, "prompt_tokens": 0, "cached_tokens": 0, "completion_tokens": 0}
 
 
-def append(left: list[Any] | None, right: list[Any] | None) -> list[Any]:
+def append_or_reset(left: list[Any] | None, right: list[Any] | None) -> list[Any]:
     """Join what steps found; None begins anew, for a thread that is used again."""
     return [] if right is None else [*(left or []), *right]
 
 
-def latest(left: list[Any] | None, right: list[Any] | None) -> list[Any]:
+def merge_by_id(left: list[Any] | None, right: list[Any] | None) -> list[Any]:
     """Join what parallel branches made; of two with one id the later counts, None begins anew.
 
     >>> latest([{"id": "a", "status": "pending"}], [{"id": "a", "status": "accepted"}])
@@ -140,7 +140,7 @@ class State(TypedDict, total=False):
     criteria: list[Criterion]
     instructions: list[str | None]
     features: dict[str, str]
-    samples: Annotated[list[dict[str, Any]], latest]
+    samples: Annotated[list[dict[str, Any]], merge_by_id]
     failure: Failure | None
     usage: Annotated[Usage, add_usage]
 
@@ -160,9 +160,9 @@ class SampleState(TypedDict, total=False):
     analysed: dict[str, Any] | None
     candidate: str
     response: str
-    attempts: Annotated[list[Attempt], append]
+    attempts: Annotated[list[Attempt], append_or_reset]
     status: Status
-    reason: Reason | None
+    reason: RejectionReason | None
     failure: Failure | None
-    review: Reviewed
+    review: ReviewOutcome
     usage: Annotated[Usage, add_usage]

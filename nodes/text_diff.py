@@ -6,13 +6,13 @@ import re
 from collections.abc import Iterable, Sequence
 
 # A word and the space after it are one token, so that a difference reads as words.
-WORD = re.compile(r"\S+\s*|\s+")
-LINE = re.compile(r"[^\n]*\n|[^\n]+")
-MOST_TOKENS = 4_000
-MOST_COMPARED = 1_000_000
+_WORD = re.compile(r"\S+\s*|\s+")
+_LINE = re.compile(r"[^\n]*\n|[^\n]+")
+MAX_TOKENS_COMPARED = 4_000
+MAX_LENGTH_COMPARED = 1_000_000
 
 
-def changes(before: str, after: str) -> list[tuple[str, str]]:
+def diff(before: str, after: str) -> list[tuple[str, str]]:
     """What was kept, deleted and inserted, in words, or in lines where there are too many words.
 
     >>> changes("The tide rises twice.", "The tide falls twice.")
@@ -22,14 +22,14 @@ def changes(before: str, after: str) -> list[tuple[str, str]]:
 
     if before == after:
         return []
-    for unit in (WORD, LINE) if len(before) + len(after) <= MOST_COMPARED else ():
+    for unit in (_WORD, _LINE) if len(before) + len(after) <= MAX_LENGTH_COMPARED else ():
         old, new = unit.findall(before), unit.findall(after)
         first = Prefix.similarity(old, new)
         head, old, new = "".join(old[:first]), old[first:], new[first:]
         last = Postfix.similarity(old, new)
         tail = "".join(old[len(old) - last :])
         old, new = old[: len(old) - last], new[: len(new) - last]
-        if max(len(old), len(new)) <= MOST_TOKENS:
+        if max(len(old), len(new)) <= MAX_TOKENS_COMPARED:
             parts = [("equal", head), *_readable(_opcodes(old, new)), ("equal", tail)]
             return [(tag, text) for tag, text in parts if text]
     return [(tag, text) for tag, text in (("delete", before), ("insert", after)) if text]
@@ -58,7 +58,7 @@ def _readable(codes: Iterable[tuple[str, str, str]]) -> Iterable[tuple[str, str]
     yield from (("delete", gone), ("insert", came))
 
 
-def changed_parts(before: str, after: str, most: int = 20) -> list[dict[str, str]]:
+def diff_parts(before: str, after: str, most: int = 20) -> list[dict[str, str]]:
     """Only what was taken out and put in, the first `most` places of it, none of them long.
 
     >>> changed_parts("The Moon pulls.", "The Sun pulls.")
@@ -66,7 +66,7 @@ def changed_parts(before: str, after: str, most: int = 20) -> list[dict[str, str
     """
     found: list[dict[str, str]] = []
     last = "equal"
-    for tag, text in changes(before, after):
+    for tag, text in diff(before, after):
         if tag != "equal":
             if last == "equal":
                 found.append({"removed": "", "added": ""})

@@ -38,7 +38,7 @@ _ELSEWHERE = (
 )
 
 
-def spoiled(instruction: str, response: str) -> dict[str, str]:
+def corruptions(instruction: str, response: str) -> dict[str, str]:
     """Three worse responses to the same instruction: cut, shuffled, and another topic's.
 
     >>> sorted(spoiled("Why tides?", "The Moon pulls. The Earth turns. So two tides a day."))
@@ -46,8 +46,8 @@ def spoiled(instruction: str, response: str) -> dict[str, str]:
     """
     return {
         "cut": cut_in_half(response),
-        "shuffled": shuffled(response),
-        "another": another_topic(instruction, response),
+        "shuffled": shuffle_sentences(response),
+        "another": off_topic_response(instruction, response),
     }
 
 
@@ -57,7 +57,7 @@ def cut_in_half(response: str) -> str:
     return " ".join(words[: max(len(words) // 2, 1)]).rstrip(" .!?")
 
 
-def shuffled(response: str) -> str:
+def shuffle_sentences(response: str) -> str:
     """The sentences in another order, fixed by the text; halves change places if there is one."""
     sentences = [s for s in _SENTENCE.split(response) if s]
     if len(sentences) < 2:
@@ -71,18 +71,18 @@ def shuffled(response: str) -> str:
     return " ".join(order)
 
 
-def another_topic(instruction: str, response: str) -> str:
+def off_topic_response(instruction: str, response: str) -> str:
     """A sound answer to a question nobody asked here."""
     ours = set(tokens(instruction + " " + response))
     return min(_ELSEWHERE, key=lambda text: len(ours & set(tokens(text))))
 
 
 # A gap of log-odds within this is noise: two mismatched responses differ by as much.
-NOISE = 1.0
+NOISE_LOG_ODDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
+class TrialResult:
     """What a trial leaves: the criteria that stand, the bars, and how many came to what."""
 
     criteria: list[Criterion]
@@ -99,7 +99,7 @@ async def try_criteria(
     place: CallOrigin,
     reference: Reference,
     criteria: Sequence[Criterion],
-) -> Trial:
+) -> TrialResult:
     """Keep what tells the reference from worse answers to its own instruction.
 
     A criterion its own reference fails is dropped; one that every spoiled response passes too, or
@@ -111,7 +111,7 @@ async def try_criteria(
     topic_bar = await topic_bar_of(embed, reference) if context.method == "logodds" else None
     if not context.try_criteria:
         untried: list[Criterion] = [_as_should(c, context, None) for c in criteria]
-        return Trial(untried, None, topic_bar, counts, no_usage())
+        return TrialResult(untried, None, topic_bar, counts, no_usage())
     every: list[Criterion] = [answers_instruction(None), *criteria]
     (own, *spoils), usage = await _judged(complete, context, place, reference, every)
     bad = [spoil for spoil in spoils if spoil is not None]
@@ -126,16 +126,16 @@ async def try_criteria(
             standing = _as_should(criterion, context, bar)
             kept.append({**standing, "must": standing["must"] and outcome == "earned"})
     answers_bar = _bar(own[ANSWERS_ID], [b[ANSWERS_ID] for b in bad])
-    return Trial(kept, answers_bar, topic_bar, counts, usage)
+    return TrialResult(kept, answers_bar, topic_bar, counts, usage)
 
 
 def _unproven(
     criteria: Sequence[Criterion], context: Context, topic_bar: float | None, usage: Usage
-) -> Trial:
+) -> TrialResult:
     """What is left when the reference's own response could not be judged."""
     kept: list[Criterion] = [{**_as_should(c, context, None), "must": False} for c in criteria]
     counts = {"earned": 0, "demoted": len(kept), "dropped": 0}
-    return Trial(kept, None, topic_bar, counts, usage)
+    return TrialResult(kept, None, topic_bar, counts, usage)
 
 
 async def _judged(
@@ -150,7 +150,7 @@ async def _judged(
     None where a content filter refused the question: spoiled text looks odd, and what one response
     lacks in evidence must not cost the reference. By log-odds the own score is indispensable.
     """
-    worse = spoiled(reference["instruction"], reference["response"])
+    worse = corruptions(reference["instruction"], reference["response"])
     found: list[dict[str, Verdict] | None] = []
     usage = no_usage()
     for draw, response in enumerate((reference["response"], *worse.values())):
@@ -193,7 +193,7 @@ def _outcome(own: Verdict, bad: Sequence[Verdict], context: Context) -> tuple[st
     if bar is None or own["score"] is None:
         return "dropped", None
     gap = 2 * (own["score"] - bar)
-    return ("dropped" if gap <= 0 else "demoted" if gap <= NOISE else "earned"), bar
+    return ("dropped" if gap <= 0 else "demoted" if gap <= NOISE_LOG_ODDS else "earned"), bar
 
 
 def _bar(own: Verdict, bad: Sequence[Verdict]) -> float | None:
@@ -211,5 +211,5 @@ async def topic_bar_of(embed: Embed, reference: Reference) -> float:
     """Halfway between the cosines of the reference's own and a mismatched response."""
     instruction = reference["instruction"]
     own = await cosine(embed, instruction, reference["response"])
-    mismatched = another_topic(instruction, reference["response"])
+    mismatched = off_topic_response(instruction, reference["response"])
     return round((own + await cosine(embed, instruction, mismatched)) / 2, 4)

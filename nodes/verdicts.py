@@ -7,19 +7,19 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from nodes.context import Context
-from nodes.criteria import CLEAN_ID
-from nodes.judge import Judged
-from nodes.state import Attempt, Criterion, Reason, Status, Verdict, add_usage
+from nodes.criteria import NOT_CONTAMINATED_ID
+from nodes.judge import JudgeResult
+from nodes.state import Attempt, Criterion, RejectionReason, Status, Verdict, add_usage
 
-PATIENCE = 2
+MAX_STALLED_ROUNDS = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Decision:
+class LoopDecision:
     """Where a sample stands: its status, why if rejected, and its best attempt's place."""
 
     status: Status
-    reason: Reason | None
+    reason: RejectionReason | None
     best: int
 
 
@@ -28,7 +28,7 @@ def passes(verdict: Verdict) -> bool:
     return verdict["verdict"] in ("pass", "not_applicable")
 
 
-def settled(attempt: Attempt, criteria: Sequence[Criterion], context: Context) -> bool:
+def meets_criteria(attempt: Attempt, criteria: Sequence[Criterion], context: Context) -> bool:
     """Whether all `must` criteria pass, and the share of judged `should` criteria asked for.
 
     By log-odds the `should` criteria only rank: measured on the embedded model, requiring them
@@ -45,7 +45,7 @@ def settled(attempt: Attempt, criteria: Sequence[Criterion], context: Context) -
     )
 
 
-def better(new: Attempt, old: Attempt, criteria: Sequence[Criterion], context: Context) -> bool:
+def is_better(new: Attempt, old: Attempt, criteria: Sequence[Criterion], context: Context) -> bool:
     """Whether `new` replaces `old`: it breaks nothing that passed, and is worth more.
 
     By log-odds a score may dip under its bar by chance, so there only a broken `must` counts.
@@ -83,19 +83,21 @@ def best_of(attempts: Sequence[Attempt], criteria: Sequence[Criterion], context:
     """
     if context.once:
         places = range(len(attempts) - 1, -1, -1)
-        return next((i for i in places if settled(attempts[i], criteria, context)), places[0])
+        return next(
+            (i for i in places if meets_criteria(attempts[i], criteria, context)), places[0]
+        )
     best = 0
     for i, attempt in enumerate(attempts):
-        if settled(attempt, criteria, context):
+        if meets_criteria(attempt, criteria, context):
             return i
-        if i and better(attempt, attempts[best], criteria, context):
+        if i and is_better(attempt, attempts[best], criteria, context):
             best = i
     return best
 
 
-def decide(
+def next_step(
     attempts: Sequence[Attempt], criteria: Sequence[Criterion], context: Context
-) -> Decision:
+) -> LoopDecision:
     """Whether to accept, to reject and why, or to refine once more.
 
     Ends on: an attempt that will do; `max_attempts`; two rounds without a better attempt; nothing
@@ -104,36 +106,36 @@ def decide(
     best = best_of(attempts, criteria, context)
     fed_back = context.once and len(attempts) == 1 and bool(attempts[0].get("feedback"))
     more = fed_back and context.max_attempts > 1
-    if settled(attempts[best], criteria, context) and not more:
-        return Decision("accepted", None, best)
+    if meets_criteria(attempts[best], criteria, context) and not more:
+        return LoopDecision("accepted", None, best)
     failed = [v["criterion_id"] for v in attempts[best]["verdicts"] if v["verdict"] == "fail"]
-    if CLEAN_ID in failed:
-        return Decision("rejected", "contaminated", best)
+    if NOT_CONTAMINATED_ID in failed:
+        return LoopDecision("rejected", "contaminated", best)
     if more:
-        return Decision("open", None, best)
+        return LoopDecision("open", None, best)
     over = (
         context.once
         or len(attempts) >= context.max_attempts
         or context.feedback == "none"
         or not failed
     )
-    stuck = len(attempts) - 1 - best >= PATIENCE
+    stuck = len(attempts) - 1 - best >= MAX_STALLED_ROUNDS
     if over or stuck:
         if "not-copied" in failed:
-            return Decision("rejected", "copied", best)
-        return Decision("rejected", "criteria" if over else "no_progress", best)
-    return Decision("open", None, best)
+            return LoopDecision("rejected", "copied", best)
+        return LoopDecision("rejected", "criteria" if over else "no_progress", best)
+    return LoopDecision("open", None, best)
 
 
 # MERGED nodes~votes
 # A vote of the judge where one written verdict alone stands against a response.
 # Judges the criteria once more; the number tells the draws apart.
-Again = Callable[[Sequence[Criterion], int], Awaitable[Judged]]
+Again = Callable[[Sequence[Criterion], int], Awaitable[JudgeResult]]
 
 
-def deciding(attempt: Attempt, criteria: Sequence[Criterion], context: Context) -> list[str]:
+def decisive_ids(attempt: Attempt, criteria: Sequence[Criterion], context: Context) -> list[str]:
     """The judge's verdicts each of which, were it a pass, would let the attempt through."""
-    if settled(attempt, criteria, context):
+    if meets_criteria(attempt, criteria, context):
         return []
     judged = {c["id"] for c in criteria if c["judged_by"] == "judge"}
     return [
@@ -141,7 +143,7 @@ def deciding(attempt: Attempt, criteria: Sequence[Criterion], context: Context) 
         for verdict in attempt["verdicts"]
         if verdict["criterion_id"] in judged
         and not passes(verdict)
-        and settled(_with_a_pass(attempt, verdict), criteria, context)
+        and meets_criteria(_with_a_pass(attempt, verdict), criteria, context)
     ]
 
 
@@ -151,12 +153,12 @@ def _with_a_pass(attempt: Attempt, verdict: Verdict) -> Attempt:
 
 
 async def vote(
-    judged: Judged,
+    judged: JudgeResult,
     rules: Sequence[Verdict],
     criteria: Sequence[Criterion],
     context: Context,
     again: Again,
-) -> Judged:
+) -> JudgeResult:
     """The verdicts, those that decide alone by the majority of `judge_votes`; a draw fails.
 
     By log-odds the same question has the same answer, so nothing is asked again.
@@ -164,7 +166,7 @@ async def vote(
     if context.judge_votes < 2 or context.method == "logodds":
         return judged
     attempt: Attempt = {"response": "", "verdicts": [*judged.verdicts, *rules]}
-    ids = set(deciding(attempt, criteria, context))
+    ids = set(decisive_ids(attempt, criteria, context))
     asked = [c for c in criteria if c["id"] in ids]
     if not asked:
         return judged
@@ -179,7 +181,7 @@ async def vote(
         for verdict in more.verdicts:
             found[verdict["criterion_id"]].append(verdict)
     won = {id_: majority(votes) for id_, votes in found.items()}
-    return Judged([won.get(v["criterion_id"], v) for v in judged.verdicts], usage)
+    return JudgeResult([won.get(v["criterion_id"], v) for v in judged.verdicts], usage)
 
 
 def majority(votes: Sequence[Verdict]) -> Verdict:

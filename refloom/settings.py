@@ -28,7 +28,7 @@ from pydantic_settings import (
 )
 
 from memory.weights import DEFAULT_MODEL
-from nodes.context import Context, Feedback, JudgeMethod, Pipeline, Review, default_model
+from nodes.context import Context, FeedbackArm, JudgeMethod, Pipeline, Review, default_model
 
 # MERGED refloom~checks
 # What a setting's value has to be, beyond its type; each check raises for pydantic to tell.
@@ -229,7 +229,7 @@ class Settings(BaseSettings):
     benchmark: tuple[str, ...] = Field(
         (), description="files of benchmark prompts; rows that hold one are rejected"
     )
-    feedback: Feedback = Field(
+    feedback: FeedbackArm = Field(
         "reference",
         description="what a draft is refined by: reference, sample, none, generic, swapped",
     )

@@ -12,7 +12,7 @@ from graph.builder import build_graph
 from memory.index import draw_other
 from nodes.context import Context
 from nodes.critique import VOTES_APART
-from nodes.judge import Judged
+from nodes.judge import JudgeResult
 from nodes.llm import CallFailed
 from nodes.state import no_usage
 from nodes.verdicts import vote
@@ -221,7 +221,7 @@ async def test_by_log_odds_nothing_is_put_to_the_vote():
         raise AssertionError("asked")
 
     context = Context(model="m", judge_method="logodds", judge_votes=3)
-    judged = Judged([], no_usage())
+    judged = JudgeResult([], no_usage())
     assert await vote(judged, [], [], context, never) is judged
 
 

@@ -19,7 +19,7 @@ from benchmarks.own_cost import ratios
 from benchmarks.scripted import KnownModel, World, make_references, tagged
 from benchmarks.tabled import figure, median, spread, table
 from nodes.context import Context
-from nodes.criteria import Facts, answers_instruction
+from nodes.criteria import RuleInput, answers_instruction
 from nodes.critique import apply_rules
 from nodes.generate import Generated
 from nodes.judge import Critiqued
@@ -178,7 +178,7 @@ async def test_a_plainly_bad_draft_fails_a_rule_and_no_other_does():
     for plain in (1.0, 0.0):
         model = KnownModel(World(0.0, plain=plain), [])
         (text,) = await drafts(model, 1)
-        found = {v["criterion_id"]: v["verdict"] for v in apply_rules(Facts("Why?", text, ()))}
+        found = {v["criterion_id"]: v["verdict"] for v in apply_rules(RuleInput("Why?", text, ()))}
         assert found["finished"] == ("fail" if plain else "pass")
 
 

@@ -287,7 +287,7 @@ BAD = {
     "a directory in place of a file": (["--references", "empty-dir/"], "refloom:"),
     "no JSON at line 7": (["--references", "seven.jsonl"], "seven.jsonl: line 7"),
     "NUL bytes": (["--references", "nul.jsonl"], "nul.jsonl: line 1 holds a NUL byte"),
-    "no UTF-8": (["--references", "latin.jsonl"], "latin.jsonl: line 2 is no UTF-8"),
+    "no UTF-8": (["--references", "latin.jsonl"], "latin.jsonl: line 2 is not UTF-8"),
     "a line of ten megabytes": (["--references", "long.jsonl"], "more than 1,000,000"),
     "an unknown preset": (["--preset", "magic"], "--preset"),
     "a cap without a price": (["--max-cost", "1"], "--prices"),

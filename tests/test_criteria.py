@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from memory.references import Reference
 from nodes.criteria import (
     ANSWERS_ID,
-    COPIED_WORDS,
     GENERIC,
+    MAX_COPIED_WORDS,
     RULES,
-    Facts,
+    RuleInput,
     answers_instruction,
     apply_rules,
     generic_criteria,
@@ -30,7 +30,7 @@ REFERENCE: Reference = {"id": "r1", "instruction": "How does a sundial work?", "
 
 def look(rule: str, response: str, instruction: str = ASK, **facts: Any) -> Verdict:
     given_ = {"references": [REFERENCE], **facts}
-    return RULES[rule].look(Facts(instruction, response, **given_))
+    return RULES[rule].look(RuleInput(instruction, response, **given_))
 
 
 def outcome(rule: str, response: str, instruction: str = ASK, **facts: Any) -> str:
@@ -233,7 +233,7 @@ def test_what_the_instruction_itself_holds_is_allowed(
 
 # Copies
 
-RUN = words("the run", COPIED_WORDS)
+RUN = words("the run", MAX_COPIED_WORDS)
 
 
 def references(*responses: str) -> list[Reference]:
@@ -266,7 +266,7 @@ def test_a_run_that_the_instruction_holds_may_be_repeated() -> None:
 
 
 def test_a_run_that_the_instruction_holds_excuses_no_other() -> None:
-    other = words("another run", COPIED_WORDS)
+    other = words("another run", MAX_COPIED_WORDS)
     whole = f"{RUN} {other}"
     assert outcome("not-copied", whole, f"Go on: {RUN}", references=references(whole)) == "fail"
 
@@ -333,7 +333,7 @@ def test_a_length_fits_between_a_quarter_and_four_times_the_references(
 
 
 def test_the_rules_are_applied_in_the_order_they_are_listed() -> None:
-    found = apply_rules(Facts(ASK, GOOD, references("s" * 200)))
+    found = apply_rules(RuleInput(ASK, GOOD, references("s" * 200)))
     assert [v["criterion_id"] for v in found] == list(RULES)
     assert {v["verdict"] for v in found} == {"pass", "not_applicable"}
     assert [c["id"] for c in rule_criteria()] == list(RULES)
@@ -346,7 +346,7 @@ def test_only_the_length_is_no_must() -> None:
 
 @given(st.text(max_size=200), st.text(max_size=200), st.text(max_size=200))
 def test_any_text_gets_a_verdict_of_every_rule(ask: str, response: str, other: str) -> None:
-    found = apply_rules(Facts(ask, response, references(other), 0.1, 0.2))
+    found = apply_rules(RuleInput(ask, response, references(other), 0.1, 0.2))
     assert [v["criterion_id"] for v in found] == list(RULES)
     for one in found:
         assert one["verdict"] in ("pass", "fail", "not_applicable")

@@ -14,7 +14,7 @@ import pytest
 
 from graph import builder
 from nodes import criteria
-from nodes.context import Feedback, Review
+from nodes.context import FeedbackArm, Review
 from nodes.llm import Stage
 from refloom.data import export
 from refloom.settings import PRESETS
@@ -77,7 +77,7 @@ def test_extending_names_what_it_tells_to_change() -> None:
     [
         ("data.md", tuple(export.FORMATS)),
         ("run.md", PRESETS),
-        ("evidence.md", get_args(Feedback)),
+        ("evidence.md", get_args(FeedbackArm)),
         ("judging.md", get_args(Review)),
     ],
 )
@@ -112,8 +112,8 @@ def test_the_rule_of_the_recipe_judges(monkeypatch: pytest.MonkeyPatch) -> None:
     exec(function, names)
     ((id_, rule),) = eval(f"{{{line}}}", names).items()
     monkeypatch.setitem(criteria.RULES, id_, rule)
-    *_, shouted = criteria.apply_rules(criteria.Facts("Why?", "So! There!", []))
-    *_, calm = criteria.apply_rules(criteria.Facts("Why?", "So.", []))
+    *_, shouted = criteria.apply_rules(criteria.RuleInput("Why?", "So! There!", []))
+    *_, calm = criteria.apply_rules(criteria.RuleInput("Why?", "So.", []))
     assert (shouted["verdict"], shouted["evidence"], calm["verdict"]) == ("fail", "!", "pass")
 
 

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from graph.builder import build_graph, build_sample
 from memory.characteristics import Characteristics
-from nodes.context import PROMPTS, Context
+from nodes.context import PROMPT_NAMES, Context
 from prompts import LONGEST_MESSAGE, PromptTooLong, render, source, version
 from prompts.validation import PromptUnusable, check
 
@@ -73,7 +73,7 @@ def rendered(text: str, **values: object) -> str:
 # --- what passes ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", PROMPTS)
+@pytest.mark.parametrize("name", PROMPT_NAMES)
 def test_shipped_prompts_pass_also_with_another_sentence_in_them(name):
     text, (old, new) = source(name), CHANGED[name]
     assert old in text
@@ -81,15 +81,15 @@ def test_shipped_prompts_pass_also_with_another_sentence_in_them(name):
     passes(text.replace(old, new), name)
 
 
-@pytest.mark.parametrize("name", PROMPTS)
+@pytest.mark.parametrize("name", PROMPT_NAMES)
 def test_shipped_prompts_pass_when_read_as_edited_ones(name):
     passes(source(name) + "\n", name)
 
 
 def test_names_of_prompts_are_those_of_the_settings():
     fields = {name for name in Context.model_fields if name.endswith("_prompt")}
-    assert fields == {f"{name}_prompt" for name in PROMPTS}
-    assert all(getattr(Context(), f"{name}_prompt") == source(name) for name in PROMPTS)
+    assert fields == {f"{name}_prompt" for name in PROMPT_NAMES}
+    assert all(getattr(Context(), f"{name}_prompt") == source(name) for name in PROMPT_NAMES)
 
 
 @pytest.mark.parametrize(
@@ -341,7 +341,7 @@ def test_a_prompt_of_20_001_characters_is_refused():
         Context(generate_prompt=text)
 
 
-@pytest.mark.parametrize("name", PROMPTS)
+@pytest.mark.parametrize("name", PROMPT_NAMES)
 def test_a_prompt_without_what_it_is_about_is_refused(name):
     assert "does not use" in refused(prompt("", needed=""), name)
 
@@ -527,7 +527,7 @@ def test_a_prompt_set_back_has_our_version_again():
 # --- settings and graphs -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", PROMPTS)
+@pytest.mark.parametrize("name", PROMPT_NAMES)
 def test_settings_refuse_what_check_refuses_and_name_the_field(name):
     with pytest.raises(ValidationError) as caught:
         Context.model_validate({f"{name}_prompt": prompt("{{ 9**9**9 }}")})
@@ -544,7 +544,7 @@ def test_settings_refuse_an_empty_or_endless_prompt(text):
 
 def test_studio_is_told_to_open_an_editor_for_each_prompt():
     fields = Context.model_json_schema()["properties"]
-    for name in PROMPTS:
+    for name in PROMPT_NAMES:
         assert fields[f"{name}_prompt"]["langgraph_type"] == "prompt"
         assert fields[f"{name}_prompt"]["langgraph_nodes"]
 
@@ -572,7 +572,7 @@ async def test_an_edited_prompt_reaches_the_model(name, stage, more):
     await asked_with(context, model)
     assert model.asked(stage)
     assert all(new in said and old not in said for said in model.asked(stage))
-    assert all(new not in said for c in PROMPTS if c != stage for said in model.asked(c))
+    assert all(new not in said for c in PROMPT_NAMES if c != stage for said in model.asked(c))
 
 
 async def test_the_loop_by_itself_speaks_with_edited_prompts_too():

@@ -8,7 +8,15 @@ from hypothesis import strategies as st
 
 from nodes.context import Context
 from nodes.criteria import ANSWERS_ID, answers_instruction, rule_criteria
-from nodes.judge import Critiqued, Judged, by_log_odds, by_verdict, fold, judge, log_odds
+from nodes.judge import (
+    Critiqued,
+    JudgeResult,
+    fold_text,
+    judge,
+    judge_by_log_odds,
+    judge_by_verdict,
+    log_odds,
+)
 from nodes.llm import Call, CallFailed, CallOrigin, ProviderStopped, Reply, draw_seed
 from nodes.state import Criterion, Usage
 
@@ -70,11 +78,11 @@ def said(*rounds: dict[str, Any]) -> ScriptedModel:
     return ScriptedModel(critique=critique)
 
 
-async def judged(model: ScriptedModel, draw: int = 0, response: str = RESPONSE) -> Judged:
-    return await by_verdict(model, WRITTEN, PLACE, ASK, response, CRITERIA, draw)
+async def judged(model: ScriptedModel, draw: int = 0, response: str = RESPONSE) -> JudgeResult:
+    return await judge_by_verdict(model, WRITTEN, PLACE, ASK, response, CRITERIA, draw)
 
 
-def outcomes(found: Judged) -> dict[str, str]:
+def outcomes(found: JudgeResult) -> dict[str, str]:
     return {v["criterion_id"]: v["verdict"] for v in found.verdicts}
 
 
@@ -86,7 +94,7 @@ async def test_rules_are_not_put_to_the_judge() -> None:
     found = await judge(
         model, WRITTEN, PLACE, instruction=ASK, response=RESPONSE, criteria=rule_criteria()
     )
-    assert found == Judged([], times(0))
+    assert found == JudgeResult([], times(0))
     assert model.calls == []
 
 
@@ -318,8 +326,8 @@ async def test_an_empty_response_can_only_fail() -> None:
 
 @given(st.text(max_size=60), st.text(max_size=20))
 def test_folding_twice_is_folding_once_and_keeps_what_is_inside(text: str, more: str) -> None:
-    assert fold(fold(text)) == fold(text)
-    assert fold(text) in fold(more + " " + text + " " + more)
+    assert fold_text(fold_text(text)) == fold_text(text)
+    assert fold_text(text) in fold_text(more + " " + text + " " + more)
 
 
 @pytest.mark.parametrize(
@@ -332,7 +340,7 @@ def test_folding_twice_is_folding_once_and_keeps_what_is_inside(text: str, more:
     ],
 )
 def test_marks_and_white_space_fold_alike(left: str, right: str) -> None:
-    assert fold(left) == fold(right)
+    assert fold_text(left) == fold_text(right)
 
 
 # Log-odds
@@ -340,12 +348,12 @@ def test_marks_and_white_space_fold_alike(left: str, right: str) -> None:
 
 async def by_odds(
     scores: dict[str, float], criteria: list[Criterion], draw: int = 0
-) -> tuple[Judged, ScriptedModel]:
+) -> tuple[JudgeResult, ScriptedModel]:
     def odds(call: Call) -> float:
         return next(s for text, s in scores.items() if f"response {text}?" in prompt_of(call))
 
     model = ScriptedModel(odds=odds)
-    return await by_log_odds(model, BY_ODDS, PLACE, ASK, RESPONSE, criteria, draw), model
+    return await judge_by_log_odds(model, BY_ODDS, PLACE, ASK, RESPONSE, criteria, draw), model
 
 
 @pytest.mark.parametrize(
@@ -445,5 +453,7 @@ async def test_a_question_that_fails_loses_no_usage_of_those_before() -> None:
         return 1.0
 
     with pytest.raises(CallFailed) as raised:
-        await by_log_odds(ScriptedModel(odds=odds), BY_ODDS, PLACE, ASK, RESPONSE, CRITERIA, 0)
+        await judge_by_log_odds(
+            ScriptedModel(odds=odds), BY_ODDS, PLACE, ASK, RESPONSE, CRITERIA, 0
+        )
     assert raised.value.usage == times(3)

@@ -604,7 +604,7 @@ BAD = [
         "line 3 repeats the sample and criterion of line 2",
     ),
     ("human.csv", "id,verdict\nID,pass,more\n", "line 2 has 3 cells"),
-    ("human.csv", 'id,verdict\n"ID,pass\n', "is no CSV"),
+    ("human.csv", 'id,verdict\n"ID,pass\n', "is not valid CSV"),
     ("human.csv", "name,verdict\nID,pass\n", "line 2 has no id"),
     ("human.csv", "id,verdict\n", "holds no verdict"),
     ("human.jsonl", "", "holds no verdict"),

@@ -81,11 +81,11 @@ def test_a_gguf_file_that_is_none_is_named(tmp_path: Path):
 def test_the_demo_data_reads_and_its_references_pass_the_rules():
     from importlib.resources import files
 
-    from nodes.criteria import Facts, apply_rules
+    from nodes.criteria import RuleInput, apply_rules
 
     folder = files("refloom").joinpath("resources/demo")
     rows = [json.loads(x) for x in (folder / "references.jsonl").read_text("utf-8").splitlines()]
     assert len(rows) >= 30
     for row in rows:
-        found = apply_rules(Facts(row["instruction"], row["response"], ()))
+        found = apply_rules(RuleInput(row["instruction"], row["response"], ()))
         assert not [v for v in found if v["verdict"] == "fail"], row["id"]

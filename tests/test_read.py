@@ -406,7 +406,7 @@ def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path, name, content):
 def test_text_that_is_no_utf_8_is_bad_in_every_kind_of_file(tmp_path, name, content):
     path = tmp_path / name
     path.write_bytes(content)
-    with pytest.raises(InputError, match=r"line \d is no UTF-8"):
+    with pytest.raises(InputError, match=r"line \d is not UTF-8"):
         seeds(path)
 
 
@@ -473,14 +473,14 @@ BROKEN_CSV = b"instruction,response\nHow?,So.\nWhy\rthis?,So.\nWhen?,Now.\n"
 def test_a_csv_file_that_cannot_be_parsed_is_bad(tmp_path):
     path = tmp_path / "g.csv"
     path.write_bytes(BROKEN_CSV)
-    with pytest.raises(InputError, match=r"g\.csv: line \d is no CSV"):
+    with pytest.raises(InputError, match=r"g\.csv: line \d is not valid CSV"):
         references(path)
 
 
 def test_a_csv_line_that_cannot_be_parsed_is_named(tmp_path):
     path = tmp_path / "g.csv"
     path.write_bytes(BROKEN_CSV)
-    with pytest.raises(InputError, match="line 3 is no CSV"):
+    with pytest.raises(InputError, match="line 3 is not valid CSV"):
         references(path)
 
 
@@ -496,7 +496,7 @@ def test_a_csv_line_that_cannot_be_parsed_is_skipped_if_asked(tmp_path):
 def test_a_file_that_is_no_parquet_is_bad(tmp_path, content):
     path = tmp_path / "g.parquet"
     path.write_bytes(content)
-    with pytest.raises(InputError, match=r"g\.parquet: is no parquet file"):
+    with pytest.raises(InputError, match=r"g\.parquet: is not a parquet file"):
         references(path)
 
 

@@ -10,7 +10,7 @@ from langgraph.types import Command
 from graph.builder import build_graph, build_sample
 from nodes.context import Context
 from nodes.criteria import ANSWERS_ID
-from nodes.decisions import borderline, wanted
+from nodes.decisions import is_borderline, needs_review
 
 REFERENCE = {
     "instruction": "Why are there two tides a day?",
@@ -204,11 +204,11 @@ def attempt(scores=None, **found):
     ],
 )
 def test_borderline_is_what_one_verdict_decides(status, one, expected):
-    assert borderline(status, CRITERIA, one) is expected
+    assert is_borderline(status, CRITERIA, one) is expected
 
 
 @pytest.mark.parametrize("when", ["rejected", "borderline", "all"])
 def test_failed_and_contaminated_samples_are_shown_to_nobody(when):
-    assert not wanted("failed", None, CRITERIA, attempt(), when)
-    assert not wanted("rejected", "contaminated", CRITERIA, attempt(r="fail"), when)
-    assert not wanted("rejected", "criteria", CRITERIA, None, when)
+    assert not needs_review("failed", None, CRITERIA, attempt(), when)
+    assert not needs_review("rejected", "contaminated", CRITERIA, attempt(r="fail"), when)
+    assert not needs_review("rejected", "criteria", CRITERIA, None, when)

@@ -10,7 +10,7 @@ from processes import lines, refloom
 from reviewing import BETTER, ReviewProcess, run_for_review
 from runs import SEEDS, rows, summary_of
 
-from nodes.decisions import BadDecision, Decision
+from nodes.decisions import BadDecision, ReviewDecision
 from refloom.runs.outputs import read_status, rewrite_files
 from refloom.runs.review_queue import ReviewQueue, UnknownSample
 
@@ -26,7 +26,7 @@ def failing() -> ScriptedModel:
 
 def decide(reviews: ReviewQueue, number: int, said: str, **more) -> dict[str, int]:
     id_ = reviews.queue()["items"][number]["id"]
-    return reviews.decide(id_, Decision(decision=said, **more))
+    return reviews.decide(id_, ReviewDecision(decision=said, **more))
 
 
 async def test_what_waits_is_pending_and_in_no_file(tmp_path):
@@ -64,7 +64,7 @@ async def test_a_decision_is_taken_back(tmp_path):
     await run_for_review(tmp_path)
     reviews = ReviewQueue(tmp_path)
     id_ = reviews.queue()["items"][1]["id"]
-    reviews.decide(id_, Decision(decision="reject"))
+    reviews.decide(id_, ReviewDecision(decision="reject"))
     assert reviews.undo(id_) == {"waiting": 3, "decided": 0}
     assert [item["id"] for item in reviews.queue()["items"]][1] == id_
     with pytest.raises(UnknownSample):

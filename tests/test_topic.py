@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nodes.learn import LEAST_WORDS, STEM, general_part, names_its_topic, stem
+from nodes.learn import MAX_STEM_LENGTH, MIN_WORDS, general_part, names_its_topic, stem
 
 ASK = "How do I push git tags to a remote repository?"
 RESPONSE = (
@@ -75,7 +75,7 @@ def test_a_plural_has_the_stem_of_its_singular(forms: tuple[str, ...]) -> None:
 @given(st.text("abcdersilyngt", max_size=12))
 def test_a_stem_begins_its_word(word: str) -> None:
     assert word.startswith(stem(word))
-    assert len(stem(word)) <= STEM
+    assert len(stem(word)) <= MAX_STEM_LENGTH
 
 
 def test_a_number_of_two_digits_names_the_topic() -> None:
@@ -234,4 +234,4 @@ def test_what_is_left_begins_the_text_and_names_no_topic(
     else:
         assert text.startswith(part)
         assert not names_its_topic(part, instruction, response)
-        assert part == text or len(part.split()) >= LEAST_WORDS
+        assert part == text or len(part.split()) >= MIN_WORDS

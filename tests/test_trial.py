@@ -9,7 +9,7 @@ from nodes.context import Context
 from nodes.criteria import ANSWERS_ID
 from nodes.llm import Call, CallFailed, CallOrigin
 from nodes.state import Criterion, Usage
-from nodes.trial import NOISE, Trial, another_topic, spoiled, try_criteria
+from nodes.trial import NOISE_LOG_ODDS, TrialResult, corruptions, off_topic_response, try_criteria
 
 REFERENCE: Reference = {
     "id": "r1",
@@ -18,7 +18,7 @@ REFERENCE: Reference = {
     "shadow moves evenly. So marks at equal angles stand for equal hours.",
 }
 OWN = REFERENCE["response"]
-SPOILED = spoiled(REFERENCE["instruction"], OWN)
+SPOILED = corruptions(REFERENCE["instruction"], OWN)
 WRITTEN = Context(model="m", judge_method="verdict")
 BY_ODDS = Context(model="m", judge_method="logodds")
 PLACE = CallOrigin("reference r1")
@@ -71,7 +71,7 @@ def weighing(score: Callable[[str, str], float]) -> ScriptedModel:
 
 async def tried(
     model: ScriptedModel, context: Context, *criteria: Criterion, reference: Reference = REFERENCE
-) -> Trial:
+) -> TrialResult:
     return await try_criteria(model, letters, context, PLACE, reference, criteria)
 
 
@@ -153,8 +153,8 @@ MEAN = (-1.0 + 3.0 - 8.0) / 3
     ("own", "spoiled_one", "outcome"),
     [
         (4.0, -4.0, "earned"),
-        (NOISE + 0.1, 0.0, "earned"),
-        (NOISE - 0.1, 0.0, "demoted"),
+        (NOISE_LOG_ODDS + 0.1, 0.0, "earned"),
+        (NOISE_LOG_ODDS - 0.1, 0.0, "demoted"),
         (0.1, 0.0, "demoted"),
         (-2.0, -4.0, "earned"),
         (-0.1, 0.0, "dropped"),
@@ -204,7 +204,7 @@ async def test_by_log_odds_a_trial_asks_one_token_a_criterion_and_response() -> 
 async def test_the_topic_bar_lies_between_the_own_and_a_mismatched_response() -> None:
     trial = await tried(weighing(lambda response, text: SCORES[response]), BY_ODDS)
     ask, own, other = await letters(
-        [REFERENCE["instruction"], OWN, another_topic(REFERENCE["instruction"], OWN)]
+        [REFERENCE["instruction"], OWN, off_topic_response(REFERENCE["instruction"], OWN)]
     )
     low, high = sorted([float(ask @ own), float(ask @ other)])
     assert trial.topic_bar == pytest.approx((low + high) / 2, abs=1e-3)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from nodes.context import Context
 from nodes.criteria import verdict
 from nodes.state import Attempt, Criterion
-from nodes.verdicts import PATIENCE, best_of, better, decide, passes, settled
+from nodes.verdicts import MAX_STALLED_ROUNDS, best_of, is_better, meets_criteria, next_step, passes
 
 WRITTEN = Context(model="m", judge_method="verdict", max_attempts=5)
 BY_ODDS = Context(model="m", judge_method="logodds", max_attempts=5)
@@ -63,19 +63,19 @@ def test_only_pass_and_not_applicable_stand_in_no_ones_way(sign: str, expected: 
     "signs", ["-+++++", "+-++++", "++++-+", "?+++++", "_+++++", "++++?+", "++++_+", "______"]
 )
 def test_every_must_has_to_pass_judged_or_ruled(signs: str, context: Context) -> None:
-    assert not settled(attempt(signs), CRITERIA, context)
+    assert not meets_criteria(attempt(signs), CRITERIA, context)
 
 
 @BOTH
 @pytest.mark.parametrize("signs", ["++++++", "0+++++", "+++++-", "++++0-", "+++-+-", "++-+++"])
 def test_a_missed_should_or_half_of_them_may_be_forgiven(signs: str, context: Context) -> None:
-    assert settled(attempt(signs), CRITERIA, context)
+    assert meets_criteria(attempt(signs), CRITERIA, context)
 
 
 @pytest.mark.parametrize("signs", ["++--++", "++??++", "++__++", "++?-++"])
 def test_written_verdicts_ask_for_a_share_of_the_shoulds(signs: str) -> None:
-    assert not settled(attempt(signs), CRITERIA, WRITTEN)
-    assert settled(attempt(signs), CRITERIA, BY_ODDS)
+    assert not meets_criteria(attempt(signs), CRITERIA, WRITTEN)
+    assert meets_criteria(attempt(signs), CRITERIA, BY_ODDS)
 
 
 @pytest.mark.parametrize(
@@ -90,23 +90,23 @@ def test_written_verdicts_ask_for_a_share_of_the_shoulds(signs: str) -> None:
 )
 def test_the_share_asked_for_is_the_contexts(share: float, signs: str, expected: bool) -> None:
     context = WRITTEN.model_copy(update={"should_share": share})
-    assert settled(attempt(signs), CRITERIA, context) is expected
+    assert meets_criteria(attempt(signs), CRITERIA, context) is expected
 
 
 def test_the_shoulds_of_rules_are_no_part_of_the_share() -> None:
     context = WRITTEN.model_copy(update={"should_share": 1.0})
-    assert settled(attempt("+++++-"), CRITERIA, context)
+    assert meets_criteria(attempt("+++++-"), CRITERIA, context)
 
 
 def test_a_share_is_counted_in_whole_criteria() -> None:
     criteria = [criterion(f"s{i}", False) for i in range(25)]
     context = WRITTEN.model_copy(update={"should_share": 0.56})
-    assert settled(attempt("+" * 14 + "-" * 11, criteria=criteria), criteria, context)
+    assert meets_criteria(attempt("+" * 14 + "-" * 11, criteria=criteria), criteria, context)
 
 
 @BOTH
 def test_what_has_no_criteria_is_settled(context: Context) -> None:
-    assert settled({"response": "", "verdicts": []}, [], context)
+    assert meets_criteria({"response": "", "verdicts": []}, [], context)
 
 
 # Better
@@ -135,7 +135,7 @@ def test_what_has_no_criteria_is_settled(context: Context) -> None:
 def test_a_better_attempt_breaks_nothing_and_mends_something(
     new: str, old: str, expected: bool
 ) -> None:
-    assert better(attempt(new), attempt(old), CRITERIA, WRITTEN) is expected
+    assert is_better(attempt(new), attempt(old), CRITERIA, WRITTEN) is expected
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_a_better_attempt_breaks_nothing_and_mends_something(
     ],
 )
 def test_by_log_odds_only_a_broken_must_is_a_loss(new: str, old: str, expected: bool) -> None:
-    assert better(attempt(new), attempt(old), CRITERIA, BY_ODDS) is expected
+    assert is_better(attempt(new), attempt(old), CRITERIA, BY_ODDS) is expected
 
 
 @pytest.mark.parametrize(
@@ -162,14 +162,14 @@ def test_by_log_odds_only_a_broken_must_is_a_loss(new: str, old: str, expected: 
     ],
 )
 def test_by_log_odds_scores_break_a_tie(new: Any, old: Any, expected: bool) -> None:
-    assert better(attempt("-+++++", new), attempt("-+++++", old), CRITERIA, BY_ODDS) is expected
+    assert is_better(attempt("-+++++", new), attempt("-+++++", old), CRITERIA, BY_ODDS) is expected
 
 
 def test_scores_count_from_their_bars_and_a_rules_score_does_not_count() -> None:
     criteria = [criterion("m1", True, bar=5.0), criterion("topic", True, "rule")]
     old = attempt("-+", (4.0, 0.1), criteria)
-    assert better(attempt("-+", (4.5, 0.0), criteria), old, criteria, BY_ODDS)
-    assert not better(attempt("-+", (4.0, 0.9), criteria), old, criteria, BY_ODDS)
+    assert is_better(attempt("-+", (4.5, 0.0), criteria), old, criteria, BY_ODDS)
+    assert not is_better(attempt("-+", (4.0, 0.9), criteria), old, criteria, BY_ODDS)
 
 
 # The best
@@ -201,7 +201,7 @@ def test_an_attempt_that_will_do_is_the_best_whatever_it_broke(context: Context)
     # s1 passed before and fails now, but all that has to pass does.
     attempts = [attempt("-+++++"), attempt("++-+++")]
     assert best_of(attempts, CRITERIA, context) == 1
-    assert decide(attempts, CRITERIA, context).status == "accepted"
+    assert next_step(attempts, CRITERIA, context).status == "accepted"
 
 
 # Deciding
@@ -226,7 +226,7 @@ def test_an_attempt_that_will_do_is_the_best_whatever_it_broke(context: Context)
 def test_a_sample_ends_on_evidence(
     signs: list[str], status: str, reason: str | None, best: int, context: Context
 ) -> None:
-    decision = decide([attempt(s) for s in signs], CRITERIA, context)
+    decision = next_step([attempt(s) for s in signs], CRITERIA, context)
     assert (decision.status, decision.reason, decision.best) == (status, reason, best)
 
 
@@ -236,17 +236,17 @@ def test_the_last_attempt_that_may_be_made_decides(most: int, context: Context) 
     context = context.model_copy(update={"max_attempts": most})
     signs = ["--++++", "-+++++", "-+++++"]
     for n in range(1, most):
-        assert decide([attempt(s) for s in signs[:n]], CRITERIA, context).status == "open"
-    decision = decide([attempt(s) for s in signs[:most]], CRITERIA, context)
+        assert next_step([attempt(s) for s in signs[:n]], CRITERIA, context).status == "open"
+    decision = next_step([attempt(s) for s in signs[:most]], CRITERIA, context)
     assert (decision.status, decision.reason) == ("rejected", "criteria")
 
 
 @BOTH
 def test_without_feedback_there_is_one_attempt(context: Context) -> None:
     context = context.model_copy(update={"feedback": "none"})
-    decision = decide([attempt("-+++++")], CRITERIA, context)
+    decision = next_step([attempt("-+++++")], CRITERIA, context)
     assert (decision.status, decision.reason) == ("rejected", "criteria")
-    assert decide([attempt("++++++")], CRITERIA, context).status == "accepted"
+    assert next_step([attempt("++++++")], CRITERIA, context).status == "accepted"
 
 
 @BOTH
@@ -254,7 +254,7 @@ def test_without_feedback_there_is_one_attempt(context: Context) -> None:
 def test_a_copy_is_rejected_as_a_copy(rounds: int, context: Context) -> None:
     criteria = [criterion("not-copied", True, "rule"), *MUSTS]
     attempts = [attempt("-++", criteria=criteria)] * rounds
-    decision = decide(attempts, criteria, context)
+    decision = next_step(attempts, criteria, context)
     assert (decision.status, decision.reason) == ("rejected", "copied")
 
 
@@ -283,17 +283,17 @@ def test_the_loop_ends_at_the_first_attempt_that_will_do_or_at_the_last(
     attempts: list[Attempt], context: Context
 ) -> None:
     for n in range(1, len(attempts) + 1):
-        decision = decide(attempts[:n], CRITERIA, context)
+        decision = next_step(attempts[:n], CRITERIA, context)
         if decision.status != "open":
             break
     last = attempts[n - 1]
     assert n <= context.max_attempts or n == 1
-    assert not any(settled(a, CRITERIA, context) for a in attempts[: n - 1])
-    if settled(last, CRITERIA, context):
+    assert not any(meets_criteria(a, CRITERIA, context) for a in attempts[: n - 1])
+    if meets_criteria(last, CRITERIA, context):
         assert (decision.status, decision.reason, decision.best) == ("accepted", None, n - 1)
     elif n == context.max_attempts:
         assert decision.status == "rejected"
-    assert decision.status != "accepted" or settled(last, CRITERIA, context)
+    assert decision.status != "accepted" or meets_criteria(last, CRITERIA, context)
     assert (decision.reason is None) == (decision.status != "rejected")
 
 
@@ -301,11 +301,11 @@ def test_the_loop_ends_at_the_first_attempt_that_will_do_or_at_the_last(
 def test_an_open_sample_has_something_to_mend_and_hope(
     attempts: list[Attempt], context: Context
 ) -> None:
-    decision = decide(attempts, CRITERIA, context)
+    decision = next_step(attempts, CRITERIA, context)
     if decision.status == "open":
         assert any(v["verdict"] == "fail" for v in attempts[decision.best]["verdicts"])
         assert len(attempts) < context.max_attempts
-        assert len(attempts) - 1 - decision.best < PATIENCE
+        assert len(attempts) - 1 - decision.best < MAX_STALLED_ROUNDS
 
 
 @given(ATTEMPTS, CONTEXTS)
@@ -332,8 +332,8 @@ def test_nothing_is_better_than_itself_nor_both_ways(
     attempts: list[Attempt], context: Context
 ) -> None:
     a, b = attempts[0], attempts[-1]
-    assert not better(a, a, CRITERIA, context)
-    assert not (better(a, b, CRITERIA, context) and better(b, a, CRITERIA, context))
+    assert not is_better(a, a, CRITERIA, context)
+    assert not (is_better(a, b, CRITERIA, context) and is_better(b, a, CRITERIA, context))
 
 
 @given(SIGNS, st.integers(0, len(CRITERIA) - 1))
@@ -343,7 +343,7 @@ def test_a_refinement_that_breaks_a_passed_criterion_does_not_replace(
     whole = "+" * len(CRITERIA)
     new = whole[:broken] + "-" + whole[broken + 1 :]
     old = signs[:broken] + "+" + signs[broken + 1 :]
-    assert not better(attempt(new), attempt(old), CRITERIA, WRITTEN)
+    assert not is_better(attempt(new), attempt(old), CRITERIA, WRITTEN)
     if CRITERIA[broken]["must"]:
-        assert not better(attempt(new), attempt(old), CRITERIA, BY_ODDS)
+        assert not is_better(attempt(new), attempt(old), CRITERIA, BY_ODDS)
         assert best_of([attempt(old), attempt(new)], CRITERIA, WRITTEN) == 0

@@ -1,4 +1,4 @@
-"""A file without its near-duplicates: of rows with near instructions, the first is kept."""
+"""`refloom dedup`: a copy of a file without near-duplicates; the first of similar rows stays."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ BATCH = 256
 
 
 class DroppedRow(NamedTuple):
-    """A row that was left out, and the row that it is too near to; both by line."""
+    """A dropped row, and the row it is too near to, by line number."""
 
     line: int
     near: int
     instruction: str
     by: str
-    """What found it: "rouge-l" or "embedding"."""
+    """The filter that dropped it: "rouge-l" or "embedding"."""
 
 
 class MeaningFilter(NamedTuple):
-    """Compare by meaning too: a cosine of unit vectors over `threshold` is a near-duplicate."""
+    """Also drop rows whose instruction has a cosine over `threshold` with an earlier one."""
 
     threshold: float
     encode: Encode
@@ -47,10 +47,7 @@ class _Row(NamedTuple):
 
 @dataclass(slots=True)
 class DedupSummary:
-    """What `dedup` did: rows kept, rows dropped and why, and in `report` those of no known shape.
-
-    read = kept + dropped, and beside them `report.skipped_count` rows that are not in the output.
-    """
+    """The result of `dedup`; `report` counts rows of no known shape, which are not written."""
 
     kept: int = 0
     dropped: list[DroppedRow] = field(default_factory=list)
@@ -58,29 +55,28 @@ class DedupSummary:
 
 
 def dedup(
-    given: str | Path,
+    source: str | Path,
     out: Path,
     *,
     threshold: float = 0.7,
     skip_bad_lines: bool = False,
     meaning: MeaningFilter | None = None,
 ) -> DedupSummary:
-    """Write to `out` (.jsonl or .parquet) the rows of a file that are no near-duplicates. Blocks.
+    """Write the rows of a file that are not near-duplicates to `out` (.jsonl or .parquet). Blocks.
 
-    A row is written as it was read, whatever its shape, and compared by its instruction: with
-    ROUGE-L over `threshold`, and by `meaning` if that is given. A line of text becomes
-    {"instruction": line}. `out` appears whole or not at all. Raises `InputError` for what cannot be
-    read or written.
+    Rows are written as read and compared by their instruction: by ROUGE-L above `threshold`, and by
+    `meaning` if given. A line of text becomes {"instruction": line}. `out` appears atomically.
+    Raises `InputError` for files that cannot be read or written.
     """
-    _check_files(given, out)
+    _check_files(source, out)
     summary = DedupSummary()
-    rows = _read_rows(given, summary.report, summary.report.skip if skip_bad_lines else None)
-    judged = _without_duplicates(rows, NoveltyFilter(threshold), meaning, summary)
+    rows = _read_rows(source, summary.report, summary.report.skip if skip_bad_lines else None)
+    distinct = _without_duplicates(rows, NoveltyFilter(threshold), meaning, summary)
     try:
         if out.suffix == ".parquet":
-            summary.kept = replace_parquet(out, (r.row for r in judged), _schema(given))
+            summary.kept = replace_parquet(out, (r.row for r in distinct), _schema(source))
         else:
-            summary.kept = replace_lines(out, map(_to_line, judged))
+            summary.kept = replace_lines(out, map(_to_line, distinct))
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error.strerror or error})") from error
     except ValueError as error:
@@ -88,21 +84,21 @@ def dedup(
     return summary
 
 
-def _check_files(given: str | Path, out: Path) -> None:
+def _check_files(source_name: str | Path, out: Path) -> None:
     if out.suffix not in (".jsonl", ".parquet"):
         raise InputError(f"{out}: rows are written as .jsonl or .parquet; name it so")
     if out.is_dir():
         raise InputError(f"{out}: is a directory")
-    source = Path(given)
+    source = Path(source_name)
     if out.resolve() == source.resolve() or (
         out.exists() and source.exists() and out.samefile(source)
     ):
-        raise InputError(f"{out}: is the file that is read; name another one to write to")
+        raise InputError(f"{out}: is the file that is read; give another output")
 
 
-def _read_rows(given: str | Path, report: ReadReport, bad: Skip | None) -> Iterator[_Row]:
-    """The rows that have an instruction; `InputError` at the end if there was none."""
-    for line, row in read_rows(given, bad):
+def _read_rows(source: str | Path, report: ReadReport, skip: Skip | None) -> Iterator[_Row]:
+    """The rows with an instruction. Raises `InputError` at the end if there was none."""
+    for line, row in read_rows(source, skip):
         try:
             if isinstance(row, str):
                 report.shapes["text"] += 1
@@ -112,12 +108,12 @@ def _read_rows(given: str | Path, report: ReadReport, bad: Skip | None) -> Itera
                 report.shapes[shape] += 1
                 yield _Row(line, row, instruction)
             report.taken += 1
-        except UnknownShape as unfit:
-            report.skip(str(given), line, str(unfit))
+        except UnknownShape as error:
+            report.skip(str(source), line, str(error))
     if not report.taken:
         first = report.skipped[0] if report.skipped else None
-        why = f"; line {first['line']}: {first['why']}" if first else " (it is empty)"
-        raise InputError(f"{given}: no row with an instruction{why}")
+        reason = f"; line {first['line']}: {first['why']}" if first else " (it is empty)"
+        raise InputError(f"{source}: no row with an instruction{reason}")
 
 
 def _without_duplicates(
@@ -126,7 +122,7 @@ def _without_duplicates(
     meaning: MeaningFilter | None,
     summary: DedupSummary,
 ) -> Iterator[_Row]:
-    """The rows that are new; the others go into the summary."""
+    """The rows that are not near-duplicates; the others go into the summary."""
     if meaning is None:
         for row in rows:
             near = known.admit(row.instruction, str(row.line))
@@ -152,7 +148,7 @@ def _without_duplicates(
 def _to_line(row: _Row) -> str:
     try:
         line = json.dumps(row.row, ensure_ascii=False, default=_to_json_value)
-        # Half of a surrogate pair is no UTF-8; escaped it is.
+        # UTF-8 cannot hold lone surrogates unless they are escaped.
         return (
             line
             if line.isascii() or _is_valid_text(line)
@@ -170,18 +166,18 @@ def _is_valid_text(text: str) -> bool:
 
 
 def _to_json_value(value: Any) -> str:
-    """What parquet holds and JSON does not."""
+    """JSON for values that only parquet has."""
     if isinstance(value, date | time):
         return value.isoformat()
     if isinstance(value, Decimal):
         return str(value)
-    raise TypeError(f"holds {type(value).__name__}, which is no JSON")
+    raise TypeError(f"holds {type(value).__name__}, which JSON does not have")
 
 
-def _schema(given: str | Path) -> Any:
-    """The columns of a parquet file, so that a copy has the same types."""
-    if Path(given).suffix != ".parquet":
+def _schema(source: str | Path) -> Any:
+    """The schema of a parquet file, so that the copy has the same types."""
+    if Path(source).suffix != ".parquet":
         return None
     import pyarrow.parquet
 
-    return pyarrow.parquet.read_schema(given)
+    return pyarrow.parquet.read_schema(source)

@@ -13,14 +13,12 @@ from typing import Any, NamedTuple
 
 from nodes.context import Context
 from nodes.record import Record
-from nodes.verdicts import better
+from nodes.verdicts import is_better
 from refloom.data.write import writing
 
-# MERGED refloom~data~attempts
-# What the attempts at a sample teach: which ones a better one stands against, and why.
 ExportRow = dict[str, Any]
-# Over this likeness of words two responses teach no difference.
-MOST_ALIKE = 0.95
+# More similar responses (share of equal words) teach no difference.
+MAX_SIMILARITY = 0.95
 
 
 def plain_verdict(verdict: ExportRow) -> ExportRow:
@@ -29,7 +27,7 @@ def plain_verdict(verdict: ExportRow) -> ExportRow:
 
 
 def failed_attempts(record: Record) -> list[tuple[ExportRow, list[ExportRow]]]:
-    """Attempts before the accepted one that failed a `must` it passed, with these verdicts."""
+    """Attempts before the accepted one that failed a `must` it passes, with those verdicts."""
     attempts = record["attempts"]
     places = [i for i, a in enumerate(attempts) if a["response"] == record["response"]]
     if not places:
@@ -39,7 +37,7 @@ def failed_attempts(record: Record) -> list[tuple[ExportRow, list[ExportRow]]]:
     passed = {
         v["criterion_id"] for v in attempts[places[-1]]["verdicts"] if v["verdict"] == "pass"
     } & set(texts)
-    found = []
+    failed = []
     for attempt in attempts[: places[-1]]:
         decided = [
             {**plain_verdict(v), "criterion": f"The response {texts[v['criterion_id']]}."}
@@ -49,12 +47,12 @@ def failed_attempts(record: Record) -> list[tuple[ExportRow, list[ExportRow]]]:
         if edited and attempt is attempts[places[-1] - 1]:
             decided.append(edited)
         if decided and attempt["response"].strip() and _differs(attempt["response"], record):
-            found.append((attempt, decided))
-    return found
+            failed.append((attempt, decided))
+    return failed
 
 
 def _edited_attempt(record: Record) -> ExportRow | None:
-    """A reviewer's word against the text they edited, in the shape of a verdict."""
+    """A reviewer's edit as a failed verdict on the text before it; None without an edit."""
     review = record.get("review") or {}
     if review.get("decision") != "edit":
         return None
@@ -71,11 +69,11 @@ def _differs(text: str, record: Record) -> bool:
     from rapidfuzz.distance import Indel
 
     one, other = text.split(), record["response"].split()
-    return Indel.normalized_similarity(one, other) <= MOST_ALIKE
+    return Indel.normalized_similarity(one, other) <= MAX_SIMILARITY
 
 
 def best_attempt(record: Record, place: int) -> int:
-    """Which attempt the one at `place` refines: the best of those before it."""
+    """The index of the attempt that the one at `place` refines: the best before it."""
     attempts, criteria = record["attempts"], record["criteria"]
     judged = {c["id"] for c in criteria if c["judged_by"] == "judge"}
     scored = any(
@@ -86,51 +84,49 @@ def best_attempt(record: Record, place: int) -> int:
     context = Context(judge_method="logodds" if scored else "verdict")
     best = 0
     for i in range(1, place):
-        if better(attempts[i], attempts[best], criteria, context):
+        if is_better(attempts[i], attempts[best], criteria, context):
             best = i
     return best
 
 
-# MERGED refloom~data~split
-# Training and validation rows apart, so that rows of one seed are never on both sides.
-MOST = 1_000_000
+MAX_SHARE = 1_000_000
 
 
 def parse_shares(text: str) -> dict[str, float]:
-    """Parts by name from text such as `train=0.95,validation=0.05`. Raises `ValueError`.
+    """Parse shares such as `train=0.95,validation=0.05`, which are normalised. Raises `ValueError`.
 
     >>> parse_shares("train=3,validation=1")
     {'train': 0.75, 'validation': 0.25}
     """
-    found: dict[str, float] = {}
+    shares: dict[str, float] = {}
     for part in text.split(","):
-        name, given, share = (piece.strip() for piece in part.partition("="))
-        if not name.isidentifier() or not given or name in found:
-            raise ValueError(f"{part.strip()!r} is no NAME=SHARE, each name once")
+        name, equals, share = (piece.strip() for piece in part.partition("="))
+        if not name.isidentifier() or not equals or name in shares:
+            raise ValueError(f"{part.strip()!r} is not NAME=SHARE, each name once")
         try:
-            found[name] = float(share)
+            shares[name] = float(share)
         except ValueError as error:
-            raise ValueError(f"{share!r} is no number") from error
-        if not 0 < found[name] <= MOST:
-            raise ValueError(f"the share of {name} must be over 0, and at most {MOST}")
+            raise ValueError(f"{share!r} is not a number") from error
+        if not 0 < shares[name] <= MAX_SHARE:
+            raise ValueError(f"the share of {name} must be above 0 and at most {MAX_SHARE}")
         if name == "all":
-            raise ValueError("'all' is what the datasets library calls all parts together")
-    total = sum(found.values())
-    return {name: share / total for name, share in found.items()}
+            raise ValueError("'all' is the name the datasets library has for all parts together")
+    total = sum(shares.values())
+    return {name: share / total for name, share in shares.items()}
 
 
 def assign_parts(seeds: Iterable[str], parts: dict[str, float], random_seed: int) -> dict[int, str]:
-    """The part of each seed, by `hash_key`; `seeds` names the seed of every row, in any order.
+    """The part of each seed, by `hash_key`; `seeds` has the seed of every row, in any order.
 
-    Seeds are put in an order that only the random seed decides, and parts cut from it, so that the
-    shares are of rows and right to within one seed's. No part stays empty while there are seeds.
+    Seeds are ordered by a hash with the random seed, and parts are cut from that order: shares of
+    rows are right to within one seed's rows. No part stays empty while there are seeds.
     """
     counts = Counter(hash_key(seed, random_seed) for seed in seeds)
     total = sum(counts.values())
     order = sorted(counts)
     names = list(parts)
-    made: dict[int, str] = {}
-    # The smallest first: it is the one that rounding could leave empty.
+    assigned: dict[int, str] = {}
+    # The smallest first, since rounding could leave it empty.
     places = iter(order)
     left = len(order)
     names.sort(key=lambda name: parts[name])
@@ -140,14 +136,14 @@ def assign_parts(seeds: Iterable[str], parts: dict[str, float], random_seed: int
         later = len(names) - 1 - number
         while left > later and (last or got == 0 or got + 0.5 <= wanted):
             seed = next(places)
-            made[seed] = name
+            assigned[seed] = name
             got += counts[seed]
             left -= 1
-    return made
+    return assigned
 
 
 def hash_key(seed: str, random_seed: int) -> int:
-    """63 bits that stand for a seed, in an order of their own for each random seed."""
+    """A 63-bit hash of a seed with the random seed."""
     digest = sha256(f"{random_seed}\x1f{seed}".encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
@@ -157,7 +153,7 @@ TURNS = [{"role": TEXT, "content": TEXT}]
 
 
 class Format(NamedTuple):
-    """How a record becomes rows, and an example of a row's types."""
+    """A function from a record to rows, and an example of a row's types."""
 
     rows: Callable[[Record], list[ExportRow]]
     types: ExportRow
@@ -185,7 +181,7 @@ def prompt_completion(record: Record) -> list[ExportRow]:
 
 
 def alpaca(record: Record) -> list[ExportRow]:
-    """Stanford Alpaca's shape; what it keeps apart as input stands in the instruction."""
+    """Stanford Alpaca's shape; the input is part of the instruction."""
     return [{"instruction": record["instruction"], "input": "", "output": record["response"]}]
 
 
@@ -198,14 +194,13 @@ def sharegpt(record: Record) -> list[ExportRow]:
 def preference(record: Record) -> list[ExportRow]:
     """TRL's conversational preference shape: the accepted response over an earlier attempt.
 
-    The attempt taken is the one that failed most of the `must` criteria which the accepted one
-    passed; these verdicts are in `decided_by`. No row where there is none, or where the two texts
-    hardly differ.
+    The attempt taken failed most of the `must` criteria that the accepted one passes; these
+    verdicts are in `decided_by`. No row if there is no such attempt, or if the texts hardly differ.
     """
-    found = failed_attempts(record)
-    if not found:
+    failed = failed_attempts(record)
+    if not failed:
         return []
-    worst, decided = max(found, key=lambda one: len(one[1]))
+    worst, decided = max(failed, key=lambda pair: len(pair[1]))
     return [
         {
             "prompt": _prompt_messages("user", record["instruction"]),
@@ -222,49 +217,49 @@ def kto(record: Record) -> list[ExportRow]:
     The attempts are those `preference` would take, each once.
     """
     prompt = _prompt_messages("user", record["instruction"])
-    said = [(record["response"], True)]
-    said += [(attempt["response"], False) for attempt, _ in failed_attempts(record)]
+    labelled = [(record["response"], True)]
+    labelled += [(attempt["response"], False) for attempt, _ in failed_attempts(record)]
     return [
-        {"prompt": prompt, "completion": _answer_messages(r), "label": good} for r, good in said
+        {"prompt": prompt, "completion": _answer_messages(r), "label": good} for r, good in labelled
     ]
 
 
 def trajectory(record: Record) -> list[ExportRow]:
     """Every attempt with its verdicts and the refinement made from it, to train critics on.
 
-    A refinement starts from the best attempt so far; `refinement` is empty where none was made.
+    A refinement starts from the best attempt so far; `refinement` is empty if there is none.
     """
     attempts, criteria = record["attempts"], record["criteria"]
-    kept = ("id", "text", "must", "judged_by")
-    told = [{key: c[key] for key in kept} for c in criteria]
+    fields = ("id", "text", "must", "judged_by")
+    criterion_rows = [{key: c[key] for key in fields} for c in criteria]
     rows = []
     for place, attempt in enumerate(attempts):
-        made = [
+        refinements = [
             a["response"] for i, a in enumerate(attempts) if i and best_attempt(record, i) == place
         ]
         rows += [
             {
                 "instruction": record["instruction"],
-                "criteria": told,
+                "criteria": criterion_rows,
                 "draft": attempt["response"],
                 "verdicts": [plain_verdict(v) for v in attempt["verdicts"]],
                 "refinement": refinement,
             }
-            for refinement in made or [""]
+            for refinement in refinements or [""]
         ]
     return rows
 
 
 def refed(record: Record) -> list[ExportRow]:
-    """The shape of the paper's own data, of records made with `--preset refed`.
+    """The shape of the paper's own data, for records made with `--preset refed`.
 
-    There `response` is the draft. Other records have no analysis and give no row.
+    `response` is the draft. Other records have no analysis and give no row.
     """
     if "improved_response" not in record or not record["attempts"]:
         return []
-    kept = ("analysis", "implementation_strategy", "improved_response")
-    drafted = {"instruction": record["instruction"], "response": record["attempts"][0]["response"]}
-    return [drafted | {key: record[key] for key in kept}]
+    fields = ("analysis", "implementation_strategy", "improved_response")
+    draft = {"instruction": record["instruction"], "response": record["attempts"][0]["response"]}
+    return [draft | {key: record[key] for key in fields}]
 
 
 def _prompt_messages(role: str, text: str) -> list[ExportRow]:
@@ -322,7 +317,7 @@ FORMATS: dict[str, Format] = {
 
 
 def format_rows(records: Iterable[str], format_: str) -> Iterator[tuple[str, ExportRow]]:
-    """The seed and the row of every row of an export, in the order of the records."""
+    """The rows of an export with their seed ids, in the order of the records."""
     make = FORMATS[format_].rows
     for line in records:
         record = json.loads(line)

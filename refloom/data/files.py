@@ -1,4 +1,4 @@
-"""Rows out of files of every kind, and by the `datasets` library."""
+"""Rows of .jsonl, .json, .csv, .txt and parquet files, and of datasets, with their line numbers."""
 
 from __future__ import annotations
 
@@ -21,104 +21,104 @@ FILE_FORMATS = (".jsonl", ".json", ".parquet", ".csv", ".txt")
 Skip = Callable[[str, int, str], None]
 
 
-def read_rows(given: str | Path | list[Any], bad: Skip | None) -> Numbered:
-    """The rows of a file, a dataset or a list, with their line numbers; streams.
+def read_rows(source: str | Path | list[Any], skip: Skip | None) -> Numbered:
+    """Stream the rows of a file, a dataset or a list, with their line numbers.
 
-    `bad` is told of lines that cannot be parsed; without it they raise `InputError`.
+    `skip` is called for lines that cannot be parsed; without it they raise `InputError`.
     """
-    if isinstance(given, list):
-        return iter(enumerate(given, 1))
-    path = Path(given)
-    named = _NAMED.fullmatch(str(given))
+    if isinstance(source, list):
+        return iter(enumerate(source, 1))
+    path = Path(source)
+    named = _NAMED.fullmatch(str(source))
     if path.is_dir() or (named and not path.exists() and Path(named["name"]).is_dir()):
-        return _read_dataset(str(given))
+        return _read_dataset(str(source))
     if not path.exists():
         if path.suffix in FILE_FORMATS or path.is_absolute():
             raise InputError(f"{path}: no such file")
-        return _read_dataset(str(given))
+        return _read_dataset(str(source))
     readers = {".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv, ".txt": _read_txt}
     if path.suffix == ".parquet":
         return _read_parquet(path)
     reader = readers.get(path.suffix)
     if reader is None:
-        raise InputError(f"{path}: unknown kind of file; known are {', '.join(FILE_FORMATS)}")
-    return reader(path, bad)
+        raise InputError(f"{path}: unknown kind of file; known kinds are {', '.join(FILE_FORMATS)}")
+    return reader(path, skip)
 
 
-def _text_lines(path: Path, bad: Skip | None) -> Iterator[tuple[int, str]]:
-    """Lines as text; one that is no UTF-8 or holds NUL bytes is bad."""
+def _text_lines(path: Path, skip: Skip | None) -> Iterator[tuple[int, str]]:
+    """Lines as text; those that are not UTF-8 or hold NUL bytes are skipped."""
     try:
         with path.open("rb") as file:
             for number, raw in enumerate(file, 1):
                 try:
                     text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
                 except UnicodeDecodeError as error:
-                    _bad_line(path, number, f"is no UTF-8 text ({error.reason})", bad)
+                    _bad_line(path, number, f"is not UTF-8 text ({error.reason})", skip)
                     continue
                 if "\0" in text:
-                    _bad_line(path, number, "holds a NUL byte", bad)
+                    _bad_line(path, number, "holds a NUL byte", skip)
                     continue
                 yield number, text
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
-def _bad_line(path: Path, line: int, what: str, bad: Skip | None) -> None:
-    if bad is None:
-        raise InputError(f"{path}: line {line} {what}. Mend it, or pass --skip-bad-lines")
-    bad(str(path), line, what)
+def _bad_line(path: Path, line: int, what: str, skip: Skip | None) -> None:
+    if skip is None:
+        raise InputError(f"{path}: line {line} {what}. Fix it, or pass --skip-bad-lines")
+    skip(str(path), line, what)
 
 
-def _read_jsonl(path: Path, bad: Skip | None) -> Numbered:
-    for number, text in _text_lines(path, bad):
+def _read_jsonl(path: Path, skip: Skip | None) -> Numbered:
+    for number, text in _text_lines(path, skip):
         if not text.strip():
             continue
         try:
             yield number, json.loads(text)
         except (ValueError, RecursionError) as error:
-            _bad_line(path, number, f"is no JSON ({str(error)[:120]})", bad)
+            _bad_line(path, number, f"is not valid JSON ({str(error)[:120]})", skip)
 
 
-def _read_json(path: Path, bad: Skip | None) -> Numbered:
-    text = "".join(line for _, line in _text_lines(path, bad))
+def _read_json(path: Path, skip: Skip | None) -> Numbered:
+    text = "".join(line for _, line in _text_lines(path, skip))
     try:
         rows = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: is no JSON ({str(error)[:120]})") from error
+        raise InputError(f"{path}: is not valid JSON ({str(error)[:120]})") from error
     if not isinstance(rows, list):
-        raise InputError(f"{path}: must hold a list of rows; for one row a line call it .jsonl")
+        raise InputError(f"{path}: must hold a list of rows; name it .jsonl if each line is a row")
     yield from enumerate(rows, 1)
 
 
-def _read_csv(path: Path, bad: Skip | None) -> Numbered:
+def _read_csv(path: Path, skip: Skip | None) -> Numbered:
     csv.field_size_limit(FIELD_BYTES)
     at = 0
 
     def lines() -> Iterator[str]:
         nonlocal at
-        for at, line in _text_lines(path, bad):  # noqa: B007 - kept for the message
+        for at, line in _text_lines(path, skip):  # noqa: B007 - kept for the message
             yield line
 
-    # Strict, or a quote that is never closed would swallow the rest of the file.
+    # Strict, or an unclosed quote would swallow the rest of the file.
     rows = csv.reader(lines(), strict=True)
     header: list[str] | None = None
     while True:
-        begun = at + 1
+        first_line = at + 1
         try:
             cells = next(rows)
         except StopIteration:
             return
         except csv.Error as error:
-            since = f", in the row that begins in line {begun}" if at > begun else ""
-            _bad_line(path, at, f"is no CSV ({error}{since})", bad)
+            since = f", in the row that starts in line {first_line}" if at > first_line else ""
+            _bad_line(path, at, f"is not valid CSV ({error}{since})", skip)
             continue
         if not cells:
             continue
         if header is None:
             header = _check_header(path, cells)
         elif len(cells) > len(header):
-            more = f"has {len(cells)} cells for {len(header)} columns; quote what holds a comma"
-            _bad_line(path, at, more, bad)
+            more = f"has {len(cells)} cells for {len(header)} columns; quote cells with commas"
+            _bad_line(path, at, more, skip)
         else:
             yield at, {name: cell for name, cell in zip(header, cells, strict=False) if name}
 
@@ -126,12 +126,12 @@ def _read_csv(path: Path, bad: Skip | None) -> Numbered:
 def _check_header(path: Path, cells: list[str]) -> list[str]:
     twice = [name for name in cells if name and cells.count(name) > 1]
     if twice:
-        raise InputError(f"{path}: has two columns {twice[0]!r}; give each a name of its own")
+        raise InputError(f"{path}: has two columns {twice[0]!r}; give each a different name")
     return cells
 
 
-def _read_txt(path: Path, bad: Skip | None) -> Numbered:
-    for number, text in _text_lines(path, bad):
+def _read_txt(path: Path, skip: Skip | None) -> Numbered:
+    for number, text in _text_lines(path, skip):
         if text.strip():
             yield number, text.strip()
 
@@ -148,25 +148,25 @@ def _read_parquet(path: Path) -> Numbered:
                 yield number, row
     except (OSError, ValueError, OverflowError, pyarrow.ArrowException) as error:
         raise InputError(
-            f"{path}: is no parquet file, or row {number + 1} or one after it cannot be read "
+            f"{path}: is not a parquet file, or a row from {number + 1} on cannot be read "
             f"({str(error)[:120]})"
         ) from error
 
 
-def _read_dataset(given: str) -> Numbered:
+def _read_dataset(source: str) -> Numbered:
     """Rows by the `datasets` library: a folder, or a name on the Hugging Face hub."""
     import datasets
 
-    named = None if Path(given).is_dir() else _NAMED.fullmatch(given)
-    name, config, split = named.group("name", "config", "split") if named else (given, None, None)
+    named = None if Path(source).is_dir() else _NAMED.fullmatch(source)
+    name, config, split = named.group("name", "config", "split") if named else (source, None, None)
     split = split or "train"
     try:
-        if any((Path(name) / kept).is_file() for kept in ("state.json", "dataset_dict.json")):
+        if any((Path(name) / marker).is_file() for marker in ("state.json", "dataset_dict.json")):
             saved = datasets.load_from_disk(name)
-            found = saved[split] if isinstance(saved, datasets.DatasetDict) else saved
+            rows = saved[split] if isinstance(saved, datasets.DatasetDict) else saved
         else:
-            found = datasets.load_dataset(name, config, split=split, streaming=True)
-        yield from enumerate(found, 1)
+            rows = datasets.load_dataset(name, config, split=split, streaming=True)
+        yield from enumerate(rows, 1)
     except Exception as error:
-        said = " ".join(str(error).split())[:160]
-        raise InputError(f"{given}: is neither a file nor a dataset ({said})") from error
+        reason = " ".join(str(error).split())[:160]
+        raise InputError(f"{source}: is neither a file nor a dataset ({reason})") from error

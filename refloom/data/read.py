@@ -1,4 +1,4 @@
-"""Reading references and seeds, streamed, from files or by the `datasets` library."""
+"""References and seeds, streamed from files or by the `datasets` library, and a report on them."""
 
 from __future__ import annotations
 
@@ -25,20 +25,18 @@ from refloom.data.shapes import (
 from refloom.errors import InputError
 from refloom.settings import Settings
 
-# MERGED refloom~data~found
-# What reading a file found, counted, and in words.
 NOT_STATED = "not stated"
 OTHERS = "others, which are too many to name"
-MOST_NAMED = 1000
-MOST_LICENCES = 1000
-LICENCE_CHARS = 500
+MAX_SKIPPED_LISTED = 1000
+MAX_LICENSES = 1000
+MAX_LICENSE_CHARS = 500
 
 
 @dataclass(slots=True)
 class ReadReport:
-    """What reading found, in what: items taken, rows left out and why, a hash of what was taken.
+    """What was read: items taken, rows skipped with the reason, and a hash of the items.
 
-    `several_turns` counts rows that hold more than one exchange.
+    `several_turns` counts rows with more than one exchange.
     """
 
     name: str | None = None
@@ -52,10 +50,10 @@ class ReadReport:
     digest: str = ""
 
     def skip(self, name: str, line: int, why: str, kind: str = "that cannot be parsed") -> None:
-        """Count a row that is left out; the first thousand are named."""
+        """Count a skipped row; the first `MAX_SKIPPED_LISTED` are listed."""
         self.skipped_count += 1
         self.kinds[kind] += 1
-        if len(self.skipped) < MOST_NAMED:
+        if len(self.skipped) < MAX_SKIPPED_LISTED:
             self.skipped.append({"file": name, "line": line, "why": why})
 
     def shown(self) -> dict[str, Any]:
@@ -70,13 +68,13 @@ class ReadReport:
         }
 
     def took(self, shape: str, licence: str) -> None:
-        """Count what was read under its shape and its licence."""
+        """Count an item under its shape and its licence."""
         self.taken += 1
         self.shapes[shape] += 1
         name = " ".join(licence.split()) or NOT_STATED
-        if len(name) > LICENCE_CHARS:
-            name = name[:LICENCE_CHARS] + "..."
-        known = name in self.licences or len(self.licences) < MOST_LICENCES
+        if len(name) > MAX_LICENSE_CHARS:
+            name = name[:MAX_LICENSE_CHARS] + "..."
+        known = name in self.licences or len(self.licences) < MAX_LICENSES
         self.licences[name if known else OTHERS] += 1
 
 
@@ -88,7 +86,7 @@ def describe_report(
     takes_first: bool,
     listed: str = "; run.json names them",
 ) -> list[str]:
-    """What was read, in lines for a person; what nobody needs to know is left out."""
+    """Lines for a terminal on what was read."""
     shapes = ", ".join(f"{n} {shape}" for shape, n in report.shapes.most_common())
     lines = [f"{what}: {report.taken} of {name}" + (f" ({shapes})" if shapes else "")]
     if report.several_turns and not takes_first:
@@ -110,14 +108,14 @@ Input = Union[str, Path, "Source", Iterable[Any]]
 
 
 class Source:
-    """References or seeds that can be read again and again, one at a time.
+    """References or seeds that can be iterated any number of times, in the same order.
 
-    Each reading yields the same items in the same order; `report` is that of the last full one.
+    `report` is that of the last full iteration.
     """
 
     def __init__(
         self,
-        given: Input,
+        source: Input,
         *,
         as_reference: bool,
         skip_bad_lines: bool = False,
@@ -126,48 +124,48 @@ class Source:
         turns: Turns = "first",
         licence: str | None = None,
     ) -> None:
-        """What is read, and how.
+        """Open nothing yet.
 
         Args:
-            given: A file, the name of a dataset, rows, or the references that are seeds too.
+            source: A file, the name of a dataset, rows, or references that are the seeds too.
             as_reference: Whether pairs are wanted, or seeds.
-            skip_bad_lines: Leave out lines that cannot be parsed instead of raising.
-            limit: Take no more items than that.
-            columns: Names of columns by what they hold (see `refloom.data.shapes`).
-            turns: Of a conversation take the first exchange, or every one with its history.
+            skip_bad_lines: Skip lines that cannot be parsed instead of raising.
+            limit: The highest number of items.
+            columns: Column names by what they hold (see `refloom.data.shapes`).
+            turns: Take the first exchange of a conversation, or all with their history.
             licence: The licence of all references.
         """
-        self.name = str(given) if isinstance(given, str | Path) else "rows given"
-        self._given = given if isinstance(given, str | Path | Source) else list(given)
+        self.name = str(source) if isinstance(source, str | Path) else "rows given"
+        self._source = source if isinstance(source, str | Path | Source) else list(source)
         self._as_reference = as_reference
         self._skip_bad_lines = skip_bad_lines
         self._limit = limit
         self._columns, self._turns, self._licence = columns or {}, turns, licence
-        self.report = self._begun()
+        self.report = self._new_report()
 
-    def _begun(self) -> ReadReport:
-        """An empty report, with the name that others may see: no folder of this machine's."""
-        if isinstance(self._given, Source):
+    def _new_report(self) -> ReadReport:
+        """An empty report, named without the folders of this machine."""
+        if isinstance(self._source, Source):
             return ReadReport(None)
         path = Path(self.name)
         return ReadReport(path.name if path.is_absolute() or path.exists() else self.name)
 
     @property
     def takes_first(self) -> bool:
-        """Whether of several exchanges in a row only the first is taken."""
+        """Whether only the first of several exchanges in a row is taken."""
         return not self._as_reference or self._turns == "first"
 
     def __iter__(self) -> Iterator[Any]:
-        """Yield the items; raises `InputError` at a line that cannot be parsed."""
-        self.report = self._begun()
+        """Yield the items. Raises `InputError` at a line that cannot be parsed."""
+        self.report = self._new_report()
         return islice(self._items(self.report), self._limit)
 
     def _items(self, report: ReadReport) -> Iterator[Any]:
-        if isinstance(self._given, Source):
-            yield from self._of_references(self._given, report)
+        if isinstance(self._source, Source):
+            yield from self._of_references(self._source, report)
             return
         bad = report.skip if self._skip_bad_lines else None
-        for line, row in read_rows(self._given, bad):
+        for line, row in read_rows(self._source, bad):
             try:
                 about = rename_columns(row, self._columns)
                 shape, exchanges = self._shaped(about)
@@ -175,9 +173,9 @@ class Source:
                     item = self._item(about, number, check_exchange(exchange))
                     report.took(shape, str(item.get("license") or _license(about) or ""))
                     yield item
-            except UnknownShape as unfit:
-                # Of a conversation what stands before the odd turn has been taken.
-                report.skip(self.name, line, str(unfit), unfit.kind)
+            except UnknownShape as error:
+                # The exchanges before the bad turn of a conversation have been taken.
+                report.skip(self.name, line, str(error), error.kind)
 
     def _shaped(self, row: Any) -> tuple[str, Iterator[Exchange]]:
         if isinstance(row, str) and not self._as_reference:
@@ -185,11 +183,11 @@ class Source:
         return parse_exchanges(row)
 
     def _wanted(self, exchanges: Iterator[Exchange], report: ReadReport) -> Iterator[Exchange]:
-        """The first exchange, or every answered one; rows that hold several are counted."""
+        """The first exchange, or all answered ones; counts rows with several."""
         first = next(exchanges)
         if not (self._as_reference and self._turns == "all"):
             yield first
-            # What is wrong with a turn that is not used does no harm.
+            # A bad turn that is not used does no harm.
             with contextlib.suppress(UnknownShape):
                 report.several_turns += next(exchanges, None) is not None
             return
@@ -215,13 +213,13 @@ class Source:
         return {"id": own or content_id(text), "instruction": text}
 
     def _of_references(self, references: Source, report: ReadReport) -> Iterator[Seed]:
-        """Every reference as a seed, once."""
+        """Each distinct reference as a seed."""
         for reference in distinct(references):
             report.taken += 1
             yield {"id": reference["id"], "instruction": reference["instruction"]}
 
     def scan(self) -> ReadReport:
-        """Read everything once, so that what is wrong is known before anything is paid for."""
+        """Read everything once, so that errors show before anything is paid."""
         digest = sha256()
         count = 0
         for item in self:
@@ -230,9 +228,9 @@ class Source:
         self.report.taken, self.report.digest = count, digest.hexdigest()
         if not count:
             first = self.report.skipped[0] if self.report.skipped else None
-            why = f"; line {first['line']}: {first['why']}" if first else " (it is empty)"
+            reason = f"; line {first['line']}: {first['why']}" if first else " (it is empty)"
             raise InputError(
-                f"{self.name}: no usable row{why}. Known shapes: instruction/response, "
+                f"{self.name}: no usable row{reason}. Known shapes: instruction/response, "
                 "instruction/input/output, prompt/completion, messages, conversations; "
                 f"--{'' if self._as_reference else 'seeds-'}map names other columns"
             )
@@ -246,10 +244,10 @@ class Source:
         return digest.hexdigest()
 
 
-def open_references(given: Input, settings: Settings, *, skip_bad_lines: bool = False) -> Source:
-    """The references of a run, read as its settings say."""
+def open_references(source: Input, settings: Settings, *, skip_bad_lines: bool = False) -> Source:
+    """The references of a run, as its settings say."""
     return Source(
-        given,
+        source,
         as_reference=True,
         skip_bad_lines=skip_bad_lines,
         columns=settings.map,
@@ -258,10 +256,10 @@ def open_references(given: Input, settings: Settings, *, skip_bad_lines: bool = 
     )
 
 
-def open_seeds(given: Input, settings: Settings, *, skip_bad_lines: bool = False) -> Source:
-    """The seeds of a run, read as its settings say."""
+def open_seeds(source: Input, settings: Settings, *, skip_bad_lines: bool = False) -> Source:
+    """The seeds of a run, as its settings say."""
     return Source(
-        given,
+        source,
         as_reference=False,
         skip_bad_lines=skip_bad_lines,
         limit=settings.limit,
@@ -270,23 +268,23 @@ def open_seeds(given: Input, settings: Settings, *, skip_bad_lines: bool = False
 
 
 def _to_reference(about: Any, exchange: Exchange, licence: str | None) -> Reference:
-    """A reference, still without its id."""
+    """Build a reference, without its id."""
     if exchange.response is None or not exchange.response.strip():
         raise UnknownShape("it has no response", "without a response")
-    found: Reference = {
+    reference: Reference = {
         "id": "",
         "instruction": exchange.instruction,
         "response": exchange.response,
     }
     if exchange.history:
-        found["history"] = list(exchange.history)
-    if source := _string(about, "source"):
-        found["source"] = source
+        reference["history"] = list(exchange.history)
+    if origin := _string(about, "source"):
+        reference["source"] = origin
     if stated := licence or _license(about):
-        found["license"] = stated
+        reference["license"] = stated
     if isinstance(about.get("tags"), list):
-        found["tags"] = [str(tag) for tag in about["tags"]]
-    return found
+        reference["tags"] = [str(tag) for tag in about["tags"]]
+    return reference
 
 
 def _string(row: Any, key: str) -> str | None:
@@ -295,7 +293,7 @@ def _string(row: Any, key: str) -> str | None:
 
 
 def _license(row: Any) -> str | None:
-    """What a row says of its licence; what is no text still says something."""
+    """The licence a row states; a value that is not text is given as JSON."""
     value = row.get("license") if isinstance(row, Mapping) else None
     stated = value if isinstance(value, str) or value is None else json.dumps(value, default=str)
     return stated if stated and stated.strip() else None

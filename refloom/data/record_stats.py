@@ -1,4 +1,4 @@
-"""What a run's records add up to, gone through once, in memory that does not grow with them."""
+"""Statistics of a run's records, computed in one pass and bounded memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 from memory.novelty import tokens
-from nodes.criteria import CLEAN_ID
+from nodes.criteria import NOT_CONTAMINATED_ID
 
 INSTRUCTION_SAMPLE = 200
 MAX_HITS = 200
@@ -22,7 +22,7 @@ MAX_CRITERIA_COUNTED = 20_000
 
 @dataclass(slots=True)
 class CriterionStats:
-    """How often a criterion was judged and passed, at the first attempt and at the last."""
+    """Verdicts on a criterion at the first and at the last attempt; `drawn`: from a reference."""
 
     text: str
     must: bool
@@ -33,13 +33,13 @@ class CriterionStats:
 
     @property
     def times(self) -> int:
-        """In how many samples it was judged."""
+        """The number of samples in which it was judged."""
         return sum(n for outcome, n in self.last.items() if outcome != "not_applicable")
 
 
 @dataclass
 class RecordStats:
-    """Counts and samples of records; `add` takes them one by one."""
+    """Counts and samples of records, which `add` takes one by one."""
 
     reasons: Counter[str] = field(default_factory=Counter)
     errors: Counter[str] = field(default_factory=Counter)
@@ -73,30 +73,30 @@ class RecordStats:
 
     @property
     def reviewed(self) -> str:
-        """What people decided, in words."""
-        said = {"accept": "accepted", "edit": "edited", "reject": "rejected"}
-        found = ((self.reviews[key], word) for key, word in said.items())
-        return ", ".join(f"{n:,} {word}" for n, word in found if n)
+        """The decisions of reviewers, as text."""
+        words = {"accept": "accepted", "edit": "edited", "reject": "rejected"}
+        counts = ((self.reviews[key], word) for key, word in words.items())
+        return ", ".join(f"{n:,} {word}" for n, word in counts if n)
 
     @property
     def sample(self) -> list[str]:
-        """Some of the accepted instructions, the same ones whatever the order of the records."""
+        """A sample of the accepted instructions that does not depend on the order of records."""
         return [text for _, text in sorted(self._sample)]
 
     def _hit(self, record: dict[str, Any]) -> None:
         verdicts = [v for attempt in record["attempts"] for v in attempt["verdicts"]]
-        found = [v["reason"] for v in verdicts if v["criterion_id"] == CLEAN_ID]
+        reasons = [v["reason"] for v in verdicts if v["criterion_id"] == NOT_CONTAMINATED_ID]
         if len(self.hits) < MAX_HITS:
-            self.hits.append((record["seed_id"], found[-1] if found else ""))
+            self.hits.append((record["seed_id"], reasons[-1] if reasons else ""))
 
     def _judged(self, record: dict[str, Any]) -> None:
         attempts = record["attempts"]
         if not attempts:
             return
-        told = {c["id"]: c for c in record["criteria"]}
+        criteria = {c["id"]: c for c in record["criteria"]}
         for attempt, name in ((attempts[0], "first"), (attempts[-1], "last")):
             for verdict in attempt["verdicts"]:
-                criterion = told.get(verdict["criterion_id"])
+                criterion = criteria.get(verdict["criterion_id"])
                 if criterion is None:
                     continue
                 passing = self._passing(criterion)
@@ -104,7 +104,7 @@ class RecordStats:
                     getattr(passing, name)[verdict["verdict"]] += 1
 
     def _passing(self, criterion: dict[str, Any]) -> CriterionStats | None:
-        # Criteria that several references brought in the same words are one.
+        # Criteria of several references with the same words are counted as one.
         drawn = criterion["reference_id"] is not None
         id_ = f"{criterion['text']} {criterion['must']}" if drawn else criterion["id"]
         if id_ not in self.criteria:
@@ -115,7 +115,7 @@ class RecordStats:
         return self.criteria[id_]
 
     def _take(self, record: dict[str, Any]) -> None:
-        """Keep the instructions whose ids have the smallest hashes: a fair draw, without luck."""
+        """Keep the instructions with the smallest hashes of ids: a reproducible random sample."""
         digest = sha256(record["id"].encode()).digest()
         item = (-int.from_bytes(digest[:8], "big"), record["instruction"])
         if len(self._sample) < INSTRUCTION_SAMPLE:
@@ -123,24 +123,24 @@ class RecordStats:
         else:
             heapq.heappushpop(self._sample, item)
 
-    def passing(self, most: int) -> list[CriterionStats]:
-        """Rules and built-in criteria, then the most judged ones of the references."""
+    def passing(self, limit: int) -> list[CriterionStats]:
+        """Rules and built-in criteria, then the most judged ones from references."""
         judged = [p for p in self.criteria.values() if p.times]
         ours = [p for p in judged if not p.drawn]
         theirs = sorted((p for p in judged if p.drawn), key=lambda p: -p.times)
-        return ours + theirs[:most]
+        return ours + theirs[:limit]
 
 
 def collect_stats(records: Iterable[str]) -> RecordStats:
-    """The facts of records given as JSON lines. Blocks."""
-    facts = RecordStats()
+    """The statistics of records given as JSON lines. Blocks."""
+    stats = RecordStats()
     for line in records:
-        facts.add(json.loads(line))
-    return facts
+        stats.add(json.loads(line))
+    return stats
 
 
 def quantiles(lengths: Iterable[int]) -> tuple[int, int, int] | None:
-    """The 5th, 50th and 95th percentile; None of nothing."""
+    """The 5th, 50th and 95th percentile; None if there are no values."""
     ordered = sorted(lengths)
     if not ordered:
         return None
@@ -148,10 +148,8 @@ def quantiles(lengths: Iterable[int]) -> tuple[int, int, int] | None:
     return ordered[at[0]], ordered[at[1]], ordered[at[2]]
 
 
-# MERGED refloom~data~diversity
-# How different texts are from each other, in figures that cost no model.
 class Diversity(NamedTuple):
-    """Figures of `texts` many texts; None where there are too few of them.
+    """Diversity of `texts` texts; figures are None if there are too few of them.
 
     `pairwise` is the mean ROUGE-L F1 over all pairs, `nearest` the mean of each text's highest,
     `distinct_2` the share of different pairs of words among all pairs of neighbouring words.
@@ -164,7 +162,7 @@ class Diversity(NamedTuple):
 
 
 def measure_diversity(texts: Sequence[str]) -> Diversity:
-    """Compare every text with every other; meant for some hundreds of them. Blocks.
+    """Compare all pairs of texts; meant for some hundreds. Blocks.
 
     >>> measure_diversity(["why two tides", "why two moons"]).pairwise
     0.667

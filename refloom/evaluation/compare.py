@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from memory.references import content_id
-from nodes.compare import Duel, compare
+from nodes.compare import PairwiseResult, compare
 from nodes.context import Context
 from nodes.llm import CallFailed, CallOrigin, Complete
 from prompts import version
@@ -137,7 +137,7 @@ class Match:
     instruction: str
     a: ArmSample
     b: ArmSample
-    duel: Duel | None
+    duel: PairwiseResult | None
     same: bool
 
     @property

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
-from nodes.context import Feedback
+from nodes.context import FeedbackArm
 from nodes.llm import Complete
 from refloom.data.write import replace_lines
 from refloom.errors import InputError, JournalError
@@ -19,7 +19,7 @@ from refloom.runs.journal import Journal, is_experiment
 from refloom.settings import Settings
 
 BASE_ARM = "reference"
-ARMS: tuple[str, ...] = get_args(Feedback)
+ARMS: tuple[str, ...] = get_args(FeedbackArm)
 
 
 def parse_arms(text: str) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ from graph.builder import build_graph
 from memory.embed import Vectors
 from memory.index import draw_other
 from memory.references import Reference
-from nodes.learn import MOST
+from nodes.learn import MAX_CHARACTERISTICS
 from nodes.llm import Call, Reply
 from nodes.llm.protocol import schema_of
 from nodes.state import Usage, no_usage
@@ -309,7 +309,7 @@ class FakeModel:
                 "relevant_skills": phrases,
                 "characteristics": [
                     {"text": self._filler(assume.criterion_bytes), "quote": quote, "must": True}
-                    for _ in range(min(assume.characteristics, MOST))
+                    for _ in range(min(assume.characteristics, MAX_CHARACTERISTICS))
                 ],
             }
         if call.stage == "propose":
@@ -332,7 +332,7 @@ class FakeModel:
                 self._drafts.add(response)
             return response
         if call.stage == "feedback":
-            return [self._filler(self._assume.reason_bytes) for _ in range(MOST)]
+            return [self._filler(self._assume.reason_bytes) for _ in range(MAX_CHARACTERISTICS)]
         if call.answer.model_fields[name].annotation is str:
             return self._filler(self._assume.reason_bytes)
         count = self._assume.verdicts_fed_back

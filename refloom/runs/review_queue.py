@@ -15,7 +15,7 @@ from typing import Any
 
 from memory.contamination import Contamination
 from memory.references import Reference
-from nodes.decisions import Decision, decided, question
+from nodes.decisions import ReviewDecision, apply_decision, review_question
 from nodes.llm.fast_json import dumps
 from nodes.record import Record
 from refloom.errors import JournalError
@@ -81,10 +81,10 @@ class ReviewQueue:
         """One sample with its references, before any decision. Raises `UnknownSample`."""
         with closing(connect_read_only(self.path)) as connection:
             entry = json.loads(_read_entry(connection, id_)[1])
-        payload = question(entry["sample"], entry["references"])
+        payload = review_question(entry["sample"], entry["references"])
         return {"sample": payload["sample"], "references": payload["references"]}
 
-    def decide(self, id_: str, decision: Decision, by: str | None = None) -> dict[str, int]:
+    def decide(self, id_: str, decision: ReviewDecision, by: str | None = None) -> dict[str, int]:
         """Apply a decision to a waiting sample; a later decision replaces an earlier one.
 
         Raises `UnknownSample`, or `BadDecision` if it cannot be applied.
@@ -95,7 +95,7 @@ class ReviewQueue:
             hit = None
             if self._contamination is not None and decision.response:
                 hit = self._contamination.response(decision.response)
-            record = decided(
+            record = apply_decision(
                 entry["sample"],
                 entry["references"],
                 decision,

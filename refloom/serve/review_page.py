@@ -21,7 +21,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from nodes.text_diff import changes
+from nodes.text_diff import diff
 
 Authorise = Callable[[Request], Awaitable[Response | None]]
 
@@ -145,7 +145,7 @@ def render_sample(request: DisplayRequest) -> dict[str, Any]:
         texts = {"instruction": show(pair.instruction), "response": show(pair.response)}
         pairs.append({"id": pair.id, **texts})
     before = sample.attempts[0].response if sample.attempts else sample.response
-    return {**pairs[0], "references": pairs[1:], "changes": changes(before, sample.response)}
+    return {**pairs[0], "references": pairs[1:], "changes": diff(before, sample.response)}
 
 
 async def _read_body(request: Request) -> bytes | None:

@@ -23,11 +23,11 @@ from memory.characteristics import NAMESPACE, Learned, open_store
 from memory.references import IndexUnusable, Reference
 from memory.store import ReferenceFile
 from nodes.context import Context
-from nodes.judge import fold
-from nodes.learn import key_of
+from nodes.judge import fold_text
+from nodes.learn import learned_key
 from nodes.record import Record
 from nodes.state import Criterion
-from nodes.trial import another_topic, cut_in_half
+from nodes.trial import cut_in_half, off_topic_response
 from refloom.errors import InputError
 from refloom.runs.journal import read_records
 from refloom.runs.outputs import read_status
@@ -218,9 +218,9 @@ def _read_references(
                 if id_ in ids and id_ not in references
             ]
             for reference in file.rows(rows):
-                response = fold(reference["response"])
+                response = fold_text(reference["response"])
                 quotes = [c["quote"] or "" for c in criteria.get(reference["id"], ())]
-                if all(fold(quote) in response for quote in quotes):
+                if all(fold_text(quote) in response for quote in quotes):
                     references[reference["id"]] = reference
     return references
 
@@ -249,7 +249,7 @@ async def load_learned(
     with suppress(IndexUnusable):
         async with open_store(memory) as store:
             for id_, reference in test_set.references.items():
-                entry = await store.aget(NAMESPACE, key_of(reference, context))
+                entry = await store.aget(NAMESPACE, learned_key(reference, context))
                 if entry is not None:
                     learned[id_] = entry.value
     return learned
@@ -303,7 +303,7 @@ def make_canaries(instruction: str, response: str, other: str | None = None) -> 
     """
     canaries = {
         "truncated": truncate(response),
-        "off_topic": another_topic(instruction, response),
+        "off_topic": off_topic_response(instruction, response),
         "contradicting": contradict(response),
         "padded": pad(response),
         "flattering": FLATTERY,

@@ -1,4 +1,7 @@
-"""Asking a judge about texts of known worth: what is asked, and what came back."""
+"""Asking a judge about texts of known quality: the cases, the judge, its thresholds and criteria.
+
+Built on `nodes.judge`, `nodes.compare` and `nodes.verdicts.vote`, as a run is.
+"""
 
 from __future__ import annotations
 
@@ -9,27 +12,27 @@ from typing import TypeVar
 
 from memory.characteristics import Learned
 from memory.references import Turn
-from nodes.compare import Duel, compare
+from nodes.compare import PairwiseResult, compare
 from nodes.context import Context
 from nodes.criteria import ANSWERS_ID, answers_instruction, rule_criteria
-from nodes.judge import Judged, judge
+from nodes.judge import JudgeResult, judge
 from nodes.llm import CallFailed, CallOrigin, Complete, ProviderStopped
 from nodes.record import Record
-from nodes.state import Criterion, Verdict, no_usage
+from nodes.state import Attempt, Criterion, Verdict, no_usage
 from nodes.trial import midpoint
-from nodes.verdicts import vote
+from nodes.verdicts import meets_criteria, vote
 from refloom.evaluation.judging import gather_bounded, progress_printer
 from refloom.settings import Settings
 
 DUEL_KINDS = ("padded", "truncated", "flattering")
-# More draws than a response is judged again: what tells a vote's from a repeat's.
+# Keeps the draws of votes apart from those of repeats: more than the repeats of a response.
 VOTE_DRAW_STRIDE = 1000
 
 T = TypeVar("T")
 
 
 class MethodUnavailable(Exception):
-    """The endpoint cannot judge in this way."""
+    """The endpoint does not support this method of judging."""
 
 
 @dataclass(frozen=True)
@@ -37,16 +40,16 @@ class JudgeCase:
     """One response to be judged.
 
     Attributes:
-        about: The id of the reference or sample it belongs to; cases of one id hang together.
-        kind: What it is: "own", "original", or how it was spoiled.
-        instruction: What it answers.
+        source_id: The id of the reference or sample that the response was made from.
+        kind: "own" or "original" for its own response, else how the response was corrupted.
+        instruction: The instruction.
         response: The response.
-        criteria: What it is judged by; rules among them are not the judge's.
-        history: What was said before the instruction.
-        draw: Which repeat this is.
+        criteria: The criteria of the judge; rules are not among them.
+        history: The turns before the instruction.
+        draw: The number of the repeat, from 0.
     """
 
-    about: str
+    source_id: str
     kind: str
     instruction: str
     response: str
@@ -57,28 +60,46 @@ class JudgeCase:
 
 @dataclass(frozen=True)
 class JudgedCase:
-    """A case with the judge's verdicts by criterion id."""
+    """A case with the judge's verdicts by criterion id, and the rules' if they were applied."""
 
     case: JudgeCase
     verdicts: Mapping[str, Verdict]
+    rule_verdicts: Sequence[Verdict] = ()
 
+    def passes_judge(self, context: Context) -> bool:
+        """Whether the response passes by the judge alone."""
+        return self._passes(list(self.verdicts.values()), self.case.criteria, context)
 
-# With the rules' verdicts on the same response.
-JudgedWithRules = tuple[JudgedCase, list[Verdict]]
+    def passes_rules(self, context: Context) -> bool:
+        """Whether the response passes by the rules alone."""
+        return self._passes(self.rule_verdicts, rule_criteria(), context)
+
+    def is_accepted(self, context: Context) -> bool:
+        """Whether a run would accept the response, by the judge and the rules together."""
+        verdicts = [*self.verdicts.values(), *self.rule_verdicts]
+        return self._passes(verdicts, [*self.case.criteria, *rule_criteria()], context)
+
+    def _passes(
+        self, verdicts: Sequence[Verdict], criteria: Sequence[Criterion], context: Context
+    ) -> bool:
+        attempt: Attempt = {"response": self.case.response, "verdicts": list(verdicts)}
+        return meets_criteria(attempt, criteria, context)
 
 
 @dataclass(frozen=True)
 class CanaryDuel:
-    """A duel of an accepted response against one of its canaries."""
+    """A duel between an accepted response, which is first, and the canary of a case."""
 
-    about: str
-    kind: str
-    duel: Duel
+    canary: JudgeCase
+    duel: PairwiseResult
 
 
 @dataclass(frozen=True)
 class CaseJudge:
-    """A judge at work: where its calls go, and how it judges."""
+    """The judge under test: where its calls go, and how it judges.
+
+    Its methods return what succeeded and, apart, the calls that failed.
+    """
 
     complete: Complete
     context: Context
@@ -86,33 +107,44 @@ class CaseJudge:
     directory: Path
 
     async def judge_cases(
-        self, cases: Sequence[JudgeCase], what: str
+        self, cases: Sequence[JudgeCase], label: str
     ) -> tuple[list[JudgedCase], list[CallFailed]]:
-        """Have cases judged; those whose call failed are left out, and their faults returned.
+        """Judge cases; `label` names them in the progress lines.
 
         Raises `MethodUnavailable` if the endpoint gives no log-probabilities for `logodds`.
         """
         if not cases:
             return [], []
-        # The first one alone: an endpoint that cannot judge so is not asked for all of them.
-        first = await self._one(0, cases[0], certain=True)
-        on_progress = progress_printer(f"judge-check: {what}", self.settings.quiet)
-        numbered = list(enumerate(cases))[1:]
+        # The first case goes alone, so an endpoint that cannot judge this way is asked only once.
+        first = await self._judge_case(0, cases[0])
+        if (
+            isinstance(first, CallFailed)
+            and self.context.method == "logodds"
+            and lacks_logprobs(first)
+        ):
+            raise MethodUnavailable(first.message) from first
         rest = await gather_bounded(
-            numbered,
-            lambda item: self._one(*item),
+            list(enumerate(cases))[1:],
+            lambda numbered: self._judge_case(*numbered),
             limit=self.settings.calls_at_once,
-            on_progress=on_progress,
+            on_progress=progress_printer(f"judge-check: {label}", self.settings.quiet),
         )
         return _split_failures([first, *rest])
 
-    async def _judged(
+    async def _judge_case(self, number: int, case: JudgeCase) -> JudgedCase | CallFailed:
+        try:
+            judged = await self._call_judge(number, case, case.criteria, case.draw)
+        except CallFailed as failure:
+            return failure
+        return JudgedCase(case, {v["criterion_id"]: v for v in judged.verdicts})
+
+    async def _call_judge(
         self, number: int, case: JudgeCase, criteria: Sequence[Criterion], draw: int
-    ) -> Judged:
+    ) -> JudgeResult:
         return await judge(
             self.complete,
             self.context,
-            CallOrigin(f"judge-check {case.about}", case.kind, (number,)),
+            CallOrigin(f"judge-check {case.source_id}", case.kind, (number,)),
             instruction=case.instruction,
             response=case.response,
             criteria=criteria,
@@ -120,135 +152,130 @@ class CaseJudge:
             history=case.history,
         )
 
-    async def _one(
-        self, number: int, case: JudgeCase, certain: bool = False
-    ) -> JudgedCase | CallFailed:
-        try:
-            judged = await self._judged(number, case, case.criteria, case.draw)
-        except CallFailed as failed:
-            if certain and self.context.method == "logodds" and lacks_logprobs(failed):
-                raise MethodUnavailable(failed.message) from failed
-            return failed
-        return JudgedCase(case, {v["criterion_id"]: v for v in judged.verdicts})
-
     async def vote(
-        self, ruled: Sequence[JudgedWithRules]
-    ) -> tuple[list[JudgedWithRules], list[CallFailed]]:
-        """The verdicts that a run would decide by: where one alone does, its majority."""
+        self, judged_cases: Sequence[JudgedCase]
+    ) -> tuple[list[JudgedCase], list[CallFailed]]:
+        """Replace each verdict that alone decides by the majority of a vote, as a run does."""
 
-        async def one(item: tuple[int, JudgedWithRules]) -> JudgedWithRules | CallFailed:
-            number, (heard, rules) = item
-            case = heard.case
+        async def vote_on(numbered: tuple[int, JudgedCase]) -> JudgedCase | CallFailed:
+            number, judged = numbered
+            case = judged.case
 
-            async def again(criteria: Sequence[Criterion], draw: int) -> Judged:
-                return await self._judged(
+            async def judge_again(criteria: Sequence[Criterion], draw: int) -> JudgeResult:
+                return await self._call_judge(
                     number, case, criteria, case.draw + VOTE_DRAW_STRIDE * draw
                 )
 
-            once = Judged(list(heard.verdicts.values()), no_usage())
-            criteria = [*case.criteria, *rule_criteria()]
             try:
-                judged = await vote(once, rules, criteria, self.context, again)
-            except CallFailed as failed:
-                return failed
-            return JudgedCase(case, {v["criterion_id"]: v for v in judged.verdicts}), rules
+                voted = await vote(
+                    JudgeResult(list(judged.verdicts.values()), no_usage()),
+                    judged.rule_verdicts,
+                    [*case.criteria, *rule_criteria()],
+                    self.context,
+                    judge_again,
+                )
+            except CallFailed as failure:
+                return failure
+            return replace(judged, verdicts={v["criterion_id"]: v for v in voted.verdicts})
 
-        at_once = self.settings.calls_at_once
-        found = await gather_bounded(list(enumerate(ruled)), one, limit=at_once)
-        return _split_failures(found)
+        results = await gather_bounded(
+            list(enumerate(judged_cases)), vote_on, limit=self.settings.calls_at_once
+        )
+        return _split_failures(results)
 
-    async def duels(self, cases: Sequence[JudgeCase]) -> tuple[list[CanaryDuel], list[CallFailed]]:
-        """Each original against its canaries of the kinds `DUEL_KINDS`, in both orders."""
-        originals = {c.about: c for c in cases if c.kind == "original"}
-        fought = [c for c in cases if c.kind in DUEL_KINDS and not c.draw]
+    async def run_duels(
+        self, cases: Sequence[JudgeCase]
+    ) -> tuple[list[CanaryDuel], list[CallFailed]]:
+        """Compare each original with its canaries of `DUEL_KINDS`, in both orders."""
+        originals = {c.source_id: c for c in cases if c.kind == "original"}
+        canaries = [c for c in cases if c.kind in DUEL_KINDS and not c.draw]
 
-        async def one(item: tuple[int, JudgeCase]) -> CanaryDuel | CallFailed:
-            number, case = item
-            place = CallOrigin(f"judge-check {case.about}", f"duel {case.kind}", (number,))
+        async def run_duel(numbered: tuple[int, JudgeCase]) -> CanaryDuel | CallFailed:
+            number, canary = numbered
             try:
                 duel = await compare(
                     self.complete,
                     self.context,
-                    place,
-                    instruction=case.instruction,
-                    first=originals[case.about].response,
-                    second=case.response,
+                    CallOrigin(f"judge-check {canary.source_id}", f"duel {canary.kind}", (number,)),
+                    instruction=canary.instruction,
+                    first=originals[canary.source_id].response,
+                    second=canary.response,
                 )
-            except CallFailed as failed:
-                return failed
-            return CanaryDuel(case.about, case.kind, duel)
+            except CallFailed as failure:
+                return failure
+            return CanaryDuel(canary, duel)
 
-        on_progress = progress_printer("judge-check: duels", self.settings.quiet)
-        at_once = max(1, self.settings.calls_at_once // 2)
-        found = await gather_bounded(
-            list(enumerate(fought)), one, limit=at_once, on_progress=on_progress
+        results = await gather_bounded(
+            list(enumerate(canaries)),
+            run_duel,
+            # A duel is two calls at once.
+            limit=max(1, self.settings.calls_at_once // 2),
+            on_progress=progress_printer("judge-check: duels", self.settings.quiet),
         )
-        return _split_failures(found)
+        return _split_failures(results)
 
 
-def _split_failures(found: Sequence[T | CallFailed]) -> tuple[list[T], list[CallFailed]]:
-    """What came back, and the faults."""
-    faults = [one for one in found if isinstance(one, CallFailed)]
-    return [one for one in found if not isinstance(one, CallFailed)], faults
+def _split_failures(results: Sequence[T | CallFailed]) -> tuple[list[T], list[CallFailed]]:
+    failures = [result for result in results if isinstance(result, CallFailed)]
+    return [result for result in results if not isinstance(result, CallFailed)], failures
 
 
 def lacks_logprobs(error: CallFailed | ProviderStopped) -> bool:
-    """Whether an endpoint was given up since it gives no log-probabilities."""
+    """Whether the error is that the endpoint gives no log-probabilities."""
     return "log-probabilities" in str(error)
 
 
-def redraw(cases: Sequence[JudgeCase], draw: int) -> list[JudgeCase]:
-    """The same cases, to be judged once more."""
-    return [replace(case, draw=draw) for case in cases]
-
-
-# MERGED refloom~measure~judge_bars
-# By what a judge judges here: the criteria of a sample, and the bars of log-odds.
 @dataclass
 class Thresholds:
-    """Above which log-odds a response passes: by criterion, and of what depends on the reference.
+    """The log-odds or cosine above which a response passes.
 
-    `answers` (the built-in criterion) and `topics` (cosines) are by reference id.
+    Attributes:
+        criteria: By criterion id, of the criteria drawn from references.
+        answers: By reference id, of the built-in criterion.
+        topics: By reference id, of the cosine of instruction and response.
     """
 
     criteria: dict[str, float] = field(default_factory=dict)
     answers: dict[str, float] = field(default_factory=dict)
     topics: dict[str, float] = field(default_factory=dict)
 
-    def take(self, reference_id: str, learned: Learned) -> None:
-        """Take the bars that a trial left with a reference."""
-        for name, kept in (("answers_bar", self.answers), ("topic_bar", self.topics)):
-            if learned[name] is not None:
-                kept[reference_id] = learned[name]
+    def add_learned(self, reference_id: str, learned: Learned) -> None:
+        """Add the thresholds that an earlier trial stored for a reference."""
+        if learned["answers_bar"] is not None:
+            self.answers[reference_id] = learned["answers_bar"]
+        if learned["topic_bar"] is not None:
+            self.topics[reference_id] = learned["topic_bar"]
         for criterion in learned["criteria"]:
             if criterion.get("bar") is not None:
                 self.criteria[criterion["id"]] = criterion["bar"]
 
-    def answer(self, reference_ids: Sequence[str]) -> float | None:
-        """The built-in criterion's bar for what rests on these references, as a run has it.
+    def answers_threshold(self, reference_ids: Sequence[str]) -> float | None:
+        """The threshold of the built-in criterion for a sample of these references, as in a run.
 
-        Where none of them was tried it is the mean over all that were.
+        The mean over these references, or over all if none of these has one.
         """
-        own = _mean([self.answers[id_] for id_ in reference_ids if id_ in self.answers])
-        return own if own is not None else _mean(list(self.answers.values()))
+        values = [self.answers[id_] for id_ in reference_ids if id_ in self.answers]
+        return _mean(values or list(self.answers.values()))
 
-    def topic(self, reference_ids: Sequence[str]) -> float | None:
-        """The bar of the cosine of instruction and response."""
+    def topic_threshold(self, reference_ids: Sequence[str]) -> float | None:
+        """The threshold of the cosine for a sample of these references."""
         return _mean([self.topics[id_] for id_ in reference_ids if id_ in self.topics])
 
-    def fit(self, heard: Sequence[JudgedCase], spoils: Sequence[str]) -> None:
-        """Set what is still missing from scores at hand, as a trial does."""
+    def fit(self, judged_cases: Sequence[JudgedCase], corrupted_kinds: Sequence[str]) -> None:
+        """Set the thresholds still missing from the scores of references, as a trial does."""
         scores: dict[tuple[str, str], dict[str, float]] = {}
-        for one in heard:
-            for id_, verdict in one.verdicts.items():
+        for judged in judged_cases:
+            for id_, verdict in judged.verdicts.items():
                 if verdict["score"] is not None:
-                    of = scores.setdefault((one.case.about, id_), {})
-                    of[one.case.kind] = verdict["score"]
-        for (about, id_), by_kind in scores.items():
-            bar = midpoint(by_kind.get("own"), [by_kind[k] for k in spoils if k in by_kind])
-            if bar is not None:
-                kept, key = (self.answers, about) if id_ == ANSWERS_ID else (self.criteria, id_)
-                kept.setdefault(key, bar)
+                    by_kind = scores.setdefault((judged.case.source_id, id_), {})
+                    by_kind[judged.case.kind] = verdict["score"]
+        for (source_id, id_), by_kind in scores.items():
+            corrupted = [by_kind[kind] for kind in corrupted_kinds if kind in by_kind]
+            threshold = midpoint(by_kind.get("own"), corrupted)
+            if threshold is not None and id_ == ANSWERS_ID:
+                self.answers.setdefault(source_id, threshold)
+            elif threshold is not None:
+                self.criteria.setdefault(id_, threshold)
 
 
 def _mean(values: Sequence[float]) -> float | None:
@@ -256,23 +283,26 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def applied_criteria(
-    record: Record, context: Context, bars: Thresholds, also: Collection[str] = ()
+    record: Record, context: Context, thresholds: Thresholds, extra_ids: Collection[str] = ()
 ) -> list[Criterion]:
-    """The criteria of a sample as this judge applies them.
+    """The criteria of a sample as the judge under test applies them.
 
-    By log-odds only the built-in ones are a `must`, and the others, which decide nothing, are not
-    asked, but for those `also` names. A sample of an arm without a judge has the built-in one.
+    By log-odds, criteria drawn from references decide nothing: only the built-in ones are asked,
+    and those of `extra_ids` as a `should`. A sample that no judge judged has the built-in one.
     """
-    given: list[Criterion] = [c for c in record["criteria"] if c["judged_by"] == "judge"]
-    given = given or [answers_instruction(None)]
+    criteria: list[Criterion] = [c for c in record["criteria"] if c["judged_by"] == "judge"]
+    criteria = criteria or [answers_instruction(None)]
     if context.method == "verdict":
-        return given
-    asked: list[Criterion] = []
-    for criterion in given:
+        return criteria
+    applied: list[Criterion] = []
+    for criterion in criteria:
         id_ = criterion["id"]
-        bar = bars.answer(record["reference_ids"]) if id_ == ANSWERS_ID else bars.criteria.get(id_)
+        if id_ == ANSWERS_ID:
+            threshold = thresholds.answers_threshold(record["reference_ids"])
+        else:
+            threshold = thresholds.criteria.get(id_)
         if criterion["reference_id"] is None:
-            asked.append({**criterion, "bar": bar})
-        elif id_ in also:
-            asked.append({**criterion, "must": False, "bar": bar})
-    return asked
+            applied.append({**criterion, "bar": threshold})
+        elif id_ in extra_ids:
+            applied.append({**criterion, "must": False, "bar": threshold})
+    return applied

@@ -15,7 +15,7 @@ from typing import Any
 from nodes.context import Context
 from nodes.criteria import ANSWERS_ID
 from nodes.state import Criterion, Verdict
-from nodes.verdicts import passes, settled
+from nodes.verdicts import meets_criteria, passes
 from refloom.evaluation.judge_check.cases import CANARY_KINDS, FAULTY_KINDS
 from refloom.evaluation.judge_check.judgements import DUEL_KINDS, CanaryDuel, JudgedCase, Thresholds
 from refloom.evaluation.stats import Interval, auc, bootstrap_mean, interval_to_dict
@@ -58,7 +58,7 @@ def sample_outcome(
     response = heard.case.response
 
     def holds(verdicts: Sequence[Verdict], by: Sequence[Criterion]) -> bool:
-        return settled({"response": response, "verdicts": list(verdicts)}, by, context)
+        return meets_criteria({"response": response, "verdicts": list(verdicts)}, by, context)
 
     return SampleOutcome(
         heard.case.about,

@@ -9,12 +9,12 @@ from typing import Any
 from memory.embed import Embed, cosine
 from memory.references import Reference
 from nodes.context import Context
-from nodes.criteria import Facts, answers_instruction, apply_rules, rule_criteria
+from nodes.criteria import RuleInput, answers_instruction, apply_rules, rule_criteria
 from nodes.llm import CallFailed
 from nodes.record import Record
 from nodes.state import Criterion, Verdict
-from nodes.trial import spoiled, topic_bar_of
-from nodes.verdicts import passes, settled
+from nodes.trial import corruptions, topic_bar_of
+from nodes.verdicts import meets_criteria, passes
 from refloom.evaluation.judge_check import metrics as figures
 from refloom.evaluation.judge_check.cases import (
     JudgeTestSet,
@@ -127,7 +127,7 @@ def reference_cases(test_set: JudgeTestSet) -> list[JudgeCase]:
     references = list(test_set.tested_references.values())
     cases = []
     for i, reference in enumerate(references):
-        bad = spoiled(reference["instruction"], reference["response"])
+        bad = corruptions(reference["instruction"], reference["response"])
         other = references[(i + 1) % len(references)]
         responses = {"own": reference["response"], **bad, "mismatched": other["response"]}
         criteria: list[Criterion] = [answers_instruction(None), *test_set.criteria[reference["id"]]]
@@ -178,7 +178,7 @@ async def _rule_verdicts(
     near = None
     if embed is not None and bar is not None:
         near = await cosine(embed, case.instruction, case.response)
-    return apply_rules(Facts(case.instruction, case.response, references, near, bar))
+    return apply_rules(RuleInput(case.instruction, case.response, references, near, bar))
 
 
 async def judge_human_samples(
@@ -206,7 +206,9 @@ async def judge_human_samples(
         ruled = [v for v in final_attempt(record)["verdicts"] if v["criterion_id"] in ids]
         said = [*one.verdicts.values(), *ruled]
         criteria = [*one.case.criteria, *rules]
-        whole = settled({"response": one.case.response, "verdicts": said}, criteria, judge.context)
+        whole = meets_criteria(
+            {"response": one.case.response, "verdicts": said}, criteria, judge.context
+        )
         found[one.case.about, WHOLE_SAMPLE] = whole
         found |= {(one.case.about, v["criterion_id"]): passes(v) for v in said}
     return found, faults

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from nodes.llm.fast_json import loads
-from nodes.text_diff import changes
+from nodes.text_diff import diff
 from refloom.evaluation.report.collect import MAX_CARDS, ReferenceSample, RunData
 from refloom.evaluation.report.tables import format_count, format_dollars, short_name
 from refloom.evaluation.stats import EMPTY, Interval
@@ -115,7 +115,7 @@ def text_changes(before: str, after: str) -> list[tuple[str, str]]:
     """The differences by words, with long unchanged passages shortened. Blocks."""
     pieces: list[tuple[str, str]] = []
     size = 0
-    parts = changes(before, after)
+    parts = diff(before, after)
     for i, (tag, text) in enumerate(parts):
         if tag == "equal" and len(text) > MAX_EQUAL:
             text = _shorten_equal(text, first=i > 0, last=i < len(parts) - 1)
