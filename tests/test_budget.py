@@ -63,6 +63,25 @@ async def turns() -> None:
         await asyncio.sleep(0)
 
 
+async def admits(budget: Budget, wanted: Call) -> bool:
+    """Whether a call is let on at once; it stays in flight if so."""
+    reserving = asyncio.create_task(budget.reserve(wanted))
+    await turns()
+    if not reserving.done():
+        reserving.cancel()
+        await turns()
+        return False
+    reserving.result()
+    return True
+
+
+async def assert_nothing_reserved(budget: Budget, max_tokens: int) -> None:
+    """A call for all that is not spent is let on, and then no other."""
+    rest = max_tokens - budget.spent_tokens
+    assert await admits(budget, call(rest - TOKENS_PER_CALL))
+    assert not await admits(budget, call(0))
+
+
 def lines(tmp_path: Path, text: str) -> Path:
     path = tmp_path / "prices.toml"
     path.write_text(text, encoding="utf-8")
@@ -166,19 +185,31 @@ def test_a_cap_in_dollars_needs_the_price_of_every_model():
 
 async def test_a_call_is_reserved_at_its_most_and_settled_at_its_bill():
     budget = Budget(max_cost=1.0, max_tokens=10_000, prices=PRICES)
-    kept = await budget.reserve(call(100, room=2))
-    assert budget.reserved_tokens == TOKENS_PER_CALL + 200
-    assert budget.reserved_cost == pytest.approx((TOKENS_PER_CALL + 400) / 1e6)
-    budget.settle(kept, usage(20, 30, 10))
-    assert (budget.reserved_tokens, budget.reserved_cost) == (0, 0)
+    reservation = await budget.reserve(call(100, room=2))
+    assert reservation.tokens == TOKENS_PER_CALL + 200
+    assert reservation.pico == (TOKENS_PER_CALL + 400) * 10**6
+    budget.settle(reservation, usage(20, 30, 10))
     assert budget.spent_tokens == 50
     assert budget.spent_cost == pytest.approx((10 * 1.0 + 10 * 0.5 + 30 * 2.0) / 1e6)
+    await assert_nothing_reserved(budget, 10_000)
+
+
+async def test_what_is_reserved_in_dollars_is_free_again_when_it_is_settled():
+    # Exactly what two calls of 264 micro-dollars may cost.
+    budget = Budget(max_cost=528 / 1e6, max_tokens=None, prices=PRICES)
+    first = await budget.reserve(call(100))
+    assert await admits(budget, call(100))
+    assert not await admits(budget, call(0))
+    budget.settle(first, None)
+    assert await admits(budget, call(100))
+    assert not await admits(budget, call(0))
 
 
 async def test_a_failed_call_is_billed_nothing():
     budget = tokens_only(1000)
     budget.settle(await budget.reserve(call()), None)
-    assert (budget.spent_tokens, budget.reserved_tokens) == (0, 0)
+    assert budget.spent_tokens == 0
+    await assert_nothing_reserved(budget, 1000)
 
 
 async def test_a_reservation_is_settled_only_once():
@@ -216,8 +247,10 @@ async def test_a_body_of_the_users_that_asks_for_more_is_reserved_for():
 async def test_without_a_cap_nothing_is_reserved_and_everything_is_counted():
     budget = Budget(max_cost=None, max_tokens=None, prices=PRICES, cost=1.5, tokens=7)
     for _ in range(3):
-        budget.settle(await budget.reserve(call(10**9)), usage(100, 100))
-    assert (budget.reserved_tokens, budget.spent_tokens) == (0, 607)
+        reservation = await budget.reserve(call(10**9))
+        assert (reservation.tokens, reservation.pico) == (0, 0)
+        budget.settle(reservation, usage(100, 100))
+    assert budget.spent_tokens == 607
     assert budget.spent_cost == pytest.approx(1.5 + 3 * 300 / 1e6)
 
 
@@ -268,7 +301,8 @@ async def test_what_does_not_fit_beside_others_waits_for_them_lower_orders_first
     budget.settle(first, usage(10))
     await asyncio.gather(*tasks)
     assert entered == sorted(orders)
-    assert (budget.reserved_tokens, budget.spent_tokens) == (0, 15)
+    assert budget.spent_tokens == 15
+    await assert_nothing_reserved(budget, 1000)
 
 
 async def test_once_spent_it_is_spent_for_all_who_wait_and_all_who_come():
@@ -282,7 +316,6 @@ async def test_once_spent_it_is_spent_for_all_who_wait_and_all_who_come():
     assert [type(one) for one in found] == [BudgetSpent] * 3
     with pytest.raises(BudgetSpent, match="964 are used"):
         await budget.reserve(call(0))
-    assert budget.reserved_tokens == 0
 
 
 async def test_a_hopeless_call_ends_the_wait_of_others_too():
@@ -295,7 +328,7 @@ async def test_a_hopeless_call_ends_the_wait_of_others_too():
     with pytest.raises(BudgetSpent):
         await waiting
     budget.settle(kept, usage(1))
-    assert (budget.reserved_tokens, budget.spent_tokens) == (0, 1)
+    assert budget.spent_tokens == 1
 
 
 async def test_a_big_call_that_is_given_up_lets_those_behind_it_on():
@@ -320,8 +353,7 @@ async def test_one_given_up_in_the_moment_it_is_let_on_gives_its_part_back():
     lost.cancel()
     await turns()
     assert lost.cancelled()
-    assert budget.reserved_tokens == 0
-    assert (await budget.reserve(call(900))).tokens == budget.reserved_tokens
+    await assert_nothing_reserved(budget, 1000)
 
 
 class Played:
@@ -332,7 +364,6 @@ class Played:
         self.max_cost, self.max_tokens, self.draw = max_cost, max_tokens, draw
         self.budget = Budget(max_cost=max_cost, max_tokens=max_tokens, prices=PRICES)
         self.tasks: list[asyncio.Task[Reservation]] = []
-        self.given_up: set[asyncio.Task[Reservation]] = set()
         self.settled: set[Reservation] = set()
 
     def under_way(self) -> list[Reservation]:
@@ -362,13 +393,31 @@ class Played:
             self.draw.choice(open_).cancel()
 
     def check(self) -> None:
-        budget = self.budget
-        assert budget.reserved_tokens >= 0
+        in_flight = self.under_way()
         if self.max_tokens is not None:
-            assert budget.spent_tokens + budget.reserved_tokens <= self.max_tokens
+            tokens = self.budget.spent_tokens + sum(one.tokens for one in in_flight)
+            assert tokens <= self.max_tokens
         if self.max_cost is not None:
-            cost = budget.spent_cost + budget.reserved_cost
+            cost = self.budget.spent_cost + sum(one.pico for one in in_flight) / 1e12
             assert cost <= self.max_cost + 1e-11
+
+    async def check_that_nothing_is_reserved(self) -> None:
+        """A call for nearly all that is left is let on, if there may be any more, and no other."""
+        rests = []
+        if self.max_tokens is not None:
+            rests.append(self.max_tokens - self.budget.spent_tokens - TOKENS_PER_CALL)
+        if self.max_cost is not None:
+            left = round((self.max_cost - self.budget.spent_cost) * 1e6, 3) - TOKENS_PER_CALL
+            # An answer's token costs two micro-dollars; one is left over for what rounding takes.
+            rests.append(int(left // 2) - 1)
+        if not rests or min(rests) < 0:
+            return
+        try:
+            assert await admits(self.budget, call(min(rests)))
+            assert not await admits(self.budget, call(0))
+        except BudgetSpent:
+            # One of them was refused, perhaps in the moment it was given up.
+            assert any(t.cancelled() or t.exception() for t in self.tasks)
 
     async def play(self, calls: list[tuple[int, int, str]]) -> None:
         for completion, order, model in calls:
@@ -399,7 +448,7 @@ def test_no_order_of_things_passes_a_cap_or_leaves_anyone_waiting(calls, micro, 
     async def main() -> None:
         played = Played(micro, most, random.Random(seed))
         await played.play(calls)
-        assert (played.budget.reserved_tokens, played.budget.reserved_cost) == (0, 0)
+        await played.check_that_nothing_is_reserved()
         refused = [t for t in played.tasks if not t.cancelled() and t.exception()]
         assert all(type(t.exception()) is BudgetSpent for t in refused)
         if micro is None and most is None:

@@ -227,16 +227,6 @@ class Budget:
         """Prompt and completion tokens billed, earlier sessions' too."""
         return self._spent_tokens
 
-    @property
-    def reserved_cost(self) -> float:
-        """Dollars reserved for calls in flight; 0 without a cap."""
-        return self._reserved_pico / PICO
-
-    @property
-    def reserved_tokens(self) -> int:
-        """Tokens reserved for calls in flight; 0 without a cap."""
-        return self._reserved_tokens
-
     async def reserve(self, call: Call) -> Reservation:
         """Reserve the most a call may use; waits while other reservations leave no room.
 
