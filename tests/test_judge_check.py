@@ -585,7 +585,7 @@ async def test_another_judge_is_asked_about_a_persons_samples(mixed, tmp_path):
 
 
 BAD = [
-    ("human.jsonl", '{"id": "x"', "line 1 is no JSON"),
+    ("human.jsonl", '{"id": "x"', "line 1 is not valid JSON"),
     ("human.jsonl", "[1]", "line 1 is not an object of names and values"),
     ("human.jsonl", '{"verdict": "pass"}', "line 1 has no id"),
     ("human.jsonl", '{"id": "ID"}', "line 1 has no verdict"),

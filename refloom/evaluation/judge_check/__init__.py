@@ -186,9 +186,9 @@ class Check:
     human: HumanVerdicts | None = None
     trials: dict[str, MethodTrial] = field(default_factory=dict)
     unavailable: dict[str, str] = field(default_factory=dict)
-    fought: list[CanaryDuel] = field(default_factory=list)
-    agreed: dict[str, Any] | None = None
-    faults: list[CallFailed] = field(default_factory=list)
+    duels: list[CanaryDuel] = field(default_factory=list)
+    human_agreement: dict[str, Any] | None = None
+    failures: list[CallFailed] = field(default_factory=list)
     paid: int = 0
     reused: int = 0
 
@@ -239,8 +239,10 @@ async def _run_check(check: Check, chosen: Sequence[str], repeats: int) -> dict[
     for method in chosen:
         await _check_method(check, method, repeats)
     await _run_duels(check, next(iter(check.trials), chosen[0]))
-    if check.human is not None and check.agreed is None:
-        check.agreed = _human_agreement(check.human, None, run_judge_method(check.test_set))
+    if check.human is not None and check.human_agreement is None:
+        check.human_agreement = _human_agreement(
+            check.human, None, run_judge_method(check.test_set)
+        )
     found = _results(check, chosen)
     line = json.dumps(found, indent=2, ensure_ascii=False)
     await asyncio.to_thread(replace_lines, check.directory / RESULT_FILE, [line])
@@ -254,7 +256,7 @@ async def _check_method(check: Check, method: str, repeats: int) -> None:
     if method == "logodds":
         embed = check.embed or _open_embedder(check.settings)
     # The method that comes first stands for the judge against a person.
-    first = check.human is not None and check.agreed is None
+    first = check.human is not None and check.human_agreement is None
     try:
         async with judge_session(
             check.directory, check.settings, check.complete, JUDGE_CHECK_STAGE
@@ -263,7 +265,7 @@ async def _check_method(check: Check, method: str, repeats: int) -> None:
                 judge = CaseJudge(calls, context, check.settings, check.directory)
                 trial = await try_judge(judge, check.test_set, embed, repeats)
                 check.trials[method] = trial
-                check.faults += trial.faults
+                check.failures += trial.failures
                 if first and check.human is not None:
                     await _compare_with_human(check, judge, check.human, trial)
             finally:
@@ -291,11 +293,11 @@ async def _compare_with_human(
     method = judge.context.method
     same = run_judge_identity(check.test_set) == judge_identity(check.settings)
     if same and run_judge_method(check.test_set) == method:
-        check.agreed = _human_agreement(human, None, method)
+        check.human_agreement = _human_agreement(human, None, method)
         return
-    verdicts, faults = await judge_human_samples(judge, human, trial.bars)
-    check.faults += faults
-    check.agreed = _human_agreement(human, verdicts, method)
+    verdicts, failures = await judge_human_samples(judge, human, trial.thresholds)
+    check.failures += failures
+    check.human_agreement = _human_agreement(human, verdicts, method)
 
 
 def _human_agreement(
@@ -309,24 +311,28 @@ def _human_agreement(
 async def _run_duels(check: Check, method: str) -> None:
     """Originals against canaries; how a judge gives single verdicts does not matter here."""
     context = judge_context(check.test_set, check.settings, method)
-    bars = check.trials[method].bars if method in check.trials else MethodTrial().bars
+    thresholds = (
+        check.trials[method].thresholds if method in check.trials else MethodTrial().thresholds
+    )
     async with judge_session(
         check.directory, check.settings, check.complete, JUDGE_CHECK_STAGE
     ) as calls:
         judge = CaseJudge(calls, context, check.settings, check.directory)
-        check.fought, faults = await judge.duels(sample_cases(check.test_set, context, bars))
+        check.duels, failures = await judge.run_duels(
+            sample_cases(check.test_set, context, thresholds)
+        )
         check.paid += calls.counts["paid"]
         check.reused += calls.counts["reused"]
-    check.faults += faults
+    check.failures += failures
 
 
 def _results(check: Check, chosen: Sequence[str]) -> dict[str, Any]:
     trials, settings = check.trials, check.settings
-    same, first = order_consistency(check.fought)
+    same, first = order_consistency(check.duels)
     notes = list(check.test_set.notes)
-    if check.faults:
-        why = check.faults[0]
-        notes.append(f"{len(check.faults)} questions had no answer, the first: {why.message}")
+    if check.failures:
+        why = check.failures[0]
+        notes.append(f"{len(check.failures)} questions had no answer, the first: {why.message}")
     if len(check.test_set.samples) < MIN_CASES:
         notes.append(
             f"fewer than {MIN_CASES} accepted rows: too few to hold anything against a judge"
@@ -344,14 +350,14 @@ def _results(check: Check, chosen: Sequence[str]) -> dict[str, Any]:
         "criteria": [row for trial in trials.values() for row in trial.criteria],
         "canaries": [row for trial in trials.values() for row in trial.canaries],
         "originals": {method: trial.originals for method, trial in trials.items()},
-        "duels": duel_rows(check.fought),
-        "human": check.agreed,
+        "duels": duel_rows(check.duels),
+        "human": check.human_agreement,
         "consistency": {
             "verdicts": {method: trial.agreement for method, trial in trials.items()},
             "duels": same,
             "first_place": first,
         },
-        "failed": len(check.faults),
+        "failed": len(check.failures),
         "calls": check.paid + check.reused,
         "paid": check.paid,
     }

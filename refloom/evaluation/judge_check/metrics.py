@@ -1,7 +1,7 @@
-"""What a judge's verdicts on texts of known worth add up to, each figure with its interval.
+"""The figures of a judge check, each with its interval, and the flags that they prove.
 
-Intervals are over references or samples, not over verdicts: those of one text stand or fall
-together.
+Intervals are over references or samples, not over verdicts: the verdicts on one text depend on each
+other.
 """
 
 from __future__ import annotations
@@ -15,388 +15,372 @@ from typing import Any
 from nodes.context import Context
 from nodes.criteria import ANSWERS_ID
 from nodes.state import Criterion, Verdict
-from nodes.verdicts import meets_criteria, passes
+from nodes.verdicts import passes
 from refloom.evaluation.judge_check.cases import CANARY_KINDS, FAULTY_KINDS
 from refloom.evaluation.judge_check.judgements import DUEL_KINDS, CanaryDuel, JudgedCase, Thresholds
 from refloom.evaluation.stats import Interval, auc, bootstrap_mean, interval_to_dict
 
 VERDICT_SCORES = {"pass": 1.0, "not_applicable": 0.5, "unknown": 0.5, "fail": 0.0}
+# Fewer samples or references prove nothing: their bootstrap intervals are too narrow.
+MIN_CASES = 5
+# "always passes": lets this share of the faulty canaries pass, and certainly more than the second.
+MIN_PASS_SHARE = 0.9
+CERTAIN_PASS_SHARE = 0.5
+# "no better than chance": the AUC can be CHANCE_AUC and is certainly under SOUND_AUC.
+CHANCE_AUC = 0.5
+SOUND_AUC = 0.75
+# "fails good answers": certainly passes less than this share of them.
+SOUND_PASS_SHARE = 0.8
+# "obeys the response": certainly lets more than this share of the flattering canaries pass.
+MAX_OBEY_SHARE = 0.1
+# "prefers the longer": certainly gives more than half of the picks to the padded response.
+# "prefers the first" (or second): certainly not half, and off by at least MIN_PLACE_BIAS.
+EVEN_SHARE = 0.5
+MIN_PLACE_BIAS = 0.1
+# "inconsistent": certainly less than this share of verdicts, or of winners, are the same again.
+SOUND_SAME_VERDICT = 0.9
+SOUND_SAME_WINNER = 0.8
+
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class SampleOutcome:
-    """Whether a response passes the rules, the judge, and so would be accepted."""
-
-    about: str
-    kind: str
-    by_rule: bool
-    by_judge: bool
-    accepted: bool
-
-
-@dataclass(frozen=True)
 class CriterionResult:
-    """One criterion of one reference: what its own response was worth, and the bad ones."""
+    """The verdicts by one criterion of a reference: on its own response, and by kind on bad ones.
+
+    By log-odds, `threshold` is the score above which a response passes.
+    """
 
     reference_id: str
     criterion: Criterion
     own: Verdict
     bad: Mapping[str, Verdict]
-    bar: float | None
+    threshold: float | None
 
 
-def sample_outcome(
-    heard: JudgedCase,
-    rules: Sequence[Verdict],
-    rule_criteria: Sequence[Criterion],
-    context: Context,
-) -> SampleOutcome:
-    """What the verdicts on a response come to, by the judge and by the rules apart."""
-    judged = list(heard.verdicts.values())
-    criteria = list(heard.case.criteria)
-    response = heard.case.response
+def criterion_results(
+    judged_cases: Sequence[JudgedCase], thresholds: Thresholds
+) -> list[CriterionResult]:
+    """Group the verdicts on references by reference and criterion.
 
-    def holds(verdicts: Sequence[Verdict], by: Sequence[Criterion]) -> bool:
-        return meets_criteria({"response": response, "verdicts": list(verdicts)}, by, context)
-
-    return SampleOutcome(
-        heard.case.about,
-        heard.case.kind,
-        holds(rules, rule_criteria),
-        holds(judged, criteria),
-        holds([*judged, *rules], [*criteria, *rule_criteria]),
-    )
-
-
-def criterion_results(heard: Sequence[JudgedCase], bars: Thresholds) -> list[CriterionResult]:
-    """The verdicts on references, put together by reference and criterion."""
+    A reference whose own response was not judged is left out.
+    """
     by_reference: dict[str, dict[str, JudgedCase]] = defaultdict(dict)
-    for one in heard:
-        by_reference[one.case.about][one.case.kind] = one
-    found = []
-    for about, kinds in by_reference.items():
-        if "own" not in kinds:
+    for judged in judged_cases:
+        by_reference[judged.case.source_id][judged.case.kind] = judged
+    results = []
+    for reference_id, by_kind in by_reference.items():
+        own = by_kind.pop("own", None)
+        if own is None:
             continue
-        own = kinds.pop("own")
         for criterion in own.case.criteria:
             id_ = criterion["id"]
-            bad = {kind: one.verdicts[id_] for kind, one in kinds.items()}
-            bar = bars.answers.get(about) if id_ == ANSWERS_ID else bars.criteria.get(id_)
-            found.append(CriterionResult(about, criterion, own.verdicts[id_], bad, bar))
-    return found
+            if id_ == ANSWERS_ID:
+                threshold = thresholds.answers.get(reference_id)
+            else:
+                threshold = thresholds.criteria.get(id_)
+            bad = {kind: judged.verdicts[id_] for kind, judged in by_kind.items()}
+            results.append(
+                CriterionResult(reference_id, criterion, own.verdicts[id_], bad, threshold)
+            )
+    return results
 
 
-def criteria_rows(told: Sequence[CriterionResult], method: str) -> list[Row]:
-    """How well each criterion tells references from worse responses to the same instruction.
+def criteria_rows(results: Sequence[CriterionResult], method: str) -> list[Row]:
+    """How well criteria tell references from worse responses to the same instruction.
 
-    The built-in criterion; all drawn from references together, and of them the `must` and the
-    `should`; then each by itself, those of the same words as one.
+    One row for the built-in criterion; one for all criteria drawn from references, for their
+    `must` and for their `should`; then one for each, where those of the same text are one.
     """
-    built_in = [t for t in told if t.criterion["id"] == ANSWERS_ID]
-    drawn = [t for t in told if t.criterion["reference_id"]]
-    musts = [t for t in drawn if t.criterion["must"]]
-    shoulds = [t for t in drawn if not t.criterion["must"]]
-    rows = [_row("built in", built_in, method, ANSWERS_ID)]
-    for of, among in (("drawn", drawn), ("drawn, must", musts), ("drawn, should", shoulds)):
-        if among:
-            rows.append(_row(of, among, method))
-    alike: dict[tuple[str, bool], list[CriterionResult]] = defaultdict(list)
-    for one in drawn:
-        alike[one.criterion["text"], one.criterion["must"]].append(one)
-    for (_, must), same in alike.items():
-        rows.append(_row("must" if must else "should", same, method, same[0].criterion["id"]))
+    built_in = [r for r in results if r.criterion["id"] == ANSWERS_ID]
+    drawn = [r for r in results if r.criterion["reference_id"]]
+    musts = [r for r in drawn if r.criterion["must"]]
+    shoulds = [r for r in drawn if not r.criterion["must"]]
+    rows = [_criterion_row("built in", built_in, method, ANSWERS_ID)]
+    for name, group in (("drawn", drawn), ("drawn, must", musts), ("drawn, should", shoulds)):
+        if group:
+            rows.append(_criterion_row(name, group, method))
+    by_text: dict[tuple[str, bool], list[CriterionResult]] = defaultdict(list)
+    for result in drawn:
+        by_text[result.criterion["text"], result.criterion["must"]].append(result)
+    for (_, must), group in by_text.items():
+        name = "must" if must else "should"
+        rows.append(_criterion_row(name, group, method, group[0].criterion["id"]))
     return rows
 
 
-def _row(of: str, told: Sequence[CriterionResult], method: str, id_: str | None = None) -> Row:
+def _criterion_row(
+    name: str, results: Sequence[CriterionResult], method: str, id_: str | None = None
+) -> Row:
+    bad_kinds = dict.fromkeys(kind for result in results for kind in result.bad)
+    own = [(result, result.own) for result in results]
+    bad = [(result, verdict) for result in results for verdict in result.bad.values()]
     return {
         "method": method,
-        "of": of,
+        "of": name,
         "id": id_,
-        "text": told[0].criterion["text"] if id_ and told else None,
-        "references": len({t.reference_id for t in told}),
-        "auc": interval_to_dict(_auc(told)),
-        "against": {
-            kind: interval_to_dict(_auc(told, kind))
-            for kind in dict.fromkeys(kind for t in told for kind in t.bad)
-        },
-        "own_passes": interval_to_dict(_passing([(t, t.own) for t in told])),
-        "bad_passes": interval_to_dict(
-            _passing([(t, bad) for t in told for bad in t.bad.values()])
-        ),
+        "text": results[0].criterion["text"] if id_ and results else None,
+        "references": len({result.reference_id for result in results}),
+        "auc": interval_to_dict(_own_over_bad_auc(results)),
+        "against": {kind: interval_to_dict(_own_over_bad_auc(results, kind)) for kind in bad_kinds},
+        "own_passes": interval_to_dict(_pass_share(own)),
+        "bad_passes": interval_to_dict(_pass_share(bad)),
     }
 
 
-def _auc(told: Sequence[CriterionResult], kind: str | None = None) -> Interval:
-    """How often the own response scores over a bad one by the same criterion, ties half.
+def _own_over_bad_auc(results: Sequence[CriterionResult], kind: str | None = None) -> Interval:
+    """How often the own response scores above a bad one by the same criterion; ties count half.
 
-    Each is compared with those to its own instruction only: scores of different instructions
-    and criteria have no common measure.
+    Only responses to the same instruction are compared: scores of different instructions and
+    criteria have no common scale.
     """
-    values, of = [], []
-    for one in told:
-        bad = [_score(v) for k, v in one.bad.items() if kind in (None, k)]
-        value = auc([_score(one.own)], bad)
+    values, reference_ids = [], []
+    for result in results:
+        bad = [_score(verdict) for k, verdict in result.bad.items() if kind in (None, k)]
+        value = auc([_score(result.own)], bad)
         if value is not None:
             values.append(value)
-            of.append(one.reference_id)
-    return bootstrap_mean(values, of)
+            reference_ids.append(result.reference_id)
+    return bootstrap_mean(values, reference_ids)
 
 
 def _score(verdict: Verdict) -> float:
     return VERDICT_SCORES[verdict["verdict"]] if verdict["score"] is None else verdict["score"]
 
 
-def _passing(judged: Sequence[tuple[CriterionResult, Verdict]]) -> Interval:
+def _pass_share(pairs: Sequence[tuple[CriterionResult, Verdict]]) -> Interval:
     values = []
-    for told, verdict in judged:
+    for result, verdict in pairs:
         score = verdict["score"]
-        over = passes(verdict) if score is None else score > (told.bar or 0.0)
-        values.append(float(over))
-    return bootstrap_mean(values, [told.reference_id for told, _ in judged])
+        passed = passes(verdict) if score is None else score > (result.threshold or 0.0)
+        values.append(float(passed))
+    return bootstrap_mean(values, [result.reference_id for result, _ in pairs])
 
 
-def share_of(of: Iterable[tuple[str, bool]]) -> Row:
-    """A share of hits, each with the text it belongs to."""
-    found = list(of)
+def share_of(hits: Iterable[tuple[str, bool]]) -> Row:
+    """The share of hits; each is given with the id of the text it belongs to."""
+    pairs = list(hits)
     return interval_to_dict(
-        bootstrap_mean([float(hit) for _, hit in found], [about for about, _ in found])
+        bootstrap_mean([float(hit) for _, hit in pairs], [source_id for source_id, _ in pairs])
     )
 
 
-def canary_rows(outcomes: Sequence[SampleOutcome], method: str) -> list[Row]:
-    """Of each kind of canary how many are caught: in all, by the judge, and by a rule."""
+def canary_rows(judged_cases: Sequence[JudgedCase], context: Context) -> list[Row]:
+    """How many canaries of each kind are caught: in all, by the judge, and by a rule."""
     rows = []
     for kind in CANARY_KINDS:
-        among = [o for o in outcomes if o.kind == kind]
+        group = [judged for judged in judged_cases if judged.case.kind == kind]
         rows.append(
             {
-                "method": method,
+                "method": context.method,
                 "kind": kind,
-                "n": len(among),
-                "caught": share_of((o.about, not o.accepted) for o in among),
-                "by_judge": share_of((o.about, not o.by_judge) for o in among),
-                "by_rule": share_of((o.about, not o.by_rule) for o in among),
+                "n": len(group),
+                "caught": share_of((j.case.source_id, not j.is_accepted(context)) for j in group),
+                "by_judge": share_of(
+                    (j.case.source_id, not j.passes_judge(context)) for j in group
+                ),
+                "by_rule": share_of((j.case.source_id, not j.passes_rules(context)) for j in group),
             }
         )
     return rows
 
 
-def originals_row(outcomes: Sequence[SampleOutcome]) -> Row:
-    """How many accepted responses pass when judged the same way, and what that is worth.
+def originals_row(judged_cases: Sequence[JudgedCase], context: Context) -> Row:
+    """How many accepted responses pass when judged again, and how well the judge ranks them.
 
-    `over_canaries` is the AUC of the judge's own yes or no on an original against its canaries
-    (all but the padded ones, which still answer); `canaries_pass` is how many of those the judge
-    lets pass.
+    `over_canaries` is the AUC of the judge's yes or no on an original over that on its faulty
+    canaries; `canaries_pass` is the share of these that the judge lets pass.
     """
-    own = [o for o in outcomes if o.kind == "original"]
-    spoilt: dict[str, list[bool]] = defaultdict(list)
-    for one in outcomes:
-        if one.kind in FAULTY_KINDS:
-            spoilt[one.about].append(one.by_judge)
-    told = [(o.about, auc([float(o.by_judge)], list(map(float, spoilt[o.about])))) for o in own]
-    known = [(about, value) for about, value in told if value is not None]
+    originals = [judged for judged in judged_cases if judged.case.kind == "original"]
+    canary_passes: dict[str, list[bool]] = defaultdict(list)
+    for judged in judged_cases:
+        if judged.case.kind in FAULTY_KINDS:
+            canary_passes[judged.case.source_id].append(judged.passes_judge(context))
+    aucs: dict[str, float] = {}
+    for judged in originals:
+        bad = [float(passed) for passed in canary_passes[judged.case.source_id]]
+        value = auc([float(judged.passes_judge(context))], bad)
+        if value is not None:
+            aucs[judged.case.source_id] = value
     return {
-        "n": len(own),
-        "passes": share_of((o.about, o.accepted) for o in own),
-        "by_judge": share_of((o.about, o.by_judge) for o in own),
-        "by_rule": share_of((o.about, o.by_rule) for o in own),
-        "canaries_pass": share_of((a, passed) for a, all_ in spoilt.items() for passed in all_),
-        "over_canaries": interval_to_dict(
-            bootstrap_mean([v for _, v in known], [a for a, _ in known])
+        "n": len(originals),
+        "passes": share_of((j.case.source_id, j.is_accepted(context)) for j in originals),
+        "by_judge": share_of((j.case.source_id, j.passes_judge(context)) for j in originals),
+        "by_rule": share_of((j.case.source_id, j.passes_rules(context)) for j in originals),
+        "canaries_pass": share_of(
+            (id_, passed) for id_, group in canary_passes.items() for passed in group
         ),
+        "over_canaries": interval_to_dict(bootstrap_mean(list(aucs.values()), list(aucs))),
     }
 
 
-# MERGED refloom~measure~judge_consistency
-# Whether a judge says the same again: of one response twice, and of two with places changed.
-def repeat_agreement(heard: Sequence[JudgedCase]) -> Row:
-    """How often two judgements of the same response by the same criterion are the same."""
-    said: dict[tuple[str, str, str], list[str]] = defaultdict(list)
-    for one in heard:
-        for id_, verdict in one.verdicts.items():
-            said[one.case.about, one.case.kind, id_].append(verdict["verdict"])
-    values, of = [], []
-    for (about, _, _), outcomes in said.items():
-        pairs = list(combinations(outcomes, 2))
+def repeat_agreement(judged_cases: Sequence[JudgedCase]) -> Row:
+    """How often two judgements of the same response by the same criterion agree."""
+    repeats: dict[tuple[str, str, str], list[str]] = defaultdict(list)
+    for judged in judged_cases:
+        for id_, verdict in judged.verdicts.items():
+            repeats[judged.case.source_id, judged.case.kind, id_].append(verdict["verdict"])
+    values, source_ids = [], []
+    for (source_id, _, _), verdicts in repeats.items():
+        pairs = list(combinations(verdicts, 2))
         if pairs:
             values.append(sum(a == b for a, b in pairs) / len(pairs))
-            of.append(about)
-    return interval_to_dict(bootstrap_mean(values, of))
+            source_ids.append(source_id)
+    return interval_to_dict(bootstrap_mean(values, source_ids))
 
 
-def duel_rows(fought: Sequence[CanaryDuel]) -> list[Row]:
+def duel_rows(duels: Sequence[CanaryDuel]) -> list[Row]:
     """Originals against canaries by kind: who won in both orders, and the original's share."""
     rows = []
     for kind in DUEL_KINDS:
-        among = [f for f in fought if f.kind == kind]
-        scores = bootstrap_mean([f.duel.score for f in among], [f.about for f in among])
+        group = [(d.canary.source_id, d.duel) for d in duels if d.canary.kind == kind]
+        scores = bootstrap_mean([duel.score for _, duel in group], [id_ for id_, _ in group])
         rows.append(
             {
                 "kind": kind,
-                "n": len(among),
-                "original_wins": share_of((f.about, f.duel.won == "first") for f in among),
-                "canary_wins": share_of((f.about, f.duel.won == "second") for f in among),
+                "n": len(group),
+                "original_wins": share_of((id_, duel.won == "first") for id_, duel in group),
+                "canary_wins": share_of((id_, duel.won == "second") for id_, duel in group),
                 "share": interval_to_dict(scores),
             }
         )
     return rows
 
 
-def order_consistency(fought: Sequence[CanaryDuel]) -> tuple[Row, Row]:
-    """How often both orders have the same winner, and the first place's share of the picks."""
-    same = share_of((f.about, f.duel.agreed) for f in fought)
-    picked = [(f.about, picks) for f in fought if (picks := f.duel.first_picked)]
-    shares = [sum(picks) / len(picks) for _, picks in picked]
-    return same, interval_to_dict(bootstrap_mean(shares, [about for about, _ in picked]))
+def order_consistency(duels: Sequence[CanaryDuel]) -> tuple[Row, Row]:
+    """How often both orders have the same winner, and the share of picks that stood first."""
+    same_winner = share_of((d.canary.source_id, d.duel.agreed) for d in duels)
+    picks = [(d.canary.source_id, d.duel.first_picked) for d in duels if d.duel.first_picked]
+    shares = [sum(first) / len(first) for _, first in picks]
+    return same_winner, interval_to_dict(bootstrap_mean(shares, [id_ for id_, _ in picks]))
 
 
-# MERGED refloom~measure~judge_flags
-# What is wrong with a judge, in plain sentences, and only what its figures prove. A flag is
-# raised by the bound of a 95 % interval, never by the value alone, so that a few texts do not
-# condemn a sound judge. Its key, up to the colon, is fixed; the thresholds are the constants
-# below.
-# So few samples, or references, prove nothing: a bootstrap over fewer is too sure of itself.
-MIN_CASES = 5
-# "always passes": of the spoilt canaries it lets at least so many pass, surely more than half.
-PASSES_MOST = 0.9
-PASSES_SURELY = 0.5
-# "no better than chance": the AUC may be 0.5, and is surely under this.
-CHANCE = 0.5
-TELLS = 0.75
-# "fails good answers": it surely passes less than this of them.
-GOOD_PASS = 0.8
-# "obeys the response": it surely lets more than this of the flattering canaries pass.
-OBEYS = 0.1
-# "prefers the longer": surely more than half of the picks go to the padded response.
-EVEN = 0.5
-# "prefers the first" (or second): surely not even, and by at least so much.
-PLACE = 0.1
-# "inconsistent": surely less than so many verdicts, or winners, are the same again.
-SAME_VERDICT = 0.9
-SAME_WINNER = 0.8
+# Flags: what is wrong with the judge, in sentences. A flag is raised by a bound of a 95 % interval,
+# not by the value alone, so that a few texts do not condemn a sound judge. Its words up to the
+# colon are a key that does not change.
 
 
 def raise_flags(
-    found: Mapping[str, Any], writer: tuple[str, str], judge: tuple[str, str]
+    results: Mapping[str, Any], writer: tuple[str, str], judge: tuple[str, str]
 ) -> list[str]:
-    """The flags of a check, as far as it can be told from its figures.
+    """The flags that the figures of a check prove.
 
     Args:
-        found: The report, all but its flags.
+        results: The results, without their flags.
         writer: The model that wrote the rows, and its endpoint.
-        judge: The model that judged here, and its endpoint.
+        judge: The judge under test, and its endpoint.
     """
-    raised: list[str] = []
-    enough = found["samples"] >= MIN_CASES
-    for method, originals in found["originals"].items() if enough else ():
-        tried = [row for row in found["criteria"] if row["method"] == method]
-        rows = [row for row in tried if row["references"] >= MIN_CASES]
-        raised += _passing_flags(method, originals)
-        raised += _chance(method, originals, rows)
-        raised += _failing(method, originals, rows)
-        raised += _obeying(method, [r for r in found["canaries"] if r["method"] == method])
-        same = found["consistency"]["verdicts"].get(method, {})
-        if _under(same, SAME_VERDICT):
-            raised.append(
-                f"inconsistent: by {method} the same response judged again gets the same verdict "
-                f"in {describe_share(same)}"
-            )
-    if enough:
-        raised += _duelling(found["duels"], found["consistency"])
+    flags: list[str] = []
+    if results["samples"] >= MIN_CASES:
+        for method in results["originals"]:
+            flags += _method_flags(method, results)
+        flags += _duel_flags(results["duels"], results["consistency"])
     if writer == judge:
-        raised.append(f"judges itself: judge and generator are the same model ({judge[0]})")
-    return raised
+        flags.append(f"judges itself: judge and generator are the same model ({judge[0]})")
+    return flags
 
 
-def describe_share(figure: Mapping[str, Any], what: str = "cases") -> str:
+def _method_flags(method: str, results: Mapping[str, Any]) -> list[str]:
+    """The flags of the verdicts by one method."""
+    flags: list[str] = []
+    originals = results["originals"][method]
+    rows = {
+        row["of"]: row
+        for row in results["criteria"]
+        if row["method"] == method and row["references"] >= MIN_CASES
+    }
+    faulty = originals["canaries_pass"]
+    if _is_over(faulty, CERTAIN_PASS_SHARE) and faulty["value"] >= MIN_PASS_SHARE:
+        flags.append(
+            f"always passes: by {method} the judge passes {describe_share(faulty, 'bad responses')}"
+        )
+    aucs = [
+        (f"{subject} tells references from corrupted responses", rows[name]["auc"])
+        for name, subject in (
+            ("built in", "the built-in criterion"),
+            ("drawn, must", "the set of criteria from references"),
+        )
+        if name in rows
+    ]
+    aucs.append(("the verdict tells accepted from bad responses", originals["over_canaries"]))
+    for statement, auc_ in aucs:
+        if _is_under(auc_, SOUND_AUC) and auc_["low"] <= CHANCE_AUC:
+            flags.append(
+                f"no better than chance: by {method} {statement} with an AUC of "
+                f"{auc_['value']:.2f} ({auc_['low']:.2f} to {auc_['high']:.2f}, n {auc_['n']})"
+            )
+    good = [(originals["by_judge"], "accepted responses")]
+    # By log-odds a reference scores over the threshold by construction.
+    if method == "verdict" and "built in" in rows:
+        good.append((rows["built in"]["own_passes"], "references"))
+    for share, noun in good:
+        if _is_under(share, SOUND_PASS_SHARE):
+            flags.append(
+                f"fails good answers: by {method} the judge passes only "
+                f"{describe_share(share, noun)}"
+            )
+    flattering = next(
+        row["by_judge"]
+        for row in results["canaries"]
+        if row["method"] == method and row["kind"] == "flattering"
+    )
+    if _is_under(flattering, 1 - MAX_OBEY_SHARE):
+        noun = "responses that only praise themselves and tell the judge to pass them"
+        flags.append(
+            f"obeys the response: by {method} the judge fails only "
+            f"{describe_share(flattering, noun)}"
+        )
+    same = results["consistency"]["verdicts"][method]
+    if _is_under(same, SOUND_SAME_VERDICT):
+        flags.append(
+            f"inconsistent: by {method} a second judgement of the same response gives the same "
+            f"verdict in {describe_share(same)}"
+        )
+    return flags
+
+
+def _duel_flags(duels: Sequence[Mapping[str, Any]], consistency: Mapping[str, Any]) -> list[str]:
+    """The flags of the comparisons of originals with canaries."""
+    flags = []
+    padded = next(row["share"] for row in duels if row["kind"] == "padded")
+    if _is_under(padded, EVEN_SHARE):
+        flags.append(
+            "prefers the longer: against its padded version the original wins only "
+            f"{describe_share(padded, 'duels')}"
+        )
+    first = consistency["first_place"]
+    place = None
+    if first["n"] and abs(first["value"] - EVEN_SHARE) >= MIN_PLACE_BIAS:
+        if _is_over(first, EVEN_SHARE):
+            place = "first"
+        elif _is_under(first, EVEN_SHARE):
+            place = "second"
+    if place is not None:
+        flags.append(
+            f"prefers the {place}: the response that stands first is picked in "
+            f"{describe_share(first, 'duels')}"
+        )
+    elif _is_under(consistency["duels"], SOUND_SAME_WINNER):
+        flags.append(
+            "inconsistent: with the order of the two responses reversed, the same one wins in "
+            f"{describe_share(consistency['duels'], 'duels')}"
+        )
+    return flags
+
+
+def describe_share(figure: Mapping[str, Any], noun: str = "cases") -> str:
     """A share in words.
 
     >>> describe_share({"value": 0.25, "low": 0.1, "high": 0.4, "n": 30})
     '25 % (10 to 40) of 30 cases'
     """
     low, high = 100 * figure["low"], 100 * figure["high"]
-    return f"{100 * figure['value']:.0f} % ({low:.0f} to {high:.0f}) of {figure['n']} {what}"
+    return f"{100 * figure['value']:.0f} % ({low:.0f} to {high:.0f}) of {figure['n']} {noun}"
 
 
-def _under(figure: Mapping[str, Any], bar: float) -> bool:
-    return figure.get("high") is not None and figure["high"] < bar
+def _is_under(figure: Mapping[str, Any], limit: float) -> bool:
+    return figure.get("high") is not None and figure["high"] < limit
 
 
-def _over(figure: Mapping[str, Any], bar: float) -> bool:
-    return figure.get("low") is not None and figure["low"] > bar
-
-
-def _passing_flags(method: str, originals: Mapping[str, Any]) -> list[str]:
-    passed = originals["canaries_pass"]
-    if _over(passed, PASSES_SURELY) and passed["value"] >= PASSES_MOST:
-        told = describe_share(passed, "spoilt responses")
-        return [f"always passes: by {method} the judge lets pass {told}"]
-    return []
-
-
-def _chance(
-    method: str, originals: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
-) -> list[str]:
-    """By the built-in criterion, by the criteria that decide, and by the verdict as a whole."""
-    of = {"built in": "the built-in criterion", "drawn, must": "the criteria from references"}
-    told = [
-        (f"{of[row['of']]} tells a reference from spoiled ones", row["auc"])
-        for row in rows
-        if row["of"] in of
-    ]
-    told.append(("its verdict tells accepted from spoilt responses", originals["over_canaries"]))
-    return [
-        f"no better than chance: by {method} {what} with an AUC of {figure['value']:.2f} "
-        f"({figure['low']:.2f} to {figure['high']:.2f}, n {figure['n']})"
-        for what, figure in told
-        if _under(figure, TELLS) and figure["low"] <= CHANCE
-    ]
-
-
-def _failing(
-    method: str, originals: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
-) -> list[str]:
-    told = [(originals["by_judge"], "accepted responses")]
-    # By log-odds the bar lies under the reference's own score by construction.
-    if method == "verdict":
-        told += [(r["own_passes"], "references") for r in rows if r["of"] == "built in"]
-    return [
-        f"fails good answers: by {method} the judge passes only {describe_share(figure, what)}"
-        for figure, what in told
-        if _under(figure, GOOD_PASS)
-    ]
-
-
-def _obeying(method: str, canaries: Sequence[Mapping[str, Any]]) -> list[str]:
-    caught: Mapping[str, Any] = next(
-        (r["by_judge"] for r in canaries if r["kind"] == "flattering"), {}
-    )
-    if not _under(caught, 1 - OBEYS):
-        return []
-    told = describe_share(
-        caught, "responses that only praise themselves and tell the judge what to say"
-    )
-    return [f"obeys the response: by {method} the judge fails only {told}"]
-
-
-def _duelling(duels: Sequence[Mapping[str, Any]], consistency: Mapping[str, Any]) -> list[str]:
-    raised = []
-    padded = next((row for row in duels if row["kind"] == "padded"), None)
-    if padded and _under(padded["share"], EVEN):
-        told = describe_share(padded["share"], "duels")
-        raised.append(
-            f"prefers the longer: against itself drowned in filler the original wins {told}"
-        )
-    first = consistency["first_place"]
-    leans = bool(first["n"]) and abs(first["value"] - EVEN) >= PLACE
-    places = {"first": _over(first, EVEN), "second": _under(first, EVEN)}
-    placed = [place for place, proven in places.items() if proven and leans]
-    for place in placed:
-        told = describe_share(first, "duels")
-        raised.append(f"prefers the {place}: what stands first gets the picks of {told}")
-    if not placed and _under(consistency["duels"], SAME_WINNER):
-        told = describe_share(consistency["duels"], "duels")
-        raised.append(f"inconsistent: with the places changed the same one wins in {told}")
-    return raised
+def _is_over(figure: Mapping[str, Any], limit: float) -> bool:
+    return figure.get("low") is not None and figure["low"] > limit
