@@ -19,7 +19,7 @@ from nodes.state import Usage, add_usage, no_usage
 from prompts import Message
 
 Stage = Literal["extract", "propose", "generate", "critique", "refine", "feedback", "compare"]
-JUDGE_STAGES = ("critique", "compare", "feedback")
+STAGES_OF_THE_JUDGE = ("critique", "compare", "feedback")
 # Writing wants variety, judging wants none.
 TEMPERATURE_BY_STAGE = {
     "extract": 0.3,
@@ -137,8 +137,8 @@ def make_call(
     place: CallOrigin,
     draw: int = 0,
 ) -> Call:
-    """A call with the defaults of its stage; those of `JUDGE_STAGES` go to the judge's model."""
-    judge = stage in JUDGE_STAGES
+    """A call with the defaults of its stage; those of `STAGES_OF_THE_JUDGE` go to the judge's model."""
+    judge = stage in STAGES_OF_THE_JUDGE
     return Call(
         stage=stage,
         messages=tuple(messages),
