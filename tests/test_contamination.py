@@ -357,7 +357,7 @@ def test_text_and_csv_files_are_benchmarks_too(tmp_path: Path) -> None:
         ("none.jsonl", None, "no such file"),
         ("empty.jsonl", "", "it is empty"),
         ("keys.jsonl", '{"a": 1}\n{"b": 1}\n', "any of its 2 rows; line 1: its keys"),
-        ("broken.jsonl", '{"question": "Why?"}\n{"questi', "line 2 is no JSON"),
+        ("broken.jsonl", '{"question": "Why?"}\n{"questi', "line 2 is not valid JSON"),
     ],
 )
 def test_a_file_without_a_prompt_is_one_clear_line(

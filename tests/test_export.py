@@ -355,7 +355,7 @@ def test_the_first_rows_only_if_asked(tmp_path):
     "text", ["train", "train=x", "train=0,a=1", "a=1,a=2", "=1", "a b=1", "x=inf"]
 )
 def test_odd_shares_are_refused(text):
-    with pytest.raises(ValueError, match=r"no NAME=SHARE|no number|over 0"):
+    with pytest.raises(ValueError, match=r"not NAME=SHARE|not a number|above 0"):
         parse_shares(text)
 
 
@@ -399,7 +399,7 @@ def test_export_writes_parts_and_says_how_many_rows(made, tmp_path):
     [
         (["d.csv", "--format", "messages"], "written as .jsonl or .parquet"),
         (["no/such/d.jsonl", "--format", "messages"], "cannot be written"),
-        (["d.jsonl", "--format", "messages", "--split", "train"], "no NAME=SHARE"),
+        (["d.jsonl", "--format", "messages", "--split", "train"], "not NAME=SHARE"),
         (
             ["d.jsonl", "--format", "messages", "--max-rows", "0"],
             "not a whole number of at least 1",

@@ -361,13 +361,13 @@ def test_what_comes_before_a_bad_line_is_yielded_before_it_is_found(tmp_path):
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (b"{", "is no JSON"),
-        (b"", "is no JSON"),
+        (b"{", "is not valid JSON"),
+        (b"", "is not valid JSON"),
         (b'{"instruction": "Why?"}', "must hold a list"),
         (b'"Why?"', "must hold a list"),
-        (b'[{"instruction": "Why?"},]', "is no JSON"),
-        (b"[" * 100_000, "is no JSON"),
-        (b'{"instruction": "Why?"}\n{"instruction": "How?"}\n', "is no JSON"),
+        (b'[{"instruction": "Why?"},]', "is not valid JSON"),
+        (b"[" * 100_000, "is not valid JSON"),
+        (b'{"instruction": "Why?"}\n{"instruction": "How?"}\n', "is not valid JSON"),
     ],
     ids=lambda v: repr(v[:30]),
 )
@@ -532,7 +532,7 @@ def test_a_missing_path_without_a_suffix_is_named(tmp_path):
 def test_a_file_of_an_unknown_kind_is_refused_with_those_that_are_known(tmp_path):
     path = tmp_path / "g.xlsx"
     path.write_bytes(b"PK")
-    with pytest.raises(InputError, match=r"g\.xlsx: unknown kind of file; known are .*\.parquet"):
+    with pytest.raises(InputError, match=r"g\.xlsx: unknown kind of file; known kinds are .*\.parquet"):
         seeds(path)
 
 
@@ -721,7 +721,7 @@ def test_a_turn_that_is_no_text_costs_only_what_comes_after_it():
     assert first.report.skipped_count == 0
     every = Source([{"messages": said}], as_reference=True, turns="all")
     assert pairs(every) == [("Why?", "So.")]
-    assert every.report.kinds == {"with a field that is no text": 1}
+    assert every.report.kinds == {"with a field that is not text": 1}
 
 
 def test_turns_that_are_never_answered_are_no_references():
@@ -765,8 +765,8 @@ def test_what_is_left_out_is_counted_by_reason():
     assert source.report.kinds == {
         "of no known shape": 2,
         "without a response": 1,
-        "with a field that is no text": 1,
-        "that are no objects": 1,
+        "with a field that is not text": 1,
+        "that are not objects": 1,
     }
 
 
@@ -795,7 +795,7 @@ def test_what_the_datasets_library_saved_is_read(tmp_path):
 def test_a_quote_that_is_never_closed_does_not_swallow_the_rest_of_a_csv_file(tmp_path):
     path = tmp_path / "g.csv"
     path.write_text('instruction,response\nWhy?,So.\nWhat?,"It is\nHow?,So.\nWhen?,Now.\n')
-    with pytest.raises(InputError, match=r"begins in line 3"):
+    with pytest.raises(InputError, match=r"starts in line 3"):
         references(path)
 
 
@@ -812,7 +812,7 @@ def test_a_parquet_value_that_cannot_be_read_is_one_line(tmp_path):
     pyarrow.parquet.write_table(
         pyarrow.table({"instruction": ["Why?"], "response": ["So."], "when": far}), path
     )
-    with pytest.raises(InputError, match="row 1 or one after it cannot be read"):
+    with pytest.raises(InputError, match="a row from 1 on cannot be read"):
         references(path)
 
 

@@ -1,4 +1,4 @@
-"""The shapes of rows that are recognised as instruction and response pairs."""
+"""The shapes of rows that are recognised as instruction and response pairs, and column mapping."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from memory.references import Turn
 
 DataRow = Mapping[str, Any]
 
-# What fits no model's window; the graph takes no longer instruction either.
-MOST_INSTRUCTION = 100_000
-MOST_RESPONSE = 1_000_000
+# Longer texts fit no model's window; the graph accepts no longer instruction either.
+MAX_INSTRUCTION = 100_000
+MAX_RESPONSE = 1_000_000
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 
 
 class UnknownShape(Exception):
-    """A row that holds no usable pair; the message says why, `kind` in words that repeat."""
+    """A row without a usable pair; the message says why, `kind` groups such rows in a summary."""
 
     def __init__(self, message: str, kind: str | None = None) -> None:
         super().__init__(message)
@@ -35,11 +35,11 @@ Exchanges = Iterator[Exchange]
 
 
 def valid_text(text: str) -> str:
-    """The text, if it is one: half of a surrogate pair cannot be kept as UTF-8."""
+    """The text, if UTF-8 can hold it: lone surrogates raise `UnknownShape`."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise UnknownShape("its text holds half of a surrogate pair", "of broken text") from error
+        raise UnknownShape("its text holds a lone surrogate", "of broken text") from error
     return text
 
 
@@ -49,15 +49,15 @@ def _text(row: DataRow, key: str) -> str | None:
         return None
     if not isinstance(value, str):
         raise UnknownShape(
-            f"{key!r} is {type(value).__name__}, not text", "with a field that is no text"
+            f"{key!r} is {type(value).__name__}, not text", "with a field that is not text"
         )
     return value
 
 
 def _from_pair(row: DataRow, question: str, answer: str | None) -> Exchanges:
-    instruction, given = _text(row, question) or "", _text(row, "input")
-    if question == "instruction" and given and given.strip():
-        instruction = f"{instruction}\n\n{given}"
+    instruction, context = _text(row, question) or "", _text(row, "input")
+    if question == "instruction" and context and context.strip():
+        instruction = f"{instruction}\n\n{context}"
     yield Exchange(instruction, _text(row, answer) if answer else None)
 
 
@@ -72,7 +72,7 @@ def _self_instruct(row: DataRow) -> Exchanges:
     instances = row["instances"]
     first = instances[0] if isinstance(instances, list) and instances else {}
     if not isinstance(instances, list) or not isinstance(first, Mapping):
-        raise UnknownShape("'instances' is no list of objects", "of odd turns")
+        raise UnknownShape("'instances' is not a list of objects", "of odd turns")
     joined = {"instruction": row["instruction"], **{k: first.get(k) for k in ("input", "output")}}
     return _from_pair(joined, "instruction", "output")
 
@@ -90,10 +90,10 @@ def _from_conversations(row: DataRow) -> Exchanges:
 
 
 def _parse_turns(turns: Any, who: str, what: str) -> Iterator[Turn]:
-    """The turns, each looked at only when it is wanted: what is behind does no harm."""
+    """The turns, each parsed only when it is needed, so later bad turns do no harm."""
     if not isinstance(turns, list) or not all(isinstance(turn, Mapping) for turn in turns):
         raise UnknownShape("its turns are neither texts nor objects", "of odd turns")
-    # Some publish the one shape's turns under the other's name.
+    # Some data sets have one shape's turns under the other's name.
     if turns and who not in turns[0]:
         who, what = ("role", "content") if who == "from" else ("from", "value")
     for turn in turns:
@@ -102,30 +102,30 @@ def _parse_turns(turns: Any, who: str, what: str) -> Iterator[Turn]:
 
 
 def _pair_turns(turns: Iterable[Turn]) -> Exchanges:
-    """Every question with the answer right after it and what came before."""
+    """Every user turn with the answer right after it, and the turns before."""
     before: list[Turn] = []
-    asked: Turn | None = None
-    found = False
+    question: Turn | None = None
+    has_question = False
     for turn in turns:
-        if asked is not None:
+        if question is not None:
             answered = turn["role"] == "assistant"
-            yield Exchange(asked["content"], turn["content"] if answered else None, before[:-1])
-        asked = turn if turn["role"] == "user" else None
-        found = found or asked is not None
+            yield Exchange(question["content"], turn["content"] if answered else None, before[:-1])
+        question = turn if turn["role"] == "user" else None
+        has_question = has_question or question is not None
         before.append(turn)
-    if asked is not None:
-        yield Exchange(asked["content"], None, before[:-1])
-    if not found:
-        raise UnknownShape("no turn is a user's", "of odd turns")
+    if question is not None:
+        yield Exchange(question["content"], None, before[:-1])
+    if not has_question:
+        raise UnknownShape("it has no turn of a user", "of odd turns")
 
 
 def _from_turns(row: DataRow) -> Exchanges:
     turns = row["turns"]
     if not isinstance(turns, list) or not turns:
-        raise UnknownShape("'turns' is no list of texts", "of odd turns")
+        raise UnknownShape("'turns' is not a list of texts", "of odd turns")
     for turn in turns:
         if not isinstance(turn, str):
-            raise UnknownShape("'turns' is no list of texts", "of odd turns")
+            raise UnknownShape("'turns' is not a list of texts", "of odd turns")
         yield Exchange(turn, None)
 
 
@@ -151,40 +151,41 @@ SHAPE_KEYS = frozenset().union(*(wanted for wanted, _ in SHAPES.values()))
 
 
 def parse_exchanges(row: Any) -> tuple[str, Exchanges]:
-    """The shape of a row and its exchanges, at least one, each unchecked and read when wanted.
+    """The shape of a row and its exchanges, at least one, each parsed when needed.
 
-    Raises `UnknownShape` for a row of no known shape; so does reading a turn that is no text.
+    Raises `UnknownShape` for a row of no known shape, and while iterating at a turn that is not
+    text.
     """
     if not isinstance(row, Mapping):
         raise UnknownShape(
-            f"a row must be an object, this is {type(row).__name__}", "that are no objects"
+            f"a row must be an object, this is {type(row).__name__}", "that are not objects"
         )
-    # Tables that were put together have all columns in every row, empty where they do not belong.
+    # Rows of concatenated tables have all columns, empty where they do not apply.
     keys = {key for key, value in row.items() if value is not None}
     for name, (wanted, read) in SHAPES.items():
         if wanted <= keys:
             return name, read(row)
     raise UnknownShape(
-        f"its keys ({', '.join(sorted(map(str, keys))[:8])}) are of no known shape",
+        f"its keys ({', '.join(sorted(map(str, keys))[:8])}) fit no known shape",
         "of no known shape",
     )
 
 
 def check_exchange(exchange: Exchange) -> Exchange:
-    """The exchange, if it can be worked with. Raises `UnknownShape`."""
+    """Return the exchange if it is usable. Raises `UnknownShape`."""
     instruction, response = exchange.instruction, exchange.response or ""
     if not instruction.strip():
         raise UnknownShape("its instruction is empty", "without an instruction")
-    _check_length("instruction", instruction, MOST_INSTRUCTION)
-    _check_length("response", response, MOST_RESPONSE)
+    _check_length("instruction", instruction, MAX_INSTRUCTION)
+    _check_length("response", response, MAX_RESPONSE)
     history = "".join(turn["role"] + turn["content"] for turn in exchange.history)
-    _check_length("history", history, MOST_INSTRUCTION)
+    _check_length("history", history, MAX_INSTRUCTION)
     valid_text(instruction + response + history)
     return exchange
 
 
 def parse_pair(row: Any) -> tuple[str, str, str | None]:
-    """The shape, and the first instruction and response (None if it has none) of a row.
+    """The shape of a row, and its first instruction and response (None if it has none).
 
     Raises `UnknownShape` for a row of no known shape or without an instruction.
 
@@ -204,35 +205,35 @@ def _check_length(what: str, text: str, most: int) -> None:
         )
 
 
-# MERGED refloom~data~columns
-# Rows whose columns have names of their own, read under the names they are known by.
+# Fields that may be mapped and are not text of the pair.
 ABOUT = frozenset({"id", "source", "license", "tags"})
 
 
 def rename_columns(row: Any, columns: Mapping[str, str]) -> Any:
-    """The row with each mapped column under the name it is mapped to.
+    """The row with each mapped column under its known name.
 
-    As soon as a column that holds text is mapped, only mapped ones count as such: what else is
-    there cannot make the row one of another shape. `a.b` is `b` inside `a`, unless a column is
-    called that. Raises `UnknownShape` where a mapped column of text is missing.
+    Once a text column is mapped, unmapped columns cannot give the row another shape. `a.b` is `b`
+    inside `a`, unless there is a column of that name. Raises `UnknownShape` if a mapped text column
+    is missing.
 
-    >>> rename_columns({"question": "Why?", "answer": "So.", "prompt": "-"}, {"instruction": "question"})
+    >>> row = {"question": "Why?", "answer": "So.", "prompt": "-"}
+    >>> rename_columns(row, {"instruction": "question"})
     {'question': 'Why?', 'answer': 'So.', 'instruction': 'Why?'}
     """
     if not columns or not isinstance(row, Mapping):
         return row
-    own = SHAPE_KEYS if set(columns) - ABOUT else frozenset()
-    made = {key: value for key, value in row.items() if key not in own}
+    dropped = SHAPE_KEYS if set(columns) - ABOUT else frozenset()
+    renamed = {key: value for key, value in row.items() if key not in dropped}
     for name, column in columns.items():
-        found, value = _lookup(row, column)
-        if found:
-            made[name] = value
+        exists, value = _lookup(row, column)
+        if exists:
+            renamed[name] = value
         elif name not in ABOUT and name != "input":
             keys = ", ".join(sorted(map(str, row))[:8])
             raise UnknownShape(
                 f"it has no column {column!r}, only {keys}", "without a mapped column"
             )
-    return made
+    return renamed
 
 
 def _lookup(row: Mapping[str, Any], column: str) -> tuple[bool, Any]:
