@@ -1,15 +1,15 @@
 """`refloom judge-check DIR`: how far the judge of a run is to be trusted.
 
-The judge is asked about texts of known worth: references and spoiled responses to them, accepted
-responses and canaries with a fault of a known kind, the same text again, and pairs in both orders.
-Where a person has judged too, the judge is compared with them.
+The judge is asked about texts of known quality: references and corrupted responses to them,
+accepted responses and their canaries, the same text again, and pairs in both orders. If a person
+has judged samples too, the judge is compared with them.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ from memory.embed import Embed
 from nodes.llm import CallFailed, Complete, ProviderStopped
 from prompts import version
 from refloom.data.write import replace_lines
-from refloom.evaluation.judge_check import human as people
 from refloom.evaluation.judge_check.cases import (
     JudgeTestSet,
     build_test_set,
@@ -28,11 +27,18 @@ from refloom.evaluation.judge_check.cases import (
     run_judge_method,
     writer_identity,
 )
-from refloom.evaluation.judge_check.human import HumanVerdicts, read_human_verdicts
+from refloom.evaluation.judge_check.human import (
+    HumanVerdicts,
+    VerdictKey,
+    human_agreement,
+    read_human_verdicts,
+    run_verdicts,
+)
 from refloom.evaluation.judge_check.judgements import (
     CanaryDuel,
     CaseJudge,
     MethodUnavailable,
+    Thresholds,
     lacks_logprobs,
 )
 from refloom.evaluation.judge_check.metrics import (
@@ -50,8 +56,10 @@ from refloom.evaluation.judge_check.trial import (
 from refloom.evaluation.judging import JUDGE_CHECK_STAGE, judge_session
 from refloom.settings import Settings
 
-# MERGED refloom~measure~judge_shown
-# The report of a judge's check as plain text.
+RESULT_FILE = "judge-check.json"
+METHODS = ("verdict", "logodds")
+
+# For the report as text.
 LABELS = {
     "own": "own",
     "off_topic": "off topic",
@@ -60,123 +68,21 @@ LABELS = {
     "drawn, must": "  of these the must",
     "drawn, should": "  of these the should",
 }
-# Criteria of the same words are shown singly from so many references on.
+# A criterion gets a line of its own from this many references on.
 MIN_LISTED_REFERENCES = 5
-WIDTH = 34
+NAME_WIDTH = 34
+FIGURE_WIDTH = 28
+
 TableRow = Mapping[str, Any]
 
 
-def format_judge_check(found: TableRow) -> str:
-    """The report for a terminal: flags first, then the figures they rest on.
-
-    Figures are a value, its 95 % interval, and of how many it is.
-    """
-    lines = [
-        f"judge {found['judge']}, {' and '.join(found['method'])}, prompts {found['prompt']}, "
-        f"random seed {found['random_seed']}: {found['samples']} accepted rows, "
-        f"{found['references']} references, {found['calls']} calls ({found['paid']} paid now)"
-    ]
-    for method, why in found["unavailable"].items():
-        lines.append(f"{method}: not available ({why})")
-    lines += [f"note: {note}" for note in found["notes"]]
-    lines += ["", *(f"FLAG {flag}" for flag in found["flags"] or ["none"])]
-    for method in found["originals"]:
-        lines += ["", *_criteria_lines(method, found["criteria"])]
-        lines += ["", *_canary_lines(method, found)]
-    if found["duels"]:
-        lines += ["", *_duel_lines(found["duels"])]
-    lines += ["", *_consistency_lines(found["consistency"])]
-    if found["human"] is not None:
-        lines += ["", *_human_lines(found["human"])]
-    return "\n".join(lines)
-
-
-def _format_figure(figure: TableRow) -> str:
-    if not figure or figure["value"] is None:
-        return "-".ljust(WIDTH - 6)
-    low, high = figure["low"], figure["high"]
-    between = "" if low is None else f" ({low:.2f} to {high:.2f})"
-    return f"{figure['value']:.2f}{between}, n {figure['n']}".ljust(WIDTH - 6)
-
-
-def _format_line(name: str, *figures: TableRow) -> str:
-    return f"  {name[:WIDTH].ljust(WIDTH)}  {'  '.join(map(_format_figure, figures))}".rstrip()
-
-
-def _format_head(name: str, *columns: str) -> str:
-    cells = "  ".join(column.ljust(WIDTH - 6) for column in columns)
-    return f"{name.ljust(WIDTH + 2)}  {cells}".rstrip()
-
-
-def _criteria_lines(method: str, rows: Sequence[TableRow]) -> Iterator[str]:
-    yield _format_head(
-        f"criteria on references, {method}", "AUC own over bad", "own pass", "bad pass"
-    )
-    for row in rows:
-        if row["method"] != method:
-            continue
-        name = LABELS.get(row["of"])
-        if name is None and row["references"] < MIN_LISTED_REFERENCES:
-            continue
-        name = name or f"{row['of']}: {row['text']}"
-        yield _format_line(name, row["auc"], row["own_passes"], row["bad_passes"])
-        if row["of"] in ("built in", "drawn"):
-            for kind, figure in row["against"].items():
-                yield _format_line(f"    against {kind}", figure)
-
-
-def _canary_lines(method: str, found: TableRow) -> Iterator[str]:
-    yield _format_head(f"canaries caught, {method}", "in all", "by the judge", "by a rule")
-    for row in found["canaries"]:
-        if row["method"] == method:
-            name = LABELS.get(row["kind"], row["kind"])
-            yield _format_line(name, row["caught"], row["by_judge"], row["by_rule"])
-    own = found["originals"][method]
-    yield _format_head(
-        f"accepted responses pass, {method}", "in all", "by the judge", "by the rules"
-    )
-    yield _format_line("originals", own["passes"], own["by_judge"], own["by_rule"])
-    yield _format_line("AUC over their canaries", own["over_canaries"])
-
-
-def _duel_lines(rows: Sequence[TableRow]) -> Iterator[str]:
-    yield _format_head(
-        "duels against", "original wins both orders", "canary wins both", "its share"
-    )
-    for row in rows:
-        yield _format_line(row["kind"], row["original_wins"], row["canary_wins"], row["share"])
-
-
-def _consistency_lines(found: TableRow) -> Iterator[str]:
-    yield _format_head("consistency", "share")
-    for method, figure in found["verdicts"].items():
-        yield _format_line(f"same verdict again, {method}", figure)
-    yield _format_line("same winner in both orders", found["duels"])
-    yield _format_line("picks that stood first", found["first_place"])
-
-
-def _human_lines(found: TableRow) -> Iterator[str]:
-    source = f"verdicts of {found['verdicts']}" if found["verdicts"] == "the run" else "asked anew"
-    yield _format_head(f"a person, {found['method']}, {source}", "kappa", "agreement")
-    of = [("all", found["all"]), ("whole samples", found["samples"])]
-    for name, row in [*of, *((row["of"], row) for row in found["criteria"])]:
-        if not row["n"]:
-            continue
-        counts = ", ".join(f"{key.replace('_', '/')} {n}" for key, n in row["confusion"].items())
-        yield f"{_format_line(name, row['kappa'], row['agreement'])}  {counts}"
-    if found["without"]:
-        yield f"  {found['without']} of {found['rows']} verdicts are on what was not judged"
-
-
-__all__ = ["METHODS", "RESULT_FILE", "format_judge_check", "judge_check"]
-
-RESULT_FILE = "judge-check.json"
-METHODS = ("verdict", "logodds")
-
-
 @dataclass
-class Check:
-    """A check under way: what it stands on, and what it has found so far."""
+class JudgeCheck:
+    """The state of a check: its inputs, and the results so far.
+
+    `human_agreement` holds the figures of `human`; `failures` the calls that failed; `paid` and
+    `reused` count calls.
+    """
 
     directory: Path
     settings: Settings
@@ -204,77 +110,75 @@ async def judge_check(
     complete: Complete | None = None,
     embed: Embed | None = None,
 ) -> dict[str, Any]:
-    """Try the judge of a run, write judge-check.json there; what was asked before is not paid for.
+    """Test the judge of a run and write `RESULT_FILE` into its directory.
+
+    Calls that were paid for before are not paid again.
 
     Args:
-        directory: The run's.
-        settings: Who judges, how, where, within which budget.
+        directory: The run's directory.
+        settings: The judge, its method and endpoint, and the budget.
         human: A file of a person's verdicts; see `refloom.evaluation.judge_check.human`.
-        limit: How many accepted rows, and how many references, are used at most.
-        methods: Ways of judging; None: the settings' own.
-        repeats: How often the same response is judged in all.
-        complete: Stands in for the endpoint.
-        embed: Stands in for the embedding model.
+        limit: The most accepted rows, and the most references, that are used.
+        methods: The methods to test, of `METHODS`; None for the one of the settings.
+        repeats: How many times the same response is judged.
+        complete: Replaces the endpoint.
+        embed: Replaces the embedding model.
 
     Returns:
-        The report; a figure is `{"value", "low", "high", "n"}`, a 95 % interval, None if unknown.
+        The contents of the file. A figure is `{"value", "low", "high", "n"}` with a 95 % interval;
+        what is unknown is None.
 
     Raises:
-        InputError: `human` cannot be used, or no row is accepted; nothing was asked by then.
-        JournalError: There is no run, or another process is at work on it.
-        ProviderStopped, BudgetSpent: What stopped the calls; what was paid is kept.
+        InputError: `human` cannot be used, or no row is accepted. No call was made.
+        JournalError: There is no run, or another process is using it.
+        ProviderStopped, BudgetSpent: The calls were stopped. What was paid for is kept.
+        ValueError: An unknown method, or a `limit` or `repeats` under 1.
     """
-    chosen = list(dict.fromkeys(methods or [settings.context().method]))
-    if set(chosen) - set(METHODS) or limit < 1 or repeats < 1:
+    methods = list(dict.fromkeys(methods or [settings.context().method]))
+    if set(methods) - set(METHODS) or limit < 1 or repeats < 1:
         raise ValueError(f"methods are {', '.join(METHODS)}; limit and repeats are 1 or more")
     test_set = await asyncio.to_thread(build_test_set, directory, settings, limit)
-    check = Check(directory, settings, test_set, complete, embed)
+    check = JudgeCheck(directory, settings, test_set, complete, embed)
     if human is not None:
         check.human = await asyncio.to_thread(read_human_verdicts, human, directory)
-    return await _run_check(check, chosen, repeats)
-
-
-async def _run_check(check: Check, chosen: Sequence[str], repeats: int) -> dict[str, Any]:
-    """Ask the judge everything, and write the report."""
-    for method in chosen:
+    for method in methods:
         await _check_method(check, method, repeats)
-    await _run_duels(check, next(iter(check.trials), chosen[0]))
+    # A duel is the same question whatever the method.
+    await _run_duels(check, next(iter(check.trials), methods[0]))
     if check.human is not None and check.human_agreement is None:
-        check.human_agreement = _human_agreement(
-            check.human, None, run_judge_method(check.test_set)
-        )
-    found = _results(check, chosen)
-    line = json.dumps(found, indent=2, ensure_ascii=False)
-    await asyncio.to_thread(replace_lines, check.directory / RESULT_FILE, [line])
-    return found
+        method = run_judge_method(test_set)
+        check.human_agreement = _human_figures(check.human, None, method)
+    results = _collect_results(check, methods)
+    text = json.dumps(results, indent=2, ensure_ascii=False)
+    await asyncio.to_thread(replace_lines, directory / RESULT_FILE, [text])
+    return results
 
 
-async def _check_method(check: Check, method: str, repeats: int) -> None:
-    """Try the judge in one way; that an endpoint cannot judge so is noted, and no more."""
+async def _check_method(check: JudgeCheck, method: str, repeats: int) -> None:
+    """Try the judge by one method; if the endpoint does not support it, only note that."""
     context = judge_context(check.test_set, check.settings, method)
     embed = None
     if method == "logodds":
         embed = check.embed or _open_embedder(check.settings)
-    # The method that comes first stands for the judge against a person.
-    first = check.human is not None and check.human_agreement is None
     try:
         async with judge_session(
             check.directory, check.settings, check.complete, JUDGE_CHECK_STAGE
-        ) as calls:
+        ) as client:
             try:
-                judge = CaseJudge(calls, context, check.settings, check.directory)
+                judge = CaseJudge(client, context, check.settings, check.directory)
                 trial = await try_judge(judge, check.test_set, embed, repeats)
                 check.trials[method] = trial
                 check.failures += trial.failures
-                if first and check.human is not None:
+                # A person is compared with the first method that is available.
+                if check.human is not None and check.human_agreement is None:
                     await _compare_with_human(check, judge, check.human, trial)
             finally:
-                check.paid += calls.counts["paid"]
-                check.reused += calls.counts["reused"]
+                check.paid += client.counts["paid"]
+                check.reused += client.counts["reused"]
     except MethodUnavailable as error:
         check.unavailable[method] = str(error)
     except ProviderStopped as error:
-        # An endpoint that refuses the question outright stops its calls, but only these.
+        # An endpoint that refuses to give log-probabilities may still give verdicts.
         if not (method == "logodds" and lacks_logprobs(error)):
             raise
         check.unavailable[method] = str(error)
@@ -287,63 +191,61 @@ def _open_embedder(settings: Settings) -> Embed:
 
 
 async def _compare_with_human(
-    check: Check, judge: CaseJudge, human: HumanVerdicts, trial: MethodTrial
+    check: JudgeCheck, judge: CaseJudge, human: HumanVerdicts, trial: MethodTrial
 ) -> None:
-    """Compare the judge with a person: by what the run kept if it is the same, else ask it."""
+    """Compare the judge with a person: by the run's verdicts if they are its own, else anew."""
     method = judge.context.method
-    same = run_judge_identity(check.test_set) == judge_identity(check.settings)
-    if same and run_judge_method(check.test_set) == method:
-        check.human_agreement = _human_agreement(human, None, method)
+    is_run_judge = run_judge_identity(check.test_set) == judge_identity(check.settings)
+    if is_run_judge and run_judge_method(check.test_set) == method:
+        check.human_agreement = _human_figures(human, None, method)
         return
     verdicts, failures = await judge_human_samples(judge, human, trial.thresholds)
     check.failures += failures
-    check.human_agreement = _human_agreement(human, verdicts, method)
+    check.human_agreement = _human_figures(human, verdicts, method)
 
 
-def _human_agreement(
-    human: HumanVerdicts, asked: dict[people.VerdictKey, bool] | None, method: str
+def _human_figures(
+    human: HumanVerdicts, verdicts: Mapping[VerdictKey, bool] | None, method: str
 ) -> dict[str, Any]:
-    verdicts = people.run_verdicts(human) if asked is None else asked
-    source = "the run" if asked is None else "asked anew"
-    return {"verdicts": source, "method": method, **people.human_agreement(human, verdicts)}
+    """The agreement of a person with verdicts of the judge under test; None: with the run's."""
+    source = "the run" if verdicts is None else "asked anew"
+    verdicts = run_verdicts(human) if verdicts is None else verdicts
+    return {"verdicts": source, "method": method, **human_agreement(human, verdicts)}
 
 
-async def _run_duels(check: Check, method: str) -> None:
-    """Originals against canaries; how a judge gives single verdicts does not matter here."""
+async def _run_duels(check: JudgeCheck, method: str) -> None:
+    """Compare accepted responses with their canaries."""
     context = judge_context(check.test_set, check.settings, method)
-    thresholds = (
-        check.trials[method].thresholds if method in check.trials else MethodTrial().thresholds
-    )
     async with judge_session(
         check.directory, check.settings, check.complete, JUDGE_CHECK_STAGE
-    ) as calls:
-        judge = CaseJudge(calls, context, check.settings, check.directory)
-        check.duels, failures = await judge.run_duels(
-            sample_cases(check.test_set, context, thresholds)
-        )
-        check.paid += calls.counts["paid"]
-        check.reused += calls.counts["reused"]
+    ) as client:
+        judge = CaseJudge(client, context, check.settings, check.directory)
+        # A duel uses no criteria, so it needs no thresholds.
+        cases = sample_cases(check.test_set, context, Thresholds())
+        check.duels, failures = await judge.run_duels(cases)
+        check.paid += client.counts["paid"]
+        check.reused += client.counts["reused"]
     check.failures += failures
 
 
-def _results(check: Check, chosen: Sequence[str]) -> dict[str, Any]:
-    trials, settings = check.trials, check.settings
-    same, first = order_consistency(check.duels)
+def _collect_results(check: JudgeCheck, methods: Sequence[str]) -> dict[str, Any]:
+    trials, settings, samples = check.trials, check.settings, check.test_set.samples
+    same_winner, first_place = order_consistency(check.duels)
     notes = list(check.test_set.notes)
     if check.failures:
-        why = check.failures[0]
-        notes.append(f"{len(check.failures)} questions had no answer, the first: {why.message}")
-    if len(check.test_set.samples) < MIN_CASES:
         notes.append(
-            f"fewer than {MIN_CASES} accepted rows: too few to hold anything against a judge"
+            f"{len(check.failures)} questions had no answer; the first failed with: "
+            f"{check.failures[0].message}"
         )
-    found: dict[str, Any] = {
+    if len(samples) < MIN_CASES:
+        notes.append(f"fewer than {MIN_CASES} accepted rows: too few to raise a flag")
+    results: dict[str, Any] = {
         "judge": settings.judge,
-        "method": list(chosen),
+        "method": list(methods),
         "unavailable": check.unavailable,
         "prompt": version("critique", "question", "compare"),
         "random_seed": settings.random_seed,
-        "samples": len(check.test_set.samples),
+        "samples": len(samples),
         "references": len(check.test_set.tested_references),
         "flags": [],
         "notes": notes,
@@ -354,12 +256,115 @@ def _results(check: Check, chosen: Sequence[str]) -> dict[str, Any]:
         "human": check.human_agreement,
         "consistency": {
             "verdicts": {method: trial.agreement for method, trial in trials.items()},
-            "duels": same,
-            "first_place": first,
+            "duels": same_winner,
+            "first_place": first_place,
         },
         "failed": len(check.failures),
         "calls": check.paid + check.reused,
         "paid": check.paid,
     }
-    found["flags"] = raise_flags(found, writer_identity(check.test_set), judge_identity(settings))
-    return found
+    judge = judge_identity(settings)
+    results["flags"] = raise_flags(results, writer_identity(check.test_set), judge)
+    return results
+
+
+def format_judge_check(results: TableRow) -> str:
+    """The results as text for a terminal: the flags, then tables of the figures they rest on.
+
+    A figure is shown as its value, its 95 % interval, and n, the number of cases.
+    """
+    lines = [
+        f"judge {results['judge']}, {' and '.join(results['method'])}, "
+        f"prompts {results['prompt']}, random seed {results['random_seed']}: "
+        f"{results['samples']} accepted rows, {results['references']} references, "
+        f"{results['calls']} calls ({results['paid']} paid now)"
+    ]
+    for method, reason in results["unavailable"].items():
+        lines.append(f"{method}: not available ({reason})")
+    lines += [f"note: {note}" for note in results["notes"]]
+    lines += ["", *(f"FLAG {flag}" for flag in results["flags"] or ["none"])]
+    for method, originals in results["originals"].items():
+        lines += ["", *_criteria_lines(method, results["criteria"])]
+        head = _head_line(f"canaries caught, {method}", "in all", "by the judge", "by a rule")
+        lines += ["", head]
+        lines += [
+            _figures_line(
+                LABELS.get(r["kind"], r["kind"]), r["caught"], r["by_judge"], r["by_rule"]
+            )
+            for r in results["canaries"]
+            if r["method"] == method
+        ]
+        lines += [
+            _head_line(
+                f"accepted responses pass, {method}", "in all", "by the judge", "by the rules"
+            ),
+            _figures_line(
+                "originals", originals["passes"], originals["by_judge"], originals["by_rule"]
+            ),
+            _figures_line("AUC over their canaries", originals["over_canaries"]),
+        ]
+    head = _head_line("duels against", "original wins both orders", "canary wins both", "its share")
+    lines += ["", head]
+    for row in results["duels"]:
+        lines.append(
+            _figures_line(row["kind"], row["original_wins"], row["canary_wins"], row["share"])
+        )
+    consistency = results["consistency"]
+    lines += ["", _head_line("consistency", "share")]
+    for method, figure in consistency["verdicts"].items():
+        lines.append(_figures_line(f"same verdict again, {method}", figure))
+    lines.append(_figures_line("same winner in both orders", consistency["duels"]))
+    lines.append(_figures_line("picks that stood first", consistency["first_place"]))
+    if results["human"] is not None:
+        lines += ["", *_human_lines(results["human"])]
+    return "\n".join(lines)
+
+
+def _criteria_lines(method: str, rows: Sequence[TableRow]) -> list[str]:
+    name = f"criteria on references, {method}"
+    lines = [_head_line(name, "AUC own over bad", "own pass", "bad pass")]
+    for row in rows:
+        label = LABELS.get(row["of"])
+        is_listed = label is not None or row["references"] >= MIN_LISTED_REFERENCES
+        if row["method"] != method or not is_listed:
+            continue
+        label = label or f"{row['of']}: {row['text']}"
+        lines.append(_figures_line(label, row["auc"], row["own_passes"], row["bad_passes"]))
+        if row["of"] in ("built in", "drawn"):
+            lines += [
+                _figures_line(f"    against {kind}", auc) for kind, auc in row["against"].items()
+            ]
+    return lines
+
+
+def _human_lines(human: TableRow) -> list[str]:
+    source = f"verdicts of {human['verdicts']}" if human["verdicts"] == "the run" else "asked anew"
+    lines = [_head_line(f"a person, {human['method']}, {source}", "kappa", "agreement")]
+    rows = [("all", human["all"]), ("whole samples", human["samples"])]
+    rows += [(row["of"], row) for row in human["criteria"]]
+    for name, row in rows:
+        if row["n"]:
+            counts = (f"{key.replace('_', '/')} {n}" for key, n in row["confusion"].items())
+            figures = _figures_line(name, row["kappa"], row["agreement"])
+            lines.append(f"{figures}  {', '.join(counts)}")
+    if human["without"]:
+        lines.append(f"  {human['without']} of {human['rows']} verdicts are on what was not judged")
+    return lines
+
+
+def _head_line(name: str, *columns: str) -> str:
+    cells = "  ".join(f"{column:{FIGURE_WIDTH}}" for column in columns)
+    return f"{name:{NAME_WIDTH + 2}}  {cells}".rstrip()
+
+
+def _figures_line(name: str, *figures: TableRow) -> str:
+    cells = "  ".join(f"{_format_figure(figure):{FIGURE_WIDTH}}" for figure in figures)
+    return f"  {name[:NAME_WIDTH]:{NAME_WIDTH}}  {cells}".rstrip()
+
+
+def _format_figure(figure: TableRow) -> str:
+    if not figure or figure["value"] is None:
+        return "-"
+    low, high = figure["low"], figure["high"]
+    interval = "" if low is None else f" ({low:.2f} to {high:.2f})"
+    return f"{figure['value']:.2f}{interval}, n {figure['n']}"
