@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from functools import partial, reduce
-from typing import Any, Protocol
+from collections.abc import Sequence
+from functools import reduce
+from typing import Any, NamedTuple
 
 from langgraph.runtime import Runtime
 
@@ -15,59 +14,18 @@ from memory.novelty import NoveltyFilter
 from nodes.context import Context
 from nodes.criteria import RuleInput, no_placeholder
 from nodes.events import emit
+from nodes.failures import failure_from
 from nodes.feedback import FEATURES, counts_by_feature, feature_phrases
+from nodes.hooks import RunHooks
 from nodes.llm import Answer, CallFailed, CallOrigin, Complete, ask, make_call
-from nodes.state import Seed, State, Usage, add_usage, no_usage
+from nodes.state import State, Usage, add_usage, no_usage
 from prompts import render
 
-Taken = Callable[[Seed, Sequence[str]], Awaitable[list[bool]]]
-Proposals = tuple[list[str | None], Usage]
+# An instruction may always be this long, in characters.
 MAX_LENGTH_FLOOR = 400
-_OF_THE_PROMPT = re.compile(
+_PROMPT_TALK = re.compile(
     r"\b(?:the|original|given) (?:\w+ )?(?:seed|references?)\b", re.IGNORECASE
 )
-
-
-class Admit(Protocol):
-    """What a seed's turn is for: having instructions admitted that are new to the run."""
-
-    async def __call__(
-        self, texts: Sequence[str | None], most: int, *, last: bool = False
-    ) -> list[str]:
-        """Give the first `most` that are new, and remember them; None is one dropped before.
-
-        `last`: nothing more will be offered in this turn.
-        """
-        ...
-
-
-class Turn(Protocol):
-    """The seam for the order of work: a seed waits for its turn, then has instructions admitted."""
-
-    def __call__(self, seed: Seed, context: Context) -> AbstractAsyncContextManager[Admit]:
-        """Wait for the seed's turn; leaving it lets the next seed in."""
-        ...
-
-
-@asynccontextmanager
-async def alone(seed: Seed, context: Context) -> Any:
-    """The `Turn` of a seed that is not part of a run: new is what differs from its siblings."""
-    known = NoveltyFilter(context.novelty_threshold)
-
-    async def admit(texts: Sequence[str | None], most: int, *, last: bool = False) -> list[str]:
-        kept: list[str] = []
-        for text in texts:
-            if len(kept) < most and text is not None and known.collision(text) is None:
-                known.add(text, "")
-                kept.append(text)
-        return kept
-
-    yield admit
-
-
-async def nothing_taken(seed: Seed, texts: Sequence[str]) -> list[bool]:
-    """The `Taken` of a seed that is not part of a run."""
-    return [False] * len(texts)
 
 
 class Proposed(Answer):
@@ -76,146 +34,141 @@ class Proposed(Answer):
     instructions: list[str]
 
 
+class _Proposals(NamedTuple):
+    """Proposed texts, None for one that does not read as an instruction, and what they cost."""
+
+    texts: list[str | None]
+    usage: Usage
+
+
 async def propose(
-    state: State,
-    runtime: Runtime[Context],
-    *,
-    complete: Complete,
-    turn: Turn,
-    taken: Taken = nothing_taken,
+    state: State, runtime: Runtime[Context], *, complete: Complete, hooks: RunHooks
 ) -> dict[str, Any]:
     """Propose the seed's new instructions; with `answer_seeds` the seed is the instruction.
 
-    Reads `seed`, `references`, `learned`; writes `instructions`, one place a slot, None where an
-    instruction was no news. Asks once more, told what to differ from, when too few are new: before
-    the seed's turn if that is known by then, since a turn that waits for a call holds up the rest.
+    Reads `seed`, `references`, `learned`; writes `instructions`, one entry a slot, None where an
+    instruction was not new. If too few are new, the model is asked once more and told what to
+    differ from: before the seed's turn if that is known by then, since the seeds behind wait while
+    a call is made in a turn.
     """
     context = runtime.context or Context()
     seed = state["seed"]
     if context.answer_seeds:
-        async with turn(seed, context) as admit:
+        async with hooks.turn(seed, context) as admit:
             admitted = await admit([seed["instruction"]], 1, last=True)
-            return {"instructions": [*admitted] or [None]}
-    usage = no_usage()
+        return {"instructions": [*admitted] or [None]}
     if context.pipeline == "refed":
-        return await _of_features(state, context, complete, turn)
+        return await _propose_by_feature(state, context, complete, hooks)
+    usage = no_usage()
     try:
-        first, usage = await _ask(state, context, complete, [], 0)
-        kept, used = await _in_turn(state, context, complete, turn, taken, first)
-        usage = add_usage(usage, used)
-    except CallFailed as failed:
-        failure = {"stage": failed.stage, "kind": failed.kind, "message": failed.message}
-        return {"failure": failure, "usage": add_usage(usage, failed.usage)}
-    new = [text for text in kept if text is not None]
-    emit(runtime, "instructions", f"{len(new)} new instructions.", instructions=new)
-    return {"instructions": kept + [None] * (context.per_seed - len(kept)), "usage": usage}
+        first = await _ask(state, context, complete, count=context.per_seed)
+        usage = first.usage
+        admitted, second_usage = await _admit_new(state, context, complete, hooks, first.texts)
+    except CallFailed as error:
+        return {"failure": failure_from(error), "usage": add_usage(usage, error.usage)}
+    emit(runtime, "instructions", f"{len(admitted)} new instructions.", instructions=admitted)
+    missing = context.per_seed - len(admitted)
+    return {
+        "instructions": [*admitted, *[None] * missing],
+        "usage": add_usage(usage, second_usage),
+    }
 
 
-async def _of_features(
-    state: State, context: Context, complete: Complete, turn: Turn
+async def _propose_by_feature(
+    state: State, context: Context, complete: Complete, hooks: RunHooks
 ) -> dict[str, Any]:
-    """As the paper's authors do: each feature asked for its share by itself, and never again.
+    """Ask for each feature's share by itself, and never again, as the paper's authors do.
 
     A feature whose call fails costs its own instructions, not the other's.
     """
 
-    async def asked(draw: int, feature: str, count: int) -> Proposals | CallFailed:
+    async def ask_for(draw: int, feature: str, count: int) -> _Proposals | CallFailed:
         try:
-            return await _ask(state, context, complete, [], draw, (feature, count))
-        except CallFailed as failed:
-            return failed
+            return await _ask(state, context, complete, count=count, draw=draw, feature=feature)
+        except CallFailed as error:
+            return error
 
-    shares = counts_by_feature(context.per_seed)
-    calls = [asked(draw, *share) for draw, share in enumerate(shares.items())]
-    found = await asyncio.gather(*calls)
-    usage = reduce(add_usage, (f.usage if isinstance(f, CallFailed) else f[1] for f in found))
-    got = [(name, f[0]) for name, f in zip(shares, found, strict=True) if isinstance(f, tuple)]
-    if not got:
-        failed = next(f for f in found if isinstance(f, CallFailed))
-        failure = {"stage": failed.stage, "kind": failed.kind, "message": failed.message}
-        return {"failure": failure, "usage": usage}
+    counts = counts_by_feature(context.per_seed)
+    results = await asyncio.gather(
+        *(ask_for(draw, feature, n) for draw, (feature, n) in enumerate(counts.items()))
+    )
+    usage = reduce(add_usage, (result.usage for result in results))
+    failures = [result for result in results if isinstance(result, CallFailed)]
+    if len(failures) == len(results):
+        return {"failure": failure_from(failures[0]), "usage": usage}
     features: dict[str, str] = {}
-    for name, texts in got:
-        features |= {text: name for text in texts if text and text not in features}
-    async with turn(state["seed"], context) as admit:
-        kept: list[str | None] = [*await admit([*features], context.per_seed, last=True)]
-    return {"instructions": kept, "features": features, "usage": usage}
+    for feature, result in zip(counts, results, strict=True):
+        if isinstance(result, _Proposals):
+            features |= {text: feature for text in result.texts if text and text not in features}
+    async with hooks.turn(state["seed"], context) as admit:
+        admitted = await admit([*features], context.per_seed, last=True)
+    return {"instructions": admitted, "features": features, "usage": usage}
 
 
-async def _in_turn(
+async def _admit_new(
     state: State,
     context: Context,
     complete: Complete,
-    turn: Turn,
-    taken: Taken,
+    hooks: RunHooks,
     first: list[str | None],
-) -> tuple[list[str | None], Usage]:
-    """What is new of the first proposals, and of second ones where those are too few."""
-    near, most = NoveltyFilter(context.novelty_threshold), context.per_seed
-    for text in (state["seed"]["instruction"], *(r["instruction"] for r in state["references"])):
-        near.add(text, "")
-    again = partial(_ask_again, state, context, complete, first)
-    # What is taken stays taken, so this says of no proposal what its turn would not.
-    unlike = [t for t in first if t and near.collision(t) is None]
-    gone = sum(await taken(state["seed"], unlike)) if len(unlike) >= most else 0
-    second = await again() if len(unlike) - gone < most else None
-    offered, known = _apart(first, near), second is not None
-    if second is not None and not isinstance(second, CallFailed):
-        offered += _apart(second[0], near)
-    async with turn(state["seed"], context) as admit:
-        kept = await admit(offered, most, last=known)
-        if len(kept) < most and not known:
-            second = await again()
-            if not isinstance(second, CallFailed):
-                kept += await admit(_apart(second[0], near), most - len(kept), last=True)
-        if isinstance(second, CallFailed) and not kept:
+) -> tuple[list[str], Usage]:
+    """Admit what is new of the first proposals, and of second ones if those are too few."""
+    seed, limit = state["seed"], context.per_seed
+    examples = NoveltyFilter(context.novelty_threshold)
+    for text in (seed["instruction"], *(r["instruction"] for r in state["references"])):
+        examples.add(text, "")
+
+    def drop_near(texts: Sequence[str | None]) -> list[str | None]:
+        """None in place of a text that is too near to the seed or a reference."""
+        return [t if t is not None and examples.collision(t) is None else None for t in texts]
+
+    async def ask_again() -> _Proposals | CallFailed:
+        """Whether a failure matters is known only in the seed's turn."""
+        avoid = [text for text in first if text is not None]
+        try:
+            return await _ask(state, context, complete, count=limit, avoid=avoid, draw=1)
+        except CallFailed as error:
+            return error
+
+    offered = drop_near(first)
+    new = [text for text in offered if text is not None]
+    # What is known stays known: no text counts as known here that its turn would admit.
+    known = sum(await hooks.are_known(seed, new)) if len(new) >= limit else 0
+    second = await ask_again() if len(new) - known < limit else None
+    asked_before = second is not None
+    if isinstance(second, _Proposals):
+        offered += drop_near(second.texts)
+    async with hooks.turn(seed, context) as admit:
+        admitted = await admit(offered, limit, last=asked_before)
+        if len(admitted) < limit and not asked_before:
+            second = await ask_again()
+            if isinstance(second, _Proposals):
+                rest = limit - len(admitted)
+                admitted = [*admitted, *await admit(drop_near(second.texts), rest, last=True)]
+        if isinstance(second, CallFailed) and not admitted:
             raise second
-    if second is None:
-        return [*kept], no_usage()
-    return [*kept], second.usage if isinstance(second, CallFailed) else second[1]
-
-
-def reads_as_instruction(text: str, taken: Sequence[str]) -> bool:
-    """Whether a proposal reads as an instruction: not overlong, without blanks or prompt talk.
-
-    A weak model writes an answer in place of a question; that is several times as long as the
-    seed and references are.
-    """
-    most = max(MAX_LENGTH_FLOOR, 3 * max(map(len, taken), default=0))
-    blank = no_placeholder(RuleInput("", text, ()))["verdict"] == "fail"
-    spoken = _OF_THE_PROMPT.search(text) and not any(_OF_THE_PROMPT.search(t) for t in taken)
-    return len(text) <= most and not spoken and not blank
-
-
-def _apart(texts: Sequence[str | None], near: NoveltyFilter) -> list[str | None]:
-    """The texts that are unlike the seed and its references; None for the others."""
-    return [t if t is not None and near.collision(t) is None else None for t in texts]
-
-
-async def _ask_again(
-    state: State, context: Context, complete: Complete, first: list[str | None]
-) -> Proposals | CallFailed:
-    """Ask for others; whether it matters when that fails is known only in the seed's turn."""
-    try:
-        return await _ask(state, context, complete, [t for t in first if t is not None], 1)
-    except CallFailed as failed:
-        return failed
+    return admitted, no_usage() if second is None else second.usage
 
 
 async def _ask(
     state: State,
     context: Context,
     complete: Complete,
-    avoid: Sequence[str],
-    draw: int,
-    share: tuple[str, int] | None = None,
-) -> Proposals:
-    """Ask for new instructions; `share` is the one feature to make them from, and how many."""
+    *,
+    count: int,
+    avoid: Sequence[str] = (),
+    draw: int = 0,
+    feature: str | None = None,
+) -> _Proposals:
+    """Ask for `count` new instructions, of one `feature` only if it is given."""
     seed, learned = state["seed"], state.get("learned", [])
-    count = share[1] if share else context.per_seed
-    phrases = (
-        feature_phrases(share[0], learned) if share else {f: _phrases(learned, f) for f in FEATURES}
-    )
+    if feature is None:
+        phrases = {
+            name: list(dict.fromkeys(phrase for entry in learned for phrase in entry[name]))[:8]
+            for name in FEATURES
+        }
+    else:
+        phrases = feature_phrases(feature, learned)
     messages = render(
         "propose",
         template=context.propose_prompt,
@@ -226,16 +179,27 @@ async def _ask(
         **phrases,
     )
     round_ = seed.get("round", 0)
-    place = CallOrigin(seed.get("id", ""), str(round_), (round_, seed.get("position", 0)))
-    asked = await ask(
-        complete, make_call("propose", messages, Proposed, context, place, draw), Proposed
+    origin = CallOrigin(seed.get("id", ""), str(round_), (round_, seed.get("position", 0)))
+    result = await ask(
+        complete, make_call("propose", messages, Proposed, context, origin, draw), Proposed
     )
-    taken = [seed["instruction"], *(r["instruction"] for r in state["references"])]
-    texts = [t.strip() for t in asked.answer.instructions if t.strip()]
-    # The paper's authors look at none of them.
-    fitting = [t if share or reads_as_instruction(t, taken) else None for t in texts]
-    return fitting[:count], asked.usage
+    examples = [seed["instruction"], *(r["instruction"] for r in state["references"])]
+    texts = [text.strip() for text in result.answer.instructions if text.strip()]
+    # The paper's authors check none of them.
+    checked = [
+        text if feature is not None or reads_as_instruction(text, examples) else None
+        for text in texts
+    ]
+    return _Proposals(checked[:count], result.usage)
 
 
-def _phrases(learned: Sequence[dict[str, Any]], key: str) -> list[str]:
-    return list(dict.fromkeys(p for entry in learned for p in entry[key]))[:8]
+def reads_as_instruction(text: str, examples: Sequence[str]) -> bool:
+    """Whether a proposal reads as an instruction: not too long, no placeholders, no prompt talk.
+
+    `examples` are the seed and the references' instructions. A weak model writes an answer in place
+    of a question, which is several times as long as they are.
+    """
+    max_length = max(MAX_LENGTH_FLOOR, 3 * max(map(len, examples), default=0))
+    has_placeholder = no_placeholder(RuleInput("", text, ()))["verdict"] == "fail"
+    talks_of_prompt = _PROMPT_TALK.search(text) and not any(map(_PROMPT_TALK.search, examples))
+    return len(text) <= max_length and not talks_of_prompt and not has_placeholder

@@ -1,9 +1,9 @@
-"""A person in the loop: the run stops until somebody accepts, edits or rejects the sample."""
+"""A person in the loop: the graph stops until somebody accepts, edits or rejects a sample."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from langgraph.runtime import Runtime
@@ -26,9 +26,6 @@ from nodes.record import Record, record_of
 from nodes.state import SampleState
 from nodes.verdicts import best_of
 
-# Asks a question and brings the answer; LangGraph's `interrupt` stops the run until there is one.
-Ask = Callable[[Any], Any]
-
 
 class ReviewState(TypedDict):
     """One sample that waits for a person, with the references it was made from."""
@@ -38,7 +35,7 @@ class ReviewState(TypedDict):
 
 
 def awaits_review(state: SampleState, context: Context) -> bool:
-    """Whether a person should see what the loop ended with."""
+    """Whether a person should see the sample that the loop ended with."""
     if context.review == "never":
         return False
     attempts, criteria = state.get("attempts") or [], state.get("criteria", [])
@@ -51,66 +48,60 @@ async def review(
     state: ReviewState,
     runtime: Runtime[Context],
     *,
-    ask: Ask | None = interrupt,
     contamination: Contamination | None = None,
 ) -> dict[str, Any]:
-    """Ask a person about one pending sample, until the answer decides it.
+    """Ask a person about one pending sample, until an answer can be read as a decision.
 
-    Reads `sample`, `references`; writes `samples`. `ask` None: nobody is there, it stays pending.
-    The body runs again from its top when the answer comes, so nothing is paid for in it.
+    Reads `sample`, `references`; writes `samples`. LangGraph runs the node again from its top when
+    the answer comes, so nothing is paid for in it.
     """
-    ended = await _answered(state["sample"], state["references"], runtime, ask, contamination)
-    return {} if ended is None else {"samples": [ended]}
+    record = await _ask_person(state["sample"], state["references"], runtime, contamination)
+    return {"samples": [record]}
 
 
 async def review_one(
     state: SampleState,
     runtime: Runtime[Context],
     *,
-    ask: Ask | None = interrupt,
     contamination: Contamination | None = None,
 ) -> dict[str, Any]:
-    """The same at the end of the graph `sample`.
+    """Ask a person about the sample, at the end of the graph `sample`.
 
     Writes `status`, `reason`, `response`, `review`, and an edited text as one of `attempts`.
     """
     context = runtime.context or Context()
-    record = mark_pending(record_of(state, (0, 0, 0), context))
-    ended = await _answered(record, state["references"], runtime, ask, contamination)
-    if ended is None:
-        return {}
-    said = {name: ended[name] for name in ("status", "reason", "response", "review")}
-    return {**said, "attempts": ended["attempts"][len(record["attempts"]) :]}
+    pending = mark_pending(record_of(state, (0, 0, 0), context))
+    record = await _ask_person(pending, state["references"], runtime, contamination)
+    update = {name: record[name] for name in ("status", "reason", "response", "review")}
+    return {**update, "attempts": record["attempts"][len(pending["attempts"]) :]}
 
 
-async def _answered(
+async def _ask_person(
     record: Record,
     references: Sequence[Reference],
     runtime: Runtime[Context],
-    ask: Ask | None,
     contamination: Contamination | None,
-) -> Record | None:
+) -> Record:
+    """The record after a person's decision; whoever cannot be understood is asked again."""
+    user = runtime.server_info.user if runtime.server_info is not None else None
     problem = ""
-    while ask is not None:
-        answer = ask(review_question(record, references, problem))
+    while True:
+        answer = interrupt(review_question(record, references, problem))
         try:
             decision = read_decision(answer)
             hit = None
             if contamination is not None and decision.response:
                 hit = await asyncio.to_thread(contamination.response, decision.response)
-            checked = contamination is not None
             ended = apply_decision(
-                record, references, decision, by=_who(runtime), hit=hit, checked=checked
+                record,
+                references,
+                decision,
+                by=None if user is None else user.identity,
+                hit=hit,
+                checked=contamination is not None,
             )
-        except BadDecision as bad:
-            problem = str(bad)
+        except BadDecision as error:
+            problem = str(error)
             continue
         emit(runtime, "review", f"A person said {decision.decision}.", id=record["id"])
         return ended
-    return None
-
-
-def _who(runtime: Runtime[Context]) -> str | None:
-    """Whoever answers, by the server's word."""
-    info = runtime.server_info
-    return None if info is None or info.user is None else info.user.identity

@@ -11,6 +11,8 @@ from memory.references import Reference
 Outcome = Literal["pass", "fail", "not_applicable", "unknown"]
 # A sample that waits for a person is pending.
 Status = Literal["open", "accepted", "rejected", "failed", "pending"]
+# A slot's place in a run: round, position of its seed, number within the seed.
+Slot = tuple[int, int, int]
 RejectionReason = Literal["criteria", "no_progress", "copied", "contaminated", "reviewer"]
 
 

@@ -46,7 +46,7 @@ async def another(reference, avoid, random_seed):
 
 
 async def made(model, references=REFERENCES[:1], **context):
-    graph = build_graph(complete=model, embed=letters, another=another)
+    graph = build_graph(complete=model, embed=letters, draw_other=another)
     settings = Context(model="m", try_criteria=False, **context)
     given = {"seed": SEED, "references": references}
     found = await graph.ainvoke(given, context=settings)

@@ -11,6 +11,7 @@ from graph.builder import build_graph, build_sample
 from nodes.context import Context
 from nodes.criteria import ANSWERS_ID
 from nodes.decisions import is_borderline, needs_review
+from nodes.hooks import RunHooks
 
 REFERENCE = {
     "instruction": "Why are there two tides a day?",
@@ -162,7 +163,7 @@ async def test_a_thread_that_is_used_again_begins_anew():
 
 
 async def test_without_anybody_to_ask_a_sample_stays_pending():
-    graph = build_graph(complete=ScriptedModel(), embed=letters, ask=None)
+    graph = build_graph(complete=ScriptedModel(), embed=letters, hooks=RunHooks(interrupts=False))
     out = await graph.ainvoke(GIVEN, context=context(review="all"))
     assert out["samples"][0]["status"] == "pending"
 

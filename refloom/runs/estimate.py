@@ -25,6 +25,7 @@ from graph.builder import build_graph
 from memory.embed import Vectors
 from memory.index import draw_other
 from memory.references import Reference
+from nodes.hooks import RunHooks
 from nodes.learn import MAX_CHARACTERISTICS
 from nodes.llm import Call, Reply
 from nodes.llm.protocol import schema_of
@@ -213,7 +214,12 @@ async def _try_graph(
         studied.add(other["id"])
         return other
 
-    graph = build_graph(complete=model, embed=model.embed, another=other_reference, ask=None)
+    graph = build_graph(
+        complete=model,
+        embed=model.embed,
+        draw_other=other_reference,
+        hooks=RunHooks(interrupts=False),
+    )
     judge_criteria: list[int] = []
     for number, text in enumerate(texts):
         near = _near(references, text, number, settings.references_per_seed)

@@ -25,6 +25,7 @@ from memory.index import ReferenceIndex
 from memory.references import distinct
 from memory.store import ReferenceFile, load_or_write_references
 from nodes.context import Context
+from nodes.hooks import RunHooks
 from nodes.llm import CallFailed, Complete
 from nodes.record import Record
 from nodes.state import Seed
@@ -139,14 +140,16 @@ def local_executor(parts: ExecutorInputs, embed: Embed | None) -> LocalExecutor:
     graph = build_graph(
         complete=recorder.calls,
         search=retrieval,
-        another=index.draw_other,
+        draw_other=index.draw_other,
         embed=embed,
         characteristics=parts.learned,
-        turn=recorder.scheduler.turn,
-        taken=recorder.scheduler.taken,
-        start=recorder.start,
-        finish=recorder.finish,
-        ask=None,
+        hooks=RunHooks(
+            turn=recorder.scheduler.turn,
+            are_known=recorder.scheduler.are_known,
+            start=recorder.start,
+            finish=recorder.finish,
+            interrupts=False,
+        ),
         contamination=parts.inputs.contamination,
     )
     return LocalExecutor(graph, recorder.context, retrieval)

@@ -24,11 +24,11 @@ from memory.novelty import NoveltyFilter
 from memory.references import IndexUnusable, Reference, exact_instruction_key
 from memory.weights import WeightsUnavailable
 from nodes.context import Context
+from nodes.hooks import Admit
 from nodes.llm import ProviderStopped
 from nodes.llm.fast_json import dumps
-from nodes.propose import Admit
 from nodes.record import Record, record_of
-from nodes.state import SampleState, Seed
+from nodes.state import SampleState, Seed, Slot
 from refloom.data.read import Source
 from refloom.errors import JournalError, TooManyFailed, WorkersLost
 from refloom.runs.client import CachedClient, Interrupted
@@ -37,8 +37,6 @@ from refloom.runs.journal import Journal
 from refloom.runs.retrieval import OrderedGate, ReferenceQuota, SeedKey
 from refloom.runs.review_queue import INSERT_REVIEW, review_entry
 from refloom.settings import Settings
-
-Slot = tuple[int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +105,7 @@ class SlotScheduler:
 
     @asynccontextmanager
     async def turn(self, seed: Seed, context: Context) -> AsyncIterator[Admit]:
-        """See `nodes.propose.Turn`. What was admitted is journaled as the turn ends.
+        """See `RunHooks.turn`. What was admitted is journaled as the turn ends.
 
         With `answer_seeds` only seeds with equal text are duplicates.
         """
@@ -115,11 +113,13 @@ class SlotScheduler:
         admitted: list[str] = []
         duplicates = 0
 
-        async def admit(texts: Sequence[str | None], most: int, *, last: bool = False) -> list[str]:
+        async def admit(
+            texts: Sequence[str | None], limit: int, *, last: bool = False
+        ) -> list[str]:
             nonlocal duplicates
             new: list[str] = []
             for text in texts:
-                if len(new) == most:
+                if len(new) == limit:
                     break
                 if (
                     not self._round_without_news
@@ -135,8 +135,8 @@ class SlotScheduler:
         yield admit
         await self._end_turn(seed, admitted, duplicates, len(admitted))
 
-    async def taken(self, seed: Seed, texts: Sequence[str]) -> list[bool]:
-        """See `nodes.propose.Taken`: whether each text is too near to one admitted so far."""
+    async def are_known(self, seed: Seed, texts: Sequence[str]) -> list[bool]:
+        """See `RunHooks.are_known`: whether each text is too near to one admitted so far."""
         return [self._novelty.collision(text) is not None for text in texts]
 
     def _is_new(self, text: str, context: Context) -> bool:
@@ -216,7 +216,7 @@ class SlotScheduler:
         return bool(slots)
 
     async def start(self, slot: Slot) -> bool:
-        """See `nodes.sample.Start`: slots start in order while accepted + in flight < target."""
+        """See `RunHooks.start`: slots start in order while accepted + in flight < target."""
         seed: Seed = {"instruction": "", "round": slot[0], "position": slot[1]}
         if not self._gate.has_passed(self._number(seed)) and not await self.skip_failed_seed(seed):
             return False
@@ -294,7 +294,7 @@ class SampleRecorder:
         return waiting | {slot: True for slot in sorted(self._started_slots) if slot[:2] == place}
 
     async def start(self, slot: Slot) -> bool:
-        """See `nodes.sample.Start`; a slot that is finished in the journal does not start again."""
+        """See `RunHooks.start`; a slot that is finished in the journal does not start again."""
         started = await self.scheduler.start(slot)
         if started:
             self._started_slots.add(slot)
@@ -308,7 +308,7 @@ class SampleRecorder:
         return True
 
     async def finish(self, record: Record, references: Sequence[Reference] = ()) -> None:
-        """See `nodes.sample.Finish`; a pending sample goes to the review queue."""
+        """See `RunHooks.finish`; a pending sample goes to the review queue."""
         if record["status"] == "pending":
             entry = review_entry(record, references)
             await self.journal.put(INSERT_REVIEW, *record["slot"], record["id"], entry)

@@ -16,8 +16,8 @@ from typing import Any
 from memory.characteristics import NAMESPACE, Characteristics, FileStore
 from memory.contamination import Contamination
 from nodes.context import Context
+from nodes.hooks import Admit
 from nodes.llm import Call, Reply
-from nodes.propose import Admit
 from nodes.record import Record
 from nodes.state import Seed
 from refloom.errors import WorkersLost
@@ -49,7 +49,7 @@ class SeedReplay:
     async def step(self, what: str, values: list[Any]) -> Any:
         """Take the step a worker asks for, or repeat its result."""
         steps: dict[str, Callable[..., Awaitable[Any]]] = {
-            "taken": self._taken,
+            "are_known": self._are_known,
             "admit": self._admitted,
             "close": self._close,
             "start": self._start,
@@ -72,8 +72,8 @@ class SeedReplay:
         # The worker may die while the step is being taken; the step is finished all the same.
         return await asyncio.shield(self._steps[key])
 
-    async def _taken(self, texts: list[str]) -> list[bool]:
-        return await self._recorder.scheduler.taken(self._seed, texts)
+    async def _are_known(self, texts: list[str]) -> list[bool]:
+        return await self._recorder.scheduler.are_known(self._seed, texts)
 
     async def _admitted(self, texts: list[str | None], most: int, last: bool) -> list[str]:
         if self._turn is None:

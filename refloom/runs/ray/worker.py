@@ -21,11 +21,11 @@ from memory.index import ReferenceIndex
 from memory.references import Reference
 from memory.store import ReferenceFile
 from nodes.context import Context
+from nodes.hooks import Admit, RunHooks
 from nodes.llm import Call, Complete, Reply
 from nodes.llm.endpoint import EndpointClient
-from nodes.propose import Admit
 from nodes.record import Record
-from nodes.state import Seed
+from nodes.state import Seed, Slot
 from refloom.runs.client import Endpoints, reply_to_dict
 from refloom.runs.rate_limit import RATE_LIMIT_HEADERS
 from refloom.runs.ray.rpc import RpcChannel, call_from_dict, call_to_dict
@@ -69,14 +69,16 @@ class Worker:
         return build_graph(
             complete=self._complete,
             search=RunRetrieval(index, _RemoteQuota(self.channel, self._resumed)),
-            another=index.draw_other,
+            draw_other=index.draw_other,
             embed=embed,
             characteristics=Characteristics(_RemoteStore(self.channel), self._heard),
-            turn=self._turn,
-            taken=self._taken,
-            start=self._start,
-            finish=self._finish,
-            ask=None,
+            hooks=RunHooks(
+                turn=self._turn,
+                are_known=self._are_known,
+                start=self._start,
+                finish=self._finish,
+                interrupts=False,
+            ),
             contamination=contamination,
         )
 
@@ -119,26 +121,28 @@ class Worker:
         """
         over = False
 
-        async def admit(texts: Sequence[str | None], most: int, *, last: bool = False) -> list[str]:
+        async def admit(
+            texts: Sequence[str | None], limit: int, *, last: bool = False
+        ) -> list[str]:
             nonlocal over
             admitted: list[str] = await self.channel.ask(
-                "admit", _seed_key(seed), list(texts), most, last
+                "admit", _seed_key(seed), list(texts), limit, last
             )
-            over = last or len(admitted) == most
+            over = last or len(admitted) == limit
             return admitted
 
         yield admit
         if not over:
             await self.channel.ask("close", _seed_key(seed))
 
-    async def _taken(self, seed: Seed, texts: Sequence[str]) -> list[bool]:
-        taken: list[bool] = await self.channel.ask("taken", _seed_key(seed), list(texts))
-        return taken
+    async def _are_known(self, seed: Seed, texts: Sequence[str]) -> list[bool]:
+        known: list[bool] = await self.channel.ask("are_known", _seed_key(seed), list(texts))
+        return known
 
-    async def _start(self, slot: tuple[int, int, int]) -> bool:
+    async def _start(self, slot: Slot) -> bool:
         return bool(await self.channel.ask("start", slot))
 
-    async def _finish(self, record: Record, references: Sequence[Reference] = ()) -> None:
+    async def _finish(self, record: Record, references: Sequence[Reference]) -> None:
         await self.channel.ask("finish", record, list(references))
 
     def _heard(self, reference_id: str, learned: Learned | None) -> None:
