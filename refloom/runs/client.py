@@ -72,9 +72,11 @@ async def open_client(
         cost=prior_cost,
         tokens=prior_tokens,
     )
-    connection = EndpointClient(endpoints.resolve, max_retries=0, on_headers=limiter.apply_headers)
+    endpoint_client = EndpointClient(
+        endpoints.resolve, max_retries=0, on_headers=limiter.apply_headers
+    )
     client = CachedClient(
-        complete or connection,
+        complete or endpoint_client,
         journal,
         limiter,
         budget,
@@ -90,7 +92,7 @@ async def open_client(
         yield client
     finally:
         await client.aclose()
-        await connection.aclose()
+        await endpoint_client.aclose()
 
 
 class CachedClient:
