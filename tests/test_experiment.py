@@ -313,7 +313,7 @@ def test_what_cannot_be_done_is_said_before_it_is_tried(tried, tmp_path, command
 
 
 @pytest.mark.parametrize(
-    ("rows", "said"), [(1, "takes criteria from another"), (None, "nofile.jsonl")], ids=["one", "none"]
+    ("rows", "said"), [(1, "criteria from another"), (None, "nofile.jsonl")], ids=["one", "none"]
 )
 def test_what_is_wrong_with_an_arm_is_known_before_anything_is_made(tmp_path, rows, said):
     name = "nofile.jsonl" if rows is None else "one.jsonl"

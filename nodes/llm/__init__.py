@@ -137,7 +137,7 @@ def make_call(
     place: CallOrigin,
     draw: int = 0,
 ) -> Call:
-    """A call with the defaults of its stage; those of `STAGES_OF_THE_JUDGE` go to the judge's model."""
+    """A call with its stage's defaults; `STAGES_OF_THE_JUDGE` go to the judge's model."""
     judge = stage in STAGES_OF_THE_JUDGE
     return Call(
         stage=stage,
