@@ -239,8 +239,8 @@ def duel_rows(duels: Sequence[CanaryDuel]) -> list[Row]:
             {
                 "kind": kind,
                 "n": len(group),
-                "original_wins": share_of((id_, duel.won == "first") for id_, duel in group),
-                "canary_wins": share_of((id_, duel.won == "second") for id_, duel in group),
+                "original_wins": share_of((id_, duel.winner == "first") for id_, duel in group),
+                "canary_wins": share_of((id_, duel.winner == "second") for id_, duel in group),
                 "share": interval_to_dict(scores),
             }
         )
@@ -249,8 +249,8 @@ def duel_rows(duels: Sequence[CanaryDuel]) -> list[Row]:
 
 def order_consistency(duels: Sequence[CanaryDuel]) -> tuple[Row, Row]:
     """How often both orders have the same winner, and the share of picks that stood first."""
-    same_winner = share_of((d.canary.source_id, d.duel.agreed) for d in duels)
-    picks = [(d.canary.source_id, d.duel.first_picked) for d in duels if d.duel.first_picked]
+    same_winner = share_of((d.canary.source_id, d.duel.consistent) for d in duels)
+    picks = [(d.canary.source_id, d.duel.first_position_wins) for d in duels if d.duel.first_position_wins]
     shares = [sum(first) / len(first) for _, first in picks]
     return same_winner, interval_to_dict(bootstrap_mean(shares, [id_ for id_, _ in picks]))
 
@@ -295,10 +295,10 @@ def _method_flags(method: str, results: Mapping[str, Any]) -> list[str]:
             f"always passes: by {method} the judge passes {describe_share(faulty, 'bad responses')}"
         )
     aucs = [
-        (f"{subject} tells references from corrupted responses", rows[name]["auc"])
+        (f"{subject} references from corrupted responses", rows[name]["auc"])
         for name, subject in (
-            ("built in", "the built-in criterion"),
-            ("drawn, must", "the set of criteria from references"),
+            ("built in", "the built-in criterion tells"),
+            ("drawn, must", "the required criteria drawn from references tell"),
         )
         if name in rows
     ]
