@@ -250,7 +250,11 @@ def duel_rows(duels: Sequence[CanaryDuel]) -> list[Row]:
 def order_consistency(duels: Sequence[CanaryDuel]) -> tuple[Row, Row]:
     """How often both orders have the same winner, and the share of picks that stood first."""
     same_winner = share_of((d.canary.source_id, d.duel.consistent) for d in duels)
-    picks = [(d.canary.source_id, d.duel.first_position_wins) for d in duels if d.duel.first_position_wins]
+    picks = [
+        (d.canary.source_id, d.duel.first_position_wins)
+        for d in duels
+        if d.duel.first_position_wins
+    ]
     shares = [sum(first) / len(first) for _, first in picks]
     return same_winner, interval_to_dict(bootstrap_mean(shares, [id_ for id_, _ in picks]))
 
