@@ -1,10 +1,9 @@
-"""Whether a text holds a prompt of a benchmark, so that it is not trained on.
+"""Contamination: texts that contain a benchmark prompt and must not be trained on.
 
-Three ways to hold it, over lower-cased words: a run of 13 words (as for GPT-3), or the whole of a
-prompt that is shorter; 8-word runs that together cover at least half of the prompt; a
-near-duplicate by the rule of `memory.novelty`. A run of 13 words that both have by chance, such as
-a common proverb, is a hit too: that is the definition. What no way sees is a prompt put into other
-words or another language.
+There are three tests, over lower-cased words: a shared run of 13 words (as for GPT-3), or all of a
+shorter prompt; shared 8-word runs that cover at least half of the prompt; a near-duplicate by the
+rule of `memory.novelty`. By this definition a run of 13 words shared by chance, such as a proverb,
+is a hit. No test finds a paraphrased or translated prompt.
 """
 
 from __future__ import annotations
@@ -20,25 +19,23 @@ from rapidfuzz.distance import LCSseq
 
 from memory.novelty import NoveltyFilter
 
-# MERGED memory~runs
-# The words of texts of any script, and where runs of words stand in many of them.
-# Scripts whose characters stand for words or syllables and have no spaces between them.
+# Scripts without spaces, whose characters are words or syllables.
 _SINGLE = "\u3041-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-# What parts words outside ASCII: signs, spaces, punctuation of several scripts.
-_PARTING = "\u0080-\u00a9\u00ab-\u00b4\u00b6-\u00b9\u00bb-\u00bf\u00d7\u00f7\u037e\u055c-\u055e"
-_PARTING += "\u05be\u060c\u061b\u061f\u066a-\u066d\u06d4\u0964\u0965\u2000-\u2bff\u3000-\u303f"
+# Word separators outside ASCII: signs, spaces, and punctuation of several scripts.
+_SEPARATORS = "\u0080-\u00a9\u00ab-\u00b4\u00b6-\u00b9\u00bb-\u00bf\u00d7\u00f7\u037e\u055c-\u055e"
+_SEPARATORS += "\u05be\u060c\u061b\u061f\u066a-\u066d\u06d4\u0964\u0965\u2000-\u2bff\u3000-\u303f"
 _ASCII_WORD = re.compile(r"[a-z0-9]+")
-_WORD = re.compile(rf"[{_SINGLE}]|[^\x00-\x2f\x3a-\x60\x7b-\x7f{_SINGLE}{_PARTING}]+")
+_WORD = re.compile(rf"[{_SINGLE}]|[^\x00-\x2f\x3a-\x60\x7b-\x7f{_SINGLE}{_SEPARATORS}]+")
 
-# Bits of a place that number the word.
+# The lower bits of a place are the word number.
 _SHIFT = 32
 
 
 def word_tokens(text: str) -> list[str]:
-    """The lower-cased words of `text`; of English the tokens of `memory.novelty`, if it has any.
+    """Return the lower-cased words of `text`; for English, the tokens of `memory.novelty`.
 
-    Of other alphabets whole words too, since a run of 13 letters says nothing; Chinese and
-    Japanese by character. Scripts without spaces such as Thai give few and long words.
+    Other alphabets give whole words too, since a run of 13 letters means nothing. Chinese and
+    Japanese give characters. Scripts without spaces, such as Thai, give few and long words.
 
     >>> word_tokens("Why do tides — Flut und Ebbe — follow 月亮?")
     ['why', 'do', 'tides', 'flut', 'und', 'ebbe', 'follow', '月', '亮']
@@ -49,22 +46,21 @@ def word_tokens(text: str) -> list[str]:
 
 
 class NGramIndex:
-    """Where each run of `size` words stands in the texts of a list, by the digest of the run.
+    """Finds runs of `size` words in a list of texts that have one character a word.
 
-    The texts have one character a word. What a digest finds is compared with the run, so that
-    equal digests of different runs do no harm.
+    Runs are looked up by digest and then compared, so that a collision of digests does no harm.
     """
 
     def __init__(
         self, texts: list[str], size: int, digest: Callable[[str], int], *, first_only: bool
     ) -> None:
-        """`first_only`: of several places of a run only the first is kept."""
+        """`first_only`: store only the first place of a run."""
         self._texts, self._size, self._digest, self._first_only = texts, size, digest, first_only
-        # text << 32 | word; a list only where there are more, as most runs stand in one place.
+        # text << 32 | word. Most runs occur once, so there is a list only for the others.
         self._places: dict[int, int | list[int]] = {}
 
     def add(self, number: int) -> None:
-        """Remember the runs of `texts[number]`."""
+        """Add the runs of `texts[number]`."""
         text, size = self._texts[number], self._size
         for i in range(len(text) - size + 1):
             key, place = self._digest(text[i : i + size]), number << _SHIFT | i
@@ -79,12 +75,12 @@ class NGramIndex:
                 self._places[key] = [there, place]
 
     def starts(self, text: str) -> list[int]:
-        """Where runs begin in `text` that may be known; that others are not is certain."""
+        """Return where runs that may be known begin in `text`; all others are unknown."""
         size, digest, known = self._size, self._digest, self._places
         return [i for i in range(len(text) - size + 1) if digest(text[i : i + size]) in known]
 
     def places(self, run: str) -> Iterator[tuple[int, int]]:
-        """Which texts have the run, and at which word, in the order they were added."""
+        """Yield the text and word number of each place of the run, in the order added."""
         there = self._places.get(self._digest(run))
         if there is None:
             return
@@ -94,12 +90,12 @@ class NGramIndex:
                 yield number, at
 
     def first(self, run: str) -> tuple[int, int] | None:
-        """The first of `places`, or None."""
+        """Return the first of `places`, or None."""
         return next(self.places(run), None)
 
 
 def merge_spans(starts: list[int], size: int) -> list[tuple[int, int]]:
-    """The stretches that runs of `size` words from `starts` cover together, in order."""
+    """Return the spans that runs of `size` words from `starts` cover together, in order."""
     spans: list[tuple[int, int]] = []
     for start in sorted(starts):
         if spans and start <= spans[-1][1]:
@@ -109,19 +105,23 @@ def merge_spans(starts: list[int], size: int) -> list[tuple[int, int]]:
     return spans
 
 
-# A run of fewer words stands in many texts by chance, so it says nothing alone.
+# The share of a prompt's words in shared short runs that is a hit.
+COVERAGE = Fraction(1, 2)
+# An F1 of common words in order over this is a near-duplicate.
+THRESHOLD = Fraction(7, 10)
+# A shorter run is in many texts by chance.
 _MIN_WORDS = 5
-_EVIDENCE = 200
+_MAX_EVIDENCE = 200
 _UNKNOWN = "\0"
 
 
 @dataclass(frozen=True)
 class Hit:
-    """A prompt that a text holds.
+    """A prompt that a text contains.
 
-    `row` is its line or row in the file `benchmark`, from 1; `evidence` is the words that both
-    have. `how` is "13-gram" (with the length that was set), "whole prompt" (a prompt of fewer
-    words than that), "8-gram coverage" or "near-duplicate".
+    `row` is its line or row in the file `benchmark`, from 1; `evidence` is the shared words. `how`
+    is "13-gram" (or the `n` that was set), "whole prompt" (one shorter than `n`), "8-gram coverage"
+    or "near-duplicate".
     """
 
     benchmark: str
@@ -131,11 +131,10 @@ class Hit:
 
 
 class Contamination:
-    """The prompts of benchmarks, asked whether an instruction or a response holds one.
+    """Checks instructions and responses against the prompts of benchmarks.
 
-    Asking changes nothing. A text that holds several prompts is a hit for one of them: one of
-    which it has a long run, else a whole one, else the one covered most, else the first it is a
-    near-duplicate of.
+    A text that contains several prompts is reported for one of them: one with a shared long run,
+    else a whole one, else the one covered most, else the first near-duplicate.
     """
 
     def __init__(
@@ -143,24 +142,19 @@ class Contamination:
         *,
         n: int = 13,
         short_n: int = 8,
-        coverage: float = 0.5,
-        threshold: float = 0.7,
         digest: Callable[[str], int] = hash,
     ) -> None:
         """Make it empty.
 
         Args:
             n: A shared run of so many words is a hit.
-            short_n: Length of the runs that are counted for `coverage`; at most `n`.
-            coverage: The share of a prompt's words in such runs that is a hit.
-            threshold: An F1 of common words in order over this is a near-duplicate.
+            short_n: Length of the runs that are counted for `COVERAGE`; at most `n`.
             digest: Makes a run a 64-bit number to look up. No hit rests on it alone.
         """
         if not _MIN_WORDS <= short_n <= n:
             raise ValueError(f"{_MIN_WORDS} <= short_n <= n must hold, not {short_n} and {n}")
         self._n, self._short_n = n, short_n
-        self._coverage, self._threshold = Fraction(str(coverage)), Fraction(str(threshold))
-        # A prompt is kept as a string with one character a word: short, quick to slice and hash.
+        # A prompt is a string with one character a word: short, and fast to slice and hash.
         self._ids: dict[str, str] = {}
         self._names: list[str] = [""]
         self._prompts: list[str] = []
@@ -169,16 +163,16 @@ class Contamination:
         self._long = NGramIndex(self._prompts, n, digest, first_only=True)
         self._wholes: dict[str, int] = {}
         self._starts: set[str] = set()
-        # A filter for each size of prompts in powers of two, as a text is near to few sizes.
+        # One filter for each power of two of prompt length: a text is near to few lengths.
         self._near: defaultdict[int, NoveltyFilter]
-        self._near = defaultdict(lambda: NoveltyFilter(threshold))
+        self._near = defaultdict(lambda: NoveltyFilter(float(THRESHOLD)))
 
     def __len__(self) -> int:
-        """How many prompts there are."""
+        """The number of prompts."""
         return len(self._prompts)
 
     def add(self, prompt: str, benchmark: str, row: int) -> None:
-        """Remember a prompt; one without any word cannot be found and is left out."""
+        """Add a prompt. One without any word cannot be found and is skipped."""
         code = "".join(self._id(word) for word in word_tokens(prompt))
         if not code:
             return
@@ -194,9 +188,9 @@ class Contamination:
             self._near[len(code).bit_length()].add(_spell(code), str(number))
 
     def instruction(self, text: str) -> Hit | None:
-        """The prompt that an instruction holds or nearly is, or None.
+        """Return the prompt that an instruction contains or nearly is, or None.
 
-        A prompt of fewer than five words is held only by an instruction that adds little to it.
+        A prompt of fewer than five words counts only if the instruction adds little to it.
         """
         found = word_tokens(text)
         code = self._code(found)
@@ -253,7 +247,7 @@ class Contamination:
         return best
 
     def _whole(self, found: list[str], code: str) -> Hit | None:
-        """The longest prompt of fewer than n words that stands in the text as a run."""
+        """Return the longest prompt of fewer than n words that the text contains."""
         best = ""
         starts, where = self._starts, 0
         for i in range(len(code) - _MIN_WORDS + 1):
@@ -267,17 +261,17 @@ class Contamination:
         return self._hit(self._wholes[best], "whole prompt", found[where : where + len(best)])
 
     def _covered(self, code: str, shared: list[int]) -> Hit | None:
-        """The prompt of whose words the short runs cover the largest share, if it is enough."""
+        """Return the prompt that shared short runs cover most, if they cover enough."""
         places: defaultdict[int, list[int]] = defaultdict(list)
         for run in {code[i : i + self._short_n] for i in shared}:
             for number, at in self._short.places(run):
                 places[number].append(at)
-        best, best_number, best_spans = self._coverage, -1, [(0, 0)]
-        # In whole numbers, as a phrase that all prompts have makes this loop long.
-        reach = self._short_n * self._coverage.denominator
+        best, best_number, best_spans = COVERAGE, -1, [(0, 0)]
+        # In whole numbers for speed: a phrase in all prompts makes this loop long.
+        reach = self._short_n * COVERAGE.denominator
         for number in sorted(places):
             size = len(self._prompts[number])
-            if len(places[number]) * reach < self._coverage.numerator * size:
+            if len(places[number]) * reach < COVERAGE.numerator * size:
                 continue
             covered = merge_spans(places[number], self._short_n)
             share = Fraction(sum(end - start for start, end in covered), size)
@@ -290,9 +284,9 @@ class Contamination:
         return self._hit(best_number, f"{self._short_n}-gram coverage", pieces)
 
     def _tiny(self, found: list[str], code: str) -> Hit | None:
-        """The prompt of fewer than five words that is nearly all of the text."""
+        """Return the prompt of fewer than five words that is nearly all of the text."""
         for size in range(min(_MIN_WORDS - 1, len(code)), 0, -1):
-            if size < len(code) and 2 * size <= self._threshold * (size + len(code)):
+            if size < len(code) and 2 * size <= THRESHOLD * (size + len(code)):
                 return None
             for i in range(len(code) - size + 1):
                 number = self._wholes.get(code[i : i + size])
@@ -301,9 +295,9 @@ class Contamination:
         return None
 
     def _close(self, found: list[str], code: str) -> Hit | None:
-        """The first prompt of five words or more that the text is a near-duplicate of."""
-        least = int(len(code) * self._threshold / (2 - self._threshold))
-        most = int(len(code) * (2 - self._threshold) / self._threshold)
+        """Return the first prompt of five or more words that the text is a near-duplicate of."""
+        least = int(len(code) * THRESHOLD / (2 - THRESHOLD))
+        most = int(len(code) * (2 - THRESHOLD) / THRESHOLD)
         spelled = _spell(code)
         names = [
             self._near[size].collision(spelled)
@@ -318,18 +312,18 @@ class Contamination:
 
     def _hit(self, number: int, how: str, pieces: list[str]) -> Hit:
         shown = " ".join(piece or "…" for piece in pieces).strip(" …")
-        if len(shown) > _EVIDENCE:
-            shown = shown[: _EVIDENCE - 2] + " …"
+        if len(shown) > _MAX_EVIDENCE:
+            shown = shown[: _MAX_EVIDENCE - 2] + " …"
         return Hit(*self._rows[number], how, shown)
 
 
 def _spell(code: str) -> str:
-    """Numbers for words: words of every script, none lost, and no vocabulary that grows."""
+    """Spell a code as numbers, so that the novelty filter tokenizes words of any script."""
     return " ".join([str(ord(c)) for c in code])
 
 
 def _common(found: list[str], code: str, prompt: str) -> list[str]:
-    """The words of a text that its longest common subsequence with a prompt has; "" for gaps."""
+    """Return the words of a text in its longest common subsequence with a prompt; "" for gaps."""
     shared: list[str] = []
     for step in LCSseq.opcodes([ord(c) for c in code], [ord(c) for c in prompt]):
         shared += found[step.src_start : step.src_end] if step.tag == "equal" else [""]

@@ -25,13 +25,12 @@ _USERS = ("user", "human")
 
 
 def load_benchmarks(
-    paths: Sequence[str | Path], *, skip_bad_lines: bool = False, report: ReadReport | None = None
+    paths: Sequence[str | Path], *, report: ReadReport | None = None
 ) -> Contamination:
     """Read the prompts of benchmark files, of any kind that references are read from.
 
     Args:
         paths: Files; a hit names the file without its folder, or with it where two are alike.
-        skip_bad_lines: Leave out lines that cannot be parsed instead of raising.
         report: Is told of rows taken and rows left out, and of a hash of all prompts.
 
     Raises:
@@ -42,7 +41,7 @@ def load_benchmarks(
     digest = sha256()
     for path, name in zip(paths, _benchmark_names(paths), strict=True):
         before = report.taken, report.skipped_count, len(report.skipped)
-        for line, row in read_rows(path, report.skip if skip_bad_lines else None):
+        for line, row in read_rows(path, None):
             try:
                 shape, prompts = prompts_in(row)
             except UnknownShape as unfit:
