@@ -54,7 +54,7 @@ class Characteristics:
         make: Callable[[], Awaitable[Learned]],
         store: Store | None = None,
     ) -> Learned:
-        """The entry under `key`, made by `make` and stored if there is none. Raises what it does."""
+        """Return the entry under `key`; make it if there is none. Raises what `make` raises."""
         task_key = (id(asyncio.get_running_loop()), key)
         task = self._in_progress.get(task_key)
         if task is None:

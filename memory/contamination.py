@@ -107,7 +107,7 @@ def merge_spans(starts: list[int], size: int) -> list[tuple[int, int]]:
 
 # The share of a prompt's words in shared short runs that is a hit.
 COVERAGE = Fraction(1, 2)
-# An F1 of common words in order over this is a near-duplicate.
+# An F1 of the longest common subsequence over this is a near-duplicate.
 THRESHOLD = Fraction(7, 10)
 # A shorter run is in many texts by chance.
 _MIN_WORDS = 5
@@ -144,12 +144,12 @@ class Contamination:
         short_n: int = 8,
         digest: Callable[[str], int] = hash,
     ) -> None:
-        """Make it empty.
+        """Start without prompts.
 
         Args:
-            n: A shared run of so many words is a hit.
-            short_n: Length of the runs that are counted for `COVERAGE`; at most `n`.
-            digest: Makes a run a 64-bit number to look up. No hit rests on it alone.
+            n: A shared run of this many words is a hit.
+            short_n: Words in the runs counted for `COVERAGE`; at most `n`.
+            digest: Turns a run into a 64-bit number to look up. A match is always compared too.
         """
         if not _MIN_WORDS <= short_n <= n:
             raise ValueError(f"{_MIN_WORDS} <= short_n <= n must hold, not {short_n} and {n}")

@@ -1,4 +1,4 @@
-"""What is new: the exact greedy ROUGE-L filter.
+"""Novelty filters: near-duplicates by ROUGE-L (exact and greedy) or by cosine.
 
 A text is a near-duplicate of another when the F1 of their longest common subsequence (LCS) of
 tokens is over the threshold; in whole numbers, for 0.7: 20 * LCS > 7 * (m + n). Tokens are those
@@ -17,19 +17,19 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from rapidfuzz.distance import LCSseq
 
-# MERGED memory~near
-# What is near by meaning: unit vectors over a cosine threshold.
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+__all__ = ["CosineFilter", "NoveltyFilter", "find_copied_run", "novel", "tokens"]
 
 COSINE_BLOCK = 4096
 
 
 class CosineFilter:
-    """The vectors there are, asked whether a new one is too near to one of them; exact.
+    """Finds which known vector is too near to a new one. Exact.
 
-    A question costs one pass over all of them: about 1 ms for 10,000 of 384 dimensions.
+    A lookup compares with every vector: about 1 ms for 10,000 of 384 dimensions.
     """
 
     def __init__(self, threshold: float) -> None:
@@ -39,7 +39,7 @@ class CosineFilter:
         self._names: list[str] = []
 
     def collision(self, vector: NDArray[np.float32]) -> str | None:
-        """The name of the first vector that this one is too near to, or None; unit length."""
+        """Return the name of the first vector too near to `vector` (unit length), or None."""
         for i, block in enumerate(self._blocks):
             held = block[: len(self._names) - i * COSINE_BLOCK]
             over = held @ vector > self._threshold
@@ -48,7 +48,7 @@ class CosineFilter:
         return None
 
     def add(self, vector: NDArray[np.float32], name: str) -> None:
-        """Remember a vector of unit length under `name`."""
+        """Add a vector of unit length under `name`."""
         import numpy as np
 
         at = len(self._names) % COSINE_BLOCK
@@ -58,16 +58,14 @@ class CosineFilter:
         self._names.append(name)
 
 
-# MERGED memory~tokens
-# Texts as words, and words as numbers.
 _words = re.compile("[a-z0-9]+").findall
 
-# The numbers of tokens leave out the surrogates, so that a text is a string of code points too.
+# Token numbers skip the surrogates, so that a tokenized text can be a string of code points.
 _SURROGATES, _GAP = 0xD800, 0x800
 
 
 def tokens(text: str) -> list[str]:
-    """The words of `text` as `rouge_score` splits them; its characters if there are none.
+    """Return the words of `text` as `rouge_score` splits them; its characters if there are none.
 
     >>> tokens("Tides follow the Moon!")
     ['tides', 'follow', 'the', 'moon']
@@ -78,7 +76,7 @@ def tokens(text: str) -> list[str]:
 
 
 class TokenNumbers(dict[str | int, int]):
-    """The number of each token, given at first sight; of a number, that of its token come again.
+    """Numbers tokens in order of first use. The key of a number is its token repeated.
 
     >>> numbers = TokenNumbers()
     >>> numbers.of("to be or not to be")
@@ -93,11 +91,11 @@ class TokenNumbers(dict[str | int, int]):
         return number
 
     def of(self, text: str) -> list[int]:
-        """The numbers of a text's tokens."""
+        """Return the numbers of a text's tokens."""
         return list(map(self.__getitem__, tokens(text)))
 
     def each(self, numbers: Sequence[int]) -> Sequence[int]:
-        """As many different numbers as there are tokens: the second "be" is not the first."""
+        """Make repeated tokens distinct: the second "be" gets another number than the first."""
         if len(set(numbers)) == len(numbers):
             return numbers
         latest: dict[int, int] = {}
@@ -109,12 +107,10 @@ class TokenNumbers(dict[str | int, int]):
         return found
 
 
-# MERGED memory~copying
-# Runs of words that a text copies from another.
 def find_copied_run(text: str, source: str, words: int, allowed: str = "") -> str | None:
-    """The first run of `words` words that `text` takes from `source`, or None.
+    """Return the first run of `words` words that `text` copies from `source`, or None.
 
-    A run that `allowed` holds as well does not count.
+    A run that is also in `allowed` does not count.
 
     >>> find_copied_run("so we rise with the sea", "Boats rise with the sea each day.", 4)
     'rise with the sea'
@@ -125,7 +121,7 @@ def find_copied_run(text: str, source: str, words: int, allowed: str = "") -> st
 
 @lru_cache(maxsize=32)
 def _all_runs(source: str, words: int) -> frozenset[tuple[str, ...]]:
-    """The runs of a reference, which is asked about with every draft made from it."""
+    """Return the runs of a reference; cached, as every draft made from it is checked."""
     return frozenset(_runs(source, words))
 
 
@@ -134,31 +130,25 @@ def _runs(text: str, words: int) -> Iterator[tuple[str, ...]]:
     return (tuple(found[i : i + words]) for i in range(len(found) - words + 1))
 
 
-__all__ = ["CosineFilter", "NoveltyFilter", "find_copied_run", "novel", "tokens"]
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-# Real frequencies of tokens are known well enough after so many texts.
+# After this many texts the token frequencies are good enough to order the index by.
 LEARN_FROM_TEXTS = 1024
-# A text of more tokens than this has bits of its own, 1024, since 64 would nearly all be set.
+# A text with more tokens has a second mask of 1024 bits: nearly all of its 64 would be set.
 LONG_TEXT = 24
 LAST_CODE_POINT = 0x10FFFF
 
-# A text as one code point a token, rapidfuzz's fastest form; numbers beyond the last one otherwise.
+# A text with one code point a token, rapidfuzz's fastest form; a tuple when they run out.
 Code = str | tuple[int, ...]
 
 
 class _TokenRank(dict[int, int]):
-    """Where a token stands, the rarest first; one not counted is rarer, and the later the more."""
+    """Rank of a token, the rarest first. A token not counted yet is rarer, the later the rarer."""
 
     def __missing__(self, key: int) -> int:
         return -key
 
 
 class _TokenizedText(NamedTuple):
-    """A text as the filter sees it: in order for the LCS, its rarest tokens, a bit a token."""
+    """A tokenized text: its code for the LCS, its rarest tokens, and a bit mask of its tokens."""
 
     code: Code
     size: int
@@ -168,12 +158,12 @@ class _TokenizedText(NamedTuple):
 
 
 class NoveltyFilter:
-    """The instructions there are, asked whether a new one is too near to one of them.
+    """Finds which known text is a near-duplicate of a new one. Exact.
 
-    Two near texts share some of their rarest tokens, the more the nearer they are in length: an
-    inverted index over those finds the few that can be near enough, 64 bits a text for the tokens
-    it holds rule out most of them, and what is left is compared exactly. It takes about 450
-    bytes a text of 30 tokens.
+    Near-duplicates share some of their rarest tokens, and more of them the closer they are in
+    length. An inverted index over those finds the candidates, a 64-bit mask of each text's tokens
+    rules out most of them, and the rest are compared exactly. A text of 30 tokens takes about 450
+    bytes.
     """
 
     def __init__(self, threshold: float = 0.7) -> None:
@@ -185,7 +175,7 @@ class NoveltyFilter:
         self._order = _TokenRank()
         self._rest_of: dict[int, int] = {}
         self._postings: dict[int, array[int]] = {}
-        # Of each text: its code as UTF-8 and where that ends, its bits, its size, its unindexed.
+        # For each text: its code as UTF-8 and its end, its mask, its size, its unindexed tokens.
         self._codes, self._ends = bytearray(), array("Q")
         self._wide: dict[int, Code] = {}
         self._more: dict[int, int] = {}
@@ -197,15 +187,15 @@ class NoveltyFilter:
         return len(self._names)
 
     def collision(self, text: str) -> str | None:
-        """The name of the first text that `text` is too near to, or None if it is new."""
+        """Return the name of the first near-duplicate of `text`, or None if it is new."""
         return self._first_near(self._read(text))
 
     def add(self, text: str, name: str) -> None:
-        """Remember `text` under `name`."""
+        """Add `text` under `name`."""
         self._remember(self._read(text), name)
 
     def admit(self, text: str, name: str) -> str | None:
-        """Remember `text` if it is new; else the name of the first that it is too near to."""
+        """Add `text` if it is new; else return the name of its first near-duplicate."""
         read = self._read(text)
         found = self._first_near(read)
         if found is None:
@@ -240,15 +230,15 @@ class NoveltyFilter:
         return None
 
     def _candidates(self, read: _TokenizedText) -> list[int]:
-        """The places of all texts that may be too near, in order."""
+        """Return the places of all possible near-duplicates, in order."""
         found = [self._postings[key] for key in read.rarest if key in self._postings]
         if not found:
             return []
         import numpy as np
 
         places = np.frombuffer(b"".join(found), np.uint32)
-        # A token of one text that the other lacks leaves a bit that differs; at most
-        # m + n - 2 * LCS tokens are such. The small excess makes up for rounding.
+        # Each differing bit is a token that only one text has, and at most m + n - 2 * LCS tokens
+        # are. The small excess makes up for rounding.
         bits = np.frombuffer(self._bits, np.uint64).take(places)
         sizes = np.frombuffer(self._sizes, np.float32)
         share = 1 - 2 * self._ratio
@@ -257,8 +247,8 @@ class NoveltyFilter:
         if not len(places):
             return []
         places, shared = _count_places(places)
-        # The tokens that two texts share are those that their rarest share, and at most all the
-        # tokens of one of them that are not indexed.
+        # Two texts share the indexed tokens counted here, and at most all the unindexed tokens of
+        # one of them.
         least = np.floor((sizes.take(places) + read.size) * self._ratio - 0.01) + 1
         rests = np.frombuffer(self._rests, np.float32).take(places)
         enough = shared >= least - np.maximum(rests, self._rest(read.size))
@@ -292,7 +282,7 @@ class NoveltyFilter:
                 self._postings[key] = array("I", (place,))
 
     def _learn(self) -> None:
-        """Index anew, by how rare tokens really are."""
+        """Rebuild the index in the order of the measured token frequencies."""
         texts = [self._numbers.each(_decode(self._code(i))) for i in range(len(self))]
         counts = Counter(key for each in texts for key in each)
         by_count = sorted(counts, key=lambda key: (counts[key], -key))
@@ -307,12 +297,12 @@ class NoveltyFilter:
         return code.decode() if code or place not in self._wide else self._wide[place]
 
     def _rarest(self, each: Sequence[int]) -> list[int]:
-        """The tokens that are indexed; a near text has at least one of them among its own."""
+        """Return the tokens to index; a near-duplicate has at least one of them in its own."""
         ordered = sorted(map(self._order.__getitem__, each))
         return ordered[: len(each) - self._rest(len(each))]
 
     def _rest(self, size: int) -> int:
-        """How many tokens need no index: even the shortest near text shares more than those."""
+        """Return how many tokens need no index: any near-duplicate shares more than those."""
         rest = self._rest_of.get(size)
         if rest is None:
             shortest = min(self._num * size // (self._den - self._num) + 1, size)
@@ -321,7 +311,7 @@ class NoveltyFilter:
         return rest
 
     def _least(self, total: int) -> int:
-        """The shortest LCS that makes two texts of `total` tokens together near."""
+        """Return the shortest LCS of near-duplicates that have `total` tokens together."""
         return self._num * total // self._den + 1
 
 
@@ -336,7 +326,7 @@ def _decode(code: Code) -> Sequence[int]:
 
 
 def _count_places(places: NDArray[np.uint32]) -> tuple[NDArray[np.uint32], NDArray[np.intp]]:
-    """Each place once, in order, and how often it was there."""
+    """Return each place once, in order, and how often it occurs."""
     import numpy as np
 
     places.sort()
@@ -350,10 +340,9 @@ def _count_places(places: NDArray[np.uint32]) -> tuple[NDArray[np.uint32], NDArr
 
 
 def novel(texts: Iterable[str], threshold: float = 0.7) -> Iterator[int]:
-    """Yield the indices that the exact greedy ROUGE-L filter keeps, in order.
+    """Yield the indices of the texts that are no near-duplicate of an earlier one that passed.
 
-    A text is kept unless it is a near-duplicate of one kept before it. Streams: what is held is
-    what `NoveltyFilter` holds of the texts kept.
+    Streams; memory grows with the texts that pass (see `NoveltyFilter`).
 
     >>> list(novel(["Why are tides high twice a day?", "Why are tides high twice each day?", "x"]))
     [0, 2]

@@ -1,10 +1,10 @@
-"""Vectors in faiss: which kind of index for how many, on disk, memory-mapped, searched.
+"""The faiss index of reference vectors: built, stored on disk, memory-mapped, searched.
 
-Up to 50,000 vectors every one is compared. More are put into an inverted file of about 4 * sqrt(n)
-lists, eight bits a number (`IVFn,SQ8`), and as many lists are searched as it takes on this very
-data to find 97 of the 100 nearest (measured while it is built). A graph (HNSW) of 100,000 answered
-sooner, but lists take two milliseconds among a million, and it wants 1.6 times the bytes: figures
-in benchmarks/RESULTS.md.
+Up to 50,000 vectors the index is flat: a search compares all. Beyond that it is an inverted file
+of about 4 * sqrt(n) lists with eight bits a number (`IVFn,SQ8`). The number of lists a search reads
+is measured on the data when the index is built, so that it finds 97 % of the nearest. HNSW was
+faster at 100,000 vectors, but takes 1.6 times the bytes, and lists take 2 ms among a million
+(benchmarks/RESULTS.md).
 """
 
 from __future__ import annotations
@@ -45,12 +45,15 @@ PROBES = (4, 8, 16, 32, 64, 128, 256)
 TARGET_RECALL = 0.97
 RECALL_QUERIES = 200
 NEIGHBOURS = 10
+INDEX_FORMAT = 2
+EMBED_BATCH = 1024
+HOW_TO_REBUILD = "Remove index.json there to rebuild it."
 _mapping = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
 class BuiltIndex:
-    """An index as it was built: of what kind, how many lists a search reads, what it finds."""
+    """A new index: its kind, the lists a search reads, and the recall measured with them."""
 
     index: Any
     kind: str
@@ -58,12 +61,12 @@ class BuiltIndex:
     recall: float
 
 
-# What it says while it looks for the fastest of its builds reads like errors in a server's log.
+# Its messages about which CPU build it loads look like errors in a server's log.
 logging.getLogger("faiss.loader").setLevel(logging.WARNING)
 
 
 def build_index(vectors: Vectors) -> BuiltIndex:
-    """Build the index that so many vectors call for; `vectors` may be a memory map. Blocks."""
+    """Build the kind of index that suits the number of vectors. Blocks."""
     import faiss
 
     n, dimensions = vectors.shape
@@ -88,9 +91,9 @@ def _add(index: Any, vectors: Vectors) -> None:
 
 
 def _choose_probes(index: Any, vectors: Vectors, draw: np.random.Generator) -> tuple[int, float]:
-    """The least number of lists that finds the nearest often enough, and how often it does.
+    """Return the least number of lists that reaches `TARGET_RECALL`, and its recall.
 
-    Asked are texts between the ones that are there: each query is a vector moved toward another.
+    Each query is a vector moved halfway toward another, so that it is near the data but not in it.
     """
     pick = draw.choice(len(vectors), (2, RECALL_QUERIES))
     between = np.asarray(vectors[np.sort(pick[0])]) + 0.5 * np.asarray(vectors[np.sort(pick[1])])
@@ -107,7 +110,7 @@ def _choose_probes(index: Any, vectors: Vectors, draw: np.random.Generator) -> t
 
 
 def exact_search(vectors: Vectors, queries: Vectors, k: int) -> Rows:
-    """The rows of the k nearest vectors of each query, by comparing all; reads in blocks."""
+    """Return the rows of the k nearest vectors of each query. Compares all, block by block."""
     best = np.full((len(queries), k), -np.inf, np.float32)
     rows = np.zeros((len(queries), k), np.int64)
     for start in range(0, len(vectors), ADD_BATCH):
@@ -132,32 +135,32 @@ def exact_search(vectors: Vectors, queries: Vectors, k: int) -> Rows:
 def search_index(
     index: Any, queries: Vectors, k: int, probes: int, among: Rows | None = None
 ) -> tuple[Vectors, Rows, Vectors]:
-    """Scores (n, k), rows (n, k; -1 where there are fewer) and vectors (n, k, dimensions). Blocks.
+    """Return scores (n, k), rows (n, k; -1 for none) and vectors (n, k, dimensions). Blocks.
 
-    `among` restricts the search to some rows; then all lists are looked at.
+    `among` restricts the search to some rows; then all lists are read.
     """
     import faiss
 
-    # One thread a search: many searches run at once.
+    # One thread a search, since many searches run at once.
     faiss.omp_set_num_threads(1)
     selector = None if among is None else faiss.IDSelectorBatch(among)
     if not hasattr(index, "nprobe"):
-        given: Any = faiss.SearchParameters(sel=selector)  # type: ignore[call-arg]
+        parameters: Any = faiss.SearchParameters(sel=selector)  # type: ignore[call-arg]
     else:
         every = probes if among is None else index.nlist
-        given = faiss.SearchParametersIVF(nprobe=every, sel=selector)  # type: ignore[call-arg]
+        parameters = faiss.SearchParametersIVF(nprobe=every, sel=selector)  # type: ignore[call-arg]
     if among is None or not hasattr(index, "nprobe"):
         found: tuple[Vectors, Rows, Vectors] = index.search_and_reconstruct(
-            queries, k, params=given
+            queries, k, params=parameters
         )
         return found
-    # Lists cannot do both at once for some of their rows.
-    scores, rows = index.search(queries, k, params=given)
+    # An inverted file cannot search a subset and reconstruct in one call.
+    scores, rows = index.search(queries, k, params=parameters)
     return scores, rows, vectors_of(index, rows)
 
 
 def vectors_of(index: Any, rows: Rows) -> Vectors:
-    """The vectors of rows (n, k) as they are kept; of row -1 zeros. Blocks."""
+    """Return the stored vectors of rows (n, k); zeros for row -1. Blocks."""
     with _mapping:
         if hasattr(index, "direct_map") and index.direct_map.no():
             index.make_direct_map()
@@ -176,25 +179,25 @@ def save_index(index: Any, path: Path) -> None:
 
 
 def open_mapped(path: Path) -> Any:
-    """An index as it lies on disk, read-only and shared with other processes. Blocks."""
+    """Memory-map an index on disk, read-only and shared with other processes. Blocks."""
     import faiss
 
     with path.open("rb") as file:
         flat = file.read(4) in (b"IxFI", b"IxF2")
-    # Lists and plain vectors are mapped by different ways of faiss.
+    # faiss maps flat indexes and inverted files with different flags.
     flags = faiss.IO_FLAG_MMAP_IFC if flat else faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY
     return faiss.read_index(str(path), flags)
 
 
 def open_for_adding(path: Path) -> Any:
-    """An index in memory, which can be added to. Blocks."""
+    """Read an index into memory, so that vectors can be added. Blocks."""
     import faiss
 
     return faiss.read_index(str(path))
 
 
 class KeyedVectors:
-    """The vectors of an index by the keys of their texts."""
+    """Looks up the vectors of an index by the keys of their texts."""
 
     def __init__(self, index: Any, keys: NDArray[np.int64]) -> None:
         self._index = index
@@ -202,14 +205,14 @@ class KeyedVectors:
         self._keys = np.asarray(keys)[self._order]
 
     def rows(self, keys: NDArray[np.int64]) -> Rows:
-        """The row of each key; -1 for one that is not there."""
+        """Return the row of each key; -1 for an unknown one."""
         if not len(self._keys):
             return np.full(len(keys), -1, np.int64)
         at = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
         return np.where(self._keys[at] == keys, self._order[at], -1)
 
     def fill(self, out: Vectors, rows: Rows, new: Rows, vectors: Vectors | None) -> None:
-        """Put old and new vectors in their places."""
+        """Fill `out` with the vectors of `rows` from the index and with new `vectors`."""
         if vectors is not None:
             out[new] = vectors
         old = np.flatnonzero(rows >= 0)
@@ -217,16 +220,9 @@ class KeyedVectors:
             out[old] = vectors_of(self._index, rows[old])
 
 
-# MERGED memory~building
-# Making the vectors of references, and keeping them: only what is new is embedded.
-INDEX_FORMAT = 2
-EMBED_BATCH = 1024
-HOW_TO_REBUILD = "Remove index.json there to build it anew."
-
-
 @dataclass(frozen=True, slots=True)
 class LoadedVectors:
-    """An index that can be searched, and how many of its lists a search reads."""
+    """A searchable index and how many of its lists a search reads."""
 
     index: Any
     probes: int
@@ -234,7 +230,7 @@ class LoadedVectors:
 
 @dataclass(frozen=True, slots=True)
 class StoredVectors:
-    """What a directory held: the manifest, and the row of every key."""
+    """The vectors stored in a directory: the manifest, and the key of every row."""
 
     manifest: dict[str, Any]
     keys: Keys
@@ -242,7 +238,7 @@ class StoredVectors:
 
 
 class VectorStore:
-    """Opens the vectors of references in a directory, or makes them."""
+    """Opens the index of references in a directory, or builds it. Embeds only new texts."""
 
     def __init__(
         self,
@@ -250,39 +246,39 @@ class VectorStore:
         embed: Embed,
         directory: Path | None,
         model: str,
-        told: Callable[[int, int], None] | None,
+        on_progress: Callable[[int, int], None] | None,
     ) -> None:
         self._references = references
         self._embed = embed
         self._directory = directory
         self._model = model
-        self._told = told or (lambda done, total: None)
+        self._on_progress = on_progress or (lambda done, total: None)
 
     async def load_or_build(self) -> LoadedVectors:
-        """The index. Raises `IndexUnusable` when what is kept there is of another making."""
+        """Return the index, built if needed. Raises `IndexUnusable` for an unreadable one."""
         digest = await asyncio.to_thread(references_digest, self._references)
         found = await asyncio.to_thread(self._load_current, digest)
         if found is not None or self._directory is None:
-            return found or await self._build_anew(digest)
-        # One process builds; the others wait, and find what it has built.
+            return found or await self._rebuild(digest)
+        # One process builds; the others wait and load its index.
         lock = await acquire_lock(self._directory, ".building.lock")
         try:
-            return await asyncio.to_thread(self._load_current, digest) or await self._build_anew(
+            return await asyncio.to_thread(self._load_current, digest) or await self._rebuild(
                 digest
             )
         finally:
             await asyncio.to_thread(lock.release)
 
     async def load(self) -> LoadedVectors:
-        """The index that is kept, as it is. Raises `IndexUnusable` when it is of other references.
+        """Return the stored index. Raises `IndexUnusable` when it is of other references.
 
-        For who only searches: whoever builds instead would undo what another is adding.
+        Workers that only search use this: building here would undo what another process adds.
         """
         digest = await asyncio.to_thread(references_digest, self._references)
         found = await asyncio.to_thread(self._load_current, digest)
         if found is None:
             raise IndexUnusable(
-                f"{self._directory}: the index is of other references. {HOW_TO_REBUILD}"
+                f"{self._directory}: the index belongs to other references. {HOW_TO_REBUILD}"
             )
         return found
 
@@ -292,64 +288,64 @@ class VectorStore:
             return None
         return LoadedVectors(self._open_index(before), before.manifest["probes"])
 
-    async def _build_anew(self, digest: str) -> LoadedVectors:
+    async def _rebuild(self, digest: str) -> LoadedVectors:
         before = await asyncio.to_thread(self._read_stored)
         keys = await asyncio.to_thread(instruction_keys, self._references)
-        grown = before is not None and before.manifest["kind"] != "flat"
-        if before is not None and grown and _is_prefix(before, keys):
+        has_lists = before is not None and before.manifest["kind"] != "flat"
+        if before is not None and has_lists and _is_prefix(before, keys):
             return await self._grow(before, keys, digest)
         return await self._build(before, keys, digest)
 
     async def _build(self, before: StoredVectors | None, keys: Keys, digest: str) -> LoadedVectors:
-        """Vectors kept or new, into a file that is mapped; from them the index."""
+        """Collect stored and new vectors in a memory-mapped file, and build the index from them."""
         file = await asyncio.to_thread(_scratch, self._directory)
         try:
             matrix = await self._embed_all(file, before, keys)
-            made = await asyncio.to_thread(build_index, matrix)
+            built = await asyncio.to_thread(build_index, matrix)
             if self._directory is None:
-                return LoadedVectors(made.index, made.probes)
-            said = {"kind": made.kind, "probes": made.probes, "recall": made.recall}
-            return await run_to_completion(self._save, made.index, keys, said, digest, before)
+                return LoadedVectors(built.index, built.probes)
+            facts = {"kind": built.kind, "probes": built.probes, "recall": built.recall}
+            return await run_to_completion(self._save, built.index, keys, facts, digest, before)
         finally:
             await asyncio.to_thread(file.close)
 
     async def _embed_all(self, file: Any, before: StoredVectors | None, keys: Keys) -> Vectors:
         old: Any = await asyncio.to_thread(self._open_index, before) if before else None
-        have = KeyedVectors(old, before.keys if before else np.zeros(0, np.int64))
+        stored = KeyedVectors(old, before.keys if before else np.zeros(0, np.int64))
         matrix: Vectors | None = None
         for start in range(0, len(keys), EMBED_BATCH):
-            rows = have.rows(keys[start : start + EMBED_BATCH])
+            rows = stored.rows(keys[start : start + EMBED_BATCH])
             new = np.flatnonzero(rows < 0)
             texts = await asyncio.to_thread(self._instructions, (new + start).tolist())
             vectors = await self._embed(texts) if texts else None
             if matrix is None:
                 dimensions = old.d if vectors is None else vectors.shape[1]
                 shape = (len(keys), dimensions)
-                made = await asyncio.to_thread(np.memmap, file, np.float32, "w+", shape=shape)
-                matrix = made
+                mapped = await asyncio.to_thread(np.memmap, file, np.float32, "w+", shape=shape)
+                matrix = mapped
             await asyncio.to_thread(
-                have.fill, matrix[start : start + EMBED_BATCH], rows, new, vectors
+                stored.fill, matrix[start : start + EMBED_BATCH], rows, new, vectors
             )
-            self._told(min(start + EMBED_BATCH, len(keys)), len(keys))
+            self._on_progress(min(start + EMBED_BATCH, len(keys)), len(keys))
         assert matrix is not None
         return matrix
 
     async def _grow(self, before: StoredVectors, keys: Keys, digest: str) -> LoadedVectors:
-        """Add to lists what came behind; they were trained on what is like it."""
+        """Add the appended references to the trained lists."""
         index = await asyncio.to_thread(open_for_adding, before.path)
         for start in range(len(before.keys), len(keys), EMBED_BATCH):
             rows = range(start, min(start + EMBED_BATCH, len(keys)))
             texts = await asyncio.to_thread(self._instructions, rows)
             await asyncio.to_thread(index.add, await self._embed(texts))
-            self._told(rows.stop, len(keys))
-        said = {name: before.manifest[name] for name in ("kind", "probes", "recall")}
-        return await run_to_completion(self._save, index, keys, said, digest, before)
+            self._on_progress(rows.stop, len(keys))
+        facts = {name: before.manifest[name] for name in ("kind", "probes", "recall")}
+        return await run_to_completion(self._save, index, keys, facts, digest, before)
 
     def _instructions(self, rows: Sequence[int]) -> list[str]:
         return [self._references[row]["instruction"] for row in rows]
 
     def _read_stored(self) -> StoredVectors | None:
-        """What is kept in the directory; None if there is no index yet."""
+        """Read what the directory holds; None if there is no index yet."""
         directory = self._directory
         if directory is None or not (directory / "index.json").is_file():
             return None
@@ -357,13 +353,13 @@ class VectorStore:
             manifest = json.loads((directory / "index.json").read_text(encoding="utf-8"))
             if manifest["format"] != INDEX_FORMAT or manifest["embedding_model"] != self._model:
                 raise IndexUnusable(
-                    f"{directory}: index of format {manifest['format']}, embedded by "
-                    f"{manifest['embedding_model']!r}; wanted format {INDEX_FORMAT} and "
+                    f"{directory}: the index has format {manifest['format']} and vectors of "
+                    f"{manifest['embedding_model']!r}; expected format {INDEX_FORMAT} and "
                     f"{self._model!r}. {HOW_TO_REBUILD}"
                 )
             path = directory / manifest["vectors"]
             if path.stat().st_size != manifest["bytes"]:
-                raise ValueError(f"{path.name} is not as long as it was")
+                raise ValueError(f"{path.name} has changed in size")
             keys = np.load(directory / manifest["keys"], mmap_mode="r", allow_pickle=False)
             if len(keys) != manifest["count"]:
                 raise ValueError(f"{len(keys)} keys for {manifest['count']} vectors")
@@ -384,37 +380,37 @@ class VectorStore:
         return index
 
     def _unusable(self, error: Exception) -> IndexUnusable:
-        said = " ".join(str(error).split())[:200]
+        cause = " ".join(str(error).split())[:200]
         return IndexUnusable(
-            f"{self._directory}: the index cannot be read ({said}). {HOW_TO_REBUILD}"
+            f"{self._directory}: the index cannot be read ({cause}). {HOW_TO_REBUILD}"
         )
 
     def _save(
         self,
         index: Any,
         keys: Keys,
-        said: dict[str, Any],
+        facts: dict[str, Any],
         digest: str,
         before: StoredVectors | None,
     ) -> LoadedVectors:
-        """Write vectors and keys, then the manifest that makes them count; each whole or not.
+        """Write vectors and keys, then the manifest that names them. Each write is atomic.
 
-        What was in memory is let go of for what is mapped.
+        Returns the index memory-mapped from disk.
         """
         directory = self._directory
         assert directory is not None
         if isinstance(self._references, ReferenceFile) and not self._references.path.exists():
-            # Another build swept them away; they are still open here.
+            # Another build removed the file, which is still open here.
             write_references(directory, self._references)
-        # Named by what they hold, so that a manifest never meets another's vectors.
+        # Named by content, so that a manifest never points at another build's vectors.
         name = f"{digest}-{index.ntotal}"
-        vectors, kept = directory / f"vectors-{name}.faiss", directory / f"vectors-{name}.npy"
+        vectors, key_file = directory / f"vectors-{name}.faiss", directory / f"vectors-{name}.npy"
         staged = directory / "vectors.new"
         save_index(index, staged)
         os.replace(staged, vectors)
         with staged.open("wb") as file:
             np.save(file, keys, allow_pickle=False)
-        os.replace(staged, kept)
+        os.replace(staged, key_file)
         manifest = {
             "format": INDEX_FORMAT,
             "embedding_model": self._model,
@@ -422,19 +418,19 @@ class VectorStore:
             "count": index.ntotal,
             "references": digest,
             "vectors": vectors.name,
-            "keys": kept.name,
+            "keys": key_file.name,
             "bytes": vectors.stat().st_size,
-            **said,
+            **facts,
         }
         staged = directory / "index.json.new"
         staged.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         os.replace(staged, directory / "index.json")
         if before is not None:
             self._sweep(directory, before.manifest, manifest)
-        return LoadedVectors(open_mapped(vectors), said["probes"])
+        return LoadedVectors(open_mapped(vectors), facts["probes"])
 
     def _sweep(self, directory: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
-        """Remove what only the manifest before named; anything else may be another build's."""
+        """Remove the files that only the old manifest named; others may be another build's."""
         for key in ("vectors", "keys"):
             if old[key] != new[key]:
                 (directory / Path(old[key]).name).unlink(missing_ok=True)
@@ -444,13 +440,13 @@ class VectorStore:
 
 
 def _scratch(directory: Path | None) -> Any:
-    """An unnamed file for vectors that are being made, where there is room for them. Blocks."""
+    """Open an unnamed file for new vectors, in the index directory if there is one. Blocks."""
     if directory is not None:
         directory.mkdir(parents=True, exist_ok=True)
     return tempfile.TemporaryFile(dir=directory)
 
 
 def _is_prefix(before: StoredVectors, keys: Keys) -> bool:
-    """Whether references were only appended, and not so many that lists grow out of measure."""
+    """Tell whether references were only appended, at most as many as there were."""
     m = len(before.keys)
     return m < len(keys) <= 2 * m and bool(np.array_equal(before.keys, keys[:m]))

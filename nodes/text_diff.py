@@ -15,7 +15,7 @@ MAX_LENGTH_COMPARED = 1_000_000
 def diff(before: str, after: str) -> list[tuple[str, str]]:
     """What was kept, deleted and inserted, in words, or in lines where there are too many words.
 
-    >>> changes("The tide rises twice.", "The tide falls twice.")
+    >>> diff("The tide rises twice.", "The tide falls twice.")
     [('equal', 'The tide '), ('delete', 'rises '), ('insert', 'falls '), ('equal', 'twice.')]
     """
     from rapidfuzz.distance import Postfix, Prefix
@@ -61,7 +61,7 @@ def _readable(codes: Iterable[tuple[str, str, str]]) -> Iterable[tuple[str, str]
 def diff_parts(before: str, after: str, most: int = 20) -> list[dict[str, str]]:
     """Only what was taken out and put in, the first `most` places of it, none of them long.
 
-    >>> changed_parts("The Moon pulls.", "The Sun pulls.")
+    >>> diff_parts("The Moon pulls.", "The Sun pulls.")
     [{'removed': 'Moon ', 'added': 'Sun '}]
     """
     found: list[dict[str, str]] = []

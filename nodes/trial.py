@@ -41,7 +41,7 @@ _ELSEWHERE = (
 def corruptions(instruction: str, response: str) -> dict[str, str]:
     """Three worse responses to the same instruction: cut, shuffled, and another topic's.
 
-    >>> sorted(spoiled("Why tides?", "The Moon pulls. The Earth turns. So two tides a day."))
+    >>> sorted(corruptions("Why tides?", "The Moon pulls. The Earth turns. So two tides a day."))
     ['another', 'cut', 'shuffled']
     """
     return {

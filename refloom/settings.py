@@ -30,16 +30,14 @@ from pydantic_settings import (
 from memory.weights import DEFAULT_MODEL
 from nodes.context import Context, FeedbackArm, JudgeMethod, Pipeline, Review, default_model
 
-# MERGED refloom~checks
-# What a setting's value has to be, beyond its type; each check raises for pydantic to tell.
 PRESETS = ("quick", "thorough", "refed")
-# What a row of a reference or seed may be read from, under whatever name a file has for it.
+# The fields of a reference or seed that --map and --seeds-map can point at a column.
 COLUMNS = (
     *("instruction", "input", "response", "output", "messages", "conversations"),
     *("id", "source", "license", "tags"),
 )
 
-# What may differ when a run is taken up again; anything else would make other rows.
+# Settings that may change when a run resumes. A change of any other would change the rows.
 MAY_DIFFER = frozenset(
     {
         *("concurrency", "rpm", "tpm", "timeout", "max_cost", "max_tokens", "prices"),
@@ -49,8 +47,8 @@ MAY_DIFFER = frozenset(
     }
 )
 
-# The settings that the commands which ask a judge take.
-ASKING = (
+# The settings of the commands that only ask a judge.
+JUDGE_SETTINGS = (
     *("judge_model", "judge_method", "base_url", "judge_base_url", "concurrency", "rpm", "tpm"),
     *("timeout", "max_cost", "max_tokens", "prices", "random_seed", "quiet"),
 )
@@ -59,7 +57,7 @@ _SECRET = re.compile("key|token|secret|passw|auth|credential|cookie", re.IGNOREC
 
 
 def without_secrets(value: Any) -> Any:
-    """The value, with what is no number hidden where it stands under the name of a secret.
+    """Return the value with everything under a secret-looking name hidden, except numbers.
 
     >>> without_secrets({"extra_body": {"api_keys": ["sk-1"], "top_k": 5, "max_tokens": 9}})
     {'extra_body': {'api_keys': '(hidden)', 'top_k': 5, 'max_tokens': 9}}
@@ -76,15 +74,15 @@ def without_secrets(value: Any) -> Any:
     }
 
 
-def not_blank(text: str | None) -> str | None:
-    """A text that says something."""
+def check_not_blank(text: str | None) -> str | None:
+    """Return the text. Raises `PydanticCustomError` when it is blank."""
     if text is not None and not text.strip():
         raise PydanticCustomError("blank", "it is blank")
     return text
 
 
-def address(url: str | None) -> str | None:
-    """An address of a server, without a slash at its end."""
+def check_url(url: str | None) -> str | None:
+    """Return a server's URL without a trailing slash. Raises `PydanticCustomError`."""
     if url is None:
         return None
     try:
@@ -97,44 +95,40 @@ def address(url: str | None) -> str | None:
     return url.rstrip("/")
 
 
-def known_preset(name: str | None) -> str | None:
-    """The name of a preset there is."""
+def check_preset(name: str | None) -> str | None:
+    """Return the name of a preset. Raises `PydanticCustomError` for an unknown one."""
     if name is not None and name not in PRESETS:
-        raise PydanticCustomError("preset", f"there is none of this name; there are {PRESETS}")
+        raise PydanticCustomError("preset", f"no such preset; choose one of {', '.join(PRESETS)}")
     return name
 
 
-def columns(given: Any) -> Any:
-    """Names of columns by what they hold, from text such as `instruction=question,response=a`."""
-    if isinstance(given, str):
-        pairs = [part.partition("=")[::2] for part in given.split(",") if part.strip()]
-        given = {name.strip(): column.strip() for name, column in pairs}
-        if len(given) < len(pairs):
-            raise PydanticCustomError("columns", "it names something twice")
-    if isinstance(given, dict):
-        if {"response", "output"} <= given.keys():
-            raise PydanticCustomError("columns", "response and output are one thing; map one")
-        for name, column in given.items():
+def parse_columns(value: Any) -> Any:
+    """Map fields to column names, from text such as `instruction=question,response=a` or a dict."""
+    if isinstance(value, str):
+        pairs = [part.partition("=")[::2] for part in value.split(",") if part.strip()]
+        value = {name.strip(): column.strip() for name, column in pairs}
+        if len(value) < len(pairs):
+            raise PydanticCustomError("columns", "a field is mapped twice")
+    if isinstance(value, dict):
+        if {"response", "output"} <= value.keys():
+            raise PydanticCustomError("columns", "response and output mean the same; map only one")
+        for name, column in value.items():
             if name not in COLUMNS:
                 raise PydanticCustomError(
                     "columns",
-                    "{name} cannot be mapped; give instruction=COLUMN,response=COLUMN of {known}",
+                    "{name} cannot be mapped; the fields are {known}",
                     {"name": repr(name), "known": ", ".join(COLUMNS)},
                 )
             if not column:
-                raise PydanticCustomError(
-                    "columns", "{name} is given no column", {"name": repr(name)}
-                )
-    return given
+                raise PydanticCustomError("columns", "{name} has no column", {"name": repr(name)})
+    return value
 
 
-# MERGED refloom~stages
-# How the calls of one stage are made, where it should not be the default way.
 StageName = Literal["extract", "propose", "generate", "critique", "refine", "feedback", "compare"]
 
 
 class StageSettings(BaseModel):
-    """How the calls of one stage are made, where it should not be the default way."""
+    """How the calls of one stage are made. What is not set keeps its default."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -143,11 +137,12 @@ class StageSettings(BaseModel):
     extra_body: dict[str, Any] = Field(default_factory=dict)
 
 
-WINDOW = 64
+# Seeds in flight at least, unless there is one call at a time.
+SEED_WINDOW = 64
 _USER_INFO = re.compile(r"//[^/@]*@")
-Address = Annotated[str | None, AfterValidator(address)]
+Address = Annotated[str | None, AfterValidator(check_url)]
 # Text in the environment and on the command line, a table in a TOML file.
-Columns = Annotated[dict[str, str], NoDecode, BeforeValidator(columns)]
+Columns = Annotated[dict[str, str], NoDecode, BeforeValidator(parse_columns)]
 
 
 class Settings(BaseSettings):
@@ -191,7 +186,7 @@ class Settings(BaseSettings):
         description="of rows of several turns: first takes the first exchange as the reference; "
         "all takes every one, with what was said before it",
     )
-    license: Annotated[str | None, AfterValidator(not_blank)] = Field(
+    license: Annotated[str | None, AfterValidator(check_not_blank)] = Field(
         None, description="the licence of all references, whatever their rows say"
     )
     memory: Path | None = Field(
@@ -279,7 +274,7 @@ class Settings(BaseSettings):
         None, ge=1, description="stop after so many candidates (default with --target: 10 times it)"
     )
     random_seed: int = Field(0, ge=0, le=2**53 - 1, description="fixes every draw")
-    preset: Annotated[str | None, AfterValidator(known_preset)] = Field(
+    preset: Annotated[str | None, AfterValidator(check_preset)] = Field(
         None, description=f"settings that go together: {', '.join(PRESETS)}"
     )
     quiet: bool = Field(False, description="say nothing on stderr but errors")
@@ -297,7 +292,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Put the TOML files that `load` names after the environment."""
+        """Read the TOML files that `load_settings` names after the environment."""
         toml: Any = cls.model_config.get("toml_file") or ()
         files = (TomlConfigSettingsSource(settings_cls, path) for path in toml)
         return (init_settings, env_settings, *files)
@@ -308,105 +303,101 @@ class Settings(BaseSettings):
         return self.judge_model or self.model
 
     @property
-    def calls_at_once(self) -> int:
-        """How many calls may be in flight; an embedded model gains nothing by more than one."""
-        local = embedded(self.model) and embedded(self.judge)
+    def max_in_flight(self) -> int:
+        """Calls in flight at most. An embedded model gains nothing from more than one."""
+        local = is_embedded(self.model) and is_embedded(self.judge)
         return self.concurrency or (1 if local else 16)
 
     @property
-    def at_work(self) -> int:
-        """How many workers a run on Ray has."""
+    def worker_count(self) -> int:
+        """The number of workers of a run on Ray."""
         return self.workers or os.cpu_count() or 1
 
-    def seeds_at_once(self, wanted: int | None) -> int:
-        """How many seeds may be under way when so many more rows are wanted (None: of all seeds).
+    def seeds_in_flight(self, missing: int | None) -> int:
+        """How many seeds to work on at once when `missing` rows remain; None without a target.
 
-        One call at a time means one seed at a time: rows come early, and the endpoint's prefix
-        cache keeps what the next call wants. Towards the end of a target twice as many seeds as
-        rows are wanted, since some rows are rejected.
+        With one call at a time there is one seed at a time: rows arrive early, and the endpoint's
+        prefix cache still holds what the next call needs. Near the end of a target there are twice
+        as many seeds as missing rows, since some rows are rejected.
         """
-        most = 1 if self.calls_at_once == 1 else max(WINDOW, 2 * self.calls_at_once)
-        return most if wanted is None else min(most, max(2, 2 * -(-wanted // self.per_seed)))
+        limit = 1 if self.max_in_flight == 1 else max(SEED_WINDOW, 2 * self.max_in_flight)
+        return limit if missing is None else min(limit, max(2, 2 * -(-missing // self.per_seed)))
 
     @property
-    def most_candidates(self) -> int | None:
-        """After how many candidates to stop, so that a judge nothing pleases ends the run too."""
+    def candidate_limit(self) -> int | None:
+        """Candidates at most, so that a run whose judge rejects everything ends too."""
         return self.max_candidates or (10 * self.target if self.target else None)
 
     def context(self) -> Context:
-        """The part of the settings that the graph reads."""
+        """Return the settings that the graph reads."""
         named = {k: getattr(self, k) for k in Context.model_fields if k in type(self).model_fields}
         named["judge_method"] = self.judge_method or (
-            "logodds" if embedded(self.judge) else "verdict"
+            "logodds" if is_embedded(self.judge) else "verdict"
         )
         return Context.model_validate(named)
 
     def fingerprint(self) -> str:
-        """A hash of the settings that make the rows what they are."""
-        return sha256(json.dumps(self.rows_rest_on(), sort_keys=True).encode()).hexdigest()[:16]
+        """Return a hash of the settings that decide the rows."""
+        return sha256(json.dumps(self.row_settings(), sort_keys=True).encode()).hexdigest()[:16]
 
-    def rows_rest_on(self) -> dict[str, Any]:
-        """The settings that may not differ when a run is taken up again."""
-        return {k: v for k, v in self.shown().items() if k not in MAY_DIFFER}
+    def row_settings(self) -> dict[str, Any]:
+        """Return the settings that must stay the same when a run resumes."""
+        return {k: v for k, v in self.redacted().items() if k not in MAY_DIFFER}
 
-    def shown(self) -> dict[str, Any]:
-        """The settings as they may be kept and shown, without passwords and keys."""
-        said: dict[str, Any] = without_secrets(self.model_dump(mode="json"))
+    def redacted(self) -> dict[str, Any]:
+        """Return the settings as they are stored and printed, without passwords and keys."""
+        values: dict[str, Any] = without_secrets(self.model_dump(mode="json"))
         for name in ("base_url", "judge_base_url"):
-            if said[name]:
-                said[name] = _USER_INFO.sub("//", said[name])
-        return said
+            if values[name]:
+                values[name] = _USER_INFO.sub("//", values[name])
+        return values
 
 
-def embedded(model: str) -> bool:
-    """Whether a model name means a model inside this process."""
+def is_embedded(model: str) -> bool:
+    """Tell whether the name means a model inside this process."""
     return model == "local" or model.endswith(".gguf")
 
 
-# MERGED refloom~loading
-# Settings from everywhere they can come from, each source behind the one before it.
-# Read elsewhere: the index of the graph, the keys of the server.
+# Variables that are not settings of a run but are read elsewhere.
 OTHER_VARIABLES = {"REFLOOM_INDEX", "REFLOOM_API_KEYS", "REFLOOM_OFFLINE"}
 
 
-def load(given: dict[str, Any], config: Path | None = None) -> Settings:
-    """The settings from what was given on the command line and, behind it, a TOML file and preset.
+def load_settings(flags: dict[str, Any], config: Path | None = None) -> Settings:
+    """Return the settings from flags, the environment, a TOML file, and a preset, in that order.
 
-    Raises `pydantic.ValidationError` on a wrong value or unknown key or preset, `SettingsError` on
-    an odd variable, `OSError` or `tomllib.TOMLDecodeError` when the file cannot be read.
+    Raises `pydantic.ValidationError` on a wrong value, an unknown key or preset, `SettingsError` on
+    an unknown variable, `OSError` or `tomllib.TOMLDecodeError` when the file cannot be read.
     """
     _check_environment()
-    behind: list[Path] = []
+    toml_files: list[Path] = []
     if config is not None:
         try:
-            behind.append(config)
+            toml_files.append(config)
             named = tomllib.loads(config.read_text(encoding="utf-8")).get("preset")
         except UnicodeDecodeError as error:
-            raise tomllib.TOMLDecodeError(f"{config}: is no UTF-8 text ({error.reason})") from error
+            raise tomllib.TOMLDecodeError(f"{config}: not UTF-8 text ({error.reason})") from error
         except tomllib.TOMLDecodeError as error:
-            raise tomllib.TOMLDecodeError(f"{config}: is no TOML ({error})") from error
+            raise tomllib.TOMLDecodeError(f"{config}: not TOML ({error})") from error
     else:
         named = None
-    preset = given.get("preset") or os.environ.get("REFLOOM_PRESET") or named
+    preset = flags.get("preset") or os.environ.get("REFLOOM_PRESET") or named
     with as_file(files("refloom").joinpath("resources/presets")) as folder:
         if preset in PRESETS:
-            behind.append(folder / f"{preset}.toml")
+            toml_files.append(folder / f"{preset}.toml")
 
         class Layered(Settings):
-            # None and not an empty list, of which pydantic-settings warns.
-            model_config = SettingsConfigDict(toml_file=behind or None)
+            # pydantic-settings warns about an empty list.
+            model_config = SettingsConfigDict(toml_file=toml_files or None)
 
-        settings = Settings.model_validate(Layered(**given).model_dump())
-    # Checks what only the graph knows of: settings that exclude each other.
+        settings = Settings.model_validate(Layered(**flags).model_dump())
+    # The graph checks which settings exclude each other.
     settings.context()
     return settings
 
 
 def _check_environment() -> None:
-    """Refuse a misspelt variable, which would be passed over in silence."""
+    """Refuse an unknown `REFLOOM_` variable, which would otherwise be ignored silently."""
     known = {f"REFLOOM_{name.upper()}" for name in Settings.model_fields} | OTHER_VARIABLES
     unknown = [n for n in os.environ if n.startswith("REFLOOM_") and n.upper() not in known]
     if unknown:
-        raise SettingsError(
-            f"{unknown[0]}: there is no such setting; `refloom run --help` lists them"
-        )
+        raise SettingsError(f"{unknown[0]}: no such setting; `refloom run --help` lists them")

@@ -183,11 +183,12 @@ WAYS = {
     "refed": (
         ["--preset", "refed", "--per-seed", 2],
         [METHOD, "No model judged", "feedback on the instruction and on the response of the first",
-         "proposed from that feedback", "refined at most once", "| feedback by | m (the same model) |",
-         "| pipeline | refed |", "as its authors ran it", "All of them are rules"],
+         "proposed from that feedback", "refined at most once",
+         "| feedback by | m (the same model) |", "| pipeline | refed |", "as its authors ran it",
+         "All of them are rules"],
         [JUDGED, "| judge |", "until it passed", "extracted as criteria", "comparison arm",
-         "its own writing", "judge model's verdicts", "proposed from references", "compared with all",
-         "too near"],
+         "its own writing", "judge model's verdicts", "proposed from references",
+         "compared with all", "too near"],
     ),
 }  # fmt: skip
 
@@ -318,12 +319,14 @@ def test_the_card_shows_untrusted_text_as_text_and_no_place_of_this_machine(made
 def test_the_card_of_a_run_without_benchmarks_or_rows_says_so():
     said = {
         "status": "interrupted", "fingerprint": "f", "prompts": {}, "written": "", "stopped": None,
-        "settings": {**Settings(model="local").shown()}, "versions": {"refloom": "0"},
+        "settings": {**Settings(model="local").redacted()}, "versions": {"refloom": "0"},
         "counts": dict.fromkeys(
             ("seeds", "references", "accepted", "rejected", "failed", "pending", "duplicates",
              "contaminated"), 0
         ),
-        "reading": {n: ReadReport("x.jsonl").shown() for n in ("references", "seeds", "benchmarks")},
+        "reading": {
+            n: ReadReport("x.jsonl").shown() for n in ("references", "seeds", "benchmarks")
+        },
         "criteria": dict.fromkeys(("proposed", "earned", "demoted", "dropped"), 0),
         "calls": {"paid": 0, "by_stage": {}}, "cost_usd": 0.0,
         "usage": dict.fromkeys(("prompt_tokens", "cached_tokens", "completion_tokens"), 0),

@@ -299,7 +299,7 @@ BAD = {
     "a log that cannot be written": (["--log-file", "empty-dir"], "empty-dir"),
     "an unknown flag": (["--colour", "red"], "--colour"),
     "a column for nothing": (["--map", "colour=x"], "'colour' cannot be mapped"),
-    "a map that is none": (["--map", "instruction"], "'instruction' is given no column"),
+    "a map that is none": (["--map", "instruction"], "'instruction' has no column"),
     "a column that is not there": (["--map", "instruction=question"], "no column 'question'"),
     "other turns": (["--turns", "last"], "--turns"),
     "later turns answered alone": (["--turns", "all", "--answer-seeds"], "give --seeds"),

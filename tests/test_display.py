@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from refloom.runs.progress import KEY_CHARS, MOST_KEYS, Progress, RunStats
+from refloom.runs.progress import MAX_COUNTED, MAX_COUNTED_CHARS, Progress, RunStats
 
 SEEN = RunStats(
     accepted=0,
@@ -105,9 +105,9 @@ def test_a_line_says_all_there_is_to_say():
     with run.begin():
         run.progress(record("rejected", ["gives a reason", "is short"]))
         run.progress(record("rejected", ["gives a reason"]))
-        run.progress.fault("timeout")
-        run.progress.fault("rate_limit")
-        run.progress.fault("timeout")
+        run.progress.count_error("timeout")
+        run.progress.count_error("rate_limit")
+        run.progress.count_error("timeout")
         line = run.after(
             30,
             accepted=10,
@@ -197,7 +197,7 @@ def test_a_run_in_which_no_call_ends_says_so():
         assert "no call has ended for 95 s" in run.after(65)
         assert "no call" not in run.after(30, paid=2)
         run.after(60)
-        run.progress.fault("timeout")
+        run.progress.count_error("timeout")
         assert "no call" not in run.after(30)
 
 
@@ -238,7 +238,7 @@ def test_it_ends_when_the_run_raises():
 
 def test_what_it_looks_at_may_be_given_when_it_is_made():
     to = io.StringIO()
-    with Progress(to=to, look=lambda: replace(SEEN, paid=3), tick_s=NEVER):
+    with Progress(to=to, read_stats=lambda: replace(SEEN, paid=3), tick_s=NEVER):
         pass
     assert "3 calls paid" in to.getvalue()
 
@@ -247,7 +247,7 @@ def test_a_terminal_shows_bar_calls_money_criteria_and_errors():
     run = Screen()
     with run.begin():
         run.progress(record("rejected", ["gives a reason"]))
-        run.progress.fault("timeout")
+        run.progress.count_error("timeout")
         seen = run.after(30, accepted=25, rejected=1, paid=60, cost=0.25)
     lines = [line.rstrip() for line in seen.splitlines()]
     assert lines[0].startswith("━") and lines[0].endswith(
@@ -278,7 +278,7 @@ def test_what_looks_like_markup_is_shown_as_it_is(text):
     run = Screen()
     with run.begin():
         run.progress(record("rejected", [text]))
-        run.progress.fault(text)
+        run.progress.count_error(text)
         seen = run.after(1)
     assert f"1 x not: {text}" in seen
     assert f"errors: {text} 1" in seen
@@ -305,7 +305,7 @@ def test_no_line_is_wider_than_the_terminal(width):
     run = Screen(width=width)
     with run.begin():
         run.progress(record("rejected", ["理由を述べる" * 30, "gives a reason " * 30]))
-        run.progress.fault("timeout")
+        run.progress.count_error("timeout")
         seen = run.after(100, accepted=100_000, target=1_000_000, cost=123456.0)
     lines = seen.splitlines()
     assert len(lines) == 9
@@ -336,7 +336,7 @@ def test_colour_is_left_out_where_that_is_wished(monkeypatch):
     console = Console(file=drawn, force_terminal=True, color_system="standard", width=100)
     run = Watched(console=console)
     with run.begin():
-        run.progress.fault("timeout")
+        run.progress.count_error("timeout")
         run.after(1, accepted=1)
     assert "errors: timeout" in drawn.getvalue()
     assert not re.search(r"\x1b\[(?:\d+;)*3\dm", drawn.getvalue())
@@ -346,10 +346,10 @@ def test_what_is_remembered_is_bounded_and_what_fails_most_stays():
     run = Watched()
     for i in range(20_000):
         run.progress(record("rejected", [f"criterion {i} " + "x" * 1000, "fails always"]))
-        run.progress.fault(f"kind {i}")
-    assert len(run.progress._failing) <= MOST_KEYS
-    assert len(run.progress._errors) <= MOST_KEYS
-    assert max(map(len, run.progress._failing)) <= KEY_CHARS
+        run.progress.count_error(f"kind {i}")
+    assert len(run.progress._failing) <= MAX_COUNTED
+    assert len(run.progress._errors) <= MAX_COUNTED
+    assert max(map(len, run.progress._failing)) <= MAX_COUNTED_CHARS
     assert run.progress._failing.most_common(1) == [("fails always", 20_000)]
     with run.begin():
         for _ in range(10_000):

@@ -444,7 +444,7 @@ def test_an_endpoint_that_is_gone_stops_it_and_the_file_that_was_there_stays(her
 
 
 def test_the_flags_of_the_judge_are_those_of_the_other_commands_that_ask_one():
-    from refloom.settings import ASKING
+    from refloom.settings import JUDGE_SETTINGS
 
-    assert set(ASKING) - set(SETTINGS) == {"judge_method", "random_seed"}
+    assert set(JUDGE_SETTINGS) - set(SETTINGS) == {"judge_method", "random_seed"}
     assert set(JUDGING) < set(SETTINGS)

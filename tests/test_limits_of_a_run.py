@@ -28,7 +28,7 @@ from refloom.errors import BudgetSpent, JournalError, TooManyFailed
 from refloom.runs.journal import read_records
 from refloom.runs.outputs import read_status
 from refloom.runs.scheduler import MIN_SAMPLES_FOR_FAILURE_RATE
-from refloom.settings import load
+from refloom.settings import load_settings
 
 PRICES = "[m]\ninput = 100.0\ncached_input = 50.0\noutput = 1000.0\n"
 # Of one call of the scripted model: 10 prompt tokens, 4 of them cached, and 5 written.
@@ -223,12 +223,12 @@ def test_a_changed_prompt_is_refused_and_another_run_pays_for_it_alone(tmp_path)
 def test_a_preset_is_behind_a_config_file_and_flags(tmp_path):
     config = tmp_path / "c.toml"
     config.write_text('preset = "thorough"\nmax_criteria = 7\n')
-    settings = load({"references_per_seed": 2}, config)
+    settings = load_settings({"references_per_seed": 2}, config)
     assert (settings.references_per_seed, settings.max_criteria) == (2, 7)
     assert (settings.max_attempts, settings.should_share) == (5, 0.8)
-    assert load({"preset": "quick"}, config).max_attempts == 2
-    assert load({"preset": "quick"}).try_criteria is False
-    assert load({}).max_attempts == 3
+    assert load_settings({"preset": "quick"}, config).max_attempts == 2
+    assert load_settings({"preset": "quick"}).try_criteria is False
+    assert load_settings({}).max_attempts == 3
 
 
 # --- the command line --------------------------------------------------------------------------
@@ -333,7 +333,7 @@ def test_a_target_of_137_among_500_seeds_and_rejections_is_met_evenly(tmp_path):
         ({"OPENAI_API_KEY": "schlüssel"}, "OPENAI_API_KEY: holds a character"),
         ({"OPENAI_BASE_URL": "http://[::1"}, "--base-url"),
         ({"OPENAI_BASE_URL": "localhost:8000/v1"}, "http://127.0.0.1"),
-        ({"REFLOOM_NONSENSE": "1"}, "REFLOOM_NONSENSE: there is no such setting"),
+        ({"REFLOOM_NONSENSE": "1"}, "REFLOOM_NONSENSE: no such setting"),
         ({"REFLOOM_STAGES": "abc"}, "stages"),
         ({"REFLOOM_LIMIT": "abc"}, "REFLOOM_LIMIT"),
     ],

@@ -19,14 +19,16 @@ from nodes.llm.fast_json import loads
 from refloom.cli.options import MAX_LISTED, add_setting, positive_int, print_line, ratio
 from refloom.data.export import FORMATS
 from refloom.errors import InputError
-from refloom.settings import ASKING
+from refloom.settings import JUDGE_SETTINGS
 
 if TYPE_CHECKING:
     from refloom.evaluation.selection import SelectionSettings
 
 # Flags of the filter `judge`. It compares by verdict, with the run's own random seed: see
 # `_select_ids`.
-JUDGING = tuple(name for name in ASKING if name not in ("judge_method", "random_seed", "quiet"))
+JUDGING = tuple(
+    name for name in JUDGE_SETTINGS if name not in ("judge_method", "random_seed", "quiet")
+)
 SETTINGS = ("quiet", "embedding_model", *JUDGING)
 THRESHOLD = 0.7
 

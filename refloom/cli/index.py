@@ -17,7 +17,7 @@ from refloom.cli.options import (
     warn_of_skipped_rows,
 )
 from refloom.data.read import describe_report, open_references
-from refloom.settings import load
+from refloom.settings import load_settings
 
 
 def add_commands(add: Any) -> None:
@@ -104,7 +104,7 @@ def index_build(args: Namespace, flags: dict[str, Any]) -> int:
     from memory.references import distinct
     from memory.store import write_references
 
-    source = open_references(args.file, load(flags))
+    source = open_references(args.file, load_settings(flags))
     report = source.scan()
     lines = describe_report(
         "references", source.name, report, takes_first=source.takes_first, listed=""

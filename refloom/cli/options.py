@@ -9,7 +9,7 @@ from typing import Any
 
 from refloom.data.read import ReadReport
 from refloom.serve.api_keys import LOCAL_USER, NAME_PATTERN
-from refloom.settings import ASKING, Settings
+from refloom.settings import JUDGE_SETTINGS, Settings
 
 # Skipped rows and warnings that are listed one by one.
 MAX_LISTED = 20
@@ -51,7 +51,7 @@ def add_setting(group: Any, name: str) -> None:
 def add_judge_settings(parser: argparse.ArgumentParser) -> None:
     """Add the flags of a judge of finished rows; without them it is the run's own judge."""
     group = parser.add_argument_group("judge (default: as in the run)")
-    for name in ASKING:
+    for name in JUDGE_SETTINGS:
         add_setting(group, name)
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from refloom.cli.options import add_setting, print_line, warn_of_skipped_rows
 from refloom.data.read import ReadReport, Source, describe_report, open_references, open_seeds
-from refloom.settings import Settings, load
+from refloom.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from refloom.runs.journal import Journal
@@ -86,7 +86,7 @@ def add_run_flags(parser: argparse.ArgumentParser, without: Sequence[str] = ()) 
 
 def read_inputs(args: Namespace, flags: dict[str, Any]) -> tuple[Settings, Source, Source | None]:
     """The settings, references and seeds of a run, as the command line names them."""
-    settings = load(flags, args.config)
+    settings = load_settings(flags, args.config)
     skip = args.skip_bad_lines
     references = open_references(args.references, settings, skip_bad_lines=skip)
     seeds = None
@@ -160,7 +160,7 @@ def run_with_progress(
         else:
             session.on_begin = partial(_print_inputs, references, seeds)
             progress = Progress(show_rows=show_rows)
-            session.on_record, session.on_fault = progress, progress.fault
+            session.on_record, session.on_fault = progress, progress.count_error
             with progress.begin(session.stats):
                 asyncio.run(_run_until_signalled(session))
     except asyncio.CancelledError:

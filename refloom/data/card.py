@@ -15,7 +15,7 @@ from typing import Any
 from refloom.data.licenses import CombinedLicense, combine_licenses
 from refloom.data.read import NOT_STATED
 from refloom.data.record_stats import CriterionStats, RecordStats, measure_diversity, quantiles
-from refloom.settings import MAY_DIFFER, Settings, embedded
+from refloom.settings import MAY_DIFFER, Settings, is_embedded
 
 RunJson = Mapping[str, Any]
 MAX_CRITERIA_SHOWN = 30
@@ -117,7 +117,7 @@ def _card_values(run: RunJson, facts: RecordStats) -> dict[str, Any]:
     judge = settings["judge_model"] or settings["model"]
     again = rerun_command(run)
     shown = [_criterion_row(passing) for passing in facts.passing(MAX_CRITERIA_SHOWN)]
-    log_odds = (settings["judge_method"] or ("logodds" if embedded(judge) else "verdict")) != (
+    log_odds = (settings["judge_method"] or ("logodds" if is_embedded(judge) else "verdict")) != (
         "verdict"
     )
     return {
@@ -129,7 +129,7 @@ def _card_values(run: RunJson, facts: RecordStats) -> dict[str, Any]:
         "same_judge": judge == settings["model"],
         "log_odds": log_odds,
         "how_judged": "the log-odds of one-token answers" if log_odds else "written verdicts",
-        "embedded": embedded(settings["model"]),
+        "embedded": is_embedded(settings["model"]),
         "shapes": _join_counts(reading["references"]["shapes"]),
         "reviews": facts.reviewed,
         "reasons": _join_counts(facts.reasons),

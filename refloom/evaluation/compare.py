@@ -186,24 +186,13 @@ async def compare_runs(
             return await _judge_match(calls, context, *item[1:])
 
         matches = await gather_bounded(
-            todo, work, limit=2 * settings.calls_at_once, on_progress=on_progress
+            todo, work, limit=2 * settings.max_in_flight, on_progress=on_progress
         )
     by_pair: list[list[Match]] = [[] for _ in pairs]
     for (number, *_), match in zip(todo, matches, strict=True):
         by_pair[number].append(match)
     results = await asyncio.to_thread(_results, arms, pairs, by_pair, settings)
     return results | {"arms": [arm.summary for arm in arms]}
-
-
-def _matches_to_judge(
-    arms: Sequence[Arm], pairs: Sequence[tuple[int, int]], limit: int | None, strict: bool
-) -> list[tuple[int, str, ArmSample, ArmSample]]:
-    """What is to be compared: the number of the pair, the instruction, and both samples."""
-    return [
-        (number, *one)
-        for number, (i, j) in enumerate(pairs)
-        for one in _common_instructions(arms[i], arms[j], strict)[:limit]
-    ]
 
 
 def _common_instructions(a: Arm, b: Arm, strict: bool) -> list[tuple[str, ArmSample, ArmSample]]:
@@ -285,7 +274,7 @@ def pair_metrics(matches: Sequence[Match], random_seed: int) -> dict[str, Any]:
     rate = bootstrap_mean(scores, seeds, random_seed)
     wins, losses = sum(s > 0.5 for s in scores), sum(s < 0.5 for s in scores)
     duels = [m.duel for m, _ in judged if m.duel is not None]
-    firsts = [picked for duel in duels for picked in duel.first_picked]
+    firsts = [picked for duel in duels for picked in duel.first_position_wins]
     return {
         "n": rate.n,
         "seeds": len(set(seeds)),
@@ -301,7 +290,7 @@ def pair_metrics(matches: Sequence[Match], random_seed: int) -> dict[str, Any]:
         "length_controlled": interval_to_dict(length_controlled(scores, gaps, seeds, random_seed)),
         "longer": round(sum(gaps) / len(gaps), 1) if gaps else None,
         "same_in_both_orders": interval_to_dict(
-            proportion(sum(duel.agreed for duel in duels), len(duels))
+            proportion(sum(duel.consistent for duel in duels), len(duels))
         ),
         "first_picked": interval_to_dict(proportion(sum(firsts), len(firsts))),
     }

@@ -17,7 +17,7 @@ from refloom.runs.client import CachedClient, Endpoints, Interrupted, open_clien
 from refloom.runs.cost import Prices, check_priced
 from refloom.runs.journal import Journal, ReusedCalls
 from refloom.runs.outputs import prior_usage, read_status
-from refloom.settings import Settings, embedded, load
+from refloom.settings import Settings, is_embedded, load_settings
 
 # Settings taken from the evaluated run unless flags or the environment give others.
 RUN_SETTINGS = (
@@ -46,7 +46,7 @@ R = TypeVar("R")
 def judge_settings(directory: Path, flags: Mapping[str, Any]) -> Settings:
     """The settings to evaluate a run with: flags, then the environment, then the run's own.
 
-    Raises `JournalError` if there is no run, and what `refloom.settings.load` raises. Blocks.
+    Raises `JournalError` if there is no run, and what `load_settings` raises. Blocks.
     """
     return judge_settings_over(read_status(directory).get("settings", {}), flags)
 
@@ -59,7 +59,7 @@ def judge_settings_over(run_settings: Mapping[str, Any], flags: Mapping[str, Any
         is_set = name in values or any(os.environ.get(variable) for variable in variables)
         if not is_set and run_settings.get(name) is not None:
             values[name] = run_settings[name]
-    return load(values)
+    return load_settings(values)
 
 
 @asynccontextmanager
@@ -78,7 +78,7 @@ async def judge_session(
     """
     endpoints, prices = Endpoints(settings), Prices.load(settings.prices)
     check_priced(prices, [settings.judge], settings.max_cost)
-    if complete is None and not embedded(settings.judge):
+    if complete is None and not is_embedded(settings.judge):
         await endpoints.resolve(settings.judge, True)
     journal = await asyncio.to_thread(Journal, directory)
     journal.stage = stage

@@ -61,7 +61,7 @@ class RefinementJudge:
         self.counts: Counter[RefinementOutcome] = Counter()
         self.unjudged: list[str] = []
         self._complete, self._pair = complete, pair
-        self._context, self._concurrency = settings.context(), settings.calls_at_once
+        self._context, self._concurrency = settings.context(), settings.max_in_flight
         self._max_failure_rate = settings.max_failure_rate
         self._report = progress_printer("compared with their drafts", settings.quiet)
 
@@ -92,7 +92,7 @@ class RefinementJudge:
                 first=response,
                 second=draft,
             )
-            if duel.won == "first":
+            if duel.winner == "first":
                 outcome = "better"
         except CallFailed as failed:
             outcome = "failed"
@@ -367,7 +367,7 @@ async def _apply_filters(
 ) -> list[Sample]:
     """The samples that pass every filter, in order; adds a line a filter to `selection`."""
     stages = [_filter_stage(name, choice, judge) for name in dict.fromkeys(choice.filters)]
-    min_block = settings.calls_at_once if judge else 1
+    min_block = settings.max_in_flight if judge else 1
     size = None if choice.diverse else choice.size
     chosen = await _filter_in_blocks(stages, samples, size, min_block)
     for stage in stages:

@@ -29,7 +29,7 @@ from refloom.runs.cost import Budget, Prices
 from refloom.runs.event_log import event
 from refloom.runs.journal import Journal, ReusedCalls
 from refloom.runs.rate_limit import CircuitBreaker, Limiter, Permit
-from refloom.settings import Settings, StageSettings, embedded
+from refloom.settings import Settings, StageSettings, is_embedded
 
 MAX_TRIES = 6
 MAX_BACKOFF_S = 60.0
@@ -64,7 +64,7 @@ async def open_client(
     end calls in flight are cancelled and connections closed.
     """
     addresses = endpoints.addresses
-    limiter = Limiter(settings.calls_at_once, settings.rpm, settings.tpm, addresses=addresses)
+    limiter = Limiter(settings.max_in_flight, settings.rpm, settings.tpm, addresses=addresses)
     budget = Budget(
         max_cost=settings.max_cost,
         max_tokens=settings.max_tokens,
@@ -358,12 +358,12 @@ class Endpoints:
     async def check(self, settings: Settings) -> None:
         """Raise `ProviderStopped` if a model of the run has no endpoint at all."""
         for model, judge in ((settings.model, False), (settings.judge, True)):
-            if not embedded(model):
+            if not is_embedded(model):
                 await self.resolve(model, judge)
 
     async def resolve(self, model: str, judge: bool) -> Endpoint:
         """See `nodes.llm.endpoint.Resolve`. Raises `ProviderStopped` if there is no endpoint."""
-        if embedded(model):
+        if is_embedded(model):
             return await asyncio.to_thread(local.endpoint, model)
         base_url, key = (
             (self._judge_base_url, self._judge_key) if judge else (self._base_url, self._key)

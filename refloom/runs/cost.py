@@ -24,7 +24,7 @@ from nodes.llm import Answer, Call
 from nodes.llm.protocol import schema_of
 from nodes.state import Usage
 from refloom.errors import BudgetSpent, InputError
-from refloom.settings import embedded
+from refloom.settings import is_embedded
 
 MILLION = 1_000_000
 MAX_PRICE = 1e9
@@ -97,7 +97,7 @@ class Prices:
     def get(self, model: str) -> Price | None:
         """The price of a model; a name with a date has that of the name without, if none itself."""
         price = self._table.get(model) or self._table.get(_DATE.sub("", model))
-        return price or (FREE if embedded(model) else None)
+        return price or (FREE if is_embedded(model) else None)
 
     def cost(self, model: str, usage: Usage) -> float | None:
         """The dollars of a usage; None if the model has no price."""

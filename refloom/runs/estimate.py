@@ -138,12 +138,12 @@ async def estimate(
         "references": _counts(references) | {"measured": len(measured)},
         "seeds": _counts(seeds) | {"measured": len(texts)},
         # With what follows from other settings filled in.
-        "settings": settings.shown()
+        "settings": settings.redacted()
         | {
             "judge_model": settings.judge,
             "judge_method": settings.context().method,
-            "concurrency": settings.calls_at_once,
-            "max_candidates": settings.most_candidates,
+            "concurrency": settings.max_in_flight,
+            "max_candidates": settings.candidate_limit,
         },
         **cases,
         "assumptions": {k: {"value": values.get(k, 0), "why": why} for k, why in WHY.items()},
@@ -428,7 +428,7 @@ def _facts(
         "calls_a_critique": round(a_critique, 2),
         "attempts": min(2, settings.max_attempts) if settings.context().once else attempts,
         "accepted_share": 1 - failing**attempts_allowed,
-        "seeds_ahead": settings.seeds_at_once(settings.target) - 1,
+        "seeds_ahead": settings.seeds_in_flight(settings.target) - 1,
     }
 
 
@@ -441,7 +441,7 @@ def _volume(
     wanted = math.inf
     if settings.target:
         wanted = math.ceil(settings.target / max(facts["accepted_share"], 1e-9) - 1e-9)
-    candidates = min(wanted, turns_allowed * a_turn, settings.most_candidates or math.inf)
+    candidates = min(wanted, turns_allowed * a_turn, settings.candidate_limit or math.inf)
     turns = int(min(turns_allowed, math.ceil(candidates / a_turn) + facts["seeds_ahead"]))
     accepted = round(candidates * facts["accepted_share"])
     studied = 1

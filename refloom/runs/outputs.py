@@ -178,8 +178,8 @@ class RunSummary:
         if before is None:
             return
         # A setting that did not exist when the run began had what is its default now.
-        before = Settings.model_construct().shown() | before
-        now = self.settings.rows_rest_on()
+        before = Settings.model_construct().redacted() | before
+        now = self.settings.row_settings()
         differing = [k for k in now if now[k] != before.get(k)]
         if differing:
             told = ", ".join(f"{k} ({before.get(k)!r}, now {now[k]!r})" for k in differing)
@@ -224,7 +224,7 @@ class RunSummary:
 
     async def store(self, journal: Journal) -> None:
         """Store in the journal what the run's rows depend on."""
-        await journal.put_meta("settings", self.settings.rows_rest_on())
+        await journal.put_meta("settings", self.settings.row_settings())
         await journal.put_meta("prompts", versions())
         models = {self.settings.model, self.settings.judge}
         prices = {m: asdict(p) for m in models if (p := self.prices.get(m)) is not None}
@@ -258,7 +258,7 @@ def write_files(out: Path, summary: RunSummary, status: str) -> None:
     run_json = {
         "status": status,
         "fingerprint": summary.settings.fingerprint(),
-        "settings": summary.settings.shown(),
+        "settings": summary.settings.redacted(),
         "prompt_version": prompts_version(),
         "prompts": versions(),
         "versions": {"python": platform.python_version(), **{p: version(p) for p in PACKAGES}},

@@ -165,7 +165,7 @@ async def open_pool(
     settings, undo = parts.settings, AsyncExitStack()
     async with undo:
         if starter is None:
-            await asyncio.to_thread(ray.connect, settings.ray_address, settings.at_work)
+            await asyncio.to_thread(ray.connect, settings.ray_address, settings.worker_count)
             undo.push_async_callback(asyncio.to_thread, ray.disconnect)
             starter = ray.worker_starter
         start_worker = starter(worker_config(parts), parts.inputs.contamination)
@@ -207,8 +207,8 @@ def run_stats(
         reused=counts.get("reused", 0),
         retried=counts.get("retried", 0),
         in_flight=limiter.in_flight if limiter else 0,
-        limit=limiter.limit if limiter else settings.calls_at_once,
-        concurrency=settings.calls_at_once,
+        limit=limiter.limit if limiter else settings.max_in_flight,
+        concurrency=settings.max_in_flight,
         waiting=limiter.waiting if limiter else 0,
         cost=budget.spent_cost if budget and priced else None,
         max_cost=settings.max_cost,
@@ -293,7 +293,9 @@ class Run:
         await summary.store(journal)
         await self._write(journal, summary, "running")
         summary.status = "stopped"
-        event("begin", out=str(self.out), seeds=summary.seeds.taken, settings=self.settings.shown())
+        event(
+            "begin", out=str(self.out), seeds=summary.seeds.taken, settings=self.settings.redacted()
+        )
         try:
             summary.status = await self._run_calls(journal, summary, inputs)
         except asyncio.CancelledError:
@@ -319,7 +321,7 @@ class Run:
         """Open the client, make rows, and give the status the run ends with."""
         settings, account = self.settings, self.shared or journal
         summary.paid_before, cost, tokens = await asyncio.to_thread(prior_usage, account)
-        pool = WorkerPool(settings.at_work) if settings.engine == "ray" else None
+        pool = WorkerPool(settings.worker_count) if settings.engine == "ray" else None
         async with open_client(
             settings,
             journal,
@@ -340,7 +342,7 @@ class Run:
                 settings.context(),
                 seeds=summary.seeds.taken,
                 target=settings.target,
-                max_candidates=settings.most_candidates,
+                max_candidates=settings.candidate_limit,
             )
             await self._run_seeds(journal, inputs, calls, scheduler, pool)
         if calls.stopped_by is not None:

@@ -285,7 +285,7 @@ class SampleRecorder:
         # Whether an earlier session finished anything; if not, nothing needs to be looked up.
         self.resumed = True
         self._max_failure_rate = settings.max_failure_rate
-        self._concurrency = settings.calls_at_once
+        self._concurrency = settings.max_in_flight
         self._on_record = on_record
 
     def open_slots(self, place: tuple[int, int]) -> dict[Slot, bool]:
@@ -457,7 +457,7 @@ class SeedRunner:
             raise self._fault
 
     def _max_seeds(self) -> int:
-        return self._settings.seeds_at_once(self._scheduler.rows_missing())
+        return self._settings.seeds_in_flight(self._scheduler.rows_missing())
 
     async def _until_fewer_than(self, limit: Callable[[], int]) -> None:
         """Wait until fewer than `limit()` seeds are in flight, or the run is stopping."""

@@ -31,7 +31,7 @@ from nodes.trial import cut_in_half, off_topic_response
 from refloom.errors import InputError
 from refloom.runs.journal import read_records
 from refloom.runs.outputs import read_status
-from refloom.settings import Settings, embedded
+from refloom.settings import Settings, is_embedded
 
 RankId = Callable[[str], bytes]
 
@@ -270,19 +270,19 @@ def run_judge_identity(test_set: JudgeTestSet) -> tuple[str, str]:
 
 def judge_identity(settings: Settings) -> tuple[str, str]:
     """The judge under test and its endpoint, without any secret in the address."""
-    shown = settings.shown()
-    return _identity(settings.judge, shown["judge_base_url"] or shown["base_url"])
+    redacted = settings.redacted()
+    return _identity(settings.judge, redacted["judge_base_url"] or redacted["base_url"])
 
 
 def _identity(model: str, address: str | None) -> tuple[str, str]:
     # An embedded model runs in this process and has no endpoint.
-    return model, "" if embedded(model) else address or ""
+    return model, "" if is_embedded(model) else address or ""
 
 
 def run_judge_method(test_set: JudgeTestSet) -> str:
     """The method by which the judge of the run judged."""
     method = test_set.run.get("settings", {}).get("judge_method")
-    return method or ("logodds" if embedded(run_judge_identity(test_set)[0]) else "verdict")
+    return method or ("logodds" if is_embedded(run_judge_identity(test_set)[0]) else "verdict")
 
 
 # Canaries. Plain functions make them, not a model, so what is wrong with each is certain. Nothing

@@ -126,7 +126,7 @@ class CaseJudge:
         rest = await gather_bounded(
             list(enumerate(cases))[1:],
             lambda numbered: self._judge_case(*numbered),
-            limit=self.settings.calls_at_once,
+            limit=self.settings.max_in_flight,
             on_progress=progress_printer(f"judge-check: {label}", self.settings.quiet),
         )
         return _split_failures([first, *rest])
@@ -179,7 +179,7 @@ class CaseJudge:
             return replace(judged, verdicts={v["criterion_id"]: v for v in voted.verdicts})
 
         results = await gather_bounded(
-            list(enumerate(judged_cases)), vote_on, limit=self.settings.calls_at_once
+            list(enumerate(judged_cases)), vote_on, limit=self.settings.max_in_flight
         )
         return _split_failures(results)
 
@@ -209,7 +209,7 @@ class CaseJudge:
             list(enumerate(canaries)),
             run_duel,
             # A duel is two calls at once.
-            limit=max(1, self.settings.calls_at_once // 2),
+            limit=max(1, self.settings.max_in_flight // 2),
             on_progress=progress_printer("judge-check: duels", self.settings.quiet),
         )
         return _split_failures(results)
