@@ -145,44 +145,47 @@ def test_seeds_and_what_goes_into_requests_show_in_no_card_but_seeds_licences_do
 
 JUDGED = "Every response in it was judged, criterion by criterion"
 METHOD = "made by **reference-level feedback**"
+TAG = "- refloom - reference-level-feedback"
 WAYS = {
     "reference": (
         ["--feedback", "reference"],
         [METHOD, JUDGED, "was extracted as criteria", "judged, and refined until it passed",
          "| judge | m (the same model), by written verdicts |", "proposed from references",
          "The model judged its own writing", "A judge model's verdicts",
-         "tags:\n- synthetic\n- instruction-tuning\n- refloom\n- reference-level-feedback"],
+         TAG],
         ["No model judged", "comparison arm"],
     ),
     "generic": (
         ["--feedback", "generic"],
         [JUDGED, "one fixed checklist", "judged, and refined until it passed", "| judge |",
          "comparison arm", "The model judged its own writing"],
-        [METHOD, "No model judged", "extracted as criteria", "proposed from references"],
+        [METHOD, TAG, "No model judged", "extracted as criteria", "proposed from references"],
     ),
     "swapped": (
         ["--feedback", "swapped"],
         [JUDGED, "extracted from other references", "judged, and refined until it passed",
          "| judge |", "comparison arm", "proposed from references"],
-        [METHOD, "No model judged", "what makes them good"],
+        [METHOD, TAG, "No model judged", "what makes them good"],
     ),
     "sample": (
         ["--feedback", "sample"],
         ["No model judged", "a model's feedback on the draft itself", "refined at most once",
          "| feedback by | m (the same model) |", "comparison arm",
          "The model gave feedback on its own writing", "All of them are rules"],
-        [METHOD, JUDGED, "| judge |", "until it passed", "extracted as criteria",
+        [METHOD, TAG, JUDGED, "| judge |", "until it passed", "extracted as criteria",
          "The model judged", "judge model's verdicts", "proposed from references"],
     ),
     "none": (
         ["--feedback", "none"],
         ["No model judged", "was written once", "comparison arm", "All of them are rules"],
-        [METHOD, JUDGED, "| judge |", "feedback by", "until it passed", "extracted as criteria",
-         "refined", "its own writing", "judge model's verdicts", "proposed from references"],
+        [METHOD, TAG, JUDGED, "| judge |", "feedback by", "until it passed",
+         "extracted as criteria", "refined",
+         "its own writing", "judge model's verdicts", "proposed from references"],
     ),
     "refed": (
         ["--preset", "refed", "--per-seed", 2],
-        [METHOD, "No model judged", "feedback on the instruction and on the response of the first",
+        [METHOD, TAG, "No model judged",
+         "feedback on the instruction and on the response of the first",
          "proposed from that feedback", "refined at most once",
          "| feedback by | m (the same model) |", "| pipeline | refed |", "as its authors ran it",
          "All of them are rules"],
@@ -316,10 +319,12 @@ def test_the_card_shows_untrusted_text_as_text_and_no_place_of_this_machine(made
     assert "127.0.0.1" not in text
 
 
-def test_the_card_of_a_run_without_benchmarks_or_rows_says_so():
-    said = {
+def run_json(**more) -> dict:
+    """What run.json says of a run that was interrupted before its first row."""
+    return {
         "status": "interrupted", "fingerprint": "f", "prompts": {}, "written": "", "stopped": None,
-        "settings": {**Settings(model="local").redacted()}, "versions": {"refloom": "0"},
+        "settings": {**Settings(**{"model": "local", **more}).redacted()},
+        "versions": {"refloom": "0"},
         "counts": dict.fromkeys(
             ("seeds", "references", "accepted", "rejected", "failed", "pending", "duplicates",
              "contaminated"), 0
@@ -331,7 +336,34 @@ def test_the_card_of_a_run_without_benchmarks_or_rows_says_so():
         "calls": {"paid": 0, "by_stage": {}}, "cost_usd": 0.0,
         "usage": dict.fromkeys(("prompt_tokens", "cached_tokens", "completion_tokens"), 0),
     }  # fmt: skip
-    text = card(said, RecordStats(), "graph TD;")
+
+
+def test_the_card_of_a_run_without_benchmarks_or_rows_says_so():
+    text = card(run_json(), RecordStats(), "graph TD;")
     assert "**Not compared with any benchmark.**" in text
     assert "The run is **interrupted**" in text
     assert "not worth training on" in text and "license: unknown" in text
+
+
+def test_the_card_says_that_a_person_may_have_decided_against_the_judge():
+    facts = RecordStats()
+    assert "except where a person decided" not in card(run_json(), facts, "graph TD;")
+    facts.add(record(0, review={"decision": "edit"}))
+    text = card(run_json(), facts, "graph TD;")
+    assert "met all criteria that are a must, except where a person decided" in text
+    assert "1 edited by a person" in text
+
+
+def test_instructions_that_were_not_compared_are_not_said_to_be():
+    assert "compared with all others" in card(run_json(), RecordStats(), "graph TD;")
+    text = card(run_json(novelty_threshold=1.0), RecordStats(), "graph TD;")
+    assert "compared with all others" not in text
+    assert "Instructions were not compared with each other" in text
+
+
+def test_only_models_whose_answers_are_in_the_rows_or_chose_them_are_named():
+    models = {"model": "writer", "judge_model": "another"}
+    text = card(run_json(**models), RecordStats(), "graph TD;")
+    assert "The terms of the models (writer, another)" in text
+    text = card(run_json(feedback="none", **models), RecordStats(), "graph TD;")
+    assert "The terms of the models (writer)" in text

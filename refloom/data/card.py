@@ -83,7 +83,8 @@ def _front_matter(
         pretty_name=title,
         size_categories=_size_category(run["counts"]["accepted"]),
         task_categories=["text-generation"],
-        tags=["synthetic", "instruction-tuning", "refloom", "reference-level-feedback"],
+        tags=["synthetic", "instruction-tuning", "refloom"]
+        + ["reference-level-feedback"] * (run["settings"]["feedback"] == "reference"),
         configs=list(map(dict, configs)) or None,
         **more,
     )
