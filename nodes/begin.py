@@ -1,4 +1,4 @@
-"""The first step of the graph `sample` where it is called by itself."""
+"""The first step of the graph `sample` when it is run on its own."""
 
 from __future__ import annotations
 
@@ -14,39 +14,38 @@ from nodes.state import Criterion, SampleState
 
 
 async def begin(state: SampleState, runtime: Runtime[Context]) -> dict[str, Any]:
-    """Check the input, and begin anew on a thread that was used before.
+    """Check the input, and reset a thread that was used before.
 
     Reads `instruction`, `references`, `criteria` (texts); writes all that the loop reads. Without
-    criteria the fixed checklist is used.
+    criteria the checklist of the arm `generic` is used. Raises `BadInput`.
     """
     context = runtime.context or Context()
     instruction, references, texts = read_sample_input(state)
-    criteria = [_criterion(text, references[0]["id"] if references else None) for text in texts]
     if context.pipeline == "refed":
         raise BadInput("the pipeline refed needs a seed's references: run the synthesizer")
+    criteria: list[Criterion] = [
+        {
+            "id": f"c{content_id(text)[:8]}",
+            "text": text,
+            "must": True,
+            "reference_id": references[0]["id"] if references else "given",
+            "quote": None,
+            "judged_by": "judge",
+        }
+        for text in texts
+    ]
     if context.feedback in ("none", "sample"):
-        judged: list[Criterion] = []
+        criteria = []
     else:
-        judged = [answers_instruction(None), *(criteria or generic_criteria())]
+        criteria = [answers_instruction(None), *(criteria or generic_criteria())]
     return {
         "seed": {"id": content_id(instruction), "instruction": instruction},
         "slot": 0,
         "instruction": instruction,
         "references": references,
-        "criteria": [*judged, *rule_criteria()],
+        "criteria": [*criteria, *rule_criteria()],
         "attempts": None,
         "usage": None,
         "status": "open",
         **dict.fromkeys(("reason", "failure", "contaminated", "topic_bar", "review", "analysed")),
-    }
-
-
-def _criterion(text: str, reference_id: str | None) -> Criterion:
-    return {
-        "id": f"c{content_id(text)[:8]}",
-        "text": text,
-        "must": True,
-        "reference_id": reference_id or "given",
-        "quote": None,
-        "judged_by": "judge",
     }

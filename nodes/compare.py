@@ -1,4 +1,4 @@
-"""Two responses to one instruction against each other, asked in both orders."""
+"""Pairwise comparison: two responses to one instruction, judged in both orders."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from nodes.state import Usage, add_usage
 from prompts import render
 
 Side = Literal["first", "second", "tie"]
-WORTH = {"first": 1.0, "tie": 0.5, "second": 0.0}
+SCORES = {"first": 1.0, "tie": 0.5, "second": 0.0}
 
 
-def _winner(said: Any) -> Any:
-    """A winner as the schema has it, however it is spelt: "a", "Response B", "Tie."."""
-    if not isinstance(said, str):
-        return said
-    word = said.strip().strip(".\"'").removeprefix("Response ").strip()
+def _normalize_winner(value: Any) -> Any:
+    """A winner as the schema spells it, from "a", "Response B" or "Tie."."""
+    if not isinstance(value, str):
+        return value
+    word = value.strip().strip(".\"'").removeprefix("Response ").strip()
     return "tie" if word.lower() == "tie" else word.upper()
 
 
@@ -31,16 +31,17 @@ class Compared(Answer):
     reason: str
     winner: Annotated[
         Literal["A", "B", "tie"],
-        BeforeValidator(_winner),
+        BeforeValidator(_normalize_winner),
         Field(json_schema_extra={"enum": ["A", "B", "tie"]}),
     ]
 
 
 @dataclass(frozen=True, slots=True)
 class PairwiseResult:
-    """What a judge said of two responses: who won as A then B, and with the places changed.
+    """Which of two responses a judge prefers.
 
-    `reasons` are those of the two orders.
+    `orders` has the winner with the first response as A, then with the places swapped; `reasons`
+    are the judge's, in the same order.
     """
 
     orders: tuple[Side, Side]
@@ -51,65 +52,66 @@ class PairwiseResult:
     def score(self) -> float:
         """The first response's share of the win, 0 to 1: the mean over both orders.
 
-        >>> Duel(("first", "second"), ("", ""), {}).score  # the judge took what stood first
+        >>> PairwiseResult(("first", "second"), ("", ""), {}).score  # A was preferred in both
         0.5
         """
-        return sum(WORTH[side] for side in self.orders) / 2
+        return sum(SCORES[side] for side in self.orders) / 2
 
     @property
-    def agreed(self) -> bool:
-        """Whether both orders say the same."""
+    def consistent(self) -> bool:
+        """Whether both orders have the same winner."""
         return self.orders[0] == self.orders[1]
 
     @property
-    def first_picked(self) -> list[bool]:
-        """Of each order that has a winner, whether it is what stood first; in the second, B did.
+    def first_position_wins(self) -> list[bool]:
+        """For each order with a winner, whether that was A, the response shown first.
 
-        >>> Duel(("first", "first"), ("", ""), {}).first_picked
+        >>> PairwiseResult(("first", "first"), ("", ""), {}).first_position_wins
         [True, False]
         """
-        standing = zip(self.orders, ("first", "second"), strict=True)
-        return [side == first for side, first in standing if side != "tie"]
+        shown_first = zip(self.orders, ("first", "second"), strict=True)
+        return [side == first for side, first in shown_first if side != "tie"]
 
     @property
-    def won(self) -> Side:
-        """Who won in both orders; a tie where the orders do not agree."""
-        return self.orders[0] if self.agreed else "tie"
+    def winner(self) -> Side:
+        """The winner of both orders; a tie if they disagree."""
+        return self.orders[0] if self.consistent else "tie"
 
 
 async def compare(
     complete: Complete,
     context: Context,
-    place: CallOrigin,
+    origin: CallOrigin,
     *,
     instruction: str,
     first: str,
     second: str,
     draw: int = 0,
 ) -> PairwiseResult:
-    """Ask the judge which response is better, twice, each standing first once.
+    """Ask the judge which response is better, twice, with each one shown first once.
 
-    `draw` tells repeats apart. Which of the two is called first makes no difference to what is
-    asked, so that the same question the other way round is not paid for again. Raises `CallFailed`.
+    `draw` distinguishes repeats. The same two responses passed the other way round make the same
+    two calls, which are not paid again. Raises `CallFailed`.
     """
 
-    async def asked(a: str, b: str) -> AskResult[Compared]:
+    async def ask_order(a: str, b: str) -> AskResult[Compared]:
         number = int(a > b)
         messages = render("compare", instruction=instruction, first=a, second=b)
-        call = make_call("compare", messages, Compared, context, place, draw * 2 + number)
+        call = make_call("compare", messages, Compared, context, origin, draw * 2 + number)
         return await ask(complete, call, Compared)
 
-    # Both are waited for: an answer that is under way is paid for, and wanted later.
-    orders = (asked(first, second), asked(second, first))
-    found = await asyncio.gather(*orders, return_exceptions=True)
-    for fault in found:
-        if isinstance(fault, BaseException):
-            raise fault
-    one, other = (asked for asked in found if not isinstance(asked, BaseException))
+    # Wait for both even if one fails: a call that is under way is paid, and its answer cached.
+    results = await asyncio.gather(
+        ask_order(first, second), ask_order(second, first), return_exceptions=True
+    )
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    forward, backward = (r for r in results if not isinstance(r, BaseException))
     sides: dict[str, Side] = {"A": "first", "B": "second", "tie": "tie"}
-    turned: dict[str, Side] = {"A": "second", "B": "first", "tie": "tie"}
+    swapped_sides: dict[str, Side] = {"A": "second", "B": "first", "tie": "tie"}
     return PairwiseResult(
-        (sides[one.answer.winner], turned[other.answer.winner]),
-        (one.answer.reason, other.answer.reason),
-        add_usage(one.usage, other.usage),
+        (sides[forward.answer.winner], swapped_sides[backward.answer.winner]),
+        (forward.answer.reason, backward.answer.reason),
+        add_usage(forward.usage, backward.usage),
     )

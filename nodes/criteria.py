@@ -1,6 +1,7 @@
-"""What a response is judged by: rules as plain functions, and criteria drawn from references.
+"""What every response is judged by: rules as plain functions, and the built-in judge criteria.
 
-To add a rule: write a function from `RuleInput` to a `Verdict` and name it in `RULES`.
+To add a rule, write a function from `RuleInput` to a `Verdict` and add it to `RULES`. The texts of
+criteria and the reasons of failed rules are sent to models.
 """
 
 from __future__ import annotations
@@ -8,13 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from memory.contamination import Hit
 from memory.novelty import find_copied_run
 from memory.references import Reference
 from nodes.state import Criterion, Outcome, Verdict
 
-MAX_COPIED_WORDS = 20
+COPIED_RUN_WORDS = 20
 ANSWERS_ID = "answers-instruction"
 NOT_CONTAMINATED_ID = "not-contaminated"
 
@@ -40,9 +42,10 @@ _DANGLING = re.compile(r"(?:[,;:(\[{–]|\b(?:and|or|the|a|an|of|to|with|for|in|
 
 @dataclass(frozen=True, slots=True)
 class RuleInput:
-    """What a rule may look at. `cosine` and `topic_bar` are given for log-odds judging only.
+    """A response, and what rules may need to know about it.
 
-    `hit` is the benchmark prompt the response holds, if it was `checked` for one.
+    `cosine`, of instruction and response, and `topic_bar` are set for log-odds judging only. `hit`
+    is the benchmark prompt that the response holds; `checked` says whether one was searched for.
     """
 
     instruction: str
@@ -61,7 +64,7 @@ def verdict(
     evidence: str = "",
     score: float | None = None,
 ) -> Verdict:
-    """A verdict as the record keeps it."""
+    """A verdict, as state and records hold it."""
     return {
         "criterion_id": criterion_id,
         "verdict": outcome,
@@ -71,91 +74,99 @@ def verdict(
     }
 
 
-def _absent(id_: str, pattern: re.Pattern[str], facts: RuleInput, reason: str) -> Verdict:
-    """Fail if the response holds the pattern; what the instruction itself holds is allowed."""
-    allowed = facts.instruction.casefold()
-    for found in pattern.finditer(facts.response):
-        said = found.group(0).strip()
-        if said.casefold() not in allowed:
-            return verdict(id_, "fail", reason, said)
+def _fail_on_match(
+    id_: str, pattern: re.Pattern[str], candidate: RuleInput, reason: str
+) -> Verdict:
+    """Fail if the response matches; phrases that the instruction holds too are allowed."""
+    allowed = candidate.instruction.casefold()
+    for match in pattern.finditer(candidate.response):
+        phrase = match.group(0).strip()
+        if phrase.casefold() not in allowed:
+            return verdict(id_, "fail", reason, phrase)
     return verdict(id_, "pass")
 
 
-def not_empty(facts: RuleInput) -> Verdict:
-    """Fail a response without a word."""
-    return verdict("not-empty", "pass" if facts.response.strip() else "fail", "")
+def not_empty(candidate: RuleInput) -> Verdict:
+    """Fail an empty response."""
+    return verdict("not-empty", "pass" if candidate.response.strip() else "fail", "")
 
 
-def finished(facts: RuleInput) -> Verdict:
+def finished(candidate: RuleInput) -> Verdict:
     """Fail a response that stops in mid-sentence or inside a code block."""
-    if facts.response.count("```") % 2:
+    if candidate.response.count("```") % 2:
         return verdict("finished", "fail", "A code block is never closed.")
-    found = _DANGLING.search(facts.response.rstrip())
-    if found:
-        tail = facts.response.rstrip()[-60:]
+    if _DANGLING.search(candidate.response.rstrip()):
+        tail = candidate.response.rstrip()[-60:]
         return verdict("finished", "fail", "The response stops in mid-sentence.", tail)
     return verdict("finished", "pass")
 
 
-def no_refusal(facts: RuleInput) -> Verdict:
-    """Fail the set phrases of a refusal."""
-    if _REFUSAL.search(facts.instruction):
+def no_refusal(candidate: RuleInput) -> Verdict:
+    """Fail set phrases of refusal, unless the instruction holds one."""
+    if _REFUSAL.search(candidate.instruction):
         return verdict("no-refusal", "pass")
-    return _absent("no-refusal", _REFUSAL, facts, "The response refuses with a set phrase.")
+    return _fail_on_match(
+        "no-refusal", _REFUSAL, candidate, "The response refuses with a set phrase."
+    )
 
 
-def no_placeholder(facts: RuleInput) -> Verdict:
-    """Fail blanks left for somebody to fill in."""
-    return _absent("no-placeholder", _PLACEHOLDER, facts, "The response leaves a blank.")
+def no_placeholder(candidate: RuleInput) -> Verdict:
+    """Fail placeholders such as "[your name]" or "lorem ipsum"."""
+    return _fail_on_match("no-placeholder", _PLACEHOLDER, candidate, "The response leaves a blank.")
 
 
-def no_prompt_talk(facts: RuleInput) -> Verdict:
-    """Fail talk of the prompt that made the response."""
-    return _absent("no-prompt-talk", _PROMPT_TALK, facts, "The response speaks of its prompt.")
+def no_prompt_talk(candidate: RuleInput) -> Verdict:
+    """Fail mentions of the prompt that produced the response."""
+    return _fail_on_match(
+        "no-prompt-talk", _PROMPT_TALK, candidate, "The response speaks of its prompt."
+    )
 
 
-def not_copied(facts: RuleInput) -> Verdict:
+def not_copied(candidate: RuleInput) -> Verdict:
     """Fail a long run of words taken from a reference, unless the instruction holds it too."""
-    for reference in facts.references:
+    for reference in candidate.references:
         run = find_copied_run(
-            facts.response, reference["response"], MAX_COPIED_WORDS, allowed=facts.instruction
+            candidate.response,
+            reference["response"],
+            COPIED_RUN_WORDS,
+            allowed=candidate.instruction,
         )
         if run:
-            reason = f"{MAX_COPIED_WORDS} words in a row are those of reference {reference['id']}."
+            reason = f"{COPIED_RUN_WORDS} words in a row are those of reference {reference['id']}."
             return verdict("not-copied", "fail", reason, run)
     return verdict("not-copied", "pass")
 
 
-def not_contaminated(facts: RuleInput) -> Verdict:
-    """Fail a response that holds a benchmark's prompt; without benchmarks nothing is known."""
-    if facts.hit is not None:
-        return contamination_verdict(facts.hit)
-    if not facts.checked:
+def not_contaminated(candidate: RuleInput) -> Verdict:
+    """Fail a response that holds a benchmark's prompt; not applicable without benchmarks."""
+    if candidate.hit is not None:
+        return contamination_verdict(candidate.hit)
+    if not candidate.checked:
         return verdict(NOT_CONTAMINATED_ID, "not_applicable", "No benchmark was given.")
     return verdict(NOT_CONTAMINATED_ID, "pass")
 
 
 def contamination_verdict(hit: Hit) -> Verdict:
-    """The verdict on a text that holds a benchmark's prompt: which, where, and how."""
+    """The failed verdict on a text that holds a benchmark's prompt."""
     reason = f"It holds the prompt of {hit.benchmark}, row {hit.row} ({hit.how})."
     return verdict(NOT_CONTAMINATED_ID, "fail", reason, hit.evidence)
 
 
-def on_topic(facts: RuleInput) -> Verdict:
-    """Fail a response whose cosine with its instruction is no better than a mismatched one's."""
-    if facts.cosine is None or facts.topic_bar is None:
+def on_topic(candidate: RuleInput) -> Verdict:
+    """Fail a response whose cosine with its instruction is not above the topic bar."""
+    if candidate.cosine is None or candidate.topic_bar is None:
         return verdict("on-topic", "not_applicable")
-    over = facts.cosine > facts.topic_bar
-    reason = f"cosine {facts.cosine:.2f}, bar {facts.topic_bar:.2f}"
-    return verdict("on-topic", "pass" if over else "fail", reason, score=round(facts.cosine, 4))
+    over = candidate.cosine > candidate.topic_bar
+    reason = f"cosine {candidate.cosine:.2f}, bar {candidate.topic_bar:.2f}"
+    return verdict("on-topic", "pass" if over else "fail", reason, score=round(candidate.cosine, 4))
 
 
-def fitting_length(facts: RuleInput) -> Verdict:
-    """Fail less than a quarter of the shortest or over four times the longest reference."""
-    lengths = [len(r["response"]) for r in facts.references]
+def fitting_length(candidate: RuleInput) -> Verdict:
+    """Fail under a quarter of the shortest reference's length, or over four times the longest."""
+    lengths = [len(r["response"]) for r in candidate.references]
     if not lengths:
         return verdict("length", "not_applicable")
-    n = len(facts.response)
+    n = len(candidate.response)
     low, high = min(lengths) / 4, max(lengths) * 4
     reason = f"{n} characters; the references suggest {low:.0f} to {high:.0f}"
     return verdict("length", "pass" if low <= n <= high else "fail", reason)
@@ -163,11 +174,11 @@ def fitting_length(facts: RuleInput) -> Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A rule criterion: its text, whether it is a must, and the function that looks."""
+    """A rule criterion: its text, whether it is a must, and the function that checks it."""
 
     text: str
     must: bool
-    look: Callable[[RuleInput], Verdict]
+    check: Callable[[RuleInput], Verdict]
 
 
 RULES: dict[str, Rule] = {
@@ -182,7 +193,7 @@ RULES: dict[str, Rule] = {
     "length": Rule("is of a length like the references'", False, fitting_length),
 }
 
-# The fixed checklist of the arm `generic`.
+# The checklist of the arm `generic`.
 GENERIC = (
     "gives correct information",
     "is specific and goes into enough detail to be useful",
@@ -192,36 +203,36 @@ GENERIC = (
 
 
 def rule_criteria() -> list[Criterion]:
-    """The rules as criteria, for the record."""
+    """The rules as criteria."""
     return [_criterion(id_, rule.text, rule.must, "rule") for id_, rule in RULES.items()]
 
 
 def answers_instruction(bar: float | None) -> Criterion:
-    """The one judge criterion that is always there, and always a must (see notes on judging).
+    """The built-in judge criterion, which is in every arm with a judge and always a must.
 
-    A single fixed question, calibrated on references, told good from bad answers better than
-    criteria a small model proposed itself.
+    `bar` is its calibrated log-odds. With a small judge this one question, calibrated on
+    references, separated good from bad answers better than criteria the model extracted itself.
     """
-    built_in = _criterion(ANSWERS_ID, "fully answers the instruction", True, "judge")
-    return {**built_in, "bar": bar}
+    criterion = _criterion(ANSWERS_ID, "fully answers the instruction", True, "judge")
+    return {**criterion, "bar": bar}
 
 
 def generic_criteria() -> list[Criterion]:
-    """The fixed checklist as criteria."""
+    """The checklist of the arm `generic` as criteria."""
     return [_criterion(f"generic-{i}", t, True, "judge") for i, t in enumerate(GENERIC, 1)]
 
 
-def _criterion(id_: str, text: str, must: bool, judged_by: str) -> Criterion:
+def _criterion(id_: str, text: str, must: bool, judged_by: Literal["judge", "rule"]) -> Criterion:
     return {
         "id": id_,
         "text": text,
         "must": must,
         "reference_id": None,
         "quote": None,
-        "judged_by": "rule" if judged_by == "rule" else "judge",
+        "judged_by": judged_by,
     }
 
 
-def apply_rules(facts: RuleInput) -> list[Verdict]:
+def apply_rules(candidate: RuleInput) -> list[Verdict]:
     """Every rule's verdict on a response, in the order of `RULES`."""
-    return [rule.look(facts) for rule in RULES.values()]
+    return [rule.check(candidate) for rule in RULES.values()]

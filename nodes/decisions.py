@@ -1,4 +1,7 @@
-"""A person's decisions: which samples one should see, what is asked, what an answer does."""
+"""Review decisions: which samples a person should see, what is asked, what an answer does.
+
+Without LangGraph, so that commands can read decisions without loading it.
+"""
 
 from __future__ import annotations
 
@@ -17,16 +20,16 @@ from nodes.record import Record
 from nodes.state import Attempt, Criterion, ReviewOutcome, Verdict
 from nodes.verdicts import passes
 
-# Log-odds: how near to its bar a `must` is borderline.
+# A `must` whose log-odds are this near to its bar is borderline.
 BORDERLINE_MARGIN = 0.5
-HOW = (
+ANSWER_FORMAT = (
     'Answer {"decision": "accept"}, {"decision": "edit", "response": "the better text"} or '
     '{"decision": "reject", "reason": "why, if you like"}.'
 )
 
 
 class ReviewDecision(BaseModel):
-    """What a person decided; `response` is the whole edited text."""
+    """A person's decision; `response` is the whole edited text."""
 
     model_config = ConfigDict(extra="ignore", str_strip_whitespace=True)
 
@@ -36,7 +39,7 @@ class ReviewDecision(BaseModel):
 
 
 class BadDecision(ValueError):
-    """An answer that decides nothing; the message says what is wrong with it."""
+    """An answer cannot be used as a decision; the message says why."""
 
 
 def needs_review(
@@ -44,40 +47,43 @@ def needs_review(
     reason: str | None,
     criteria: Sequence[Criterion],
     attempt: Attempt | None,
-    when: Review,
+    setting: Review,
 ) -> bool:
-    """Whether a person should see a sample. A failed or contaminated one is nothing to look at."""
-    if when == "never" or status == "failed" or reason == "contaminated" or attempt is None:
+    """Whether a person should see a sample with this best attempt, by the setting `review`.
+
+    Never a failed or contaminated one.
+    """
+    if setting == "never" or status == "failed" or reason == "contaminated" or attempt is None:
         return False
-    if when == "borderline":
+    if setting == "borderline":
         return is_borderline(status, criteria, attempt)
-    return when == "all" or status == "rejected"
+    return setting == "all" or status == "rejected"
 
 
 def is_borderline(status: str, criteria: Sequence[Criterion], attempt: Attempt) -> bool:
-    """Whether a sample was accepted without the judge's full consent, or rejected for one verdict.
+    """Whether a sample was accepted although a verdict did not pass, or rejected for a single one.
 
-    By log-odds also when a `must` came out near its bar.
+    Verdicts are the judge's; by log-odds also if a `must` came out near its bar.
     """
-    found = {v["criterion_id"]: v for v in attempt["verdicts"]}
+    verdicts = {v["criterion_id"]: v for v in attempt["verdicts"]}
     musts = [c for c in criteria if c["must"]]
-    if any(_near(c, found.get(c["id"])) for c in musts):
+    if any(_is_near_bar(c, verdicts.get(c["id"])) for c in musts):
         return True
     if status == "accepted":
-        judged = (found.get(c["id"]) for c in criteria if c["judged_by"] == "judge")
+        judged = (verdicts.get(c["id"]) for c in criteria if c["judged_by"] == "judge")
         return any(v is not None and v["score"] is None and not passes(v) for v in judged)
-    missed = [c for c in musts if c["id"] not in found or not passes(found[c["id"]])]
-    return len(missed) == 1
+    failed = [c for c in musts if c["id"] not in verdicts or not passes(verdicts[c["id"]])]
+    return len(failed) == 1
 
 
-def _near(criterion: Criterion, found: Verdict | None) -> bool:
+def _is_near_bar(criterion: Criterion, found: Verdict | None) -> bool:
     if found is None or found["score"] is None or criterion["judged_by"] != "judge":
         return False
     return abs(found["score"] - (criterion.get("bar") or 0.0)) < BORDERLINE_MARGIN
 
 
 def mark_pending(record: Record) -> Record:
-    """The record of a sample that waits for a person; how it would have ended stays in `review`."""
+    """The record of a sample that waits for a person; `review` holds how it would have ended."""
     review: ReviewOutcome = {
         "proposed": record["status"],
         "proposed_reason": record["reason"],
@@ -92,27 +98,34 @@ def mark_pending(record: Record) -> Record:
 def review_question(
     record: Record, references: Sequence[Reference], problem: str = ""
 ) -> dict[str, Any]:
-    """What a person is asked: the sample as the judge left it, and its references."""
+    """What a person is asked: a question, the sample as the judge left it, and its references.
+
+    `problem` says what was wrong with an earlier answer.
+    """
     review = record["review"]
-    kept = {k: v for k, v in record.items() if k != "review"}
-    said = f"{problem} {HOW}" if problem else f"Is this sample good enough to train on? {HOW}"
-    sample = {**kept, "status": review["proposed"], "reason": review["proposed_reason"]}
-    return {"question": said, "sample": sample, "references": list(references)}
+    fields = {name: value for name, value in record.items() if name != "review"}
+    text = (
+        f"{problem} {ANSWER_FORMAT}"
+        if problem
+        else f"Is this sample good enough to train on? {ANSWER_FORMAT}"
+    )
+    sample = {**fields, "status": review["proposed"], "reason": review["proposed_reason"]}
+    return {"question": text, "sample": sample, "references": list(references)}
 
 
 def read_decision(answer: Any) -> ReviewDecision:
-    """An answer as a decision; a bare word will do. Raises `BadDecision`."""
+    """An answer as a decision; the word of a decision alone will do. Raises `BadDecision`."""
     if isinstance(answer, str):
         answer = {"decision": answer.strip().lower()}
     try:
-        read = ReviewDecision.model_validate(answer)
+        decision = ReviewDecision.model_validate(answer)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"])) or "the answer"
-        raise BadDecision(f"That could not be read ({where}: {first['msg']}).") from error
-    if read.decision == "edit" and not (read.response or "").strip("\0 \n\t"):
+        field = ".".join(map(str, first["loc"])) or "the answer"
+        raise BadDecision(f"That could not be read ({field}: {first['msg']}).") from error
+    if decision.decision == "edit" and not (decision.response or "").strip("\0 \n\t"):
         raise BadDecision("An edit needs the edited text as its response.")
-    return read
+    return decision
 
 
 def apply_decision(
@@ -126,12 +139,13 @@ def apply_decision(
 ) -> Record:
     """The record of a pending sample after a person's decision.
 
-    An edited text becomes the last attempt: rules look at it, the judge does not, and what they
-    find stops nobody. Only a benchmark's prompt, `hit`, is let in by no one: `BadDecision`.
+    An edited text becomes the last attempt, with the rules' verdicts for information; the judge is
+    not asked. Raises `BadDecision` if the text holds a benchmark's prompt, `hit`; `checked` says
+    whether one was searched for.
     """
-    before: ReviewOutcome = record["review"]
+    proposed: ReviewOutcome = record["review"]
     review: ReviewOutcome = {
-        **before,
+        **proposed,
         "decision": decision.decision,
         "reason": decision.reason or None,
         "by": by,
@@ -146,10 +160,10 @@ def apply_decision(
     if hit is not None:
         raise BadDecision(f"The text holds the prompt of {hit.benchmark}, row {hit.row}.")
     rules = apply_rules(RuleInput(record["instruction"], text, references, checked=checked))
-    unasked = "A person wrote this; the judge was not asked."
-    found = {v["criterion_id"]: v for v in rules}
+    by_rule = {v["criterion_id"]: v for v in rules}
+    not_judged = "A person wrote this; the judge was not asked."
     verdicts = [
-        found.get(c["id"]) or verdict(c["id"], "unknown", unasked) for c in record["criteria"]
+        by_rule.get(c["id"]) or verdict(c["id"], "unknown", not_judged) for c in record["criteria"]
     ]
     attempts = [*record["attempts"], {"response": text, "verdicts": verdicts}]
     return {**ended, "attempts": attempts, "response": text}

@@ -1,8 +1,9 @@
-"""The paper's pipeline as its authors ran it: what it asks, and what it keeps of the answers.
+"""Refinement by feedback instead of criteria: the arm `sample`, and the paper's pipeline `refed`.
 
-Two pieces of feedback a reference, new instructions from each feature by itself, a draft after the
-reference's example, one refinement by the reference's feedback (Mehri et al., EACL 2026, and the
-authors' code). There are no criteria, and there is no loop.
+The arm `sample` is the traditional way: the judge gives feedback on a draft, without a reference.
+`refed` follows Mehri et al. (EACL 2026) and the authors' code: two pieces of feedback on each
+reference, new instructions from each feature by itself, a draft after the reference's example, one
+refinement by the reference's feedback. It has no criteria and no loop.
 """
 
 from __future__ import annotations
@@ -19,28 +20,17 @@ from nodes.llm import Answer, AskResult, CallOrigin, Complete, ask, make_call
 from nodes.state import Attempt, SampleState, add_usage
 from prompts import render, version
 
+if TYPE_CHECKING:
+    # Loads LangGraph, which commands that only write rows do without.
+    from memory.characteristics import Learned
 
-# MERGED nodes~feedback
-# Feedback on a draft with no reference in view: the traditional way, the arm `sample`.
+FEATURES = ("subject_areas", "relevant_skills")
+
+
 class Feedback(Answer):
     """What feedback brings: points, each a text."""
 
     feedback: list[str]
-
-
-async def give_feedback(
-    complete: Complete, context: Context, place: CallOrigin, *, instruction: str, response: str
-) -> AskResult[Feedback]:
-    """Ask the judge what is good and what is not in a draft. Raises `CallFailed`."""
-    messages = render("feedback", instruction=instruction, response=response)
-    return await ask(complete, make_call("feedback", messages, Feedback, context, place), Feedback)
-
-
-if TYPE_CHECKING:
-    # It brings LangGraph, which a command that only writes rows can do without.
-    from memory.characteristics import Learned
-
-FEATURES = ("subject_areas", "relevant_skills")
 
 
 class Improved(Answer):
@@ -58,51 +48,59 @@ class Improved(Answer):
 
     @classmethod
     def model_json_schema(cls, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """The strict shape that is asked for: every key."""
+        """The schema for endpoints: every key is required."""
         schema = super().model_json_schema(*args, **kwargs)
-        for one in schema["properties"].values():
-            one.pop("default", None)
+        for field in schema["properties"].values():
+            field.pop("default", None)
         schema["required"] = list(schema["properties"])
         return schema
 
 
+async def give_feedback(
+    complete: Complete, context: Context, origin: CallOrigin, *, instruction: str, response: str
+) -> AskResult[Feedback]:
+    """Ask the judge for feedback on a draft. Raises `CallFailed`."""
+    messages = render("feedback", instruction=instruction, response=response)
+    return await ask(complete, make_call("feedback", messages, Feedback, context, origin), Feedback)
+
+
 def feedback_key(reference: Reference, context: Context) -> str:
-    """What an entry of `collect_feedback` rests on; a change of any of it is another entry."""
-    asked = version("feedback_instruction", "feedback_response")
-    return content_id(reference_hash(reference), asked, context.judge, "refed")
+    """The key of an entry of `collect_feedback`; it covers all that the entry depends on."""
+    prompts = version("feedback_instruction", "feedback_response")
+    return content_id(reference_hash(reference), prompts, context.judge, "refed")
 
 
 async def collect_feedback(
-    reference: Reference, context: Context, place: CallOrigin, complete: Complete
+    reference: Reference, context: Context, origin: CallOrigin, complete: Complete
 ) -> Learned:
-    """The two pieces of feedback on a reference, on its instruction and on its response."""
-    at = CallOrigin(f"reference {reference['id']}", "", place.order)
+    """Ask for feedback on a reference's instruction and on its response. Raises `CallFailed`."""
+    origin = CallOrigin(f"reference {reference['id']}", "", origin.order)
 
-    async def asked(name: str, draw: int) -> AskResult[Feedback]:
-        messages = render(f"feedback_{name}", reference=reference)
-        call = make_call("feedback", messages, Feedback, context, at, draw)
+    async def ask_about(part: str, draw: int) -> AskResult[Feedback]:
+        messages = render(f"feedback_{part}", reference=reference)
+        call = make_call("feedback", messages, Feedback, context, origin, draw)
         return await ask(complete, call, Feedback)
 
-    of_instruction, of_response = await asyncio.gather(
-        asked("instruction", 0), asked("response", 1)
+    on_instruction, on_response = await asyncio.gather(
+        ask_about("instruction", 0), ask_about("response", 1)
     )
-    points = [text.strip() for text in of_instruction.answer.feedback if text.strip()] or [""]
+    points = [text.strip() for text in on_instruction.answer.feedback if text.strip()] or [""]
     return {
         "reference_id": reference["id"],
         "subject_areas": points[:1],
-        # A list that was not told apart serves as both.
+        # A single point serves as both features.
         "relevant_skills": points[1:] or points,
-        "response_feedback": [t.strip() for t in of_response.answer.feedback if t.strip()],
+        "response_feedback": [t.strip() for t in on_response.answer.feedback if t.strip()],
         "criteria": [],
         "answers_bar": None,
         "topic_bar": None,
         "counts": {"proposed": 0, "earned": 0, "demoted": 0, "dropped": 0},
-        "usage": add_usage(of_instruction.usage, of_response.usage),
+        "usage": add_usage(on_instruction.usage, on_response.usage),
     }
 
 
 def counts_by_feature(per_seed: int) -> dict[str, int]:
-    """How many new instructions each feature is asked for; the first takes what is over.
+    """How many new instructions each feature is asked for; the first gets the odd one.
 
     >>> counts_by_feature(20), counts_by_feature(1)
     ({'subject_areas': 10, 'relevant_skills': 10}, {'subject_areas': 1})
@@ -112,7 +110,7 @@ def counts_by_feature(per_seed: int) -> dict[str, int]:
 
 
 def feature_phrases(feature: str, learned: Sequence[Learned]) -> dict[str, list[str]]:
-    """The one feature a prompt of new instructions is to show."""
+    """The variables of the propose prompt: phrases of one feature, none of the other."""
     phrases = [phrase for entry in learned[:1] for phrase in entry[feature] if phrase]
     return {**{name: [] for name in FEATURES}, feature: phrases}
 
@@ -134,7 +132,7 @@ def analysis_fields(improved: Improved) -> dict[str, Any]:
 
 
 def refed_fields(state: SampleState) -> dict[str, Any]:
-    """What a record of this pipeline has beyond others: the fields of the authors' data.
+    """The fields that a record of `refed` has beyond others: those of the authors' data.
 
     Their `response` is the draft, the first of `attempts`.
     """

@@ -21,7 +21,7 @@ class Generated(Answer):
 
 
 def origin_of(state: SampleState) -> CallOrigin:
-    """Where in a run the sample's calls belong."""
+    """Where in a run the calls of a sample come from."""
     seed, slot = state["seed"], state.get("slot", 0)
     round_, position = seed.get("round", 0), seed.get("position", 0)
     return CallOrigin(seed.get("id", ""), f"{round_}/{slot}", (round_, position, slot))
@@ -36,17 +36,17 @@ async def generate(
     """
     check_list_sizes(state)
     context = runtime.context or Context()
-    # In arms that are compared, drafts are the same: none may know what it will be judged by.
-    drawn = [c for c in state["criteria"] if c["reference_id"] and not context.paired]
+    # Arms that are compared share their drafts, so no draft may depend on its arm's criteria.
+    criteria = [c for c in state["criteria"] if c["reference_id"] and not context.paired]
     messages = render(
         "generate",
         template=context.generate_prompt,
         reference=next(iter(state["references"]), None),
-        criteria=drawn,
+        criteria=criteria,
         instruction=state["instruction"],
     )
     call = make_call("generate", messages, Generated, context, origin_of(state))
-    asked = await ask(complete, call, Generated)
-    told = f"A draft of {len(asked.answer.response.split())} words."
-    emit(runtime, "candidate", told, instruction=state["instruction"])
-    return {"candidate": asked.answer.response, "usage": asked.usage}
+    result = await ask(complete, call, Generated)
+    message = f"A draft of {len(result.answer.response.split())} words."
+    emit(runtime, "candidate", message, instruction=state["instruction"])
+    return {"candidate": result.answer.response, "usage": result.usage}

@@ -1,4 +1,4 @@
-"""Judging a response by criteria in two ways: written verdicts, and one-token log-odds."""
+"""Judging a response by criteria: by written verdicts, or by the log-odds of one token each."""
 
 from __future__ import annotations
 
@@ -20,8 +20,11 @@ from prompts import render
 
 OnVerdict = Callable[[Verdict], None]
 
-_FOLD = str.maketrans({"“": '"', "”": '"', "„": '"', "«": '"', "»": '"', "‘": "'", "’": "'"})
-_MARKS = re.compile(r"[\s\"'`]+")
+# Draws reserved for one response, with each way to judge: asks, or questions.
+ASKS_PER_DRAW = 2
+QUESTIONS_PER_DRAW = 64
+_QUOTE_MARKS = str.maketrans({"“": '"', "”": '"', "„": '"', "«": '"', "»": '"', "‘": "'", "’": "'"})
+_SPACE_AND_QUOTES = re.compile(r"[\s\"'`]+")
 
 
 class Judgement(BaseModel):
@@ -42,7 +45,7 @@ class Critiqued(Answer):
 
     @classmethod
     def model_json_schema(cls, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """The strict shape that is asked for: verdicts only."""
+        """The schema for endpoints: verdicts only, without the lenient alternative."""
         schema = super().model_json_schema(*args, **kwargs)
         schema["properties"]["verdicts"]["items"] = {"$ref": "#/$defs/Judgement"}
         return schema
@@ -50,7 +53,7 @@ class Critiqued(Answer):
 
 @dataclass(frozen=True, slots=True)
 class JudgeResult:
-    """Verdicts in the order of the criteria, and what they used."""
+    """Verdicts in the order of the criteria, and the usage of their calls."""
 
     verdicts: list[Verdict]
     usage: Usage
@@ -59,144 +62,154 @@ class JudgeResult:
 async def judge(
     complete: Complete,
     context: Context,
-    place: CallOrigin,
+    origin: CallOrigin,
     *,
     instruction: str,
     response: str,
     criteria: Sequence[Criterion],
     draw: int = 0,
     history: Sequence[Turn] = (),
-    heard: OnVerdict = lambda verdict: None,
+    on_verdict: OnVerdict = lambda verdict: None,
 ) -> JudgeResult:
-    """Judge a response by every judge criterion, in the way the context says.
+    """Judge a response by its judge criteria, with the context's judge method.
 
-    `history` is what was said before the instruction, if it is a later turn of a conversation;
-    `heard` is told of each verdict as it comes.
+    `history` is the conversation before the instruction, if that is a later turn; `on_verdict` gets
+    each verdict as it comes. Raises `CallFailed`.
     """
-    asked = [c for c in criteria if c["judged_by"] == "judge"]
-    if not asked:
+    criteria = [c for c in criteria if c["judged_by"] == "judge"]
+    if not criteria:
         return JudgeResult([], no_usage())
-    where = (complete, context, place, instruction, response, asked, draw, history)
     if context.method == "logodds":
-        return await judge_by_log_odds(*where, heard)
-    judged = await judge_by_verdict(*where)
-    for found in judged.verdicts:
-        heard(found)
-    return judged
+        return await judge_by_log_odds(
+            complete, context, origin, instruction, response, criteria, draw, history, on_verdict
+        )
+    result = await judge_by_verdict(
+        complete, context, origin, instruction, response, criteria, draw, history
+    )
+    for read in result.verdicts:
+        on_verdict(read)
+    return result
 
 
 async def judge_by_verdict(
     complete: Complete,
     context: Context,
-    place: CallOrigin,
+    origin: CallOrigin,
     instruction: str,
     response: str,
     criteria: Sequence[Criterion],
     draw: int,
     history: Sequence[Turn] = (),
 ) -> JudgeResult:
-    """Ask for reason, evidence and verdict; ask once more for those that cannot be trusted.
+    """Ask for reason, evidence and verdict; ask once more for verdicts that cannot be used.
 
-    A verdict that is missing, misspelt or rests on words that are not in the response is unknown.
+    A verdict is unknown if it is missing, misspelt, or quotes words that the response does not
+    have.
     """
-    found: dict[str, Verdict] = {}
+    verdicts: dict[str, Verdict] = {}
     usage = no_usage()
-    said = {"history": history, "instruction": instruction, "response": response}
-    for again in (0, 1):
-        open_ = [c for c in criteria if c["id"] not in found]
-        if not open_:
+    data = {"history": history, "instruction": instruction, "response": response}
+    for attempt in range(ASKS_PER_DRAW):
+        missing = [c for c in criteria if c["id"] not in verdicts]
+        if not missing:
             break
-        messages = render("critique", template=context.critique_prompt, criteria=open_, **said)
-        call = make_call("critique", messages, Critiqued, context, place, draw * 2 + again)
+        messages = render("critique", template=context.critique_prompt, criteria=missing, **data)
+        number = draw * ASKS_PER_DRAW + attempt
+        call = make_call("critique", messages, Critiqued, context, origin, number)
         try:
-            asked = await ask(complete, call, Critiqued)
-        except CallFailed as failed:
-            if failed.kind not in ("malformed", "empty", "cut"):
-                failed.usage = add_usage(usage, failed.usage)
+            result = await ask(complete, call, Critiqued)
+        except CallFailed as error:
+            if error.kind not in ("malformed", "empty", "cut"):
+                error.usage = add_usage(usage, error.usage)
                 raise
-            usage = add_usage(usage, failed.usage)
+            usage = add_usage(usage, error.usage)
             break
-        usage = add_usage(usage, asked.usage)
-        wanted = {c["id"] for c in open_}
-        for read in (_trusted(item, response) for item in asked.answer.verdicts):
-            if read is not None and read["criterion_id"] in wanted:
-                found.setdefault(read["criterion_id"], read)
+        usage = add_usage(usage, result.usage)
+        missing_ids = {c["id"] for c in missing}
+        for item in result.answer.verdicts:
+            read = _read_verdict(item, response)
+            if read is not None and read["criterion_id"] in missing_ids:
+                verdicts.setdefault(read["criterion_id"], read)
     unread = "The judge gave no verdict on this that could be read and checked."
-    verdicts = [found.get(c["id"]) or verdict(c["id"], "unknown", unread) for c in criteria]
-    return JudgeResult(verdicts, usage)
+    return JudgeResult(
+        [verdicts.get(c["id"]) or verdict(c["id"], "unknown", unread) for c in criteria], usage
+    )
 
 
-def _trusted(item: Any, response: str) -> Verdict | None:
-    """The verdict as kept, or None if it cannot be read or its evidence is not there."""
+def _read_verdict(item: Any, response: str) -> Verdict | None:
+    """A written verdict; None if it cannot be read or its evidence is not in the response."""
     try:
-        got = item if isinstance(item, Judgement) else Judgement.model_validate(item)
+        judgement = item if isinstance(item, Judgement) else Judgement.model_validate(item)
     except ValidationError:
         return None
-    said = got.verdict.strip().lower()
-    if said not in ("pass", "fail", "not_applicable"):
+    outcome = judgement.verdict.strip().lower()
+    if outcome not in ("pass", "fail", "not_applicable"):
         return None
-    if said == "not_applicable" and got.criterion_id == ANSWERS_ID:
+    if outcome == "not_applicable" and judgement.criterion_id == ANSWERS_ID:
         return None
-    evidence = got.evidence.strip()
-    needs = said == "pass" or (said == "fail" and evidence)
-    if needs and not _quoted(evidence, response):
-        return None
-    return verdict(got.criterion_id, cast(Outcome, said), got.reason.strip(), evidence)
-
-
-def _quoted(evidence: str, response: str) -> bool:
-    folded = fold_text(evidence)
-    return bool(folded) and folded in fold_text(response)
+    evidence = judgement.evidence.strip()
+    if outcome == "pass" or (outcome == "fail" and evidence):
+        quote = fold_text(evidence)
+        if not quote or quote not in fold_text(response):
+            return None
+    reason = judgement.reason.strip()
+    return verdict(judgement.criterion_id, cast(Outcome, outcome), reason, evidence)
 
 
 @lru_cache(maxsize=64)
 def fold_text(text: str) -> str:
-    r"""Text with white space and quote marks made alike, for finding quotes.
+    r"""Text with white space, quote marks and case folded, for finding quotes.
 
-    >>> fold("say “so”\n now") == fold("say 'so' now")
+    >>> fold_text("say “so”\n now") == fold_text("say 'so' now")
     True
     """
-    return _MARKS.sub(" ", text.translate(_FOLD)).strip(" .…").casefold()
+    plain = text.translate(_QUOTE_MARKS)
+    return _SPACE_AND_QUOTES.sub(" ", plain).strip(" .…").casefold()
 
 
 async def judge_by_log_odds(
     complete: Complete,
     context: Context,
-    place: CallOrigin,
+    origin: CallOrigin,
     instruction: str,
     response: str,
     criteria: Sequence[Criterion],
     draw: int,
     history: Sequence[Turn] = (),
-    heard: OnVerdict = lambda verdict: None,
+    on_verdict: OnVerdict = lambda verdict: None,
 ) -> JudgeResult:
-    """Ask one yes/no token a criterion; its log-odds pass above the criterion's bar.
+    """Ask one yes/no token a criterion; it passes if its log-odds are above the criterion's bar.
 
-    The questions come one after another, so that the endpoint's prefix cache serves all but the
-    first.
+    One question after another, so that the endpoint's prefix cache serves all but the first.
     """
     verdicts, usage = [], no_usage()
-    said = {"history": history, "instruction": instruction, "response": response}
+    data = {"history": history, "instruction": instruction, "response": response}
     for number, criterion in enumerate(criteria):
-        text = criterion["text"]
-        messages = render("question", template=context.question_prompt, text=text, **said)
-        call = make_call("critique", messages, None, context, place, draw * 64 + number)
+        messages = render(
+            "question", template=context.question_prompt, text=criterion["text"], **data
+        )
+        question_draw = draw * QUESTIONS_PER_DRAW + number
+        call = make_call("critique", messages, None, context, origin, question_draw)
         try:
-            score, used = await log_odds(complete, call)
-        except CallFailed as failed:
-            failed.usage = add_usage(usage, failed.usage)
+            score, call_usage = await log_odds(complete, call)
+        except CallFailed as error:
+            error.usage = add_usage(usage, error.usage)
             raise
-        usage = add_usage(usage, used)
+        usage = add_usage(usage, call_usage)
         bar = criterion.get("bar") or 0.0
         reason = f"log-odds {score:.2f}, bar {bar:.2f}"
         outcome: Outcome = "pass" if score > bar else "fail"
         verdicts.append(verdict(criterion["id"], outcome, reason, score=round(score, 4)))
-        heard(verdicts[-1])
+        on_verdict(verdicts[-1])
     return JudgeResult(verdicts, usage)
 
 
 async def log_odds(complete: Complete, call: Call) -> tuple[float, Usage]:
-    """Log P(yes) - log P(no) of the first token; both floored at 1e-4, so within about 9.2."""
+    """Log P(yes) - log P(no) of the first token, and the usage.
+
+    1e-4 is added to both probabilities, so the value stays within about 9.2. Raises `CallFailed`
+    if the endpoint reports no log-probabilities.
+    """
     reply = await complete(replace(call, temperature=0.0))
     if reply.odds is None:
         raise CallFailed(

@@ -1,4 +1,4 @@
-"""What one reference teaches: its characteristics, tried, as criteria."""
+"""What one reference teaches: its characteristics, without the topic, tried, as criteria."""
 
 from __future__ import annotations
 
@@ -20,111 +20,8 @@ from nodes.state import Criterion, add_usage, no_usage
 from nodes.trial import try_criteria
 from prompts import render, version
 
-# MERGED nodes~topic
-# Telling characteristics of a response from mentions of its topic.
-_WORD = re.compile(r"[^\W\d_]+|\d+")
-_LINK = re.compile(
-    r"[,;:(]|\b(?:of|for|about|on|to|in|with|from|by|at|as|using|including|such|so|that|which|how|"
-    r"why|when|where|between|into|while|making|and)\b"
-)
-_TRAILING = re.compile(
-    r"(?:[\s,;:(]+(?:of|for|about|on|to|in|with|from|by|at|as|and|or|but|the|a|an|its|their|how|why|what|"
-    r"when|where|which|that|each|all|both))*[\s,;:(]*$"
-)
-MAX_STEM_LENGTH = 5
-MIN_WORDS = 3
-
-# Words that say how a text is made or asked for, not what it is about.
-_GENERAL = frozenset(files("nodes").joinpath("general_words.txt").read_text("utf-8").split())
-
-
-@lru_cache(maxsize=1 << 16)
-def stem(word: str) -> str:
-    """The beginning a word shares with its other forms: at most five letters, no ending.
-
-    >>> [stem(w) for w in ("tides", "tide", "knotting", "knot", "sewing", "sew")]
-    ['tid', 'tid', 'knot', 'knot', 'sew', 'sew']
-    """
-    for endings in (("s",), ("ing", "ed", "er", "ly"), ("e",)):
-        for ending in endings:
-            if word.endswith(ending) and len(word) - len(ending) >= 3:
-                word = word[: -len(ending)]
-                break
-    word = word.rstrip("e") if len(word) > 3 else word
-    if len(word) > 3 and word[-1] == word[-2]:
-        word = word[:-1]
-    return word[:MAX_STEM_LENGTH]
-
-
-_GENERAL_STEMS = frozenset(stem(word) for word in _GENERAL)
-
-
-def names_its_topic(text: str, instruction: str, response: str) -> bool:
-    """Whether a characteristic shares a content word with its reference's instruction.
-
-    Compared by stems. The response's own rarer words count as well: names,
-    numbers, and long words that it repeats.
-
-    >>> names_its_topic("names the oven temperature", "How hot should my oven be?", "200 degrees.")
-    True
-    >>> names_its_topic("ends each step with a check", "How hot should my oven be?", "200 degrees.")
-    False
-    """
-    return bool(_stems(_words(text)) & _topic(instruction, response))
-
-
-@lru_cache(maxsize=64)
-def _topic(instruction: str, response: str) -> frozenset[str]:
-    """What a pair is about, by stems: asked for again with every characteristic of it."""
-    return frozenset(_stems(_words(instruction)) | _stems(_rare(response)))
-
-
-def general_part(text: str, instruction: str, response: str) -> str | None:
-    """A characteristic without its mention of the topic: the whole, its beginning, or None.
-
-    Small models cannot be talked out of naming the topic, but they mostly name it last, so the
-    text is cut before the phrase in which it first comes up.
-
-    >>> ask = "How do I push git tags?"
-    >>> general_part("gives a step-by-step guide to pushing tags", ask, "Do this.")
-    'gives a step-by-step guide'
-    >>> general_part("pushes tags", ask, "Do this.") is None
-    True
-    """
-    if not names_its_topic(text, instruction, response):
-        return text
-    cuts = [m.start() for m in _LINK.finditer(text)]
-    for cut in reversed(cuts):
-        part = _TRAILING.sub("", text[:cut]).rstrip(" ,;:(")
-        if len(part.split()) < MIN_WORDS:
-            return None
-        if not names_its_topic(part, instruction, response):
-            return part
-    return None
-
-
-def _words(text: str) -> list[str]:
-    return [
-        w
-        for w in _WORD.findall(text.lower())
-        if (len(w) > 2 or (w.isdigit() and len(w) > 1)) and w not in _GENERAL
-    ]
-
-
-def _stems(words: list[str]) -> set[str]:
-    return {stem(w) for w in words} - _GENERAL_STEMS
-
-
-def _rare(response: str) -> list[str]:
-    counts = Counter(_words(response))
-    repeated = [w for w, n in counts.items() if n > 1 and len(w) > 5]
-    inside = re.findall(r"(?<=[a-z,;] )[A-Z][\w-]{2,}", response)
-    numbers = re.findall(r"\d{2,}", response)
-    return repeated + [w.lower() for w in inside] + numbers
-
-
 MAX_CHARACTERISTICS = 4
-# A characteristic that starts so does not complete "The response ...".
+# A characteristic that starts with one of these does not complete "The response ...".
 NO_VERBS = frozenset({"the", "a", "an", "this", "these", "there", "its", "no", "all", "each"})
 
 
@@ -152,7 +49,7 @@ def learns_from_references(context: Context) -> bool:
 
 
 def learned_key(reference: Reference, context: Context) -> str:
-    """What an entry rests on; a change of any of it is another entry."""
+    """The key of an entry of `learn`; it covers all that the entry depends on."""
     return content_id(
         reference_hash(reference),
         version("extract", "critique", "question", edited=context.edited),
@@ -165,96 +62,205 @@ def learned_key(reference: Reference, context: Context) -> str:
 
 
 async def learn(
-    reference: Reference, context: Context, place: CallOrigin, complete: Complete, embed: Embed
+    reference: Reference, context: Context, origin: CallOrigin, complete: Complete, embed: Embed
 ) -> Learned:
-    """Extract (one call), drop what is unfounded or topical, and try the rest."""
-    at = CallOrigin(f"reference {reference['id']}", "", place.order)
+    """Extract characteristics, drop unfounded and topical ones, and try the rest as criteria.
+
+    One call, or two if the first brings only topical ones, and the trial's. Raises `CallFailed`.
+    """
+    origin = CallOrigin(f"reference {reference['id']}", "", origin.order)
     usage = no_usage()
     subjects: list[str] = []
     skills: list[str] = []
-    kept: list[Criterion] = []
+    criteria: list[Criterion] = []
     proposed = 0
     if learns_from_references(context):
         avoid: list[str] = []
         for draw in (0, 1):
-            asked = await _ask(complete, context, at, reference, avoid, draw)
-            usage = add_usage(usage, asked.usage)
-            subjects = subjects or shorten_phrases(asked.answer.subject_areas)
-            skills = skills or shorten_phrases(asked.answer.relevant_skills)
-            proposed += len(asked.answer.characteristics)
-            founded = [c for c in asked.answer.characteristics if _founded(c, reference)]
-            kept = _criteria(founded, reference)
-            # Asked again only when every one of them was about the topic, and by a model that can
-            # be told so: a small one gives the same again.
-            if kept or not founded or not context.try_criteria or context.method == "logodds":
+            result = await _ask(complete, context, origin, reference, avoid, draw)
+            usage = add_usage(usage, result.usage)
+            subjects = subjects or shorten_phrases(result.answer.subject_areas)
+            skills = skills or shorten_phrases(result.answer.relevant_skills)
+            proposed += len(result.answer.characteristics)
+            founded = [c for c in result.answer.characteristics if _is_founded(c, reference)]
+            criteria = _to_criteria(founded, reference)
+            # Ask again only if all of them were topical, and only a model that can learn from being
+            # told: a small one gives the same answer again.
+            if criteria or not founded or not context.try_criteria or context.method == "logodds":
                 break
             avoid = [c.text for c in founded]
-    tried = await try_criteria(complete, embed, context, at, reference, kept)
-    usage = add_usage(usage, tried.usage)
-    lost = proposed - len(kept) + tried.counts["dropped"]
+    trial = await try_criteria(complete, embed, context, origin, reference, criteria)
+    dropped = proposed - len(criteria) + trial.counts["dropped"]
     return {
         "reference_id": reference["id"],
         "subject_areas": subjects,
         "relevant_skills": skills,
-        "criteria": tried.criteria,
-        "answers_bar": tried.answers_bar,
-        "topic_bar": tried.topic_bar,
-        "counts": tried.counts | {"proposed": proposed, "dropped": lost},
-        "usage": usage,
+        "criteria": trial.criteria,
+        "answers_bar": trial.answers_bar,
+        "topic_bar": trial.topic_bar,
+        "counts": trial.counts | {"proposed": proposed, "dropped": dropped},
+        "usage": add_usage(usage, trial.usage),
     }
 
 
 async def _ask(
     complete: Complete,
     context: Context,
-    at: CallOrigin,
+    origin: CallOrigin,
     reference: Reference,
     avoid: Sequence[str],
     draw: int,
 ) -> AskResult[Extracted]:
-    prompt = context.extract_prompt
     messages = render(
-        "extract", template=prompt, reference=reference, most=MAX_CHARACTERISTICS, avoid=avoid
+        "extract",
+        template=context.extract_prompt,
+        reference=reference,
+        most=MAX_CHARACTERISTICS,
+        avoid=avoid,
     )
-    return await ask(
-        complete, make_call("extract", messages, Extracted, context, at, draw), Extracted
-    )
+    call = make_call("extract", messages, Extracted, context, origin, draw)
+    return await ask(complete, call, Extracted)
 
 
 def shorten_phrases(phrases: Sequence[str]) -> list[str]:
-    """A few phrases, none of them long."""
+    """At most four phrases of at most 80 characters."""
     return [p.strip()[:80] for p in phrases if p.strip()][:4]
 
 
-def _founded(found: Characteristic, reference: Reference) -> bool:
-    """Whether the quote really is in the response."""
-    quote = fold_text(found.quote)
-    return bool(quote and found.text.strip()) and quote in fold_text(reference["response"])
+def _is_founded(characteristic: Characteristic, reference: Reference) -> bool:
+    """Whether the quote is in the reference's response."""
+    quote = fold_text(characteristic.quote)
+    return bool(quote and characteristic.text.strip()) and quote in fold_text(reference["response"])
 
 
-def _criteria(found: Sequence[Characteristic], reference: Reference) -> list[Criterion]:
+def _to_criteria(
+    characteristics: Sequence[Characteristic], reference: Reference
+) -> list[Criterion]:
     """The characteristics that do not name the topic, as criteria."""
-    criteria: list[Criterion] = []
-    for one in found[:MAX_CHARACTERISTICS]:
-        text = general_part(_completing(one.text), reference["instruction"], reference["response"])
+    criteria: dict[str, Criterion] = {}
+    for characteristic in characteristics[:MAX_CHARACTERISTICS]:
+        ending = _complete_sentence(characteristic.text)
+        text = general_part(ending, reference["instruction"], reference["response"])
         if text is not None and text.split()[0] not in NO_VERBS:
-            criteria.append(
-                {
-                    "id": f"c{content_id(reference['id'], text)[:8]}",
-                    "text": text,
-                    "must": one.must,
-                    "reference_id": reference["id"],
-                    "quote": one.quote.strip(),
-                    "judged_by": "judge",
-                }
-            )
-    return list({c["id"]: c for c in criteria}.values())
+            id_ = f"c{content_id(reference['id'], text)[:8]}"
+            criteria[id_] = {
+                "id": id_,
+                "text": text,
+                "must": characteristic.must,
+                "reference_id": reference["id"],
+                "quote": characteristic.quote.strip(),
+                "judged_by": "judge",
+            }
+    return list(criteria.values())
 
 
-def _completing(text: str) -> str:
+def _complete_sentence(text: str) -> str:
     """A characteristic as the end of the sentence "The response ..."."""
-    bare = " ".join(text.split()).rstrip(" .")
+    ending = " ".join(text.split()).rstrip(" .")
     for start in ("the response ", "this response ", "response ", "it "):
-        if bare.lower().startswith(start):
-            bare = bare[len(start) :]
-    return bare[:1].lower() + bare[1:300]
+        if ending.lower().startswith(start):
+            ending = ending[len(start) :]
+    return ending[:1].lower() + ending[1:300]
+
+
+# Whether a characteristic mentions its reference's topic.
+
+_WORD = re.compile(r"[^\W\d_]+|\d+")
+_PHRASE_START = re.compile(
+    r"[,;:(]|\b(?:of|for|about|on|to|in|with|from|by|at|as|using|including|such|so|that|which|how|"
+    r"why|when|where|between|into|while|making|and)\b"
+)
+_TRAILING_LINK = re.compile(
+    r"(?:[\s,;:(]+(?:of|for|about|on|to|in|with|from|by|at|as|and|or|but|the|a|an|its|their|how|why|what|"
+    r"when|where|which|that|each|all|both))*[\s,;:(]*$"
+)
+MAX_STEM_LENGTH = 5
+# A shorter part of a characteristic says too little.
+MIN_WORDS = 3
+
+# Words about how a text is made or requested, not about its topic.
+_GENERAL_WORDS = frozenset(files("nodes").joinpath("general_words.txt").read_text("utf-8").split())
+
+
+@lru_cache(maxsize=1 << 16)
+def stem(word: str) -> str:
+    """The first letters that a word shares with its other forms: at most five, without its ending.
+
+    >>> [stem(w) for w in ("tides", "tide", "knotting", "knot", "sewing", "sew")]
+    ['tid', 'tid', 'knot', 'knot', 'sew', 'sew']
+    """
+    for endings in (("s",), ("ing", "ed", "er", "ly"), ("e",)):
+        for ending in endings:
+            if word.endswith(ending) and len(word) - len(ending) >= 3:
+                word = word[: -len(ending)]
+                break
+    word = word.rstrip("e") if len(word) > 3 else word
+    if len(word) > 3 and word[-1] == word[-2]:
+        word = word[:-1]
+    return word[:MAX_STEM_LENGTH]
+
+
+_GENERAL_STEMS = frozenset(stem(word) for word in _GENERAL_WORDS)
+
+
+def names_its_topic(text: str, instruction: str, response: str) -> bool:
+    """Whether a characteristic shares a stem of a content word with its reference's instruction.
+
+    The response's rarer words count too: names, numbers, and long words that it repeats.
+
+    >>> names_its_topic("names the oven temperature", "How hot should my oven be?", "200 degrees.")
+    True
+    >>> names_its_topic("ends each step with a check", "How hot should my oven be?", "200 degrees.")
+    False
+    """
+    return bool(_stems_of(_content_words(text)) & _topic_stems(instruction, response))
+
+
+@lru_cache(maxsize=64)
+def _topic_stems(instruction: str, response: str) -> frozenset[str]:
+    """The stems of a pair's topic; cached, since each of its characteristics needs them."""
+    return frozenset(_stems_of(_content_words(instruction)) | _stems_of(_rare_words(response)))
+
+
+def general_part(text: str, instruction: str, response: str) -> str | None:
+    """The part of a characteristic that does not mention the topic: all, its beginning, or None.
+
+    Small models keep naming the topic whatever the prompt says, but mostly at the end, so the text
+    is cut before the phrase that first mentions it.
+
+    >>> ask = "How do I push git tags?"
+    >>> general_part("gives a step-by-step guide to pushing tags", ask, "Do this.")
+    'gives a step-by-step guide'
+    >>> general_part("pushes tags", ask, "Do this.") is None
+    True
+    """
+    if not names_its_topic(text, instruction, response):
+        return text
+    cuts = [m.start() for m in _PHRASE_START.finditer(text)]
+    for cut in reversed(cuts):
+        part = _TRAILING_LINK.sub("", text[:cut]).rstrip(" ,;:(")
+        if len(part.split()) < MIN_WORDS:
+            return None
+        if not names_its_topic(part, instruction, response):
+            return part
+    return None
+
+
+def _content_words(text: str) -> list[str]:
+    return [
+        w
+        for w in _WORD.findall(text.lower())
+        if (len(w) > 2 or (w.isdigit() and len(w) > 1)) and w not in _GENERAL_WORDS
+    ]
+
+
+def _stems_of(words: list[str]) -> set[str]:
+    return {stem(w) for w in words} - _GENERAL_STEMS
+
+
+def _rare_words(response: str) -> list[str]:
+    counts = Counter(_content_words(response))
+    repeated = [w for w, n in counts.items() if n > 1 and len(w) > 5]
+    names = re.findall(r"(?<=[a-z,;] )[A-Z][\w-]{2,}", response)
+    numbers = re.findall(r"\d{2,}", response)
+    return repeated + [w.lower() for w in names] + numbers

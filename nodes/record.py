@@ -1,4 +1,4 @@
-"""What a sample ends as: one line of a run's files, and what a caller of the graph gets."""
+"""The record of a finished sample: a line of a run's files, and what callers of the graph get."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CRITERION_KEYS = ("id", "text", "must", "reference_id", "quote", "judged_by")
 
 
 def record_of(state: SampleState, slot: tuple[int, int, int], context: Context) -> Record:
-    """The line of accepted, rejected or failed.jsonl that a finished sample becomes."""
+    """The record of a finished sample, as accepted, rejected or failed.jsonl has it."""
     attempts: list[Attempt] = state.get("attempts") or []
     criteria = state.get("criteria", [])
     failure = state.get("failure")

@@ -1,8 +1,7 @@
-"""The next candidate: the best so far, with its failed verdicts mended."""
+"""The next candidate: the best attempt so far, refined by what failed in it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,7 +16,7 @@ from nodes.llm import Answer, AskResult, Complete, ask, make_call
 from nodes.state import Attempt, Criterion, SampleState, Verdict
 from nodes.text_diff import diff_parts
 from nodes.verdicts import best_of
-from prompts import Message, render
+from prompts import render
 
 
 class Refined(Answer):
@@ -30,9 +29,9 @@ class Refined(Answer):
 async def refine(
     state: SampleState, runtime: Runtime[Context], *, complete: Complete
 ) -> dict[str, Any]:
-    """Mend what failed in the best candidate so far; nothing else is fed back.
+    """Refine the best candidate so far by its failed verdicts, and by nothing else.
 
-    Where a draft is refined once, it is told the feedback there is, and which rules fail.
+    In arms that refine a draft once it is refined by feedback, and by the rules that fail.
 
     Reads `instruction`, `criteria`, `attempts`; writes `candidate`, `usage`.
     """
@@ -40,70 +39,60 @@ async def refine(
     context = runtime.context or Context()
     criteria = {c["id"]: c for c in state["criteria"]}
     best = state["attempts"][best_of(state["attempts"], state["criteria"], context)]
-    failed = [v for v in best["verdicts"] if v["verdict"] == "fail"]
-    told = [_feedback(v, criteria[v["criterion_id"]]) for v in failed]
-    asked = await _asked(state, context, complete, best, told)
-    changed = diff_parts(best["response"], asked.answer.response)
-    said = f"Refined in {len(changed)} places{_aim(best, failed, criteria)}."
-    emit(runtime, "refinement", said, plan=asked.answer.plan, changes=changed)
-    found = {"candidate": asked.answer.response, "usage": asked.usage}
-    if isinstance(asked.answer, Improved):
-        found["analysed"] = analysis_fields(asked.answer)
-    return found
+    failed = [(v, criteria[v["criterion_id"]]) for v in best["verdicts"] if v["verdict"] == "fail"]
+    result = await _ask(state, context, complete, best, failed)
+    changes = diff_parts(best["response"], result.answer.response)
+    if best.get("feedback"):
+        aim = f", by {len(best['feedback'])} points of feedback"
+    else:
+        texts = ", ".join(criterion["text"] for _, criterion in failed)
+        aim = f", so that the response {texts}"
+    message = f"Refined in {len(changes)} places{aim}."
+    emit(runtime, "refinement", message, plan=result.answer.plan, changes=changes)
+    update = {"candidate": result.answer.response, "usage": result.usage}
+    if isinstance(result.answer, Improved):
+        update["analysed"] = analysis_fields(result.answer)
+    return update
 
 
-async def _asked(
+async def _ask(
     state: SampleState,
     context: Context,
     complete: Complete,
     best: Attempt,
-    failed: list[dict[str, str]],
+    failed: list[tuple[Verdict, Criterion]],
 ) -> AskResult[Refined] | AskResult[Improved]:
     draw = len(state["attempts"])
     make = partial(make_call, "refine", context=context, place=origin_of(state), draw=draw)
-    if context.pipeline == "refed":
-        messages = _by_feedback(state, best, failed, borrowed=True)
-        return await ask(complete, make(messages, Improved), Improved)
-    if context.once:
-        messages = _by_feedback(state, best, failed, borrowed=False)
+    failures = [_describe_failure(*pair) for pair in failed]
+    if not context.once:
+        messages = render(
+            "refine",
+            template=context.refine_prompt,
+            criteria=[c for c in state["criteria"] if c["judged_by"] == "judge"],
+            instruction=state["instruction"],
+            response=best["response"],
+            failed=failures,
+        )
         return await ask(complete, make(messages, Refined), Refined)
+    refed = context.pipeline == "refed"
     messages = render(
-        "refine",
-        template=context.refine_prompt,
-        criteria=[c for c in state["criteria"] if c["judged_by"] == "judge"],
-        instruction=state["instruction"],
-        response=best["response"],
-        failed=failed,
-    )
-    return await ask(complete, make(messages, Refined), Refined)
-
-
-def _by_feedback(
-    state: SampleState, best: Attempt, failed: list[dict[str, str]], *, borrowed: bool
-) -> list[Message]:
-    return render(
         "refine_by_feedback",
         instruction=state["instruction"],
         response=best["response"],
         feedback=best.get("feedback", []),
-        failed=failed,
-        borrowed=borrowed,
+        failed=failures,
+        borrowed=refed,
     )
+    if refed:
+        return await ask(complete, make(messages, Improved), Improved)
+    return await ask(complete, make(messages, Refined), Refined)
 
 
-def _aim(best: Attempt, failed: Sequence[Verdict], criteria: Mapping[str, Criterion]) -> str:
-    """What a refinement was for, as the end of a sentence."""
-    if best.get("feedback"):
-        return f", by {len(best['feedback'])} points of feedback"
-    return (
-        f", so that the response {', '.join(criteria[v['criterion_id']]['text'] for v in failed)}"
-    )
-
-
-def _feedback(verdict: Verdict, criterion: Criterion) -> dict[str, str]:
-    """A failed verdict as the refinement reads it; a bare log-odds says nothing to a writer."""
+def _describe_failure(verdict: Verdict, criterion: Criterion) -> dict[str, str]:
+    """A failed verdict in the words of the prompt; a log-odds would tell a writer nothing."""
     wanted = f"Wanted: the response {criterion['text']}."
-    said = verdict["reason"] if verdict["score"] is None else "It does not yet."
+    reason = verdict["reason"] if verdict["score"] is None else "It does not yet."
     evidence = f'\nIn the response: "{verdict["evidence"]}"' if verdict["evidence"] else ""
-    text = f"{wanted}\nFound: {said or 'It does not.'}{evidence}"
+    text = f"{wanted}\nFound: {reason or 'It does not.'}{evidence}"
     return {"criterion_id": verdict["criterion_id"], "text": text}

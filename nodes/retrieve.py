@@ -1,4 +1,4 @@
-"""The first step: check the input, and find the references that bear on the seed."""
+"""The first step: check the input, and retrieve references for the seed."""
 
 from __future__ import annotations
 
@@ -26,37 +26,38 @@ async def retrieve(
 ) -> dict[str, Any]:
     """Retrieve the references of a seed; those the input carries are taken as they are.
 
-    Reads `seed`, `references`; writes `seed` with its id, `references`, `usage`; for a seed that is
-    a benchmark's prompt only `contaminated`, since nothing should be made of it.
+    Reads `seed`, `references`; writes `seed` with its id, `references`, `usage`. A seed that is a
+    benchmark's prompt only gets `contaminated`, and nothing is made from it. Raises `BadInput`.
     """
     context = runtime.context or Context()
     seed, references = read_input(state)
-    # A thread that is used again begins anew.
-    begun: dict[str, Any] = dict.fromkeys(("failure", "contaminated", "usage", "samples"))
-    begun |= {"seed": seed, "references": references}
+    # A thread may have been used before: None resets a key.
+    update: dict[str, Any] = dict.fromkeys(("failure", "contaminated", "usage", "samples"))
+    update |= {"seed": seed, "references": references}
     if contamination is not None:
         hit = await asyncio.to_thread(contamination.instruction, seed["instruction"])
         if hit is not None:
-            return {**begun, "contaminated": contamination_verdict(hit)}
-    given = bool(references)
-    if not given:
+            return {**update, "contaminated": contamination_verdict(hit)}
+    in_input = bool(references)
+    if not in_input:
         turn = (seed.get("round", 0), seed.get("position", 0))
         references = await search(seed["instruction"], context.references_per_seed, turn)
     if not references and (context.paired or context.feedback in ("reference", "swapped")):
-        raise BadInput("references: none were given, and the index has none")
-    told = [
-        {"id": r["id"], "instruction": r["instruction"][:200], "why": _why(r, seed, given)}
-        for r in references
+        raise BadInput("references: the input has none, and the index is empty; add references")
+    shown = [
+        {
+            "id": reference["id"],
+            "instruction": reference["instruction"][:200],
+            "why": "given with the seed" if in_input else _why_retrieved(reference, seed),
+        }
+        for reference in references
     ]
-    said = "; ".join(f"{one['id']} ({one['why']})" for one in told)
-    emit(runtime, "references", f"{len(told)} references: {said}", references=told)
-    return {**begun, "references": references}
+    summary = "; ".join(f"{one['id']} ({one['why']})" for one in shown)
+    emit(runtime, "references", f"{len(shown)} references: {summary}", references=shown)
+    return {**update, "references": references}
 
 
-def _why(reference: Reference, seed: Seed, given: bool) -> str:
-    """Why a reference was taken, in a person's words."""
-    if given:
-        return "given with the seed"
+def _why_retrieved(reference: Reference, seed: Seed) -> str:
     if reference["instruction"].strip() == seed["instruction"].strip():
         return "it is the seed itself"
     return f"cosine {reference.get('score', 0.0):.2f} with the seed"

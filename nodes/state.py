@@ -1,4 +1,4 @@
-"""The data that flows through the graphs, all of it JSON-plain."""
+"""The data that flows through the graphs, all of it plain JSON, and how updates are merged."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RejectionReason = Literal["criteria", "no_progress", "copied", "contaminated", "
 
 
 class Seed(TypedDict):
-    """What new data should be about. `round` and `position` are its place in a run."""
+    """What new data should be about; `round` and `position` are its place in a run."""
 
     instruction: str
     id: NotRequired[str]
@@ -38,7 +38,7 @@ class Criterion(TypedDict):
 
 
 class Verdict(TypedDict):
-    """What was found about one criterion; `score` is a log-odds or a cosine where there is one."""
+    """The result for one criterion; `score` is a log-odds or a cosine if there is one."""
 
     criterion_id: str
     verdict: Outcome
@@ -48,16 +48,15 @@ class Verdict(TypedDict):
 
 
 class Attempt(TypedDict):
-    """A candidate response and its verdicts."""
+    """A candidate response and its verdicts; `feedback` is what it was refined by, if given."""
 
     response: str
     verdicts: list[Verdict]
     feedback: NotRequired[list[str]]
-    """What its refinement was told, where that is no failed verdict."""
 
 
 class Usage(TypedDict):
-    """What model calls used, as the endpoint reports it; `cost_usd` where prices are known."""
+    """What model calls used, as the endpoint reports it; `cost_usd` if prices are known."""
 
     calls: int
     prompt_tokens: int
@@ -67,7 +66,7 @@ class Usage(TypedDict):
 
 
 class Failure(TypedDict):
-    """Why something could not be made: the stage, the kind of fault, and what was said."""
+    """Why a call failed: its stage, the kind of fault, and the message."""
 
     stage: str
     kind: str
@@ -75,9 +74,9 @@ class Failure(TypedDict):
 
 
 class ReviewOutcome(TypedDict):
-    """What a person said of a sample; `proposed` is how it would have ended without them.
+    """A person's decision about a sample; `proposed` is how it would have ended without it.
 
-    `decision` None: nobody has yet. `by` is who, where the server knows; `at` is when, in UTC.
+    `decision` None: nobody has decided yet. `by` is who, if the server knows; `at` is when, in UTC.
     """
 
     proposed: Status
@@ -89,9 +88,9 @@ class ReviewOutcome(TypedDict):
 
 
 def add_usage(left: Usage, right: Usage | None) -> Usage:
-    """Add two usages, key by key; LangGraph starts the channel from an empty one.
+    """Add two usages key by key; LangGraph starts from an empty one. None resets it.
 
-    Dollars add up to None as soon as one of them is unknown. None begins anew.
+    The cost is None if one of the costs is unknown.
     """
     if right is None:
         return no_usage()
@@ -112,28 +111,28 @@ def _cost(usage: Usage) -> float | None:
 
 
 def no_usage() -> Usage:
-    """A usage of nothing."""
+    """A usage of zero."""
     return {"calls": 0, "prompt_tokens": 0, "cached_tokens": 0, "completion_tokens": 0}
 
 
 def append_or_reset(left: list[Any] | None, right: list[Any] | None) -> list[Any]:
-    """Join what steps found; None begins anew, for a thread that is used again."""
+    """Append an update to a list; None resets it, for a thread that is used again."""
     return [] if right is None else [*(left or []), *right]
 
 
 def merge_by_id(left: list[Any] | None, right: list[Any] | None) -> list[Any]:
-    """Join what parallel branches made; of two with one id the later counts, None begins anew.
+    """Join the samples of parallel branches; the later one of an id counts. None resets them.
 
-    >>> latest([{"id": "a", "status": "pending"}], [{"id": "a", "status": "accepted"}])
+    >>> merge_by_id([{"id": "a", "status": "pending"}], [{"id": "a", "status": "accepted"}])
     [{'id': 'a', 'status': 'accepted'}]
     """
     if right is None:
         return []
-    return list({one["id"]: one for one in (*(left or []), *right)}.values())
+    return list({sample["id"]: sample for sample in (*(left or []), *right)}.values())
 
 
 class State(TypedDict, total=False):
-    """One seed on its way through the synthesizer."""
+    """State of the synthesizer: one seed."""
 
     seed: Seed
     contaminated: Verdict | None
@@ -148,7 +147,7 @@ class State(TypedDict, total=False):
 
 
 class SampleState(TypedDict, total=False):
-    """One slot on its way: an instruction, its candidate responses and what was found in them."""
+    """State of the graph `sample`: one slot, its candidate responses and their verdicts."""
 
     seed: Seed
     slot: int

@@ -1,4 +1,4 @@
-"""What verdicts add up to: whether an attempt will do, which is best, whether to go on."""
+"""What verdicts add up to: whether an attempt is accepted, which is best, what happens next."""
 
 from __future__ import annotations
 
@@ -11,12 +11,16 @@ from nodes.criteria import NOT_CONTAMINATED_ID
 from nodes.judge import JudgeResult
 from nodes.state import Attempt, Criterion, RejectionReason, Status, Verdict, add_usage
 
+# Attempts without progress after which a sample is rejected.
 MAX_STALLED_ROUNDS = 2
+
+# Judges the criteria once more; the number keeps the draws of votes apart.
+AskAgain = Callable[[Sequence[Criterion], int], Awaitable[JudgeResult]]
 
 
 @dataclass(frozen=True, slots=True)
 class LoopDecision:
-    """Where a sample stands: its status, why if rejected, and its best attempt's place."""
+    """Where a sample stands: its status, why if rejected, and the number of its best attempt."""
 
     status: Status
     reason: RejectionReason | None
@@ -24,44 +28,39 @@ class LoopDecision:
 
 
 def passes(verdict: Verdict) -> bool:
-    """Whether a verdict stands in no one's way; unknown never does."""
+    """Whether a verdict counts as passed; unknown never does."""
     return verdict["verdict"] in ("pass", "not_applicable")
 
 
 def meets_criteria(attempt: Attempt, criteria: Sequence[Criterion], context: Context) -> bool:
-    """Whether all `must` criteria pass, and the share of judged `should` criteria asked for.
+    """Whether all `must` criteria pass, and `should_share` of the judged `should` criteria.
 
-    By log-odds the `should` criteria only rank: measured on the embedded model, requiring them
-    rejects most good answers.
+    By log-odds `should` criteria only rank: with the embedded model, requiring them rejects most
+    good answers (measured).
     """
-    found = {v["criterion_id"]: passes(v) for v in attempt["verdicts"]}
-    if not all(found.get(c["id"], False) for c in criteria if c["must"]):
+    passed = {v["criterion_id"]: passes(v) for v in attempt["verdicts"]}
+    if not all(passed.get(c["id"], False) for c in criteria if c["must"]):
         return False
     shoulds = [c["id"] for c in criteria if not c["must"] and c["judged_by"] == "judge"]
     if not shoulds or context.method == "logodds":
         return True
-    return (
-        sum(found.get(id_, False) for id_ in shoulds) >= context.should_share * len(shoulds) - 1e-9
-    )
+    n_passed = sum(passed.get(id_, False) for id_ in shoulds)
+    return n_passed >= context.should_share * len(shoulds) - 1e-9
 
 
 def is_better(new: Attempt, old: Attempt, criteria: Sequence[Criterion], context: Context) -> bool:
-    """Whether `new` replaces `old`: it breaks nothing that passed, and is worth more.
+    """Whether `new` replaces `old`: it ranks higher and breaks nothing that passed.
 
-    By log-odds a score may dip under its bar by chance, so there only a broken `must` counts.
+    By log-odds a score may fall under its bar by chance, so only a broken `must` counts.
     """
     firm = {c["id"] for c in criteria if c["must"] or context.method == "verdict"}
-    kept = {v["criterion_id"] for v in new["verdicts"] if passes(v)}
-    if any(
-        passes(v) and v["criterion_id"] not in kept
-        for v in old["verdicts"]
-        if v["criterion_id"] in firm
-    ):
-        return False
-    return _worth(new, criteria) > _worth(old, criteria)
+    passed_before = {v["criterion_id"] for v in old["verdicts"] if passes(v)} & firm
+    passed_now = {v["criterion_id"] for v in new["verdicts"] if passes(v)}
+    return passed_before <= passed_now and _rank(new, criteria) > _rank(old, criteria)
 
 
-def _worth(attempt: Attempt, criteria: Sequence[Criterion]) -> tuple[int, int, float]:
+def _rank(attempt: Attempt, criteria: Sequence[Criterion]) -> tuple[int, int, float]:
+    """How many musts and shoulds pass, and the mean margin over the bars."""
     by_id = {c["id"]: c for c in criteria}
     musts = shoulds = 0
     margins = []
@@ -77,15 +76,14 @@ def _worth(attempt: Attempt, criteria: Sequence[Criterion]) -> tuple[int, int, f
 
 
 def best_of(attempts: Sequence[Attempt], criteria: Sequence[Criterion], context: Context) -> int:
-    """The place of the best attempt: the first that will do, else the last that was better.
+    """The number of the best attempt: the first that meets the criteria, else the best so far.
 
-    Of a draft that is refined once whatever it is, the refinement, unless only the draft will do.
+    If a draft is refined just once: the refinement, unless only the draft meets the criteria.
     """
     if context.once:
-        places = range(len(attempts) - 1, -1, -1)
-        return next(
-            (i for i in places if meets_criteria(attempts[i], criteria, context)), places[0]
-        )
+        latest_first = range(len(attempts) - 1, -1, -1)
+        good = (i for i in latest_first if meets_criteria(attempts[i], criteria, context))
+        return next(good, latest_first[0])
     best = 0
     for i, attempt in enumerate(attempts):
         if meets_criteria(attempt, criteria, context):
@@ -100,56 +98,51 @@ def next_step(
 ) -> LoopDecision:
     """Whether to accept, to reject and why, or to refine once more.
 
-    Ends on: an attempt that will do; `max_attempts`; two rounds without a better attempt; nothing
-    that a refinement could be told (verdicts unknown, none failed).
+    The loop ends with an attempt that meets the criteria, after `max_attempts`, after two attempts
+    without progress, and if there is nothing to refine by (no verdict failed).
     """
     best = best_of(attempts, criteria, context)
-    fed_back = context.once and len(attempts) == 1 and bool(attempts[0].get("feedback"))
-    more = fed_back and context.max_attempts > 1
-    if meets_criteria(attempts[best], criteria, context) and not more:
+    refine_draft = (
+        context.once
+        and len(attempts) == 1
+        and bool(attempts[0].get("feedback"))
+        and context.max_attempts > 1
+    )
+    if meets_criteria(attempts[best], criteria, context) and not refine_draft:
         return LoopDecision("accepted", None, best)
     failed = [v["criterion_id"] for v in attempts[best]["verdicts"] if v["verdict"] == "fail"]
     if NOT_CONTAMINATED_ID in failed:
         return LoopDecision("rejected", "contaminated", best)
-    if more:
+    if refine_draft:
         return LoopDecision("open", None, best)
-    over = (
+    exhausted = (
         context.once
         or len(attempts) >= context.max_attempts
         or context.feedback == "none"
         or not failed
     )
-    stuck = len(attempts) - 1 - best >= MAX_STALLED_ROUNDS
-    if over or stuck:
+    stalled = len(attempts) - 1 - best >= MAX_STALLED_ROUNDS
+    if exhausted or stalled:
         if "not-copied" in failed:
             return LoopDecision("rejected", "copied", best)
-        return LoopDecision("rejected", "criteria" if over else "no_progress", best)
+        return LoopDecision("rejected", "criteria" if exhausted else "no_progress", best)
     return LoopDecision("open", None, best)
 
 
-# MERGED nodes~votes
-# A vote of the judge where one written verdict alone stands against a response.
-# Judges the criteria once more; the number tells the draws apart.
-Again = Callable[[Sequence[Criterion], int], Awaitable[JudgeResult]]
-
-
 def decisive_ids(attempt: Attempt, criteria: Sequence[Criterion], context: Context) -> list[str]:
-    """The judge's verdicts each of which, were it a pass, would let the attempt through."""
+    """The criteria whose judged verdict alone keeps the attempt from meeting the criteria."""
     if meets_criteria(attempt, criteria, context):
         return []
     judged = {c["id"] for c in criteria if c["judged_by"] == "judge"}
-    return [
-        verdict["criterion_id"]
-        for verdict in attempt["verdicts"]
-        if verdict["criterion_id"] in judged
-        and not passes(verdict)
-        and meets_criteria(_with_a_pass(attempt, verdict), criteria, context)
-    ]
-
-
-def _with_a_pass(attempt: Attempt, verdict: Verdict) -> Attempt:
-    passed: Verdict = {**verdict, "verdict": "pass"}
-    return {**attempt, "verdicts": [passed if v is verdict else v for v in attempt["verdicts"]]}
+    decisive = []
+    for verdict in attempt["verdicts"]:
+        if verdict["criterion_id"] not in judged or passes(verdict):
+            continue
+        passed: Verdict = {**verdict, "verdict": "pass"}
+        verdicts = [passed if v is verdict else v for v in attempt["verdicts"]]
+        if meets_criteria({**attempt, "verdicts": verdicts}, criteria, context):
+            decisive.append(verdict["criterion_id"])
+    return decisive
 
 
 async def vote(
@@ -157,39 +150,39 @@ async def vote(
     rules: Sequence[Verdict],
     criteria: Sequence[Criterion],
     context: Context,
-    again: Again,
+    ask_again: AskAgain,
 ) -> JudgeResult:
-    """The verdicts, those that decide alone by the majority of `judge_votes`; a draw fails.
+    """Replace each verdict that decides alone by the majority of `judge_votes`; a draw fails.
 
-    By log-odds the same question has the same answer, so nothing is asked again.
+    By log-odds a repeated question has the same answer, so nothing is asked again.
     """
     if context.judge_votes < 2 or context.method == "logodds":
         return judged
     attempt: Attempt = {"response": "", "verdicts": [*judged.verdicts, *rules]}
-    ids = set(decisive_ids(attempt, criteria, context))
-    asked = [c for c in criteria if c["id"] in ids]
-    if not asked:
+    decisive = set(decisive_ids(attempt, criteria, context))
+    repeated = [c for c in criteria if c["id"] in decisive]
+    if not repeated:
         return judged
-    found: dict[str, list[Verdict]] = {c["id"]: [] for c in asked}
+    votes: dict[str, list[Verdict]] = {c["id"]: [] for c in repeated}
     usage = judged.usage
     for verdict in judged.verdicts:
-        if verdict["criterion_id"] in found:
-            found[verdict["criterion_id"]].append(verdict)
+        if verdict["criterion_id"] in votes:
+            votes[verdict["criterion_id"]].append(verdict)
     for number in range(1, context.judge_votes):
-        more = await again(asked, number)
-        usage = add_usage(usage, more.usage)
-        for verdict in more.verdicts:
-            found[verdict["criterion_id"]].append(verdict)
-    won = {id_: majority(votes) for id_, votes in found.items()}
-    return JudgeResult([won.get(v["criterion_id"], v) for v in judged.verdicts], usage)
+        again = await ask_again(repeated, number)
+        usage = add_usage(usage, again.usage)
+        for verdict in again.verdicts:
+            votes[verdict["criterion_id"]].append(verdict)
+    results = {id_: majority(verdicts) for id_, verdicts in votes.items()}
+    return JudgeResult([results.get(v["criterion_id"], v) for v in judged.verdicts], usage)
 
 
 def majority(votes: Sequence[Verdict]) -> Verdict:
-    """The first of the verdicts that the most agree with, with the count in its reason."""
+    """The first verdict with the majority's outcome; its reason also has the count of votes."""
     passing = [verdict for verdict in votes if passes(verdict)]
     side = passing if 2 * len(passing) > len(votes) else [v for v in votes if not passes(v)]
-    counts = Counter(verdict["verdict"] for verdict in side)
-    outcome = counts.most_common(1)[0][0]
+    outcomes = Counter(verdict["verdict"] for verdict in side)
+    outcome = outcomes.most_common(1)[0][0]
     first = next(verdict for verdict in side if verdict["verdict"] == outcome)
-    said = f"{first['reason']} ({len(side)} of {len(votes)} votes)".strip()
-    return {**first, "reason": said}
+    reason = f"{first['reason']} ({len(side)} of {len(votes)} votes)".strip()
+    return {**first, "reason": reason}

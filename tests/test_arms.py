@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from graph.builder import build_graph
 from memory.index import draw_other
 from nodes.context import Context
-from nodes.critique import VOTES_APART
+from nodes.critique import DRAWS_PER_VOTE
 from nodes.judge import JudgeResult
 from nodes.llm import CallFailed
 from nodes.state import no_usage
@@ -213,7 +213,7 @@ async def test_only_a_verdict_that_decides_alone_is_asked_again(passing, calls):
     await made(model, feedback="generic", judge_votes=3, max_attempts=1)
     # The arm `generic` has five criteria, each a must.
     assert stages(model).count("critique") == calls
-    assert Context.model_fields["max_attempts"].metadata[1].le < VOTES_APART
+    assert Context.model_fields["max_attempts"].metadata[1].le < DRAWS_PER_VOTE
 
 
 async def test_by_log_odds_nothing_is_put_to_the_vote():

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from memory.references import Reference
 from nodes.criteria import (
     ANSWERS_ID,
+    COPIED_RUN_WORDS,
     GENERIC,
-    MAX_COPIED_WORDS,
     RULES,
     RuleInput,
     answers_instruction,
@@ -30,7 +30,7 @@ REFERENCE: Reference = {"id": "r1", "instruction": "How does a sundial work?", "
 
 def look(rule: str, response: str, instruction: str = ASK, **facts: Any) -> Verdict:
     given_ = {"references": [REFERENCE], **facts}
-    return RULES[rule].look(RuleInput(instruction, response, **given_))
+    return RULES[rule].check(RuleInput(instruction, response, **given_))
 
 
 def outcome(rule: str, response: str, instruction: str = ASK, **facts: Any) -> str:
@@ -233,7 +233,7 @@ def test_what_the_instruction_itself_holds_is_allowed(
 
 # Copies
 
-RUN = words("the run", MAX_COPIED_WORDS)
+RUN = words("the run", COPIED_RUN_WORDS)
 
 
 def references(*responses: str) -> list[Reference]:
@@ -266,7 +266,7 @@ def test_a_run_that_the_instruction_holds_may_be_repeated() -> None:
 
 
 def test_a_run_that_the_instruction_holds_excuses_no_other() -> None:
-    other = words("another run", MAX_COPIED_WORDS)
+    other = words("another run", COPIED_RUN_WORDS)
     whole = f"{RUN} {other}"
     assert outcome("not-copied", whole, f"Go on: {RUN}", references=references(whole)) == "fail"
 

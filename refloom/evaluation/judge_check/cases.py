@@ -27,7 +27,7 @@ from nodes.judge import fold_text
 from nodes.learn import learned_key
 from nodes.record import Record
 from nodes.state import Criterion
-from nodes.trial import cut_in_half, off_topic_response
+from nodes.trial import SENTENCE_BREAK, cut_in_half, off_topic_response
 from refloom.errors import InputError
 from refloom.runs.journal import read_records
 from refloom.runs.outputs import read_status
@@ -76,7 +76,6 @@ _REMARKS = (
     "what has been mentioned may in due course be mentioned again in other words",
     "much more could of course be said, and some of it has been said elsewhere",
 )
-_SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
 _MARKER = re.compile(r"^\s*(?:[-*+>#]+|\d+[.)])\s+")
 # "not" is inserted after the first of these in a sentence.
 _VERB = re.compile(
@@ -328,7 +327,7 @@ def contradict(response: str) -> str:
     'Salt is white. Why? It melts ice.\n\nSalt is not white. This is false: it melts ice.'
     """
     outside_code = "\n".join(response.split("```")[::2])
-    statements = [s for s in _SENTENCE.split(outside_code) if _is_statement(s)][:MAX_NEGATED]
+    statements = [s for s in SENTENCE_BREAK.split(outside_code) if _is_statement(s)][:MAX_NEGATED]
     if not statements:
         return f"{response}\n\nThis is false: nothing of it is so."
     return f"{response}\n\n{' '.join(map(negate, statements))}"
