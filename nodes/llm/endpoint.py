@@ -321,5 +321,5 @@ async def _ssl_context() -> ssl.SSLContext:
 def _load_ssl_context() -> ssl.SSLContext:
     from httpx2 import create_ssl_context
 
-    # The certificates that the OpenAI client trusts: a bare container has none of its own.
+    # As the OpenAI client: SSL_CERT_FILE or SSL_CERT_DIR, else the certificates of the system.
     return create_ssl_context()
