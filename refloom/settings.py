@@ -349,7 +349,7 @@ class Settings(BaseSettings):
         values: dict[str, Any] = without_secrets(self.model_dump(mode="json"))
         for name in ("base_url", "judge_base_url"):
             if values[name]:
-                values[name] = _USER_INFO.sub("//", values[name])
+                values[name] = hide_user_info(values[name])
         return values
 
 
@@ -401,3 +401,12 @@ def _check_environment() -> None:
     unknown = [n for n in os.environ if n.startswith("REFLOOM_") and n.upper() not in known]
     if unknown:
         raise SettingsError(f"{unknown[0]}: no such setting; `refloom run --help` lists them")
+
+
+def hide_user_info(text: str) -> str:
+    """Take names and passwords out of the addresses in a text.
+
+    >>> hide_user_info("https://me:secret@hub.example/api cannot be reached")
+    'https://hub.example/api cannot be reached'
+    """
+    return _USER_INFO.sub("//", text)

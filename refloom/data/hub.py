@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from refloom.errors import HubRefused, InputError
+from refloom.settings import hide_user_info
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
-
-_USER_INFO = re.compile(r"//[^/@]*@")
 
 
 def check_repo_id(repo_id: str) -> None:
@@ -38,7 +36,7 @@ def push_folder(folder: Path, repo_id: str, *, private: bool) -> tuple[str, bool
     from huggingface_hub.errors import HfHubHTTPError
 
     api = HfApi()
-    hub = _USER_INFO.sub("//", api.endpoint)
+    hub = hide_user_info(api.endpoint)
     try:
         repo_id, new = _create_repo(api, repo_id, private)
         api.upload_folder(
@@ -52,7 +50,7 @@ def push_folder(folder: Path, repo_id: str, *, private: bool) -> tuple[str, bool
     except UnicodeEncodeError as error:
         raise HubRefused("HF_TOKEN or HF_ENDPOINT holds characters it cannot have") from error
     except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as error:
-        said = _USER_INFO.sub("//", " ".join(str(error).split())[:200])
+        said = hide_user_info(" ".join(str(error).split())[:200])
         raise HubRefused(f"{hub}: cannot be reached or understood ({said})") from error
     return f"{hub}/datasets/{repo_id}", new
 
@@ -78,4 +76,4 @@ def _refusal(error: HfHubHTTPError) -> str:
             "`hf auth login`"
         )
     said = " ".join(str(error.server_message or error).split())[:200]
-    return f"the hub took nothing ({status}): {_USER_INFO.sub('//', said)}"
+    return f"the hub took nothing ({status}): {hide_user_info(said)}"
