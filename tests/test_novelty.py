@@ -10,10 +10,9 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
-import memory.novelty
 from memory.novelty import CosineFilter, NoveltyFilter, find_copied_run, novel, tokens
 from refloom.data.dedup import MeaningFilter, dedup
 from refloom.errors import InputError
@@ -184,31 +183,20 @@ def test_tokens_are_those_of_rouge_score_else_characters(text):
     assert tokens(text) == split(text)
 
 
-@pytest.fixture(params=[3, 40])
-def learns_at_once(request, monkeypatch):
-    monkeypatch.setattr(memory.novelty, "LEARN_FROM_TEXTS", request.param)
+def admitted(known: NoveltyFilter, texts: Sequence[str]) -> list[int]:
+    return [i for i, text in enumerate(texts) if known.admit(text, "") is None]
 
 
-learning = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-
-
-@learning
-@given(texts_of, st.sampled_from(THRESHOLDS), st.data())
-def test_what_is_learned_of_rarity_changes_no_decision(learns_at_once, texts, threshold, data):
+@given(texts_of, st.sampled_from(THRESHOLDS), st.sampled_from([3, 40]), st.data())
+def test_what_is_learned_of_rarity_changes_no_decision(texts, threshold, learn, data):
     texts = [data.draw(st.sampled_from(texts)) for _ in texts] + texts + texts[::-1]
-    assert list(novel(texts, threshold)) == naive_novel(texts, threshold)
+    known = NoveltyFilter(threshold, learn_from_texts=learn)
+    assert admitted(known, texts) == naive_novel(texts, threshold)
 
 
-@learning
 @given(texts_of, st.integers(0, 12))
-def test_tokens_past_the_last_code_point_are_compared_alike(few_code_points, texts, last):
-    few_code_points(last)
-    assert list(novel(texts)) == naive_novel(texts, 0.7)
-
-
-@pytest.fixture
-def few_code_points(monkeypatch):
-    return lambda last: monkeypatch.setattr(memory.novelty, "LAST_CODE_POINT", last)
+def test_tokens_past_the_last_code_point_are_compared_alike(texts, last):
+    assert admitted(NoveltyFilter(last_code_point=last), texts) == naive_novel(texts, 0.7)
 
 
 def test_tokens_past_the_real_last_code_point_are_compared_alike():
@@ -281,10 +269,9 @@ def unit(*values: float) -> np.ndarray:
     return vector / np.linalg.norm(vector)
 
 
-def test_near_vectors_name_the_first_over_the_threshold(monkeypatch):
-    monkeypatch.setattr(memory.novelty, "COSINE_BLOCK", 4)
+def test_near_vectors_name_the_first_over_the_threshold():
     draw = np.random.default_rng(1)
-    known = CosineFilter(0.5)
+    known = CosineFilter(0.5, block=4)
     held: list[np.ndarray] = []
     assert known.collision(unit(1, 0, 0)) is None
     for i in range(30):

@@ -16,6 +16,7 @@ from browser import ARGUMENTS, CHROMIUM
 from fakes import ScriptedModel, letters, prompt_of, tagged, verdicts, words
 from runs import finish_run, references
 
+from memory.novelty import rouge_matrix
 from memory.store import write_references
 from memory.weights import WeightsUnavailable
 from nodes.llm import CallFailed
@@ -30,7 +31,6 @@ from refloom.evaluation.report.diversity import (
     k_means,
     nearest_of,
     pairs_of,
-    rouge,
     sample_sizes,
     vendi,
 )
@@ -138,14 +138,17 @@ def test_the_vendi_score_of_unrelated_texts_is_their_number_and_of_equal_ones_on
 
 def test_rouge_is_that_of_the_novelty_filter():
     texts = ["why two tides", "why two moons", "潮汐", "", "why two tides a day at sea"]
-    alike = rouge(texts, texts)
+    alike = rouge_matrix(texts)
     assert alike[0].round(3).tolist() == [1.0, 0.667, 0.0, 0.0, 0.6]
     assert alike.diagonal().tolist() == [1.0] * 5
     told = measure_diversity(texts)
     assert pairs_of(alike).mean() == pytest.approx(told.pairwise, abs=1e-3)
     assert nearest_of(alike).mean() == pytest.approx(told.nearest, abs=1e-3)
-    assert nearest_of(rouge(["a"], ["a"])).tolist() == []
-    assert rouge([], ["a"]).shape == (0, 1)
+    assert (alike == rouge_matrix(texts, texts)).all()
+    assert rouge_matrix(texts, ["why two tides"])[:, 0].tolist() == alike[0].tolist()
+    assert nearest_of(rouge_matrix(["a"])).tolist() == []
+    assert rouge_matrix([], ["a"]).shape == (0, 1)
+    assert rouge_matrix(["why two tides"], ["why two moons"], max_tokens=2).tolist() == [[1.0]]
 
 
 def test_coverage_counts_clusters_of_references_that_have_a_row():

@@ -12,7 +12,7 @@ from hashlib import sha256
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from memory.novelty import tokens
+from memory.novelty import rouge_matrix, tokens
 from nodes.criteria import NOT_CONTAMINATED_ID
 
 INSTRUCTION_SAMPLE = 200
@@ -167,21 +167,15 @@ def measure_diversity(texts: Sequence[str]) -> Diversity:
     >>> measure_diversity(["why two tides", "why two moons"]).pairwise
     0.667
     """
-    from rapidfuzz.distance import LCSseq
+    import numpy as np
 
-    split = [tokens(text) for text in texts]
-    total, nearest = 0.0, [0.0] * len(split)
-    for i, one in enumerate(split):
-        for j in range(i):
-            size = len(one) + len(split[j])
-            alike = 2 * LCSseq.similarity(one, split[j]) / size if size else 1.0
-            total += alike
-            nearest[i], nearest[j] = max(nearest[i], alike), max(nearest[j], alike)
-    pairs = [pair for one in split for pair in pairwise(one)]
-    count = len(split) * (len(split) - 1) // 2
-    return Diversity(
-        len(split),
-        round(total / count, 3) if count else None,
-        round(sum(nearest) / len(split), 3) if count else None,
-        round(len(set(pairs)) / len(pairs), 3) if pairs else None,
-    )
+    n = len(texts)
+    words = [tokens(text) for text in texts]
+    neighbours = [pair for text in words for pair in pairwise(text)]
+    distinct_2 = round(len(set(neighbours)) / len(neighbours), 3) if neighbours else None
+    if n < 2:
+        return Diversity(n, None, None, distinct_2)
+    alike = rouge_matrix(texts)
+    mean = alike[np.triu_indices(n, 1)].mean()
+    np.fill_diagonal(alike, 0.0)
+    return Diversity(n, round(float(mean), 3), round(float(alike.max(1).mean()), 3), distinct_2)

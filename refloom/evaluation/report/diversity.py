@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memory.embed import Embed
-from memory.novelty import TokenNumbers, tokens
+from memory.novelty import rouge_matrix
 from memory.weights import WeightsUnavailable
 from refloom.evaluation.report.collect import SAMPLE_SIZE, ReferenceSample, RunData
 from refloom.evaluation.stats import Interval, proportion
@@ -23,35 +23,8 @@ Vectors = NDArray[np.float32]
 
 # Tokens of a text that are compared.
 MAX_TOKENS = 2000
-LAST_CODE_POINT = 0x10FFFF
 MAX_CLUSTERS = 20
 KMEANS_ROUNDS = 50
-
-
-def rouge(left: Sequence[str], right: Sequence[str]) -> FloatArray:
-    """The ROUGE-L F1 of every left text with every right one, shape (left, right). Blocks.
-
-    Tokens are those of the novelty filter, the first 2,000 of a text.
-
-    >>> rouge(["why two tides"], ["why two moons", "amber"]).round(3).tolist()
-    [[0.667, 0.0]]
-    """
-    from rapidfuzz.distance import LCSseq
-    from rapidfuzz.process import cdist
-
-    if not left or not right:
-        return np.zeros((len(left), len(right)))
-    numbers = TokenNumbers()
-    ours, theirs = [_code(t, numbers) for t in left], [_code(t, numbers) for t in right]
-    common = cdist(ours, theirs, scorer=LCSseq.similarity, dtype=np.int32).astype(np.float64)
-    sizes = np.add.outer(np.array([*map(len, ours)]), np.array([*map(len, theirs)]))
-    # Two texts without tokens are equal.
-    return np.where(sizes > 0, 2 * common / np.maximum(sizes, 1), 1.0)
-
-
-def _code(text: str, numbers: TokenNumbers) -> str:
-    """A text as a string of one code point a token, the fastest form to compare."""
-    return "".join(chr(min(numbers[t], LAST_CODE_POINT)) for t in tokens(text)[:MAX_TOKENS])
 
 
 def pairs_of(alike: FloatArray) -> FloatArray:
@@ -275,7 +248,9 @@ def measure_run(
     if sample.count > len(against):
         # A row is most likely to be near the references it was made from.
         against = against + [r for id_, r in sample.known.items() if id_ not in ids]
-    alike = rouge(rows, [reference["instruction"] for reference in against])
+    alike = rouge_matrix(
+        rows, [reference["instruction"] for reference in against], max_tokens=MAX_TOKENS
+    )
     covered = None
     if vectors is not None and others is not None:
         covered = coverage(others, vectors)
@@ -294,7 +269,7 @@ def measure_spread(texts: Sequence[str], vectors: Vectors | None) -> Spread:
     """Compare texts with each other. Blocks."""
     if not texts:
         return Spread(0)
-    alike = rouge(texts, texts)
+    alike = rouge_matrix(texts, max_tokens=MAX_TOKENS)
     found = Spread(len(texts), pairs_of(alike), nearest_of(alike))
     if vectors is None:
         return found
