@@ -16,7 +16,14 @@ from refloom.runs.journal import Journal
 
 # A reference may be used this often, however few references there are.
 MIN_QUOTA = 3
+
+# A seed's round and its position in the round.
 SeedKey = tuple[int, int]
+
+
+def seed_key(seed: Seed) -> SeedKey:
+    """The key of a seed, which orders the work of a run."""
+    return seed["round"], seed["position"]
 
 
 class OrderedGate:
@@ -60,35 +67,36 @@ class Retrieved:
 
 
 class QuotaClient(Protocol):
-    """What retrieval asks of the run's quota. Keys are a seed's (round, position)."""
+    """What retrieval asks of the run's quota."""
 
-    async def written(self, key: SeedKey) -> Retrieved | None:
-        """What the seed retrieved in an earlier session of the run."""
+    async def load(self, key: SeedKey) -> Retrieved | None:
+        """What the seed retrieved in an earlier session of the run; None if nothing."""
         ...
 
-    async def offer(
-        self, key: SeedKey, taken: Retrieved, rows: Sequence[int], k: int
+    async def try_take(
+        self, key: SeedKey, retrieved: Retrieved, rows: Sequence[int], k: int
     ) -> list[bool] | None:
-        """Take the references chosen among `rows`, in the seed's turn; None if all are allowed.
+        """In the seed's turn, take references chosen among `rows`; None if all are allowed.
 
-        Otherwise whether each of `rows` is allowed; the caller then chooses again, and `take`s.
+        If not, nothing is taken and the result says which of `rows` are allowed; the caller
+        chooses among those and calls `take`.
         """
         ...
 
-    async def take(self, key: SeedKey, taken: Retrieved) -> None:
-        """Journal and count what the seed takes, and let the next seed in."""
+    async def take(self, key: SeedKey, retrieved: Retrieved) -> None:
+        """In the seed's turn, journal and count what it retrieved; then the next seed is let in."""
         ...
 
-    def passed(self, key: SeedKey) -> None:
-        """The seed takes nothing, or nothing more."""
+    def leave(self, key: SeedKey) -> None:
+        """The seed takes nothing more: let the next one in."""
         ...
 
 
 class ReferenceQuota:
     """The `QuotaClient` of a run: no reference is used over `quota` times as often as the mean.
 
-    More often only if there is no other to choose. What was taken is journaled, so a resumed run
-    takes and counts the same.
+    Where nothing else can be chosen, the limit does not hold. What was taken is journaled, so that
+    a resumed run takes and counts the same.
     """
 
     def __init__(
@@ -105,11 +113,11 @@ class ReferenceQuota:
         self._resumed = False
 
     async def begin(self) -> None:
-        """Find out whether an earlier session retrieved anything."""
+        """Look up whether an earlier session retrieved anything."""
         sql = "SELECT 1 FROM retrieved LIMIT 1"
         self._resumed = bool(await asyncio.to_thread(self._journal.read, sql))
 
-    async def written(self, key: SeedKey) -> Retrieved | None:
+    async def load(self, key: SeedKey) -> Retrieved | None:
         """See `QuotaClient`."""
         if not self._resumed:
             return None
@@ -117,46 +125,46 @@ class ReferenceQuota:
         rows = await asyncio.to_thread(self._journal.read, sql, *key)
         return Retrieved(*json.loads(rows[0][0])) if rows else None
 
-    async def offer(
-        self, key: SeedKey, taken: Retrieved, rows: Sequence[int], k: int
+    async def try_take(
+        self, key: SeedKey, retrieved: Retrieved, rows: Sequence[int], k: int
     ) -> list[bool] | None:
         """See `QuotaClient`."""
         await self._gate.wait(self._number(key))
         if self._quota is not None:
             mean = (self._total + k) / self._references
             limit = max(MIN_QUOTA, self._quota * mean)
-            if any(self._counts[row] >= limit for row in taken.counted):
+            if any(self._counts[row] >= limit for row in retrieved.counted):
                 return [self._counts[row] < limit for row in rows]
-        await self.take(key, taken)
+        await self.take(key, retrieved)
         return None
 
-    async def take(self, key: SeedKey, taken: Retrieved) -> None:
+    async def take(self, key: SeedKey, retrieved: Retrieved) -> None:
         """See `QuotaClient`."""
         await self._gate.wait(self._number(key))
-        entry = json.dumps([taken.rows, taken.scores, taken.counted])
+        entry = json.dumps([retrieved.rows, retrieved.scores, retrieved.counted])
         self._journal.put_soon("INSERT OR REPLACE INTO retrieved VALUES (?, ?, ?)", *key, entry)
-        self._count(key, taken)
+        self._count(key, retrieved)
 
     async def replay(self, key: SeedKey) -> None:
         """Count what a finished seed took."""
-        taken = await self.written(key)
-        if taken is None:
-            self.passed(key)
+        retrieved = await self.load(key)
+        if retrieved is None:
+            self.leave(key)
         else:
             await self._gate.wait(self._number(key))
-            self._count(key, taken)
+            self._count(key, retrieved)
 
-    def passed(self, key: SeedKey) -> None:
+    def leave(self, key: SeedKey) -> None:
         """See `QuotaClient`."""
         self._gate.leave(self._number(key))
 
     def _number(self, key: SeedKey) -> int:
         return key[0] * self._seeds + key[1]
 
-    def _count(self, key: SeedKey, taken: Retrieved) -> None:
-        self._counts.update(taken.counted)
-        self._total += len(taken.counted)
-        self.passed(key)
+    def _count(self, key: SeedKey, retrieved: Retrieved) -> None:
+        self._counts.update(retrieved.counted)
+        self._total += len(retrieved.counted)
+        self.leave(key)
 
 
 OwnReference = tuple[int, Reference] | None
@@ -171,22 +179,22 @@ class RunRetrieval:
     def __init__(self, index: ReferenceIndex, quota: QuotaClient) -> None:
         self._index = index
         self._quota = quota
-        self._own: dict[SeedKey, OwnReference] = {}
+        self._own_references: dict[SeedKey, OwnReference] = {}
 
     async def __call__(self, text: str, k: int, turn: SeedKey | None = None) -> list[Reference]:
         """See `memory.index.Search`; waits for the seed's turn if the quota needs it."""
         if turn is None:
             return await self._index.search(text, k)
-        taken = await self._quota.written(turn)
-        if taken is None:
+        retrieved = await self._quota.load(turn)
+        if retrieved is None:
             own = await self._find_own(turn, text)
             if own is not None and k == 1:
-                self._quota.passed(turn)
+                self._quota.leave(turn)
                 return [with_score(own[1], 1.0)]
-            taken = await self._choose(text, k, turn, own)
+            retrieved = await self._choose(text, k, turn, own)
         else:
-            await self._quota.take(turn, taken)
-        return await self._index.read(taken.rows, taken.scores)
+            await self._quota.take(turn, retrieved)
+        return await self._index.read(retrieved.rows, retrieved.scores)
 
     async def _choose(self, text: str, k: int, turn: SeedKey, own: OwnReference) -> Retrieved:
         """Choose the seed's references. The first choice is mostly allowed, and then is final.
@@ -194,28 +202,28 @@ class RunRetrieval:
         Choosing among the allowed ones only would give the same.
         """
         candidates = await self._index.candidates(text, k, own=own[0] if own else None)
-        taken = _pick(candidates, k, [True] * len(candidates.rows))
-        allowed = await self._quota.offer(turn, taken, candidates.rows, k)
+        retrieved = _pick(candidates, k, [True] * len(candidates.rows))
+        allowed = await self._quota.try_take(turn, retrieved, candidates.rows, k)
         if allowed is not None:
-            taken = _pick(candidates, k, allowed)
-            await self._quota.take(turn, taken)
-        return taken
+            retrieved = _pick(candidates, k, allowed)
+            await self._quota.take(turn, retrieved)
+        return retrieved
 
     def prefetch(self, seeds: Sequence[Seed]) -> None:
         """Look up together which of the next seeds are references themselves. Blocks."""
         owned = self._index.find_own([seed["instruction"] for seed in seeds])
         for seed, own in zip(seeds, owned, strict=True):
-            self._own[seed["round"], seed["position"]] = own
+            self._own_references[seed_key(seed)] = own
 
     async def _find_own(self, turn: SeedKey, text: str) -> OwnReference:
         """The seed's own reference, if it is a reference itself."""
-        if turn in self._own:
-            return self._own.pop(turn)
+        if turn in self._own_references:
+            return self._own_references.pop(turn)
         return (await asyncio.to_thread(self._index.find_own, [text]))[0]
 
     def forget(self, turn: SeedKey) -> None:
         """Drop what was looked up for a seed that has ended."""
-        self._own.pop(turn, None)
+        self._own_references.pop(turn, None)
 
 
 def _pick(candidates: Candidates, k: int, allowed: Sequence[bool]) -> Retrieved:

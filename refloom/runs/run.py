@@ -17,18 +17,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from graph.builder import Graph, build_graph
+from graph.builder import build_graph
 from memory.characteristics import Characteristics, FileStore, open_store
 from memory.contamination import Contamination
 from memory.embed import Embed, Embedder
 from memory.index import ReferenceIndex
 from memory.references import distinct
 from memory.store import ReferenceFile, load_or_write_references
-from nodes.context import Context
 from nodes.hooks import RunHooks
 from nodes.llm import CallFailed, Complete
 from nodes.record import Record
-from nodes.state import Seed
 from refloom.data.benchmarks import load_benchmarks
 from refloom.data.read import ReadReport, Source, open_references, open_seeds
 from refloom.errors import InputError
@@ -44,6 +42,7 @@ from refloom.runs.ray.pool import WorkerPool, WorkerStarter
 from refloom.runs.retrieval import ReferenceQuota, RunRetrieval
 from refloom.runs.scheduler import (
     Executor,
+    LocalExecutor,
     SampleRecorder,
     SeedRunner,
     SlotScheduler,
@@ -103,20 +102,6 @@ def load_inputs(
     return RunInputs(seeds, prices, endpoints, reused, contamination), summary
 
 
-class LocalExecutor:
-    """An `Executor` that runs the graph in this process."""
-
-    def __init__(self, graph: Graph, context: Context, retrieval: RunRetrieval) -> None:
-        self._graph, self._context = graph, context
-        self.prefetch, self.forget = retrieval.prefetch, retrieval.forget
-
-    async def run_seed(self, seed: Seed) -> None:
-        """See `Executor`. The graph's hooks record the results, so no state is streamed."""
-        graph_input: Any = {"seed": seed}
-        async for _ in self._graph.astream(graph_input, context=self._context, stream_mode=[]):
-            continue
-
-
 @dataclass(frozen=True)
 class ExecutorInputs:
     """What executors are built from."""
@@ -160,16 +145,14 @@ async def open_pool(
     parts: ExecutorInputs, pool: WorkerPool, starter: WorkerStarter | None
 ) -> AsyncIterator[WorkerPool]:
     """Start the workers of a pool; without a `starter` on Ray, connected while this is open."""
-    from refloom.runs import ray
-
-    settings, undo = parts.settings, AsyncExitStack()
-    async with undo:
+    settings = parts.settings
+    async with AsyncExitStack() as stack:
         if starter is None:
             await asyncio.to_thread(ray.connect, settings.ray_address, settings.worker_count)
-            undo.push_async_callback(asyncio.to_thread, ray.disconnect)
+            stack.push_async_callback(asyncio.to_thread, ray.disconnect)
             starter = ray.worker_starter
         start_worker = starter(worker_config(parts), parts.inputs.contamination)
-        undo.push_async_callback(pool.aclose)
+        stack.push_async_callback(pool.aclose)
         await pool.begin(start_worker, parts.recorder, parts.quota, parts.store, parts.learned)
         yield pool
 

@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterable, Itera
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import islice
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from memory.characteristics import Learned
 from memory.novelty import NoveltyFilter
@@ -34,9 +34,25 @@ from refloom.errors import JournalError, TooManyFailed, WorkersLost
 from refloom.runs.client import CachedClient, Interrupted
 from refloom.runs.event_log import event
 from refloom.runs.journal import Journal
-from refloom.runs.retrieval import OrderedGate, ReferenceQuota, SeedKey
+from refloom.runs.retrieval import (
+    OrderedGate,
+    ReferenceQuota,
+    RunRetrieval,
+    SeedKey,
+    seed_key,
+)
 from refloom.runs.review_queue import INSERT_REVIEW, review_entry
 from refloom.settings import Settings
+
+if TYPE_CHECKING:
+    from graph.builder import Graph
+
+# Finished samples before their failure rate is acted on.
+MIN_SAMPLES_FOR_FAILURE_RATE = 20
+# Seeds that are read, and looked up in the index, at once.
+SEED_BATCH = 100
+# Errors that end the run; any other error fails one seed.
+RUN_ENDING_ERRORS = (ProviderStopped, WeightsUnavailable, IndexUnusable, JournalError, WorkersLost)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +93,7 @@ class SlotScheduler:
         self.pending = 0
         self.accepted_before = 0
         self._new_in_round = 0
-        self._round_without_news = False
+        self._rounds_ended = False
 
     def add_known(self, references: Iterable[Reference]) -> None:
         """Add references: no instruction may be too near to them. Blocks."""
@@ -86,7 +102,7 @@ class SlotScheduler:
 
     def exhausted(self) -> bool:
         """Whether no further seed is needed."""
-        return self._round_without_news or self._may_not_start()
+        return self._rounds_ended or self._may_not_start()
 
     def target_reached(self) -> bool:
         """Whether the target is reached by rows that are accepted or wait for review."""
@@ -121,11 +137,7 @@ class SlotScheduler:
             for text in texts:
                 if len(new) == limit:
                     break
-                if (
-                    not self._round_without_news
-                    and text is not None
-                    and self._is_new(text, context)
-                ):
+                if not self._rounds_ended and text is not None and self._is_new(text, context):
                     new.append(text)
                 else:
                     duplicates += 1
@@ -155,10 +167,9 @@ class SlotScheduler:
             self._novelty.add(text, "")
 
     async def _end_turn(self, seed: Seed, admitted: list[str], duplicates: int, slots: int) -> None:
-        place = (seed["round"], seed["position"])
         self._journal.put_soon(
             "INSERT OR REPLACE INTO turns VALUES (?, ?, ?, ?, ?)",
-            *place,
+            *seed_key(seed),
             json.dumps(admitted),
             duplicates,
             slots,
@@ -166,14 +177,13 @@ class SlotScheduler:
         await self._advance(seed, slots, duplicates)
 
     async def _advance(self, seed: Seed, slots: int, duplicates: int) -> None:
-        place = (seed["round"], seed["position"])
-        self.queue.extend((*place, slot) for slot in range(slots))
+        self.queue.extend((*seed_key(seed), slot) for slot in range(slots))
         self.duplicates += duplicates
         self._new_in_round += slots
         number = self._number(seed)
         if (number + 1) % self.seeds == 0:
             # A round without a new instruction is the last, however far ahead proposals are.
-            self._round_without_news = self._round_without_news or not self._new_in_round
+            self._rounds_ended = self._rounds_ended or not self._new_in_round
             self._new_in_round = 0
         self._gate.leave(number)
         await self._notify()
@@ -183,8 +193,7 @@ class SlotScheduler:
         rows = await asyncio.to_thread(
             self._journal.read,
             "SELECT admitted, duplicates, slots FROM turns WHERE round = ? AND position = ?",
-            seed["round"],
-            seed["position"],
+            *seed_key(seed),
         )
         if not rows or any(slot not in statuses for slot in range(rows[0][2])):
             return None
@@ -199,7 +208,7 @@ class SlotScheduler:
             self._remember(text, context)
         await self._advance(seed, turn.slots, turn.duplicates)
         for slot in range(turn.slots):
-            if await self.start((seed["round"], seed["position"], slot)):
+            if await self.start((*seed_key(seed), slot)):
                 await self.count_finished_before(statuses[slot])
 
     def _number(self, seed: Seed) -> int:
@@ -211,7 +220,7 @@ class SlotScheduler:
         False if it gets none, because the rounds have ended.
         """
         await self._gate.wait(self._number(seed))
-        slots = 0 if self._round_without_news else 1
+        slots = 0 if self._rounds_ended else 1
         await self._end_turn(seed, [], 0, slots)
         return bool(slots)
 
@@ -262,10 +271,6 @@ class SlotScheduler:
             self._changed.notify_all()
 
 
-# Finished samples before their failure rate is acted on.
-MIN_SAMPLES_FOR_FAILURE_RATE = 20
-
-
 class SampleRecorder:
     """Starts slots in order, and commits each finished sample before it is reported."""
 
@@ -288,10 +293,10 @@ class SampleRecorder:
         self._concurrency = settings.max_in_flight
         self._on_record = on_record
 
-    def open_slots(self, place: tuple[int, int]) -> dict[Slot, bool]:
+    def open_slots(self, key: SeedKey) -> dict[Slot, bool]:
         """The unfinished slots of a seed, and whether each has started."""
-        waiting = {slot: False for slot in self.scheduler.queue if slot[:2] == place}
-        return waiting | {slot: True for slot in sorted(self._started_slots) if slot[:2] == place}
+        waiting = {slot: False for slot in self.scheduler.queue if slot[:2] == key}
+        return waiting | {slot: True for slot in sorted(self._started_slots) if slot[:2] == key}
 
     async def start(self, slot: Slot) -> bool:
         """See `RunHooks.start`; a slot that is finished in the journal does not start again."""
@@ -317,7 +322,8 @@ class SampleRecorder:
                 "INSERT OR IGNORE INTO samples VALUES (?, ?, ?, ?, ?)",
                 *record["slot"],
                 record["status"],
-                record_to_json(record),
+                # A lone surrogate, which UTF-8 cannot hold, becomes a question mark.
+                dumps(record).decode(),
             )
         self._started_slots.discard(tuple(record["slot"]))
         await self.scheduler.count_finished(record)
@@ -362,11 +368,6 @@ def slot_statuses(journal: Journal, round_: int, position: int) -> dict[int, str
     return {int(slot): str(status) for slot, status in rows}
 
 
-def record_to_json(record: Record) -> str:
-    """A record as JSON; a lone surrogate, which UTF-8 cannot hold, becomes a question mark."""
-    return dumps(record).decode()
-
-
 def record_learned(journal: Journal) -> Callable[[str, Learned | None], None]:
     """A callback that journals, without waiting, which references could be learned from."""
     failures: dict[str, bool] = {}
@@ -387,11 +388,6 @@ def record_learned(journal: Journal) -> Callable[[str, Learned | None], None]:
     return record
 
 
-SEED_BATCH = 100
-# Errors that end the run; any other error fails one seed.
-RUN_ENDING_ERRORS = (ProviderStopped, WeightsUnavailable, IndexUnusable, JournalError, WorkersLost)
-
-
 class Executor(Protocol):
     """Sends seeds through the graph, in this process or on workers."""
 
@@ -403,9 +399,23 @@ class Executor(Protocol):
         """Prepare for the seeds that come next. Blocks."""
         ...
 
-    def forget(self, place: SeedKey) -> None:
-        """The seed with this (round, position) has ended."""
+    def forget(self, key: SeedKey) -> None:
+        """Drop what was prepared for a seed that has ended."""
         ...
+
+
+class LocalExecutor:
+    """An `Executor` that runs the graph in this process."""
+
+    def __init__(self, graph: Graph, context: Context, retrieval: RunRetrieval) -> None:
+        self._graph, self._context = graph, context
+        self.prefetch, self.forget = retrieval.prefetch, retrieval.forget
+
+    async def run_seed(self, seed: Seed) -> None:
+        """See `Executor`. The graph's hooks record the results, so no state is streamed."""
+        graph_input: Any = {"seed": seed}
+        async for _ in self._graph.astream(graph_input, context=self._context, stream_mode=[]):
+            continue
 
 
 class SeedRunner:
@@ -419,17 +429,16 @@ class SeedRunner:
         recorder: SampleRecorder,
         quota: ReferenceQuota,
     ) -> None:
-        self._executor, self._settings, self._seeds = executor, settings, seeds
-        self._journal, self._scheduler, self._calls = (
-            recorder.journal,
-            recorder.scheduler,
-            recorder.calls,
-        )
-        self._recorder, self._quota = recorder, quota
-        self._context = recorder.context
-        self._ended = asyncio.Event()
+        self._executor = executor
+        self._settings = settings
+        self._seeds = seeds
+        self._recorder = recorder
+        self._quota = quota
+        self._scheduler = recorder.scheduler
+        self._calls = recorder.calls
         self._tasks: set[asyncio.Task[None]] = set()
-        self._fault: Exception | None = None
+        self._task_ended = asyncio.Event()
+        self._error: Exception | None = None
 
     async def run_seeds(self) -> None:
         """Run seeds until there are enough rows, no seeds are left, or the run is stopping.
@@ -447,14 +456,14 @@ class SeedRunner:
                 task.add_done_callback(self._on_seed_done)
             await self._until_fewer_than(lambda: 1)
             self._calls.closed = True
-            if self._tasks and not isinstance(self._fault, JournalError):
+            if self._tasks and not isinstance(self._error, JournalError):
                 await self._wait_for_calls()
         finally:
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._fault is not None:
-            raise self._fault
+        if self._error is not None:
+            raise self._error
 
     def _max_seeds(self) -> int:
         return self._settings.seeds_in_flight(self._scheduler.rows_missing())
@@ -462,10 +471,10 @@ class SeedRunner:
     async def _until_fewer_than(self, limit: Callable[[], int]) -> None:
         """Wait until fewer than `limit()` seeds are in flight, or the run is stopping."""
         while len(self._tasks) >= limit() and not self._is_stopping():
-            self._ended.clear()
+            self._task_ended.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(1):
-                    await self._ended.wait()
+                    await self._task_ended.wait()
 
     async def _seeds_in_order(self) -> AsyncIterator[Seed]:
         round_ = 0
@@ -475,7 +484,7 @@ class SeedRunner:
             while batch := await asyncio.to_thread(self._prefetch, round_, seeds):
                 for seed in batch:
                     yield seed
-            # Without a target a seed has one turn; with one, `SlotScheduler.enough` ends it.
+            # Without a target there is one round; with one, `exhausted` ends the rounds.
             if not self._settings.target or self._settings.answer_seeds:
                 return
             round_ += 1
@@ -506,15 +515,15 @@ class SeedRunner:
 
     def _on_seed_done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        self._ended.set()
-        fault = None if task.cancelled() else task.exception()
-        if isinstance(fault, Exception) and not isinstance(fault, Interrupted):
+        self._task_ended.set()
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, Exception) and not isinstance(error, Interrupted):
             # Calls in flight are paid for, and still finish.
-            self._fault = self._fault or fault
-            self._calls.stop(fault)
+            self._error = self._error or error
+            self._calls.stop(error)
 
     async def _run_seed(self, seed: Seed, resumed: bool) -> None:
-        key = (seed["round"], seed["position"])
+        key = seed_key(seed)
         try:
             if resumed and await self._replay_finished(seed, key):
                 return
@@ -525,27 +534,27 @@ class SeedRunner:
             await self._fail_seed(seed, error)
         finally:
             self._executor.forget(key)
-            self._quota.passed(key)
+            self._quota.leave(key)
 
-    async def _replay_finished(self, seed: Seed, key: tuple[int, int]) -> bool:
+    async def _replay_finished(self, seed: Seed, key: SeedKey) -> bool:
         """Count a seed that is finished in the journal; False if it is not."""
-        statuses = await asyncio.to_thread(slot_statuses, self._journal, *key)
+        statuses = await asyncio.to_thread(slot_statuses, self._recorder.journal, *key)
         turn = await self._scheduler.completed_turn(seed, statuses)
         if turn is None:
             return False
         await self._quota.replay(key)
-        await self._scheduler.replay(seed, self._context, turn, statuses)
+        await self._scheduler.replay(seed, self._recorder.context, turn, statuses)
         return True
 
     async def _fail_seed(self, seed: Seed, error: Exception) -> None:
         """Record every unfinished sample of a seed as failed, and at least one."""
-        place = (seed["round"], seed["position"])
-        open_ = self._recorder.open_slots(place) or {(*place, 0): False}
+        key = seed_key(seed)
+        slots = self._recorder.open_slots(key) or {(*key, 0): False}
         message = f"{type(error).__name__}: {error}"[:500]
         state: SampleState = {
             "seed": seed,
             "failure": {"stage": "retrieve", "kind": "bad_input", "message": message},
         }
-        for slot, started in open_.items():
+        for slot, started in slots.items():
             if started or await self._recorder.start(slot):
-                await self._recorder.finish(record_of(state, slot, self._context))
+                await self._recorder.finish(record_of(state, slot, self._recorder.context))

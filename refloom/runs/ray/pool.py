@@ -24,7 +24,7 @@ from refloom.errors import WorkersLost
 from refloom.runs.client import reply_to_dict
 from refloom.runs.event_log import event
 from refloom.runs.ray.rpc import RpcChannel, Transport, WorkerDied, call_from_dict, call_to_dict
-from refloom.runs.retrieval import ReferenceQuota, Retrieved, SeedKey
+from refloom.runs.retrieval import ReferenceQuota, Retrieved, SeedKey, seed_key
 from refloom.runs.scheduler import SampleRecorder
 
 
@@ -36,7 +36,7 @@ class SeedReplay:
     ) -> None:
         self._seed, self._context = seed, context
         self._recorder, self._quota = kept, uses
-        self._place = (seed["round"], seed["position"])
+        self._place = seed_key(seed)
         self._steps: dict[Any, asyncio.Future[Any]] = {}
         self._turn: AbstractAsyncContextManager[Admit] | None = None
         self._admit: Admit | None = None
@@ -54,7 +54,7 @@ class SeedReplay:
             "close": self._close,
             "start": self._start,
             "finish": self._finish,
-            "offer": self._offer,
+            "try_take": self._try_take,
             "take": self._take,
         }
         key: Any = what
@@ -97,11 +97,11 @@ class SeedReplay:
     async def _finish(self, record: Record, references: list[Any]) -> None:
         await self._recorder.finish(record, references)
 
-    async def _offer(self, taken: list[Any], rows: list[int], k: int) -> list[bool] | None:
-        return await self._quota.offer(self._place, Retrieved(*taken), rows, k)
+    async def _try_take(self, retrieved: list[Any], rows: list[int], k: int) -> list[bool] | None:
+        return await self._quota.try_take(self._place, Retrieved(*retrieved), rows, k)
 
-    async def _take(self, taken: list[Any]) -> None:
-        await self._quota.take(self._place, Retrieved(*taken))
+    async def _take(self, retrieved: list[Any]) -> None:
+        await self._quota.take(self._place, Retrieved(*retrieved))
 
     async def aclose(self) -> None:
         """The seed has ended: cancel what is left of its steps."""
@@ -239,7 +239,7 @@ class WorkerPool:
 
     async def run_seed(self, seed: Seed) -> None:
         """See `Executor`. Raises `WorkersLost` if no worker is left."""
-        place = (seed["round"], seed["position"])
+        place = seed_key(seed)
         replay = self._replays[place] = SeedReplay(seed, self._context, self._recorder, self._quota)
         try:
             while True:
@@ -309,18 +309,18 @@ class WorkerPool:
             place, rest = (round_, position), [slot] if what == "start" else values
         else:
             place, rest = (values[0][0], values[0][1]), values[1:]
-        if what == "passed":
-            self._quota.passed(place)
+        if what == "leave":
+            self._quota.leave(place)
             return None
-        if what == "written":
-            taken = await self._quota.written(place)
-            return taken and [taken.rows, taken.scores, taken.counted]
+        if what == "load":
+            retrieved = await self._quota.load(place)
+            return retrieved and [retrieved.rows, retrieved.scores, retrieved.counted]
         return await self._replays[place].step(what, rest)
 
     def prefetch(self, seeds: Sequence[Seed]) -> None:
         """See `Executor`: nothing to do, each worker has an index of its own."""
 
-    def forget(self, place: SeedKey) -> None:
+    def forget(self, key: SeedKey) -> None:
         """See `Executor`: nothing to do, `make` forgets a seed as it ends."""
 
     async def aclose(self) -> None:

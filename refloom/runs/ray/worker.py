@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from graph.builder import Graph, build_graph
+from graph.builder import build_graph
 from memory.characteristics import Characteristics, Learned, StoredEntry
 from memory.contamination import Contamination
 from memory.embed import Embed, Embedder
@@ -29,10 +29,9 @@ from nodes.state import Seed, Slot
 from refloom.runs.client import Endpoints, reply_to_dict
 from refloom.runs.rate_limit import RATE_LIMIT_HEADERS
 from refloom.runs.ray.rpc import RpcChannel, call_from_dict, call_to_dict
-from refloom.runs.retrieval import Retrieved, RunRetrieval, SeedKey
+from refloom.runs.retrieval import Retrieved, RunRetrieval, SeedKey, seed_key
+from refloom.runs.scheduler import LocalExecutor
 from refloom.settings import Settings
-
-API_KEY_VARIABLES = ("OPENAI_API_KEY", "JUDGE_API_KEY")
 
 
 class Worker:
@@ -50,8 +49,6 @@ class Worker:
         self.channel = RpcChannel(self._answer)
         settings = Settings(**config["settings"])
         os.environ.update({name: key for name, key in config["keys"].items() if key})
-        self._context = settings.context()
-        self._resumed = bool(config["resumed"])
         self._connection = EndpointClient(
             Endpoints(settings).resolve, max_retries=0, on_headers=self._send_headers
         )
@@ -61,14 +58,10 @@ class Worker:
         path = Path(config["references"])
         embed = embed or Embedder(settings.embedding_model)
         index = ReferenceIndex(ReferenceFile(path), embed, path.parent, settings.embedding_model)
-        self._graph = self._built(index, embed, contamination)
-
-    def _built(
-        self, index: ReferenceIndex, embed: Embed, contamination: Contamination | None
-    ) -> Graph:
-        return build_graph(
+        retrieval = RunRetrieval(index, _RemoteQuota(self.channel, bool(config["resumed"])))
+        graph = build_graph(
             complete=self._complete,
-            search=RunRetrieval(index, _RemoteQuota(self.channel, self._resumed)),
+            search=retrieval,
             draw_other=index.draw_other,
             embed=embed,
             characteristics=Characteristics(_RemoteStore(self.channel), self._heard),
@@ -81,11 +74,12 @@ class Worker:
             ),
             contamination=contamination,
         )
+        self._executor = LocalExecutor(graph, settings.context(), retrieval)
 
     async def _answer(self, what: str, values: list[Any]) -> Any:
         """Answer the run: run a seed, or send a call."""
         if what == "make":
-            return await self._make(values[0])
+            return await self._executor.run_seed(values[0])
         if what == "send":
             number, fields = values
             if number is not None:
@@ -94,11 +88,6 @@ class Worker:
             call = call_from_dict(fields)
             return reply_to_dict(await self._send(call))
         raise ValueError(f"unknown request {what!r}")
-
-    async def _make(self, seed: Seed) -> None:
-        graph_input: Any = {"seed": seed}
-        async for _ in self._graph.astream(graph_input, context=self._context, stream_mode=[]):
-            continue
 
     async def _complete(self, call: Call) -> Reply:
         number = next(self._numbers)
@@ -126,17 +115,17 @@ class Worker:
         ) -> list[str]:
             nonlocal over
             admitted: list[str] = await self.channel.ask(
-                "admit", _seed_key(seed), list(texts), limit, last
+                "admit", seed_key(seed), list(texts), limit, last
             )
             over = last or len(admitted) == limit
             return admitted
 
         yield admit
         if not over:
-            await self.channel.ask("close", _seed_key(seed))
+            await self.channel.ask("close", seed_key(seed))
 
     async def _are_known(self, seed: Seed, texts: Sequence[str]) -> list[bool]:
-        known: list[bool] = await self.channel.ask("are_known", _seed_key(seed), list(texts))
+        known: list[bool] = await self.channel.ask("are_known", seed_key(seed), list(texts))
         return known
 
     async def _start(self, slot: Slot) -> bool:
@@ -155,28 +144,28 @@ class Worker:
 
 
 class _RemoteQuota:
-    """The run's usage quota of references: see `refloom.runs.retrieval.Uses`."""
+    """The run's quota of references: see `refloom.runs.retrieval.QuotaClient`."""
 
     def __init__(self, channel: RpcChannel, resumed: bool) -> None:
         self._channel, self._resumed = channel, resumed
 
-    async def written(self, place: SeedKey) -> Retrieved | None:
-        fields = await self._channel.ask("written", place) if self._resumed else None
+    async def load(self, key: SeedKey) -> Retrieved | None:
+        fields = await self._channel.ask("load", key) if self._resumed else None
         return Retrieved(*fields) if fields else None
 
-    async def offer(
-        self, place: SeedKey, taken: Retrieved, rows: Sequence[int], k: int
+    async def try_take(
+        self, key: SeedKey, retrieved: Retrieved, rows: Sequence[int], k: int
     ) -> list[bool] | None:
         allowed: list[bool] | None = await self._channel.ask(
-            "offer", place, _taken_to_list(taken), rows, k
+            "try_take", key, _retrieved_to_list(retrieved), rows, k
         )
         return allowed
 
-    async def take(self, place: SeedKey, taken: Retrieved) -> None:
-        await self._channel.ask("take", place, _taken_to_list(taken))
+    async def take(self, key: SeedKey, retrieved: Retrieved) -> None:
+        await self._channel.ask("take", key, _retrieved_to_list(retrieved))
 
-    def passed(self, place: SeedKey) -> None:
-        self._channel.notify("passed", place)
+    def leave(self, key: SeedKey) -> None:
+        self._channel.notify("leave", key)
 
 
 class _RemoteStore:
@@ -195,9 +184,5 @@ class _RemoteStore:
         self._channel.notify("keep", key, value)
 
 
-def _taken_to_list(taken: Retrieved) -> list[Any]:
-    return [taken.rows, taken.scores, taken.counted]
-
-
-def _seed_key(seed: Seed) -> SeedKey:
-    return seed["round"], seed["position"]
+def _retrieved_to_list(retrieved: Retrieved) -> list[Any]:
+    return [retrieved.rows, retrieved.scores, retrieved.counted]
