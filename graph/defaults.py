@@ -1,4 +1,4 @@
-"""The tools of a graph that was given none: one of each for the process."""
+"""Default embedder, search and index of this process, for graphs that are built without them."""
 
 from __future__ import annotations
 
@@ -16,28 +16,29 @@ from memory.references import IndexUnusable, Reference
 from memory.store import open_references
 from memory.weights import DEFAULT_MODEL
 
-# What tells one state of a file from another.
+# Modification time, inode and size of an index's manifest; empty without one.
 FileStamp = tuple[int, ...]
+# An index may be replaced while it is opened: attempts, and the pause that doubles after each.
 OPEN_ATTEMPTS = 6
 RETRY_PAUSE_S = 0.03
 
 
 @cache
 def shared_embedder() -> Embedder:
-    """One embedder for the process; its model loads on first use."""
+    """The embedder of this process; its model loads on first use."""
     return Embedder(os.environ.get("REFLOOM_EMBEDDING_MODEL") or DEFAULT_MODEL)
 
 
 def index_directory() -> Path | None:
-    """The directory of `$REFLOOM_INDEX`; None stands for the bundled demo references."""
-    named = os.environ.get("REFLOOM_INDEX")
-    return Path(named) if named else None
+    """The directory of `$REFLOOM_INDEX`; None means the bundled demo references."""
+    name = os.environ.get("REFLOOM_INDEX")
+    return Path(name) if name else None
 
 
 def default_references() -> tuple[Sequence[Reference], Path | None]:
-    """The references of `$REFLOOM_INDEX`, else the bundled demo ones, and where vectors are kept.
+    """The references of `$REFLOOM_INDEX` and its directory, else the demo references and None.
 
-    Blocks on files; call it off the event loop. Raises `IndexUnusable`.
+    Blocks on files. Raises `IndexUnusable`.
     """
     directory = index_directory()
     if directory is not None:
@@ -47,10 +48,10 @@ def default_references() -> tuple[Sequence[Reference], Path | None]:
 
 
 class DefaultSearch:
-    """A `Search` over the default references; opened anew when their index is replaced."""
+    """A `Search` over the default references; reopens their index when it is replaced."""
 
     def __init__(self, embed: Embed, model: str = DEFAULT_MODEL) -> None:
-        """`model` names what `embed` embeds with."""
+        """`model` is the name of the model behind `embed`."""
         self.embed = embed
         self._model = model
         self._lock = asyncio.Lock()
@@ -65,28 +66,26 @@ class DefaultSearch:
     async def draw_other(
         self, reference: Reference, avoid: Collection[str], random_seed: int
     ) -> Reference | None:
-        """See `memory.index.Another`."""
+        """See `memory.index.DrawOther`."""
         return await (await self.current()).draw_other(reference, avoid, random_seed)
 
     @property
     def count(self) -> int:
-        """How many references there were when the index was opened last."""
+        """How many references the index had when it was last opened."""
         return 0 if self._opened is None else len(self._opened[1].references)
 
     async def current(self) -> ReferenceIndex:
         """The index as it is on disk now, with its vectors. Raises `IndexUnusable`."""
-        for tries in range(1, OPEN_ATTEMPTS + 1):
+        for attempt in range(1, OPEN_ATTEMPTS):
             try:
-                return await self._current()
+                return await self._open_if_replaced()
             except IndexUnusable:
-                # Between its manifest and its other files it may have been replaced.
-                if tries == OPEN_ATTEMPTS:
-                    raise
-                await asyncio.sleep(RETRY_PAUSE_S * 2**tries)
-        raise AssertionError("the last try returns or raises")
+                # It may have been replaced between reading its manifest and its other files.
+                await asyncio.sleep(RETRY_PAUSE_S * 2**attempt)
+        return await self._open_if_replaced()
 
-    async def _current(self) -> ReferenceIndex:
-        stamp = await asyncio.to_thread(_stamp)
+    async def _open_if_replaced(self) -> ReferenceIndex:
+        stamp = await asyncio.to_thread(_read_stamp)
         opened = self._opened
         if opened is not None and opened[0] == stamp:
             return opened[1]
@@ -94,35 +93,37 @@ class DefaultSearch:
             if self._opened is None or self._opened[0] != stamp:
                 references, directory = await asyncio.to_thread(default_references)
                 index = ReferenceIndex(references, self.embed, directory, self._model)
-                # Demo references have no directory, so their vectors are made each time.
+                # Demo references have no directory: each process embeds them again.
                 await (index.build() if directory is None else index.open())
                 self._opened = (stamp, index)
             return self._opened[1]
 
 
-def _stamp() -> FileStamp:
-    """What tells the present index from one that replaces it; empty if there is none. Blocks."""
+def _read_stamp() -> FileStamp:
+    """The stamp of the index as it is now. Blocks."""
     directory = index_directory()
+    if directory is None:
+        return ()
     try:
-        found = (directory / "index.json").stat() if directory else None
+        stat = (directory / "index.json").stat()
     except OSError:
-        found = None
-    return (found.st_mtime_ns, found.st_ino, found.st_size) if found else ()
+        return ()
+    return stat.st_mtime_ns, stat.st_ino, stat.st_size
 
 
 @cache
 def shared_search() -> DefaultSearch:
-    """One search for the process, over the shared embedder."""
+    """The search of this process, over the shared embedder."""
     embedder = shared_embedder()
     return DefaultSearch(embedder, embedder.model)
 
 
 async def add_to_index(references: Sequence[Reference]) -> AddResult:
-    """Add references to the index of `$REFLOOM_INDEX`. Raises `IndexUnusable` if none is named."""
+    """Add references to the index of `$REFLOOM_INDEX`. Raises `IndexUnusable` without one."""
     directory, embedder = index_directory(), shared_embedder()
     if directory is None:
         raise IndexUnusable(
-            "there is no index to add to: the bundled references stay as they are. Start the "
-            "server with REFLOOM_INDEX=DIR; a DIR that is not there yet is made"
+            "there is no index to add to: the bundled references cannot be changed. Start the "
+            "server with REFLOOM_INDEX=DIR; DIR is created if it does not exist"
         )
     return await add_references(directory, references, embedder, embedder.model)

@@ -1,4 +1,4 @@
-"""Where a state goes next: pure functions of it."""
+"""Where a state goes next: pure functions of the state."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from nodes.context import Context
 from nodes.review import awaits_review
 from nodes.state import SampleState, State
 
-# As many as a seed may have; whoever edits a thread's state in Studio gets no more either.
+# The most `per_seed` allows; a state that was edited in Studio may hold more instructions.
 MAX_SLOTS = 50
 
 
 class Route(Runnable[Any, Any]):
-    """A route in the form that costs LangGraph least.
+    """A routing function in the form that LangGraph runs fastest.
 
-    It would run a plain function in a thread, and as a step that callbacks hear of, each time, for
-    what takes a microsecond.
+    LangGraph would run a plain function in a thread and trace it as a step, each time, for what
+    takes a microsecond.
     """
 
     def __init__(self, route: Callable[[Any], Any]) -> None:
@@ -33,62 +33,58 @@ class Route(Runnable[Any, Any]):
         return self._route(input)
 
     async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
-        """The same on the event loop."""
+        """The same, on the event loop."""
         return self._route(input)
 
 
 def after_propose(state: State) -> list[Send]:
-    """One sample a new instruction; a seed that ended before it had any leaves one that says why.
+    """One `sample` for each new instruction.
 
-    A seed that is a benchmark's prompt ends as it is, with nothing made of it.
+    A seed that failed, or is a benchmark's prompt, gets a single slot that records why.
     """
+    shared: dict[str, Any] = {"seed": state["seed"], "references": state["references"]}
     if state.get("contaminated"):
-        given = ("seed", "references", "contaminated", "usage")
-        kept = {name: state[name] for name in given}  # type: ignore[literal-required]
-        return [Send("sample", {**kept, "slot": 0, "instruction": state["seed"]["instruction"]})]
+        shared |= {"contaminated": state["contaminated"], "usage": state["usage"]}
+        return [Send("sample", {**shared, "slot": 0, "instruction": state["seed"]["instruction"]})]
     if state.get("failure"):
-        given = ("seed", "references", "failure", "usage")
-        lost = {name: state[name] for name in given}  # type: ignore[literal-required]
-        return [Send("sample", {**lost, "slot": 0})]
-    learned = [e["topic_bar"] for e in state.get("learned", []) if e["topic_bar"] is not None]
-    shared: dict[str, Any] = {
-        "seed": state["seed"],
-        "references": state["references"],
+        shared |= {"failure": state["failure"], "usage": state["usage"]}
+        return [Send("sample", {**shared, "slot": 0})]
+    learned = state.get("learned", [])
+    bars = [entry["topic_bar"] for entry in learned if entry["topic_bar"] is not None]
+    shared |= {
         "criteria": state["criteria"],
-        "topic_bar": sum(learned) / len(learned) if learned else None,
+        "topic_bar": sum(bars) / len(bars) if bars else None,
     }
-    return [
-        Send("sample", {**shared, **_fed(state, text), "slot": slot, "instruction": text})
-        for slot, text in enumerate(state["instructions"][:MAX_SLOTS])
-        if text is not None
-    ]
-
-
-def _fed(state: State, instruction: str) -> dict[str, Any]:
-    """Feedback on the reference, for samples that are refined by it."""
-    learned = next(iter(state.get("learned", [])), {})
-    if "response_feedback" not in learned:
-        return {}
-    feature = (state.get("features") or {}).get(instruction)
-    return {"response_feedback": learned["response_feedback"], "feature": feature}
+    features = state.get("features") or {}
+    by_feedback = bool(learned) and "response_feedback" in learned[0]
+    sends = []
+    for slot, text in enumerate(state["instructions"][:MAX_SLOTS]):
+        if text is None:
+            continue
+        sample = {**shared, "slot": slot, "instruction": text}
+        if by_feedback:
+            sample["response_feedback"] = learned[0]["response_feedback"]
+            sample["feature"] = features.get(text)
+        sends.append(Send("sample", sample))
+    return sends
 
 
 def after_sample(state: State) -> Literal["__end__"] | list[Send]:
-    """Show a person the samples that wait for one."""
-    waiting = [s for s in state["samples"] if s["status"] == "pending"]
-    sends = [Send("review", {"sample": s, "references": state["references"]}) for s in waiting]
+    """A `review` for each sample that waits for a person."""
+    pending = [sample for sample in state["samples"] if sample["status"] == "pending"]
+    sends = [Send("review", {"sample": s, "references": state["references"]}) for s in pending]
     return sends or "__end__"
 
 
 def after_critique(state: SampleState) -> Literal["refine", "__end__"]:
-    """Try again while the sample is open; `nodes.verdicts.decide` closes it."""
+    """Refine while the sample is open; `nodes.verdicts.next_step` closes it."""
     return "refine" if state.get("status") == "open" else "__end__"
 
 
 def after_critique_alone(
     state: SampleState, runtime: Runtime[Context]
 ) -> Literal["refine", "review", "__end__"]:
-    """The same where the loop is called by itself: a person may be asked before the end."""
+    """The same in the graph `sample` on its own, where a person may be asked before the end."""
     if state.get("status") == "open":
         return "refine"
     return "review" if awaits_review(state, runtime.context or Context()) else "__end__"

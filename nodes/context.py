@@ -1,4 +1,4 @@
-"""The settings of a run that the graph itself reads; Studio shows them as a form."""
+"""The settings that the graph itself reads, which Studio shows as a form."""
 
 from __future__ import annotations
 
@@ -13,15 +13,29 @@ from pydantic_core import PydanticCustomError
 from prompts import Edited, source
 from prompts.validation import PromptUnusable, check
 
+FeedbackArm = Literal["reference", "sample", "none", "generic", "swapped"]
+Pipeline = Literal["loop", "refed"]
+JudgeMethod = Literal["verdict", "logodds"]
+Review = Literal["never", "rejected", "borderline", "all"]
+# Prompts that may be edited; each is a setting `NAME_prompt`.
+PROMPT_NAMES = ("extract", "propose", "generate", "critique", "question", "refine")
+MAX_NAME_LENGTH = 200
+# The nodes inside `sample`.
+LOOP_NODES = ("generate", "critique", "refine")
 
-# MERGED nodes~fields
-# How a setting of the graph is shown in Studio, and prompts as settings that may be edited.
+
+def default_model() -> str:
+    """The embedded model, unless the environment names an endpoint."""
+    has_endpoint = os.environ.get("OPENAI_BASE_URL") or os.environ.get("OPENAI_API_KEY")
+    return "gpt-4o-mini" if has_endpoint else "local"
+
+
 def at(*nodes: str) -> dict[str, Any]:
-    """Tell Studio which nodes a setting belongs to."""
+    """The schema entry that tells Studio at which nodes to show a setting."""
     return {"langgraph_nodes": list(nodes)}
 
 
-def _usable(text: str, info: ValidationInfo) -> str:
+def _check_prompt(text: str, info: ValidationInfo) -> str:
     try:
         check(str(info.field_name).removesuffix("_prompt"), text)
     except PromptUnusable as error:
@@ -29,37 +43,20 @@ def _usable(text: str, info: ValidationInfo) -> str:
     return text
 
 
-Prompt = Annotated[str, AfterValidator(_usable)]
+Prompt = Annotated[str, AfterValidator(_check_prompt)]
 
 
-def prompt_field(name: str, about: str, *nodes: str) -> Any:
-    """A prompt as a field: Studio opens an editor for it."""
+def prompt_field(name: str, description: str, *nodes: str) -> Any:
+    """A prompt as a field, for which Studio opens an editor."""
     return Field(
         default=source(name),
         title=f"Prompt of {name}",
-        description=f"{about} A Jinja template with the blocks system and user; data goes "
+        description=f"{description} A Jinja template with the blocks system and user; data goes "
         "through fence().",
         min_length=1,
         max_length=20_000,
         json_schema_extra={**at(*nodes), "langgraph_type": "prompt"},
     )
-
-
-FeedbackArm = Literal["reference", "sample", "none", "generic", "swapped"]
-Pipeline = Literal["loop", "refed"]
-JudgeMethod = Literal["verdict", "logodds"]
-Review = Literal["never", "rejected", "borderline", "all"]
-# The prompts of the nodes; each is a setting `NAME_prompt`.
-PROMPT_NAMES = ("extract", "propose", "generate", "critique", "question", "refine")
-MAX_NAME_LENGTH = 200
-# The nodes inside of `sample`.
-LOOP_NODES = ("generate", "critique", "refine")
-
-
-def default_model() -> str:
-    """The embedded model, unless the environment names an endpoint."""
-    named = os.environ.get("OPENAI_BASE_URL") or os.environ.get("OPENAI_API_KEY")
-    return "gpt-4o-mini" if named else "local"
 
 
 class Context(BaseModel):
@@ -221,7 +218,7 @@ class Context(BaseModel):
     refine_prompt: Prompt = prompt_field("refine", "Mends what failed.", "sample", "refine")
 
     @model_validator(mode="after")
-    def _one_way(self) -> Context:
+    def _check_arm(self) -> Context:
         if self.pipeline == "refed" and self.feedback != "reference":
             raise PydanticCustomError(
                 "pipeline", "with pipeline refed, feedback is reference and nothing else"
@@ -230,22 +227,27 @@ class Context(BaseModel):
 
     @classmethod
     def model_json_schema(cls, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """The JSON schema; made once, since LangGraph's server asks for it with every run."""
+        """The JSON schema; cached, since LangGraph's server asks for it with every run."""
         return super().model_json_schema(*args, **kwargs) if args or kwargs else deepcopy(_schema())
 
     @property
-    def once(self) -> bool:
-        """Whether a draft is refined once, whatever is thought of it."""
+    def refines_once(self) -> bool:
+        """Whether a draft is refined exactly once, whatever its verdicts."""
         return self.feedback == "sample" or self.pipeline == "refed"
 
     @property
+    def learns_from_references(self) -> bool:
+        """Whether characteristics are extracted; if not, references only calibrate bars."""
+        return self.paired or self.feedback in ("reference", "swapped")
+
+    @property
     def judge(self) -> str:
-        """The model that judges."""
+        """The model that judges: `judge_model`, or the writing model."""
         return self.judge_model or self.model
 
     @cached_property
     def edited(self) -> Edited:
-        """The prompts that are not refloom's own: names and texts."""
+        """Names and texts of the prompts that differ from refloom's own."""
         texts = ((name, self.prompt(name)) for name in PROMPT_NAMES)
         return tuple((name, text) for name, text in texts if text != source(name))
 
@@ -255,7 +257,7 @@ class Context(BaseModel):
 
     @property
     def method(self) -> JudgeMethod:
-        """How the judge judges."""
+        """How the judge judges: `judge_method`, or its default for the judge's model."""
         return self.judge_method or ("logodds" if self.judge == "local" else "verdict")
 
 

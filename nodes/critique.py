@@ -49,7 +49,7 @@ async def critique(
         "verdicts": [by_id[c["id"]] for c in state["criteria"] if c["id"] in by_id],
     }
     usage = judged.usage
-    if context.once and not previous:
+    if context.refines_once and not previous:
         # Arms that refine a draft once refine it by feedback.
         if context.pipeline == "refed":
             attempt["feedback"] = state.get("response_feedback", [])
@@ -106,12 +106,12 @@ async def _ask_judge(
     context, criteria = runtime.context or Context(), state["criteria"]
     texts = {c["id"]: c["text"] for c in criteria}
 
-    def emit_verdict(found: Verdict) -> None:
-        if found["criterion_id"] in texts:
-            outcome = found["verdict"].replace("_", " ")
-            reason = f" {found['reason']}" if found["reason"] else ""
-            message = f"{outcome}: the response {texts[found['criterion_id']]}.{reason}"
-            emit(runtime, "verdict", message, **found)
+    def emit_verdict(result: Verdict) -> None:
+        if result["criterion_id"] in texts:
+            outcome = result["verdict"].replace("_", " ")
+            reason = f" {result['reason']}" if result["reason"] else ""
+            message = f"{outcome}: the response {texts[result['criterion_id']]}.{reason}"
+            emit(runtime, "verdict", message, **result)
 
     failed = [v for v in rules if v["verdict"] == "fail"]
     for failed_rule in failed:

@@ -76,10 +76,10 @@ def is_borderline(status: str, criteria: Sequence[Criterion], attempt: Attempt) 
     return len(failed) == 1
 
 
-def _is_near_bar(criterion: Criterion, found: Verdict | None) -> bool:
-    if found is None or found["score"] is None or criterion["judged_by"] != "judge":
+def _is_near_bar(criterion: Criterion, result: Verdict | None) -> bool:
+    if result is None or result["score"] is None or criterion["judged_by"] != "judge":
         return False
-    return abs(found["score"] - (criterion.get("bar") or 0.0)) < BORDERLINE_MARGIN
+    return abs(result["score"] - (criterion.get("bar") or 0.0)) < BORDERLINE_MARGIN
 
 
 def mark_pending(record: Record) -> Record:

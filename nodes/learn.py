@@ -43,11 +43,6 @@ class Extracted(Answer):
     characteristics: list[Characteristic]
 
 
-def learns_from_references(context: Context) -> bool:
-    """Whether references are studied, or only the built-in criterion is calibrated on them."""
-    return context.paired or context.feedback in ("reference", "swapped")
-
-
 def learned_key(reference: Reference, context: Context) -> str:
     """The key of an entry of `learn`; it covers all that the entry depends on."""
     return content_id(
@@ -57,7 +52,7 @@ def learned_key(reference: Reference, context: Context) -> str:
         context.judge,
         context.method,
         str(context.try_criteria),
-        "reference" if learns_from_references(context) else context.feedback,
+        "reference" if context.learns_from_references else context.feedback,
     )
 
 
@@ -74,7 +69,7 @@ async def learn(
     skills: list[str] = []
     criteria: list[Criterion] = []
     proposed = 0
-    if learns_from_references(context):
+    if context.learns_from_references:
         avoid: list[str] = []
         for draw in (0, 1):
             result = await _ask(complete, context, origin, reference, avoid, draw)

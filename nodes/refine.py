@@ -65,7 +65,7 @@ async def _ask(
     draw = len(state["attempts"])
     make = partial(make_call, "refine", context=context, place=origin_of(state), draw=draw)
     failures = [_describe_failure(*pair) for pair in failed]
-    if not context.once:
+    if not context.refines_once:
         messages = render(
             "refine",
             template=context.refine_prompt,

@@ -42,7 +42,7 @@ async def retrieve(
     if not in_input:
         turn = (seed.get("round", 0), seed.get("position", 0))
         references = await search(seed["instruction"], context.references_per_seed, turn)
-    if not references and (context.paired or context.feedback in ("reference", "swapped")):
+    if not references and context.learns_from_references:
         raise BadInput("references: the input has none, and the index is empty; add references")
     shown = [
         {

@@ -80,7 +80,7 @@ def best_of(attempts: Sequence[Attempt], criteria: Sequence[Criterion], context:
 
     If a draft is refined just once: the refinement, unless only the draft meets the criteria.
     """
-    if context.once:
+    if context.refines_once:
         latest_first = range(len(attempts) - 1, -1, -1)
         good = (i for i in latest_first if meets_criteria(attempts[i], criteria, context))
         return next(good, latest_first[0])
@@ -103,7 +103,7 @@ def next_step(
     """
     best = best_of(attempts, criteria, context)
     refine_draft = (
-        context.once
+        context.refines_once
         and len(attempts) == 1
         and bool(attempts[0].get("feedback"))
         and context.max_attempts > 1
@@ -116,7 +116,7 @@ def next_step(
     if refine_draft:
         return LoopDecision("open", None, best)
     exhausted = (
-        context.once
+        context.refines_once
         or len(attempts) >= context.max_attempts
         or context.feedback == "none"
         or not failed

@@ -125,7 +125,7 @@ async def estimate(
     texts = spread_sample(seed_texts or [reference["instruction"] for reference in sample])
     costs, judge_criteria = await _try_graph(settings, measured, texts, assume)
     facts = _facts(settings, measured, texts, costs, judge_criteria, assume)
-    first = facts["attempts"] if settings.context().once else 1.0
+    first = facts["attempts"] if settings.context().refines_once else 1.0
     low = {**facts, "attempts": first, "accepted_share": 1.0, "seeds_ahead": 0}
     high = facts if facts["attempts"] == first else {**facts, "attempts": settings.max_attempts}
     cases = {}
@@ -426,7 +426,7 @@ def _facts(
         "calls_a_reference": round(a_reference, 2),
         "judge_criteria": judge_criteria,
         "calls_a_critique": round(a_critique, 2),
-        "attempts": min(2, settings.max_attempts) if settings.context().once else attempts,
+        "attempts": min(2, settings.max_attempts) if settings.context().refines_once else attempts,
         "accepted_share": 1 - failing**attempts_allowed,
         "seeds_ahead": settings.seeds_in_flight(settings.target) - 1,
     }
