@@ -27,6 +27,7 @@ SEEN = RunStats(
     limit=16,
     concurrency=32,
     waiting=4,
+    slots=None,
     cost=0.0,
     max_cost=None,
     tokens=0,
@@ -347,14 +348,14 @@ def test_what_is_remembered_is_bounded_and_what_fails_most_stays():
     for i in range(20_000):
         run.progress(record("rejected", [f"criterion {i} " + "x" * 1000, "fails always"]))
         run.progress.count_error(f"kind {i}")
-    assert len(run.progress._failing) <= MAX_COUNTED
+    assert len(run.progress._failed_criteria) <= MAX_COUNTED
     assert len(run.progress._errors) <= MAX_COUNTED
-    assert max(map(len, run.progress._failing)) <= MAX_COUNTED_CHARS
-    assert run.progress._failing.most_common(1) == [("fails always", 20_000)]
+    assert max(map(len, run.progress._failed_criteria)) <= MAX_COUNTED_CHARS
+    assert run.progress._failed_criteria.most_common(1) == [("fails always", 20_000)]
     with run.begin():
         for _ in range(10_000):
             run.after(0.5)
-        assert len(run.progress._marks) <= 122
+        assert len(run.progress._history) <= 122
 
 
 def test_equal_criteria_of_different_references_are_counted_together():
@@ -424,7 +425,7 @@ def test_it_needs_no_rich_where_there_is_no_terminal():
     import subprocess
 
     code = (
-        "import sys; from refloom.runs.progress import Progress; p = Progress(); p.line(); "
+        "import sys; from refloom.runs.progress import Progress; p = Progress(); p.summary(); "
         "print([m for m in sys.modules if m.split('.')[0] == 'rich'])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

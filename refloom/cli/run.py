@@ -211,15 +211,15 @@ def _print_inputs(references: Source, seeds: Source | None, summary: RunSummary)
 
 
 def _print_summary(summary: RunSummary, out: Path) -> None:
-    counts, cost = summary.counts, summary.more["cost_usd"]
+    counts, cost = summary.counts, summary.totals["cost_usd"]
     print_line(
         f"{summary.status}: {counts['accepted']} accepted, {counts['rejected']} rejected, "
         f"{counts['failed']} failed, {counts['pending']} pending, {counts['duplicates']} "
-        f"duplicates, {summary.more['calls']['paid']} calls paid"
+        f"duplicates, {summary.totals['calls']['paid']} calls paid"
         + (f" (${cost:.4f})" if cost else "")
         + f", in {summary.seconds:.0f} s"
     )
-    usage = summary.more["usage"]
+    usage = summary.totals["usage"]
     if usage["cached_tokens"]:
         share = usage["cached_tokens"] / usage["prompt_tokens"]
         print_line(

@@ -35,9 +35,11 @@ from refloom.runs.journal import (
 from refloom.settings import Settings
 
 ROW_STATUSES = ("accepted", "rejected", "failed")
-TOKENS = ("prompt_tokens", "cached_tokens", "completion_tokens")
-_TOKEN_SUMS = ", ".join(f"sum({name})" for name in TOKENS)
-_REPLY_TOKEN_SUMS = ", ".join(f"sum(json_extract(reply, '$.usage.{name}'))" for name in TOKENS)
+# The run has ended by itself: with all rows that were asked for, or without.
+ENDED_STATUSES = ("done", "short")
+# Packages whose versions run.json has.
+PACKAGES = ("refloom", "langgraph", "langchain-openai", "faiss-cpu", "sentence-transformers")
+TOKEN_FIELDS = ("prompt_tokens", "cached_tokens", "completion_tokens")
 
 
 def journal_totals(connection: Any, ended: bool) -> dict[str, Any]:
@@ -97,11 +99,12 @@ def usage_by_stage(
     prices = stored_prices(connection)
     if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (table,)).fetchone():
         return []
-    sums = _TOKEN_SUMS if table == "calls" else _REPLY_TOKEN_SUMS
+    column = "{}" if table == "calls" else "json_extract(reply, '$.usage.{}')"
+    sums = ", ".join(f"sum({column.format(name)})" for name in TOKEN_FIELDS)
     sql = f"SELECT stage, model, count(*), {sums} FROM {table} GROUP BY stage, model"
     usages = []
     for stage, model, calls, *counts in connection.execute(sql):
-        tokens = dict(zip(TOKENS, (n or 0 for n in counts), strict=True))
+        tokens = dict(zip(TOKEN_FIELDS, (n or 0 for n in counts), strict=True))
         cost = prices.cost(model, {"calls": calls, **tokens})  # type: ignore[typeddict-item]
         usages.append(StageUsage(stage, model, calls, cost_usd=cost, **tokens))
     return usages
@@ -109,24 +112,21 @@ def usage_by_stage(
 
 def _usage_totals(connection: Any) -> dict[str, Any]:
     """Calls, tokens and dollars in total, and dollars by stage and by model."""
-    stages: Counter[str] = Counter()
-    by: dict[str, defaultdict[str, list[StageUsage]]] = {
-        "stage": defaultdict(list),
-        "model": defaultdict(list),
-    }
     usages = usage_by_stage(connection)
-    for used in usages:
-        stages[used.stage] += used.calls
-        by["stage"][used.stage].append(used)
-        by["model"][used.model].append(used)
-    paid = sum(stages.values())
-    tokens = {name: sum(getattr(used, name) for used in usages) for name in TOKENS}
+    by_stage: defaultdict[str, list[StageUsage]] = defaultdict(list)
+    by_model: defaultdict[str, list[StageUsage]] = defaultdict(list)
+    for usage in usages:
+        by_stage[usage.stage].append(usage)
+        by_model[usage.model].append(usage)
+    calls = {stage: sum(usage.calls for usage in part) for stage, part in by_stage.items()}
+    paid = sum(calls.values())
+    tokens = {name: sum(getattr(usage, name) for usage in usages) for name in TOKEN_FIELDS}
     return {
-        "calls": {"paid": paid, "by_stage": dict(stages)},
+        "calls": {"paid": paid, "by_stage": calls},
         "usage": {"calls": paid, **tokens},
         "cost_usd": total_cost(usages),
-        "cost_by_stage": {stage: total_cost(part) for stage, part in by["stage"].items()},
-        "cost_by_model": {model: total_cost(part) for model, part in by["model"].items()},
+        "cost_by_stage": {stage: total_cost(part) for stage, part in by_stage.items()},
+        "cost_by_model": {model: total_cost(part) for model, part in by_model.items()},
     }
 
 
@@ -144,15 +144,11 @@ def total_cost(usages: Iterable[StageUsage]) -> float | None:
     return round(sum(known), 9) if len(known) == len(costs) else None
 
 
-ENDED_STATUSES = ("done", "short")
-PACKAGES = ("refloom", "langgraph", "langchain-openai", "faiss-cpu", "sentence-transformers")
-
-
 @dataclass
 class RunSummary:
     """The summary of a run, as run.json has it.
 
-    `session` has the calls of this session, `more` the totals of the journal.
+    `session` has the calls of this session, `totals` those of the journal: calls, usage and cost.
     """
 
     settings: Settings
@@ -164,63 +160,59 @@ class RunSummary:
     seconds: float = 0.0
     status: str = "running"
     counts: dict[str, int] = field(default_factory=dict)
-    more: dict[str, Any] = field(default_factory=dict)
+    totals: dict[str, Any] = field(default_factory=dict)
     stopped: Exception | None = None
     paid_before: int = 0
 
     def check_same(self, journal: Journal, references: Source, seeds: Source) -> None:
         """Raise `JournalError` if the directory has another run, naming what differs. Blocks.
 
-        Appended references and seeds are allowed.
+        References and seeds may have been appended, and the target raised.
         """
-        check_run(journal.path.parent)
-        before = journal.meta("settings")
-        if before is None:
+        out = journal.path.parent
+        check_run(out)
+        settings = journal.meta("settings")
+        if settings is None:
             return
-        # A setting that did not exist when the run began had what is its default now.
-        before = Settings.model_construct().redacted() | before
-        now = self.settings.row_settings()
-        differing = [k for k in now if now[k] != before.get(k)]
-        if differing:
-            told = ", ".join(f"{k} ({before.get(k)!r}, now {now[k]!r})" for k in differing)
+        # A setting that did not exist when the run began had its default.
+        settings = Settings.model_construct().redacted() | settings
+        changes = [
+            f"{name} ({settings.get(name)!r}, now {now!r})"
+            for name, now in self.settings.row_settings().items()
+            if now != settings.get(name)
+        ]
+        if changes:
             raise JournalError(
-                f"{journal.path.parent}: holds a run with other settings: {told}. "
+                f"{out}: holds a run with other settings: {', '.join(changes)}. "
                 "Give the same ones, or another --out"
             )
-        self._check_prompts(journal)
-        self.seconds = journal.meta("seconds") or 0.0
-        self._check_target(journal)
+        # With other prompts the later rows would not be of the same kind as the earlier ones.
+        prompts = journal.meta("prompts") or {}
+        changed = [name for name, now in versions().items() if prompts.get(name, now) != now]
+        if changed:
+            raise JournalError(
+                f"{out}: holds a run with other prompts: {', '.join(changed)}. Give another --out "
+                "with --reuse of this one; only what they changed is paid again"
+            )
+        target, new_target = journal.meta("target"), self.settings.target
+        if target != new_target and (None in (target, new_target) or new_target < target):
+            raise JournalError(
+                f"{out}: holds a run with target {target}; it may be raised, not lowered, added "
+                "or removed. Give a higher one, or another --out"
+            )
         digest = journal.meta("benchmarks")
         if digest is not None and digest != self.benchmarks.digest:
             raise JournalError(
-                f"{journal.path.parent}: has a run that was checked against other benchmarks. "
-                "Give the same files, or another --out with --reuse of this one"
+                f"{out}: holds a run that was checked against other benchmarks. Give the same "
+                "files, or another --out with --reuse of this one"
             )
         for name, source in (("references", references), ("seeds", seeds)):
-            before = journal.meta(name)
-            if before and source.digest_of(before["count"]) != before["digest"]:
+            rows = journal.meta(name)
+            if rows and source.digest_of(rows["count"]) != rows["digest"]:
                 raise JournalError(
-                    f"{journal.path.parent}: has a run on other {name}; rows may be appended "
-                    "to them, not changed or removed (--limit). Give the same, or another --out"
+                    f"{out}: holds a run on other {name}; rows may be appended to them, not "
+                    "changed or removed (--limit). Give the same, or another --out"
                 )
-
-    def _check_target(self, journal: Journal) -> None:
-        before, now = journal.meta("target"), self.settings.target
-        if before != now and (None in (before, now) or now < before):
-            raise JournalError(
-                f"{journal.path.parent}: has a run with target {before}; it may be raised, "
-                "not lowered, added or removed. Give a higher one, or another --out"
-            )
-
-    def _check_prompts(self, journal: Journal) -> None:
-        """Refuse other prompts: some rows would be made with the old and some with the new ones."""
-        before = journal.meta("prompts") or {}
-        changed = [name for name, now in versions().items() if before.get(name, now) != now]
-        if changed:
-            raise JournalError(
-                f"{journal.path.parent}: has a run with other prompts: {', '.join(changed)}. "
-                "Give another --out with --reuse of this one; only what they changed is paid again"
-            )
 
     async def store(self, journal: Journal) -> None:
         """Store in the journal what the run's rows depend on."""
@@ -250,7 +242,7 @@ def count_journal(journal: Journal, summary: RunSummary, status: str) -> None:
         "rows_skipped": sum(s.skipped_count for s in sources),
     }
     totals["calls"] |= {k: summary.session.get(k, 0) for k in ("reused", "retried")}
-    summary.more = totals
+    summary.totals = totals
 
 
 def write_files(out: Path, summary: RunSummary, status: str) -> None:
@@ -263,7 +255,7 @@ def write_files(out: Path, summary: RunSummary, status: str) -> None:
         "prompts": versions(),
         "versions": {"python": platform.python_version(), **{p: version(p) for p in PACKAGES}},
         "counts": summary.counts,
-        **summary.more,
+        **summary.totals,
         "seconds": round(summary.seconds, 2),
         "stopped": None if summary.stopped is None else str(summary.stopped),
         "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

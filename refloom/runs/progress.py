@@ -18,13 +18,14 @@ if TYPE_CHECKING:
 
     from nodes.record import Record
 
-__all__ = ["Progress", "RunStats"]
-
-# Seconds: between two lines where there is no terminal, of which rates are taken, without a call.
+# Between two lines where there is no terminal.
 LINE_INTERVAL_S = 30.0
+# Rates are those of the last minute.
 RATE_WINDOW_S = 60.0
+# Without the end of a call for this long, the display says so.
 SILENT_S = 60.0
 MAX_LABEL_CHARS = 48
+# Different texts that are counted, and how much of each.
 MAX_COUNTED = 400
 MAX_COUNTED_CHARS = 200
 
@@ -36,30 +37,30 @@ _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u20
 class RunStats:
     """The counts of a run, in totals that include its earlier sessions.
 
-    `limit` is the number of calls allowed in flight now, `concurrency` the most it may become;
-    `cost` and `max_cost` are US dollars; None is an unknown price or no limit; `slots` is the
-    most samples there can be, the measure of a run that has no target.
+    `slots` is the most samples there can be; None in a run with a target. `limit` is the number of
+    calls allowed in flight now, `concurrency` the most it may become. `cost` and `max_cost` are US
+    dollars; None is an unknown price or no limit.
     """
 
-    accepted: int
-    rejected: int
-    failed: int
     target: int | None
+    slots: int | None
     seeds: int
-    candidates: int
-    paid: int
-    reused: int
-    retried: int
-    in_flight: int
     limit: int
     concurrency: int
-    waiting: int
-    cost: float | None
     max_cost: float | None
-    tokens: int
-    slots: int | None = None
-    paid_before: int = 0
+    accepted: int = 0
+    rejected: int = 0
+    failed: int = 0
+    candidates: int = 0
     accepted_before: int = 0
+    paid: int = 0
+    paid_before: int = 0
+    reused: int = 0
+    retried: int = 0
+    in_flight: int = 0
+    waiting: int = 0
+    cost: float | None = None
+    tokens: int = 0
 
     @property
     def rows_made(self) -> int:
@@ -94,13 +95,13 @@ class RunStats:
 
 @dataclass(frozen=True)
 class ProgressView:
-    """What is shown at one moment; times in seconds."""
+    """What the display has at one moment; `elapsed` and `silent`, without a call, in seconds."""
 
     stats: RunStats
     elapsed: float
     rows_a_minute: float | None
     calls_a_second: float | None
-    failing: list[tuple[str, int]]
+    failed_criteria: list[tuple[str, int]]
     errors: list[tuple[str, int]]
     silent: float
     finished: bool
@@ -117,8 +118,8 @@ def format_line(view: ProgressView) -> str:
         f"failed {stats.failed}{samples}"
     ]
     parts += format_facts(view)
-    if view.failing:
-        labels = (f'"{shorten(text)}" {number}' for text, number in view.failing)
+    if view.failed_criteria:
+        labels = (f'"{shorten(text)}" {number}' for text, number in view.failed_criteria)
         parts.append(f"fails most: {', '.join(labels)}")
     parts += format_troubles(view)
     return one_line("; ".join(parts))
@@ -148,7 +149,7 @@ def draw_lines(view: ProgressView) -> Group:
             f"{view.elapsed:.0f} s"
         ),
     )
-    failing = [line(f"{number} x not: {text}", "yellow") for text, number in view.failing]
+    failing = [line(f"{number} x not: {text}", "yellow") for text, number in view.failed_criteria]
     troubles = [line(text, "red") for text in format_troubles(view)]
     return Group(bar, *map(line, format_facts(view)), *failing, *troubles)
 
@@ -227,7 +228,7 @@ def _usd(value: float | None) -> str:
 
 
 class Progress:
-    """Shows how a run goes. Use `begin(read_stats)` as a context manager; feed it records.
+    """Shows how a run goes. Use `begin(read_stats)` as a context manager; call it with records.
 
     It draws from its own thread, so that a slow terminal does not slow the run. `read_stats` is
     called from that thread and must only read plain values.
@@ -244,42 +245,53 @@ class Progress:
         tick_s: float = 0.5,
     ) -> None:
         """`show_rows` prints each record as it ends, without live lines; `to` is stderr if None."""
-        self._show_rows, self._to, self._read_stats = show_rows, to or sys.stderr, read_stats
-        self._console, self._clock, self._tick_s = console, clock, tick_s
-        self._counts, self._failing, self._errors = Counter[str](), Counter[str](), Counter[str]()
-        self._counting, self._drawing = threading.Lock(), threading.Lock()
-        self._marks: deque[tuple[float, int, int]] = deque()
+        self._show_rows = show_rows
+        self._to = to or sys.stderr
+        self._read_stats = read_stats
+        self._console = console
+        self._clock = clock
+        self._tick_s = tick_s
+        self._counts = Counter[str]()
+        self._failed_criteria = Counter[str]()
+        self._errors = Counter[str]()
+        self._counts_lock = threading.Lock()
+        self._draw_lock = threading.Lock()
+        # Time, rows made and calls paid, at each tick of the last minute.
+        self._history: deque[tuple[float, int, int]] = deque()
         self._rows: deque[str] = deque()
         self._calls_ended = 0
-        self._begun = self._written = self._active = clock()
-        self._first = (self._begun, 0, 0)
+        self._started = self._last_write = self._last_activity = clock()
+        self._session_start = (self._started, 0, 0)
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._live: Live | None = None
         # A process may have been started without a stderr.
-        self._gone = self._to is None
+        self._reader_gone = self._to is None
 
     def __call__(self, record: Record) -> None:
         """Count a finished sample."""
         texts = {c["id"]: c["text"] for c in record["criteria"]}
         verdicts = [v for a in record["attempts"] for v in a["verdicts"] if v["verdict"] == "fail"]
-        with self._counting:
+        with self._counts_lock:
             self._counts[record["status"]] += 1
             for verdict in verdicts:
-                count(self._failing, texts.get(verdict["criterion_id"], verdict["criterion_id"]))
+                count(
+                    self._failed_criteria,
+                    texts.get(verdict["criterion_id"], verdict["criterion_id"]),
+                )
         if self._show_rows:
-            self._rows.append(f"[{self._clock() - self._begun:4.0f} s] {self.line()}\n")
+            self._rows.append(f"[{self._clock() - self._started:4.0f} s] {self.summary()}\n")
             self._rows.append(format_record(record) + "\n\n")
             if self._thread is None:
                 self._write_rows()
 
     def count_error(self, kind: str) -> None:
         """Count a call's error, whether or not the call is retried."""
-        with self._counting:
+        with self._counts_lock:
             count(self._errors, kind)
-        self._active = self._clock()
+        self._last_activity = self._clock()
 
-    def line(self) -> str:
+    def summary(self) -> str:
         """Return the samples of this session by status, as text."""
         return ", ".join(f"{s} {self._counts[s]}" for s in ("accepted", "rejected", "failed"))
 
@@ -288,14 +300,16 @@ class Progress:
         self._read_stats = read_stats = read_stats or self._read_stats
         if read_stats is None or self._thread is not None:
             return self
-        self._begun = self._written = self._active = self._clock()
+        self._started = self._last_write = self._last_activity = self._clock()
         stats = read_stats()
-        self._first = (self._begun, stats.rows_made, stats.paid - stats.paid_before)
+        self._session_start = (self._started, stats.rows_made, stats.paid - stats.paid_before)
         self._calls_ended = stats.calls_ended
-        self._marks.append(self._first)
-        self._live = None if self._show_rows or self._gone else open_live(self._to, self._console)
+        self._history.append(self._session_start)
+        self._live = (
+            None if self._show_rows or self._reader_gone else open_live(self._to, self._console)
+        )
         if self._live is not None:
-            self._unless_gone(self._live.start)
+            self._try_write(self._live.start)
         self._stop.clear()
         self._thread = threading.Thread(target=self._watch, name="refloom-display", daemon=True)
         self._thread.start()
@@ -311,7 +325,7 @@ class Progress:
         try:
             self.tick(finished=True)
         finally:
-            self._marks.clear()
+            self._history.clear()
             live, self._live = self._live, None
             if live is not None:
                 # Stop it even when the reader has gone: this restores sys.stderr.
@@ -330,12 +344,15 @@ class Progress:
 
     def tick(self, *, finished: bool = False) -> None:
         """Refresh the display; without a terminal, write a line when one is due."""
-        with self._drawing:
+        with self._draw_lock:
             self._write_rows()
             view = self._view(finished)
-            if self._live is not None:
-                self._draw(self._live, view)
-            elif self._clock() - self._written >= LINE_INTERVAL_S or (
+            live = self._live
+            if live is not None:
+                live.transient = finished and not view.stats.begun
+                lines = draw_lines(view)
+                self._try_write(lambda: live.update(lines, refresh=True))
+            elif self._clock() - self._last_write >= LINE_INTERVAL_S or (
                 finished and view.stats.begun
             ):
                 self._write(f"[{view.elapsed:4.0f} s] {format_line(view)}\n")
@@ -345,54 +362,50 @@ class Progress:
         stats, now = self._read_stats(), self._clock()
         calls = stats.calls_ended
         if calls != self._calls_ended:
-            self._calls_ended, self._active = calls, now
+            self._calls_ended, self._last_activity = calls, now
         # Rates are of this session only: what comes from the journal comes at once.
         rows_now, paid_now = stats.rows_made, stats.paid - stats.paid_before
-        self._marks.append((now, rows_now, paid_now))
-        while len(self._marks) > 1 and self._marks[1][0] <= now - RATE_WINDOW_S:
-            self._marks.popleft()
-        since, rows, paid = self._first if finished else self._marks[0]
+        self._history.append((now, rows_now, paid_now))
+        while len(self._history) > 1 and self._history[1][0] <= now - RATE_WINDOW_S:
+            self._history.popleft()
+        since, rows, paid = self._session_start if finished else self._history[0]
         elapsed = now - since
-        with self._counting:
-            failing, errors = self._failing.most_common(3), self._errors.most_common(6)
+        with self._counts_lock:
+            failed_criteria = self._failed_criteria.most_common(3)
+            errors = self._errors.most_common(6)
         return ProgressView(
-            stats,
-            now - self._begun,
-            (rows_now - rows) / elapsed * 60 if elapsed > 0 else None,
-            (paid_now - paid) / elapsed if elapsed > 0 else None,
-            failing,
-            errors,
-            now - self._active,
-            finished,
+            stats=stats,
+            elapsed=now - self._started,
+            rows_a_minute=(rows_now - rows) / elapsed * 60 if elapsed > 0 else None,
+            calls_a_second=(paid_now - paid) / elapsed if elapsed > 0 else None,
+            failed_criteria=failed_criteria,
+            errors=errors,
+            silent=now - self._last_activity,
+            finished=finished,
         )
-
-    def _draw(self, live: Live, view: ProgressView) -> None:
-        live.transient = view.finished and not view.stats.begun
-        lines = draw_lines(view)
-        self._unless_gone(lambda: live.update(lines, refresh=True))
 
     def _write_rows(self) -> None:
         while self._rows:
             self._write(self._rows.popleft())
 
     def _write(self, text: str) -> None:
-        self._written = self._clock()
+        self._last_write = self._clock()
         encoding = getattr(self._to, "encoding", None) or "utf-8"
         writable = escape_controls(text).encode(encoding, "backslashreplace").decode(encoding)
-        self._unless_gone(lambda: (self._to.write(writable), self._to.flush()))
+        self._try_write(lambda: (self._to.write(writable), self._to.flush()))
 
-    def _unless_gone(self, show: Callable[[], object]) -> None:
-        if self._gone:
+    def _try_write(self, write: Callable[[], object]) -> None:
+        if self._reader_gone:
             return
         try:
-            show()
+            write()
         except (OSError, ValueError):
             # The reader has gone. The run goes on without a display.
-            self._gone = True
+            self._reader_gone = True
 
 
 def open_live(to: TextIO, console: Console | None) -> Live | None:
-    """Return a live display on a terminal; None when `to` is not one that can move its cursor."""
+    """Return a live display; None unless `to` is a terminal that can move its cursor."""
     if console is None:
         if not to.isatty():
             return None

@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -87,15 +87,15 @@ def load_inputs(
     check_priced(prices, [settings.model, settings.judge], settings.max_cost)
     reference_report = references.scan()
     seeds = seeds or Source(references, as_reference=False, limit=settings.limit)
-    report = ReadReport()
     if settings.feedback == "swapped" and reference_report.taken < 2:
         raise InputError(
-            f"{references.name}: has one reference; --feedback swapped takes criteria from another"
+            f"{references.name}: has one reference, and --feedback swapped takes criteria from "
+            "another; give more references, or another --feedback"
         )
-    contamination = (
-        load_benchmarks(settings.benchmark, report=report) if settings.benchmark else None
-    )
-    summary = RunSummary(settings, reference_report, seeds.scan(), prices, report)
+    benchmark_report, contamination = ReadReport(), None
+    if settings.benchmark:
+        contamination = load_benchmarks(settings.benchmark, report=benchmark_report)
+    summary = RunSummary(settings, reference_report, seeds.scan(), prices, benchmark_report)
     endpoints = Endpoints(settings)
     # Opened last: from here on it must be closed.
     reused = ReusedCalls(settings.reuse) if settings.reuse is not None else None
@@ -167,46 +167,9 @@ def worker_config(parts: ExecutorInputs) -> dict[str, Any]:
     }
 
 
-def run_stats(
-    settings: Settings,
-    calls: CachedClient | None,
-    scheduler: SlotScheduler | None,
-    seeds: int,
-    paid_before: int,
-    priced: bool,
-) -> RunStats:
-    """How a run stands, for a display. Plain reads, from any thread."""
-    counts = calls.counts if calls else {}
-    limiter = calls.limiter if calls else None
-    budget = calls.budget if calls else None
-    return RunStats(
-        accepted=scheduler.accepted if scheduler else 0,
-        rejected=scheduler.rejected if scheduler else 0,
-        failed=scheduler.failed if scheduler else 0,
-        target=settings.target,
-        seeds=seeds,
-        candidates=scheduler.candidates if scheduler else 0,
-        paid=paid_before + counts.get("paid", 0),
-        reused=counts.get("reused", 0),
-        retried=counts.get("retried", 0),
-        in_flight=limiter.in_flight if limiter else 0,
-        limit=limiter.limit if limiter else settings.max_in_flight,
-        concurrency=settings.max_in_flight,
-        waiting=limiter.waiting if limiter else 0,
-        cost=budget.spent_cost if budget and priced else None,
-        max_cost=settings.max_cost,
-        paid_before=paid_before,
-        accepted_before=scheduler.accepted_before if scheduler else 0,
-        tokens=budget.spent_tokens if budget else 0,
-        slots=None
-        if settings.target
-        else seeds * (1 if settings.answer_seeds else settings.per_seed),
-    )
-
-
 @dataclass
 class Tools:
-    """Replacements for what a run would build itself: model, embeddings, workers."""
+    """Replacements for what a run would build itself: model, embeddings and workers."""
 
     complete: Complete | None = None
     embed: Embed | None = None
@@ -273,6 +236,7 @@ class Run:
         """Make rows, and write the files however that ends."""
         summary = self.summary
         assert summary is not None
+        summary.seconds = await asyncio.to_thread(journal.meta, "seconds") or 0.0
         await summary.store(journal)
         await self._write(journal, summary, "running")
         summary.status = "stopped"
@@ -377,18 +341,38 @@ class Run:
 
     def stats(self) -> RunStats:
         """How the run stands now, for a display. Plain reads, from any thread."""
-        paid_before = self.summary.paid_before if self.summary else 0
-        seeds = self.summary.seeds.taken if self.summary else 0
-        models = (self.settings.model, self.settings.judge)
-        prices = self.summary.prices if self.summary else None
-        priced = prices is not None and all(prices.get(model) is not None for model in models)
-        return run_stats(
-            self.settings,
-            self._calls,
-            self._scheduler,
-            seeds,
-            paid_before,
-            priced,
+        settings, summary = self.settings, self.summary
+        calls, scheduler = self._calls, self._scheduler
+        seeds = summary.seeds.taken if summary else 0
+        per_seed = 1 if settings.answer_seeds else settings.per_seed
+        stats = RunStats(
+            target=settings.target,
+            seeds=seeds,
+            slots=None if settings.target else seeds * per_seed,
+            limit=settings.max_in_flight,
+            concurrency=settings.max_in_flight,
+            max_cost=settings.max_cost,
+        )
+        if summary is None or calls is None or scheduler is None:
+            return stats
+        models = (settings.model, settings.judge)
+        priced = all(summary.prices.get(model) is not None for model in models)
+        return replace(
+            stats,
+            accepted=scheduler.accepted,
+            rejected=scheduler.rejected,
+            failed=scheduler.failed,
+            candidates=scheduler.candidates,
+            accepted_before=scheduler.accepted_before,
+            paid=summary.paid_before + calls.counts["paid"],
+            paid_before=summary.paid_before,
+            reused=calls.counts["reused"],
+            retried=calls.counts["retried"],
+            in_flight=calls.limiter.in_flight,
+            limit=calls.limiter.limit,
+            waiting=calls.limiter.waiting,
+            cost=calls.budget.spent_cost if priced else None,
+            tokens=calls.budget.spent_tokens,
         )
 
 
@@ -413,7 +397,7 @@ async def synthesize(
             open_references(references, chosen),
             None if seeds is None else open_seeds(seeds, chosen),
             folder,
-            queue.put_nowait,
+            on_record=queue.put_nowait,
         )
         task = asyncio.create_task(run.run())
         task.add_done_callback(lambda _: queue.put_nowait(None))
