@@ -1,10 +1,14 @@
-"""The reference index: search by MMR, filters, drawing of other references, and adding."""
+"""The index of references: search, filters, drawing another reference, and adding.
+
+A search takes the references nearest to a text by the cosine of their instructions (see
+`memory.vectors`), and chooses a diverse few of them by maximal marginal relevance.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import chain
@@ -12,12 +16,11 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
-from memory import vectors as faiss_vectors
 from memory.embed import Embed, Vectors
 from memory.references import Reference, distinct, instruction_key
 from memory.store import (
+    Keys,
     ReferenceFile,
     acquire_lock,
     instruction_keys,
@@ -25,13 +28,32 @@ from memory.store import (
     run_to_completion,
     write_references,
 )
-from memory.vectors import LoadedVectors, Rows, VectorStore
+from memory.vectors import FLAT_INDEX_MAX, LoadedVectors, Rows, VectorStore, search_index
 
+# A search takes this many candidates for each reference that is wanted.
+MMR_POOL = 8
+MMR_RELEVANCE = 0.7
 MAX_DRAWS = 64
+# A filter: for each field the accepted values. `tags` matches any of a reference's tags.
+Where = Mapping[str, Sequence[str]]
+FILTERS = ("source", "license", "tags")
+
+
+class Search(Protocol):
+    """Retrieves the most useful references for a text."""
+
+    async def __call__(
+        self, text: str, k: int, turn: tuple[int, int] | None = None
+    ) -> list[Reference]:
+        """Return at most `k` references; one whose instruction is the text comes first.
+
+        `turn` is the (round, position) of the seed in a run.
+        """
+        ...
 
 
 class DrawOther(Protocol):
-    """Draws a reference that was not retrieved for the seed, for the arm `swapped`."""
+    """Draws a reference that was not retrieved for the seed; for the arm `swapped`."""
 
     async def __call__(
         self, reference: Reference, avoid: Collection[str], random_seed: int
@@ -40,55 +62,12 @@ class DrawOther(Protocol):
         ...
 
 
-def draw_other(
-    references: Sequence[Reference], reference: Reference, avoid: Collection[str], random_seed: int
-) -> Reference | None:
-    """Draw another reference for `reference`, if possible none whose id is in `avoid`.
-
-    Deterministic; None if there is no other. Blocks on a file of references.
-
-    >>> pool = [{"id": i, "instruction": i, "response": i} for i in "abc"]
-    >>> draw_other(pool, pool[0], ("a", "b"), 0)["id"]
-    'c'
-    >>> draw_other(pool[:1], pool[0], (), 0) is None
-    True
-    """
-    second: Reference | None = None
-    for draw in range(MAX_DRAWS if len(references) > 1 else 0):
-        text = f"{random_seed}\x1f{reference['id']}\x1f{draw}"
-        digest = sha256(text.encode("utf-8", "replace")).digest()
-        drawn = references[int.from_bytes(digest[:8], "big") % len(references)]
-        if drawn["id"] == reference["id"]:
-            continue
-        if drawn["id"] not in avoid:
-            return drawn
-        second = second or drawn
-    return second or next((r for r in references if r["id"] != reference["id"]), None)
-
-
-MMR_POOL = 8
-MMR_RELEVANCE = 0.7
-# A filter: for each field the accepted values. `tags` matches any of a reference's tags.
-Where = Mapping[str, Sequence[str]]
-FILTERS = ("source", "license", "tags")
-
-
-class Search(Protocol):
-    """Retrieval: the most useful references for a text."""
-
-    async def __call__(
-        self, text: str, k: int, turn: tuple[int, int] | None = None
-    ) -> list[Reference]:
-        """At most `k` references; one whose instruction is the text comes first.
-
-        `turn` is the (round, position) of the seed in a run.
-        """
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """Candidate rows for a text, nearest first; the first `own` have the text as instruction."""
+    """Rows that may be chosen for a text, and their cosines and vectors (n, dimensions).
+
+    The first `own` rows have the text as instruction (0 or 1); the others are nearest first.
+    """
 
     rows: list[int]
     scores: Vectors
@@ -97,10 +76,10 @@ class Candidates:
 
 
 class ReferenceIndex:
-    """References with the vectors of their instructions, searched by inner product.
+    """Searches references by the vectors of their instructions.
 
-    Vectors are made by the first search that needs them and stored in `directory`, so a run whose
-    seeds are the references themselves (the paper's setting) embeds nothing.
+    The first search that needs vectors makes them and stores them in `directory`. A run whose seeds
+    are the references themselves (the paper's setting) embeds nothing.
     """
 
     def __init__(
@@ -110,39 +89,53 @@ class ReferenceIndex:
         directory: Path | None,
         model: str,
         on_progress: Callable[[int, int], None] | None = None,
+        *,
+        flat_max: int = FLAT_INDEX_MAX,
     ) -> None:
-        """`directory` None keeps the vectors in memory; `model` names the embedding model.
+        """Open or build nothing yet.
 
-        `on_progress` is called with the references embedded so far and their total.
+        Args:
+            references: In memory, or a `ReferenceFile`.
+            embed: Makes the vectors of instructions and queries.
+            directory: Where vectors are stored; None keeps them in memory.
+            model: The name of the model behind `embed`.
+            on_progress: Called with the number of references embedded so far, and their total.
+            flat_max: With more references, the index is an inverted file.
         """
         self.references = references
         self._embed = embed
-        self._store = VectorStore(references, embed, directory, model, on_progress)
+        self._store = VectorStore(
+            references, embed, directory, model, on_progress, flat_max=flat_max
+        )
         self._lock = asyncio.Lock()
-        self._built: LoadedVectors | None = None
-        self._filtered: dict[str, Rows] = {}
-        self._sorted: tuple[NDArray[np.int64], Rows] | None = None
+        self._loaded: LoadedVectors | None = None
+        self._rows_by_filter: dict[str, Rows] = {}
+        # The keys of the instructions in ascending order, and the row of each.
+        self._sorted_keys: tuple[Keys, Rows] | None = None
 
     async def build(self) -> int:
-        """Build or load the vectors now. Returns the number of references."""
+        """Load the vectors, or make them. Returns the number of references.
+
+        Raises `IndexUnusable` if stored vectors cannot be used.
+        """
         if len(self.references):
-            await self._ready()
+            await self._ensure_loaded()
         return len(self.references)
 
     async def open(self) -> int:
-        """Load stored vectors without building any; see `build`. Raises `IndexUnusable`."""
+        """Load stored vectors and never make any; otherwise as `build`."""
         async with self._lock:
-            self._built = await self._store.load()
+            self._loaded = await self._store.load()
         return len(self.references)
 
     async def search(
         self, text: str, k: int, turn: tuple[int, int] | None = None, where: Where | None = None
     ) -> list[Reference]:
-        """At most `k` references for `text` by MMR; one whose instruction is `text` comes first."""
-        own = await self.find_own_row(text)
-        if own is not None and k == 1 and where is None:
-            return await self.read([own], [1.0])
-        candidates = await self.candidates(text, k, where, None if where else own)
+        """See `Search`. `where` restricts the search to references that pass this filter."""
+        own = None if where else (await asyncio.to_thread(self.find_own, [text]))[0]
+        if own is not None and k == 1:
+            return [with_score(own[1], 1.0)]
+        candidates = await self.candidates(text, k, where, own[0] if own else None)
         chosen = choose_by_mmr(candidates, k)
         rows = [candidates.rows[i] for i in chosen]
         return await self.read(rows, [candidates.scores[i] for i in chosen])
@@ -150,54 +143,56 @@ class ReferenceIndex:
     async def draw_other(
         self, reference: Reference, avoid: Collection[str], random_seed: int
     ) -> Reference | None:
-        """See `memory.index.Another`."""
+        """See `DrawOther`."""
         return await asyncio.to_thread(draw_other, self.references, reference, avoid, random_seed)
 
-    async def find_own_row(self, text: str) -> int | None:
-        """The first row whose instruction is `text`; None if there is none."""
-        if not len(self.references):
-            return None
-        (match,) = await asyncio.to_thread(self.find_own, [text])
-        return match[0] if match else None
-
     def find_own(self, texts: Sequence[str]) -> list[tuple[int, Reference] | None]:
-        """For each text the first row with it as instruction, and its reference. Blocks."""
+        """Find for each text the first row whose instruction it is, and its reference. Blocks."""
+        result: list[tuple[int, Reference] | None] = [None] * len(texts)
         if not len(self.references):
-            return [None] * len(texts)
-        if self._sorted is None:
+            return result
+        if self._sorted_keys is None:
             keys = instruction_keys(self.references)
             order = np.argsort(keys, kind="stable")
-            self._sorted = keys[order], order.astype(np.int64)
-        keys, order = self._sorted
+            self._sorted_keys = keys[order], order.astype(np.int64)
+        keys, order = self._sorted_keys
         wanted = np.array([instruction_key(text) for text in texts], np.int64)
         at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-        there = np.flatnonzero(keys[at] == wanted)
-        rows = [int(order[at[i]]) for i in there]
-        found: list[tuple[int, Reference] | None] = [None] * len(texts)
-        for i, row, reference in zip(there.tolist(), rows, self._read(rows), strict=True):
+        known = np.flatnonzero(keys[at] == wanted)
+        rows = [int(order[at[i]]) for i in known]
+        for i, row, reference in zip(known.tolist(), rows, self._read(rows), strict=True):
             if reference["instruction"].strip() == texts[i].strip():
-                found[i] = row, reference
-        return found
+                result[i] = row, reference
+        return result
 
     async def candidates(
         self, text: str, k: int, where: Where | None = None, own: int | None = None
     ) -> Candidates:
-        """The nearest references, several times as many as will be chosen; `own` comes first."""
-        none = Candidates([], np.zeros(0, np.float32), np.zeros((0, 1), np.float32), 0)
-        if not len(self.references) or k < 1:
-            return none
-        built = await self._ready()
-        query = await self._embed([text])
-        return await asyncio.to_thread(self._near, built, query, k, own, where) or none
+        """Return the references nearest to `text`, several times as many as will be chosen.
 
-    def _near(
-        self, built: LoadedVectors, query: Vectors, k: int, own: int | None, where: Where | None
+        The row `own` comes first.
+        """
+        if len(self.references) and k > 0:
+            loaded = await self._ensure_loaded()
+            query = await self._embed([text])
+            candidates = await asyncio.to_thread(self._search, loaded, query, k, own, where)
+            if candidates is not None:
+                return candidates
+        return Candidates([], np.zeros(0, np.float32), np.zeros((0, 1), np.float32), 0)
+
+    def _search(
+        self, loaded: LoadedVectors, query: Vectors, k: int, own: int | None, where: Where | None
     ) -> Candidates | None:
-        among = None if where is None else self._among(where)
-        if among is not None and not len(among):
-            return None
+        among = None
+        if where is not None:
+            key = repr(sorted((name, tuple(values)) for name, values in where.items()))
+            if key not in self._rows_by_filter:
+                self._rows_by_filter[key] = matching_rows(self.references, where)
+            among = self._rows_by_filter[key]
+            if not len(among):
+                return None
         pool = min(len(self.references), k * MMR_POOL)
-        _, hits, vectors = faiss_vectors.search_index(built.index, query, pool, built.probes, among)
+        _, hits, vectors = search_index(loaded.index, query, pool, loaded.probes, among)
         valid = hits[0] >= 0
         rows, near = hits[0][valid].tolist(), vectors[0][valid]
         if own is not None:
@@ -207,21 +202,14 @@ class ReferenceIndex:
             near = np.concatenate([query, near[others]])
         return Candidates(rows, near @ query[0], near, int(own is not None))
 
-    def _among(self, where: Where) -> Rows:
-        """The rows that pass a filter, computed once for each filter."""
-        key = repr(sorted((name, tuple(values)) for name, values in where.items()))
-        if key not in self._filtered:
-            self._filtered[key] = matching_rows(self.references, where)
-        return self._filtered[key]
-
-    async def _ready(self) -> LoadedVectors:
+    async def _ensure_loaded(self) -> LoadedVectors:
         async with self._lock:
-            if self._built is None:
-                self._built = await self._store.load_or_build()
-            return self._built
+            if self._loaded is None:
+                self._loaded = await self._store.load_or_build()
+            return self._loaded
 
     async def read(self, rows: Sequence[int], scores: Sequence[float]) -> list[Reference]:
-        """The references of some rows, with their scores."""
+        """Return the references of some rows, with their scores."""
         references = await asyncio.to_thread(self._read, rows)
         return [with_score(r, score) for r, score in zip(references, scores, strict=True)]
 
@@ -231,48 +219,28 @@ class ReferenceIndex:
         return [self.references[row] for row in rows]
 
 
-def with_score(reference: Reference, score: float) -> Reference:
-    """A reference with its similarity to the query."""
-    return {**reference, "score": round(float(score), 4)}
-
-
-def matching_rows(references: Sequence[Reference], where: Where) -> Rows:
-    """The rows whose fields have one of the accepted values. Blocks."""
-    unknown = set(where) - set(FILTERS)
-    if unknown:
-        raise ValueError(f"unknown filters {sorted(unknown)}; the filters are {FILTERS}")
-    fits = np.ones(len(references), bool)
-    for name, values in where.items():
-        wanted = set(values)
-        if isinstance(references, ReferenceFile):
-            column = references.column(name).to_pylist()
-        else:
-            column = [r.get(name) for r in references]
-        matches = [bool(wanted & set(v)) if isinstance(v, list) else v in wanted for v in column]
-        fits &= np.array(matches, bool)
-    return np.flatnonzero(fits).astype(np.int64)
-
-
 def choose_by_mmr(
     candidates: Candidates, k: int, allowed: Callable[[int], bool] = lambda row: True
 ) -> list[int]:
-    """The positions of k candidates by MMR; those not allowed only if there are too few others.
+    """Choose k candidates by MMR, and return their positions.
 
-    Candidates whose instruction is the text are chosen first, allowed or not.
+    Those not allowed are chosen only if there are too few others. A candidate whose instruction is
+    the text comes first, allowed or not.
     """
-    fit = [i for i, row in enumerate(candidates.rows) if i < candidates.own or allowed(row)]
-    if len(fit) < k:
-        fit += [i for i in range(len(candidates.rows)) if i not in set(fit)][: k - len(fit)]
+    usable = [i for i, row in enumerate(candidates.rows) if i < candidates.own or allowed(row)]
+    if len(usable) < k:
+        others = sorted(set(range(len(candidates.rows))) - set(usable))
+        usable += others[: k - len(usable)]
     own = list(range(min(candidates.own, k)))
-    picked = mmr(candidates.scores[fit], candidates.vectors[fit], k, own)
-    return [fit[i] for i in picked]
+    picked = mmr(candidates.scores[usable], candidates.vectors[usable], k, own)
+    return [usable[i] for i in picked]
 
 
 def mmr(scores: Vectors, vectors: Vectors, k: int, first: list[int]) -> list[int]:
-    """Choose k rows that are relevant and diverse (maximal marginal relevance).
+    """Choose k rows that are relevant and diverse, by maximal marginal relevance.
 
-    Each step takes the row with the greatest `0.7 * relevance - 0.3 * nearest chosen`
-    (Carbonell and Goldstein, SIGIR 1998). `first` is chosen before anything else.
+    Each step takes the row with the greatest `0.7 * score - 0.3 * cosine to the nearest chosen row`
+    (Carbonell and Goldstein, SIGIR 1998). The rows `first` are chosen before all others.
 
     >>> v = np.array([[1, 0], [1, 0], [0, 1]], dtype=np.float32)
     >>> mmr(np.array([0.9, 0.89, 0.5], dtype=np.float32), v, 2, [])
@@ -288,9 +256,61 @@ def mmr(scores: Vectors, vectors: Vectors, k: int, first: list[int]) -> list[int
     return chosen
 
 
+def matching_rows(references: Sequence[Reference], where: Where) -> Rows:
+    """Return the rows whose fields have one of the accepted values. Blocks.
+
+    Raises `ValueError` for a field that is not a filter.
+    """
+    unknown = set(where) - set(FILTERS)
+    if unknown:
+        raise ValueError(f"unknown filters {sorted(unknown)}; the filters are {FILTERS}")
+    passing = np.ones(len(references), bool)
+    for name, values in where.items():
+        wanted = set(values)
+        if isinstance(references, ReferenceFile):
+            column = references.column(name).to_pylist()
+        else:
+            column = [r.get(name) for r in references]
+        matches = [bool(wanted & set(v)) if isinstance(v, list) else v in wanted for v in column]
+        passing &= np.array(matches, bool)
+    return np.flatnonzero(passing).astype(np.int64)
+
+
+def with_score(reference: Reference, score: float) -> Reference:
+    """Return a copy of the reference with its similarity to the query."""
+    return {**reference, "score": round(float(score), 4)}
+
+
+def draw_other(
+    references: Sequence[Reference], reference: Reference, avoid: Collection[str], random_seed: int
+) -> Reference | None:
+    """Draw another reference for `reference`, if possible none whose id is in `avoid`.
+
+    The same arguments draw the same reference. None if there is no other. Blocks if the references
+    are in a file.
+
+    >>> pool = [{"id": i, "instruction": i, "response": i} for i in "abc"]
+    >>> draw_other(pool, pool[0], ("a", "b"), 0)["id"]
+    'c'
+    >>> draw_other(pool[:1], pool[0], (), 0) is None
+    True
+    """
+    fallback: Reference | None = None
+    for draw in range(MAX_DRAWS if len(references) > 1 else 0):
+        text = f"{random_seed}\x1f{reference['id']}\x1f{draw}"
+        digest = sha256(text.encode("utf-8", "replace")).digest()
+        drawn = references[int.from_bytes(digest[:8], "big") % len(references)]
+        if drawn["id"] == reference["id"]:
+            continue
+        if drawn["id"] not in avoid:
+            return drawn
+        fallback = fallback or drawn
+    return fallback or next((r for r in references if r["id"] != reference["id"]), None)
+
+
 @dataclass(frozen=True, slots=True)
 class AddResult:
-    """The numbers of references added, already known, and in total."""
+    """How many references were added, were already known, and are there now."""
 
     added: int
     known: int
@@ -300,25 +320,24 @@ class AddResult:
 async def add_references(
     directory: Path, new: Sequence[Reference], embed: Embed, model: str
 ) -> AddResult:
-    """Add references to the index in `directory`, which is made if there is none.
+    """Add references to the index in `directory`, which is created if needed.
 
-    One adds at a time, whatever the process. Who searches keeps what it has open, and sees the
-    new index once its manifest is there, whole. Raises `IndexUnusable` or `OSError`.
+    Only one process adds at a time. A process that searches keeps the index it has opened, and can
+    open the new one once its manifest is written. Raises `IndexUnusable` or `OSError`.
     """
     lock = await acquire_lock(directory, ".adding.lock")
     try:
-        before = await asyncio.to_thread(_open_current, directory)
-        known: Iterable[Reference] = before if before is not None else ()
-        rows = distinct(chain(known, new))
-        there = await asyncio.to_thread(_references_files, directory)
+        old = await asyncio.to_thread(_open_current, directory)
+        references = distinct(chain(() if old is None else old, new))
+        files = await asyncio.to_thread(_reference_files, directory)
         try:
-            references = await run_to_completion(write_references, directory, rows)
-            total = await ReferenceIndex(references, embed, directory, model).build()
+            file = await run_to_completion(write_references, directory, references)
+            total = await ReferenceIndex(file, embed, directory, model).build()
         finally:
-            await run_to_completion(_drop_unused, directory, there)
+            await run_to_completion(_remove_unused, directory, files)
     finally:
         await asyncio.to_thread(lock.release)
-    added = total - (0 if before is None else len(before))
+    added = total - (0 if old is None else len(old))
     return AddResult(added, len(new) - added, total)
 
 
@@ -326,15 +345,15 @@ def _open_current(directory: Path) -> ReferenceFile | None:
     return open_references(directory) if (directory / "index.json").exists() else None
 
 
-def _references_files(directory: Path) -> set[Path]:
+def _reference_files(directory: Path) -> set[Path]:
     return set(directory.glob("references-*.parquet"))
 
 
-def _drop_unused(directory: Path, there: set[Path]) -> None:
-    """Remove the references that have come since, where no index came to be built of them."""
+def _remove_unused(directory: Path, keep: set[Path]) -> None:
+    """Remove files of references written since, unless the index uses them."""
     manifest = directory / "index.json"
     if manifest.exists():
         used = json.loads(manifest.read_text(encoding="utf-8"))["references"]
-        there = {*there, directory / f"references-{used}.parquet"}
-    for path in _references_files(directory) - there:
+        keep = {*keep, directory / f"references-{used}.parquet"}
+    for path in _reference_files(directory) - keep:
         path.unlink(missing_ok=True)

@@ -36,24 +36,30 @@ from memory.store import (
     write_references,
 )
 
+# faiss's messages about which CPU build it loads look like errors in a server's log.
+logging.getLogger("faiss.loader").setLevel(logging.WARNING)
+
+# Row numbers of references; -1 where a search has no result.
 Rows = NDArray[np.int64]
 
 FLAT_INDEX_MAX = 50_000
 TRAINING_POINTS_PER_LIST = 48
-ADD_BATCH = 20_000
+BLOCK_ROWS = 20_000
+# The numbers of lists read by a search that are tried, and the recall of the 10 nearest that is
+# enough.
 PROBES = (4, 8, 16, 32, 64, 128, 256)
 TARGET_RECALL = 0.97
 RECALL_QUERIES = 200
 NEIGHBOURS = 10
 INDEX_FORMAT = 2
-EMBED_BATCH = 1024
+TEXTS_PER_BATCH = 1024
 HOW_TO_REBUILD = "Remove index.json there to rebuild it."
-_mapping = threading.Lock()
+_direct_map_lock = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
 class BuiltIndex:
-    """A new index: its kind, the lists a search reads, and the recall measured with them."""
+    """A new index: its kind, how many lists a search reads, and the recall measured with them."""
 
     index: Any
     kind: str
@@ -61,16 +67,15 @@ class BuiltIndex:
     recall: float
 
 
-# Its messages about which CPU build it loads look like errors in a server's log.
-logging.getLogger("faiss.loader").setLevel(logging.WARNING)
+def build_index(vectors: Vectors, flat_max: int = FLAT_INDEX_MAX) -> BuiltIndex:
+    """Build a flat index for up to `flat_max` vectors, else an inverted file. Blocks.
 
-
-def build_index(vectors: Vectors) -> BuiltIndex:
-    """Build the kind of index that suits the number of vectors. Blocks."""
+    `vectors`: shape (n, dimensions), unit length; may be a memory map.
+    """
     import faiss
 
     n, dimensions = vectors.shape
-    if n <= FLAT_INDEX_MAX:
+    if n <= flat_max:
         flat = faiss.IndexFlatIP(dimensions)
         _add(flat, vectors)
         return BuiltIndex(flat, "flat", 0, 1.0)
@@ -86,12 +91,12 @@ def build_index(vectors: Vectors) -> BuiltIndex:
 
 
 def _add(index: Any, vectors: Vectors) -> None:
-    for start in range(0, len(vectors), ADD_BATCH):
-        index.add(np.ascontiguousarray(vectors[start : start + ADD_BATCH], dtype=np.float32))
+    for start in range(0, len(vectors), BLOCK_ROWS):
+        index.add(np.ascontiguousarray(vectors[start : start + BLOCK_ROWS], dtype=np.float32))
 
 
 def _choose_probes(index: Any, vectors: Vectors, draw: np.random.Generator) -> tuple[int, float]:
-    """Return the least number of lists that reaches `TARGET_RECALL`, and its recall.
+    """Return the smallest of `PROBES` that reaches `TARGET_RECALL`, and its recall.
 
     Each query is a vector moved halfway toward another, so that it is near the data but not in it.
     """
@@ -101,8 +106,8 @@ def _choose_probes(index: Any, vectors: Vectors, draw: np.random.Generator) -> t
     truth = exact_search(vectors, queries, NEIGHBOURS)
     recall = 0.0
     for probes in PROBES:
-        found = search_index(index, queries, NEIGHBOURS, probes)[1]
-        hits = sum(len(set(a) & set(b)) for a, b in zip(found.tolist(), truth, strict=True))
+        rows = search_index(index, queries, NEIGHBOURS, probes)[1]
+        hits = sum(len(set(a) & set(b)) for a, b in zip(rows.tolist(), truth, strict=True))
         recall = hits / truth.size
         if recall >= TARGET_RECALL:
             break
@@ -113,20 +118,12 @@ def exact_search(vectors: Vectors, queries: Vectors, k: int) -> Rows:
     """Return the rows of the k nearest vectors of each query. Compares all, block by block."""
     best = np.full((len(queries), k), -np.inf, np.float32)
     rows = np.zeros((len(queries), k), np.int64)
-    for start in range(0, len(vectors), ADD_BATCH):
-        block = np.asarray(vectors[start : start + ADD_BATCH])
+    for start in range(0, len(vectors), BLOCK_ROWS):
+        block = np.asarray(vectors[start : start + BLOCK_ROWS])
         scores = np.concatenate([best, queries @ block.T], axis=1)
-        known = np.concatenate(
-            [
-                rows,
-                np.broadcast_to(np.arange(start, start + len(block)), (len(queries), len(block))),
-            ],
-            axis=1,
-        )
-        top = np.argpartition(-scores, k - 1, axis=1)[:, :k] if scores.shape[1] > k else None
-        if top is None:
-            best, rows = scores, known
-            continue
+        numbers = np.broadcast_to(np.arange(start, start + len(block)), (len(queries), len(block)))
+        known = np.concatenate([rows, numbers], axis=1)
+        top = np.argpartition(-scores, k - 1, axis=1)[:, :k]
         best, rows = np.take_along_axis(scores, top, 1), np.take_along_axis(known, top, 1)
     order = np.argsort(-best, axis=1, kind="stable")[:, :k]
     return np.take_along_axis(rows, order, 1)
@@ -150,10 +147,10 @@ def search_index(
         every = probes if among is None else index.nlist
         parameters = faiss.SearchParametersIVF(nprobe=every, sel=selector)  # type: ignore[call-arg]
     if among is None or not hasattr(index, "nprobe"):
-        found: tuple[Vectors, Rows, Vectors] = index.search_and_reconstruct(
+        result: tuple[Vectors, Rows, Vectors] = index.search_and_reconstruct(
             queries, k, params=parameters
         )
-        return found
+        return result
     # An inverted file cannot search a subset and reconstruct in one call.
     scores, rows = index.search(queries, k, params=parameters)
     return scores, rows, vectors_of(index, rows)
@@ -161,18 +158,18 @@ def search_index(
 
 def vectors_of(index: Any, rows: Rows) -> Vectors:
     """Return the stored vectors of rows (n, k); zeros for row -1. Blocks."""
-    with _mapping:
+    with _direct_map_lock:
         if hasattr(index, "direct_map") and index.direct_map.no():
             index.make_direct_map()
     out = np.zeros((*rows.shape, index.d), np.float32)
-    there = rows >= 0
-    if there.any():
-        out[there] = index.reconstruct_batch(rows[there])
+    valid = rows >= 0
+    if valid.any():
+        out[valid] = index.reconstruct_batch(rows[valid])
     return out
 
 
 def save_index(index: Any, path: Path) -> None:
-    """Write an index. Blocks; raises `RuntimeError` (faiss's) when it cannot be written."""
+    """Write an index. Blocks. faiss raises `RuntimeError` if it cannot be written."""
     import faiss
 
     faiss.write_index(index, str(path))
@@ -199,12 +196,12 @@ def open_for_adding(path: Path) -> Any:
 class KeyedVectors:
     """Looks up the vectors of an index by the keys of their texts."""
 
-    def __init__(self, index: Any, keys: NDArray[np.int64]) -> None:
+    def __init__(self, index: Any, keys: Keys) -> None:
         self._index = index
         self._order: Rows = np.argsort(keys, kind="stable").astype(np.int64)
         self._keys = np.asarray(keys)[self._order]
 
-    def rows(self, keys: NDArray[np.int64]) -> Rows:
+    def rows(self, keys: Keys) -> Rows:
         """Return the row of each key; -1 for an unknown one."""
         if not len(self._keys):
             return np.full(len(keys), -1, np.int64)
@@ -246,100 +243,110 @@ class VectorStore:
         embed: Embed,
         directory: Path | None,
         model: str,
-        on_progress: Callable[[int, int], None] | None,
+        on_progress: Callable[[int, int], None] | None = None,
+        *,
+        flat_max: int = FLAT_INDEX_MAX,
     ) -> None:
+        """See `memory.index.ReferenceIndex`."""
         self._references = references
         self._embed = embed
         self._directory = directory
         self._model = model
         self._on_progress = on_progress or (lambda done, total: None)
+        self._flat_max = flat_max
 
     async def load_or_build(self) -> LoadedVectors:
-        """Return the index, built if needed. Raises `IndexUnusable` for an unreadable one."""
+        """Load the stored index, or build one if there is none of these references.
+
+        Raises `IndexUnusable` if the stored one is damaged, or of another model or format.
+        """
         digest = await asyncio.to_thread(references_digest, self._references)
-        found = await asyncio.to_thread(self._load_current, digest)
-        if found is not None or self._directory is None:
-            return found or await self._rebuild(digest)
+        loaded = await asyncio.to_thread(self._load_current, digest)
+        if loaded is not None or self._directory is None:
+            return loaded or await self._update(digest)
         # One process builds; the others wait and load its index.
         lock = await acquire_lock(self._directory, ".building.lock")
         try:
-            return await asyncio.to_thread(self._load_current, digest) or await self._rebuild(
-                digest
-            )
+            loaded = await asyncio.to_thread(self._load_current, digest)
+            return loaded or await self._update(digest)
         finally:
             await asyncio.to_thread(lock.release)
 
     async def load(self) -> LoadedVectors:
-        """Return the stored index. Raises `IndexUnusable` when it is of other references.
+        """Load the stored index. Raises `IndexUnusable` also if it is of other references.
 
-        Workers that only search use this: building here would undo what another process adds.
+        Processes that only search use this: building here would undo what another one adds.
         """
         digest = await asyncio.to_thread(references_digest, self._references)
-        found = await asyncio.to_thread(self._load_current, digest)
-        if found is None:
+        loaded = await asyncio.to_thread(self._load_current, digest)
+        if loaded is None:
             raise IndexUnusable(
                 f"{self._directory}: the index belongs to other references. {HOW_TO_REBUILD}"
             )
-        return found
+        return loaded
 
     def _load_current(self, digest: str) -> LoadedVectors | None:
-        before = self._read_stored()
-        if before is None or before.manifest["references"] != digest:
+        stored = self._read_stored()
+        if stored is None or stored.manifest["references"] != digest:
             return None
-        return LoadedVectors(self._open_index(before), before.manifest["probes"])
+        return LoadedVectors(self._open_index(stored), stored.manifest["probes"])
 
-    async def _rebuild(self, digest: str) -> LoadedVectors:
-        before = await asyncio.to_thread(self._read_stored)
+    async def _update(self, digest: str) -> LoadedVectors:
+        """Add to the stored index if references were only appended; else build a new one."""
+        stored = await asyncio.to_thread(self._read_stored)
         keys = await asyncio.to_thread(instruction_keys, self._references)
-        has_lists = before is not None and before.manifest["kind"] != "flat"
-        if before is not None and has_lists and _is_prefix(before, keys):
-            return await self._grow(before, keys, digest)
-        return await self._build(before, keys, digest)
+        if stored is not None and stored.manifest["kind"] != "flat":
+            # The lists were trained on the stored vectors, so no more than those are added.
+            n = len(stored.keys)
+            if n < len(keys) <= 2 * n and np.array_equal(stored.keys, keys[:n]):
+                return await self._extend(stored, keys, digest)
+        return await self._build(stored, keys, digest)
 
-    async def _build(self, before: StoredVectors | None, keys: Keys, digest: str) -> LoadedVectors:
+    async def _build(self, stored: StoredVectors | None, keys: Keys, digest: str) -> LoadedVectors:
         """Collect stored and new vectors in a memory-mapped file, and build the index from them."""
-        file = await asyncio.to_thread(_scratch, self._directory)
+        file = await asyncio.to_thread(_open_scratch, self._directory)
         try:
-            matrix = await self._embed_all(file, before, keys)
-            built = await asyncio.to_thread(build_index, matrix)
+            vectors = await self._collect_vectors(file, stored, keys)
+            built = await asyncio.to_thread(build_index, vectors, self._flat_max)
             if self._directory is None:
                 return LoadedVectors(built.index, built.probes)
-            facts = {"kind": built.kind, "probes": built.probes, "recall": built.recall}
-            return await run_to_completion(self._save, built.index, keys, facts, digest, before)
+            search = {"kind": built.kind, "probes": built.probes, "recall": built.recall}
+            return await run_to_completion(self._save, built.index, keys, search, digest, stored)
         finally:
             await asyncio.to_thread(file.close)
 
-    async def _embed_all(self, file: Any, before: StoredVectors | None, keys: Keys) -> Vectors:
-        old: Any = await asyncio.to_thread(self._open_index, before) if before else None
-        stored = KeyedVectors(old, before.keys if before else np.zeros(0, np.int64))
-        matrix: Vectors | None = None
-        for start in range(0, len(keys), EMBED_BATCH):
-            rows = stored.rows(keys[start : start + EMBED_BATCH])
+    async def _collect_vectors(
+        self, file: Any, stored: StoredVectors | None, keys: Keys
+    ) -> Vectors:
+        """Return the vectors of all references, mapped to `file`; embeds those not stored."""
+        old: Any = await asyncio.to_thread(self._open_index, stored) if stored else None
+        known = KeyedVectors(old, stored.keys if stored else np.zeros(0, np.int64))
+        out: Any = None
+        for start in range(0, len(keys), TEXTS_PER_BATCH):
+            rows = known.rows(keys[start : start + TEXTS_PER_BATCH])
             new = np.flatnonzero(rows < 0)
             texts = await asyncio.to_thread(self._instructions, (new + start).tolist())
             vectors = await self._embed(texts) if texts else None
-            if matrix is None:
+            if out is None:
                 dimensions = old.d if vectors is None else vectors.shape[1]
                 shape = (len(keys), dimensions)
-                mapped = await asyncio.to_thread(np.memmap, file, np.float32, "w+", shape=shape)
-                matrix = mapped
-            await asyncio.to_thread(
-                stored.fill, matrix[start : start + EMBED_BATCH], rows, new, vectors
-            )
-            self._on_progress(min(start + EMBED_BATCH, len(keys)), len(keys))
-        assert matrix is not None
-        return matrix
+                out = await asyncio.to_thread(np.memmap, file, np.float32, "w+", shape=shape)
+            block = out[start : start + TEXTS_PER_BATCH]
+            await asyncio.to_thread(known.fill, block, rows, new, vectors)
+            self._on_progress(min(start + TEXTS_PER_BATCH, len(keys)), len(keys))
+        result: Vectors = out
+        return result
 
-    async def _grow(self, before: StoredVectors, keys: Keys, digest: str) -> LoadedVectors:
-        """Add the appended references to the trained lists."""
-        index = await asyncio.to_thread(open_for_adding, before.path)
-        for start in range(len(before.keys), len(keys), EMBED_BATCH):
-            rows = range(start, min(start + EMBED_BATCH, len(keys)))
+    async def _extend(self, stored: StoredVectors, keys: Keys, digest: str) -> LoadedVectors:
+        """Add the appended references to the stored index."""
+        index = await asyncio.to_thread(open_for_adding, stored.path)
+        for start in range(len(stored.keys), len(keys), TEXTS_PER_BATCH):
+            rows = range(start, min(start + TEXTS_PER_BATCH, len(keys)))
             texts = await asyncio.to_thread(self._instructions, rows)
             await asyncio.to_thread(index.add, await self._embed(texts))
             self._on_progress(rows.stop, len(keys))
-        facts = {name: before.manifest[name] for name in ("kind", "probes", "recall")}
-        return await run_to_completion(self._save, index, keys, facts, digest, before)
+        search = {name: stored.manifest[name] for name in ("kind", "probes", "recall")}
+        return await run_to_completion(self._save, index, keys, search, digest, stored)
 
     def _instructions(self, rows: Sequence[int]) -> list[str]:
         return [self._references[row]["instruction"] for row in rows]
@@ -353,9 +360,9 @@ class VectorStore:
             manifest = json.loads((directory / "index.json").read_text(encoding="utf-8"))
             if manifest["format"] != INDEX_FORMAT or manifest["embedding_model"] != self._model:
                 raise IndexUnusable(
-                    f"{directory}: the index has format {manifest['format']} and vectors of "
-                    f"{manifest['embedding_model']!r}; expected format {INDEX_FORMAT} and "
-                    f"{self._model!r}. {HOW_TO_REBUILD}"
+                    f"{directory}: the index is of embedding model {manifest['embedding_model']!r} "
+                    f"(format {manifest['format']}), not of {self._model!r} (format {INDEX_FORMAT})."
+                    f" {HOW_TO_REBUILD}"
                 )
             path = directory / manifest["vectors"]
             if path.stat().st_size != manifest["bytes"]:
@@ -370,11 +377,11 @@ class VectorStore:
             raise self._unusable(error) from error
         return StoredVectors(manifest, keys, path)
 
-    def _open_index(self, before: StoredVectors) -> Any:
+    def _open_index(self, stored: StoredVectors) -> Any:
         try:
-            index = open_mapped(before.path)
-            if index.ntotal != before.manifest["count"]:
-                raise ValueError(f"{index.ntotal} vectors of {before.manifest['count']}")
+            index = open_mapped(stored.path)
+            if index.ntotal != stored.manifest["count"]:
+                raise ValueError(f"{index.ntotal} vectors instead of {stored.manifest['count']}")
         except (OSError, ValueError, RuntimeError) as error:
             raise self._unusable(error) from error
         return index
@@ -389,9 +396,9 @@ class VectorStore:
         self,
         index: Any,
         keys: Keys,
-        facts: dict[str, Any],
+        search: dict[str, Any],
         digest: str,
-        before: StoredVectors | None,
+        stored: StoredVectors | None,
     ) -> LoadedVectors:
         """Write vectors and keys, then the manifest that names them. Each write is atomic.
 
@@ -420,17 +427,17 @@ class VectorStore:
             "vectors": vectors.name,
             "keys": key_file.name,
             "bytes": vectors.stat().st_size,
-            **facts,
+            **search,
         }
         staged = directory / "index.json.new"
         staged.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         os.replace(staged, directory / "index.json")
-        if before is not None:
-            self._sweep(directory, before.manifest, manifest)
-        return LoadedVectors(open_mapped(vectors), facts["probes"])
+        if stored is not None:
+            self._remove_replaced(directory, stored.manifest, manifest)
+        return LoadedVectors(open_mapped(vectors), search["probes"])
 
-    def _sweep(self, directory: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
-        """Remove the files that only the old manifest named; others may be another build's."""
+    def _remove_replaced(self, directory: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+        """Remove the files that only the old manifest names; others may be another build's."""
         for key in ("vectors", "keys"):
             if old[key] != new[key]:
                 (directory / Path(old[key]).name).unlink(missing_ok=True)
@@ -439,14 +446,8 @@ class VectorStore:
             (directory / Path(name).name).unlink(missing_ok=True)
 
 
-def _scratch(directory: Path | None) -> Any:
-    """Open an unnamed file for new vectors, in the index directory if there is one. Blocks."""
+def _open_scratch(directory: Path | None) -> Any:
+    """Open an unnamed file for vectors, in the index directory if there is one. Blocks."""
     if directory is not None:
         directory.mkdir(parents=True, exist_ok=True)
     return tempfile.TemporaryFile(dir=directory)
-
-
-def _is_prefix(before: StoredVectors, keys: Keys) -> bool:
-    """Tell whether references were only appended, at most as many as there were."""
-    m = len(before.keys)
-    return m < len(keys) <= 2 * m and bool(np.array_equal(before.keys, keys[:m]))

@@ -52,8 +52,10 @@ def references(n: int, key: str = "") -> list[dict]:
     return [reference(f"r{i}", f"{words(f'{key}{i}', 8)}?") for i in range(n)]
 
 
-def opened(given_, directory: Path | None = None, model: str = "m", embed=None) -> ReferenceIndex:
-    return ReferenceIndex(given_, embed or Counting(), directory, model)
+def opened(
+    given_, directory: Path | None = None, model: str = "m", embed=None, **options
+) -> ReferenceIndex:
+    return ReferenceIndex(given_, embed or Counting(), directory, model, **options)
 
 
 async def found_ids(index: ReferenceIndex, text: str, k: int) -> list[str]:
@@ -496,10 +498,8 @@ def clustered(n: int, dimensions: int = 16, seed: int = 0) -> np.ndarray:
     return (made / np.linalg.norm(made, axis=1, keepdims=True)).astype(np.float32)
 
 
-@pytest.fixture
-def few_are_many(monkeypatch):
-    """Lists are used from 500 vectors on, so that a test need not make 50,000."""
-    monkeypatch.setattr(faiss_vectors, "FLAT_INDEX_MAX", 500)
+# Lists are used from 500 vectors on, so that a test need not make 50,000.
+FLAT_MAX = 500
 
 
 @given(st.integers(1, 60), st.integers(1, 12), st.integers(0, 999))
@@ -516,9 +516,9 @@ def test_exact_search_in_blocks_is_brute_force(n, k, seed):
     )
 
 
-def test_many_vectors_are_put_in_lists_of_which_enough_are_searched(few_are_many, tmp_path):
+def test_many_vectors_are_put_in_lists_of_which_enough_are_searched(tmp_path):
     vectors = clustered(6000)
-    made = faiss_vectors.build_index(vectors)
+    made = faiss_vectors.build_index(vectors, FLAT_MAX)
     assert made.kind == "IVF310,SQ8"
     assert made.recall >= 0.97
     faiss_vectors.save_index(made.index, tmp_path / "x.faiss")
@@ -534,18 +534,18 @@ def test_many_vectors_are_put_in_lists_of_which_enough_are_searched(few_are_many
     assert set(rows[0].tolist()) == {*among.tolist(), -1}
 
 
-async def test_many_references_are_added_to_without_embedding_the_old_ones(few_are_many, tmp_path):
+async def test_many_references_are_added_to_without_embedding_the_old_ones(tmp_path):
     given_ = [reference(f"r{i}", words(f"many {i}", 6)) for i in range(900)]
-    await opened(given_[:880], tmp_path).build()
+    await opened(given_[:880], tmp_path, flat_max=FLAT_MAX).build()
     assert json.loads((tmp_path / "index.json").read_text())["kind"].startswith("IVF")
     embed = Counting()
-    index = opened(given_, tmp_path, embed=embed)
+    index = opened(given_, tmp_path, embed=embed, flat_max=FLAT_MAX)
     assert await index.build() == 900
     assert embed.texts == [r["instruction"] for r in given_[880:]]
     for r in given_[895:]:
         assert (await index.search(r["instruction"] + "!", 1))[0]["id"] == r["id"]
     embed = Counting()
-    await opened(given_[100:], tmp_path, embed=embed).build()
+    await opened(given_[100:], tmp_path, embed=embed, flat_max=FLAT_MAX).build()
     assert embed.texts == []
 
 

@@ -146,7 +146,7 @@ async def test_adding_none_changes_nothing(tmp_path):
 async def test_an_index_of_another_embedding_model_is_left_as_it_is(tmp_path):
     await add_references(tmp_path, some(2), letters, "m")
     before = files(tmp_path)
-    with pytest.raises(IndexUnusable, match="embedded by 'm'"):
+    with pytest.raises(IndexUnusable, match="embedding model 'm'"):
         await add_references(tmp_path, some(2, "x"), letters, "other")
     assert files(tmp_path) == before
 
