@@ -33,10 +33,10 @@ from nodes.inputs import (
     IndexerInput,
     IndexerOutput,
     IndexerState,
-    Input,
-    Output,
     SampleInput,
     SampleOutput,
+    SynthesizerInput,
+    SynthesizerOutput,
 )
 from nodes.llm import Complete
 from nodes.llm.endpoint import EndpointClient
@@ -83,7 +83,12 @@ def build_graph(
     async def sample(state: SampleState, runtime: Runtime[Context]) -> dict[str, Any]:
         return await run_sample(state, runtime, loop=loop, hooks=hooks, contamination=contamination)
 
-    builder = StateGraph(State, context_schema=Context, input_schema=Input, output_schema=Output)
+    builder = StateGraph(
+        State,
+        context_schema=Context,
+        input_schema=SynthesizerInput,
+        output_schema=SynthesizerOutput,
+    )
     builder.add_node(
         "retrieve",
         partial(retrieve, search=search, contamination=contamination),

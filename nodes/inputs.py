@@ -16,10 +16,10 @@ from memory.references import Reference, content_id
 from nodes.state import Attempt, Criterion, RejectionReason, ReviewOutcome, Seed, Status
 
 MAX_TEXT_LENGTH = 200_000
-MAX_REFERENCES = 20
+MAX_INPUT_REFERENCES = 20
 MAX_REFERENCES_ADDED = 1_000
 # More than any setting allows, rules included.
-MAX_CRITERIA = 100
+MAX_STATE_CRITERIA = 100
 
 
 class BadInput(ValueError):
@@ -88,12 +88,12 @@ ReferenceInputs = Annotated[
     Field(
         title="References",
         description="Pairs to learn from, in place of what the index has for the seed.",
-        max_length=MAX_REFERENCES,
+        max_length=MAX_INPUT_REFERENCES,
     ),
 ]
 
 
-class Input(TypedDict):
+class SynthesizerInput(TypedDict):
     """Input of the synthesizer: a seed, and references unless the index has them."""
 
     seed: Annotated[
@@ -102,7 +102,7 @@ class Input(TypedDict):
     references: NotRequired[ReferenceInputs]
 
 
-class Output(TypedDict):
+class SynthesizerOutput(TypedDict):
     """Output of the synthesizer."""
 
     samples: Annotated[
@@ -266,7 +266,7 @@ def check_list_sizes(state: Any) -> None:
 
     Each reference costs a call, and each criterion a part of one. Raises `BadInput`.
     """
-    for name, limit in (("references", MAX_REFERENCES), ("criteria", MAX_CRITERIA)):
+    for name, limit in (("references", MAX_INPUT_REFERENCES), ("criteria", MAX_STATE_CRITERIA)):
         value = state.get(name) or ()
         if not isinstance(value, Sequence) or len(value) > limit:
             raise BadInput(f"{name}: must be a list of at most {limit}")

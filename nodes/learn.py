@@ -15,7 +15,7 @@ from memory.embed import Embed
 from memory.references import Reference, content_id, reference_hash
 from nodes.context import Context
 from nodes.judge import fold_text
-from nodes.llm import Answer, AskResult, CallOrigin, Complete, ask, make_call
+from nodes.llm import Answer, CallOrigin, Complete, ask, make_call
 from nodes.state import Criterion, add_usage, no_usage
 from nodes.trial import try_criteria
 from prompts import render, version
@@ -72,7 +72,15 @@ async def learn(
     if context.learns_from_references:
         avoid: list[str] = []
         for draw in (0, 1):
-            result = await _ask(complete, context, origin, reference, avoid, draw)
+            messages = render(
+                "extract",
+                template=context.extract_prompt,
+                reference=reference,
+                most=MAX_CHARACTERISTICS,
+                avoid=avoid,
+            )
+            call = make_call("extract", messages, Extracted, context, origin, draw)
+            result = await ask(complete, call, Extracted)
             usage = add_usage(usage, result.usage)
             subjects = subjects or shorten_phrases(result.answer.subject_areas)
             skills = skills or shorten_phrases(result.answer.relevant_skills)
@@ -96,25 +104,6 @@ async def learn(
         "counts": trial.counts | {"proposed": proposed, "dropped": dropped},
         "usage": add_usage(usage, trial.usage),
     }
-
-
-async def _ask(
-    complete: Complete,
-    context: Context,
-    origin: CallOrigin,
-    reference: Reference,
-    avoid: Sequence[str],
-    draw: int,
-) -> AskResult[Extracted]:
-    messages = render(
-        "extract",
-        template=context.extract_prompt,
-        reference=reference,
-        most=MAX_CHARACTERISTICS,
-        avoid=avoid,
-    )
-    call = make_call("extract", messages, Extracted, context, origin, draw)
-    return await ask(complete, call, Extracted)
 
 
 def shorten_phrases(phrases: Sequence[str]) -> list[str]:

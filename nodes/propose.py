@@ -23,9 +23,7 @@ from prompts import render
 
 # An instruction may always be this long, in characters.
 MAX_LENGTH_FLOOR = 400
-_PROMPT_TALK = re.compile(
-    r"\b(?:the|original|given) (?:\w+ )?(?:seed|references?)\b", re.IGNORECASE
-)
+_SEED_TALK = re.compile(r"\b(?:the|original|given) (?:\w+ )?(?:seed|references?)\b", re.IGNORECASE)
 
 
 class Proposed(Answer):
@@ -201,5 +199,5 @@ def reads_as_instruction(text: str, examples: Sequence[str]) -> bool:
     """
     max_length = max(MAX_LENGTH_FLOOR, 3 * max(map(len, examples), default=0))
     has_placeholder = no_placeholder(RuleInput("", text, ()))["verdict"] == "fail"
-    talks_of_prompt = _PROMPT_TALK.search(text) and not any(map(_PROMPT_TALK.search, examples))
+    talks_of_prompt = _SEED_TALK.search(text) and not any(map(_SEED_TALK.search, examples))
     return len(text) <= max_length and not talks_of_prompt and not has_placeholder

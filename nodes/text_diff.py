@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterable, Sequence
 
 # A word and the space after it are one token, so that differences are whole words.
-_WORD = re.compile(r"\S+\s*|\s+")
-_LINE = re.compile(r"[^\n]*\n|[^\n]+")
+_WORD_UNIT = re.compile(r"\S+\s*|\s+")
+_LINE_UNIT = re.compile(r"[^\n]*\n|[^\n]+")
 MAX_TOKENS_COMPARED = 4_000
 MAX_LENGTH_COMPARED = 1_000_000
 
@@ -22,7 +22,7 @@ def diff(before: str, after: str) -> list[tuple[str, str]]:
 
     if before == after:
         return []
-    for unit in (_WORD, _LINE) if len(before) + len(after) <= MAX_LENGTH_COMPARED else ():
+    for unit in (_WORD_UNIT, _LINE_UNIT) if len(before) + len(after) <= MAX_LENGTH_COMPARED else ():
         old, new = unit.findall(before), unit.findall(after)
         first = Prefix.similarity(old, new)
         head, old, new = "".join(old[:first]), old[first:], new[first:]
