@@ -359,10 +359,11 @@ class VectorStore:
         try:
             manifest = json.loads((directory / "index.json").read_text(encoding="utf-8"))
             if manifest["format"] != INDEX_FORMAT or manifest["embedding_model"] != self._model:
+                model, index_format = manifest["embedding_model"], manifest["format"]
                 raise IndexUnusable(
-                    f"{directory}: the index is of embedding model {manifest['embedding_model']!r} "
-                    f"(format {manifest['format']}), not of {self._model!r} (format {INDEX_FORMAT})."
-                    f" {HOW_TO_REBUILD}"
+                    f"{directory}: the index is of embedding model {model!r} (format "
+                    f"{index_format}), not of {self._model!r} (format {INDEX_FORMAT}). "
+                    f"{HOW_TO_REBUILD}"
                 )
             path = directory / manifest["vectors"]
             if path.stat().st_size != manifest["bytes"]:
