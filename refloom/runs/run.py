@@ -51,7 +51,7 @@ from refloom.runs.scheduler import (
 )
 from refloom.settings import Settings
 
-# Passed to workers.
+# Workers get the keys that these variables hold.
 API_KEY_VARIABLES = ("OPENAI_API_KEY", "JUDGE_API_KEY")
 
 OnRecord = Callable[[Record], None]
@@ -104,7 +104,7 @@ def load_inputs(
 
 @dataclass(frozen=True)
 class ExecutorInputs:
-    """What executors are built from."""
+    """What a run's executor is built from, in this process or on workers."""
 
     settings: Settings
     inputs: RunInputs
@@ -116,7 +116,7 @@ class ExecutorInputs:
 
 
 def local_executor(parts: ExecutorInputs, embed: Embed | None) -> LocalExecutor:
-    """The graph with the run's scheduler, journal and limits."""
+    """An executor whose graph uses the run's scheduler, journal and limits directly."""
     settings, recorder = parts.settings, parts.recorder
     embed = embed or Embedder(settings.embedding_model)
     memory = parts.references.path.parent
@@ -146,25 +146,21 @@ async def open_pool(
 ) -> AsyncIterator[WorkerPool]:
     """Start the workers of a pool; without a `starter` on Ray, connected while this is open."""
     settings = parts.settings
+    worker_config = {
+        "settings": settings.model_dump(mode="json"),
+        "keys": {name: os.environ.get(name, "") for name in API_KEY_VARIABLES},
+        "references": str(parts.references.path.absolute()),
+        "resumed": parts.recorder.resumed,
+    }
     async with AsyncExitStack() as stack:
         if starter is None:
             await asyncio.to_thread(ray.connect, settings.ray_address, settings.worker_count)
             stack.push_async_callback(asyncio.to_thread, ray.disconnect)
             starter = ray.worker_starter
-        start_worker = starter(worker_config(parts), parts.inputs.contamination)
+        start_worker = starter(worker_config, parts.inputs.contamination)
         stack.push_async_callback(pool.aclose)
         await pool.begin(start_worker, parts.recorder, parts.quota, parts.store, parts.learned)
         yield pool
-
-
-def worker_config(parts: ExecutorInputs) -> dict[str, Any]:
-    """What a worker needs to know, API keys among it."""
-    return {
-        "settings": parts.settings.model_dump(mode="json"),
-        "keys": {name: os.environ.get(name, "") for name in API_KEY_VARIABLES},
-        "references": str(parts.references.path.absolute()),
-        "resumed": parts.recorder.resumed,
-    }
 
 
 @dataclass
@@ -327,8 +323,10 @@ class Run:
             learned = Characteristics(store, record_learned(journal))
             stack.push_async_callback(learned.aclose)
             parts = ExecutorInputs(settings, inputs, references, recorder, quota, store, learned)
-            executor: Executor = local_executor(parts, self.tools.embed)
-            if pool is not None:
+            executor: Executor
+            if pool is None:
+                executor = local_executor(parts, self.tools.embed)
+            else:
                 executor = await stack.enter_async_context(
                     open_pool(parts, pool, self.tools.worker_starter)
                 )
