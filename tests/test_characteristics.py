@@ -8,7 +8,6 @@ import threading
 import pytest
 from langgraph.store.memory import InMemoryStore
 
-from memory import characteristics
 from memory.characteristics import CACHE_SIZE, NAMESPACE, Characteristics, open_store
 from memory.references import IndexUnusable
 
@@ -256,12 +255,11 @@ async def test_an_entry_that_is_no_longer_in_memory_is_read_from_the_file(tmp_pa
     async with open_store(tmp_path) as store:
         for n in (*range(CACHE_SIZE + 5), 0, 1):
             assert (await store.aget(NAMESPACE, f"k{n}")).value == {"n": n}
-        assert len(store._recent) == CACHE_SIZE
+        assert len(store._cache) == CACHE_SIZE
 
 
-async def test_what_another_run_adds_to_a_shared_file_is_found(tmp_path, monkeypatch):
-    monkeypatch.setattr(characteristics, "RESCAN_S", 0.0)
-    async with open_store(tmp_path) as one:
+async def test_what_another_run_adds_to_a_shared_file_is_found(tmp_path):
+    async with open_store(tmp_path, rescan_s=0) as one:
         async with open_store(tmp_path) as other:
             await other.aput(NAMESPACE, "k", {"n": 1}, index=False)
         assert (await one.aget(NAMESPACE, "k")).value == {"n": 1}

@@ -468,7 +468,7 @@ def test_nothing_is_closed_under_a_thread_that_reads(tmp_path):
             return kept._connection.execute(slow, (300_000,)).fetchall()
 
     def read_store():
-        with store._reading:
+        with store._reader_lock:
             return store._reader.execute(slow, (300_000,)).fetchall()
 
     reads = {journal: lambda: journal.read(slow, 300_000), kept: read_kept, store: read_store}

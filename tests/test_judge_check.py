@@ -287,7 +287,7 @@ async def test_bars_are_those_of_the_runs_own_trials(tmp_path):
     model = ScriptedModel(odds=odds)
     await finish_run(tmp_path / "run", model, SEEDS[:4], given=REFERENCES[:4], **settings)
     async with open_store(tmp_path / "run" / "memory") as store:
-        assert len(store._known) == 4
+        assert len(store._known_keys) == 4
     good = good_in(tmp_path / "run")
 
     def later(call: Call) -> float:
