@@ -16,7 +16,7 @@ from pydantic import Field
 
 from memory.references import Reference, content_id, reference_hash
 from nodes.context import Context
-from nodes.llm import Answer, AskResult, CallOrigin, Complete, ask, make_call
+from nodes.llm import Answer, AskResult, CallFailed, CallOrigin, Complete, ask, make_call
 from nodes.state import Attempt, SampleState, add_usage
 from prompts import render, version
 
@@ -76,14 +76,24 @@ async def collect_feedback(
     """Ask for feedback on a reference's instruction and on its response. Raises `CallFailed`."""
     origin = CallOrigin(f"reference {reference['id']}", "", origin.order)
 
-    async def ask_about(part: str, draw: int) -> AskResult[Feedback]:
+    async def ask_about(part: str, draw: int) -> AskResult[Feedback] | CallFailed:
         messages = render(f"feedback_{part}", reference=reference)
         call = make_call("feedback", messages, Feedback, context, origin, draw)
-        return await ask(complete, call, Feedback)
+        try:
+            return await ask(complete, call, Feedback)
+        except CallFailed as error:
+            return error
 
     on_instruction, on_response = await asyncio.gather(
         ask_about("instruction", 0), ask_about("response", 1)
     )
+    usage = add_usage(on_instruction.usage, on_response.usage)
+    if isinstance(on_instruction, CallFailed):
+        on_instruction.usage = usage
+        raise on_instruction
+    if isinstance(on_response, CallFailed):
+        on_response.usage = usage
+        raise on_response
     points = [text.strip() for text in on_instruction.answer.feedback if text.strip()] or [""]
     return {
         "reference_id": reference["id"],
@@ -95,7 +105,7 @@ async def collect_feedback(
         "answers_bar": None,
         "topic_bar": None,
         "counts": {"proposed": 0, "earned": 0, "demoted": 0, "dropped": 0},
-        "usage": add_usage(on_instruction.usage, on_response.usage),
+        "usage": usage,
     }
 
 

@@ -15,7 +15,7 @@ from memory.embed import Embed
 from memory.references import Reference, content_id, reference_hash
 from nodes.context import Context
 from nodes.judge import fold_text
-from nodes.llm import Answer, CallOrigin, Complete, ask, make_call
+from nodes.llm import Answer, CallFailed, CallOrigin, Complete, ask, make_call
 from nodes.state import Criterion, add_usage, no_usage
 from nodes.trial import try_criteria
 from prompts import render, version
@@ -69,9 +69,12 @@ async def learn(
     skills: list[str] = []
     criteria: list[Criterion] = []
     proposed = 0
-    if context.learns_from_references:
-        avoid: list[str] = []
-        for draw in (0, 1):
+    # If all characteristics are topical they are asked for again, but only a model that can learn
+    # from being told: a small one gives the same answer again.
+    asks = 2 if context.try_criteria and context.method != "logodds" else 1
+    avoid: list[str] = []
+    try:
+        for draw in range(asks if context.learns_from_references else 0):
             messages = render(
                 "extract",
                 template=context.extract_prompt,
@@ -87,12 +90,13 @@ async def learn(
             proposed += len(result.answer.characteristics)
             founded = [c for c in result.answer.characteristics if _is_founded(c, reference)]
             criteria = _to_criteria(founded, reference)
-            # Ask again only if all of them were topical, and only a model that can learn from being
-            # told: a small one gives the same answer again.
-            if criteria or not founded or not context.try_criteria or context.method == "logodds":
+            if criteria or not founded:
                 break
             avoid = [c.text for c in founded]
-    trial = await try_criteria(complete, embed, context, origin, reference, criteria)
+        trial = await try_criteria(complete, embed, context, origin, reference, criteria)
+    except CallFailed as error:
+        error.usage = add_usage(usage, error.usage)
+        raise
     dropped = proposed - len(criteria) + trial.counts["dropped"]
     return {
         "reference_id": reference["id"],

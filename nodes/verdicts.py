@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from nodes.context import Context
 from nodes.criteria import NOT_CONTAMINATED_ID
 from nodes.judge import JudgeResult
+from nodes.llm import CallFailed
 from nodes.state import Attempt, Criterion, RejectionReason, Status, Verdict, add_usage
 
 # Attempts without progress after which a sample is rejected.
@@ -154,7 +155,8 @@ async def vote(
 ) -> JudgeResult:
     """Replace each verdict that decides alone by the majority of `judge_votes`; a draw fails.
 
-    By log-odds a repeated question has the same answer, so nothing is asked again.
+    By log-odds a repeated question has the same answer, so nothing is asked again. Raises
+    `CallFailed`.
     """
     if context.judge_votes < 2 or context.method == "logodds":
         return judged
@@ -169,7 +171,11 @@ async def vote(
         if verdict["criterion_id"] in votes:
             votes[verdict["criterion_id"]].append(verdict)
     for number in range(1, context.judge_votes):
-        again = await ask_again(repeated, number)
+        try:
+            again = await ask_again(repeated, number)
+        except CallFailed as error:
+            error.usage = add_usage(usage, error.usage)
+            raise
         usage = add_usage(usage, again.usage)
         for verdict in again.verdicts:
             votes[verdict["criterion_id"]].append(verdict)

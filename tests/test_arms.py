@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from graph.builder import build_graph
 from memory.index import draw_other
 from nodes.context import Context
+from nodes.criteria import ANSWERS_ID
 from nodes.critique import DRAWS_PER_VOTE
 from nodes.judge import JudgeResult
 from nodes.llm import CallFailed
@@ -216,6 +217,18 @@ async def test_only_a_verdict_that_decides_alone_is_asked_again(passing, calls):
     assert Context.model_fields["max_attempts"].metadata[1].le < DRAWS_PER_VOTE
 
 
+async def test_a_vote_that_fails_loses_no_usage_of_the_first_verdicts():
+    def critique(call):
+        if stages(model).count("critique") > 1:
+            return CallFailed("critique", "bad_request", "no")
+        return verdicts(prompt_of(call), lambda id_: "fail" if id_ == ANSWERS_ID else "pass")
+
+    model = ScriptedModel(critique=critique)
+    (record,) = await made(model, judge_votes=3)
+    # A draft and its first verdicts.
+    assert (record["status"], record["usage"]["calls"]) == ("failed", 2)
+
+
 async def test_by_log_odds_nothing_is_put_to_the_vote():
     async def never(criteria, number):
         raise AssertionError("asked")
@@ -302,6 +315,15 @@ async def test_a_reference_without_feedback_fails_its_seed():
     model = ScriptedModel(feedback=lambda call: CallFailed("feedback", "refused", "no"))
     (record,) = await made(model, pipeline="refed")
     assert (record["status"], record["error"]["stage"]) == ("failed", "feedback")
+
+
+async def test_when_one_kind_of_feedback_fails_the_usage_of_the_other_counts():
+    failures = [CallFailed("feedback", "refused", "no")]
+    model = ScriptedModel(
+        feedback=lambda call: failures.pop() if failures else {"feedback": ["one", "two"]}
+    )
+    (record,) = await made(model, pipeline="refed")
+    assert (record["status"], record["usage"]["calls"]) == ("failed", 1)
 
 
 def test_the_schema_of_an_improvement_asks_for_every_key_and_has_no_default():

@@ -177,6 +177,14 @@ async def test_a_failure_in_a_later_round_keeps_what_there_was():
     assert sample["usage"]["calls"] == 2
 
 
+async def test_a_trial_that_fails_loses_no_usage_of_the_extraction():
+    model = ScriptedModel(critique=lambda call: CallFailed("critique", "bad_request", "no"))
+    out = await run(model, try_criteria=True)
+    (sample,) = out["samples"]
+    assert (sample["status"], sample["error"]["stage"]) == ("failed", "critique")
+    assert sample["usage"]["calls"] == 1
+
+
 async def test_a_seed_whose_references_cannot_be_learned_from_fails_without_an_instruction():
     model = ScriptedModel(extract=lambda call: CallFailed("extract", "refused", "no"))
     out = await run(model)
