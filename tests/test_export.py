@@ -222,7 +222,9 @@ def test_every_format_gives_back_every_text_through_the_datasets_library(tmp_pat
     cache = {"cache_dir": str(tmp_path / "cache")}
     found = datasets.load_dataset(kind, data_files=str(path), split="train", **cache)
     assert len(found) == count >= len(NASTY)
-    assert [texts_in(row) for row in found] == [texts_in(row) for _, row in format_rows(made, format_)]
+    assert [texts_in(row) for row in found] == [
+        texts_in(row) for _, row in format_rows(made, format_)
+    ]
     texts = {text.encode() for row in found for text in texts_in(row)}
     assert {f"{text[:500]}?".encode() for text in NASTY.values()} <= texts
     assert {f"{text}!".encode() for text in NASTY.values()} <= texts

@@ -532,7 +532,9 @@ def test_a_missing_path_without_a_suffix_is_named(tmp_path):
 def test_a_file_of_an_unknown_kind_is_refused_with_those_that_are_known(tmp_path):
     path = tmp_path / "g.xlsx"
     path.write_bytes(b"PK")
-    with pytest.raises(InputError, match=r"g\.xlsx: unknown kind of file; known kinds are .*\.parquet"):
+    with pytest.raises(
+        InputError, match=r"g\.xlsx: unknown kind of file; known kinds are .*\.parquet"
+    ):
         seeds(path)
 
 
