@@ -13,7 +13,7 @@ from pathlib import Path
 from memory.embed import Embed, Embedder
 from memory.index import AddResult, ReferenceIndex, add_references
 from memory.references import IndexUnusable, Reference
-from memory.store import open_references
+from memory.store import open_reference_file
 from memory.weights import DEFAULT_MODEL
 
 # Modification time, inode and size of an index's manifest; empty without one.
@@ -42,7 +42,7 @@ def default_references() -> tuple[Sequence[Reference], Path | None]:
     """
     directory = index_directory()
     if directory is not None:
-        return open_references(directory), directory
+        return open_reference_file(directory), directory
     text = files("refloom").joinpath("resources/demo/references.jsonl").read_text(encoding="utf-8")
     return [json.loads(line) for line in text.splitlines()], None
 

@@ -61,9 +61,9 @@ def needs_review(
 
 
 def is_borderline(status: str, criteria: Sequence[Criterion], attempt: Attempt) -> bool:
-    """Whether a sample was accepted although a verdict did not pass, or rejected for a single one.
+    """Whether a sample was accepted against a verdict of the judge, or rejected for a single must.
 
-    Verdicts are the judge's; by log-odds also if a `must` came out near its bar.
+    By log-odds also if a `must` came out near its bar.
     """
     verdicts = {v["criterion_id"]: v for v in attempt["verdicts"]}
     musts = [c for c in criteria if c["must"]]
@@ -104,11 +104,7 @@ def review_question(
     """
     review = record["review"]
     fields = {name: value for name, value in record.items() if name != "review"}
-    text = (
-        f"{problem} {ANSWER_FORMAT}"
-        if problem
-        else f"Is this sample good enough to train on? {ANSWER_FORMAT}"
-    )
+    text = f"{problem or 'Is this sample good enough to train on?'} {ANSWER_FORMAT}"
     sample = {**fields, "status": review["proposed"], "reason": review["proposed_reason"]}
     return {"question": text, "sample": sample, "references": list(references)}
 
