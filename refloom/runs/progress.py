@@ -30,7 +30,9 @@ MAX_COUNTED = 400
 MAX_COUNTED_CHARS = 200
 
 # Control characters that a terminal obeys, and lone surrogates, which cannot be written at all.
-_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_TERMINAL_CONTROLS = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 
 
 @dataclass(frozen=True)
@@ -185,7 +187,7 @@ def format_troubles(view: ProgressView) -> list[str]:
 
 def escape_controls(text: str) -> str:
     """Return untrusted text without control characters; line breaks stay."""
-    return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text)
+    return _TERMINAL_CONTROLS.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def one_line(text: str) -> str:

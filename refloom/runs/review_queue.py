@@ -64,7 +64,7 @@ class ReviewQueue:
     def counts(self) -> dict[str, int]:
         """The numbers of waiting and of decided samples."""
         with closing(connect_read_only(self.path)) as connection:
-            return _counts(connection)
+            return _count_reviews(connection)
 
     def queue(self) -> dict[str, Any]:
         """The first `MAX_LISTED_SAMPLES` waiting samples in slot order, and the counts."""
@@ -74,7 +74,7 @@ class ReviewQueue:
         )
         with closing(connect_read_only(self.path)) as connection:
             rows = connection.execute(sql, (MAX_LISTED_SAMPLES,)).fetchall()
-            counts = _counts(connection)
+            counts = _count_reviews(connection)
         return {**counts, "items": [_list_entry(id_, json.loads(entry)) for id_, entry in rows]}
 
     def item(self, id_: str) -> dict[str, Any]:
@@ -108,7 +108,7 @@ class ReviewQueue:
                 "INSERT OR REPLACE INTO samples VALUES (?, ?, ?, ?, ?)",
                 (*slot, record["status"], line),
             )
-            return _counts(connection)
+            return _count_reviews(connection)
 
     def undo(self, id_: str) -> dict[str, int]:
         """Undo a decision: the sample waits again. Raises `UnknownSample`."""
@@ -116,7 +116,7 @@ class ReviewQueue:
             slot, _ = _read_entry(connection, id_)
             sql = "DELETE FROM samples WHERE round = ? AND position = ? AND slot = ?"
             connection.execute(sql, slot)
-            return _counts(connection)
+            return _count_reviews(connection)
 
 
 def _read_entry(connection: sqlite3.Connection, id_: str) -> tuple[tuple[int, int, int], str]:
@@ -127,10 +127,10 @@ def _read_entry(connection: sqlite3.Connection, id_: str) -> tuple[tuple[int, in
     return row[:3], row[3]
 
 
-def _counts(connection: sqlite3.Connection) -> dict[str, int]:
-    (all_,) = connection.execute("SELECT count(*) FROM reviews").fetchone()
+def _count_reviews(connection: sqlite3.Connection) -> dict[str, int]:
+    (total,) = connection.execute("SELECT count(*) FROM reviews").fetchone()
     waiting = count_pending(connection)
-    return {"waiting": waiting, "decided": all_ - waiting}
+    return {"waiting": waiting, "decided": total - waiting}
 
 
 def _list_entry(id_: str, entry: dict[str, Any]) -> dict[str, Any]:
