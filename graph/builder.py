@@ -83,46 +83,32 @@ def build_graph(
     async def sample(state: SampleState, runtime: Runtime[Context]) -> dict[str, Any]:
         return await run_sample(state, runtime, loop=loop, hooks=hooks, contamination=contamination)
 
+    retrieving = partial(retrieve, search=search, contamination=contamination)
+    extracting = partial(
+        extract,
+        complete=complete,
+        embed=embed,
+        characteristics=characteristics,
+        draw_other=draw_other,
+    )
+    proposing = partial(propose, complete=complete, hooks=hooks)
+    reviewing = partial(review, contamination=contamination)
     builder = StateGraph(
         State,
         context_schema=Context,
         input_schema=SynthesizerInput,
         output_schema=SynthesizerOutput,
     )
-    builder.add_node(
-        "retrieve",
-        partial(retrieve, search=search, contamination=contamination),
-        metadata=describe_node(retrieve),
-    )
-    builder.add_node(
-        "extract",
-        skip_if_ended(
-            partial(
-                extract,
-                complete=complete,
-                embed=embed,
-                characteristics=characteristics,
-                draw_other=draw_other,
-            )
-        ),
-        metadata=describe_node(extract),
-    )
-    builder.add_node(
-        "propose",
-        skip_if_ended(partial(propose, complete=complete, hooks=hooks)),
-        metadata=describe_node(propose),
-    )
+    builder.add_node("retrieve", retrieving, metadata=describe_node(retrieve))
+    builder.add_node("extract", skip_if_ended(extracting), metadata=describe_node(extract))
+    builder.add_node("propose", skip_if_ended(proposing), metadata=describe_node(propose))
     builder.add_node("sample", sample, metadata=describe_node(run_sample))
     builder.add_edge(START, "retrieve")
     builder.add_edge("retrieve", "extract")
     builder.add_edge("extract", "propose")
     builder.add_conditional_edges("propose", Route(after_propose), ["sample"])
     if hooks.interrupts:
-        builder.add_node(
-            "review",
-            partial(review, contamination=contamination),
-            metadata=describe_node(review),
-        )
+        builder.add_node("review", reviewing, metadata=describe_node(review))
         builder.add_conditional_edges("sample", Route(after_sample), ["review", END])
         builder.add_edge("review", END)
     else:
@@ -146,23 +132,12 @@ def build_sample(
     complete, embed = complete or EndpointClient(), embed or shared_embedder()
     schemas = {} if inner else {"input_schema": SampleInput, "output_schema": SampleOutput}
     builder = StateGraph(SampleState, context_schema=Context, **schemas)
-    builder.add_node(
-        "generate",
-        catch_call_failure(partial(generate, complete=complete)),
-        metadata=describe_node(generate),
-    )
-    builder.add_node(
-        "critique",
-        catch_call_failure(
-            partial(critique, complete=complete, embed=embed, contamination=contamination)
-        ),
-        metadata=describe_node(critique),
-    )
-    builder.add_node(
-        "refine",
-        catch_call_failure(partial(refine, complete=complete)),
-        metadata=describe_node(refine),
-    )
+    generating = partial(generate, complete=complete)
+    critiquing = partial(critique, complete=complete, embed=embed, contamination=contamination)
+    refining = partial(refine, complete=complete)
+    builder.add_node("generate", catch_call_failure(generating), metadata=describe_node(generate))
+    builder.add_node("critique", catch_call_failure(critiquing), metadata=describe_node(critique))
+    builder.add_node("refine", catch_call_failure(refining), metadata=describe_node(refine))
     builder.add_edge("generate", "critique")
     builder.add_edge("refine", "critique")
     if inner:
@@ -170,11 +145,8 @@ def build_sample(
         builder.add_conditional_edges("critique", Route(after_critique), ["refine", END])
     else:
         builder.add_node("begin", begin, metadata=describe_node(begin))
-        builder.add_node(
-            "review",
-            partial(review_one, contamination=contamination),
-            metadata=describe_node(review),
-        )
+        reviewing = partial(review_one, contamination=contamination)
+        builder.add_node("review", reviewing, metadata=describe_node(review))
         builder.add_edge(START, "begin")
         builder.add_edge("begin", "generate")
         builder.add_conditional_edges("critique", after_critique_alone)
