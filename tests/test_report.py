@@ -20,11 +20,11 @@ from memory.novelty import rouge_matrix
 from memory.store import write_references
 from memory.weights import WeightsUnavailable
 from nodes.llm import CallFailed
-from refloom.data.record_stats import measure_diversity
+from refloom.data.record_stats import HashSample, measure_diversity
 from refloom.errors import InputError, JournalError
 from refloom.evaluation.report import report
 from refloom.evaluation.report.charts import bin_counts, bin_shares, round_edges
-from refloom.evaluation.report.collect import Draw, collect_run, sample_references
+from refloom.evaluation.report.collect import collect_run, sample_references
 from refloom.evaluation.report.diversity import (
     coverage,
     evenness,
@@ -184,10 +184,10 @@ def test_a_draw_does_not_depend_on_the_order():
     items = [(i * 7919 % 1000, f"row {i}") for i in range(1000)]
     drawn = []
     for order in (items, items[::-1]):
-        draw = Draw[str](10)
+        sample = HashSample[str](10)
         for digest, item in order:
-            draw.offer(digest, item)
-        drawn.append(draw.drawn())
+            sample.add(digest, item)
+        drawn.append(sample.items())
     assert drawn[0] == drawn[1] == [item for _, item in sorted(items)[:10]]
 
 

@@ -117,7 +117,7 @@ def _card_values(run: RunJson, facts: RecordStats) -> dict[str, Any]:
     settings, counts, reading = run["settings"], run["counts"], run["reading"]
     judge = settings["judge_model"] or settings["model"]
     again = rerun_command(run)
-    shown = [_criterion_row(passing) for passing in facts.passing(MAX_CRITERIA_SHOWN)]
+    shown = [_criterion_row(stats) for stats in facts.top_criteria(MAX_CRITERIA_SHOWN)]
     log_odds = (settings["judge_method"] or ("logodds" if is_embedded(judge) else "verdict")) != (
         "verdict"
     )
@@ -132,14 +132,14 @@ def _card_values(run: RunJson, facts: RecordStats) -> dict[str, Any]:
         "how_judged": "the log-odds of one-token answers" if log_odds else "written verdicts",
         "embedded": is_embedded(settings["model"]),
         "shapes": _join_counts(reading["references"]["shapes"]),
-        "reviews": facts.reviewed,
+        "reviews": facts.review_summary,
         "reasons": _join_counts(facts.reasons),
         "errors": _join_counts(facts.errors),
         "lengths": _length_rows(facts),
         "attempts": ", ".join(f"{n:,} at attempt {at}" for at, n in sorted(facts.attempts.items())),
-        "diversity": measure_diversity(facts.sample),
+        "diversity": measure_diversity(facts.sample.items()),
         "criteria": shown,
-        "more_criteria": len(facts.passing(len(facts.criteria))) - len(shown),
+        "more_criteria": len(facts.top_criteria(len(facts.criteria))) - len(shown),
         "benchmarks": ", ".join(map(_short_name, settings["benchmark"])),
         "cost": _format_cost(run["cost_usd"], counts["accepted"]),
         "command": again,

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from memory.novelty import rouge_matrix, tokens
 from nodes.criteria import NOT_CONTAMINATED_ID
@@ -20,26 +20,64 @@ MAX_HITS = 200
 MAX_CRITERIA_COUNTED = 20_000
 
 
+T = TypeVar("T")
+
+
+class HashSample(Generic[T]):
+    """The `size` items with the smallest hashes.
+
+    It is a random sample that depends neither on the order of the items nor on a random state.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        # A heap of the negated hash, the item's number, which decides among equal hashes, and it.
+        self._heap: list[tuple[int, int, T]] = []
+        self._seen = 0
+
+    def add(self, digest: int, item: T) -> None:
+        """Take the item if its hash is among the smallest so far."""
+        self._seen += 1
+        entry = (-digest, -self._seen, item)
+        if len(self._heap) < self._size:
+            heapq.heappush(self._heap, entry)
+        else:
+            heapq.heappushpop(self._heap, entry)
+
+    def items(self) -> list[T]:
+        """The items, smallest hash first: the first n of them are a sample of n."""
+        return [item for _, _, item in sorted(self._heap, key=lambda e: e[:2], reverse=True)]
+
+
+def hash_id(id_: str) -> int:
+    """The hash by which a record is sampled: the first 64 bits of its id's SHA-256."""
+    return int.from_bytes(sha256(id_.encode("utf-8", "replace")).digest()[:8], "big")
+
+
 @dataclass(slots=True)
 class CriterionStats:
-    """Verdicts on a criterion at the first and at the last attempt; `drawn`: from a reference."""
+    """Counts of the verdicts on a criterion at the first and at the last attempt."""
 
     text: str
     must: bool
     judged_by: str
-    drawn: bool
+    from_reference: bool
     first: Counter[str] = field(default_factory=Counter)
     last: Counter[str] = field(default_factory=Counter)
 
     @property
-    def times(self) -> int:
+    def judged(self) -> int:
         """The number of samples in which it was judged."""
         return sum(n for outcome, n in self.last.items() if outcome != "not_applicable")
 
 
 @dataclass
 class RecordStats:
-    """Counts and samples of records, which `add` takes one by one."""
+    """Counts of records, which `add` takes one by one, and a sample of accepted instructions.
+
+    `hits` has the seed id of the first contaminated samples, and the benchmark prompt they hold;
+    `instructions` and `responses` have the lengths of accepted texts, in characters.
+    """
 
     reasons: Counter[str] = field(default_factory=Counter)
     errors: Counter[str] = field(default_factory=Counter)
@@ -49,7 +87,7 @@ class RecordStats:
     hits: list[tuple[str, str]] = field(default_factory=list)
     instructions: array[int] = field(default_factory=lambda: array("l"))
     responses: array[int] = field(default_factory=lambda: array("l"))
-    _sample: list[tuple[int, str]] = field(default_factory=list)
+    sample: HashSample[str] = field(default_factory=lambda: HashSample(INSTRUCTION_SAMPLE))
 
     def add(self, record: dict[str, Any]) -> None:
         """Count a record."""
@@ -57,39 +95,34 @@ class RecordStats:
         if status == "rejected":
             self.reasons[record["reason"] or "criteria"] += 1
             if record["reason"] == "contaminated":
-                self._hit(record)
+                self._add_hit(record)
         if status == "failed":
             error = record.get("error") or {}
             self.errors[f"{error.get('kind')} in {error.get('stage')}"] += 1
             return
         if review := record.get("review"):
             self.reviews[str(review["decision"])] += 1
-        self._judged(record)
+        self._count_verdicts(record)
         if status == "accepted":
             self.attempts[len(record["attempts"])] += 1
             self.instructions.append(len(record["instruction"]))
             self.responses.append(len(record["response"]))
-            self._take(record)
+            self.sample.add(hash_id(record["id"]), record["instruction"])
 
     @property
-    def reviewed(self) -> str:
-        """The decisions of reviewers, as text."""
+    def review_summary(self) -> str:
+        """The reviewers' decisions as text, such as "2 accepted, 1 edited"."""
         words = {"accept": "accepted", "edit": "edited", "reject": "rejected"}
         counts = ((self.reviews[key], word) for key, word in words.items())
         return ", ".join(f"{n:,} {word}" for n, word in counts if n)
 
-    @property
-    def sample(self) -> list[str]:
-        """A sample of the accepted instructions that does not depend on the order of records."""
-        return [text for _, text in sorted(self._sample)]
-
-    def _hit(self, record: dict[str, Any]) -> None:
+    def _add_hit(self, record: dict[str, Any]) -> None:
         verdicts = [v for attempt in record["attempts"] for v in attempt["verdicts"]]
         reasons = [v["reason"] for v in verdicts if v["criterion_id"] == NOT_CONTAMINATED_ID]
         if len(self.hits) < MAX_HITS:
             self.hits.append((record["seed_id"], reasons[-1] if reasons else ""))
 
-    def _judged(self, record: dict[str, Any]) -> None:
+    def _count_verdicts(self, record: dict[str, Any]) -> None:
         attempts = record["attempts"]
         if not attempts:
             return
@@ -99,36 +132,35 @@ class RecordStats:
                 criterion = criteria.get(verdict["criterion_id"])
                 if criterion is None:
                     continue
-                passing = self._passing(criterion)
-                if passing is not None:
-                    getattr(passing, name)[verdict["verdict"]] += 1
+                stats = self._criterion_stats(criterion)
+                if stats is not None:
+                    getattr(stats, name)[verdict["verdict"]] += 1
 
-    def _passing(self, criterion: dict[str, Any]) -> CriterionStats | None:
-        # Criteria of several references with the same words are counted as one.
-        drawn = criterion["reference_id"] is not None
-        id_ = f"{criterion['text']} {criterion['must']}" if drawn else criterion["id"]
-        if id_ not in self.criteria:
+    def _criterion_stats(self, criterion: dict[str, Any]) -> CriterionStats | None:
+        text, must = criterion["text"], criterion["must"]
+        from_reference = criterion["reference_id"] is not None
+        key = criterion_key(text, must) if from_reference else criterion["id"]
+        if key not in self.criteria:
             if len(self.criteria) >= MAX_CRITERIA_COUNTED:
                 return None
-            by = "judge, from references" if drawn else criterion["judged_by"]
-            self.criteria[id_] = CriterionStats(criterion["text"], criterion["must"], by, drawn)
-        return self.criteria[id_]
+            by = "judge, from references" if from_reference else criterion["judged_by"]
+            self.criteria[key] = CriterionStats(text, must, by, from_reference)
+        return self.criteria[key]
 
-    def _take(self, record: dict[str, Any]) -> None:
-        """Keep the instructions with the smallest hashes of ids: a reproducible random sample."""
-        digest = sha256(record["id"].encode()).digest()
-        item = (-int.from_bytes(digest[:8], "big"), record["instruction"])
-        if len(self._sample) < INSTRUCTION_SAMPLE:
-            heapq.heappush(self._sample, item)
-        else:
-            heapq.heappushpop(self._sample, item)
+    def top_criteria(self, limit: int) -> list[CriterionStats]:
+        """Rules and built-in criteria, then up to `limit` from references, the most judged first.
 
-    def passing(self, limit: int) -> list[CriterionStats]:
-        """Rules and built-in criteria, then the most judged ones from references."""
-        judged = [p for p in self.criteria.values() if p.times]
-        ours = [p for p in judged if not p.drawn]
-        theirs = sorted((p for p in judged if p.drawn), key=lambda p: -p.times)
-        return ours + theirs[:limit]
+        Criteria that were never judged are left out.
+        """
+        judged = [c for c in self.criteria.values() if c.judged]
+        built_in = [c for c in judged if not c.from_reference]
+        extracted = sorted((c for c in judged if c.from_reference), key=lambda c: -c.judged)
+        return built_in + extracted[:limit]
+
+
+def criterion_key(text: str, must: bool) -> str:
+    """The key under which criteria of several references with the same words count as one."""
+    return f"{text} {must}"
 
 
 def collect_stats(records: Iterable[str]) -> RecordStats:

@@ -101,10 +101,10 @@ def _usage(journal: Any) -> dict[str, Any]:
 def _criteria_rows(facts: RecordStats) -> list[dict[str, Any]]:
     """Pass rates at the last attempt: rules and built-in criteria, then those from references."""
     rows = [
-        _pass_rate(f"The response {passing.text}", passing.judged_by, passing.must, [passing])
-        for passing in facts.passing(MAX_CRITERIA_LISTED)
+        _pass_rate(f"The response {stats.text}", stats.judged_by, stats.must, [stats])
+        for stats in facts.top_criteria(MAX_CRITERIA_LISTED)
     ]
-    extracted = [p for p in facts.criteria.values() if p.drawn and p.times]
+    extracted = [p for p in facts.criteria.values() if p.from_reference and p.judged]
     if extracted:
         rows.append(_pass_rate("all criteria from references", "judge", None, extracted))
     return rows
@@ -113,7 +113,7 @@ def _criteria_rows(facts: RecordStats) -> list[dict[str, Any]]:
 def _pass_rate(
     text: str, by: str, must: bool | None, parts: list[CriterionStats]
 ) -> dict[str, Any]:
-    n, passed = sum(part.times for part in parts), sum(part.last["pass"] for part in parts)
+    n, passed = sum(part.judged for part in parts), sum(part.last["pass"] for part in parts)
     rate = proportion(passed, n)
     return {
         "criterion": text,

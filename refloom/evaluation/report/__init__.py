@@ -154,7 +154,7 @@ def _ids_on_page(
     run: RunData, records: Sequence[Mapping[str, Any]], ranked: Sequence[str]
 ) -> list[str]:
     """The ids of the references that the page names, or compares rows with."""
-    sampled = [id_ for row in run.rows.drawn() for id_ in row.reference_ids]
+    sampled = [id_ for row in run.rows.items() for id_ in row.reference_ids]
     sources = [id_ for counts in run.sources.values() for id_, _ in counts.most_common(3)]
     return [*ranked, *referenced_ids(records), *sampled, *sources[: tables.MAX_CRITERIA * 100]]
 

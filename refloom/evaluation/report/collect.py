@@ -6,15 +6,13 @@ Memory is bounded, whatever the size of the run.
 from __future__ import annotations
 
 import asyncio
-import heapq
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from hashlib import sha256
 from itertools import islice
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +21,13 @@ from memory.references import IndexUnusable, Reference
 from memory.store import ReferenceFile
 from memory.vectors import VectorStore, vectors_of
 from nodes.llm.fast_json import loads
-from refloom.data.record_stats import RecordStats
+from refloom.data.record_stats import (
+    MAX_CRITERIA_COUNTED,
+    HashSample,
+    RecordStats,
+    criterion_key,
+    hash_id,
+)
 from refloom.runs.journal import iter_records, read_snapshot
 from refloom.runs.outputs import (
     ROW_STATUSES,
@@ -37,36 +41,11 @@ from refloom.runs.outputs import (
 SAMPLE_SIZE = 400
 MAX_CARDS = 24
 MAX_REFERENCES_COUNTED = 100_000
-MAX_CRITERIA_COUNTED = 20_000
 MAX_SOURCES = 8
 # A larger judge-check.json was not written by refloom.
 MAX_JUDGE_CHECK_BYTES = 4 << 20
 # How a sample ended, in the order of the cards.
 CARD_KINDS = ("refined", "at once", "rejected", "failed")
-
-T = TypeVar("T")
-
-
-class Draw(Generic[T]):
-    """A fair draw without luck: the items whose names have the smallest hashes."""
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._heap: list[tuple[int, int, T]] = []
-        self._seen = 0
-
-    def offer(self, digest: int, item: T) -> None:
-        """Take the item if its hash is small enough."""
-        self._seen += 1
-        entry = (-digest, self._seen, item)
-        if len(self._heap) < self._most:
-            heapq.heappush(self._heap, entry)
-        elif entry > self._heap[0]:
-            heapq.heapreplace(self._heap, entry)
-
-    def drawn(self) -> list[T]:
-        """The items, by hash: the first n of them are a fair draw of n."""
-        return [item for _, _, item in sorted(self._heap, key=lambda e: (-e[0], e[1]))]
 
 
 @dataclass(slots=True)
@@ -101,9 +80,9 @@ class RunData:
     response_words: Counter[int] = field(default_factory=Counter)
     reference_stats: dict[str, ReferenceStats] = field(default_factory=dict)
     sources: dict[str, Counter[str]] = field(default_factory=dict)
-    rows: Draw[InstructionRow] = field(default_factory=lambda: Draw(SAMPLE_SIZE))
-    cards: dict[str, Draw[str]] = field(
-        default_factory=lambda: {e: Draw(MAX_CARDS) for e in CARD_KINDS}
+    rows: HashSample[InstructionRow] = field(default_factory=lambda: HashSample(SAMPLE_SIZE))
+    cards: dict[str, HashSample[str]] = field(
+        default_factory=lambda: {kind: HashSample(MAX_CARDS) for kind in CARD_KINDS}
     )
     stages: list[StageUsage] = field(default_factory=list)
     # Calls paid by another run: another arm of the experiment, or the run that --reuse names.
@@ -119,13 +98,13 @@ class RunData:
     def add(self, record: dict[str, Any], line: str) -> None:
         """Count a record; `line` is its JSON."""
         self.stats.add(record)
-        digest = int.from_bytes(sha256(record["id"].encode("utf-8", "replace")).digest()[:8], "big")
-        self.cards[_card_kind(record)].offer(digest, line)
+        digest = hash_id(record["id"])
+        self.cards[_card_kind(record)].add(digest, line)
         self._count_references(record)
         if record["status"] == "accepted":
             self.instruction_words[len(record["instruction"].split())] += 1
             self.response_words[len(record["response"].split())] += 1
-            self.rows.offer(digest, InstructionRow(record["instruction"], record["reference_ids"]))
+            self.rows.add(digest, InstructionRow(record["instruction"], record["reference_ids"]))
 
     def _count_references(self, record: dict[str, Any]) -> None:
         attempts, failed = record["attempts"], record["status"] == "failed"
@@ -160,17 +139,12 @@ class RunData:
         return self.reference_stats.setdefault(id_, ReferenceStats())
 
     def _count_source(self, criterion: dict[str, Any], reference_id: str) -> None:
-        key = source_key(criterion["text"], criterion["must"])
+        key = criterion_key(criterion["text"], criterion["must"])
         if key not in self.sources and len(self.sources) >= MAX_CRITERIA_COUNTED:
             return
         sources = self.sources.setdefault(key, Counter())
         if reference_id in sources or len(sources) < MAX_SOURCES:
             sources[reference_id] += 1
-
-
-def source_key(text: str, must: bool) -> str:
-    """The key under which criteria with the same words are counted as one."""
-    return f"{text} {must}"
 
 
 def _card_kind(record: dict[str, Any]) -> str:

@@ -201,7 +201,7 @@ class EmbeddedTexts(NamedTuple):
 
 def sample_sizes(runs: Sequence[RunData]) -> list[int]:
     """The number of instructions compared in each run: equal for all runs with enough rows."""
-    available = [len(run.rows.drawn()) for run in runs]
+    available = [len(run.rows.items()) for run in runs]
     common = min((n for n in available if n >= MIN_ROWS), default=SAMPLE_SIZE)
     limit = max(MAX_EMBEDDED // max(len(available), 1), MIN_ROWS)
     return [min(n, common, limit) for n in available]
@@ -209,7 +209,7 @@ def sample_sizes(runs: Sequence[RunData]) -> list[int]:
 
 def sampled_texts(run: RunData, sample: ReferenceSample, n: int) -> tuple[list[str], list[str]]:
     """The sampled instructions of a run's rows, and of its references."""
-    rows = [row.instruction for row in run.rows.drawn()[:n]]
+    rows = [row.instruction for row in run.rows.items()[:n]]
     return rows, [reference["instruction"] for reference in sample.references[:SAMPLE_SIZE]]
 
 

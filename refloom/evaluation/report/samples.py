@@ -42,7 +42,7 @@ def select_records(run: RunData, limit: int = MAX_CARDS) -> list[dict[str, Any]]
 
     If there are few of one kind, others take their place.
     """
-    drawn = {end: draw.drawn() for end, draw in run.cards.items()}
+    drawn = {end: sample.items() for end, sample in run.cards.items()}
     take = {
         end: min(len(drawn[end]), max(1, limit * part // 8)) for end, part in CARDS_OF_EIGHT.items()
     }

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
-from refloom.data.record_stats import CriterionStats
+from refloom.data.record_stats import CriterionStats, criterion_key
 from refloom.evaluation.report.charts import bootstrap_mean_of, stacked_bar
-from refloom.evaluation.report.collect import ReferenceSample, ReferenceStats, RunData, source_key
+from refloom.evaluation.report.collect import ReferenceSample, ReferenceStats, RunData
 from refloom.evaluation.report.diversity import Coverage, FloatArray, RunDiversity, Spread
 from refloom.evaluation.stats import EMPTY, Interval, proportion
 from refloom.runs.outputs import StageUsage
@@ -78,31 +78,33 @@ def criterion_table(
     """Rules and built-in criteria, then the most judged ones from references; how many are left."""
     merged: dict[str, list[CriterionStats | None]] = {}
     for i, run in enumerate(runs):
-        for key, passing in run.stats.criteria.items():
-            if passing.times:
-                merged.setdefault(key, [None] * len(runs))[i] = passing
+        for key, stats in run.stats.criteria.items():
+            if stats.judged:
+                merged.setdefault(key, [None] * len(runs))[i] = stats
     fixed: list[str] = []
     extracted: list[str] = []
-    for key, passings in merged.items():
-        (extracted if any(p and p.drawn for p in passings) else fixed).append(key)
-    extracted.sort(key=lambda key: -sum(p.times for p in merged[key] if p))
+    for key, stats_of_runs in merged.items():
+        (extracted if any(s and s.from_reference for s in stats_of_runs) else fixed).append(key)
+    extracted.sort(key=lambda key: -sum(s.judged for s in merged[key] if s))
     keys = [*fixed, *extracted[:MAX_CRITERIA]]
     lines = [_criterion_line(merged[key], runs, samples) for key in keys]
     return lines, max(len(extracted) - MAX_CRITERIA, 0)
 
 
 def _criterion_line(
-    passings: Sequence[CriterionStats | None],
+    stats_of_runs: Sequence[CriterionStats | None],
     runs: Sequence[RunData],
     samples: Sequence[ReferenceSample],
 ) -> CriterionLine:
-    first = next(passing for passing in passings if passing)
-    key, sources = source_key(first.text, first.must), dict[str, str]()
+    first = next(stats for stats in stats_of_runs if stats)
+    key, sources = criterion_key(first.text, first.must), dict[str, str]()
     for run, sample in zip(runs, samples, strict=True):
         for id_, _ in run.sources.get(key, Counter[str]()).most_common(MAX_SOURCES_SHOWN):
             sources[id_] = sources.get(id_) or sample.start(id_)
-    cells = [(_pass_rate(p.first), _pass_rate(p.last)) if p else (EMPTY, EMPTY) for p in passings]
-    named = list(sources.items())[:MAX_SOURCES_SHOWN] if first.drawn else []
+    cells = [
+        (_pass_rate(p.first), _pass_rate(p.last)) if p else (EMPTY, EMPTY) for p in stats_of_runs
+    ]
+    named = list(sources.items())[:MAX_SOURCES_SHOWN] if first.from_reference else []
     return CriterionLine(first.text, first.must, first.judged_by, named, cells)
 
 
@@ -381,7 +383,7 @@ def _usage_rows(run: RunData) -> dict[str, str]:
         "completion tokens": format_count(usage.get("completion_tokens")),
         "dollars": format_dollars(run_json.get("cost_usd")),
         "time": format_duration(run_json.get("seconds")),
-        "decided by people": run.stats.reviewed,
+        "decided by people": run.stats.review_summary,
     }
 
 
