@@ -82,7 +82,7 @@ async def build(base: np.ndarray, n: int, out: Path) -> dict[str, float]:
 async def asked(out: Path, queries: np.ndarray) -> dict[str, object]:
     """Open the index as a new process does, and search it."""
     from memory.index import ReferenceIndex
-    from memory.store import open_references
+    from memory.store import open_reference_file
 
     before = memory_mb()
     texts = {f"query {i}": query for i, query in enumerate(queries)}
@@ -94,7 +94,7 @@ async def asked(out: Path, queries: np.ndarray) -> dict[str, object]:
     import pyarrow.parquet  # noqa: F401
 
     began = time.perf_counter()
-    index = ReferenceIndex(open_references(out), embed, out, "made")
+    index = ReferenceIndex(open_reference_file(out), embed, out, "made")
     await index.build()
     opened = time.perf_counter() - began
     took, found = [], []

@@ -1,1 +1,1 @@
-"""What is remembered: references, what was learned from them, instructions there are."""
+"""What is stored and looked up: references, their vectors, what was learned, known texts."""

@@ -108,7 +108,7 @@ def merge_spans(starts: list[int], size: int) -> list[tuple[int, int]]:
 # The share of a prompt's words in shared short runs that is a hit.
 COVERAGE = Fraction(1, 2)
 # An F1 of the longest common subsequence over this is a near-duplicate.
-THRESHOLD = Fraction(7, 10)
+NEAR_DUPLICATE_F1 = Fraction(7, 10)
 # A shorter run is in many texts by chance.
 _MIN_WORDS = 5
 _MAX_EVIDENCE = 200
@@ -165,7 +165,7 @@ class Contamination:
         self._starts: set[str] = set()
         # One filter for each power of two of prompt length: a text is near to few lengths.
         self._near: defaultdict[int, NoveltyFilter]
-        self._near = defaultdict(lambda: NoveltyFilter(float(THRESHOLD)))
+        self._near = defaultdict(lambda: NoveltyFilter(float(NEAR_DUPLICATE_F1)))
 
     def __len__(self) -> int:
         """The number of prompts."""
@@ -286,7 +286,7 @@ class Contamination:
     def _tiny(self, found: list[str], code: str) -> Hit | None:
         """Return the prompt of fewer than five words that is nearly all of the text."""
         for size in range(min(_MIN_WORDS - 1, len(code)), 0, -1):
-            if size < len(code) and 2 * size <= THRESHOLD * (size + len(code)):
+            if size < len(code) and 2 * size <= NEAR_DUPLICATE_F1 * (size + len(code)):
                 return None
             for i in range(len(code) - size + 1):
                 number = self._wholes.get(code[i : i + size])
@@ -296,8 +296,8 @@ class Contamination:
 
     def _close(self, found: list[str], code: str) -> Hit | None:
         """Return the first prompt of five or more words that the text is a near-duplicate of."""
-        least = int(len(code) * THRESHOLD / (2 - THRESHOLD))
-        most = int(len(code) * (2 - THRESHOLD) / THRESHOLD)
+        least = int(len(code) * NEAR_DUPLICATE_F1 / (2 - NEAR_DUPLICATE_F1))
+        most = int(len(code) * (2 - NEAR_DUPLICATE_F1) / NEAR_DUPLICATE_F1)
         spelled = _spell(code)
         names = [
             self._near[size].collision(spelled)

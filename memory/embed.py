@@ -1,4 +1,4 @@
-"""Texts to unit-length vectors, by sentence-transformers, off the event loop and loaded once."""
+"""Embeddings: texts to vectors of unit length by sentence-transformers, off the event loop."""
 
 from __future__ import annotations
 
@@ -12,30 +12,29 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from memory import weights
-from memory.weights import DEFAULT_MODEL
+from memory.weights import DEFAULT_MODEL, WeightsUnavailable, minilm_path
 
+# Shape (n, dimensions).
 Vectors = NDArray[np.float32]
 
-
-# How many texts are remembered with their vectors (some 10 MB), and up to how many at once.
+# Texts whose vectors are cached (about 10 MB). Larger batches bypass the cache.
 EMBED_CACHE_SIZE = 4096
-SMALL_BATCH = 64
+MAX_CACHED_BATCH = 64
 
 
 class Embed(Protocol):
-    """The seam for embeddings: n texts in, an (n, dimensions) float32 array of unit rows out."""
+    """Turns texts into vectors."""
 
     async def __call__(self, texts: Sequence[str]) -> Vectors:
-        """Embed the texts; row i belongs to text i."""
+        """Return a vector of unit length for each text, shape (n, dimensions)."""
         ...
 
 
 class Embedder:
-    """An `Embed` over one sentence-transformers model, given by name or path.
+    """An `Embed` by a sentence-transformers model, given by name or path.
 
-    The default model needs no hub: see `memory.weights.minilm`. torch is imported in the worker
-    thread on first use (it takes seconds), so a run that never embeds never pays for it.
+    The default model needs no hub: see `memory.weights.minilm_path`. torch takes seconds to import;
+    it is imported in the worker thread, on first use.
     """
 
     def __init__(self, model: str = DEFAULT_MODEL) -> None:
@@ -43,40 +42,40 @@ class Embedder:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="embed")
         self._lock = threading.Lock()
         self._encoder: Any = None
-        # The criteria of one reference come again with every seed that it bears on.
-        self._recent: OrderedDict[str, Vectors] = OrderedDict()
+        # The criteria of a reference are embedded for every seed that uses it.
+        self._cache: OrderedDict[str, Vectors] = OrderedDict()
 
     def encode(self, texts: Sequence[str]) -> Vectors:
-        """Embed in the calling thread; blocks. Shape (n, dimensions), unit length."""
+        """Embed in the calling thread. Blocks. See `Embed`."""
         with self._lock:
-            if len(texts) > SMALL_BATCH:
+            if len(texts) > MAX_CACHED_BATCH:
                 return self._encode(texts)
-            new = list(dict.fromkeys(text for text in texts if text not in self._recent))
+            new = list(dict.fromkeys(text for text in texts if text not in self._cache))
             if new:
-                self._recent.update(zip(new, self._encode(new), strict=True))
-            found = np.stack([self._recent[text] for text in texts]) if texts else self._encode([])
+                self._cache.update(zip(new, self._encode(new), strict=True))
+            vectors = np.stack([self._cache[text] for text in texts]) if texts else self._encode([])
             for text in texts:
-                self._recent.move_to_end(text)
-            while len(self._recent) > EMBED_CACHE_SIZE:
-                self._recent.popitem(last=False)
-        return found
+                self._cache.move_to_end(text)
+            while len(self._cache) > EMBED_CACHE_SIZE:
+                self._cache.popitem(last=False)
+        return vectors
 
     def _encode(self, texts: Sequence[str]) -> Vectors:
         if self._encoder is None:
             self._encoder = _load(self.model)
-        found = self._encoder.encode(
+        vectors = self._encoder.encode(
             list(texts), batch_size=32, normalize_embeddings=True, show_progress_bar=False
         )
-        return np.asarray(found, dtype=np.float32)
+        return np.asarray(vectors, dtype=np.float32)
 
     async def __call__(self, texts: Sequence[str]) -> Vectors:
-        """Embed in the one worker thread, so that the event loop goes on."""
+        """Embed in the worker thread. See `Embed`."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._thread, self.encode, texts)
 
 
 def _load(model: str) -> Any:
-    path = str(weights.minilm_path()) if model == DEFAULT_MODEL else model
+    path = str(minilm_path()) if model == DEFAULT_MODEL else model
     from sentence_transformers import SentenceTransformer
     from transformers.utils.logging import disable_progress_bar
 
@@ -84,12 +83,12 @@ def _load(model: str) -> Any:
     try:
         return SentenceTransformer(path, device="cpu")
     except (OSError, ValueError) as error:
-        raise weights.WeightsUnavailable(
-            f"the embedding model {model!r} could not be loaded: {error}"
+        raise WeightsUnavailable(
+            f"the embedding model {model!r} cannot be loaded: {error}"
         ) from error
 
 
 async def cosine(embed: Embed, left: str, right: str) -> float:
-    """The cosine of two texts' vectors, -1 to 1."""
-    pair = await embed([left, right])
-    return float(pair[0] @ pair[1])
+    """Return the cosine of the vectors of two texts, from -1 to 1."""
+    vectors = await embed([left, right])
+    return float(vectors[0] @ vectors[1])

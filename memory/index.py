@@ -24,7 +24,7 @@ from memory.store import (
     ReferenceFile,
     acquire_lock,
     instruction_keys,
-    open_references,
+    open_reference_file,
     run_to_completion,
     write_references,
 )
@@ -342,7 +342,7 @@ async def add_references(
 
 
 def _open_current(directory: Path) -> ReferenceFile | None:
-    return open_references(directory) if (directory / "index.json").exists() else None
+    return open_reference_file(directory) if (directory / "index.json").exists() else None
 
 
 def _reference_files(directory: Path) -> set[Path]:

@@ -1,4 +1,4 @@
-"""What a reference is, and how references are told apart."""
+"""References, and the hashes that identify them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing_extensions import TypedDict
 
 
 class Turn(TypedDict):
-    """One turn of a conversation; `role` is user, assistant, system or what the data says."""
+    """One turn of a conversation; `role` is user, assistant, system, or as in the data."""
 
     role: str
     content: str
@@ -26,43 +26,43 @@ class Reference(TypedDict):
     license: NotRequired[str]
     tags: NotRequired[list[str]]
     history: NotRequired[list[Turn]]
-    """What was said before the instruction, where it is a later turn or has a system prompt."""
+    """The conversation before the instruction, system prompt included."""
     score: NotRequired[float]
 
 
 class IndexUnusable(RuntimeError):
-    """An index that is missing, damaged, or made otherwise. The message says how to rebuild.
+    """An index or store that is missing, damaged or does not match. The message says what to do.
 
-    A `RuntimeError`, since the server shows a client few other errors' messages.
+    A `RuntimeError`, because the server shows clients the messages of few other errors.
     """
 
 
 def content_id(*parts: str) -> str:
-    """A short, stable name for a content: 12 hex digits of its sha256."""
+    """Return an id for some texts: the first 12 hex digits of their sha256."""
     return sha256("\x1f".join(parts).encode("utf-8", "surrogatepass")).hexdigest()[:12]
 
 
 def reference_hash(reference: Reference) -> str:
-    """The short name of all that a reference says."""
+    """Return the content id of a reference's history, instruction and response."""
     before = (f"{turn['role']}: {turn['content']}" for turn in reference.get("history", ()))
     return content_id(reference["instruction"], reference["response"], *before)
 
 
 def instruction_key(instruction: str) -> int:
-    """63 bits that stand for an instruction, whatever white space is around it."""
+    """Return a 63-bit hash of an instruction, without the white space around it."""
     digest = sha256(instruction.strip().encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
 def exact_instruction_key(text: str) -> int:
-    """The same, where white space counts."""
+    """Return the same hash of a text with the white space around it."""
     return instruction_key(f".{text}.")
 
 
 def distinct(references: Iterable[Reference]) -> Iterator[Reference]:
-    """Every reference once: the same pair again is left out, another under its id is renamed.
+    """Yield each reference once. A different one with an id seen before gets another id.
 
-    Sixteen bytes or so are kept of each, so that a million can be gone through.
+    Streams; remembers two 63-bit hashes of each reference.
 
     >>> two = [{"id": "a", "instruction": "Why?", "response": r} for r in ("So.", "So.", "Thus.")]
     >>> [r["response"] for r in distinct(two)], len({r["id"] for r in distinct(two)})

@@ -19,12 +19,13 @@ from typing import Any, NamedTuple
 
 # Statements nobody waits for are written with the next group, or after this long.
 FLUSH_INTERVAL_S = 0.5
-# Waking for every statement costs more than the statements; a call takes a hundred times this.
+# The thread waits this long for a group to fill, since waking for each statement costs more than
+# writing it. A model call takes a hundred times as long.
 GROUP_DELAY_S = 0.003
 
 
 class Statement(NamedTuple):
-    """A statement, and the future of its waiter."""
+    """A statement, and the future of its waiter, if there is one."""
 
     sql: str
     values: tuple[Any, ...]
@@ -32,7 +33,7 @@ class Statement(NamedTuple):
 
 
 class SqliteWriter:
-    """Owns a connection in autocommit mode. `unusable` makes the exception that waiters get.
+    """Writes to a SQLite database in groups, from a thread of its own.
 
     After a database error nothing more is written. A value that SQLite refuses fails only its own
     statement.
@@ -41,13 +42,17 @@ class SqliteWriter:
     def __init__(
         self, connection: sqlite3.Connection, unusable: Callable[[BaseException], Exception]
     ) -> None:
+        """Take over `connection`, which is in autocommit mode.
+
+        `unusable` turns a database error into the exception that waiters get.
+        """
         self.connection = connection
         self._unusable = unusable
-        self._writes: deque[Statement] = deque()
+        self._pending: deque[Statement] = deque()
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._awake = self._closing = False
         self._fault: BaseException | None = None
-        self._thread = threading.Thread(target=self._work, name="writer", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
         self._thread.start()
 
     async def put(self, sql: str, *values: Any) -> None:
@@ -55,36 +60,33 @@ class SqliteWriter:
         if self._fault is not None:
             raise self._unusable(self._fault)
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._writes.append(Statement(sql, values, done))
-        self._wake_thread()
+        self._pending.append(Statement(sql, values, done))
+        if not self._awake:
+            self._awake = True
+            self._wake.put(None)
         await done
 
     def put_soon(self, sql: str, *values: Any) -> None:
-        """Write without waiting, for data that can be found out again at no cost."""
-        self._writes.append(Statement(sql, values, None))
+        """Write without waiting, for data that can be recovered at no cost."""
+        self._pending.append(Statement(sql, values, None))
 
     def close(self) -> None:
-        """Write what is left and close the connection. Blocks."""
+        """Write what is pending and close the connection. Blocks."""
         self._closing = True
         self._wake.put(None)
         self._thread.join()
         self.connection.close()
 
-    def _wake_thread(self) -> None:
-        if not self._awake:
-            self._awake = True
-            self._wake.put(None)
-
-    def _work(self) -> None:
+    def _run(self) -> None:
         while True:
             with suppress(queue.Empty):
                 self._wake.get(timeout=FLUSH_INTERVAL_S)
             if GROUP_DELAY_S and not self._closing:
                 time.sleep(GROUP_DELAY_S)
             closing = self._closing
-            # Before the queue is emptied: what arrives later wakes this thread again.
+            # Set before the queue is emptied, so that what arrives later wakes this thread again.
             self._awake = False
-            group = [self._writes.popleft() for _ in range(len(self._writes))]
+            group = [self._pending.popleft() for _ in range(len(self._pending))]
             if group:
                 self._write(group)
             if closing:
@@ -95,31 +97,31 @@ class SqliteWriter:
             self._commit(group)
         except (ValueError, OverflowError):
             # A value that SQLite refuses must not fail the others of its group.
-            for write in group:
-                self._write_alone(write)
+            for statement in group:
+                self._write_alone(statement)
         except sqlite3.Error as error:
             self._fault = error
             _settle(group, self._unusable(error))
         else:
             _settle(group, None)
 
-    def _write_alone(self, write: Statement) -> None:
+    def _write_alone(self, statement: Statement) -> None:
         try:
-            self._commit([write])
+            self._commit([statement])
         except (ValueError, OverflowError, sqlite3.Error) as error:
-            _settle([write], self._unusable(error))
+            _settle([statement], self._unusable(error))
         else:
-            _settle([write], None)
+            _settle([statement], None)
 
     def _commit(self, group: list[Statement]) -> None:
-        # Each statement releases the GIL and waits to get it back, so few are better.
+        # Each call into SQLite releases the GIL and waits to get it back, so make few of them.
         if len(group) == 1:
             self.connection.execute(group[0].sql, group[0].values)
             return
         self.connection.execute("BEGIN")
         try:
-            for sql, alike in groupby(group, key=lambda write: write.sql):
-                self.connection.executemany(sql, [write.values for write in alike])
+            for sql, alike in groupby(group, key=lambda statement: statement.sql):
+                self.connection.executemany(sql, [statement.values for statement in alike])
             self.connection.execute("COMMIT")
         except BaseException:
             if self.connection.in_transaction:
@@ -130,9 +132,9 @@ class SqliteWriter:
 def _settle(group: list[Statement], fault: Exception | None) -> None:
     """Resolve the futures of a group, with one wake-up for each event loop."""
     waiting: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
-    for write in group:
-        if write.done is not None:
-            waiting.setdefault(write.done.get_loop(), []).append(write.done)
+    for statement in group:
+        if statement.done is not None:
+            waiting.setdefault(statement.done.get_loop(), []).append(statement.done)
     for loop, futures in waiting.items():
         # A closed loop has no waiters.
         with suppress(RuntimeError):

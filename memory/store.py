@@ -1,6 +1,7 @@
-"""References on disk: a parquet file, read a few rows at a time, shared by any number of processes.
+"""References on disk, and locks on their directory.
 
-A million references do not fit in memory beside a model; those of a seed do.
+References are stored in a parquet file that is memory-mapped, read a few rows at a time, and shared
+by any number of processes: a million references do not fit in memory beside a model.
 """
 
 from __future__ import annotations
@@ -24,21 +25,25 @@ from numpy.typing import NDArray
 
 from memory.references import IndexUnusable, Reference, content_id, instruction_key
 
-# Rows read together, and how many such groups are cached: about 20 MB.
+# Rows read together, and how many such groups are cached: about 20 MB in all.
 ROW_GROUP = 256
 MAX_CACHED_GROUPS = 64
 WRITE_BATCH = ROW_GROUP * 64
-COLUMNS = ("id", "instruction", "response", "source", "license", "tags", "history")
+REFERENCE_FIELDS = ("id", "instruction", "response", "source", "license", "tags", "history")
 HOW_TO_BUILD = "Build it with `refloom index build FILE --out DIR`."
+LOCK_RETRY_S = 0.1
 
+# The `instruction_key` of every reference, in order.
 Keys = NDArray[np.int64]
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class ReferenceFile(Sequence[Reference]):
-    """The references of a parquet file by row number; rows are read when needed."""
+    """The references of a parquet file by row number, read when needed."""
 
     def __init__(self, path: Path) -> None:
-        """Raises `IndexUnusable` if the file is missing or damaged. Blocks."""
+        """Map the file. Raises `IndexUnusable` if it is missing or damaged. Blocks."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -47,8 +52,10 @@ class ReferenceFile(Sequence[Reference]):
         self._groups: OrderedDict[int, Any] = OrderedDict()
         try:
             self._file = pq.ParquetFile(path, memory_map=True)
-            if any(name not in self._file.schema_arrow.names for name in (*COLUMNS, "key")):
-                raise ValueError("it has other columns")
+            if any(
+                name not in self._file.schema_arrow.names for name in (*REFERENCE_FIELDS, "key")
+            ):
+                raise ValueError("columns are missing")
             keys = self._file.read(columns=["key"])["key"].to_numpy()
         except (OSError, ValueError, pa.ArrowException) as error:
             raise IndexUnusable(
@@ -71,7 +78,7 @@ class ReferenceFile(Sequence[Reference]):
     def __getitem__(self, row: slice) -> list[Reference]: ...
 
     def __getitem__(self, row: int | slice) -> Reference | list[Reference]:
-        """Read a row or a slice of rows. Blocks."""
+        """Return a row or a slice of rows. Blocks."""
         if isinstance(row, slice):
             return [self[i] for i in range(*row.indices(len(self)))]
         if not 0 <= row < len(self):
@@ -80,7 +87,7 @@ class ReferenceFile(Sequence[Reference]):
         return _reference(self._group(group).slice(at, 1).to_pylist()[0])
 
     def rows(self, rows: Sequence[int]) -> list[Reference]:
-        """Read some rows, grouped to read each row group once. Blocks."""
+        """Return some rows; reads each row group once. Blocks."""
         references: dict[int, Reference] = {}
         for group in sorted({row // ROW_GROUP for row in rows}):
             numbers = sorted({row for row in rows if row // ROW_GROUP == group})
@@ -89,13 +96,13 @@ class ReferenceFile(Sequence[Reference]):
         return [references[row] for row in rows]
 
     def __iter__(self) -> Iterator[Reference]:
-        """Read all references, a group at a time, without evicting cached groups. Blocks."""
+        """Read all references, a group at a time, past the cache. Blocks."""
         for group in range(self._file.num_row_groups):
             for row in self._read(group).to_pylist():
                 yield _reference(row)
 
     def column(self, name: str) -> Any:
-        """A whole column, as an Arrow array. Blocks."""
+        """Return a whole column, as an Arrow array. Blocks."""
         with self._lock:
             return self._file.read(columns=[name])[name]
 
@@ -113,7 +120,7 @@ class ReferenceFile(Sequence[Reference]):
 
     def _read(self, group: int) -> Any:
         with self._lock:
-            return self._file.read_row_group(group, columns=list(COLUMNS))
+            return self._file.read_row_group(group, columns=list(REFERENCE_FIELDS))
 
 
 def _reference(row: dict[str, Any]) -> Reference:
@@ -121,9 +128,9 @@ def _reference(row: dict[str, Any]) -> Reference:
 
 
 def write_references(directory: Path, references: Iterable[Reference]) -> ReferenceFile:
-    """Write references to `directory`, in a file named by their hash; streams. Blocks.
+    """Write references to a file in `directory` that is named by their hash. Streams; blocks.
 
-    The file appears atomically. Raises `OSError`.
+    The file appears at once and complete. Raises `OSError`.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -131,7 +138,9 @@ def write_references(directory: Path, references: Iterable[Reference]) -> Refere
     text = pa.string()
     turn = pa.struct([("role", text), ("content", text)])
     lists = {"tags": pa.list_(text), "history": pa.list_(turn)}
-    schema = pa.schema([*((name, lists.get(name, text)) for name in COLUMNS), ("key", pa.int64())])
+    schema = pa.schema(
+        [*((name, lists.get(name, text)) for name in REFERENCE_FIELDS), ("key", pa.int64())]
+    )
     directory.mkdir(parents=True, exist_ok=True)
     staged = directory / f"references-{os.getpid()}-{uuid4().hex[:8]}.new"
     digest, rows = sha256(), iter(references)
@@ -141,7 +150,7 @@ def write_references(directory: Path, references: Iterable[Reference]) -> Refere
                 digest.update(_serialise(reference))
             dicts = [
                 {
-                    **{name: r.get(name) for name in COLUMNS},
+                    **{name: r.get(name) for name in REFERENCE_FIELDS},
                     "key": instruction_key(r["instruction"]),
                 }
                 for r in batch
@@ -155,7 +164,7 @@ def write_references(directory: Path, references: Iterable[Reference]) -> Refere
 def load_or_write_references(
     directory: Path, references: Callable[[], Iterable[Reference]]
 ) -> ReferenceFile:
-    """The file of these references in `directory`; writes it if it is not there. Blocks.
+    """Open the file of these references in `directory`; write it if there is none. Blocks.
 
     A resumed run finds its file by the hash of the references.
     """
@@ -177,34 +186,29 @@ def _references_path(directory: Path, digest: Any) -> Path:
 
 
 def instruction_keys(references: Sequence[Reference]) -> Keys:
-    """The keys of the references' instructions, in order. Blocks."""
+    """Return the key of each reference's instruction. Blocks."""
     if isinstance(references, ReferenceFile):
         return references.keys
     return np.array([instruction_key(r["instruction"]) for r in references], dtype=np.int64)
 
 
 def references_digest(references: Sequence[Reference]) -> str:
-    """A hash of the content of references."""
+    """Return a hash of the content of references."""
     if isinstance(references, ReferenceFile):
         return references.digest
     return content_id(*(json.dumps(r, sort_keys=True) for r in references))
 
 
-def open_references(directory: Path) -> ReferenceFile:
-    """The references of the index in `directory`. Raises `IndexUnusable`. Blocks."""
+def open_reference_file(directory: Path) -> ReferenceFile:
+    """Open the references of the index in `directory`. Raises `IndexUnusable`. Blocks."""
     try:
         manifest = json.loads((directory / "index.json").read_text(encoding="utf-8"))
         name = f"references-{manifest['references']}.parquet"
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise IndexUnusable(
-            f"{directory}: there is no index here ({error}). {HOW_TO_BUILD}"
+            f"{directory}: there is no usable index here ({error}). {HOW_TO_BUILD}"
         ) from error
     return ReferenceFile(directory / name)
-
-
-LOCK_RETRY_S = 0.1  # seconds
-P = ParamSpec("P")
-T = TypeVar("T")
 
 
 async def run_to_completion(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -220,14 +224,13 @@ async def run_to_completion(work: Callable[P, T], *args: P.args, **kwargs: P.kwa
         raise
 
 
-def _lock(directory: Path, name: str) -> FileLock:
-    directory.mkdir(parents=True, exist_ok=True)
-    return FileLock(directory / name, thread_local=False)
-
-
 async def acquire_lock(directory: Path, name: str) -> FileLock:
-    """Wait for a file lock without occupying a thread, which the lock's holder may need."""
-    lock = await asyncio.to_thread(_lock, directory, name)
+    """Wait for a file lock in `directory`, which is created if needed.
+
+    Waiting occupies no thread, since the holder of the lock may need one.
+    """
+    await asyncio.to_thread(directory.mkdir, parents=True, exist_ok=True)
+    lock = FileLock(directory / name, thread_local=False)
     while True:
         try:
             await asyncio.to_thread(lock.acquire, blocking=False)

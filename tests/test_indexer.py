@@ -23,7 +23,7 @@ from graph.defaults import DefaultSearch, add_to_index, default_references
 from memory.embed import Embed
 from memory.index import AddResult, add_references
 from memory.references import IndexUnusable, Reference, content_id
-from memory.store import open_references
+from memory.store import open_reference_file
 from nodes.inputs import BadInput, IndexerInput
 
 FOLDER = Path(__file__).parent
@@ -54,7 +54,7 @@ class Counting:
 
 
 def ids(directory: Path) -> list[str]:
-    return [r["id"] for r in open_references(directory)]
+    return [r["id"] for r in open_reference_file(directory)]
 
 
 def files(directory: Path) -> set[str]:
@@ -67,7 +67,7 @@ def assert_whole(directory: Path) -> None:
     manifest = json.loads((directory / "index.json").read_text())
     kept = {"index.json", manifest["vectors"], manifest["keys"]}
     assert files(directory) == kept | {f"references-{manifest['references']}.parquet"}
-    assert manifest["count"] == len(open_references(directory))
+    assert manifest["count"] == len(open_reference_file(directory))
 
 
 async def searched(directory: Path, text: str, monkeypatch, k: int = 1) -> list[Reference]:
@@ -116,7 +116,7 @@ async def test_another_pair_under_an_id_that_is_taken_gets_its_own(tmp_path):
     await add_references(tmp_path, some(1), letters, "m")
     other: Reference = {**reference(1, "x"), "id": "r0"}
     assert (await add_references(tmp_path, [other], letters, "m")).added == 1
-    first, second = open_references(tmp_path)
+    first, second = open_reference_file(tmp_path)
     assert first["id"] == "r0" != second["id"] and second["id"].startswith("r0-")
     assert second["instruction"] == other["instruction"]
     assert (await add_references(tmp_path, [other], letters, "m")).added == 0
@@ -133,7 +133,7 @@ async def test_everything_a_reference_carries_is_kept(tmp_path):
     bare = reference(2)
     await add_references(tmp_path, [full], letters, "m")
     await add_references(tmp_path, [bare], letters, "m")
-    assert list(open_references(tmp_path)) == [full, bare]
+    assert list(open_reference_file(tmp_path)) == [full, bare]
 
 
 async def test_adding_none_changes_nothing(tmp_path):
@@ -317,7 +317,7 @@ async def test_the_indexer_says_what_it_added(tmp_path):
     graph = into(tmp_path)
     assert await graph.ainvoke(given) == {"added": 1, "known": 0, "total": 1}
     assert await graph.ainvoke(given) == {"added": 0, "known": 1, "total": 1}
-    (kept,) = open_references(tmp_path)
+    (kept,) = open_reference_file(tmp_path)
     id_ = content_id("Why tides?", "The Moon pulls.")
     assert kept == {"id": id_, "instruction": "Why tides?", "response": "The Moon pulls."}
 
@@ -326,13 +326,13 @@ async def test_the_indexer_keeps_ids_tags_source_and_licence_and_nothing_else(tm
     full = {**reference(1), "source": "me", "license": "MIT", "tags": ["sea", "moon"]}
     given = {"references": [{**full, "score": 5, "secret": "x", "key": 3}]}
     await into(tmp_path).ainvoke(given)
-    assert list(open_references(tmp_path)) == [full]
+    assert list(open_reference_file(tmp_path)) == [full]
 
 
 async def test_what_is_given_as_null_is_not_there(tmp_path):
     one = {"instruction": "a", "response": "b", "id": None, "tags": None, "source": None}
     await into(tmp_path).ainvoke({"references": [one]})
-    assert set(open_references(tmp_path)[0]) == {"id", "instruction", "response"}
+    assert set(open_reference_file(tmp_path)[0]) == {"id", "instruction", "response"}
 
 
 BAD = [

@@ -16,7 +16,7 @@ from refloom.cli.options import (
     ratio,
     warn_of_skipped_rows,
 )
-from refloom.data.read import describe_report, open_references
+from refloom.data.read import describe_report, read_references
 from refloom.settings import load_settings
 
 
@@ -104,7 +104,7 @@ def index_build(args: Namespace, flags: dict[str, Any]) -> int:
     from memory.references import distinct
     from memory.store import write_references
 
-    source = open_references(args.file, load_settings(flags))
+    source = read_references(args.file, load_settings(flags))
     report = source.scan()
     lines = describe_report(
         "references", source.name, report, takes_first=source.takes_first, listed=""
@@ -130,10 +130,10 @@ def index_search(args: Namespace, flags: dict[str, Any]) -> int:
     """Show the references nearest to a text."""
     from memory.embed import Embedder
     from memory.index import FILTERS, ReferenceIndex
-    from memory.store import open_references
+    from memory.store import open_reference_file
 
     index = ReferenceIndex(
-        open_references(args.directory),
+        open_reference_file(args.directory),
         Embedder(args.embedding_model),
         args.directory,
         args.embedding_model,
