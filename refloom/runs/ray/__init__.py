@@ -47,18 +47,18 @@ class WorkerActor:
         return None
 
     async def deliver(self, batch: bytes) -> None:
-        """See `refloom.runs.ray.rpc.Far`."""
+        """See `refloom.runs.ray.rpc.Transport`."""
         assert self._worker is not None
         self._worker.channel.receive(batch)
 
     async def collect(self) -> bytes:
-        """See `refloom.runs.ray.rpc.Far`."""
+        """See `refloom.runs.ray.rpc.Transport`."""
         assert self._worker is not None
         return await self._worker.channel.batch()
 
 
 class ActorTransport:
-    """The transport to an actor: see `refloom.runs.ray.rpc.Far`."""
+    """The transport to an actor: see `refloom.runs.ray.rpc.Transport`."""
 
     def __init__(self, actor: Any, errors: type[Exception]) -> None:
         self._actor, self._errors = actor, errors

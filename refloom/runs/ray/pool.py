@@ -1,7 +1,7 @@
 """The worker pool of a run: each seed goes to the least busy worker, and to another if that dies.
 
 A dead worker takes only its own work with it. What its seeds had reached in the run (turns,
-admitted instructions, started slots, recorded samples) is kept in a `SeedReplay` and given again
+admitted instructions, started slots, recorded samples) is stored in a `SeedReplay` and repeated
 when another worker starts the seed from the beginning.
 """
 
@@ -32,10 +32,10 @@ class SeedReplay:
     """One seed in flight. Each step happens once, however often workers ask for it."""
 
     def __init__(
-        self, seed: Seed, context: Context, kept: SampleRecorder, uses: ReferenceQuota
+        self, seed: Seed, context: Context, recorder: SampleRecorder, quota: ReferenceQuota
     ) -> None:
         self._seed, self._context = seed, context
-        self._recorder, self._quota = kept, uses
+        self._recorder, self._quota = recorder, quota
         self._place = seed_key(seed)
         self._steps: dict[Any, asyncio.Future[Any]] = {}
         self._turn: AbstractAsyncContextManager[Admit] | None = None
@@ -50,7 +50,7 @@ class SeedReplay:
         """Take the step a worker asks for, or repeat its result."""
         steps: dict[str, Callable[..., Awaitable[Any]]] = {
             "are_known": self._are_known,
-            "admit": self._admitted,
+            "admit": self._admit_texts,
             "close": self._close,
             "start": self._start,
             "finish": self._finish,
@@ -75,14 +75,14 @@ class SeedReplay:
     async def _are_known(self, texts: list[str]) -> list[bool]:
         return await self._recorder.scheduler.are_known(self._seed, texts)
 
-    async def _admitted(self, texts: list[str | None], most: int, last: bool) -> list[str]:
+    async def _admit_texts(self, texts: list[str | None], limit: int, last: bool) -> list[str]:
         if self._turn is None:
             turn = self._recorder.scheduler.turn(self._seed, self._context)
             self._admit = await turn.__aenter__()
             self._turn = turn
         assert self._admit is not None
-        admitted = await self._admit(texts, most, last=last)
-        if last or len(admitted) == most:
+        admitted = await self._admit(texts, limit, last=last)
+        if last or len(admitted) == limit:
             await self._close()
         return admitted
 
@@ -132,11 +132,11 @@ class _PoolWorker:
 
 
 # The worker that asked for the call being answered, and the call's number there.
-_caller: ContextVar[tuple[_PoolWorker, int] | None] = ContextVar("asker", default=None)
+_caller: ContextVar[tuple[_PoolWorker, int] | None] = ContextVar("caller", default=None)
 
 
 class WorkerPool:
-    """A `Executor` over workers that `start_worker` starts; a dead one is replaced.
+    """An `Executor` over workers that `start_worker` starts; a dead one is replaced.
 
     Its `send` is the `Complete` below journal and limits: a call goes back to the worker that asked
     for it, or to another if that is dead.
@@ -154,8 +154,8 @@ class WorkerPool:
     async def begin(
         self,
         start_worker: StartWorker,
-        kept: SampleRecorder,
-        uses: ReferenceQuota,
+        recorder: SampleRecorder,
+        quota: ReferenceQuota,
         store: FileStore,
         learned: Characteristics,
     ) -> None:
@@ -163,17 +163,13 @@ class WorkerPool:
 
         Raises what the first worker raises at its start, or `WorkersLost` if none starts in time.
         """
-        self._start_worker, self._calls, self._recorder, self._quota = (
-            start_worker,
-            kept.calls,
-            kept,
-            uses,
-        )
+        self._start_worker, self._calls = start_worker, recorder.calls
+        self._recorder, self._quota = recorder, quota
         self._store, self._learned = store, learned
-        self._context: Context = kept.context
+        self._context: Context = recorder.context
         first = asyncio.ensure_future(self._add())
         for _ in range(self._size - 1):
-            self._keep(self._replace())
+            self._run_in_background(self._replace())
         try:
             async with asyncio.timeout(START_TIMEOUT_S):
                 await first
@@ -183,7 +179,7 @@ class WorkerPool:
             )
             raise WorkersLost(f"no worker started: {reason}") from None
 
-    def _keep(self, work: Coroutine[Any, Any, None]) -> None:
+    def _run_in_background(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -191,9 +187,9 @@ class WorkerPool:
     async def _add(self) -> None:
         self._started += 1
         number = self._started
-        far = await self._start_worker()
+        transport = await self._start_worker()
         worker = _PoolWorker(
-            number, far, RpcChannel(lambda what, values: self._answer(worker, what, values))
+            number, transport, RpcChannel(lambda what, values: self._answer(worker, what, values))
         )
         worker.carriers = [
             asyncio.ensure_future(self._send_batches(worker)),
@@ -225,7 +221,7 @@ class WorkerPool:
         self._workers.remove(worker)
         event("worker", number=worker.number, state="lost", why=str(reason))
         worker.channel.fail_pending(reason)
-        self._keep(self._replace())
+        self._run_in_background(self._replace())
 
     async def _replace(self) -> None:
         try:
@@ -247,10 +243,10 @@ class WorkerPool:
                 replay.restart()
                 worker.seeds += 1
                 try:
-                    await worker.channel.ask("make", seed)
+                    await worker.channel.ask("run_seed", seed)
                     return
                 except WorkerDied:
-                    event("worker", number=worker.number, state="seed made again", slot=place)
+                    event("worker", number=worker.number, state="seed restarted", slot=place)
                 finally:
                     worker.seeds -= 1
         finally:
@@ -295,9 +291,9 @@ class WorkerPool:
         elif what == "recall":
             entry = await self._store.aget(NAMESPACE, values[0])
             return entry and entry.value
-        elif what == "keep":
+        elif what == "store":
             await self._store.aput(NAMESPACE, values[0], values[1], index=False)
-        elif what == "heard":
+        elif what == "learned":
             self._learned.notify(*values)
         else:
             return await self._step(what, values)

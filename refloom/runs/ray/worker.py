@@ -64,7 +64,7 @@ class Worker:
             search=retrieval,
             draw_other=index.draw_other,
             embed=embed,
-            characteristics=Characteristics(_RemoteStore(self.channel), self._heard),
+            characteristics=Characteristics(_RemoteStore(self.channel), self._send_counts),
             hooks=RunHooks(
                 turn=self._turn,
                 are_known=self._are_known,
@@ -78,7 +78,7 @@ class Worker:
 
     async def _answer(self, what: str, values: list[Any]) -> Any:
         """Answer the run: run a seed, or send a call."""
-        if what == "make":
+        if what == "run_seed":
             return await self._executor.run_seed(values[0])
         if what == "send":
             number, fields = values
@@ -134,8 +134,8 @@ class Worker:
     async def _finish(self, record: Record, references: Sequence[Reference]) -> None:
         await self.channel.ask("finish", record, list(references))
 
-    def _heard(self, reference_id: str, learned: Learned | None) -> None:
-        self.channel.notify("heard", reference_id, learned and {"counts": learned["counts"]})
+    def _send_counts(self, reference_id: str, learned: Learned | None) -> None:
+        self.channel.notify("learned", reference_id, learned and {"counts": learned["counts"]})
 
     async def close(self) -> None:
         """Cancel what is in flight and close the connections."""
@@ -181,7 +181,7 @@ class _RemoteStore:
     async def aput(
         self, namespace: tuple[str, ...], key: str, value: dict[str, Any], index: Literal[False]
     ) -> None:
-        self._channel.notify("keep", key, value)
+        self._channel.notify("store", key, value)
 
 
 def _retrieved_to_list(retrieved: Retrieved) -> list[Any]:
