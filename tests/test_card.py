@@ -331,7 +331,7 @@ def run_json(**more) -> dict:
              "contaminated"), 0
         ),
         "reading": {
-            n: ReadReport("x.jsonl").shown() for n in ("references", "seeds", "benchmarks")
+            n: ReadReport("x.jsonl").as_json() for n in ("references", "seeds", "benchmarks")
         },
         "criteria": dict.fromkeys(("proposed", "earned", "demoted", "dropped"), 0),
         "calls": {"paid": 0, "by_stage": {}}, "cost_usd": 0.0,

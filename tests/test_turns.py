@@ -6,7 +6,7 @@ import json
 
 from fakes import ScriptedModel, letters, tagged, words
 
-from refloom.data.read import open_references
+from refloom.data.read import read_references
 from refloom.runs.run import Run, Tools
 from refloom.settings import Settings
 
@@ -21,7 +21,7 @@ def talk(n: int) -> dict:
 async def test_a_run_on_every_exchange_shows_the_model_what_was_said_before(tmp_path):
     model = ScriptedModel()
     chosen = Settings(model="m", references_per_seed=1, turns="all")
-    references = open_references([talk(i) for i in range(3)], chosen)
+    references = read_references([talk(i) for i in range(3)], chosen)
     run = Run(chosen, references, None, tmp_path, tools=Tools(model, letters))
     summary = await run.run()
     assert summary.counts["references"] == summary.counts["seeds"] == 6

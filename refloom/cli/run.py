@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refloom.cli.options import add_setting, print_line, warn_of_skipped_rows
-from refloom.data.read import ReadReport, Source, describe_report, open_references, open_seeds
+from refloom.data.read import ReadReport, Source, describe_report, read_references, read_seeds
 from refloom.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -88,10 +88,10 @@ def read_inputs(args: Namespace, flags: dict[str, Any]) -> tuple[Settings, Sourc
     """The settings, references and seeds of a run, as the command line names them."""
     settings = load_settings(flags, args.config)
     skip = args.skip_bad_lines
-    references = open_references(args.references, settings, skip_bad_lines=skip)
+    references = read_references(args.references, settings, skip_bad_lines=skip)
     seeds = None
     if args.seeds is not None:
-        seeds = open_seeds(args.seeds, settings, skip_bad_lines=skip)
+        seeds = read_seeds(args.seeds, settings, skip_bad_lines=skip)
     return settings, references, seeds
 
 
@@ -124,8 +124,8 @@ def demo(args: Namespace, flags: dict[str, Any]) -> int:
         )
         exit_status = run_with_progress(
             settings,
-            open_references(references, settings),
-            open_seeds(s, settings),
+            read_references(references, settings),
+            read_seeds(s, settings),
             args.out,
             show_rows=True,
         )

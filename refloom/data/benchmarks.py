@@ -30,38 +30,38 @@ def load_benchmarks(
     """Read the prompts of benchmark files, of any kind that references are read from.
 
     Args:
-        paths: Files; a hit names the file without its folder, or with it where two are alike.
-        report: Is told of rows taken and rows left out, and of a hash of all prompts.
+        paths: The files. Hits are named after the file, with its folder if two have one name.
+        report: Counts the rows taken and skipped, and gets a hash of all prompts.
 
     Raises:
         InputError: A file is missing, cannot be parsed, or no row of it has a prompt.
     """
     report = ReadReport() if report is None else report
-    found = Contamination()
+    contamination = Contamination()
     digest = sha256()
     for path, name in zip(paths, _benchmark_names(paths), strict=True):
-        before = report.taken, report.skipped_count, len(report.skipped)
+        taken, skipped, listed = report.taken, report.skipped_count, len(report.skipped)
         for line, row in read_rows(path, None):
             try:
                 shape, prompts = prompts_in(row)
-            except UnknownShape as unfit:
-                report.skip(str(path), line, str(unfit))
+            except UnknownShape as error:
+                report.skip(str(path), line, str(error))
                 continue
             report.taken += 1
             report.shapes[shape] += 1
             for prompt in prompts:
-                found.add(prompt, name, line)
+                contamination.add(prompt, name, line)
                 digest.update(json.dumps([name, line, prompt]).encode())
-        if report.taken == before[0]:
-            raise InputError(_unusable_message(path, report, *before[1:]))
+        if report.taken == taken:
+            raise InputError(_unusable_message(path, report, skipped, listed))
     report.digest = digest.hexdigest()
-    return found
+    return contamination
 
 
 def prompts_in(row: Any) -> tuple[str, list[str]]:
-    """The shape of a benchmark's row, and what it asks: one prompt for each turn of a user.
+    """The shape of a benchmark's row, and its prompts, one for each turn of a user.
 
-    Raises `UnknownShape` for a row that asks nothing.
+    Raises `UnknownShape` for a row without a prompt.
 
     >>> prompts_in({"turns": ["Why tides?", "And why two a day?"]})
     ('turns', ['Why tides?', 'And why two a day?'])
@@ -80,25 +80,25 @@ def _prompts_of_shape(row: Any) -> tuple[str, list[str]]:
         return "text", [row]
     if not isinstance(row, Mapping):
         raise UnknownShape(f"a row must be an object or text, this is {type(row).__name__}")
-    lower = {str(key).lower(): value for key, value in row.items()}
+    lowered = {str(key).lower(): value for key, value in row.items()}
     for key in _TURNS:
-        if isinstance(lower.get(key), list):
-            return key, _user_turns(key, lower[key])
+        if isinstance(lowered.get(key), list):
+            return key, _user_turns(key, lowered[key])
     try:
         shape, instruction, _ = parse_pair(row)
         return shape, [instruction]
-    except UnknownShape as unfit:
+    except UnknownShape:
         for key in _PROMPTS:
-            if isinstance(lower.get(key), str) and lower[key].strip():
-                return key, [lower[key]]
-        raise unfit
+            if isinstance(lowered.get(key), str) and lowered[key].strip():
+                return key, [lowered[key]]
+        raise
 
 
 def _user_turns(key: str, turns: list[Any]) -> list[str]:
-    """What a user says in a list of turns; of texts in `conversations`, every other one."""
+    """The texts of the user's turns. Of plain texts in `conversations`, every other one is."""
     if turns and all(isinstance(turn, str) for turn in turns):
         return turns[:: 2 if key.startswith("conversation") else 1]
-    said = []
+    texts = []
     for turn in turns:
         if not isinstance(turn, Mapping):
             raise UnknownShape(f"{key!r} holds neither texts nor objects")
@@ -106,28 +106,29 @@ def _user_turns(key: str, turns: list[Any]) -> list[str]:
         if turn.get("role", turn.get("from")) in _USERS:
             if not isinstance(text, str):
                 raise UnknownShape(f"a user's turn in {key!r} is {type(text).__name__}, not text")
-            said.append(text)
-    if not said:
+            texts.append(text)
+    if not texts:
         raise UnknownShape("no turn is a user's")
-    return said
+    return texts
 
 
 def _benchmark_names(paths: Sequence[str | Path]) -> list[str]:
-    """The file names; with the folder, where it stands beside another of the same name."""
-    named = [Path(path) for path in paths]
-    alike = Counter(path.name for path in named)
+    """The file names, with the folder where two files have the same name."""
+    files = [Path(path) for path in paths]
+    counts = Counter(path.name for path in files)
     return [
-        path.name if alike[path.name] == 1 else f"{path.parent.name}/{path.name}" for path in named
+        path.name if counts[path.name] == 1 else f"{path.parent.name}/{path.name}" for path in files
     ]
 
 
-def _unusable_message(path: str | Path, report: ReadReport, skipped: int, named: int) -> str:
+def _unusable_message(path: str | Path, report: ReadReport, skipped: int, listed: int) -> str:
+    """Why a file has no prompt; `skipped` and `listed` count rows skipped before it was read."""
     count = report.skipped_count - skipped
     if not count:
         return f"{path}: no benchmark prompt in it (it is empty)"
-    first = report.skipped[named] if named < len(report.skipped) else None
+    first = report.skipped[listed] if listed < len(report.skipped) else None
     why = f"; line {first['line']}: {first['why']}" if first else ""
     return (
-        f"{path}: no benchmark prompt in any of its {count:,} rows{why}. A prompt is read from "
-        f"instruction/input, {', '.join(_TURNS[:3])}, or a text under {', '.join(_PROMPTS)}"
+        f"{path}: no benchmark prompt in any of its {count:,} rows{why}. Prompts are read from "
+        f"instruction/input, {', '.join(_TURNS[:3])}, or text under {', '.join(_PROMPTS)}"
     )

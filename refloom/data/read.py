@@ -1,4 +1,7 @@
-"""References and seeds, streamed from files or by the `datasets` library, and a report on them."""
+"""References and seeds, streamed from files or by the `datasets` library, and a report on them.
+
+`files` reads rows, `shapes` parses them; a `Source` makes references or seeds of what they give.
+"""
 
 from __future__ import annotations
 
@@ -34,9 +37,11 @@ MAX_LICENSE_CHARS = 500
 
 @dataclass(slots=True)
 class ReadReport:
-    """What was read: items taken, rows skipped with the reason, and a hash of the items.
+    """What was read.
 
-    `several_turns` counts rows with more than one exchange.
+    `taken` counts items, `kinds` skipped rows by the reason, and `shapes` and `licences` items.
+    `skipped` lists the first skipped rows, `several_turns` counts rows of more than one exchange,
+    and `digest` is a hash of all items.
     """
 
     name: str | None = None
@@ -56,7 +61,7 @@ class ReadReport:
         if len(self.skipped) < MAX_SKIPPED_LISTED:
             self.skipped.append({"file": name, "line": line, "why": why})
 
-    def shown(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, Any]:
         """The counts as run.json has them."""
         return {
             "name": self.name,
@@ -67,7 +72,7 @@ class ReadReport:
             "licences": dict(self.licences),
         }
 
-    def took(self, shape: str, licence: str) -> None:
+    def count_item(self, shape: str, licence: str) -> None:
         """Count an item under its shape and its licence."""
         self.taken += 1
         self.shapes[shape] += 1
@@ -86,7 +91,15 @@ def describe_report(
     takes_first: bool,
     listed: str = "; run.json names them",
 ) -> list[str]:
-    """Lines for a terminal on what was read."""
+    """Lines for a terminal on what was read.
+
+    Args:
+        what: "references" or "seeds".
+        name: The file or data set.
+        report: The report on it.
+        takes_first: Whether only the first exchange of a row is used.
+        listed: Where the skipped rows are listed.
+    """
     shapes = ", ".join(f"{n} {shape}" for shape, n in report.shapes.most_common())
     lines = [f"{what}: {report.taken} of {name}" + (f" ({shapes})" if shapes else "")]
     if report.several_turns and not takes_first:
@@ -110,7 +123,7 @@ Input = Union[str, Path, "Source", Iterable[Any]]
 class Source:
     """References or seeds that can be iterated any number of times, in the same order.
 
-    `report` is that of the last full iteration.
+    `report` is about the last iteration, and complete when that has come to its end.
     """
 
     def __init__(
@@ -127,8 +140,8 @@ class Source:
         """Open nothing yet.
 
         Args:
-            source: A file, the name of a dataset, rows, or references that are the seeds too.
-            as_reference: Whether pairs are wanted, or seeds.
+            source: A file, the name of a dataset, rows, or references, to be seeds too.
+            as_reference: Yield references, which need a response; else seeds.
             skip_bad_lines: Skip lines that cannot be parsed instead of raising.
             limit: The highest number of items.
             columns: Column names by what they hold (see `refloom.data.shapes`).
@@ -162,39 +175,43 @@ class Source:
 
     def _items(self, report: ReadReport) -> Iterator[Any]:
         if isinstance(self._source, Source):
-            yield from self._of_references(self._source, report)
+            for reference in distinct(self._source):
+                report.taken += 1
+                yield {"id": reference["id"], "instruction": reference["instruction"]}
             return
-        bad = report.skip if self._skip_bad_lines else None
-        for line, row in read_rows(self._source, bad):
+        skip = report.skip if self._skip_bad_lines else None
+        for line, original_row in read_rows(self._source, skip):
             try:
-                about = rename_columns(row, self._columns)
-                shape, exchanges = self._shaped(about)
-                for number, exchange in enumerate(self._wanted(exchanges, report)):
-                    item = self._item(about, number, check_exchange(exchange))
-                    report.took(shape, str(item.get("license") or _license(about) or ""))
+                row = rename_columns(original_row, self._columns)
+                shape, exchanges = self._parse_row(row)
+                for number, exchange in enumerate(self._select_exchanges(exchanges, report)):
+                    item = self._build_item(row, number, check_exchange(exchange))
+                    report.count_item(shape, str(item.get("license") or _license(row) or ""))
                     yield item
             except UnknownShape as error:
-                # The exchanges before the bad turn of a conversation have been taken.
+                # Exchanges before the bad turn of a conversation have been yielded.
                 report.skip(self.name, line, str(error), error.kind)
 
-    def _shaped(self, row: Any) -> tuple[str, Iterator[Exchange]]:
+    def _parse_row(self, row: Any) -> tuple[str, Iterator[Exchange]]:
         if isinstance(row, str) and not self._as_reference:
             return "text", iter([Exchange(row.strip(), None)])
         return parse_exchanges(row)
 
-    def _wanted(self, exchanges: Iterator[Exchange], report: ReadReport) -> Iterator[Exchange]:
+    def _select_exchanges(
+        self, exchanges: Iterator[Exchange], report: ReadReport
+    ) -> Iterator[Exchange]:
         """The first exchange, or all answered ones; counts rows with several."""
         first = next(exchanges)
         if not (self._as_reference and self._turns == "all"):
             yield first
-            # A bad turn that is not used does no harm.
+            # A bad turn that is not used is ignored.
             with contextlib.suppress(UnknownShape):
                 report.several_turns += next(exchanges, None) is not None
             return
-        several = answered = False
+        counted = answered = False
         for exchange in chain([first], exchanges):
-            if exchange is not first and not several:
-                several = True
+            if exchange is not first and not counted:
+                counted = True
                 report.several_turns += 1
             if exchange.response is not None:
                 answered = True
@@ -202,24 +219,23 @@ class Source:
         if not answered:
             yield first
 
-    def _item(self, about: Any, number: int, exchange: Exchange) -> Reference | Seed:
-        own = _row_id(about)
-        if own is not None and number:
-            own = f"{own}-{number + 1}"
+    def _build_item(self, row: Any, number: int, exchange: Exchange) -> Reference | Seed:
+        """A reference or a seed of the row's exchange `number`, which counts from 0."""
+        row_id = _row_id(row)
+        if row_id is not None and number:
+            row_id = f"{row_id}-{number + 1}"
         if self._as_reference:
-            reference = _to_reference(about, exchange, self._licence)
-            return {**reference, "id": own or reference_hash(reference)}
+            reference = _to_reference(row, exchange, self._licence)
+            return {**reference, "id": row_id or reference_hash(reference)}
         text = exchange.instruction
-        return {"id": own or content_id(text), "instruction": text}
-
-    def _of_references(self, references: Source, report: ReadReport) -> Iterator[Seed]:
-        """Each distinct reference as a seed."""
-        for reference in distinct(references):
-            report.taken += 1
-            yield {"id": reference["id"], "instruction": reference["instruction"]}
+        return {"id": row_id or content_id(text), "instruction": text}
 
     def scan(self) -> ReadReport:
-        """Read everything once, so that errors show before anything is paid."""
+        """Read everything once, so that errors show before any call is paid for.
+
+        The report gets the number of items and a hash of them. Raises `InputError` if there is no
+        item, or at a line that cannot be parsed.
+        """
         digest = sha256()
         count = 0
         for item in self:
@@ -237,14 +253,14 @@ class Source:
         return self.report
 
     def digest_of(self, count: int) -> str:
-        """The hash of the first `count` items, to tell whether a file was only appended to."""
+        """The hash of the first `count` items, which shows whether a file was only appended to."""
         digest = sha256()
         for item in islice(iter(self), count):
             digest.update(json.dumps(item, sort_keys=True, ensure_ascii=True).encode())
         return digest.hexdigest()
 
 
-def open_references(source: Input, settings: Settings, *, skip_bad_lines: bool = False) -> Source:
+def read_references(source: Input, settings: Settings, *, skip_bad_lines: bool = False) -> Source:
     """The references of a run, as its settings say."""
     return Source(
         source,
@@ -256,7 +272,7 @@ def open_references(source: Input, settings: Settings, *, skip_bad_lines: bool =
     )
 
 
-def open_seeds(source: Input, settings: Settings, *, skip_bad_lines: bool = False) -> Source:
+def read_seeds(source: Input, settings: Settings, *, skip_bad_lines: bool = False) -> Source:
     """The seeds of a run, as its settings say."""
     return Source(
         source,
@@ -267,7 +283,7 @@ def open_seeds(source: Input, settings: Settings, *, skip_bad_lines: bool = Fals
     )
 
 
-def _to_reference(about: Any, exchange: Exchange, licence: str | None) -> Reference:
+def _to_reference(row: Any, exchange: Exchange, licence: str | None) -> Reference:
     """Build a reference, without its id."""
     if exchange.response is None or not exchange.response.strip():
         raise UnknownShape("it has no response", "without a response")
@@ -278,18 +294,14 @@ def _to_reference(about: Any, exchange: Exchange, licence: str | None) -> Refere
     }
     if exchange.history:
         reference["history"] = list(exchange.history)
-    if origin := _string(about, "source"):
+    origin = row.get("source")
+    if isinstance(origin, str) and origin.strip():
         reference["source"] = origin
-    if stated := licence or _license(about):
+    if stated := licence or _license(row):
         reference["license"] = stated
-    if isinstance(about.get("tags"), list):
-        reference["tags"] = [str(tag) for tag in about["tags"]]
+    if isinstance(row.get("tags"), list):
+        reference["tags"] = [str(tag) for tag in row["tags"]]
     return reference
-
-
-def _string(row: Any, key: str) -> str | None:
-    value = row.get(key) if isinstance(row, Mapping) else None
-    return value if isinstance(value, str) and value.strip() else None
 
 
 def _license(row: Any) -> str | None:
@@ -300,5 +312,5 @@ def _license(row: Any) -> str | None:
 
 
 def _row_id(row: Any) -> str | None:
-    own = row.get("id") if isinstance(row, Mapping) else None
-    return str(own) if isinstance(own, str | int) and str(own).strip() else None
+    value = row.get("id") if isinstance(row, Mapping) else None
+    return str(value) if isinstance(value, str | int) and str(value).strip() else None

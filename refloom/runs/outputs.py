@@ -261,9 +261,9 @@ def write_files(out: Path, summary: RunSummary, status: str) -> None:
         "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "skipped": [*summary.references.skipped, *summary.seeds.skipped],
         "reading": {
-            "references": summary.references.shown(),
-            "seeds": summary.seeds.shown(),
-            "benchmarks": summary.benchmarks.shown(),
+            "references": summary.references.as_json(),
+            "seeds": summary.seeds.as_json(),
+            "benchmarks": summary.benchmarks.as_json(),
         },
     }
     _write_outputs(out, run_json)

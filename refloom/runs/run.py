@@ -28,7 +28,7 @@ from nodes.hooks import RunHooks
 from nodes.llm import CallFailed, Complete
 from nodes.record import Record
 from refloom.data.benchmarks import load_benchmarks
-from refloom.data.read import ReadReport, Source, open_references, open_seeds
+from refloom.data.read import ReadReport, Source, read_references, read_seeds
 from refloom.errors import InputError
 from refloom.runs import ray
 from refloom.runs.client import CachedClient, Endpoints, open_client
@@ -392,8 +392,8 @@ async def synthesize(
         chosen = settings or Settings()
         run = Run(
             chosen,
-            open_references(references, chosen),
-            None if seeds is None else open_seeds(seeds, chosen),
+            read_references(references, chosen),
+            None if seeds is None else read_seeds(seeds, chosen),
             folder,
             on_record=queue.put_nowait,
         )
