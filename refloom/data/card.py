@@ -1,4 +1,8 @@
-"""The data-set card of a run: what it is, how it was made, and what one should know of it."""
+"""The data-set card of a run: what the rows are, how they were made, and what their limits are.
+
+The words are in card.md.jinja; this module gives it its values. A card names no path and no address
+of the machine on which the run was made.
+"""
 
 from __future__ import annotations
 
@@ -19,57 +23,56 @@ from refloom.settings import MAY_DIFFER, Settings, is_embedded
 
 RunJson = Mapping[str, Any]
 MAX_CRITERIA_SHOWN = 30
+# The hub's size categories, with the number of rows that is too many for each.
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
-# Where a run was made is nobody's business; the rest is shown.
+# Settings that say where a run was made, which a card leaves out.
 PRIVATE = frozenset(
     {"base_url", "judge_base_url", "memory", "reuse", "prices", "quiet", "ray_address"}
 )
-SUFFIXES = (".gguf", ".jsonl", ".json", ".parquet", ".csv", ".txt", ".toml")
-PATHS = ("model", "judge_model", "embedding_model", "benchmark")
-_MARKS = re.compile(r"([\\`*_\[\]|~#$])")
+# A name with such a suffix is a file's; other names with a slash are the hub's.
+FILE_SUFFIXES = (".gguf", ".jsonl", ".json", ".parquet", ".csv", ".txt", ".toml")
+# Settings that may hold the path of a file.
+PATH_SETTINGS = ("model", "judge_model", "embedding_model", "benchmark")
+_MARKDOWN_SIGNS = re.compile(r"([\\`*_\[\]|~#$])")
 
 
-def card(
+def render_card(
     run: RunJson,
-    facts: RecordStats,
-    drawing: str,
+    stats: RecordStats,
+    graph: str,
     *,
     title: str = "Instruction-tuning data",
     configs: Sequence[Mapping[str, Any]] = (),
     rows: Mapping[str, int] | None = None,
 ) -> str:
-    """The card as Markdown with the hub's header. Blocks.
+    """The card as Markdown, with the hub's YAML header. Blocks.
 
     Args:
-        run: What run.json says.
-        facts: What the run's records add up to.
-        drawing: The graph, in mermaid's words.
+        run: The contents of run.json.
+        stats: Statistics of the run's records.
+        graph: The graph as a mermaid diagram.
         title: The heading.
-        configs: The hub's data configurations, where the card goes with data files.
-        rows: How many rows are in each of them.
+        configs: The hub's data configurations, if the card goes with data files.
+        rows: The number of rows by the name of a configuration.
     """
     from huggingface_hub import DatasetCard
 
-    licence = combine_licenses(_count_licenses(run))
+    # Seeds too may state a licence, since their words may be in the rows.
+    reading = run["reading"]
+    stated = {k: n for k, n in reading["seeds"]["licences"].items() if k != NOT_STATED}
+    licence = combine_licenses(Counter(reading["references"]["licences"]) + Counter(stated))
     text = _render(
         data=_front_matter(run, licence, title, configs),
         title=title,
         licence=licence,
-        drawing=drawing,
+        graph=graph,
         run=run,
-        facts=facts,
+        hits=stats.hits,
         configs=configs,
         rows=rows or {},
-        **_card_values(run, facts),
+        **_card_values(run, stats),
     )
     return str(DatasetCard(text, ignore_metadata_errors=True)).strip() + "\n"
-
-
-def _count_licenses(run: RunJson) -> Counter[str]:
-    """Those of the references, and those that seeds state, whose words may be in the rows."""
-    reading = run["reading"]
-    stated = {k: n for k, n in reading["seeds"]["licences"].items() if k != NOT_STATED}
-    return Counter(reading["references"]["licences"]) + Counter(stated)
 
 
 def _front_matter(
@@ -77,16 +80,17 @@ def _front_matter(
 ) -> str:
     from huggingface_hub import DatasetCardData
 
-    more: Any = {"license_name": licence.name} if licence.name else {}
+    license_name: Any = {"license_name": licence.name} if licence.name else {}
+    accepted = run["counts"]["accepted"]
     data = DatasetCardData(
         license=licence.id,
         pretty_name=title,
-        size_categories=_size_category(run["counts"]["accepted"]),
+        size_categories=next((name for limit, name in SIZES if accepted < limit), "1M<n<10M"),
         task_categories=["text-generation"],
         tags=["synthetic", "instruction-tuning", "refloom"]
         + ["reference-level-feedback"] * (run["settings"]["feedback"] == "reference"),
         configs=list(map(dict, configs)) or None,
-        **more,
+        **license_name,
     )
     return str(data.to_yaml())
 
@@ -96,28 +100,34 @@ def _render(**values: Any) -> str:
 
     environment = SandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(md=escape_markdown, name=_short_name)
-    environment.globals.update(n=lambda number: f"{number:,}", percent=_format_percent)
+    environment.globals.update(n=lambda number: f"{number:,}", percent=_rounded_percent)
     source = files("refloom.data").joinpath("card.md.jinja").read_text(encoding="utf-8")
     return environment.from_string(source).render(values)
 
 
-def escape_markdown(value: object, most: int = 300) -> str:
-    r"""Text that Markdown and HTML show as it is, on one line; links in it are dead.
+def escape_markdown(value: object, limit: int = 300) -> str:
+    r"""Text that Markdown and HTML show as it is, on one line, without links.
+
+    Text over `limit` characters is cut.
 
     >>> print(escape_markdown("<b> *x* | [a](http://b)"))
     &lt;b&gt; \*x\* \| \[a\](http:&#47;&#47;b)
     """
     text = " ".join(str(value).split())
-    text = text if len(text) <= most else text[: most - 1] + "…"
-    text = html.escape(_MARKS.sub(r"\\\1", text), quote=False)
+    text = text if len(text) <= limit else text[: limit - 1] + "…"
+    text = html.escape(_MARKDOWN_SIGNS.sub(r"\\\1", text), quote=False)
     return text.replace("://", ":&#47;&#47;").replace("www.", "www&#46;").replace("@", "&#64;")
 
 
-def _card_values(run: RunJson, facts: RecordStats) -> dict[str, Any]:
+def _card_values(run: RunJson, stats: RecordStats) -> dict[str, Any]:
     settings, counts, reading = run["settings"], run["counts"], run["reading"]
     judge = settings["judge_model"] or settings["model"]
-    again = rerun_command(run)
-    shown = [_criterion_row(stats) for stats in facts.top_criteria(MAX_CRITERIA_SHOWN)]
+    command = rerun_command(run)
+    longest_backtick_run = max(map(len, re.findall("`+", command)), default=0)
+    criteria = [
+        _criterion_values(criterion) for criterion in stats.top_criteria(MAX_CRITERIA_SHOWN)
+    ]
+    lengths = {"instructions": stats.instructions, "responses": stats.responses}
     log_odds = (settings["judge_method"] or ("logodds" if is_embedded(judge) else "verdict")) != (
         "verdict"
     )
@@ -132,42 +142,33 @@ def _card_values(run: RunJson, facts: RecordStats) -> dict[str, Any]:
         "how_judged": "the log-odds of one-token answers" if log_odds else "written verdicts",
         "embedded": is_embedded(settings["model"]),
         "shapes": _join_counts(reading["references"]["shapes"]),
-        "reviews": facts.review_summary,
-        "reasons": _join_counts(facts.reasons),
-        "errors": _join_counts(facts.errors),
-        "lengths": _length_rows(facts),
-        "attempts": ", ".join(f"{n:,} at attempt {at}" for at, n in sorted(facts.attempts.items())),
-        "diversity": measure_diversity(facts.sample.items()),
-        "criteria": shown,
-        "more_criteria": len(facts.top_criteria(len(facts.criteria))) - len(shown),
+        "reviews": stats.review_summary,
+        "reasons": _join_counts(stats.reasons),
+        "errors": _join_counts(stats.errors),
+        "lengths": [(what, q) for what, of in lengths.items() if (q := quantiles(of))],
+        "attempts": ", ".join(f"{n:,} at attempt {at}" for at, n in sorted(stats.attempts.items())),
+        "diversity": measure_diversity(stats.sample.items()),
+        "criteria": criteria,
+        "more_criteria": len(stats.top_criteria(len(stats.criteria))) - len(criteria),
         "benchmarks": ", ".join(map(_short_name, settings["benchmark"])),
         "cost": _format_cost(run["cost_usd"], counts["accepted"]),
-        "command": again,
-        "fence": "`" * max(3, 1 + _longest_backtick_run(again)),
+        "command": command,
+        "fence": "`" * max(3, 1 + longest_backtick_run),
         "all_settings": json.dumps(_public_settings(settings), indent=1, ensure_ascii=True),
     }
 
 
-def _length_rows(facts: RecordStats) -> list[tuple[str, tuple[str, ...]]]:
-    found = (("instructions", facts.instructions), ("responses", facts.responses))
-    return [
-        (what, tuple(f"{length:,}" for length in spread))
-        for what, lengths in found
-        if (spread := quantiles(lengths)) is not None
-    ]
-
-
-def _criterion_row(passing: CriterionStats) -> dict[str, Any]:
-    found: dict[str, Any] = {
-        "text": passing.text,
-        "must": passing.must,
-        "judged_by": passing.judged_by,
+def _criterion_values(stats: CriterionStats) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "text": stats.text,
+        "must": stats.must,
+        "judged_by": stats.judged_by,
     }
-    for name, counts in (("first", passing.first), ("last", passing.last)):
+    for name, counts in (("first", stats.first), ("last", stats.last)):
         judged = counts["pass"] + counts["fail"] + counts["unknown"]
-        found[name] = _format_percent(counts["pass"] / judged) if judged else "-"
-        found[f"{name}_n"] = judged
-    return found
+        values[name] = _rounded_percent(counts["pass"] / judged) if judged else "-"
+        values[f"{name}_n"] = judged
+    return values
 
 
 def _format_cost(cost: float | None, accepted: int) -> str:
@@ -177,7 +178,7 @@ def _format_cost(cost: float | None, accepted: int) -> str:
     return f"${cost:.2f}{each}"
 
 
-def _format_percent(share: float) -> str:
+def _rounded_percent(share: float) -> str:
     return f"{100 * share:.0f} %"
 
 
@@ -185,16 +186,12 @@ def _join_counts(counts: Counter[str] | Mapping[str, int]) -> str:
     return ", ".join(f"{what} {n:,}" for what, n in Counter(counts).most_common())
 
 
-def _size_category(rows: int) -> str:
-    return next((name for most, name in SIZES if rows < most), "1M<n<10M")
-
-
 def _short_name(path: object) -> str:
-    """A name without its folders, which are this machine's; a hub's `owner/name` stays."""
+    """The name of a file without its folders; the hub's `owner/name` stays."""
     text = str(path)
     pure = PurePath(text)
-    local = pure.is_absolute() or pure.suffix in SUFFIXES
-    return pure.name if local or text.startswith((".", "~")) else text
+    is_file = pure.is_absolute() or pure.suffix in FILE_SUFFIXES or text.startswith((".", "~"))
+    return pure.name if is_file else text
 
 
 def _model_name(name: str) -> str:
@@ -202,44 +199,43 @@ def _model_name(name: str) -> str:
 
 
 def _public_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings without what only says where the run was made."""
+    """The settings without those that only say where the run was made."""
     public = {name: value for name, value in settings.items() if name not in PRIVATE}
-    # What goes into a request beside what refloom knows of may hold a key.
+    # The values of `extra_body` may hold a key, so only their names are public.
     public["stages"] = {
-        stage: {**given, "extra_body": sorted(given["extra_body"])}
-        for stage, given in settings["stages"].items()
+        stage: {**options, "extra_body": sorted(options["extra_body"])}
+        for stage, options in settings["stages"].items()
     }
-    for name in PATHS:
+    for name in PATH_SETTINGS:
         value = public[name]
-        public[name] = (
-            [*map(_short_name, value)] if isinstance(value, list) else value and _short_name(value)
-        )
+        if isinstance(value, list):
+            public[name] = [_short_name(path) for path in value]
+        elif value:
+            public[name] = _short_name(value)
     return public
 
 
 def rerun_command(run: RunJson) -> str:
-    """The command that makes the rows again, where the files and the endpoint are at hand."""
+    """The command that makes the rows again, given the same files and models.
+
+    It has every setting that rows depend on and that differs from its default.
+    """
     settings, reading = _public_settings(run["settings"]), run["reading"]
     words = ["refloom", "run", "--references", reading["references"]["name"], "--out", "rows"]
     if reading["seeds"]["name"] is not None:
         words += ["--seeds", reading["seeds"]["name"]]
     for name, field in Settings.model_fields.items():
         value = settings.get(name)
-        wanted = name not in MAY_DIFFER or name in ("target", "limit")
+        matters = name not in MAY_DIFFER or name in ("target", "limit")
         default = field.get_default(call_default_factory=True)
         default = list(default) if isinstance(default, tuple) else default
-        usual = value in (None, {}, []) or (value == default and name != "model")
-        if wanted and not usual and name not in (*PRIVATE, "stages"):
+        is_default = value in (None, {}, []) or (value == default and name != "model")
+        if matters and not is_default and name not in (*PRIVATE, "stages"):
             words += _flag_words(name, value)
     if any("that cannot be parsed" in reading[what]["skipped"] for what in ("references", "seeds")):
         words.append("--skip-bad-lines")
-    said = " ".join(shlex.quote(" ".join(word.split())) for word in words)
-    return said + ("  # and [stages] of a --config" if settings["stages"] else "")
-
-
-def _longest_backtick_run(text: str) -> int:
-    """How many backticks stand in a row at most."""
-    return max(map(len, re.findall("`+", text)), default=0)
+    command = " ".join(shlex.quote(" ".join(word.split())) for word in words)
+    return command + ("  # and [stages] of a --config" if settings["stages"] else "")
 
 
 def _flag_words(name: str, value: Any) -> list[str]:

@@ -1,4 +1,9 @@
-"""What the licences of references ask of a data set that is made from them."""
+"""The licence of a data set, derived from the licences of the references it is made from.
+
+`parse_license` reads how people write a licence, `combine_licenses` derives one for the rows. Terms
+are "nc" (non-commercial), "sa" (share-alike), "nd" (no derivatives), "own" (terms of its own) and
+"unknown".
+"""
 
 from __future__ import annotations
 
@@ -8,10 +13,10 @@ from typing import NamedTuple
 
 from refloom.data.read import NOT_STATED
 
-# What a licence's text may hold beside its name without saying anything more.
-_ENDS = r"(?:[ -]*(?:international|unported|generic|deed|license|licence|public|universal|only))*"
-_CC = re.compile(rf"(?:cc[ -]*)?by((?:[ -]+(?:nc|sa|nd))*)(?:[ -]+v?(\d\.\d))?{_ENDS}")
-_LONG = {
+# Words that may follow a licence's name without changing its meaning.
+_SUFFIX = r"(?:[ -]*(?:international|unported|generic|deed|license|licence|public|universal|only))*"
+_CC = re.compile(rf"(?:cc[ -]*)?by((?:[ -]+(?:nc|sa|nd))*)(?:[ -]+v?(\d\.\d))?{_SUFFIX}")
+_ABBREVIATIONS = {
     r"gnu general public licen[cs]e": "gpl",
     r"gnu lesser general public licen[cs]e": "lgpl",
     r"gnu affero general public licen[cs]e": "agpl",
@@ -23,8 +28,8 @@ _LONG = {
     r"\bno[ -]?deriv\w*": "nd",
     r"\bversion\b": "",
 }
-# Licences that ask for a name at most, and those that ask for the same licence, by how they are
-# written, whole; the hub's names of them.
+# Patterns of licences that require attribution at most, and of those that require the same licence
+# of derived work, each with the hub's name for it.
 _PERMISSIVE = (
     (r"cc[ -]*(?:0|zero)[ -]*(?:1\.0)?", "cc0-1.0"),
     (r"apache[ -]*(?:software )?(?:license|licence)?[ -]*v?2(?:\.0)?", "apache-2.0"),
@@ -36,7 +41,7 @@ _PERMISSIVE = (
     (r"cdla[ -]*permissive[ -]*(?:2\.0)?", "cdla-permissive-2.0"),
     (r"(?:the )?unlicense", "unlicense"),
 )
-_ALIKE = (
+_SHARE_ALIKE = (
     (r"odbl(?:[ -]*1\.0)?", "odbl"),
     (r"cdla[ -]*sharing[ -]*(?:1\.0)?", "cdla-sharing-1.0"),
     (r"(?:gnu )?agpl[ -]*v?3(?:\.0)?(?:[ -]*(?:or[ -]later|\+))?", "agpl-3.0"),
@@ -45,14 +50,15 @@ _ALIKE = (
     (r"(?:gnu )?gpl[ -]*v?3(?:\.0)?(?:[ -]*(?:or[ -]later|\+))?", "gpl-3.0"),
     (r"gfdl(?:[ -]*1\.\d)?", "gfdl"),
 )
-# What a text asks that is no licence of these, as far as its words say.
-_ASKING = (
+# The terms that the words of any other licence point to.
+_TERM_PATTERNS = (
     (r"\bnc\b|\bresearch\b|\bacademic\b|\bpersonal use|\beducational\b", "nc"),
     (r"\bsa\b|gpl|\bcopyleft\b|\bodbl\b", "sa"),
     (r"\bnd\b", "nd"),
     (r"rights reserved|proprietary|openrail|llama|commons clause|\bno ai\b|permission", "own"),
 )
-_CC_KNOWN = {
+# Creative Commons licences that the hub has a name for, and their versions.
+_CC_VERSIONS = {
     "by": ("2.0", "2.5", "3.0", "4.0"),
     "by-sa": ("3.0", "4.0"),
     "by-nc": ("2.0", "3.0", "4.0"),
@@ -60,125 +66,131 @@ _CC_KNOWN = {
     "by-nd": ("4.0",),
     "by-nc-nd": ("3.0", "4.0"),
 }
-NOT_LAW = (
-    "Whether rows written after a reference are derived from it in law is not settled; this card "
-    "takes the careful side and is no legal advice."
+DISCLAIMER = (
+    "Whether the law treats rows made from a reference as derived from it is not settled; this "
+    "card assumes that it does. It is not legal advice."
 )
 
 
 class License(NamedTuple):
-    """A licence as the hub names it (None: it has no name for it), and what it asks."""
+    """The hub's name of a licence (None if it has none), and the licence's terms."""
 
     id: str | None
-    asks: frozenset[str]
+    terms: frozenset[str]
 
 
 class CombinedLicense(NamedTuple):
-    """The licence of the data set, a name where it is "other", and what is to be said of it."""
+    """The hub's name of the data set's licence, a name of our own for "other", and notes."""
 
     id: str
     name: str | None
-    said: list[str]
+    notes: list[str]
 
 
 def parse_license(text: str) -> License:
-    """The licence that a text means; anything beside a licence's own name makes it unknown.
+    """Parse the name of a licence; text beside the name makes it unknown.
 
-    Of what is unknown the words still tell what it asks at least.
+    An unknown licence has at least the terms that its words point to.
 
     >>> parse_license("Creative Commons Attribution-NonCommercial 4.0").id
     'cc-by-nc-4.0'
-    >>> sorted(parse_license("MIT, for research only").asks)
+    >>> sorted(parse_license("MIT, for research only").terms)
     ['nc', 'unknown']
     """
-    plain = re.sub(r"[\s_/,&()\u2010-\u2015]+", " ", _short_id(text.lower())).strip(" .-")
-    found = _CC.fullmatch(plain)
-    if found:
-        asks = [part for part in ("nc", "sa", "nd") if part in re.split(r"[ -]+", found[1])]
-        name = "-".join(["by", *asks])
-        if (found[2] or "4.0") in _CC_KNOWN.get(name, ()):
-            return License(f"cc-{name}-{found[2] or '4.0'}", frozenset(asks))
-    for table, asked in ((_PERMISSIVE, frozenset[str]()), (_ALIKE, frozenset({"sa"}))):
+    name = _normalize(text)
+    match = _CC.fullmatch(name)
+    if match:
+        elements = [part for part in ("nc", "sa", "nd") if part in re.split(r"[ -]+", match[1])]
+        cc_name = "-".join(["by", *elements])
+        version = match[2] or "4.0"
+        if version in _CC_VERSIONS.get(cc_name, ()):
+            return License(f"cc-{cc_name}-{version}", frozenset(elements))
+    for table, terms in ((_PERMISSIVE, frozenset[str]()), (_SHARE_ALIKE, frozenset({"sa"}))):
         for pattern, id_ in table:
-            if re.fullmatch(pattern + _ENDS, plain):
-                return License(id_, asked)
-    asking = {ask for pattern, ask in _ASKING if re.search(pattern, plain)}
-    return License(None, frozenset(asking | {"unknown"}))
+            if re.fullmatch(pattern + _SUFFIX, name):
+                return License(id_, terms)
+    likely = {term for pattern, term in _TERM_PATTERNS if re.search(pattern, name)}
+    return License(None, frozenset(likely | {"unknown"}))
 
 
-def _short_id(text: str) -> str:
-    for long, short in _LONG.items():
-        text = re.sub(long, short, text)
-    return re.sub(r"\b(by|nc|sa|nd)(?=\d)", r"\1 ", text)
+def _normalize(text: str) -> str:
+    text = text.lower()
+    for phrase, short in _ABBREVIATIONS.items():
+        text = re.sub(phrase, short, text)
+    text = re.sub(r"\b(by|nc|sa|nd)(?=\d)", r"\1 ", text)
+    return re.sub(r"[\s_/,&()\u2010-\u2015]+", " ", text).strip(" .-")
 
 
 def combine_licenses(counts: Mapping[str, int]) -> CombinedLicense:
-    """The licence that follows from those of the references, each with how many have it.
+    """Derive the data set's licence from the number of references under each licence.
 
-    The strictest is carried on: non-commercial and share-alike terms hold for what is made from
-    the references. Where terms cannot all be met by one licence, or none is stated, that is said.
+    The strictest terms apply: rows made from non-commercial or share-alike references are under
+    the same terms. Without one licence that meets all terms, the result is "other" or "unknown".
     """
-    named = {text: parse_license(text) for text in counts}
-    strict_ones = (text for text in counts if _is_strict(named[text]))
-    said = [_describe(text, counts[text], named[text]) for text in strict_ones]
-    asks = frozenset().union(*(licence.asks for licence in named.values()))
-    ids = {licence.id for licence in named.values() if licence.id is not None}
-    odd = [text for text in counts if "unknown" in named[text].asks and text != NOT_STATED]
-    unknown = sum(counts[text] for text in odd) + counts.get(NOT_STATED, 0)
+    licences = {text: parse_license(text) for text in counts}
+    notes = [
+        _describe_terms(text, counts[text], licence.terms)
+        for text, licence in licences.items()
+        if licence.terms & set(_TERM_TEXTS)
+    ]
+    terms = frozenset().union(*(licence.terms for licence in licences.values()))
+    ids = {licence.id for licence in licences.values() if licence.id is not None}
+    unparsed = [t for t, licence in licences.items() if licence.id is None and t != NOT_STATED]
+    unknown = sum(counts[text] for text in unparsed) + counts.get(NOT_STATED, 0)
     if unknown:
-        shown = f" ({', '.join(odd[:3])}{', ...' if odd[3:] else ''})" if odd else ""
-        said.append(
-            f"Without a licence that is known here: {unknown:,}{shown}. Find out what theirs asks "
+        names = f" ({', '.join(unparsed[:3])}{', ...' if unparsed[3:] else ''})" if unparsed else ""
+        notes.append(
+            f"Without a licence that refloom knows: {unknown:,}{names}. Find out their terms "
             "before you publish."
         )
-    if asks & {"nd", "own"}:
-        said.append("What is made from them may not be shared without leave of their owners.")
-        return CombinedLicense("other", "see-references", [*said, NOT_LAW])
-    strict = {i.id for i in named.values() if i.id is not None and i.asks & {"nc", "sa"}}
+    if terms & {"nd", "own"}:
+        notes.append("What is made from them may not be shared without their owners' permission.")
+        return CombinedLicense("other", "see-references", [*notes, DISCLAIMER])
+    strict = {i.id for i in licences.values() if i.id is not None and i.terms & {"nc", "sa"}}
     covered = all("-nc" in id_ for id_ in strict) and strict
-    if odd and not covered:
-        # Their terms may ask for more than any licence that is known here.
-        if not ids and asks == {"unknown"}:
-            return CombinedLicense("unknown", None, said)
-        return CombinedLicense("other", "see-references", said)
+    if unparsed and not covered:
+        # The terms of licences that are not parsed may be stricter than those of the others.
+        if not ids and terms == {"unknown"}:
+            return CombinedLicense("unknown", None, notes)
+        return CombinedLicense("other", "see-references", notes)
     if strict:
-        return _combine_strict(strict, said)
+        return _combine_strict(strict, notes)
     if unknown or not ids:
-        return CombinedLicense("unknown", None, said)
-    (first, *more) = sorted(ids)
-    if not more:
+        return CombinedLicense("unknown", None, notes)
+    (first, *others) = sorted(ids)
+    if not others:
         credit = " It asks that its authors are named." if first.startswith("cc-by") else ""
         return CombinedLicense(first, None, [f"All references are under {first}.{credit}"])
-    said.append(f"The references are under {', '.join(sorted(ids))}: name their authors.")
-    return CombinedLicense("other", "see-references", said)
+    notes.append(f"The references are under {', '.join(sorted(ids))}: name their authors.")
+    return CombinedLicense("other", "see-references", notes)
 
 
-def _combine_strict(ids: Iterable[str], said: list[str]) -> CombinedLicense:
+def _combine_strict(ids: Iterable[str], notes: list[str]) -> CombinedLicense:
+    """Combine licences with non-commercial or share-alike terms, of which there is at least one."""
+    # A Creative Commons licence without its version; the latest version covers the earlier ones.
     families = {id_: id_.rpartition("-")[0] if id_.startswith("cc-") else id_ for id_ in ids}
-    alike = {f for f in families.values() if "-sa" in f or not f.startswith("cc-")}
+    share_alike = {f for f in families.values() if "-sa" in f or not f.startswith("cc-")}
     non_commercial = any("-nc" in family for family in families.values())
-    if len(alike) > 1 or (non_commercial and alike - {"cc-by-nc-sa"}):
-        said.append(
-            f"{', '.join(sorted(ids))} cannot all be kept by one licence: each share-alike licence "
-            "wants to be the licence of the whole. Leave out the references of all but one."
+    if len(share_alike) > 1 or (non_commercial and share_alike - {"cc-by-nc-sa"}):
+        notes.append(
+            f"No single licence meets the terms of {', '.join(sorted(ids))}: a share-alike licence "
+            "must be the licence of the whole data set. Use references under only one of them."
         )
-        return CombinedLicense("other", "conflicting-references", [*said, NOT_LAW])
-    family = next(iter(alike), None) or "cc-by-nc"
-    chosen = max(id_ for id_, found in families.items() if found == family)
-    said.append(f"The rows are therefore under {chosen}.")
-    return CombinedLicense(chosen, None, [*said, NOT_LAW])
+        return CombinedLicense("other", "conflicting-references", [*notes, DISCLAIMER])
+    family = next(iter(share_alike), None) or "cc-by-nc"
+    chosen = max(id_ for id_, id_family in families.items() if id_family == family)
+    notes.append(f"The rows are therefore under {chosen}.")
+    return CombinedLicense(chosen, None, [*notes, DISCLAIMER])
 
 
-def _is_strict(licence: License) -> bool:
-    return bool(licence.asks & {"nc", "sa", "nd", "own"})
+_TERM_TEXTS = {
+    "nc": "non-commercial: what is made from them may not be used for money",
+    "sa": "share-alike: what is made from them has to be under the same licence",
+    "nd": "no derivatives: what is made from them may not be shared",
+    "own": "terms of its own: read them before you use or share what is made from them",
+}
 
 
-def _describe(text: str, count: int, licence: License) -> str:
-    meaning = {
-        "nc": "non-commercial: what is made from them may not be used for money",
-        "sa": "share-alike: what is made from them has to be under the same licence",
-        "nd": "no derivatives: what is made from them may not be shared",
-        "own": "terms of its own: read them before you use or share what is made from them",
-    }
-    asked = "; ".join(meaning[ask] for ask in meaning if ask in licence.asks)
-    return f"Under {text}: {count:,}. {asked[0].upper()}{asked[1:]}."
+def _describe_terms(text: str, count: int, terms: frozenset[str]) -> str:
+    description = "; ".join(_TERM_TEXTS[term] for term in _TERM_TEXTS if term in terms)
+    return f"Under {text}: {count:,}. {description[0].upper()}{description[1:]}."

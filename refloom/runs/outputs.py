@@ -17,7 +17,7 @@ from typing import Any, Literal
 from graph.builder import mermaid
 from prompts import version as prompts_version
 from prompts import versions
-from refloom.data.card import card
+from refloom.data.card import render_card
 from refloom.data.read import ReadReport, Source
 from refloom.data.record_stats import collect_stats
 from refloom.data.write import replace_lines
@@ -295,7 +295,8 @@ def rewrite_files(out: Path) -> bool:
 
 def card_text(journal: sqlite3.Connection, run_json: Mapping[str, Any], **more: Any) -> str:
     """The data-set card of a run, from its journal and run.json. Blocks."""
-    return card(run_json, collect_stats(iter_records(journal, *ROW_STATUSES)), mermaid(), **more)
+    stats = collect_stats(iter_records(journal, *ROW_STATUSES))
+    return render_card(run_json, stats, mermaid(), **more)
 
 
 def prior_usage(journal: Journal) -> tuple[int, float, int]:
