@@ -1,9 +1,9 @@
-"""Contamination: texts that contain a benchmark prompt and must not be trained on.
+"""Contamination: texts that contain a prompt of a benchmark, on which nobody may train.
 
-There are three tests, over lower-cased words: a shared run of 13 words (as for GPT-3), or all of a
-shorter prompt; shared 8-word runs that cover at least half of the prompt; a near-duplicate by the
-rule of `memory.novelty`. By this definition a run of 13 words shared by chance, such as a proverb,
-is a hit. No test finds a paraphrased or translated prompt.
+There are three tests, over lower-cased words: a shared run of 13 words (as for GPT-3; Brown et al.,
+2020, appendix C), or all of a shorter prompt; shared runs of 8 words that cover half of a prompt;
+a near-duplicate as in `memory.novelty`. A run of 13 words shared by chance, such as a proverb, is a
+hit too. No test finds a paraphrased or translated prompt.
 """
 
 from __future__ import annotations
@@ -19,6 +19,15 @@ from rapidfuzz.distance import LCSseq
 
 from memory.novelty import NoveltyFilter
 
+# The share of a prompt's words in shared short runs that is a hit.
+COVERAGE = Fraction(1, 2)
+# A ROUGE-L F1 over this is a near-duplicate.
+NEAR_DUPLICATE_F1 = Fraction(7, 10)
+# A shorter run is in many texts by chance.
+_MIN_WORDS = 5
+_MAX_EVIDENCE = 200
+_UNKNOWN = "\0"
+
 # Scripts without spaces, whose characters are words or syllables.
 _SINGLE = "\u3041-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 # Word separators outside ASCII: signs, spaces, and punctuation of several scripts.
@@ -27,7 +36,7 @@ _SEPARATORS += "\u05be\u060c\u061b\u061f\u066a-\u066d\u06d4\u0964\u0965\u2000-\u
 _ASCII_WORD = re.compile(r"[a-z0-9]+")
 _WORD = re.compile(rf"[{_SINGLE}]|[^\x00-\x2f\x3a-\x60\x7b-\x7f{_SINGLE}{_SEPARATORS}]+")
 
-# The lower bits of a place are the word number.
+# A place is text << 32 | word.
 _SHIFT = 32
 
 
@@ -45,83 +54,13 @@ def word_tokens(text: str) -> list[str]:
     return _WORD.findall(unicodedata.normalize("NFKC", text).lower())
 
 
-class NGramIndex:
-    """Finds runs of `size` words in a list of texts that have one character a word.
-
-    Runs are looked up by digest and then compared, so that a collision of digests does no harm.
-    """
-
-    def __init__(
-        self, texts: list[str], size: int, digest: Callable[[str], int], *, first_only: bool
-    ) -> None:
-        """`first_only`: store only the first place of a run."""
-        self._texts, self._size, self._digest, self._first_only = texts, size, digest, first_only
-        # text << 32 | word. Most runs occur once, so there is a list only for the others.
-        self._places: dict[int, int | list[int]] = {}
-
-    def add(self, number: int) -> None:
-        """Add the runs of `texts[number]`."""
-        text, size = self._texts[number], self._size
-        for i in range(len(text) - size + 1):
-            key, place = self._digest(text[i : i + size]), number << _SHIFT | i
-            there = self._places.get(key)
-            if there is None:
-                self._places[key] = place
-            elif self._first_only and self.first(text[i : i + size]) is not None:
-                continue
-            elif isinstance(there, list):
-                there.append(place)
-            else:
-                self._places[key] = [there, place]
-
-    def starts(self, text: str) -> list[int]:
-        """Return where runs that may be known begin in `text`; all others are unknown."""
-        size, digest, known = self._size, self._digest, self._places
-        return [i for i in range(len(text) - size + 1) if digest(text[i : i + size]) in known]
-
-    def places(self, run: str) -> Iterator[tuple[int, int]]:
-        """Yield the text and word number of each place of the run, in the order added."""
-        there = self._places.get(self._digest(run))
-        if there is None:
-            return
-        for place in there if isinstance(there, list) else (there,):
-            number, at = place >> _SHIFT, place & ((1 << _SHIFT) - 1)
-            if self._texts[number].startswith(run, at):
-                yield number, at
-
-    def first(self, run: str) -> tuple[int, int] | None:
-        """Return the first of `places`, or None."""
-        return next(self.places(run), None)
-
-
-def merge_spans(starts: list[int], size: int) -> list[tuple[int, int]]:
-    """Return the spans that runs of `size` words from `starts` cover together, in order."""
-    spans: list[tuple[int, int]] = []
-    for start in sorted(starts):
-        if spans and start <= spans[-1][1]:
-            spans[-1] = (spans[-1][0], start + size)
-        else:
-            spans.append((start, start + size))
-    return spans
-
-
-# The share of a prompt's words in shared short runs that is a hit.
-COVERAGE = Fraction(1, 2)
-# An F1 of the longest common subsequence over this is a near-duplicate.
-NEAR_DUPLICATE_F1 = Fraction(7, 10)
-# A shorter run is in many texts by chance.
-_MIN_WORDS = 5
-_MAX_EVIDENCE = 200
-_UNKNOWN = "\0"
-
-
 @dataclass(frozen=True)
 class Hit:
     """A prompt that a text contains.
 
-    `row` is its line or row in the file `benchmark`, from 1; `evidence` is the shared words. `how`
-    is "13-gram" (or the `n` that was set), "whole prompt" (one shorter than `n`), "8-gram coverage"
-    or "near-duplicate".
+    `row` is the prompt's line or row in the file `benchmark`, from 1. `evidence` is the shared
+    words. `how` names the test: "13-gram" or another `n`, "whole prompt" for one shorter than `n`,
+    "8-gram coverage", or "near-duplicate".
     """
 
     benchmark: str
@@ -133,8 +72,8 @@ class Hit:
 class Contamination:
     """Checks instructions and responses against the prompts of benchmarks.
 
-    A text that contains several prompts is reported for one of them: one with a shared long run,
-    else a whole one, else the one covered most, else the first near-duplicate.
+    For a text that contains several prompts, one is reported: one with a shared long run, else a
+    whole one, else the one covered most, else the first near-duplicate.
     """
 
     def __init__(
@@ -161,18 +100,18 @@ class Contamination:
         self._rows: list[tuple[str, int]] = []
         self._short = NGramIndex(self._prompts, short_n, digest, first_only=False)
         self._long = NGramIndex(self._prompts, n, digest, first_only=True)
-        self._wholes: dict[str, int] = {}
-        self._starts: set[str] = set()
+        self._whole_prompts: dict[str, int] = {}
+        self._whole_starts: set[str] = set()
         # One filter for each power of two of prompt length: a text is near to few lengths.
-        self._near: defaultdict[int, NoveltyFilter]
-        self._near = defaultdict(lambda: NoveltyFilter(float(NEAR_DUPLICATE_F1)))
+        self._filters: defaultdict[int, NoveltyFilter]
+        self._filters = defaultdict(lambda: NoveltyFilter(float(NEAR_DUPLICATE_F1)))
 
     def __len__(self) -> int:
-        """The number of prompts."""
+        """Return the number of prompts."""
         return len(self._prompts)
 
     def add(self, prompt: str, benchmark: str, row: int) -> None:
-        """Add a prompt. One without any word cannot be found and is skipped."""
+        """Add a prompt. One without words cannot be found and is skipped."""
         code = "".join(self._id(word) for word in word_tokens(prompt))
         if not code:
             return
@@ -182,25 +121,29 @@ class Contamination:
         self._short.add(number)
         self._long.add(number)
         if len(code) < self._n:
-            self._wholes.setdefault(code, number)
-            self._starts.add(code[:_MIN_WORDS])
+            self._whole_prompts.setdefault(code, number)
+            self._whole_starts.add(code[:_MIN_WORDS])
         if len(code) >= _MIN_WORDS:
-            self._near[len(code).bit_length()].add(_spell(code), str(number))
+            self._filters[len(code).bit_length()].add(_spell(code), str(number))
 
-    def instruction(self, text: str) -> Hit | None:
+    def find_in_instruction(self, text: str) -> Hit | None:
         """Return the prompt that an instruction contains or nearly is, or None.
 
         A prompt of fewer than five words counts only if the instruction adds little to it.
         """
-        found = word_tokens(text)
-        code = self._code(found)
-        return self._runs(found, code) or self._tiny(found, code) or self._close(found, code)
+        words = word_tokens(text)
+        code = self._encode(words)
+        return (
+            self._find_run(words, code)
+            or self._find_tiny(words, code)
+            or self._find_near_duplicate(words, code)
+        )
 
-    def response(self, text: str) -> Hit | None:
-        """The prompt of five words or more that a response quotes or nearly is, or None."""
-        found = word_tokens(text)
-        code = self._code(found)
-        return self._runs(found, code) or self._close(found, code)
+    def find_in_response(self, text: str) -> Hit | None:
+        """Return the prompt of five words or more that a response quotes or nearly is, or None."""
+        words = word_tokens(text)
+        code = self._encode(words)
+        return self._find_run(words, code) or self._find_near_duplicate(words, code)
 
     def _id(self, word: str) -> str:
         known = self._ids.get(word)
@@ -209,21 +152,23 @@ class Contamination:
             self._names.append(word)
         return known
 
-    def _code(self, found: list[str]) -> str:
+    def _encode(self, words: list[str]) -> str:
         known = self._ids.get
-        return "".join([known(word, _UNKNOWN) for word in found])
+        return "".join([known(word, _UNKNOWN) for word in words])
 
-    def _runs(self, found: list[str], code: str) -> Hit | None:
-        """The hit by a run of words: a long one, a whole prompt, or many short ones."""
+    def _find_run(self, words: list[str], code: str) -> Hit | None:
+        """Find a prompt by a shared long run, by all of it, or by many shared short runs."""
         shared = self._short.starts(code)
-        run = self._longest_run(code, shared) if shared else None
+        run = self._find_longest_run(code, shared) if shared else None
         if run is not None:
             number, start, end = run
-            return self._hit(number, f"{self._n}-gram", found[start:end])
-        return self._whole(found, code) or (self._covered(code, shared) if shared else None)
+            return self._hit(number, f"{self._n}-gram", words[start:end])
+        return self._find_whole(words, code) or (
+            self._find_covered(code, shared) if shared else None
+        )
 
-    def _longest_run(self, code: str, shared: list[int]) -> tuple[int, int, int] | None:
-        """The longest run of at least n words that a prompt has too: prompt, start, end."""
+    def _find_longest_run(self, code: str, shared: list[int]) -> tuple[int, int, int] | None:
+        """Return prompt, start and end of the longest run of n words or more in a prompt."""
         best = None
         reached = -1
         for i in shared:
@@ -246,21 +191,23 @@ class Contamination:
                 best = (number, start, end)
         return best
 
-    def _whole(self, found: list[str], code: str) -> Hit | None:
+    def _find_whole(self, words: list[str], code: str) -> Hit | None:
         """Return the longest prompt of fewer than n words that the text contains."""
         best = ""
-        starts, where = self._starts, 0
+        starts, where = self._whole_starts, 0
         for i in range(len(code) - _MIN_WORDS + 1):
             if code[i : i + _MIN_WORDS] not in starts:
                 continue
             for end in range(i + max(_MIN_WORDS, len(best) + 1), i + self._n):
-                if code[i:end] in self._wholes and end <= len(code):
+                if code[i:end] in self._whole_prompts and end <= len(code):
                     best, where = code[i:end], i
         if not best:
             return None
-        return self._hit(self._wholes[best], "whole prompt", found[where : where + len(best)])
+        return self._hit(
+            self._whole_prompts[best], "whole prompt", words[where : where + len(best)]
+        )
 
-    def _covered(self, code: str, shared: list[int]) -> Hit | None:
+    def _find_covered(self, code: str, shared: list[int]) -> Hit | None:
         """Return the prompt that shared short runs cover most, if they cover enough."""
         places: defaultdict[int, list[int]] = defaultdict(list)
         for run in {code[i : i + self._short_n] for i in shared}:
@@ -283,38 +230,38 @@ class Contamination:
         pieces = [self._names[ord(c)] for s, e in best_spans for c in (*prompt[s:e], _UNKNOWN)]
         return self._hit(best_number, f"{self._short_n}-gram coverage", pieces)
 
-    def _tiny(self, found: list[str], code: str) -> Hit | None:
+    def _find_tiny(self, words: list[str], code: str) -> Hit | None:
         """Return the prompt of fewer than five words that is nearly all of the text."""
         for size in range(min(_MIN_WORDS - 1, len(code)), 0, -1):
             if size < len(code) and 2 * size <= NEAR_DUPLICATE_F1 * (size + len(code)):
                 return None
             for i in range(len(code) - size + 1):
-                number = self._wholes.get(code[i : i + size])
+                number = self._whole_prompts.get(code[i : i + size])
                 if number is not None:
-                    return self._hit(number, "near-duplicate", found[i : i + size])
+                    return self._hit(number, "near-duplicate", words[i : i + size])
         return None
 
-    def _close(self, found: list[str], code: str) -> Hit | None:
+    def _find_near_duplicate(self, words: list[str], code: str) -> Hit | None:
         """Return the first prompt of five or more words that the text is a near-duplicate of."""
         least = int(len(code) * NEAR_DUPLICATE_F1 / (2 - NEAR_DUPLICATE_F1))
         most = int(len(code) * (2 - NEAR_DUPLICATE_F1) / NEAR_DUPLICATE_F1)
         spelled = _spell(code)
         names = [
-            self._near[size].collision(spelled)
+            self._filters[size].collision(spelled)
             for size in range(least.bit_length(), most.bit_length() + 1)
-            if size in self._near
+            if size in self._filters
         ]
         numbers = [int(name) for name in names if name is not None]
         if not numbers:
             return None
         first = min(numbers)
-        return self._hit(first, "near-duplicate", _common(found, code, self._prompts[first]))
+        return self._hit(first, "near-duplicate", _common_words(words, code, self._prompts[first]))
 
     def _hit(self, number: int, how: str, pieces: list[str]) -> Hit:
-        shown = " ".join(piece or "…" for piece in pieces).strip(" …")
-        if len(shown) > _MAX_EVIDENCE:
-            shown = shown[: _MAX_EVIDENCE - 2] + " …"
-        return Hit(*self._rows[number], how, shown)
+        evidence = " ".join(piece or "…" for piece in pieces).strip(" …")
+        if len(evidence) > _MAX_EVIDENCE:
+            evidence = evidence[: _MAX_EVIDENCE - 2] + " …"
+        return Hit(*self._rows[number], how, evidence)
 
 
 def _spell(code: str) -> str:
@@ -322,9 +269,69 @@ def _spell(code: str) -> str:
     return " ".join([str(ord(c)) for c in code])
 
 
-def _common(found: list[str], code: str, prompt: str) -> list[str]:
+def _common_words(words: list[str], code: str, prompt: str) -> list[str]:
     """Return the words of a text in its longest common subsequence with a prompt; "" for gaps."""
     shared: list[str] = []
     for step in LCSseq.opcodes([ord(c) for c in code], [ord(c) for c in prompt]):
-        shared += found[step.src_start : step.src_end] if step.tag == "equal" else [""]
+        shared += words[step.src_start : step.src_end] if step.tag == "equal" else [""]
     return shared
+
+
+class NGramIndex:
+    """Finds runs of `size` words in a list of texts that have one character a word.
+
+    Runs are looked up by digest and then compared, so that a collision of digests does no harm.
+    """
+
+    def __init__(
+        self, texts: list[str], size: int, digest: Callable[[str], int], *, first_only: bool
+    ) -> None:
+        """`first_only`: store only the first place of a run."""
+        self._texts, self._size, self._digest, self._first_only = texts, size, digest, first_only
+        # By digest. Most runs occur once, so only the others have a list of places.
+        self._places: dict[int, int | list[int]] = {}
+
+    def add(self, number: int) -> None:
+        """Add the runs of `texts[number]`."""
+        text, size = self._texts[number], self._size
+        for i in range(len(text) - size + 1):
+            key, place = self._digest(text[i : i + size]), number << _SHIFT | i
+            known = self._places.get(key)
+            if known is None:
+                self._places[key] = place
+            elif self._first_only and self.first(text[i : i + size]) is not None:
+                continue
+            elif isinstance(known, list):
+                known.append(place)
+            else:
+                self._places[key] = [known, place]
+
+    def starts(self, text: str) -> list[int]:
+        """Return where runs that may be known begin in `text`; the others are surely unknown."""
+        size, digest, known = self._size, self._digest, self._places
+        return [i for i in range(len(text) - size + 1) if digest(text[i : i + size]) in known]
+
+    def places(self, run: str) -> Iterator[tuple[int, int]]:
+        """Yield the text and word number of each place of the run, in the order added."""
+        known = self._places.get(self._digest(run))
+        if known is None:
+            return
+        for place in known if isinstance(known, list) else (known,):
+            number, at = place >> _SHIFT, place & ((1 << _SHIFT) - 1)
+            if self._texts[number].startswith(run, at):
+                yield number, at
+
+    def first(self, run: str) -> tuple[int, int] | None:
+        """Return the first of `places`, or None."""
+        return next(self.places(run), None)
+
+
+def merge_spans(starts: list[int], size: int) -> list[tuple[int, int]]:
+    """Return the spans that runs of `size` words from `starts` cover together, in order."""
+    spans: list[tuple[int, int]] = []
+    for start in sorted(starts):
+        if spans and start <= spans[-1][1]:
+            spans[-1] = (spans[-1][0], start + size)
+        else:
+            spans.append((start, start + size))
+    return spans

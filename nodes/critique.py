@@ -84,7 +84,7 @@ async def _rule_input(
     if context.method == "logodds" and topic_bar is not None and candidate.strip():
         similarity = await cosine(embed, state["instruction"], candidate)
     if contamination is not None:
-        hit = await asyncio.to_thread(contamination.response, candidate)
+        hit = await asyncio.to_thread(contamination.find_in_response, candidate)
     return RuleInput(
         state["instruction"],
         candidate,

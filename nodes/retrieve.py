@@ -35,7 +35,7 @@ async def retrieve(
     update: dict[str, Any] = dict.fromkeys(("failure", "contaminated", "usage", "samples"))
     update |= {"seed": seed, "references": references}
     if contamination is not None:
-        hit = await asyncio.to_thread(contamination.instruction, seed["instruction"])
+        hit = await asyncio.to_thread(contamination.find_in_instruction, seed["instruction"])
         if hit is not None:
             return {**update, "contaminated": contamination_verdict(hit)}
     in_input = bool(references)

@@ -91,7 +91,7 @@ async def _ask_person(
             decision = read_decision(answer)
             hit = None
             if contamination is not None and decision.response:
-                hit = await asyncio.to_thread(contamination.response, decision.response)
+                hit = await asyncio.to_thread(contamination.find_in_response, decision.response)
             ended = apply_decision(
                 record,
                 references,

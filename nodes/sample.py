@@ -46,7 +46,7 @@ async def sample(
         final = state
     else:
         if verdict is None and contamination is not None:
-            hit = await asyncio.to_thread(contamination.instruction, state["instruction"])
+            hit = await asyncio.to_thread(contamination.find_in_instruction, state["instruction"])
             verdict = None if hit is None else contamination_verdict(hit)
         if verdict is None:
             final = {**state, **await loop.ainvoke(state)}

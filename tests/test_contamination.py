@@ -85,7 +85,7 @@ WAYS: dict[str, Callable[[str], str]] = {
 @pytest.mark.parametrize("way", WAYS)
 def test_every_question_is_found_and_its_row_named(made: Contamination, way: str) -> None:
     for row, question in enumerate(QUESTIONS, 1):
-        hit = made.instruction(WAYS[way](question))
+        hit = made.find_in_instruction(WAYS[way](question))
         assert hit is not None, question
         assert (hit.benchmark, hit.row) == ("made.jsonl", row)
         assert 0 < len(hit.evidence) <= 200
@@ -93,7 +93,7 @@ def test_every_question_is_found_and_its_row_named(made: Contamination, way: str
 
 def test_a_response_that_quotes_a_question_is_found(made: Contamination) -> None:
     for row, question in enumerate(QUESTIONS, 1):
-        hit = made.response(f"{FILLER} {FILLER} You asked: «{question}» {FILLER * 20}")
+        hit = made.find_in_response(f"{FILLER} {FILLER} You asked: «{question}» {FILLER * 20}")
         assert hit is not None
         assert (hit.row, hit.how) == (row, "13-gram")
         assert set(hit.evidence.split()) <= set(tokens(question))
@@ -103,20 +103,20 @@ def test_texts_on_the_same_matters_are_free(made: Contamination) -> None:
     for i in range(80):
         person, matter, ending = PEOPLE[i // 10], MATTERS[i % 10], ENDINGS[(i * 3) % 10]
         text = f"{matter} That is what I heard about {person}, or so it seemed. {ending}"
-        assert made.instruction(text) is None, text
-        assert made.response(text + f" {FILLER} {text}") is None, text
+        assert made.find_in_instruction(text) is None, text
+        assert made.find_in_response(text + f" {FILLER} {text}") is None, text
 
 
 def test_hundreds_of_unrelated_texts_of_the_same_words_are_free(made: Contamination) -> None:
     rng = random.Random(7)
     for size in [*range(1, 60)] * 8:
         text = " ".join(rng.choices(VOCABULARY, k=size))
-        assert made.instruction(text) is None, text
-        assert made.response(text) is None, text
+        assert made.find_in_instruction(text) is None, text
+        assert made.find_in_response(text) is None, text
     for question in QUESTIONS:
         mixed = question.split()
         rng.shuffle(mixed)
-        assert made.instruction(" ".join(mixed)) is None
+        assert made.find_in_instruction(" ".join(mixed)) is None
 
 
 @pytest.mark.parametrize("digest", [lambda run: 0, lambda run: ord(run[0]) % 4])
@@ -128,8 +128,8 @@ def test_equal_digests_of_different_runs_hide_no_hit_and_make_none(
     texts = [" ".join(rng.choices(VOCABULARY, k=30)) for _ in range(40)]
     texts += [way(question) for question in QUESTIONS[::16] for way in WAYS.values()]
     for text in texts:
-        assert colliding.instruction(text) == exact.instruction(text)
-        assert colliding.response(text) == exact.response(text)
+        assert colliding.find_in_instruction(text) == exact.find_in_instruction(text)
+        assert colliding.find_in_response(text) == exact.find_in_response(text)
 
 
 def short(*prompts: str) -> Contamination:
@@ -141,7 +141,7 @@ def short(*prompts: str) -> Contamination:
 
 def test_a_short_prompt_is_found_where_it_stands_whole() -> None:
     found = short("Can moss grow on glass?", "List nine rivers that flow into the Baltic Sea.")
-    for asked in (found.instruction, found.response):
+    for asked in (found.find_in_instruction, found.find_in_response):
         assert asked(f"{FILLER} So: can moss grow on glass? {FILLER}") == Hit(
             "short.txt", 1, "whole prompt", "can moss grow on glass"
         )
@@ -153,17 +153,17 @@ def test_a_short_prompt_is_found_where_it_stands_whole() -> None:
 def test_a_prompt_of_fewer_than_five_words_is_found_only_as_an_instruction_of_its_own() -> None:
     found = short("What is love?", "Prove Euclid's lemma.", "Sing")
     for text in ("what is LOVE", "What is love, please?", "Prove Euclid's lemma!", "Sing!"):
-        assert (hit := found.instruction(text)) is not None and hit.how == "near-duplicate"
-        assert found.response(text) is None
+        assert (hit := found.find_in_instruction(text)) is not None and hit.how == "near-duplicate"
+        assert found.find_in_response(text) is None
     for text in ("What is love in the songs of Brel?", "What is justice?", "Sing a song", ""):
-        assert found.instruction(text) is None
+        assert found.find_in_instruction(text) is None
 
 
 def test_the_prompt_with_the_longest_run_is_named() -> None:
     head = "Answer the following question with one letter and give no reason for your answer:"
     found = short(f"{head} which metal melts in the hand?", f"{head} who wrote about whales?")
     for row, rest in ((1, "which metal melts in the hand?"), (2, "who wrote about whales?")):
-        assert (hit := found.instruction(f"{head} {rest}")) is not None and hit.row == row
+        assert (hit := found.find_in_instruction(f"{head} {rest}")) is not None and hit.row == row
 
 
 def test_words_of_other_scripts_count_as_words() -> None:
@@ -171,14 +171,14 @@ def test_words_of_other_scripts_count_as_words() -> None:
     chinese = "为什么潮汐每天两次而月亮每天只经过我们头顶一次请用 Python 计算"
     found = short(russian, chinese)
     for row, text in ((1, russian), (2, chinese)):
-        hit = found.instruction(f"Bitte: {text.upper()} Danke!")
+        hit = found.find_in_instruction(f"Bitte: {text.upper()} Danke!")
         assert hit is not None and (hit.row, hit.how) == (row, "13-gram")
     for text in (
         "Почему два и два четыре, а не пять, и кто это решил в первый раз?",
         "用 Python 写",
     ):
-        assert found.instruction(text) is None
-        assert found.response(text * 5) is None
+        assert found.find_in_instruction(text) is None
+        assert found.find_in_response(text * 5) is None
 
 
 @given(st.text(st.characters(codec="ascii")))
@@ -190,9 +190,9 @@ def test_english_words_are_the_tokens_of_the_novelty_filter(text: str) -> None:
 def test_a_prompt_without_words_is_left_out() -> None:
     found = short("???", "")
     assert len(found) == 0
-    assert found.instruction("???") is None
-    assert found.instruction("") is None
-    assert found.response("") is None
+    assert found.find_in_instruction("???") is None
+    assert found.find_in_instruction("") is None
+    assert found.find_in_response("") is None
 
 
 def grams(found: list[str], n: int) -> set[tuple[str, ...]]:
@@ -242,7 +242,7 @@ def test_a_text_is_a_hit_exactly_when_the_definition_says_so(
         found = Contamination(n=n, short_n=short_n, digest=lambda run: hash(run) % 16)
         for row, prompt in enumerate(prompts, 1):
             found.add(" ".join(prompt), "p", row)
-        for reply, ask in ((False, found.instruction), (True, found.response)):
+        for reply, ask in ((False, found.find_in_instruction), (True, found.find_in_response)):
             right = {
                 row
                 for row, prompt in enumerate(prompts, 1)
@@ -261,7 +261,7 @@ def test_any_thirteen_words_of_a_prompt_are_a_hit(
     start = data.draw(st.integers(0, len(found) - 13))
     around = st.lists(st.sampled_from([*VOCABULARY, "zebra"]), max_size=40).map(" ".join)
     text = f"{data.draw(around)} {' '.join(found[start : start + 13])} {data.draw(around)}"
-    for hit in (made.instruction(text), made.response(text)):
+    for hit in (made.find_in_instruction(text), made.find_in_response(text)):
         assert hit is not None and hit.how == "13-gram"
 
 
@@ -323,7 +323,7 @@ def test_the_line_of_the_file_is_named_and_unusable_rows_are_counted(tmp_path: P
     assert len(found) == 3
     assert (report.taken, report.skipped_count, report.skipped[0]["line"]) == (2, 1, 3)
     for question, line in zip(QUESTIONS[:3], (2, 2, 4), strict=True):
-        hit = found.instruction(question)
+        hit = found.find_in_instruction(question)
         assert hit is not None and (hit.benchmark, hit.row) == ("bench.jsonl", line)
     again = ReadReport()
     load_benchmarks([path], report=again)
@@ -336,7 +336,9 @@ def test_files_of_one_name_are_told_apart_by_their_folder(tmp_path: Path) -> Non
         (tmp_path / folder).mkdir()
         paths.append(write(tmp_path / folder / "test.jsonl", [{"question": question}]))
     found = load_benchmarks(paths)
-    assert [(found.instruction(q) or pytest.fail("free")).benchmark for q in QUESTIONS[:2]] == [
+    assert [
+        (found.find_in_instruction(q) or pytest.fail("free")).benchmark for q in QUESTIONS[:2]
+    ] == [
         "a/test.jsonl",
         "b/test.jsonl",
     ]
@@ -347,7 +349,7 @@ def test_text_and_csv_files_are_benchmarks_too(tmp_path: Path) -> None:
     (tmp_path / "b.csv").write_text(f'id,Question\n1,"{QUESTIONS[5]}"\n', encoding="utf-8")
     found = load_benchmarks([tmp_path / "b.txt", tmp_path / "b.csv"])
     assert len(found) == 4
-    hit = found.response(f"{FILLER} {QUESTIONS[5]}")
+    hit = found.find_in_response(f"{FILLER} {QUESTIONS[5]}")
     assert hit is not None and (hit.benchmark, hit.row) == ("b.csv", 2)
 
 

@@ -94,7 +94,7 @@ class ReviewQueue:
             entry = json.loads(text)
             hit = None
             if self._contamination is not None and decision.response:
-                hit = self._contamination.response(decision.response)
+                hit = self._contamination.find_in_response(decision.response)
             record = apply_decision(
                 entry["sample"],
                 entry["references"],
