@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, model_validator
 from pydantic_core import PydanticCustomError
 
-from prompts import Edited, source
-from prompts.validation import PromptUnusable, check
+from prompts import EditedPrompts, read_prompt
+from prompts.validation import PromptUnusable, check_prompt
 
 FeedbackArm = Literal["reference", "sample", "none", "generic", "swapped"]
 Pipeline = Literal["loop", "refed"]
@@ -37,7 +37,7 @@ def at(*nodes: str) -> dict[str, Any]:
 
 def _check_prompt(text: str, info: ValidationInfo) -> str:
     try:
-        check(str(info.field_name).removesuffix("_prompt"), text)
+        check_prompt(str(info.field_name).removesuffix("_prompt"), text)
     except PromptUnusable as error:
         raise PydanticCustomError("prompt", "{why}", {"why": str(error)}) from error
     return text
@@ -49,7 +49,7 @@ Prompt = Annotated[str, AfterValidator(_check_prompt)]
 def prompt_field(name: str, description: str, *nodes: str) -> Any:
     """A prompt as a field, for which Studio opens an editor."""
     return Field(
-        default=source(name),
+        default=read_prompt(name),
         title=f"Prompt of {name}",
         description=f"{description} A Jinja template with the blocks system and user; data goes "
         "through fence().",
@@ -246,10 +246,10 @@ class Context(BaseModel):
         return self.judge_model or self.model
 
     @cached_property
-    def edited(self) -> Edited:
+    def edited(self) -> EditedPrompts:
         """Names and texts of the prompts that differ from refloom's own."""
         texts = ((name, self.prompt(name)) for name in PROMPT_NAMES)
-        return tuple((name, text) for name, text in texts if text != source(name))
+        return tuple((name, text) for name, text in texts if text != read_prompt(name))
 
     def prompt(self, name: str) -> str:
         """The text of a prompt."""

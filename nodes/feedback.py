@@ -18,7 +18,7 @@ from memory.references import Reference, content_id, reference_hash
 from nodes.context import Context
 from nodes.llm import Answer, AskResult, CallFailed, CallOrigin, Complete, ask, make_call
 from nodes.state import Attempt, SampleState, add_usage
-from prompts import render, version
+from prompts import prompt_version, render
 
 if TYPE_CHECKING:
     # Loads LangGraph, which commands that only write rows do without.
@@ -66,7 +66,7 @@ async def give_feedback(
 
 def feedback_key(reference: Reference, context: Context) -> str:
     """The key of an entry of `collect_feedback`; it covers all that the entry depends on."""
-    prompts = version("feedback_instruction", "feedback_response")
+    prompts = prompt_version("feedback_instruction", "feedback_response")
     return content_id(reference_hash(reference), prompts, context.judge, "refed")
 
 

@@ -18,7 +18,7 @@ from nodes.judge import fold_text
 from nodes.llm import Answer, CallFailed, CallOrigin, Complete, ask, make_call
 from nodes.state import Criterion, add_usage, no_usage
 from nodes.trial import try_criteria
-from prompts import render, version
+from prompts import prompt_version, render
 
 MAX_CHARACTERISTICS = 4
 # A characteristic that starts with one of these does not complete "The response ...".
@@ -47,7 +47,7 @@ def learned_key(reference: Reference, context: Context) -> str:
     """The key of an entry of `learn`; it covers all that the entry depends on."""
     return content_id(
         reference_hash(reference),
-        version("extract", "critique", "question", edited=context.edited),
+        prompt_version("extract", "critique", "question", edited=context.edited),
         context.model,
         context.judge,
         context.method,

@@ -10,7 +10,7 @@ from nodes.context import Context
 from nodes.feedback import refed_fields
 from nodes.state import Attempt, SampleState, no_usage
 from nodes.verdicts import best_of
-from prompts import version
+from prompts import prompt_version
 
 Record = dict[str, Any]
 CRITERION_KEYS = ("id", "text", "must", "reference_id", "quote", "judged_by")
@@ -42,7 +42,7 @@ def record_of(state: SampleState, slot: tuple[int, int, int], context: Context) 
         "feedback": context.feedback,
         "model": context.model,
         "judge_model": context.judge,
-        "prompt_version": version(edited=context.edited),
+        "prompt_version": prompt_version(edited=context.edited),
         "random_seed": context.random_seed,
         "usage": usage,
         "cost_usd": None if cost is None else round(cost, 9),

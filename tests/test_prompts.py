@@ -12,7 +12,7 @@ from jinja2 import UndefinedError
 from syrupy.assertion import SnapshotAssertion
 
 import prompts
-from prompts import fence, render, version
+from prompts import fence, prompt_version, render
 
 REFERENCE = {
     "id": "ref-1",
@@ -347,18 +347,18 @@ def source(name: str) -> str:
 @pytest.mark.parametrize("names", [["extract"], ["extract", "critique", "question"], []])
 def test_a_version_is_made_from_the_text_of_the_prompts_alone(names: list[str]) -> None:
     text = "\x1f".join(source(name) for name in names or sorted(VALUES))
-    assert version(*names) == sha256(text.encode()).hexdigest()[:12]
+    assert prompt_version(*names) == sha256(text.encode()).hexdigest()[:12]
 
 
 def test_rendering_changes_no_version() -> None:
-    before = version()
+    before = prompt_version()
     for name in VALUES:
         rendered(name)
-    version.cache_clear()
-    assert version() == before
+    prompt_version.cache_clear()
+    assert prompt_version() == before
 
 
 def test_other_prompts_have_another_version() -> None:
-    versions = {version(name) for name in VALUES} | {version()}
+    versions = {prompt_version(name) for name in VALUES} | {prompt_version()}
     assert len(versions) == len(VALUES) + 1
     assert all(re.fullmatch("[0-9a-f]{12}", v) for v in versions)

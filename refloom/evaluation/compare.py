@@ -14,7 +14,7 @@ from memory.references import content_id
 from nodes.compare import PairwiseResult, compare
 from nodes.context import Context
 from nodes.llm import CallFailed, CallOrigin, Complete
-from prompts import version
+from prompts import prompt_version
 from refloom.data.record_stats import CriterionStats, RecordStats
 from refloom.errors import InputError
 from refloom.evaluation.judging import JUDGE_CHECK_STAGE, gather_bounded, judge_session
@@ -234,7 +234,7 @@ def _results(
 ) -> dict[str, Any]:
     provenance = {
         "judge": settings.judge,
-        "prompt": version("compare"),
+        "prompt": prompt_version("compare"),
         "random_seed": settings.random_seed,
     }
     rows, cards = [], []

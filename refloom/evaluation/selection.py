@@ -24,7 +24,7 @@ from memory.novelty import NoveltyFilter
 from nodes.compare import compare
 from nodes.llm import CallFailed, CallOrigin, Complete
 from nodes.llm.fast_json import loads
-from prompts import version
+from prompts import prompt_version
 from refloom.data.export import hash_key
 from refloom.errors import JournalError, TooManyFailed
 from refloom.evaluation.judging import gather_bounded, judge_session, progress_printer
@@ -57,7 +57,7 @@ class RefinementJudge:
         self, complete: Complete, settings: Settings, pair: Callable[[SlotKey], tuple[str, str]]
     ) -> None:
         """`pair` reads a sample's response and its draft; it blocks."""
-        self.label = f"judge ({settings.judge}, prompt {version('compare')})"
+        self.label = f"judge ({settings.judge}, prompt {prompt_version('compare')})"
         self.counts: Counter[RefinementOutcome] = Counter()
         self.unjudged: list[str] = []
         self._complete, self._pair = complete, pair

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from graph.builder import mermaid
-from prompts import version as prompts_version
-from prompts import versions
+from prompts import prompt_version, prompt_versions
 from refloom.data.card import render_card
 from refloom.data.read import ReadReport, Source
 from refloom.data.record_stats import collect_stats
@@ -188,7 +187,7 @@ class RunSummary:
             )
         # With other prompts the later rows would not be of the same kind as the earlier ones.
         prompts = journal.meta("prompts") or {}
-        changed = [name for name, now in versions().items() if prompts.get(name, now) != now]
+        changed = [name for name, now in prompt_versions().items() if prompts.get(name, now) != now]
         if changed:
             raise JournalError(
                 f"{out}: holds a run with other prompts: {', '.join(changed)}. Give another --out "
@@ -217,7 +216,7 @@ class RunSummary:
     async def store(self, journal: Journal) -> None:
         """Store in the journal what the run's rows depend on."""
         await journal.put_meta("settings", self.settings.row_settings())
-        await journal.put_meta("prompts", versions())
+        await journal.put_meta("prompts", prompt_versions())
         models = {self.settings.model, self.settings.judge}
         prices = {m: asdict(p) for m in models if (p := self.prices.get(m)) is not None}
         # Prices of a judge that was asked about the rows later stay.
@@ -251,8 +250,8 @@ def write_files(out: Path, summary: RunSummary, status: str) -> None:
         "status": status,
         "fingerprint": summary.settings.fingerprint(),
         "settings": summary.settings.redacted(),
-        "prompt_version": prompts_version(),
-        "prompts": versions(),
+        "prompt_version": prompt_version(),
+        "prompts": prompt_versions(),
         "versions": {"python": platform.python_version(), **{p: version(p) for p in PACKAGES}},
         "counts": summary.counts,
         **summary.totals,

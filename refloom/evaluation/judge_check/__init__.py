@@ -16,7 +16,7 @@ from typing import Any
 
 from memory.embed import Embed
 from nodes.llm import CallFailed, Complete, ProviderStopped
-from prompts import version
+from prompts import prompt_version
 from refloom.data.write import replace_lines
 from refloom.evaluation.judge_check.cases import (
     JudgeTestSet,
@@ -243,7 +243,7 @@ def _collect_results(check: JudgeCheck, methods: Sequence[str]) -> dict[str, Any
         "judge": settings.judge,
         "method": list(methods),
         "unavailable": check.unavailable,
-        "prompt": version("critique", "question", "compare"),
+        "prompt": prompt_version("critique", "question", "compare"),
         "random_seed": settings.random_seed,
         "samples": len(samples),
         "references": len(check.test_set.tested_references),
