@@ -16,11 +16,11 @@ from processes import lines, refloom
 from refloom.data.export import (
     FORMATS,
     assign_parts,
-    export,
+    export_rows,
     format_rows,
-    hash_key,
     messages,
     parse_shares,
+    seeded_hash,
 )
 from refloom.data.read import Source
 from refloom.runs.journal import Journal, read_records
@@ -55,7 +55,7 @@ def record(instruction: str, response: str, **more) -> str:
 
 
 def through_a_file(path, records_, format_="messages", **more) -> list[dict]:
-    (count,) = export(lambda: records_, path, format_, **more).values()
+    (count,) = export_rows(lambda: records_, path, format_, **more).values()
     lines = path.read_bytes().split(b"\n")
     assert lines.pop() == b""
     assert len(lines) == count
@@ -134,7 +134,7 @@ def test_an_export_replaces_a_file_whole_or_not_at_all(tmp_path):
         raise RuntimeError("the journal is gone")
 
     with pytest.raises(RuntimeError):
-        export(breaks_off, path, "messages")
+        export_rows(breaks_off, path, "messages")
     assert path.read_text() == "old\n"
     assert len(through_a_file(path, [record("Why?", "So.")])) == 1
     assert not list(tmp_path.glob("*.new"))
@@ -143,9 +143,10 @@ def test_an_export_replaces_a_file_whole_or_not_at_all(tmp_path):
 async def test_two_exports_of_one_file_at_once_leave_one_of_them_whole(tmp_path):
     path = tmp_path / "t.jsonl"
     code = (
-        "import json, sys; from pathlib import Path; from refloom.data.export import export\n"
+        "import json, sys; from pathlib import Path; from refloom.data.export import export_rows\n"
         "row = {'seed_id': 's', 'instruction': sys.argv[2] * 50, 'response': 'So.'}\n"
-        "for _ in range(20): export(lambda: [json.dumps(row)] * 300, Path(sys.argv[1]), 'messages')"
+        "for _ in range(20):\n"
+        "    export_rows(lambda: [json.dumps(row)] * 300, Path(sys.argv[1]), 'messages')"
     )
     processes = [
         subprocess.Popen([sys.executable, "-c", code, path, n], cwd=Path(__file__).parent.parent)
@@ -217,7 +218,7 @@ def test_every_format_gives_back_every_text_through_the_datasets_library(tmp_pat
         for n in NASTY
     ]
     path = tmp_path / f"rows{suffix}"
-    (count,) = export(lambda: made, path, format_).values()
+    (count,) = export_rows(lambda: made, path, format_).values()
     kind = "parquet" if suffix == ".parquet" else "json"
     cache = {"cache_dir": str(tmp_path / "cache")}
     found = datasets.load_dataset(kind, data_files=str(path), split="train", **cache)
@@ -240,7 +241,7 @@ READABLE = ["messages", "prompt_completion", "alpaca", "sharegpt"]
 def test_what_is_exported_is_read_as_references_byte_for_byte(tmp_path, format_, suffix):
     texts = [text for text in NASTY.values() if text.strip()]
     path = tmp_path / f"rows{suffix}"
-    export(lambda: [record(t[:99], t) for t in texts], path, format_)
+    export_rows(lambda: [record(t[:99], t) for t in texts], path, format_)
     found = list(Source(path, as_reference=True))
     assert [(r["instruction"], r["response"]) for r in found] == [(t[:99], t) for t in texts]
 
@@ -317,15 +318,15 @@ def several(seeds: int, each: int) -> list[str]:
 def test_parts_hold_their_shares_and_siblings_stay_together(tmp_path, suffix):
     made = several(40, 3)
     parts = {"train": 0.9, "validation": 0.1}
-    written = export(lambda: made, tmp_path / f"r{suffix}", "prompt_completion", parts=parts)
+    written = export_rows(lambda: made, tmp_path / f"r{suffix}", "prompt_completion", parts=parts)
     assert {p.name: n for p, n in written.items()} == {
         f"r-train{suffix}": 108, f"r-validation{suffix}": 12,
     }  # fmt: skip
     seen = [{r["instruction"].split()[1] for r in Source(p, as_reference=True)} for p in written]
     assert not seen[0] & seen[1] and len(seen[0] | seen[1]) == 40
-    again = export(lambda: made, tmp_path / f"s{suffix}", "prompt_completion", parts=parts)
+    again = export_rows(lambda: made, tmp_path / f"s{suffix}", "prompt_completion", parts=parts)
     assert [p.read_bytes() for p in again] == [p.read_bytes() for p in written]
-    other = export(
+    other = export_rows(
         lambda: made, tmp_path / f"t{suffix}", "prompt_completion", parts=parts, random_seed=1
     )
     assert [p.read_bytes() for p in other] != [p.read_bytes() for p in written]
@@ -340,15 +341,15 @@ def test_each_row_is_in_one_part_and_none_is_empty_while_there_are_seeds(seeds, 
     parts = {f"p{i}": share / sum(wanted) for i, share in enumerate(wanted)}
     names = [f"s{s}" for s in seeds]
     made = assign_parts(names, parts, draw)
-    assert set(made) == {hash_key(name, draw) for name in names}
+    assert set(made) == {seeded_hash(name, draw) for name in names}
     assert len(set(made.values())) == min(len(parts), len(set(names)))
 
 
 def test_the_first_rows_only_if_asked(tmp_path):
     made = several(5, 2)
-    assert len(through_a_file(tmp_path / "t.jsonl", made, most=3)) == 3
-    written = export(
-        lambda: made, tmp_path / "p.jsonl", "alpaca", most=4, parts={"a": 0.5, "b": 0.5}
+    assert len(through_a_file(tmp_path / "t.jsonl", made, limit=3)) == 3
+    written = export_rows(
+        lambda: made, tmp_path / "p.jsonl", "alpaca", limit=4, parts={"a": 0.5, "b": 0.5}
     )
     assert list(written.values()) == [2, 2]
 

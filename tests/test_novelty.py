@@ -14,7 +14,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from memory.novelty import CosineFilter, NoveltyFilter, find_copied_run, novel, tokens
-from refloom.data.dedup import MeaningFilter, dedup
+from refloom.data.dedup import MeaningFilter, deduplicate
 from refloom.errors import InputError
 
 THRESHOLDS = [0.001, 0.05, 0.3, 0.5, 0.7, 0.85, 0.99, 1.0]
@@ -309,17 +309,17 @@ def test_dedup_keeps_rows_as_they_were_and_names_what_they_collided_with(tmp_pat
         {"instruction": NEAR, "input": "", "output": "The Moon."},
         {"instruction": "Name a colour.", "output": "Rot 🟥", "more": {"a": [None]}},
     ]
-    found = dedup(write(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl")
+    found = deduplicate(write(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl")
     assert read(tmp_path / "out.jsonl") == [rows[0], rows[3]]
     assert found.dropped == [(3, 1, NEAR, "rouge-l")]
-    assert (found.kept, found.report.taken, found.report.skipped_count) == (2, 3, 1)
+    assert (found.written, found.report.taken, found.report.skipped_count) == (2, 3, 1)
     assert found.report.skipped[0]["line"] == 2
     assert [p.name for p in sorted(tmp_path.iterdir())] == ["in.jsonl", "out.jsonl"]
 
 
 def test_dedup_minds_the_threshold(tmp_path):
     given = write(tmp_path / "in.jsonl", [{"instruction": WHY}, {"instruction": NEAR}])
-    assert dedup(given, tmp_path / "out.jsonl", threshold=0.99).kept == 2
+    assert deduplicate(given, tmp_path / "out.jsonl", threshold=0.99).written == 2
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "txt"])
@@ -328,14 +328,14 @@ def test_dedup_reads_every_kind_of_file(tmp_path, kind):
     rows = [json.dumps({"instruction": text}) for text in texts]
     lines = {"jsonl": rows, "json": [f"[{','.join(rows)}]"], "csv": ["instruction", *texts]}
     given.write_text("\n".join(lines.get(kind, texts)) + "\n", encoding="utf-8")
-    assert dedup(given, tmp_path / "out.jsonl").kept == 2
+    assert deduplicate(given, tmp_path / "out.jsonl").written == 2
     assert read(tmp_path / "out.jsonl") == [{"instruction": WHY}, {"instruction": "Name a colour."}]
 
 
 def test_dedup_writes_no_other_kind_of_file(tmp_path):
     given = write(tmp_path / "in.jsonl", [{"instruction": WHY}])
     with pytest.raises(InputError, match="parquet"):
-        dedup(given, tmp_path / "out.csv")
+        deduplicate(given, tmp_path / "out.csv")
 
 
 def test_dedup_writes_parquet_with_every_column_and_keeps_the_types_of_parquet(tmp_path):
@@ -344,19 +344,19 @@ def test_dedup_writes_parquet_with_every_column_and_keeps_the_types_of_parquet(t
 
     rows = [{"instruction": WHY, "n": 1}, {"instruction": NEAR}, {"prompt": "Sing.", "late": "x"}]
     out, again = tmp_path / "out.parquet", tmp_path / "again.parquet"
-    dedup(write(tmp_path / "in.jsonl", rows), out)
+    deduplicate(write(tmp_path / "in.jsonl", rows), out)
     empty = {"instruction": None, "n": None, "prompt": None, "late": None}
     assert pyarrow.parquet.read_table(out).to_pylist() == [empty | rows[0], empty | rows[2]]
     typed = pyarrow.table({"instruction": [WHY, NEAR], "n": pyarrow.array([1, 2], "int8")})
     pyarrow.parquet.write_table(typed, tmp_path / "typed.parquet")
-    dedup(tmp_path / "typed.parquet", again)
+    deduplicate(tmp_path / "typed.parquet", again)
     assert pyarrow.parquet.read_table(again).equals(typed.slice(0, 1))
 
 
 def test_dedup_of_what_fits_no_table_says_so_and_leaves_nothing(tmp_path):
     rows = [{"instruction": WHY, "n": 1}, {"instruction": "Sing.", "n": ["a"]}]
     with pytest.raises(InputError, match="jsonl"):
-        dedup(write(tmp_path / "in.jsonl", rows), tmp_path / "out.parquet")
+        deduplicate(write(tmp_path / "in.jsonl", rows), tmp_path / "out.parquet")
     assert [p.name for p in tmp_path.iterdir()] == ["in.jsonl"]
 
 
@@ -370,19 +370,19 @@ def test_dedup_writes_what_parquet_holds_and_json_does_not(tmp_path):
     pyarrow.parquet.write_table(
         pyarrow.table({"instruction": [WHY], "day": [day]}), tmp_path / "in.parquet"
     )
-    dedup(tmp_path / "in.parquet", tmp_path / "out.jsonl")
+    deduplicate(tmp_path / "in.parquet", tmp_path / "out.jsonl")
     assert read(tmp_path / "out.jsonl") == [{"instruction": WHY, "day": "2026-01-02"}]
     pyarrow.parquet.write_table(
         pyarrow.table({"instruction": [WHY], "raw": [b"x"]}), tmp_path / "raw.parquet"
     )
     with pytest.raises(InputError, match="line 1"):
-        dedup(tmp_path / "raw.parquet", tmp_path / "out.jsonl")
+        deduplicate(tmp_path / "raw.parquet", tmp_path / "out.jsonl")
     assert read(tmp_path / "out.jsonl") == [{"instruction": WHY, "day": "2026-01-02"}]
 
 
 def test_dedup_keeps_half_a_surrogate_pair_as_json_has_it(tmp_path):
     rows = [{"instruction": WHY, "note": "\ud83d"}]
-    dedup(write(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl")
+    deduplicate(write(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl")
     assert read(tmp_path / "out.jsonl") == rows
 
 
@@ -391,8 +391,8 @@ def test_dedup_refuses_its_own_file_whatever_it_is_called(tmp_path):
     (tmp_path / "soft.jsonl").symlink_to(given)
     (tmp_path / "hard.jsonl").hardlink_to(given)
     for name in ("in.jsonl", "soft.jsonl", "hard.jsonl"):
-        with pytest.raises(InputError, match="is the file that is read"):
-            dedup(given, tmp_path / name)
+        with pytest.raises(InputError, match="is the input file"):
+            deduplicate(given, tmp_path / name)
     assert read(given) == [{"instruction": WHY}]
 
 
@@ -408,37 +408,37 @@ def test_dedup_of_a_bad_file_says_where_and_leaves_the_old_output(tmp_path, text
     (tmp_path / "in.jsonl").write_text(text, encoding="utf-8")
     (tmp_path / "out.jsonl").write_text("old", encoding="utf-8")
     with pytest.raises(InputError, match=why):
-        dedup(tmp_path / "in.jsonl", tmp_path / "out.jsonl")
+        deduplicate(tmp_path / "in.jsonl", tmp_path / "out.jsonl")
     assert (tmp_path / "out.jsonl").read_text(encoding="utf-8") == "old"
     assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_dedup_goes_past_bad_lines_when_told_to_and_counts_them(tmp_path):
     (tmp_path / "in.jsonl").write_text('no json\n{"prompt": "Sing."}\n', encoding="utf-8")
-    found = dedup(tmp_path / "in.jsonl", tmp_path / "out.jsonl", skip_bad_lines=True)
-    assert (found.kept, found.report.skipped_count) == (1, 1)
+    found = deduplicate(tmp_path / "in.jsonl", tmp_path / "out.jsonl", skip_bad_lines=True)
+    assert (found.written, found.report.skipped_count) == (1, 1)
 
 
 def test_dedup_says_when_it_cannot_write(tmp_path):
     given = write(tmp_path / "in.jsonl", [{"instruction": WHY}])
     with pytest.raises(InputError, match="cannot be written"):
-        dedup(given, tmp_path / "nowhere" / "out.jsonl")
+        deduplicate(given, tmp_path / "nowhere" / "out.jsonl")
     (tmp_path / "there.jsonl").mkdir()
     with pytest.raises(InputError, match="directory"):
-        dedup(given, tmp_path / "there.jsonl")
+        deduplicate(given, tmp_path / "there.jsonl")
 
 
 def test_dedup_drops_what_is_near_by_embedding_too(tmp_path):
     texts = [WHY, NEAR, "Name a colour.", "What colour is there?", "Sing."]
     units = [unit(1, 0), unit(1, 0), unit(0, 1), unit(1, 9), unit(-1, 0)]
     vectors = dict(zip(texts, units, strict=True))
-    found = dedup(
+    found = deduplicate(
         write(tmp_path / "in.jsonl", [{"instruction": text} for text in texts]),
         tmp_path / "out.jsonl",
         meaning=MeaningFilter(0.9, lambda given: np.array([vectors[text] for text in given])),
     )
     assert found.dropped == [(2, 1, NEAR, "rouge-l"), (4, 3, texts[3], "embedding")]
-    assert found.kept == 3
+    assert found.written == 3
 
 
 def naive_copied(text: str, source: str, words: int) -> str | None:

@@ -161,7 +161,7 @@ def test_a_file_loses_its_near_duplicates_and_says_which(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["in.jsonl", "in.jsonl"], "is the file that is read"),
+        (["in.jsonl", "in.jsonl"], "is the input file"),
         (["in.jsonl", "out.csv"], ".jsonl or .parquet"),
         (["gone.jsonl", "out.jsonl"], "no such file"),
         (["in.jsonl", "out.jsonl", "--threshold", "2"], "--threshold"),

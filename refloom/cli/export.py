@@ -187,7 +187,7 @@ def _parse_split(text: str) -> dict[str, float]:
 
 def export(args: Namespace, flags: dict[str, Any]) -> int:
     """Write a run's accepted rows, or a selection of them, as training data."""
-    from refloom.data.export import export as write_rows
+    from refloom.data.export import export_rows
     from refloom.runs.journal import check_run, read_snapshot
 
     _check_file(args.file)
@@ -196,12 +196,12 @@ def export(args: Namespace, flags: dict[str, Any]) -> int:
     ids = None if choice is None else _select_ids(args.directory, choice, flags)
     with read_snapshot(args.directory / "journal.sqlite") as journal:
         try:
-            written = write_rows(
+            written = export_rows(
                 partial(_accepted, journal, ids),
                 args.file,
                 args.format,
                 parts=args.split,
-                most=args.max_rows,
+                limit=args.max_rows,
                 random_seed=args.random_seed,
             )
         except OSError as error:
@@ -240,8 +240,7 @@ def _accepted(journal: sqlite3.Connection, ids: set[str] | None) -> Iterator[str
 
 def push(args: Namespace, flags: dict[str, Any]) -> int:
     """Publish a run's accepted rows with its card on the Hugging Face hub."""
-    from refloom.data.hub import check_repo_id
-    from refloom.data.hub import push_folder as upload
+    from refloom.data.hub import check_repo_id, push_folder
     from refloom.runs.journal import check_run, read_snapshot
     from refloom.runs.outputs import card_text, read_status, refresh_counts
 
@@ -270,7 +269,7 @@ def push(args: Namespace, flags: dict[str, Any]) -> int:
             print_line(text)
             return 0
         (Path(folder) / "README.md").write_text(text, encoding="utf-8")
-        address, new = upload(Path(folder), args.repo_id, private=not args.public)
+        address, new = push_folder(Path(folder), args.repo_id, private=not args.public)
     visibility = "visibility unchanged"
     if new:
         visibility = "public" if args.public else "private"
@@ -284,7 +283,7 @@ def _write_formats(
     args: Namespace, journal: sqlite3.Connection, folder: Path
 ) -> tuple[dict[str, int], list[dict[str, Any]]]:
     """Write the data files of each format; their row counts, and the configs for the hub."""
-    from refloom.data.export import export as write_rows
+    from refloom.data.export import export_rows
     from refloom.runs.journal import iter_records
 
     read_records = partial(iter_records, journal, "accepted")
@@ -294,7 +293,9 @@ def _write_formats(
         (folder / format_).mkdir()
         stem = folder / format_ / "rows.parquet"
         parts = args.split or {"train": 1.0}
-        written = write_rows(read_records, stem, format_, parts=parts, random_seed=args.random_seed)
+        written = export_rows(
+            read_records, stem, format_, parts=parts, random_seed=args.random_seed
+        )
         filled = [(name, path) for name, path in zip(parts, written, strict=True) if written[path]]
         if not filled:
             sys.stderr.write(f"{format_}: left out, {EMPTY_REASONS.get(format_, NO_ROW)}\n")

@@ -67,15 +67,14 @@ def add_commands(add: Any) -> None:
 
 def dedup(args: Namespace, flags: dict[str, Any]) -> int:
     """Write a file's rows without near-duplicates; report which row each was too near to."""
-    from refloom.data.dedup import MeaningFilter
-    from refloom.data.dedup import dedup as write_distinct
+    from refloom.data.dedup import MeaningFilter, deduplicate
 
     meaning = None
     if args.embedding_threshold is not None:
         from memory.embed import Embedder
 
         meaning = MeaningFilter(args.embedding_threshold, Embedder(args.embedding_model).encode)
-    summary = write_distinct(
+    summary = deduplicate(
         args.file,
         args.out,
         threshold=args.threshold,
@@ -89,7 +88,7 @@ def dedup(args: Namespace, flags: dict[str, Any]) -> int:
     skipped = summary.report.skipped_count
     warn_of_skipped_rows(summary.report)
     print_line(
-        f"{summary.kept} rows in {args.out}; {len(summary.dropped)} near-duplicates"
+        f"{summary.written} rows in {args.out}; {len(summary.dropped)} near-duplicates"
         + (f", {skipped} rows left out" if skipped else "")
     )
     return 0

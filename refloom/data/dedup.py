@@ -1,4 +1,7 @@
-"""`refloom dedup`: a copy of a file without near-duplicates; the first of similar rows stays."""
+"""A copy of a file without near-duplicates, in which the first of similar rows stays.
+
+Rows are compared by their instruction, with the filters of `memory.novelty`.
+"""
 
 from __future__ import annotations
 
@@ -12,28 +15,31 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from memory.novelty import CosineFilter, NoveltyFilter
-from refloom.data.files import Skip, read_rows
+from refloom.data.files import read_rows
 from refloom.data.read import ReadReport
 from refloom.data.shapes import UnknownShape, parse_pair, valid_text
 from refloom.data.write import replace_lines, replace_parquet
 from refloom.errors import InputError
 
 Encode = Callable[[Sequence[str]], Any]
+# Instructions that are embedded at a time.
 BATCH = 256
 
 
 class DroppedRow(NamedTuple):
-    """A dropped row, and the row it is too near to, by line number."""
+    """A dropped row and the row it is too near to, by line number.
+
+    `by` is the filter that dropped it: "rouge-l" or "embedding".
+    """
 
     line: int
     near: int
     instruction: str
     by: str
-    """The filter that dropped it: "rouge-l" or "embedding"."""
 
 
 class MeaningFilter(NamedTuple):
-    """Also drop rows whose instruction has a cosine over `threshold` with an earlier one."""
+    """Drops rows whose instruction has a cosine similarity over `threshold` with an earlier one."""
 
     threshold: float
     encode: Encode
@@ -47,14 +53,17 @@ class _Row(NamedTuple):
 
 @dataclass(slots=True)
 class DedupSummary:
-    """The result of `dedup`; `report` counts rows of no known shape, which are not written."""
+    """What `deduplicate` did: rows written and dropped.
 
-    kept: int = 0
+    Rows of no known shape are not written; `report` counts them.
+    """
+
+    written: int = 0
     dropped: list[DroppedRow] = field(default_factory=list)
     report: ReadReport = field(default_factory=ReadReport)
 
 
-def dedup(
+def deduplicate(
     source: str | Path,
     out: Path,
     *,
@@ -62,21 +71,30 @@ def dedup(
     skip_bad_lines: bool = False,
     meaning: MeaningFilter | None = None,
 ) -> DedupSummary:
-    """Write the rows of a file that are not near-duplicates to `out` (.jsonl or .parquet). Blocks.
+    """Write the rows of a file that are not near-duplicates of an earlier one. Blocks.
 
-    Rows are written as read and compared by their instruction: by ROUGE-L above `threshold`, and by
-    `meaning` if given. A line of text becomes {"instruction": line}. `out` appears atomically.
-    Raises `InputError` for files that cannot be read or written.
+    Args:
+        source: A file or data set, as `read_rows` takes it.
+        out: A .jsonl or .parquet file, which is written whole or not at all. Rows keep their
+            columns; a line of text becomes {"instruction": line}.
+        threshold: Drop rows with a ROUGE-L above it.
+        skip_bad_lines: Skip lines that cannot be parsed instead of raising.
+        meaning: A second filter.
+
+    Raises:
+        InputError: A file cannot be read or written, or has no row with an instruction.
     """
     _check_files(source, out)
     summary = DedupSummary()
-    rows = _read_rows(source, summary.report, summary.report.skip if skip_bad_lines else None)
+    rows = _instruction_rows(source, summary.report, skip_bad_lines)
     distinct = _without_duplicates(rows, NoveltyFilter(threshold), meaning, summary)
     try:
         if out.suffix == ".parquet":
-            summary.kept = replace_parquet(out, (r.row for r in distinct), _schema(source))
+            summary.written = replace_parquet(
+                out, (r.row for r in distinct), _parquet_schema(source)
+            )
         else:
-            summary.kept = replace_lines(out, map(_to_line, distinct))
+            summary.written = replace_lines(out, map(_to_line, distinct))
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error.strerror or error})") from error
     except ValueError as error:
@@ -84,21 +102,21 @@ def dedup(
     return summary
 
 
-def _check_files(source_name: str | Path, out: Path) -> None:
+def _check_files(source: str | Path, out: Path) -> None:
     if out.suffix not in (".jsonl", ".parquet"):
         raise InputError(f"{out}: rows are written as .jsonl or .parquet; name it so")
     if out.is_dir():
         raise InputError(f"{out}: is a directory")
-    source = Path(source_name)
-    if out.resolve() == source.resolve() or (
-        out.exists() and source.exists() and out.samefile(source)
-    ):
-        raise InputError(f"{out}: is the file that is read; give another output")
+    path = Path(source)
+    if out.resolve() == path.resolve() or (out.exists() and path.exists() and out.samefile(path)):
+        raise InputError(f"{out}: is the input file; give another output")
 
 
-def _read_rows(source: str | Path, report: ReadReport, skip: Skip | None) -> Iterator[_Row]:
+def _instruction_rows(
+    source: str | Path, report: ReadReport, skip_bad_lines: bool
+) -> Iterator[_Row]:
     """The rows with an instruction. Raises `InputError` at the end if there was none."""
-    for line, row in read_rows(source, skip):
+    for line, row in read_rows(source, report.skip if skip_bad_lines else None):
         try:
             if isinstance(row, str):
                 report.shapes["text"] += 1
@@ -118,14 +136,14 @@ def _read_rows(source: str | Path, report: ReadReport, skip: Skip | None) -> Ite
 
 def _without_duplicates(
     rows: Iterator[_Row],
-    known: NoveltyFilter,
+    words: NoveltyFilter,
     meaning: MeaningFilter | None,
     summary: DedupSummary,
 ) -> Iterator[_Row]:
-    """The rows that are not near-duplicates; the others go into the summary."""
+    """The rows that are not near-duplicates; the others are added to the summary."""
     if meaning is None:
         for row in rows:
-            near = known.admit(row.instruction, str(row.line))
+            near = words.admit(row.instruction, str(row.line))
             if near is None:
                 yield row
             else:
@@ -134,13 +152,13 @@ def _without_duplicates(
     vectors = CosineFilter(meaning.threshold)
     while batch := list(islice(rows, BATCH)):
         for row, vector in zip(batch, meaning.encode([r.instruction for r in batch]), strict=True):
-            near, by = known.collision(row.instruction), "rouge-l"
+            near, by = words.collision(row.instruction), "rouge-l"
             if near is None:
                 near, by = vectors.collision(vector), "embedding"
             if near is not None:
                 summary.dropped.append(DroppedRow(row.line, int(near), row.instruction, by))
                 continue
-            known.add(row.instruction, str(row.line))
+            words.add(row.instruction, str(row.line))
             vectors.add(vector, str(row.line))
             yield row
 
@@ -148,34 +166,26 @@ def _without_duplicates(
 def _to_line(row: _Row) -> str:
     try:
         line = json.dumps(row.row, ensure_ascii=False, default=_to_json_value)
-        # UTF-8 cannot hold lone surrogates unless they are escaped.
-        return (
-            line
-            if line.isascii() or _is_valid_text(line)
-            else json.dumps(row.row, default=_to_json_value)
-        )
+        try:
+            return valid_text(line)
+        except UnknownShape:
+            # Lone surrogates can only be written to a UTF-8 file as escapes.
+            return json.dumps(row.row, default=_to_json_value)
     except TypeError as error:
         raise InputError(f"line {row.line}: {error}; name the output .parquet") from error
 
 
-def _is_valid_text(text: str) -> bool:
-    try:
-        return valid_text(text) is text
-    except UnknownShape:
-        return False
-
-
 def _to_json_value(value: Any) -> str:
-    """JSON for values that only parquet has."""
+    """Values of parquet files that JSON has no type for, as text. Raises `TypeError`."""
     if isinstance(value, date | time):
         return value.isoformat()
     if isinstance(value, Decimal):
         return str(value)
-    raise TypeError(f"holds {type(value).__name__}, which JSON does not have")
+    raise TypeError(f"has a value of type {type(value).__name__}, which JSON cannot hold")
 
 
-def _schema(source: str | Path) -> Any:
-    """The schema of a parquet file, so that the copy has the same types."""
+def _parquet_schema(source: str | Path) -> Any:
+    """The schema of a parquet file, so that the copy has the same types; None for other files."""
     if Path(source).suffix != ".parquet":
         return None
     import pyarrow.parquet

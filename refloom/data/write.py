@@ -1,4 +1,7 @@
-"""Files written whole or not at all."""
+"""Files that appear complete or not at all: text lines, JSON lines and parquet.
+
+They are written beside their place and moved there at the end, so that a crash leaves the old file.
+"""
 
 from __future__ import annotations
 
@@ -9,109 +12,112 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-GROUP = 1000
+# Rows of a parquet file that are held in memory.
+ROW_GROUP_SIZE = 1000
+Row = dict[str, Any]
+WriteRow = Callable[[Row], None]
 
 
 @contextmanager
-def staged(path: Path) -> Iterator[Path]:
-    """A path to write to that takes the place of `path` at the end; after an error, it is gone.
+def write_atomically(path: Path) -> Iterator[Path]:
+    """Yield a temporary path that replaces `path` on success and is removed on an error.
 
-    Raises `OSError` where the directory cannot be written to.
+    Raises `OSError` if the directory cannot be written to.
     """
     path = Path(os.path.realpath(path))
-    # A name of its own, so that two processes that write one file do not write into each other's.
-    aside = path.with_name(f"{path.name}.{os.getpid()}.new")
+    # With the process id, so that two processes can write the same file at once.
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.new")
     try:
-        yield aside
-        with aside.open("rb+") as file:
+        yield temporary
+        with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        os.replace(aside, path)
+        os.replace(temporary, path)
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
-def writing(path: Path, types: dict[str, Any]) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """A function that writes a row to what will be `path`: lines of JSON, or a parquet file.
+def open_row_writer(path: Path, example: Row) -> Iterator[WriteRow]:
+    """Yield a function that writes a row; the file appears at `path` at the end.
 
-    `types` is an example of a row. Rows are held by the thousand at most.
+    A .parquet file gets the column types of the `example` row, and memory for `ROW_GROUP_SIZE` rows
+    is used at most. Any other file gets a line of JSON for each row.
     """
-    with staged(path) as aside:
+    with write_atomically(path) as temporary:
         if path.suffix == ".parquet":
-            with _parquet(aside, types) as put:
-                yield put
+            with _open_parquet_writer(temporary, example) as write:
+                yield write
             return
-        with aside.open("w", encoding="utf-8", newline="\n") as file:
+        with temporary.open("w", encoding="utf-8", newline="\n") as file:
 
-            def put(row: dict[str, Any]) -> None:
+            def write_line(row: Row) -> None:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
-            yield put
+            yield write_line
 
 
 @contextmanager
-def _parquet(path: Path, types: dict[str, Any]) -> Iterator[Callable[[dict[str, Any]], None]]:
+def _open_parquet_writer(path: Path, example: Row) -> Iterator[WriteRow]:
     import pyarrow
     import pyarrow.parquet
 
-    schema = pyarrow.schema(list(_type(types)))
-    held: list[dict[str, Any]] = []
+    schema = pyarrow.schema(list(_arrow_type(example)))
+    buffer: list[Row] = []
     with pyarrow.parquet.ParquetWriter(path, schema, compression="zstd") as writer:
 
         def flush() -> None:
-            writer.write_table(pyarrow.Table.from_pylist(held, schema))
-            held.clear()
+            writer.write_table(pyarrow.Table.from_pylist(buffer, schema))
+            buffer.clear()
 
-        def put(row: dict[str, Any]) -> None:
-            held.append(row)
-            if len(held) >= GROUP:
+        def write(row: Row) -> None:
+            buffer.append(row)
+            if len(buffer) >= ROW_GROUP_SIZE:
                 flush()
 
-        yield put
+        yield write
         flush()
 
 
-def _type(example: Any) -> Any:
-    """The Arrow type of what looks like the example."""
+def _arrow_type(example: Any) -> Any:
+    """The Arrow type of values like the example: objects, lists, booleans and text."""
     import pyarrow
 
     if isinstance(example, dict):
-        return pyarrow.struct([(name, _type(value)) for name, value in example.items()])
+        return pyarrow.struct([(name, _arrow_type(value)) for name, value in example.items()])
     if isinstance(example, list):
-        return pyarrow.list_(_type(example[0]))
+        return pyarrow.list_(_arrow_type(example[0]))
     return pyarrow.bool_() if isinstance(example, bool) else pyarrow.string()
 
 
 def replace_lines(path: Path, lines: Iterable[str]) -> int:
-    """Write lines aside and put the file in its place; return how many."""
+    """Write a file of text lines, replacing any at `path`; return the number of lines."""
     count = 0
-    with staged(path) as aside, aside.open("w", encoding="utf-8", newline="\n") as file:
+    with (
+        write_atomically(path) as temporary,
+        temporary.open("w", encoding="utf-8", newline="\n") as file,
+    ):
         for line in lines:
             file.write(line + "\n")
             count += 1
-        file.flush()
     return count
 
 
-def replace_parquet(path: Path, rows: Iterable[dict[str, Any]], schema: Any = None) -> int:
-    """Write rows as a parquet file, with all their keys as columns; return how many.
+def replace_parquet(path: Path, rows: Iterable[Row], schema: Any = None) -> int:
+    """Write a parquet file of all columns of the rows, replacing any; return the number of rows.
 
-    Holds the rows in memory, since only the last of them shows what columns there are. Raises
-    `ValueError` when the values of one column are of different types.
+    The rows are held in memory, since the columns are known only when all have been read. Raises
+    `ValueError` if the values of a column are of different types.
     """
     import pyarrow
     import pyarrow.parquet
 
-    held = list(rows)
-    columns = {key: [row.get(key) for row in held] for key in _keys(held)}
+    table_rows = list(rows)
+    names = dict.fromkeys(name for row in table_rows for name in row)
+    columns = {name: [row.get(name) for row in table_rows] for name in names}
     try:
         table = pyarrow.table(columns, schema=schema)
-        with staged(path) as aside:
-            pyarrow.parquet.write_table(table, aside)
+        with write_atomically(path) as temporary:
+            pyarrow.parquet.write_table(table, temporary)
     except (pyarrow.ArrowException, OverflowError) as error:
         raise ValueError(str(error)[:200]) from error
-    return len(held)
-
-
-def _keys(rows: Iterable[dict[str, Any]]) -> list[str]:
-    return list(dict.fromkeys(key for row in rows for key in row))
+    return len(table_rows)

@@ -25,7 +25,7 @@ from nodes.compare import compare
 from nodes.llm import CallFailed, CallOrigin, Complete
 from nodes.llm.fast_json import loads
 from prompts import prompt_version
-from refloom.data.export import hash_key
+from refloom.data.export import seeded_hash
 from refloom.errors import JournalError, TooManyFailed
 from refloom.evaluation.judging import gather_bounded, judge_session, progress_printer
 from refloom.runs.journal import connect_read_only, iter_records
@@ -342,7 +342,7 @@ async def select_samples(
     with open_samples(directory / "journal.sqlite") as stored:
         samples = await asyncio.to_thread(stored.samples)
         selection = Selection(set(), [f"{len(samples)} accepted samples"])
-        samples.sort(key=lambda s: (hash_key(f"choose\x1f{s.id}", choice.random_seed), s.id))
+        samples.sort(key=lambda s: (seeded_hash(f"choose\x1f{s.id}", choice.random_seed), s.id))
         async with AsyncExitStack() as stack:
             judge = None
             if "judge" in choice.filters:

@@ -18,7 +18,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 from memory.embed import Embed, Embedder, Vectors
 from memory.weights import DEFAULT_MODEL
-from refloom.data.write import staged
+from refloom.data.write import write_atomically
 from refloom.errors import InputError
 from refloom.evaluation.judging import unique_names
 from refloom.evaluation.report import charts, tables
@@ -144,8 +144,8 @@ def check_output(path: Path) -> None:
 
 def _write_page(path: Path, page: str) -> None:
     try:
-        with staged(path) as aside:
-            aside.write_text(page, encoding="utf-8", newline="\n")
+        with write_atomically(path) as temporary:
+            temporary.write_text(page, encoding="utf-8", newline="\n")
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
 
