@@ -286,7 +286,7 @@ BAD = {
     "an out that is a file": (["--out", "empty.jsonl"], "cannot be written"),
     "a directory in place of a file": (["--references", "empty-dir/"], "refloom:"),
     "no JSON at line 7": (["--references", "seven.jsonl"], "seven.jsonl: line 7"),
-    "NUL bytes": (["--references", "nul.jsonl"], "nul.jsonl: line 1 holds a NUL byte"),
+    "NUL bytes": (["--references", "nul.jsonl"], "nul.jsonl: line 1 has a NUL byte"),
     "no UTF-8": (["--references", "latin.jsonl"], "latin.jsonl: line 2 is not UTF-8"),
     "a line of ten megabytes": (["--references", "long.jsonl"], "more than 1,000,000"),
     "an unknown preset": (["--preset", "magic"], "--preset"),

@@ -162,9 +162,6 @@ def test_a_text_file_holds_no_references(tmp_path):
         Source(path, as_reference=True).scan()
 
 
-WRONG_TYPES = "refloom/data/shapes.py:_self_instruct: 'instances' of a wrong type is no Unfit row"
-
-
 @pytest.mark.parametrize(
     "row",
     [

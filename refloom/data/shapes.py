@@ -1,4 +1,7 @@
-"""The shapes of rows that are recognised as instruction and response pairs, and column mapping."""
+"""The known shapes of rows, parsed into exchanges of an instruction and a response.
+
+`rename_columns` maps columns with other names to those of a known shape first.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +12,14 @@ from memory.references import Turn
 
 DataRow = Mapping[str, Any]
 
-# Longer texts fit no model's window; the graph accepts no longer instruction either.
-MAX_INSTRUCTION = 100_000
-MAX_RESPONSE = 1_000_000
+# Longer texts fit in no model's context; the graph's limit for an instruction is the same.
+MAX_INSTRUCTION_CHARS = 100_000
+MAX_RESPONSE_CHARS = 1_000_000
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 
 
 class UnknownShape(Exception):
-    """A row without a usable pair; the message says why, `kind` groups such rows in a summary."""
+    """A row without a usable pair. The message says why; reports count such rows by `kind`."""
 
     def __init__(self, message: str, kind: str | None = None) -> None:
         super().__init__(message)
@@ -24,7 +27,7 @@ class UnknownShape(Exception):
 
 
 class Exchange(NamedTuple):
-    """A question, its answer (None if it has none), and the turns before it."""
+    """An instruction, its response (None if it has none), and the turns before it."""
 
     instruction: str
     response: str | None
@@ -35,15 +38,15 @@ Exchanges = Iterator[Exchange]
 
 
 def valid_text(text: str) -> str:
-    """The text, if UTF-8 can hold it: lone surrogates raise `UnknownShape`."""
+    """Return the text. Raises `UnknownShape` if UTF-8 cannot encode it (lone surrogates)."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise UnknownShape("its text holds a lone surrogate", "of broken text") from error
+        raise UnknownShape("its text has a lone surrogate", "of broken text") from error
     return text
 
 
-def _text(row: DataRow, key: str) -> str | None:
+def _text_field(row: DataRow, key: str) -> str | None:
     value = row.get(key)
     if value is None:
         return None
@@ -54,11 +57,11 @@ def _text(row: DataRow, key: str) -> str | None:
     return value
 
 
-def _from_pair(row: DataRow, question: str, answer: str | None) -> Exchanges:
-    instruction, context = _text(row, question) or "", _text(row, "input")
-    if question == "instruction" and context and context.strip():
+def _from_pair(row: DataRow, instruction_key: str, response_key: str | None) -> Exchanges:
+    instruction, context = _text_field(row, instruction_key) or "", _text_field(row, "input")
+    if instruction_key == "instruction" and context and context.strip():
         instruction = f"{instruction}\n\n{context}"
-    yield Exchange(instruction, _text(row, answer) if answer else None)
+    yield Exchange(instruction, _text_field(row, response_key) if response_key else None)
 
 
 def _from_completion(row: DataRow) -> Exchanges:
@@ -68,7 +71,7 @@ def _from_completion(row: DataRow) -> Exchanges:
     return _from_pair(row, "prompt", "completion")
 
 
-def _self_instruct(row: DataRow) -> Exchanges:
+def _from_instances(row: DataRow) -> Exchanges:
     instances = row["instances"]
     first = instances[0] if isinstance(instances, list) and instances else {}
     if not isinstance(instances, list) or not isinstance(first, Mapping):
@@ -89,34 +92,34 @@ def _from_conversations(row: DataRow) -> Exchanges:
     return _pair_turns(_parse_turns(turns, "from", "value"))
 
 
-def _parse_turns(turns: Any, who: str, what: str) -> Iterator[Turn]:
-    """The turns, each parsed only when it is needed, so later bad turns do no harm."""
+def _parse_turns(turns: Any, role_key: str, text_key: str) -> Iterator[Turn]:
+    """The turns, each parsed when it is needed, so that turns before a bad one can be used."""
     if not isinstance(turns, list) or not all(isinstance(turn, Mapping) for turn in turns):
         raise UnknownShape("its turns are neither texts nor objects", "of odd turns")
-    # Some data sets have one shape's turns under the other's name.
-    if turns and who not in turns[0]:
-        who, what = ("role", "content") if who == "from" else ("from", "value")
+    # Some data sets have turns of {"role", "content"} under "conversations", or the reverse.
+    if turns and role_key not in turns[0]:
+        role_key, text_key = ("role", "content") if role_key == "from" else ("from", "value")
     for turn in turns:
-        role = str(turn.get(who))
-        yield {"role": ROLES.get(role, role), "content": _text(turn, what) or ""}
+        role = str(turn.get(role_key))
+        yield {"role": ROLES.get(role, role), "content": _text_field(turn, text_key) or ""}
 
 
 def _pair_turns(turns: Iterable[Turn]) -> Exchanges:
-    """Every user turn with the answer right after it, and the turns before."""
-    before: list[Turn] = []
+    """Every user turn with the assistant turn right after it, and the turns before both."""
+    history: list[Turn] = []
     question: Turn | None = None
     has_question = False
     for turn in turns:
         if question is not None:
-            answered = turn["role"] == "assistant"
-            yield Exchange(question["content"], turn["content"] if answered else None, before[:-1])
+            response = turn["content"] if turn["role"] == "assistant" else None
+            yield Exchange(question["content"], response, history[:-1])
         question = turn if turn["role"] == "user" else None
         has_question = has_question or question is not None
-        before.append(turn)
+        history.append(turn)
     if question is not None:
-        yield Exchange(question["content"], None, before[:-1])
+        yield Exchange(question["content"], None, history[:-1])
     if not has_question:
-        raise UnknownShape("it has no turn of a user", "of odd turns")
+        raise UnknownShape("it has no user turn", "of odd turns")
 
 
 def _from_turns(row: DataRow) -> Exchanges:
@@ -129,11 +132,11 @@ def _from_turns(row: DataRow) -> Exchanges:
         yield Exchange(turn, None)
 
 
-# The first shape whose keys a row has is its shape; those with an answer come first.
+# A row has the first shape all of whose keys it has. Shapes with a response come first.
 SHAPES: dict[str, tuple[frozenset[str], Callable[[DataRow], Exchanges]]] = {
     "messages": (frozenset({"messages"}), _from_messages),
     "conversations": (frozenset({"conversations"}), _from_conversations),
-    "instruction/instances": (frozenset({"instruction", "instances"}), _self_instruct),
+    "instruction/instances": (frozenset({"instruction", "instances"}), _from_instances),
     "instruction/output": (
         frozenset({"instruction", "output"}),
         lambda row: _from_pair(row, "instruction", "output"),
@@ -147,24 +150,24 @@ SHAPES: dict[str, tuple[frozenset[str], Callable[[DataRow], Exchanges]]] = {
     "prompt": (frozenset({"prompt"}), lambda row: _from_pair(row, "prompt", None)),
     "turns": (frozenset({"turns"}), _from_turns),
 }
-SHAPE_KEYS = frozenset().union(*(wanted for wanted, _ in SHAPES.values()))
+SHAPE_KEYS = frozenset().union(*(required for required, _ in SHAPES.values()))
 
 
 def parse_exchanges(row: Any) -> tuple[str, Exchanges]:
-    """The shape of a row and its exchanges, at least one, each parsed when needed.
+    """The shape of a row, and its exchanges, of which there is at least one.
 
-    Raises `UnknownShape` for a row of no known shape, and while iterating at a turn that is not
-    text.
+    Exchanges are parsed when they are iterated. Raises `UnknownShape` for a row of no known shape,
+    and while iterating for an exchange that cannot be parsed.
     """
     if not isinstance(row, Mapping):
         raise UnknownShape(
             f"a row must be an object, this is {type(row).__name__}", "that are not objects"
         )
-    # Rows of concatenated tables have all columns, empty where they do not apply.
+    # In concatenated tables, columns of another table's shape are null.
     keys = {key for key, value in row.items() if value is not None}
-    for name, (wanted, read) in SHAPES.items():
-        if wanted <= keys:
-            return name, read(row)
+    for name, (required, parse) in SHAPES.items():
+        if required <= keys:
+            return name, parse(row)
     raise UnknownShape(
         f"its keys ({', '.join(sorted(map(str, keys))[:8])}) fit no known shape",
         "of no known shape",
@@ -172,14 +175,14 @@ def parse_exchanges(row: Any) -> tuple[str, Exchanges]:
 
 
 def check_exchange(exchange: Exchange) -> Exchange:
-    """Return the exchange if it is usable. Raises `UnknownShape`."""
+    """Return the exchange. Raises `UnknownShape` if a text is empty, too long or not valid."""
     instruction, response = exchange.instruction, exchange.response or ""
     if not instruction.strip():
         raise UnknownShape("its instruction is empty", "without an instruction")
-    _check_length("instruction", instruction, MAX_INSTRUCTION)
-    _check_length("response", response, MAX_RESPONSE)
+    _check_length("instruction", instruction, MAX_INSTRUCTION_CHARS)
+    _check_length("response", response, MAX_RESPONSE_CHARS)
     history = "".join(turn["role"] + turn["content"] for turn in exchange.history)
-    _check_length("history", history, MAX_INSTRUCTION)
+    _check_length("history", history, MAX_INSTRUCTION_CHARS)
     valid_text(instruction + response + history)
     return exchange
 
@@ -197,24 +200,24 @@ def parse_pair(row: Any) -> tuple[str, str, str | None]:
     return shape, first.instruction, first.response
 
 
-def _check_length(what: str, text: str, most: int) -> None:
-    if len(text) > most:
+def _check_length(what: str, text: str, limit: int) -> None:
+    if len(text) > limit:
         raise UnknownShape(
-            f"its {what} is {len(text):,} characters long, more than {most:,}",
-            f"with {what} of over {most:,} characters",
+            f"its {what} is {len(text):,} characters long, more than {limit:,}",
+            f"with {what} of over {limit:,} characters",
         )
 
 
-# Fields that may be mapped and are not text of the pair.
-ABOUT = frozenset({"id", "source", "license", "tags"})
+# Fields that can be mapped and are not part of the exchange.
+METADATA_FIELDS = frozenset({"id", "source", "license", "tags"})
 
 
 def rename_columns(row: Any, columns: Mapping[str, str]) -> Any:
     """The row with each mapped column under its known name.
 
-    Once a text column is mapped, unmapped columns cannot give the row another shape. `a.b` is `b`
-    inside `a`, unless there is a column of that name. Raises `UnknownShape` if a mapped text column
-    is missing.
+    If a text column is mapped, unmapped columns do not count for the row's shape. `a.b` is the
+    field `b` of `a`, unless there is a column of that name. Raises `UnknownShape` if a mapped text
+    column is missing.
 
     >>> row = {"question": "Why?", "answer": "So.", "prompt": "-"}
     >>> rename_columns(row, {"instruction": "question"})
@@ -222,13 +225,13 @@ def rename_columns(row: Any, columns: Mapping[str, str]) -> Any:
     """
     if not columns or not isinstance(row, Mapping):
         return row
-    dropped = SHAPE_KEYS if set(columns) - ABOUT else frozenset()
+    dropped = SHAPE_KEYS if set(columns) - METADATA_FIELDS else frozenset()
     renamed = {key: value for key, value in row.items() if key not in dropped}
     for name, column in columns.items():
         exists, value = _lookup(row, column)
         if exists:
             renamed[name] = value
-        elif name not in ABOUT and name != "input":
+        elif name not in METADATA_FIELDS and name != "input":
             keys = ", ".join(sorted(map(str, row))[:8])
             raise UnknownShape(
                 f"it has no column {column!r}, only {keys}", "without a mapped column"
