@@ -229,7 +229,7 @@ def test_criteria_that_were_not_tried_are_not_said_to_be(tmp_path):
     assert "criteria that are tried" not in " ".join(text.split())
 
 
-# Facts.
+# Statistics of records.
 
 
 def record(place: int, **more) -> dict:
@@ -252,12 +252,16 @@ def record(place: int, **more) -> dict:
 
 
 def test_criteria_of_the_same_words_are_counted_as_one():
-    facts = collect_stats(json.dumps(record(i)) for i in range(10))
-    rule, drawn = facts.top_criteria(5)
+    stats = collect_stats(json.dumps(record(i)) for i in range(10))
+    rule, extracted = stats.top_criteria(5)
     assert (rule.text, rule.last["pass"]) == ("is not empty", 10)
-    assert (drawn.text, drawn.first["pass"], drawn.last["pass"]) == ("gives reasons", 5, 10)
-    assert facts.attempts == {1: 5, 2: 5}
-    assert len(facts.responses) == 10 and quantiles(facts.responses) == (3, 3, 3)
+    assert (extracted.text, extracted.first["pass"], extracted.last["pass"]) == (
+        "gives reasons",
+        5,
+        10,
+    )
+    assert stats.attempts == {1: 5, 2: 5}
+    assert len(stats.responses) == 10 and quantiles(stats.responses) == (3, 3, 3)
     assert quantiles([]) is None
 
 
@@ -274,11 +278,11 @@ def test_the_sample_does_not_depend_on_the_order_and_does_not_grow():
 def test_contaminated_samples_are_all_counted_and_some_are_named():
     found = {"criterion_id": "not-contaminated", "verdict": "fail", "reason": "It holds x, row 3."}
     hit = {"response": "", "verdicts": [{**found, "evidence": ""}]}
-    facts = RecordStats()
+    stats = RecordStats()
     for i in range(MAX_HITS + 5):
-        facts.add(record(i, status="rejected", reason="contaminated", attempts=[hit]))
-    assert facts.reasons == {"contaminated": MAX_HITS + 5}
-    assert len(facts.hits) == MAX_HITS and facts.hits[0] == ("s0", "It holds x, row 3.")
+        stats.add(record(i, status="rejected", reason="contaminated", attempts=[hit]))
+    assert stats.reasons == {"contaminated": MAX_HITS + 5}
+    assert len(stats.hits) == MAX_HITS and stats.hits[0] == ("s0", "It holds x, row 3.")
 
 
 def test_diversity_of_few_texts():
@@ -347,10 +351,10 @@ def test_the_card_of_a_run_without_benchmarks_or_rows_says_so():
 
 
 def test_the_card_says_that_a_person_may_have_decided_against_the_judge():
-    facts = RecordStats()
-    assert "except where a person decided" not in render_card(run_json(), facts, "graph TD;")
-    facts.add(record(0, review={"decision": "edit"}))
-    text = render_card(run_json(), facts, "graph TD;")
+    stats = RecordStats()
+    assert "except where a person decided" not in render_card(run_json(), stats, "graph TD;")
+    stats.add(record(0, review={"decision": "edit"}))
+    text = render_card(run_json(), stats, "graph TD;")
     assert "met all criteria that are a must, except where a person decided" in text
     assert "1 edited by a person" in text
 

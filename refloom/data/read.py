@@ -305,7 +305,7 @@ def _to_reference(row: Any, exchange: Exchange, licence: str | None) -> Referenc
 
 
 def _license(row: Any) -> str | None:
-    """The licence a row states; a value that is not text is given as JSON."""
+    """The licence a row states; a value that is not text becomes JSON."""
     value = row.get("license") if isinstance(row, Mapping) else None
     stated = value if isinstance(value, str) or value is None else json.dumps(value, default=str)
     return stated if stated and stated.strip() else None

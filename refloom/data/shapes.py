@@ -46,7 +46,7 @@ def valid_text(text: str) -> str:
     return text
 
 
-def _text_field(row: DataRow, key: str) -> str | None:
+def _optional_text(row: DataRow, key: str) -> str | None:
     value = row.get(key)
     if value is None:
         return None
@@ -58,10 +58,10 @@ def _text_field(row: DataRow, key: str) -> str | None:
 
 
 def _from_pair(row: DataRow, instruction_key: str, response_key: str | None) -> Exchanges:
-    instruction, context = _text_field(row, instruction_key) or "", _text_field(row, "input")
+    instruction, context = _optional_text(row, instruction_key) or "", _optional_text(row, "input")
     if instruction_key == "instruction" and context and context.strip():
         instruction = f"{instruction}\n\n{context}"
-    yield Exchange(instruction, _text_field(row, response_key) if response_key else None)
+    yield Exchange(instruction, _optional_text(row, response_key) if response_key else None)
 
 
 def _from_completion(row: DataRow) -> Exchanges:
@@ -101,7 +101,7 @@ def _parse_turns(turns: Any, role_key: str, text_key: str) -> Iterator[Turn]:
         role_key, text_key = ("role", "content") if role_key == "from" else ("from", "value")
     for turn in turns:
         role = str(turn.get(role_key))
-        yield {"role": ROLES.get(role, role), "content": _text_field(turn, text_key) or ""}
+        yield {"role": ROLES.get(role, role), "content": _optional_text(turn, text_key) or ""}
 
 
 def _pair_turns(turns: Iterable[Turn]) -> Exchanges:

@@ -14,8 +14,8 @@ from typing import Any
 
 # Rows of a parquet file that are held in memory.
 ROW_GROUP_SIZE = 1000
-Row = dict[str, Any]
-WriteRow = Callable[[Row], None]
+OutputRow = dict[str, Any]
+WriteRow = Callable[[OutputRow], None]
 
 
 @contextmanager
@@ -37,7 +37,7 @@ def write_atomically(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def open_row_writer(path: Path, example: Row) -> Iterator[WriteRow]:
+def open_row_writer(path: Path, example: OutputRow) -> Iterator[WriteRow]:
     """Yield a function that writes a row; the file appears at `path` at the end.
 
     A .parquet file gets the column types of the `example` row, and memory for `ROW_GROUP_SIZE` rows
@@ -50,26 +50,26 @@ def open_row_writer(path: Path, example: Row) -> Iterator[WriteRow]:
             return
         with temporary.open("w", encoding="utf-8", newline="\n") as file:
 
-            def write_line(row: Row) -> None:
+            def write_line(row: OutputRow) -> None:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
             yield write_line
 
 
 @contextmanager
-def _open_parquet_writer(path: Path, example: Row) -> Iterator[WriteRow]:
+def _open_parquet_writer(path: Path, example: OutputRow) -> Iterator[WriteRow]:
     import pyarrow
     import pyarrow.parquet
 
     schema = pyarrow.schema(list(_arrow_type(example)))
-    buffer: list[Row] = []
+    buffer: list[OutputRow] = []
     with pyarrow.parquet.ParquetWriter(path, schema, compression="zstd") as writer:
 
         def flush() -> None:
             writer.write_table(pyarrow.Table.from_pylist(buffer, schema))
             buffer.clear()
 
-        def write(row: Row) -> None:
+        def write(row: OutputRow) -> None:
             buffer.append(row)
             if len(buffer) >= ROW_GROUP_SIZE:
                 flush()
@@ -102,7 +102,7 @@ def replace_lines(path: Path, lines: Iterable[str]) -> int:
     return count
 
 
-def replace_parquet(path: Path, rows: Iterable[Row], schema: Any = None) -> int:
+def replace_parquet(path: Path, rows: Iterable[OutputRow], schema: Any = None) -> int:
     """Write a parquet file of all columns of the rows, replacing any; return the number of rows.
 
     The rows are held in memory, since the columns are known only when all have been read. Raises

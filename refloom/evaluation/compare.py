@@ -55,11 +55,11 @@ class Arm:
 def read_arm(name: str, directory: Path) -> Arm:
     """Read a run, finished or not. Blocks. Raises `JournalError` if there is no run."""
     status = read_status(directory)
-    facts, samples = RecordStats(), dict[str, ArmSample]()
+    stats, samples = RecordStats(), dict[str, ArmSample]()
     with open_read_only(directory / "journal.sqlite") as journal:
         for line in iter_records(journal, "accepted", "rejected"):
             record = json.loads(line)
-            facts.add(record)
+            stats.add(record)
             if record["instruction"] and record["response"]:
                 sample = ArmSample(
                     record["seed_id"], record["response"], record["status"] == "accepted"
@@ -75,7 +75,7 @@ def read_arm(name: str, directory: Path) -> Arm:
         "status": status["status"],
         **{key: counts.get(key, 0) for key in ("accepted", "rejected", "failed", "pending")},
         **usage,
-        "criteria": _criteria_rows(facts),
+        "criteria": _criteria_rows(stats),
     }
     return Arm(name, samples, summary)
 
@@ -98,13 +98,13 @@ def _usage(journal: Any) -> dict[str, Any]:
     }
 
 
-def _criteria_rows(facts: RecordStats) -> list[dict[str, Any]]:
+def _criteria_rows(stats: RecordStats) -> list[dict[str, Any]]:
     """Pass rates at the last attempt: rules and built-in criteria, then those from references."""
     rows = [
-        _pass_rate(f"The response {stats.text}", stats.judged_by, stats.must, [stats])
-        for stats in facts.top_criteria(MAX_CRITERIA_LISTED)
+        _pass_rate(f"The response {c.text}", c.judged_by, c.must, [c])
+        for c in stats.top_criteria(MAX_CRITERIA_LISTED)
     ]
-    extracted = [p for p in facts.criteria.values() if p.from_reference and p.judged]
+    extracted = [c for c in stats.criteria.values() if c.from_reference and c.judged]
     if extracted:
         rows.append(_pass_rate("all criteria from references", "judge", None, extracted))
     return rows
