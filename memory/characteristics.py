@@ -152,7 +152,7 @@ class FileStore:
         self._cache: OrderedDict[str, Learned] = OrderedDict()
         self._last_number, self._scanned_at = 0, float("-inf")
         self._scan()
-        self._writer = SqliteWriter(writer, lambda fault: IndexUnusable(f"{path}: {fault}"))
+        self._writer = SqliteWriter(writer, lambda error: IndexUnusable(f"{path}: {error}"))
 
     async def aget(self, namespace: tuple[str, ...], key: str) -> StoredEntry | None:
         """See `Store`; there is only one namespace."""

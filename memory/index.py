@@ -66,13 +66,13 @@ class DrawOther(Protocol):
 class Candidates:
     """Rows that may be chosen for a text, and their cosines and vectors (n, dimensions).
 
-    The first `own` rows have the text as instruction (0 or 1); the others are nearest first.
+    The first `own_count` rows have the text as instruction (0 or 1); the others are nearest first.
     """
 
     rows: list[int]
     scores: Vectors
     vectors: Vectors
-    own: int
+    own_count: int
 
 
 class ReferenceIndex:
@@ -132,10 +132,10 @@ class ReferenceIndex:
         self, text: str, k: int, turn: tuple[int, int] | None = None, where: Where | None = None
     ) -> list[Reference]:
         """See `Search`. `where` restricts the search to references that pass this filter."""
-        own = None if where else (await asyncio.to_thread(self.find_own, [text]))[0]
-        if own is not None and k == 1:
-            return [with_score(own[1], 1.0)]
-        candidates = await self.candidates(text, k, where, own[0] if own else None)
+        match = None if where else (await asyncio.to_thread(self.find_own, [text]))[0]
+        if match is not None and k == 1:
+            return [with_score(match[1], 1.0)]
+        candidates = await self.candidates(text, k, where, match[0] if match else None)
         chosen = choose_by_mmr(candidates, k)
         rows = [candidates.rows[i] for i in chosen]
         return await self.read(rows, [candidates.scores[i] for i in chosen])
@@ -166,22 +166,27 @@ class ReferenceIndex:
         return result
 
     async def candidates(
-        self, text: str, k: int, where: Where | None = None, own: int | None = None
+        self, text: str, k: int, where: Where | None = None, own_row: int | None = None
     ) -> Candidates:
         """Return the references nearest to `text`, several times as many as will be chosen.
 
-        The row `own` comes first.
+        `own_row`, the row whose instruction is the text, comes first.
         """
         if len(self.references) and k > 0:
             loaded = await self._ensure_loaded()
             query = await self._embed([text])
-            candidates = await asyncio.to_thread(self._search, loaded, query, k, own, where)
+            candidates = await asyncio.to_thread(self._search, loaded, query, k, own_row, where)
             if candidates is not None:
                 return candidates
         return Candidates([], np.zeros(0, np.float32), np.zeros((0, 1), np.float32), 0)
 
     def _search(
-        self, loaded: LoadedVectors, query: Vectors, k: int, own: int | None, where: Where | None
+        self,
+        loaded: LoadedVectors,
+        query: Vectors,
+        k: int,
+        own_row: int | None,
+        where: Where | None,
     ) -> Candidates | None:
         among = None
         if where is not None:
@@ -195,12 +200,12 @@ class ReferenceIndex:
         _, hits, vectors = search_index(loaded.index, query, pool, loaded.probes, among)
         valid = hits[0] >= 0
         rows, near = hits[0][valid].tolist(), vectors[0][valid]
-        if own is not None:
+        if own_row is not None:
             # The search may have missed this row among many with an equal vector.
-            others = [i for i, row in enumerate(rows) if row != own][: pool - 1]
-            rows = [own, *(rows[i] for i in others)]
+            others = [i for i, row in enumerate(rows) if row != own_row][: pool - 1]
+            rows = [own_row, *(rows[i] for i in others)]
             near = np.concatenate([query, near[others]])
-        return Candidates(rows, near @ query[0], near, int(own is not None))
+        return Candidates(rows, near @ query[0], near, int(own_row is not None))
 
     async def _ensure_loaded(self) -> LoadedVectors:
         async with self._lock:
@@ -227,12 +232,14 @@ def choose_by_mmr(
     Those not allowed are chosen only if there are too few others. A candidate whose instruction is
     the text comes first, allowed or not.
     """
-    usable = [i for i, row in enumerate(candidates.rows) if i < candidates.own or allowed(row)]
+    usable = [
+        i for i, row in enumerate(candidates.rows) if i < candidates.own_count or allowed(row)
+    ]
     if len(usable) < k:
         others = sorted(set(range(len(candidates.rows))) - set(usable))
         usable += others[: k - len(usable)]
-    own = list(range(min(candidates.own, k)))
-    picked = mmr(candidates.scores[usable], candidates.vectors[usable], k, own)
+    first = list(range(min(candidates.own_count, k)))
+    picked = mmr(candidates.scores[usable], candidates.vectors[usable], k, first)
     return [usable[i] for i in picked]
 
 
@@ -329,7 +336,7 @@ async def add_references(
     try:
         old = await asyncio.to_thread(_open_current, directory)
         references = distinct(chain(() if old is None else old, new))
-        files = await asyncio.to_thread(_reference_files, directory)
+        files = await asyncio.to_thread(_list_reference_files, directory)
         try:
             file = await run_to_completion(write_references, directory, references)
             total = await ReferenceIndex(file, embed, directory, model).build()
@@ -345,7 +352,7 @@ def _open_current(directory: Path) -> ReferenceFile | None:
     return open_reference_file(directory) if (directory / "index.json").exists() else None
 
 
-def _reference_files(directory: Path) -> set[Path]:
+def _list_reference_files(directory: Path) -> set[Path]:
     return set(directory.glob("references-*.parquet"))
 
 
@@ -355,5 +362,5 @@ def _remove_unused(directory: Path, keep: set[Path]) -> None:
     if manifest.exists():
         used = json.loads(manifest.read_text(encoding="utf-8"))["references"]
         keep = {*keep, directory / f"references-{used}.parquet"}
-    for path in _reference_files(directory) - keep:
+    for path in _list_reference_files(directory) - keep:
         path.unlink(missing_ok=True)

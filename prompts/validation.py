@@ -14,7 +14,7 @@ from jinja2 import TemplateError, meta, nodes
 from prompts import compile_edited, environment, read_prompt, render_template
 
 MAX_TEMPLATE_CHARS = 20_000
-MAX_NESTING = 12
+MAX_TEMPLATE_DEPTH = 12
 MAX_GLUE_CHARS = 20
 FENCES = ("fence", "fence_history", "fence_reference")
 # Values that need no tags: refloom sets them itself.
@@ -130,7 +130,7 @@ class _BlockChecker:
     def check_body(self, body: list[nodes.Node], loop: frozenset[str], depth: int) -> None:
         """Allow text, output, conditions, and loops, but no loop in a loop."""
         for node in body:
-            if depth > MAX_NESTING:
+            if depth > MAX_TEMPLATE_DEPTH:
                 raise _refusal(node, "nesting this deep")
             if isinstance(node, nodes.Output):
                 for part in node.nodes:
@@ -186,7 +186,7 @@ class _BlockChecker:
 
     def _check_value(self, node: nodes.Node, loop: frozenset[str], depth: int) -> None:
         """Allow names, attributes of list items, joined lists, and these joined by `~`."""
-        if depth > MAX_NESTING:
+        if depth > MAX_TEMPLATE_DEPTH:
             raise _refusal(node, "nesting this deep")
         if isinstance(node, nodes.Name | nodes.Getattr):
             self._check_name(node, loop)
@@ -223,7 +223,7 @@ class _BlockChecker:
 
     def _check_condition(self, node: nodes.Node, loop: frozenset[str], depth: int) -> None:
         """Allow names and attributes, with not, and, or."""
-        if depth > MAX_NESTING:
+        if depth > MAX_TEMPLATE_DEPTH:
             raise _refusal(node, "nesting this deep")
         if isinstance(node, nodes.Name | nodes.Getattr):
             self._check_name(node, loop)

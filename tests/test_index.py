@@ -16,7 +16,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from graph.defaults import default_references
-from memory import store
 from memory import vectors as faiss_vectors
 from memory.index import Candidates, ReferenceIndex, choose_by_mmr, matching_rows, mmr
 from memory.references import IndexUnusable, content_id, distinct
@@ -602,11 +601,14 @@ def test_rows_are_read_in_the_order_they_are_asked_for(tmp_path):
     assert kept.rows([]) == []
 
 
-def test_references_that_are_there_are_not_written_again(tmp_path, monkeypatch):
+def test_references_that_are_there_are_not_written_again(tmp_path):
     first = load_or_write_references(tmp_path, lambda: references(300))
-    monkeypatch.setattr(store, "write_references", None)
+    before = first.path.stat()
     again = load_or_write_references(tmp_path, lambda: iter(references(300)))
     assert (again.path, list(again)) == (first.path, list(first))
+    # Writing puts a new file in the place of the old one.
+    after = first.path.stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
 
 def test_other_references_and_damaged_ones_are_written(tmp_path):

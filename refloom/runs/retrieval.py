@@ -201,7 +201,7 @@ class RunRetrieval:
 
         Choosing among the allowed ones only would give the same.
         """
-        candidates = await self._index.candidates(text, k, own=own[0] if own else None)
+        candidates = await self._index.candidates(text, k, own_row=own[0] if own else None)
         retrieved = _pick(candidates, k, [True] * len(candidates.rows))
         allowed = await self._quota.try_take(turn, retrieved, candidates.rows, k)
         if allowed is not None:
@@ -231,4 +231,6 @@ def _pick(candidates: Candidates, k: int, allowed: Sequence[bool]) -> Retrieved:
         candidates, k, dict(zip(candidates.rows, allowed, strict=True)).__getitem__
     )
     rows = [candidates.rows[i] for i in picked]
-    return Retrieved(rows, [float(candidates.scores[i]) for i in picked], rows[candidates.own :])
+    return Retrieved(
+        rows, [float(candidates.scores[i]) for i in picked], rows[candidates.own_count :]
+    )

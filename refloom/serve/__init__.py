@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from memory.weights import offline
+from memory.weights import is_offline
 
 
 def stay_offline() -> None:
@@ -14,7 +14,7 @@ def stay_offline() -> None:
     this off, so that missing weights are downloaded.
     """
     os.environ.setdefault("REFLOOM_OFFLINE", "1")
-    if offline():
+    if is_offline():
         for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
             os.environ.setdefault(name, "1")
         os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")

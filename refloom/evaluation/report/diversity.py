@@ -12,14 +12,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from memory.embed import Embed
+from memory.embed import Embed, Vectors
 from memory.novelty import rouge_matrix
 from memory.weights import WeightsUnavailable
 from refloom.evaluation.report.collect import SAMPLE_SIZE, ReferenceSample, RunData
 from refloom.evaluation.stats import Interval, proportion
 
 FloatArray = NDArray[np.float64]
-Vectors = NDArray[np.float32]
 
 # Tokens of a text that are compared.
 MAX_TOKENS = 2000
