@@ -6,7 +6,7 @@
     ├── TooManyFailed   3   more samples failed than the run was allowed
     ├── BudgetSpent     4   a cap leaves no room for a call
     ├── WorkersLost     4   no Ray worker is left
-    └── HubRefused      4   the Hugging Face hub took nothing, or not all
+    └── HubRefused      4   the Hugging Face hub refused the upload, or not all
 
 A message is one line: what is wrong, where, and how to mend it. Errors of the packages below
 (`IndexUnusable`, `WeightsUnavailable`, `ProviderStopped`) are raised there and get their exit
@@ -49,6 +49,6 @@ class WorkersLost(RefloomError):
 
 
 class HubRefused(RefloomError):
-    """The hub took nothing, or not all; the message says why, and never holds a token."""
+    """The hub refused the upload, or not all; the message says why, and never holds a token."""
 
     exit_status = 4

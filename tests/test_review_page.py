@@ -15,11 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from review_fakes import NASTY, REFERENCES, Run, Threads, sample, served
 
+from nodes.text_diff import diff
 from refloom.serve.review_page import (
     PAGE_DIR,
     PAGE_FILES,
     MalformedBody,
-    changes,
     parse_sample,
     render_markdown,
     render_sample,
@@ -69,7 +69,7 @@ WORDS = st.lists(
 
 @given(WORDS, WORDS)
 def test_changes_give_both_texts_back(before, after):
-    parts = changes(before, after)
+    parts = diff(before, after)
     if before == after:
         assert parts == []
         return
@@ -81,8 +81,8 @@ def test_changes_give_both_texts_back(before, after):
 def test_changes_of_long_texts_are_of_lines_and_quick():
     before = "".join(f"line {i} of many, {i * 7919 % 1000}\n" for i in range(3_000))
     after = before.replace("line 7 of", "row 7 of").replace("line 2990 of", "row 2990 of")
-    parts = changes(before, after)
-    unlike = changes("a\n" * 400_000, "b \n" * 400_000)
+    parts = diff(before, after)
+    unlike = diff("a\n" * 400_000, "b \n" * 400_000)
     assert [tag for tag, _ in parts] == [
         "equal",
         "delete",
