@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from copy import deepcopy
 from functools import cache, cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, model_validator
 from pydantic_core import PydanticCustomError
 
 from prompts import EditedPrompts, read_prompt
-from prompts.validation import PromptUnusable, check_prompt
+from prompts.validation import MAX_TEMPLATE_CHARS, PromptUnusable, check_prompt
 
 FeedbackArm = Literal["reference", "sample", "none", "generic", "swapped"]
 Pipeline = Literal["loop", "refed"]
@@ -54,19 +54,23 @@ def prompt_field(name: str, description: str, *nodes: str) -> Any:
         description=f"{description} A Jinja template with the blocks system and user; data goes "
         "through fence().",
         min_length=1,
-        max_length=20_000,
+        max_length=MAX_TEMPLATE_CHARS,
         json_schema_extra={**at(*nodes), "langgraph_type": "prompt"},
     )
 
 
-class Context(BaseModel):
-    """The settings of a run. They hold no path, URL or key: a client of a server may set them."""
+class ContextOptions(BaseModel):
+    """The settings that the graph and the command line share; the base of `refloom.Settings`.
+
+    They hold no path, URL or key: a client of a server may set them.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str = Field(
         title="Model",
-        description="What the endpoint calls the writing model; 'local' is the embedded one.",
+        description="what the endpoint calls the writing model; 'local' is the embedded one; "
+        "a path ending in .gguf runs that file",
         default_factory=default_model,
         min_length=1,
         max_length=MAX_NAME_LENGTH,
@@ -75,7 +79,7 @@ class Context(BaseModel):
     judge_model: str | None = Field(
         default=None,
         title="Judge model",
-        description="The model that judges; the writing model when empty.",
+        description="the model that judges (default: the writing model)",
         min_length=1,
         max_length=MAX_NAME_LENGTH,
         json_schema_extra=at("extract", "sample", "critique"),
@@ -84,15 +88,15 @@ class Context(BaseModel):
         default=None,
         title="Judge method",
         description=(
-            "verdict: the judge writes reason, evidence, verdict. logodds: one yes/no token a "
-            "criterion. Empty: logodds for the embedded model, verdict for any other."
+            "verdict: the judge writes reason, evidence, verdict; logodds: one yes/no token a "
+            "criterion (default: logodds for an embedded model)"
         ),
         json_schema_extra=at("extract", "sample", "critique"),
     )
     references_per_seed: int = Field(
         default=3,
         title="References a seed",
-        description="How many references are retrieved for a seed.",
+        description="references retrieved for a seed",
         ge=1,
         le=20,
         json_schema_extra=at("retrieve"),
@@ -100,7 +104,7 @@ class Context(BaseModel):
     per_seed: int = Field(
         default=1,
         title="Instructions a seed",
-        description="How many new instructions are proposed for a seed.",
+        description="new instructions proposed for a seed",
         ge=1,
         le=50,
         json_schema_extra=at("propose"),
@@ -108,13 +112,13 @@ class Context(BaseModel):
     answer_seeds: bool = Field(
         default=False,
         title="Answer seeds",
-        description="Take each seed's instruction as it is and make only the response.",
+        description="answer the seeds themselves, propose nothing",
         json_schema_extra=at("propose"),
     )
     max_attempts: int = Field(
         default=3,
         title="Attempts",
-        description="How many candidates are made for an instruction at most.",
+        description="candidates an instruction at most",
         ge=1,
         le=10,
         json_schema_extra=at("sample", "critique"),
@@ -122,7 +126,7 @@ class Context(BaseModel):
     max_criteria: int = Field(
         default=6,
         title="Criteria",
-        description="How many criteria drawn from references a response is judged by at most.",
+        description="criteria from references that a response is judged by at most",
         ge=0,
         le=30,
         json_schema_extra=at("extract"),
@@ -130,8 +134,8 @@ class Context(BaseModel):
     should_share: float = Field(
         default=0.5,
         title="Share of 'should' criteria",
-        description="What share of the judged criteria that are no 'must' has to pass too "
-        "(written verdicts only; by log-odds they rank).",
+        description="share of judged 'should' criteria that has to pass (written verdicts only; "
+        "by log-odds they rank)",
         ge=0,
         le=1,
         json_schema_extra=at("sample", "critique"),
@@ -139,13 +143,13 @@ class Context(BaseModel):
     try_criteria: bool = Field(
         default=True,
         title="Try criteria",
-        description="Try each criterion on its own reference and on spoiled responses first.",
+        description="try each criterion on its own reference and on spoiled responses first",
         json_schema_extra=at("extract"),
     )
     novelty_threshold: float = Field(
         default=0.7,
         title="Novelty threshold",
-        description="An instruction whose ROUGE-L F1 with another is over this is dropped.",
+        description="ROUGE-L F1 over which an instruction is a duplicate and dropped",
         gt=0,
         le=1,
         json_schema_extra=at("propose"),
@@ -154,9 +158,9 @@ class Context(BaseModel):
         default="reference",
         title="Feedback arm",
         description=(
-            "What a draft is refined by: reference (the method: criteria from references), sample "
+            "what a draft is refined by: reference (the method: criteria from references), sample "
             "(feedback of the judge on the draft, one refinement), none (draft only, no judge), "
-            "generic (one fixed checklist), swapped (the criteria of another reference)."
+            "generic (one fixed checklist), swapped (the criteria of another reference)"
         ),
         json_schema_extra=at("extract", "sample", *LOOP_NODES),
     )
@@ -165,7 +169,7 @@ class Context(BaseModel):
         title="Pipeline",
         description=(
             "loop: criteria, and refinement until they pass. refed: as the paper's authors ran it, "
-            "feedback on each reference and one refinement by it, nothing judged."
+            "feedback on each reference and one refinement by it, nothing judged"
         ),
         json_schema_extra=at("extract", "propose", "sample", *LOOP_NODES),
     )
@@ -173,16 +177,16 @@ class Context(BaseModel):
         default=False,
         title="Paired",
         description=(
-            "Instructions and drafts are those that every other feedback arm would make, so that "
-            "arms can be compared: references are studied, drafts written without criteria."
+            "make the instructions and drafts that every other feedback arm would make, so that "
+            "arms can be compared: references are studied, drafts written without criteria"
         ),
         json_schema_extra=at("extract", "sample", "generate"),
     )
     judge_votes: int = Field(
         default=1,
         title="Votes of the judge",
-        description="How often the judge is asked where one written verdict alone keeps a response "
-        "from passing; the majority counts.",
+        description="times the judge is asked where one written verdict alone fails a response; "
+        "the majority counts",
         ge=1,
         le=9,
         json_schema_extra=at("sample", "critique"),
@@ -191,19 +195,37 @@ class Context(BaseModel):
         default="never",
         title="Review by a person",
         description=(
-            "Which samples wait for a person who accepts, edits or rejects them: never, rejected, "
-            "borderline (one verdict decides, or the judge did not agree to all), all."
+            "which samples wait for a person who accepts, edits or rejects them: never, rejected, "
+            "borderline (one verdict decides, or the judge did not agree to all), all"
         ),
         json_schema_extra=at("review"),
     )
     random_seed: int = Field(
         default=0,
         title="Random seed",
-        description="Fixes every draw; the same answers give the same rows.",
+        description="fixes every draw; the same answers give the same rows",
         ge=0,
         le=2**53 - 1,
         json_schema_extra=at("propose", "sample", *LOOP_NODES),
     )
+
+    @model_validator(mode="after")
+    def _check_arm(self) -> Self:
+        if self.pipeline == "refed" and self.feedback != "reference":
+            raise PydanticCustomError(
+                "pipeline", "with pipeline refed, feedback is reference and nothing else"
+            )
+        return self
+
+    @property
+    def judge(self) -> str:
+        """The model that judges: `judge_model`, or the writing model."""
+        return self.judge_model or self.model
+
+
+class Context(ContextOptions):
+    """The settings that the graph reads: `ContextOptions`, and the prompts as texts."""
+
     extract_prompt: Prompt = prompt_field(
         "extract", "Finds what makes a reference good.", "extract"
     )
@@ -216,14 +238,6 @@ class Context(BaseModel):
         "question", "Asks yes or no (judge method logodds).", "extract", "sample", "critique"
     )
     refine_prompt: Prompt = prompt_field("refine", "Mends what failed.", "sample", "refine")
-
-    @model_validator(mode="after")
-    def _check_arm(self) -> Context:
-        if self.pipeline == "refed" and self.feedback != "reference":
-            raise PydanticCustomError(
-                "pipeline", "with pipeline refed, feedback is reference and nothing else"
-            )
-        return self
 
     @classmethod
     def model_json_schema(cls, *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -239,11 +253,6 @@ class Context(BaseModel):
     def learns_from_references(self) -> bool:
         """Whether characteristics are extracted; if not, references only calibrate bars."""
         return self.paired or self.feedback in ("reference", "swapped")
-
-    @property
-    def judge(self) -> str:
-        """The model that judges: `judge_model`, or the writing model."""
-        return self.judge_model or self.model
 
     @cached_property
     def edited(self) -> EditedPrompts:

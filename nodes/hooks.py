@@ -39,8 +39,7 @@ async def _own_turn(seed: Seed, context: Context) -> AsyncIterator[Admit]:
     async def admit(texts: Sequence[str | None], limit: int, *, last: bool = False) -> list[str]:
         admitted: list[str] = []
         for text in texts:
-            if len(admitted) < limit and text is not None and siblings.collision(text) is None:
-                siblings.add(text, "")
+            if len(admitted) < limit and text is not None and siblings.admit(text, "") is None:
                 admitted.append(text)
         return admitted
 

@@ -28,7 +28,7 @@ from pydantic_settings import (
 )
 
 from memory.weights import DEFAULT_MODEL
-from nodes.context import Context, FeedbackArm, JudgeMethod, Pipeline, Review, default_model
+from nodes.context import Context, ContextOptions
 
 PRESETS = ("quick", "thorough", "refed")
 # The fields of a reference or seed that --map and --seeds-map can point at a column.
@@ -145,7 +145,7 @@ Address = Annotated[str | None, AfterValidator(check_url)]
 Columns = Annotated[dict[str, str], NoDecode, BeforeValidator(parse_columns)]
 
 
-class Settings(BaseSettings):
+class Settings(ContextOptions, BaseSettings):
     """The settings of a run. Each field is a flag of `refloom run` and a key of `--config`."""
 
     model_config = SettingsConfigDict(
@@ -156,16 +156,6 @@ class Settings(BaseSettings):
         hide_input_in_errors=True,
     )
 
-    model: str = Field(
-        default_factory=default_model,
-        min_length=1,
-        description="what the endpoint calls the writing model; 'local' is the embedded one; "
-        "a path ending in .gguf runs that file",
-    )
-    judge_model: str | None = Field(None, description="the model that judges (default: --model)")
-    judge_method: JudgeMethod | None = Field(
-        None, description="verdict or logodds (default: logodds for an embedded model)"
-    )
     embedding_model: str = Field(
         DEFAULT_MODEL, description="sentence-transformers model, by name or path"
     )
@@ -198,46 +188,14 @@ class Settings(BaseSettings):
     )
     target: int | None = Field(None, ge=1, description="stop at exactly this many accepted rows")
     limit: int | None = Field(None, ge=1, description="use only the first LIMIT seeds")
-    per_seed: int = Field(1, ge=1, le=50, description="new instructions a seed")
-    answer_seeds: bool = Field(False, description="answer the seeds themselves, propose nothing")
-    references_per_seed: int = Field(3, ge=1, le=20, description="references a seed")
     reference_quota: float = Field(
         4,
         ge=1,
         allow_inf_nan=False,
         description="how many times as often as the mean a reference is retrieved at most",
     )
-    max_attempts: int = Field(3, ge=1, le=10, description="candidates an instruction at most")
-    max_criteria: int = Field(6, ge=0, le=30, description="criteria from references at most")
-    judge_votes: int = Field(
-        1, ge=1, le=9, description="times to ask about a verdict that alone fails a response"
-    )
-    should_share: float = Field(
-        0.5, ge=0, le=1, description="share of judged 'should' criteria that has to pass"
-    )
-    try_criteria: bool = Field(
-        True, description="try each criterion on its own reference and on spoiled responses"
-    )
-    novelty_threshold: float = Field(
-        0.7, gt=0, le=1, description="ROUGE-L F1 over which an instruction is a duplicate"
-    )
     benchmark: tuple[str, ...] = Field(
         (), description="files of benchmark prompts; rows that hold one are rejected"
-    )
-    feedback: FeedbackArm = Field(
-        "reference",
-        description="what a draft is refined by: reference, sample, none, generic, swapped",
-    )
-    pipeline: Pipeline = Field(
-        "loop", description="loop, or refed: as the paper's authors ran it, one refinement"
-    )
-    paired: bool = Field(
-        False, description="make the instructions and drafts that every feedback arm would make"
-    )
-    review: Review = Field(
-        "never",
-        description="which samples wait for a person: never, rejected, borderline, all "
-        "(`refloom review DIR` shows them)",
     )
     concurrency: int | None = Field(
         None, ge=1, le=1024, description="calls in flight (default: 16, embedded model: 1)"
@@ -273,7 +231,6 @@ class Settings(BaseSettings):
     max_candidates: int | None = Field(
         None, ge=1, description="stop after so many candidates (default with --target: 10 times it)"
     )
-    random_seed: int = Field(0, ge=0, le=2**53 - 1, description="fixes every draw")
     preset: Annotated[str | None, AfterValidator(check_preset)] = Field(
         None, description=f"settings that go together: {', '.join(PRESETS)}"
     )
@@ -296,11 +253,6 @@ class Settings(BaseSettings):
         toml: Any = cls.model_config.get("toml_file") or ()
         files = (TomlConfigSettingsSource(settings_cls, path) for path in toml)
         return (init_settings, env_settings, *files)
-
-    @property
-    def judge(self) -> str:
-        """The model that judges."""
-        return self.judge_model or self.model
 
     @property
     def max_in_flight(self) -> int:
@@ -330,11 +282,11 @@ class Settings(BaseSettings):
 
     def context(self) -> Context:
         """Return the settings that the graph reads."""
-        named = {k: getattr(self, k) for k in Context.model_fields if k in type(self).model_fields}
-        named["judge_method"] = self.judge_method or (
+        options = {name: getattr(self, name) for name in ContextOptions.model_fields}
+        options["judge_method"] = self.judge_method or (
             "logodds" if is_embedded(self.judge) else "verdict"
         )
-        return Context.model_validate(named)
+        return Context.model_validate(options)
 
     def fingerprint(self) -> str:
         """Return a hash of the settings that decide the rows."""
@@ -389,10 +341,7 @@ def load_settings(flags: dict[str, Any], config: Path | None = None) -> Settings
             # pydantic-settings warns about an empty list.
             model_config = SettingsConfigDict(toml_file=toml_files or None)
 
-        settings = Settings.model_validate(Layered(**flags).model_dump())
-    # The graph checks which settings exclude each other.
-    settings.context()
-    return settings
+        return Settings.model_validate(Layered(**flags).model_dump())
 
 
 def _check_environment() -> None:
