@@ -34,7 +34,8 @@ def interval_to_dict(interval: Interval) -> dict[str, Any]:
     return interval._asdict()
 
 
-def _interval(value: float, low: float, high: float, n: int) -> Interval:
+def rounded_interval(value: float, low: float, high: float, n: int) -> Interval:
+    """An interval to four decimals."""
     return Interval(round(float(value), 4), round(float(low), 4), round(float(high), 4), n)
 
 
@@ -51,26 +52,19 @@ def proportion(hits: float, n: int) -> Interval:
     p, z2 = hits / n, Z * Z
     middle = (p + z2 / (2 * n)) / (1 + z2 / n)
     half = Z / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
-    return _interval(p, max(middle - half, 0.0), min(middle + half, 1.0), n)
+    return rounded_interval(p, max(middle - half, 0.0), min(middle + half, 1.0), n)
 
 
-def group_numbers(names: Sequence[Hashable]) -> NDArray[np.int64]:
-    """A number for each name; equal names get equal numbers."""
-    known: dict[Hashable, int] = {}
-    return np.array([known.setdefault(name, len(known)) for name in names], np.int64)
-
-
-def resample_weights(
-    groups: Sequence[Hashable], random_seed: int = 0, times: int = RESAMPLES
-) -> FloatArray:
-    """How often each case is drawn in each bootstrap resample, shape (times, cases).
+def resample_weights(groups: Sequence[Hashable], random_seed: int = 0) -> FloatArray:
+    """How often each case is drawn in each bootstrap resample, shape (RESAMPLES, cases).
 
     Whole groups are drawn with replacement, because the rows of one seed are not independent.
     """
-    numbers = group_numbers(groups)
-    count = int(numbers.max()) + 1
+    known: dict[Hashable, int] = {}
+    numbers = np.array([known.setdefault(name, len(known)) for name in groups], np.int64)
+    count = len(known)
     rng = np.random.default_rng(random_seed)
-    draws = rng.multinomial(count, np.full(count, 1 / count), size=times)
+    draws = rng.multinomial(count, np.full(count, 1 / count), size=RESAMPLES)
     return draws[:, numbers].astype(np.float64)
 
 
@@ -81,22 +75,28 @@ def bootstrap_mean(
 
     If no two groups differ the bootstrap interval has no width; Wilson's is given instead.
     """
-    n = len(scores)
-    if not n:
+    if not len(scores):
         return EMPTY
     values, weights = np.asarray(scores, np.float64), resample_weights(groups, random_seed)
-    value = float(values.mean())
     means = weights @ values / weights.sum(axis=1)
-    low, high = _quantiles(means)
-    if high - low < 1e-12:
-        count = len(set(groups))
-        return proportion(value * count, count)._replace(n=n)
-    return _interval(value, low, high, n)
+    return _resampled_interval(float(values.mean()), means, groups)
 
 
-def _quantiles(values: FloatArray) -> tuple[float, float]:
+def percentiles(values: FloatArray) -> tuple[float, float]:
+    """The bounds between which `CONFIDENCE` of the values lie."""
     low, high = np.quantile(values, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return float(low), float(high)
+
+
+def _resampled_interval(
+    value: float, resampled: FloatArray, groups: Sequence[Hashable]
+) -> Interval:
+    """A value with the interval of its resamples, or Wilson's over groups if that has no width."""
+    low, high = percentiles(resampled)
+    if high - low < 1e-12:
+        count = len(set(groups))
+        return proportion(value * count, count)._replace(n=len(groups))
+    return rounded_interval(value, low, high, len(groups))
 
 
 def sign_test(wins: int, losses: int) -> float:
@@ -130,11 +130,8 @@ def length_controlled(
     spread = float(lengths.std())
     terms = np.tanh(lengths / spread) if spread > 0 else np.zeros(n)
     (rate,) = _fit_win_rates(values, terms, np.ones((1, n)))
-    low, high = _quantiles(_fit_win_rates(values, terms, resample_weights(groups, random_seed)))
-    if high - low < 1e-12:
-        count = len(set(groups))
-        return proportion(float(rate) * count, count)._replace(n=n)
-    return _interval(rate, low, high, n)
+    rates = _fit_win_rates(values, terms, resample_weights(groups, random_seed))
+    return _resampled_interval(float(rate), rates, groups)
 
 
 def _fit_win_rates(values: FloatArray, terms: FloatArray, weights: FloatArray) -> FloatArray:

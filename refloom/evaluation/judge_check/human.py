@@ -22,12 +22,14 @@ from nodes.verdicts import passes
 from refloom.data.files import read_rows
 from refloom.errors import InputError
 from refloom.evaluation.stats import (
-    CONFIDENCE,
     EMPTY,
     Interval,
     bootstrap_mean,
+    interval_to_dict,
     kappa,
+    percentiles,
     resample_weights,
+    rounded_interval,
 )
 from refloom.runs.journal import read_records
 
@@ -228,8 +230,8 @@ def _agreement_figures(pairs: Sequence[tuple[HumanVerdict, bool]]) -> dict[str, 
     agreement = bootstrap_mean([float(a == b) for a, b in outcomes], sample_ids)
     return {
         "n": len(pairs),
-        "kappa": bootstrap_kappa(outcomes, sample_ids)._asdict(),
-        "agreement": agreement._asdict(),
+        "kappa": interval_to_dict(bootstrap_kappa(outcomes, sample_ids)),
+        "agreement": interval_to_dict(agreement),
         "confusion": counts,
     }
 
@@ -252,5 +254,4 @@ def bootstrap_kappa(outcomes: Sequence[tuple[bool, bool]], groups: Sequence[str]
     kappas = (agreement[defined] - chance[defined]) / (1 - chance[defined])
     if not len(kappas) or float(np.ptp(kappas)) < 1e-12:
         return Interval(value, None, None, len(outcomes))
-    low, high = np.quantile(kappas, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return Interval(value, round(float(low), 4), round(float(high), 4), len(outcomes))
+    return rounded_interval(value, *percentiles(kappas), len(outcomes))
