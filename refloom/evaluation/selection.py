@@ -17,7 +17,10 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from memory.embed import Embed, Embedder, Vectors
 from memory.novelty import NoveltyFilter
@@ -136,7 +139,7 @@ class AcceptedSamples:
         self._connection, self._lock = connection, threading.Lock()
 
     def begin(self) -> None:
-        """Start the snapshot: missingr writes are not seen."""
+        """Start the snapshot: later writes are not seen."""
         self._connection.execute("BEGIN")
 
     def close(self) -> None:
@@ -171,10 +174,6 @@ class AcceptedSamples:
         return record["response"], record["attempts"][0]["response"]
 
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
 # Single points updated one at a time before all are updated at once.
 LAZY_LOOKUPS = 128
 DISTANCE_BLOCK = 8192
@@ -194,10 +193,8 @@ class _NearestCentre:
     """Upper bounds of each point's squared distance to its nearest centre, updated lazily."""
 
     def __init__(self, vectors: NDArray[np.float32]) -> None:
-        import numpy as np
-
         self._vectors = vectors
-        self._squares = np.einsum("ij,ij->i", vectors, vectors)
+        self.squares = np.einsum("ij,ij->i", vectors, vectors)
         self._bounds = np.full(len(vectors), np.inf, np.float32)
         # How many of the centres each point's bound includes.
         self._included = np.zeros(len(vectors), np.int64)
@@ -235,10 +232,8 @@ class _NearestCentre:
         return math.sqrt(max(float(self._bounds[self.farthest()]), 0.0))
 
     def _shorten(self, part: slice, missing: list[int]) -> None:
-        import numpy as np
-
         products = self._vectors[part] @ self._vectors[missing].T
-        nearest = (self._squares[missing] - 2 * products).min(axis=1) + self._squares[part]
+        nearest = (self.squares[missing] - 2 * products).min(axis=1) + self.squares[part]
         np.minimum(self._bounds[part], nearest, out=self._bounds[part])
 
 
@@ -258,14 +253,11 @@ def k_centre(vectors: NDArray[np.float32], k: int) -> Centres:
     >>> k_centre(np.array([[0], [1], [4], [9]], np.float32), 3)
     Centres(indices=[2, 3, 0], radius=1.0)
     """
-    import numpy as np
-
     if not len(vectors) or k < 1:
         return Centres([], 0.0)
     mean = vectors.mean(axis=0, dtype=np.float64).astype(np.float32)
     apart = _NearestCentre(vectors)
-    squares = np.einsum("ij,ij->i", vectors, vectors)
-    apart.add(int((squares - 2 * (vectors @ mean)).argmin()))
+    apart.add(int((apart.squares - 2 * (vectors @ mean)).argmin()))
     while len(apart.centres) < min(k, len(vectors)):
         apart.add(apart.farthest())
     return Centres(apart.centres, apart.radius())
@@ -330,7 +322,7 @@ async def select_samples(
     Args:
         directory: A run directory; the calls of `judge` are kept in its journal, never paid twice.
         choice: What to choose.
-        settings: Of the judge (see `refloom.evaluation.judging.settings_for`) and embeddings.
+        settings: Of the judge (see `refloom.evaluation.judging.judge_settings`) and embeddings.
         complete: Replaces the judge's endpoint.
         embed: Replaces the embedding model.
 
@@ -354,7 +346,12 @@ async def select_samples(
     if choice.diverse and choice.size is not None:
         embed = embed or Embedder(settings.embedding_model)
         chosen = await _choose_diverse(chosen, choice.size, embed, settings, selection.summary)
-    _add_summary(selection, chosen, choice)
+    selection.ids = {sample.id for sample in chosen}
+    order = f", in an order of random seed {choice.random_seed}" if choice.filters else ""
+    wanted = "" if choice.size is None else f" of the {choice.size} asked for"
+    selection.summary.append(f"chosen: {len(chosen)} samples{wanted}{order}")
+    if choice.size is not None and len(chosen) < choice.size:
+        selection.warnings.append(f"only {len(chosen)} samples are left{wanted}")
     return selection
 
 
@@ -433,8 +430,6 @@ async def _choose_diverse(
 
 
 async def _embed(texts: Sequence[str], embed: Embed, quiet: bool) -> Vectors:
-    import numpy as np
-
     report = progress_printer("embedded", quiet)
     first = await embed(texts[:EMBED_BATCH])
     vectors = np.empty((len(texts), first.shape[1]), np.float32)
@@ -443,14 +438,3 @@ async def _embed(texts: Sequence[str], embed: Embed, quiet: bool) -> Vectors:
         vectors[start : start + EMBED_BATCH] = await embed(texts[start : start + EMBED_BATCH])
         report(start, len(texts))
     return vectors
-
-
-def _add_summary(selection: Selection, chosen: Sequence[Sample], choice: SelectionSettings) -> None:
-    selection.ids = {sample.id for sample in chosen}
-    order = f", in an order of random seed {choice.random_seed}" if choice.filters else ""
-    wanted = "" if choice.size is None else f" of the {choice.size} asked for"
-    selection.summary.append(f"chosen: {len(chosen)} samples{wanted}{order}")
-    if choice.size is not None and len(chosen) < choice.size:
-        selection.warnings.append(
-            f"only {len(chosen)} samples are left of the {choice.size} asked for"
-        )
