@@ -10,14 +10,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
 
 from refloom.evaluation.report.collect import ReferenceSample, RunData
 from refloom.evaluation.report.diversity import FloatArray, RunDiversity
 from refloom.evaluation.stats import Interval, bootstrap_mean
-
-if TYPE_CHECKING:
-    from markupsafe import Markup
 
 WIDTH, HEIGHT = 1000.0, 240.0
 
@@ -42,8 +42,6 @@ def bin_shares(values: Sequence[float] | Any, edges: Sequence[float]) -> list[fl
     >>> bin_shares([0, 0.5, 1, 7], [0, 0.5, 1])
     [0.25, 0.75]
     """
-    import numpy as np
-
     if not len(values):
         return [0.0] * (len(edges) - 1)
     inside = np.clip(np.asarray(values, float), edges[0], edges[-1])
@@ -77,8 +75,6 @@ def round_edges(most: int, bins: int = 24) -> list[int]:
 
 def svg(body: Iterable[Markup], label: str, kind: str, width: float, height: float) -> Markup:
     """An SVG element with an accessible name."""
-    from markupsafe import Markup
-
     return Markup(
         '<svg class="{}" viewBox="0 0 {:g} {:g}" preserveAspectRatio="none" role="img"'
         ' aria-label="{}">{}</svg>'
@@ -86,17 +82,13 @@ def svg(body: Iterable[Markup], label: str, kind: str, width: float, height: flo
 
 
 def _rect(kind: str, x: float, y: float, width: float, height: float, title: str = "") -> Markup:
-    from markupsafe import Markup
-
-    said = Markup("<title>{}</title>").format(title) if title else ""
+    tooltip = Markup("<title>{}</title>").format(title) if title else ""
     return Markup(
         '<rect class="{}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}">{}</rect>'
-    ).format(kind, x, y, width, height, said)
+    ).format(kind, x, y, width, height, tooltip)
 
 
 def _line(kind: str, x1: float, y1: float, x2: float, y2: float) -> Markup:
-    from markupsafe import Markup
-
     return Markup('<path class="{}" d="M{:.1f} {:.1f}L{:.1f} {:.1f}"/>').format(
         kind, x1, y1, x2, y2
     )
@@ -135,8 +127,6 @@ def histogram(
 
 
 def _outline(heights: Sequence[float], wide: float) -> Markup:
-    from markupsafe import Markup
-
     steps = "".join(f"V{y:.1f}H{(i + 1) * wide:.1f}" for i, y in enumerate(heights))
     return Markup('<path class="outline" d="M0 {:.1f}{}"/>').format(HEIGHT, steps)
 

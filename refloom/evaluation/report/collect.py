@@ -216,7 +216,8 @@ def sample_references(run: RunData, wanted: Iterable[str]) -> ReferenceSample:
     try:
         read = file.rows(rows.tolist())
         order = np.random.default_rng(1).permutation(size).tolist()
-        known = _read_by_id(file, list(dict.fromkeys(wanted)))
+        named = file.rows(_row_numbers(file, list(dict.fromkeys(wanted))))
+        known = {reference["id"]: reference for reference in named}
         return ReferenceSample(total, [read[i] for i in order], known, file, rows[order].tolist())
     except (OSError, ValueError):
         return ReferenceSample()
@@ -257,10 +258,6 @@ def _row_numbers(file: ReferenceFile, ids: Sequence[str]) -> list[int]:
     column = file.column("id").combine_chunks()
     rows = pc.index_in(pa.array(names, column.type), value_set=column)
     return [row for row in rows.to_pylist() if row is not None]
-
-
-def _read_by_id(file: ReferenceFile, ids: Sequence[str]) -> dict[str, Reference]:
-    return {reference["id"]: reference for reference in file.rows(_row_numbers(file, ids))}
 
 
 async def stored_vectors(

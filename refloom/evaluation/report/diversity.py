@@ -269,8 +269,8 @@ def measure_spread(texts: Sequence[str], vectors: Vectors | None) -> Spread:
     if not texts:
         return Spread(0)
     alike = rouge_matrix(texts, max_tokens=MAX_TOKENS)
-    found = Spread(len(texts), pairs_of(alike), nearest_of(alike))
+    spread = Spread(len(texts), pairs_of(alike), nearest_of(alike))
     if vectors is None:
-        return found
+        return spread
     near = nearest_of(cosines(vectors, vectors))
-    return found._replace(distances=1 - near, vendi=vendi(vectors))
+    return spread._replace(distances=1 - near, vendi=vendi(vectors))

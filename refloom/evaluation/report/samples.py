@@ -187,7 +187,11 @@ def _tables(name: str, value: Any, depth: int = 0) -> Iterator[Table]:
     if isinstance(value, list):
         yield _table(name, [v if isinstance(v, Mapping) else {"": v} for v in value])
         return
-    rows = {k: v for k, v in value.items() if isinstance(v, Mapping) and _is_row(v)}
+    rows = {
+        k: v
+        for k, v in value.items()
+        if isinstance(v, Mapping) and not _is_figure(v) and all(map(_is_plain, v.values()))
+    }
     plain = {
         k: v for k, v in value.items() if k not in rows and (depth > MAX_NESTING or _is_plain(v))
     }
@@ -198,10 +202,6 @@ def _tables(name: str, value: Any, depth: int = 0) -> Iterator[Table]:
     for key, inner in value.items():
         if key not in rows and key not in plain:
             yield from _tables(f"{name}: {_label(key)}", inner, depth + 1)
-
-
-def _is_row(value: Mapping[str, Any]) -> bool:
-    return not _is_figure(value) and all(map(_is_plain, value.values()))
 
 
 def _table(name: str, lines: list[Any]) -> Table:

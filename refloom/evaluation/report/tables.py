@@ -240,13 +240,6 @@ def cluster_table(covered: Coverage, sample: ReferenceSample) -> list[ClusterLin
     ]
 
 
-STATES = {
-    "done": "done",
-    "short": "ended short of its target",
-    "stopped": "stopped",
-    "interrupted": "interrupted",
-    "running": "running",
-}
 LISTED_SETTINGS = (
     "feedback",
     "review",
@@ -293,13 +286,13 @@ class Tile(NamedTuple):
 
 def run_head(run: RunData, diversity: RunDiversity) -> dict[str, Any]:
     """A run's state and key figures."""
-    run_json, counts = run.run_json, run.run_json["counts"]
+    status, counts = run.run_json["status"], run.run_json["counts"]
     parts = [(kind, name, int(counts.get(name, 0))) for kind, name in STATUS_PARTS]
     label = ", ".join(f"{n:,} {name}" for _, name, n in parts)
     return {
-        "state": STATES.get(run_json["status"], run_json["status"]),
-        "status": run_json["status"],
-        "stopped": run_json.get("stopped") or "",
+        "state": "ended short of its target" if status == "short" else status,
+        "status": status,
+        "stopped": run.run_json.get("stopped") or "",
         "parts": parts,
         "candidates": int(counts.get("candidates", 0)),
         "bar": stacked_bar(parts, label),
@@ -314,6 +307,7 @@ def _tiles(run: RunData, diversity: RunDiversity) -> list[Tile]:
     each = f"${cost / accepted:.4f}" if accepted and cost is not None else "unknown"
     near = f"{rows.nearest.mean():.2f}" if len(rows.nearest) else "unknown"
     score = f"{rows.vendi:,.0f}" if rows.vendi is not None else "unknown"
+    borrowed = f"; without {run.borrowed:,} calls that another run paid for" if run.borrowed else ""
     return [
         _share_tile("accepted", proportion(accepted, judged), "judged samples"),
         _share_tile("accepted at once", proportion(first, judged), "judged samples"),
@@ -322,14 +316,9 @@ def _tiles(run: RunData, diversity: RunDiversity) -> list[Tile]:
         Tile(
             "dollars a row",
             each,
-            f"n = {accepted:,} accepted rows{_borrowed_note(run.borrowed)}",
+            f"n = {accepted:,} accepted rows{borrowed}",
         ),
     ]
-
-
-def _borrowed_note(borrowed: int) -> str:
-    """The calls that a cost leaves out, as the end of a sentence."""
-    return f"; without {borrowed:,} calls that another run paid for" if borrowed else ""
 
 
 def _share_tile(name: str, share: Interval, of: str) -> Tile:
