@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 from memory.references import content_id
 from nodes.compare import PairwiseResult, compare
-from nodes.context import Context
 from nodes.llm import CallFailed, CallOrigin, Complete
 from prompts import prompt_version
 from refloom.data.record_stats import CriterionStats, RecordStats
@@ -183,7 +182,17 @@ async def compare_runs(
     async with judge_session(journal, settings, complete) as calls:
 
         async def work(item: tuple[int, str, ArmSample, ArmSample]) -> Match:
-            return await _judge_match(calls, context, *item[1:])
+            _, text, a, b = item
+            if a.response.strip() == b.response.strip():
+                return Match(text, a, b, None, True)
+            place = CallOrigin("compare", content_id(text))
+            try:
+                duel = await compare(
+                    calls, context, place, instruction=text, first=a.response, second=b.response
+                )
+            except CallFailed:
+                duel = None
+            return Match(text, a, b, duel, False)
 
         matches = await gather_bounded(
             todo, work, limit=2 * settings.max_in_flight, on_progress=on_progress
@@ -209,21 +218,6 @@ def _common_instructions(a: Arm, b: Arm, strict: bool) -> list[tuple[str, ArmSam
             "compare arms of one experiment, or runs with --answer-seeds of the same seeds"
         )
     return common
-
-
-async def _judge_match(
-    complete: Complete, context: Context, text: str, a: ArmSample, b: ArmSample
-) -> Match:
-    if a.response.strip() == b.response.strip():
-        return Match(text, a, b, None, True)
-    place = CallOrigin("compare", content_id(text))
-    try:
-        duel = await compare(
-            complete, context, place, instruction=text, first=a.response, second=b.response
-        )
-        return Match(text, a, b, duel, False)
-    except CallFailed:
-        return Match(text, a, b, None, False)
 
 
 def _results(
@@ -310,14 +304,15 @@ def format_comparison(comparison: Mapping[str, Any]) -> str:
         if pair["accepted"]["n"] not in (0, pair["n"]):
             lines.append(_line("  both accepted", pair["accepted"]))
     first = comparison["pairs"][0]
-    lines += ["", f"judge {first['judge']}, both orders, prompt {first['prompt']}; a pair of equal"]
-    lines[-1] += " texts is a tie; intervals by bootstrap over seeds"
-    lines += _warnings(comparison["pairs"])
     lines += [
         "",
-        f"{'run':<14}{'accepted':>9}{'rejected':>9}{'failed':>7}{'calls':>8}{'tokens':>11}",
+        f"judge {first['judge']}, both orders, prompt {first['prompt']}; a pair of equal "
+        "texts is a tie; intervals by bootstrap over seeds",
+        *_warnings(comparison["pairs"]),
+        "",
+        f"{'run':<14}{'accepted':>9}{'rejected':>9}{'failed':>7}{'calls':>8}{'tokens':>11}"
+        "  dollars",
     ]
-    lines[-1] += "  dollars"
     for arm in comparison["arms"]:
         cost = "unknown" if arm["cost_usd"] is None else f"${arm['cost_usd']:.4f}"
         lines.append(

@@ -24,14 +24,13 @@ WIDTH, HEIGHT = 1000.0, 240.0
 
 @dataclass(frozen=True)
 class Histogram:
-    """Shares of n values in bins, and those of a baseline if there is one.
+    """Shares of values in bins, and those of a baseline if there is one.
 
     `edges` has one more entry than `shares`. A line is drawn at the value `mark`.
     """
 
     edges: Sequence[float]
     shares: Sequence[float]
-    n: int
     baseline: Sequence[float] | None = None
     mark: float | None = None
 
@@ -256,7 +255,6 @@ def _unit_chart(
     drawn = Histogram(
         UNIT_EDGES,
         bin_shares(values, UNIT_EDGES),
-        len(values),
         bin_shares(baseline, UNIT_EDGES) if has else None,
         limit,
     )
@@ -295,12 +293,7 @@ def _length_chart(what: str, ours: Counter[int], own: Counter[int], edges: Seque
     if not ours:
         return Chart(title, "There is no accepted row.")
     note = f"n = {ours.total():,} rows; {_format_spread(ours)}"
-    drawn = Histogram(
-        edges,
-        bin_counts(ours, edges),
-        ours.total(),
-        bin_counts(own, edges) if own else None,
-    )
+    drawn = Histogram(edges, bin_counts(ours, edges), bin_counts(own, edges) if own else None)
     ticks = ("0", f"{edges[-1] / 2:,.0f}", f"{edges[-1]:,} and more")
     beside = f"references (n = {own.total():,}; {_format_spread(own)})" if own else ""
     return Chart(title, note, drawn, ticks, beside=beside)
