@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from memory.embed import Embed
+from memory.embed import Embed, Embedder
 from nodes.llm import CallFailed, Complete, ProviderStopped
 from prompts import prompt_version
 from refloom.data.write import replace_lines
@@ -144,7 +145,11 @@ async def judge_check(
     for method in methods:
         await _check_method(check, method, repeats)
     # A duel is the same question whatever the method.
-    await _run_duels(check, next(iter(check.trials), methods[0]))
+    async with _open_judge(check, next(iter(check.trials), methods[0])) as judge:
+        # A duel uses no criteria, so it needs no thresholds.
+        cases = sample_cases(test_set, judge.context, Thresholds())
+        check.duels, failures = await judge.run_duels(cases)
+    check.failures += failures
     if check.human is not None and check.human_agreement is None:
         method = run_judge_method(test_set)
         check.human_agreement = _human_figures(check.human, None, method)
@@ -156,25 +161,17 @@ async def judge_check(
 
 async def _check_method(check: JudgeCheck, method: str, repeats: int) -> None:
     """Try the judge by one method; if the endpoint does not support it, only note that."""
-    context = judge_context(check.test_set, check.settings, method)
     embed = None
     if method == "logodds":
-        embed = check.embed or _open_embedder(check.settings)
+        embed = check.embed or Embedder(check.settings.embedding_model)
     try:
-        async with judge_session(
-            check.directory, check.settings, check.complete, JUDGE_CHECK_STAGE
-        ) as client:
-            try:
-                judge = CaseJudge(client, context, check.settings, check.directory)
-                trial = await try_judge(judge, check.test_set, embed, repeats)
-                check.trials[method] = trial
-                check.failures += trial.failures
-                # A person is compared with the first method that is available.
-                if check.human is not None and check.human_agreement is None:
-                    await _compare_with_human(check, judge, check.human, trial)
-            finally:
-                check.paid += client.counts["paid"]
-                check.reused += client.counts["reused"]
+        async with _open_judge(check, method) as judge:
+            trial = await try_judge(judge, check.test_set, embed, repeats)
+            check.trials[method] = trial
+            check.failures += trial.failures
+            # A person is compared with the first method that is available.
+            if check.human is not None and check.human_agreement is None:
+                await _compare_with_human(check, judge, check.human, trial)
     except MethodUnavailable as error:
         check.unavailable[method] = str(error)
     except ProviderStopped as error:
@@ -184,10 +181,18 @@ async def _check_method(check: JudgeCheck, method: str, repeats: int) -> None:
         check.unavailable[method] = str(error)
 
 
-def _open_embedder(settings: Settings) -> Embed:
-    from memory.embed import Embedder
-
-    return Embedder(settings.embedding_model)
+@asynccontextmanager
+async def _open_judge(check: JudgeCheck, method: str) -> AsyncIterator[CaseJudge]:
+    """Open the judge under test by one method, and count its calls."""
+    context = judge_context(check.test_set, check.settings, method)
+    async with judge_session(
+        check.directory, check.settings, check.complete, JUDGE_CHECK_STAGE
+    ) as client:
+        try:
+            yield CaseJudge(client, context, check.settings, check.directory)
+        finally:
+            check.paid += client.counts["paid"]
+            check.reused += client.counts["reused"]
 
 
 async def _compare_with_human(
@@ -211,21 +216,6 @@ def _human_figures(
     source = "the run" if verdicts is None else "asked anew"
     verdicts = run_verdicts(human) if verdicts is None else verdicts
     return {"verdicts": source, "method": method, **human_agreement(human, verdicts)}
-
-
-async def _run_duels(check: JudgeCheck, method: str) -> None:
-    """Compare accepted responses with their canaries."""
-    context = judge_context(check.test_set, check.settings, method)
-    async with judge_session(
-        check.directory, check.settings, check.complete, JUDGE_CHECK_STAGE
-    ) as client:
-        judge = CaseJudge(client, context, check.settings, check.directory)
-        # A duel uses no criteria, so it needs no thresholds.
-        cases = sample_cases(check.test_set, context, Thresholds())
-        check.duels, failures = await judge.run_duels(cases)
-        check.paid += client.counts["paid"]
-        check.reused += client.counts["reused"]
-    check.failures += failures
 
 
 def _collect_results(check: JudgeCheck, methods: Sequence[str]) -> dict[str, Any]:

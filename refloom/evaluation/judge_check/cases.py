@@ -89,7 +89,7 @@ class JudgeTestSet:
     """The texts of a judge check.
 
     Attributes:
-        run: The status of the run (see `refloom.runs.outputs.status_of`).
+        run_settings: The settings of the run, as in its run.json.
         samples: The accepted samples that canaries are made from.
         other_responses: By sample id, the response of another accepted sample; a sample for which
             there is none is missing.
@@ -99,7 +99,7 @@ class JudgeTestSet:
         notes: Sentences about what is missing.
     """
 
-    run: dict[str, Any]
+    run_settings: dict[str, Any]
     samples: list[Record]
     other_responses: dict[str, str]
     tested_references: dict[str, Reference]
@@ -140,7 +140,7 @@ def build_test_set(directory: Path, settings: Settings, limit: int) -> JudgeTest
 
     Raises `InputError` if the run has no accepted row, `JournalError` if there is no run.
     """
-    run = read_status(directory)
+    run_settings = read_status(directory).get("settings", {})
 
     def rank(id_: str) -> bytes:
         return sha256(f"{settings.random_seed} {id_}".encode("utf-8", "replace")).digest()
@@ -172,7 +172,7 @@ def build_test_set(directory: Path, settings: Settings, limit: int) -> JudgeTest
         )
     tested = sorted((id_ for id_ in sampler.criteria if id_ in references), key=rank)
     return JudgeTestSet(
-        run=run,
+        run_settings=run_settings,
         samples=samples,
         other_responses=other_responses,
         tested_references={id_: references[id_] for id_ in tested},
@@ -226,9 +226,8 @@ def _read_references(
 
 def judge_context(test_set: JudgeTestSet, settings: Settings, method: str) -> Context:
     """The context of the run, with the judge under test and its method put in."""
-    run_settings = test_set.run.get("settings", {})
     values = settings.context().model_dump()
-    values |= {name: run_settings[name] for name in run_settings if name in Context.model_fields}
+    values |= {k: v for k, v in test_set.run_settings.items() if k in Context.model_fields}
     for name in ("random_seed", "should_share", "judge_votes"):
         values[name] = getattr(settings, name)
     values |= {"judge_model": settings.judge, "judge_method": method}
@@ -256,13 +255,12 @@ async def load_learned(
 
 def writer_identity(test_set: JudgeTestSet) -> tuple[str, str]:
     """The model that wrote the rows, and its endpoint."""
-    run_settings = test_set.run.get("settings", {})
-    return _identity(str(test_set.samples[0]["model"]), run_settings.get("base_url"))
+    return _identity(str(test_set.samples[0]["model"]), test_set.run_settings.get("base_url"))
 
 
 def run_judge_identity(test_set: JudgeTestSet) -> tuple[str, str]:
     """The judge that the run used, and its endpoint."""
-    run_settings = test_set.run.get("settings", {})
+    run_settings = test_set.run_settings
     judge = str(test_set.samples[0]["judge_model"])
     return _identity(judge, run_settings.get("judge_base_url") or run_settings.get("base_url"))
 
@@ -280,7 +278,7 @@ def _identity(model: str, address: str | None) -> tuple[str, str]:
 
 def run_judge_method(test_set: JudgeTestSet) -> str:
     """The method by which the judge of the run judged."""
-    method = test_set.run.get("settings", {}).get("judge_method")
+    method = test_set.run_settings.get("judge_method")
     return method or ("logodds" if is_embedded(run_judge_identity(test_set)[0]) else "verdict")
 
 
