@@ -85,12 +85,12 @@ def _refinements(sizes: Sizes, rows: int) -> dict[str, float]:
 def judged_once(pipeline: dict, sizes: Sizes, errs: float) -> dict[str, object]:
     """The same pipeline with one judge call a row behind it, and only what passes exported."""
     rows, good = pipeline["rows"], pipeline["good"]
-    kept = good * (1 - errs)
+    passed = good * (1 - errs)
     judging = _stage(rows, sizes.judge_prompt, sizes.judge_answer)
     return {
         "candidates": pipeline["candidates"],
-        "rows": kept + (rows - good) * errs,
-        "good": kept,
+        "rows": passed + (rows - good) * errs,
+        "good": passed,
         "stages": {**pipeline["stages"], "critique": judging},
     }
 

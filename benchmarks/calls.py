@@ -126,13 +126,13 @@ def measured(out: Path, model: KnownModel) -> tuple[dict[str, Any], list[dict[st
     }, rows
 
 
-def sizes(references: list[dict[str, str]], rows: list[dict[str, Any]], found: dict) -> Sizes:
+def sizes(references: list[dict[str, str]], rows: list[dict[str, Any]], figures: dict) -> Sizes:
     """The mean lengths of a run's texts, in tokens."""
 
     def mean(texts: list[str]) -> float:
         return sum(map(len, texts)) / len(texts) / LETTERS_A_TOKEN
 
-    judge = found["stages"]["critique"]
+    judge = figures["stages"]["critique"]
     return Sizes(
         reference_instruction=mean([r["instruction"] for r in references]),
         reference_response=mean([r["response"] for r in references]),
@@ -143,17 +143,17 @@ def sizes(references: list[dict[str, str]], rows: list[dict[str, Any]], found: d
     )
 
 
-def compared(world: World, given: argparse.Namespace, out: Path) -> dict[str, Any]:
+def compared(world: World, args: argparse.Namespace, out: Path) -> dict[str, Any]:
     """All four pipelines where drafts are of one quality."""
-    references = make_references(given.references)
+    references = make_references(args.references)
     own, bare = KnownModel(world, references), KnownModel(world, references)
-    run(own, references, given.per_reference, "reference", out / "reference")
-    run(bare, references, given.per_reference, "none", out / "none")
+    run(own, references, args.per_reference, "reference", out / "reference")
+    run(bare, references, args.per_reference, "none", out / "none")
     refloom, rows = measured(out / "reference", own)
     no_loop, _ = measured(out / "none", bare)
     texts = sizes(references, rows, refloom)
     chances = {"passes": world.passes, "mends": world.mends, "spoils": world.spoils}
-    theirs = authors(texts, given.references, given.per_reference, **chances)
+    theirs = authors(texts, args.references, args.per_reference, **chances)
     pipelines = {
         "authors": theirs,
         "authors_judged": judged_once(theirs, texts, world.errs),
@@ -178,19 +178,19 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="2 references")
     parser.add_argument("--json", action="store_true", help="only the last line")
-    given = parser.parse_args()
-    given.references = min(given.references, 2) if given.quick else given.references
+    args = parser.parse_args()
+    args.references = min(args.references, 2) if args.quick else args.references
     for name in [n for n in os.environ if n.startswith(("REFLOOM_", "OPENAI_", "JUDGE_"))]:
         del os.environ[name]
-    chances = {"mends": given.mends, "spoils": given.spoils, "errs": given.errs}
-    found = []
+    chances = {"mends": args.mends, "spoils": args.spoils, "errs": args.errs}
+    qualities = []
     with tempfile.TemporaryDirectory() as folder:
-        for passes in given.drafts:
-            world = World(passes, seed=given.seed, **chances)
-            found.append(compared(world, given, Path(folder) / str(passes)))
-    if not given.json:
-        print(tables(found), end="\n\n")
-    print(json.dumps({"per_reference": given.per_reference, "qualities": found}))
+        for passes in args.drafts:
+            world = World(passes, seed=args.seed, **chances)
+            qualities.append(compared(world, args, Path(folder) / str(passes)))
+    if not args.json:
+        print(tables(qualities), end="\n\n")
+    print(json.dumps({"per_reference": args.per_reference, "qualities": qualities}))
 
 
 if __name__ == "__main__":

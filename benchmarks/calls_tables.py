@@ -17,10 +17,10 @@ NAMES = {
 }
 
 
-def row_lines(found: list[dict[str, Any]]) -> list[list[str]]:
+def row_lines(qualities: list[dict[str, Any]]) -> list[list[str]]:
     """What each pipeline pays for a row and for a good row."""
     lines = []
-    for one in found:
+    for one in qualities:
         for name, pipeline in one["pipelines"].items():
             by = pipeline["per_row"]
             line = [f"{one['world']['passes']:.0%}", NAMES[name]]
@@ -31,10 +31,10 @@ def row_lines(found: list[dict[str, Any]]) -> list[list[str]]:
     return lines
 
 
-def stage_lines(found: list[dict[str, Any]]) -> list[list[str]]:
+def stage_lines(qualities: list[dict[str, Any]]) -> list[list[str]]:
     """Calls of each stage for one row of the authors' pipeline and of refloom's."""
     lines = []
-    for one in found:
+    for one in qualities:
         for name in ("authors", "refloom"):
             pipeline = one["pipelines"][name]
             calls = (pipeline["stages"].get(stage, {}).get("calls") for stage in STAGES)
@@ -43,11 +43,11 @@ def stage_lines(found: list[dict[str, Any]]) -> list[list[str]]:
     return lines
 
 
-def exit_lines(found: list[dict[str, Any]]) -> list[list[str]]:
+def exit_lines(qualities: list[dict[str, Any]]) -> list[list[str]]:
     """How many drafts ended early, and what they were spared."""
     keys = ("drafts", "failed_a_rule", "judge_calls_on_them", "passed_at_once")
     keys += ("refinements_of_them", "attempts", "judge_calls", "refinements")
-    early = [(one["world"]["passes"], one["pipelines"]["refloom"]["early"]) for one in found]
+    early = [(one["world"]["passes"], one["pipelines"]["refloom"]["early"]) for one in qualities]
     return [[f"{passes:.0%}", *(figure(one[key], 0) for key in keys)] for passes, one in early]
 
 
@@ -59,10 +59,10 @@ LOOP = ["drafts good", "refloom beside", "calls a row", "tokens read a row"]
 LOOP += ["tokens written a row", "truly good, there and here"]
 
 
-def loop_lines(found: list[dict[str, Any]]) -> list[list[str]]:
+def loop_lines(qualities: list[dict[str, Any]]) -> list[list[str]]:
     """What the critique loop adds to each row, and what it buys."""
     lines = []
-    for one in found:
+    for one in qualities:
         own = one["pipelines"]["refloom"]["per_row"]
         for name in ("authors", "no_loop"):
             other = one["pipelines"][name]["per_row"]
@@ -73,9 +73,9 @@ def loop_lines(found: list[dict[str, Any]]) -> list[list[str]]:
     return lines
 
 
-def tables(found: list[dict[str, Any]]) -> str:
+def tables(qualities: list[dict[str, Any]]) -> str:
     """The four tables: what the loop adds and buys, rows, stages, early ends."""
     stages = ["drafts good", "calls a row of", *STAGES]
-    parts = [table(LOOP, loop_lines(found)), table(HEAD, row_lines(found))]
-    parts += [table(stages, stage_lines(found)), table(EXITS, exit_lines(found))]
+    parts = [table(LOOP, loop_lines(qualities)), table(HEAD, row_lines(qualities))]
+    parts += [table(stages, stage_lines(qualities)), table(EXITS, exit_lines(qualities))]
     return "\n\n".join(parts)

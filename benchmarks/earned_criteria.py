@@ -25,13 +25,13 @@ async def main() -> None:
     parser.add_argument("file")
     parser.add_argument("--model", default="local")
     parser.add_argument("--limit", type=int, default=20)
-    given = parser.parse_args()
-    settings = Settings(model=given.model)
+    args = parser.parse_args()
+    settings = Settings(model=args.model)
     context = settings.context()
     connection = EndpointClient(Endpoints(settings).resolve)
     embed, learned = Embedder(), Characteristics()
     total: Counter[str] = Counter()
-    for reference in Source(given.file, as_reference=True, limit=given.limit):
+    for reference in Source(args.file, as_reference=True, limit=args.limit):
         state = {"seed": {"id": "x", "instruction": "x"}, "references": [reference]}
         update = await extract(
             state,

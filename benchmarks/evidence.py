@@ -109,7 +109,7 @@ class Teacher:
 async def experiment(number: int, seeds: int, out: Path) -> dict[str, Any]:
     """One experiment of all arms: the figures of each against the first."""
     references = make_references(len(QUALITIES))
-    asked = [{"id": f"s{i}", "instruction": words(12, "seed", number, i)} for i in range(seeds)]
+    questions = [{"id": f"s{i}", "instruction": words(12, "seed", number, i)} for i in range(seeds)]
     settings = Settings(
         model="known",
         answer_seeds=True,
@@ -125,7 +125,7 @@ async def experiment(number: int, seeds: int, out: Path) -> dict[str, Any]:
             run = Run(
                 arm_settings(settings, arm, out),
                 Source(references, as_reference=True),
-                Source(asked, as_reference=False),
+                Source(questions, as_reference=False),
                 out / arm,
                 tools=Tools(complete=teacher, embed=embed),
                 shared=journal,
@@ -162,15 +162,17 @@ async def length_experiment(number: int, seeds: int, out: Path) -> dict[str, Any
     return dict(found["pairs"][0])
 
 
-def summary(found: Sequence[dict[str, Any]], lengths: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def summary(
+    experiments: Sequence[dict[str, Any]], lengths: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
     """How often intervals hold the truth, the order is found, and length is taken out."""
     order = sorted(FOLLOWS, key=lambda arm: -FOLLOWS[arm])[1:]
     rows, right = {}, 0
-    for one in found:
+    for one in experiments:
         rates = {p["a"]: p["win_rate"] for p in one["pairs"]}
         right += all(rates[a] > rates[b] for a, b in pairwise(order)) and max(rates.values()) < 0.5
     for arm in order:
-        pairs = [next(p for p in one["pairs"] if p["a"] == arm) for one in found]
+        pairs = [next(p for p in one["pairs"] if p["a"] == arm) for one in experiments]
         truth = true_rate(arm)
         rows[arm] = {
             "true": round(truth, 4),
@@ -183,7 +185,7 @@ def summary(found: Sequence[dict[str, Any]], lengths: Sequence[dict[str, Any]]) 
     return {
         "arms": rows,
         "order_in_the_means": sorted(means, key=lambda arm: -means[arm]) == order,
-        "order_in_every_rate": proportion(right, len(found)),
+        "order_in_every_rate": proportion(right, len(experiments)),
         "length": {
             "raw": round(fmean(p["win_rate"] for p in lengths), 4),
             "raw_covers_half": proportion(
@@ -202,17 +204,17 @@ async def main() -> None:
     parser.add_argument("--experiments", type=int, default=200)
     parser.add_argument("--seeds", type=int, default=40, help="instructions of each")
     parser.add_argument("--out", type=Path, required=True, help="made anew and removed as it goes")
-    given = parser.parse_args()
-    found, lengths = [], []
-    for number in range(given.experiments):
-        for made, kept in ((experiment, found), (length_experiment, lengths)):
-            out = given.out / f"{made.__name__}-{number}"
+    args = parser.parse_args()
+    experiments, lengths = [], []
+    for number in range(args.experiments):
+        for made, kept in ((experiment, experiments), (length_experiment, lengths)):
+            out = args.out / f"{made.__name__}-{number}"
             shutil.rmtree(out, ignore_errors=True)
-            kept.append(await made(number, given.seeds, out))
+            kept.append(await made(number, args.seeds, out))
             shutil.rmtree(out)
         if number % 10 == 9:
-            sys.stderr.write(f"{number + 1} of {given.experiments}\n")
-    print(json.dumps(summary(found, lengths)))
+            sys.stderr.write(f"{number + 1} of {args.experiments}\n")
+    print(json.dumps(summary(experiments, lengths)))
 
 
 if __name__ == "__main__":

@@ -37,44 +37,46 @@ def write_seeds(path: Path, n: int) -> None:
             file.write(json.dumps(seed) + "\n")
 
 
-def command(way: str, given: argparse.Namespace, url: str, out: Path) -> list[str]:
+def command(way: str, args: argparse.Namespace, url: str, out: Path) -> list[str]:
     """The run's command line; its input is written beside its directory."""
     references = out.with_name(f"{way}-references.jsonl")
     line = [
         *(sys.executable, "-m", "refloom", "run", "--quiet", "--random-seed", "5"),
         *("--references", str(references), "--out", str(out), "--base-url", url, "--model", "m"),
-        *("--concurrency", str(given.concurrency)),
+        *("--concurrency", str(args.concurrency)),
     ]
     if way == "answer":
-        write_references(references, given.seeds)
+        write_references(references, args.seeds)
         return [*line, "--answer-seeds", "--references-per-seed", "1"]
     write_references(references, REFERENCES)
     seeds = out.with_name("propose-seeds.jsonl")
-    write_seeds(seeds, given.seeds)
+    write_seeds(seeds, args.seeds)
     return [*line, "--seeds", str(seeds), "--references-per-seed", "3"]
 
 
-def account(way: str, out: Path, given: argparse.Namespace, problems: list[str]) -> dict[str, int]:
+def account(way: str, out: Path, args: argparse.Namespace, problems: list[str]) -> dict[str, int]:
     """Whether every candidate and every seed came to something; gives the counts."""
-    said = json.loads((out / "run.json").read_text(encoding="utf-8"))
-    counts: dict[str, int] = said["counts"]
+    report = json.loads((out / "run.json").read_text(encoding="utf-8"))
+    counts: dict[str, int] = report["counts"]
     if counts["candidates"] != sum(counts[k] for k in (*FILES, "pending")):
         problems.append(f"{way}: counts do not add up: {counts}")
     if counts["pending"]:
         problems.append(f"{way}: {counts['pending']} candidates are left pending")
-    if counts["seeds"] != given.seeds:
-        problems.append(f"{way}: {counts['seeds']} seeds were read of {given.seeds}")
+    if counts["seeds"] != args.seeds:
+        problems.append(f"{way}: {counts['seeds']} seeds were read of {args.seeds}")
     rows = {name: rows_of(out / f"{name}.jsonl") for name in FILES}
     for name in FILES:
         if len(rows[name]) != counts[name]:
             problems.append(f"{way}: {counts[name]} {name}, {len(rows[name])} rows of them")
-    seen = Counter(row["seed_id"] for name in FILES for row in rows[name])
-    missing = [f"r{i}" for i in range(given.seeds) if f"r{i}" not in seen]
+    rows_by_seed = Counter(row["seed_id"] for name in FILES for row in rows[name])
+    missing = [f"r{i}" for i in range(args.seeds) if f"r{i}" not in rows_by_seed]
     # Without a row is only a seed whose one instruction was no news.
     if len(missing) > counts["duplicates"] or (way == "answer" and missing):
         problems.append(f"{way}: {len(missing)} seeds are in no row: {missing[:10]}")
-    if seen.total() != len(seen):
-        problems.append(f"{way}: {seen.total() - len(seen)} seeds have more than one row")
+    if rows_by_seed.total() != len(rows_by_seed):
+        problems.append(
+            f"{way}: {rows_by_seed.total() - len(rows_by_seed)} seeds have more than one row"
+        )
     return counts
 
 
@@ -98,17 +100,17 @@ def look_at_rows(way: str, out: Path, log: Path, problems: list[str]) -> Counter
     return kinds
 
 
-def test(way: str, given: argparse.Namespace, problems: list[str]) -> dict[str, Any]:
+def test(way: str, args: argparse.Namespace, problems: list[str]) -> dict[str, Any]:
     """One run to its end, as a process, and the account of it."""
     begun = time.monotonic()
-    out, log = given.out / way, given.out / f"{way}.log"
+    out, log = args.out / way, args.out / f"{way}.log"
     shutil.rmtree(out, ignore_errors=True)
     log.unlink(missing_ok=True)
-    flags = ("--latency-ms", str(given.latency_ms), "--faults", str(given.faults))
-    with started(log, *flags, "--without", given.without) as url:
-        status, said = ended(start(command(way, given, url, out)), given.minutes * 60)
-    if status not in ENDS or "Traceback" in said:
-        problems.append(f"{way}: exit status {status}\n{said}")
+    flags = ("--latency-ms", str(args.latency_ms), "--faults", str(args.faults))
+    with started(log, *flags, "--without", args.without) as url:
+        status, output = ended(start(command(way, args, url, out)), args.minutes * 60)
+    if status not in ENDS or "Traceback" in output:
+        problems.append(f"{way}: exit status {status}\n{output}")
     lines = [line for line in lines_of(log) if line["kind"] != "repeated"]
     result: dict[str, Any] = {"status": status, "calls": len(lines)}
     result["kinds"] = dict(Counter(line["kind"] for line in lines).most_common())
@@ -116,7 +118,7 @@ def test(way: str, given: argparse.Namespace, problems: list[str]) -> dict[str, 
     if paid_twice:
         problems.append(f"{way}: {paid_twice} calls were made again though they were answered")
     if (out / "run.json").is_file():
-        result["counts"] = account(way, out, given, problems)
+        result["counts"] = account(way, out, args, problems)
         result["failed_by"] = dict(look_at_rows(way, out, log, problems).most_common())
     return result | {"seconds": round(time.monotonic() - begun, 1)}
 
@@ -131,18 +133,18 @@ def main() -> None:
     parser.add_argument("--latency-ms", type=float, default=20)
     parser.add_argument("--minutes", type=float, default=20, help="how long a run may take")
     parser.add_argument("--out", type=Path, help="default: a temporary directory")
-    given = parser.parse_args()
+    args = parser.parse_args()
     problems: list[str] = []
-    said: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        given.out = (given.out or Path(folder)).resolve()
-        given.out.mkdir(parents=True, exist_ok=True)
-        for way in WAYS if given.way == "both" else (given.way,):
-            one = said[way] = test(way, given, problems)
+        args.out = (args.out or Path(folder)).resolve()
+        args.out.mkdir(parents=True, exist_ok=True)
+        for way in WAYS if args.way == "both" else (args.way,):
+            one = results[way] = test(way, args, problems)
             print(f"{way}: {one['calls']} calls, {one['seconds']} s", flush=True)
     for problem in problems[:20]:
         print(f"BROKEN: {problem}")
-    print(json.dumps({**said, "broken": len(problems)}))
+    print(json.dumps({**results, "broken": len(problems)}))
     sys.exit(1 if problems else 0)
 
 

@@ -49,7 +49,7 @@ MOST_IN_A_ROW = 3
 class Endpoint:
     """What the endpoint was told, and what it has done."""
 
-    given: argparse.Namespace
+    args: argparse.Namespace
     log: int | None
     n: int = 0
     in_flight: int = 0
@@ -67,18 +67,18 @@ class Endpoint:
 
     def kind(self, key: str) -> str:
         """What is to happen to a request: ok, or a fault."""
-        given = self.given
-        kinds: list[str] = given.kinds
-        if not given.deterministic_faults:
-            return random.choice(kinds) if random.random() < given.faults else "ok"
+        args = self.args
+        kinds: list[str] = args.kinds
+        if not args.deterministic_faults:
+            return random.choice(kinds) if random.random() < args.faults else "ok"
         transport = [k for k in kinds if k in TRANSPORT]
         content = [k for k in kinds if k in CONTENT]
-        share = given.faults * len(transport) / max(len(kinds), 1)
+        share = args.faults * len(transport) / max(len(kinds), 1)
         if random.random() < share and self.in_a_row[key] < MOST_IN_A_ROW:
             self.in_a_row[key] += 1
             return random.choice(transport)
         self.in_a_row.pop(key, None)
-        if content and drawn(key, "whether") < given.faults - share:
+        if content and drawn(key, "whether") < args.faults - share:
             return content[int(drawn(key, "which") * len(content))]
         return "ok"
 
@@ -93,17 +93,17 @@ async def chat(request: web.Request) -> web.StreamResponse:
     try:
         if key in endpoint.paid:
             endpoint.note(0, "repeated", key, stage)
-        await asyncio.sleep(endpoint.given.latency_ms / 1000 * random.uniform(0.5, 1.5))
+        await asyncio.sleep(endpoint.args.latency_ms / 1000 * random.uniform(0.5, 1.5))
         kind = endpoint.kind(key)
-        said = answer(body, endpoint.given.reject)
+        content = answer(body, endpoint.args.reject)
         if kind in BROKEN:
             endpoint.note(0, kind, key, stage)
-            return await broken(kind, request, completion("ok", body, said))
-        reply = reply_to(kind, body, said)
+            return await broken(kind, request, completion("ok", body, content))
+        reply = reply_to(kind, body, content)
         await reply.prepare(request)
         await reply.write_eof()
         if request.transport is not None and not request.transport.is_closing():
-            endpoint.note(reply.status, kind, key, stage, **made(stage, body, said))
+            endpoint.note(reply.status, kind, key, stage, **made(stage, body, content))
         return reply
     finally:
         endpoint.in_flight -= 1
@@ -135,10 +135,10 @@ async def broken(kind: str, request: web.Request, whole: web.Response) -> web.St
     return half
 
 
-async def serve(given: argparse.Namespace) -> None:
+async def serve(args: argparse.Namespace) -> None:
     """Listen on a free port of this machine until the process is ended."""
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
-    endpoint = Endpoint(given, os.open(given.log, flags) if given.log else None)
+    endpoint = Endpoint(args, os.open(args.log, flags) if args.log else None)
 
     async def count(_: web.Request) -> web.Response:
         return web.json_response(endpoint.n)
@@ -166,10 +166,10 @@ def main() -> None:
     parser.add_argument("--without", default="", help="kinds of fault to leave out, with commas")
     parser.add_argument("--deterministic-faults", action="store_true")
     parser.add_argument("--log", type=Path)
-    given = parser.parse_args()
-    given.kinds = [k for k in (*TRANSPORT, *CONTENT) if k not in given.without.split(",")]
+    args = parser.parse_args()
+    args.kinds = [k for k in (*TRANSPORT, *CONTENT) if k not in args.without.split(",")]
     with suppress(KeyboardInterrupt):
-        asyncio.run(serve(given))
+        asyncio.run(serve(args))
 
 
 if __name__ == "__main__":

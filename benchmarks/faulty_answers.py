@@ -52,39 +52,39 @@ def answer(body: dict[str, Any], reject: float) -> dict[str, Any]:
     """The good answer to a request: candidates are failed by hash, proposals collide at times."""
     stage = fakes.stage_of(body)
     prompt = "\n".join(m["content"] for m in body["messages"])
-    said = fakes.answer(stage, prompt, body.get("seed", 0))
+    content = fakes.answer(stage, prompt, body.get("seed", 0))
     if stage == "critique":
         response = fakes.tagged(prompt, "response")[-1]
         failed = drawn(response, "reject") < reject
-        rows = said["verdicts"]
+        rows = content["verdicts"]
         if failed and rows:
             rows[int(drawn(response, "which") * len(rows))]["verdict"] = "fail"
             rows[0]["verdict"] = "fail"
         if drawn(prompt, "evidence") < 0.1:
             rows[-1]["evidence"] = "words that are nowhere"
     if stage == "propose":
-        rows = said["instructions"]
+        rows = content["instructions"]
         for i, text in enumerate(rows):
             if drawn(text, "common") < 0.15:
                 rows[i] = fakes.words(f"common {int(drawn(text) * 12)}", 12) + "?"
     if stage == "extract":
         texts = [" ".join(q.split()) for q in QUALITIES.split(";")]
-        for i, one in enumerate(said["characteristics"]):
+        for i, one in enumerate(content["characteristics"]):
             one["text"] = texts[int(drawn(prompt, str(i)) * len(texts))]
-    return said
+    return content
 
 
-def spoilt(kind: str, said: dict[str, Any]) -> tuple[dict[str, Any], str]:
+def spoilt(kind: str, content: dict[str, Any]) -> tuple[dict[str, Any], str]:
     """The message and finish reason of an answer with a fault of content."""
-    text = json.dumps(said)
-    bad = {key: f"{MARK} {value}" for key, value in said.items()}
+    text = json.dumps(content)
+    bad = {key: f"{MARK} {value}" for key, value in content.items()}
     cut = json.dumps(bad)[: len(text) // 2]
     ways: dict[str, tuple[dict[str, Any], str]] = {
         "ok": ({"content": text}, "stop"),
         "think": ({"content": f'<think>{{"a": "{MARK}"}} hm</think>\n{text}'}, "stop"),
         "fenced": ({"content": f"```json\n{text}\n```"}, "stop"),
         "invalid_json": ({"content": json.dumps(bad)[:-2] + ", oh"}, "stop"),
-        "wrong_shape": ({"content": json.dumps({k: [{MARK: 1}] for k in said})}, "stop"),
+        "wrong_shape": ({"content": json.dumps({k: [{MARK: 1}] for k in content})}, "stop"),
         "empty": ({"content": ""}, "stop"),
         "null": ({"content": None}, "stop"),
         "refusal": ({"content": None, "refusal": f"I will not. {MARK}"}, "stop"),
@@ -93,9 +93,9 @@ def spoilt(kind: str, said: dict[str, Any]) -> tuple[dict[str, Any], str]:
     return ways[kind]
 
 
-def completion(kind: str, body: dict[str, Any], said: dict[str, Any]) -> web.Response:
+def completion(kind: str, body: dict[str, Any], content: dict[str, Any]) -> web.Response:
     """A chat completion; its usage follows from the lengths of the texts."""
-    message, finish = spoilt(kind, said)
+    message, finish = spoilt(kind, content)
     prompt = sum(len(m["content"]) for m in body["messages"]) // 4
     written = len(message["content"] or "") // 4
     choice = {"index": 0, "message": {"role": "assistant", **message}, "finish_reason": finish}
@@ -112,12 +112,12 @@ def completion(kind: str, body: dict[str, Any], said: dict[str, Any]) -> web.Res
     )
 
 
-def made(stage: str, body: dict[str, Any], said: dict[str, Any]) -> dict[str, str]:
+def made(stage: str, body: dict[str, Any], content: dict[str, Any]) -> dict[str, str]:
     """What a written response is for and what it is, as hashes, for checking rows."""
     if stage not in ("generate", "refine"):
         return {}
     instruction = fakes.tagged(body["messages"][1]["content"], "instruction")[-1]
-    return {"about": hashed(instruction), "made": hashed(said["response"])}
+    return {"about": hashed(instruction), "made": hashed(content["response"])}
 
 
 def hashed(text: str) -> str:
@@ -125,11 +125,11 @@ def hashed(text: str) -> str:
     return sha256(text.strip().encode("utf-8", "replace")).hexdigest()[:16]
 
 
-def reply_to(kind: str, body: dict[str, Any], said: dict[str, Any]) -> web.Response:
+def reply_to(kind: str, body: dict[str, Any], content: dict[str, Any]) -> web.Response:
     """The response of a kind that is sent whole."""
     if kind in STATUSES:
         headers = {"Retry-After": "1"} if kind == "429_retry_after" else {}
         return fakes.error(STATUSES[kind], f"made to fail: {kind}", **headers)
     if kind == "content_filter":
         return fakes.error(400, "withheld by the content management policy", "content_filter")
-    return completion(kind, body, said)
+    return completion(kind, body, content)

@@ -65,12 +65,12 @@ def write_references(path: Path, n: int) -> None:
             file.write(json.dumps(row) + "\n")
 
 
-async def run(given: argparse.Namespace) -> dict[str, float]:
+async def run(args: argparse.Namespace) -> dict[str, float]:
     """The run that is watched; gives what it used."""
     from benchmarks.own_cost import measured_run
 
     used = time.process_time()
-    summary = await measured_run(given).run()
+    summary = await measured_run(args).run()
     calls = summary.more["calls"]["paid"]
     return {
         "cpu_ms_per_call": (time.process_time() - used) / max(calls, 1) * 1000,
@@ -106,60 +106,60 @@ def finished(journal: Path) -> int:
         return 0
 
 
-def watch(process: subprocess.Popen[str], given: argparse.Namespace) -> list[Moment]:
+def watch(process: subprocess.Popen[str], args: argparse.Namespace) -> list[Moment]:
     """Look at a run every second until it ends; what was seen is kept in watched.jsonl, too."""
-    seen: list[Moment] = []
-    begun = said = time.monotonic()
-    with (given.out / "watched.jsonl").open("w", encoding="utf-8") as file:
+    moments: list[Moment] = []
+    begun = printed_at = time.monotonic()
+    with (args.out / "watched.jsonl").open("w", encoding="utf-8") as file:
         while process.poll() is None:
             memory, now = memory_of(process.pid), time.monotonic()
             if memory is not None:
-                done = finished(given.out / "run" / "journal.sqlite")
+                done = finished(args.out / "run" / "journal.sqlite")
                 one = Moment(now - begun, done, *memory)
-                seen.append(one)
+                moments.append(one)
                 file.write(json.dumps([round(x, 2) for x in (one.at, done, *memory)]) + "\n")
-                if now - said > 60:
-                    said = now
+                if now - printed_at > 60:
+                    printed_at = now
                     print(f"{one.at:5.0f} s  {done} samples  {memory[0]:.0f} MB", flush=True)
             time.sleep(EVERY_S)
-    return seen
+    return moments
 
 
-def pace(seen: list[Moment], first: float, last: float) -> float:
+def pace(moments: list[Moment], first: float, last: float) -> float:
     """Samples a second between two numbers of finished samples."""
 
     def reached(samples: float) -> float:
-        before = seen[0]
-        for one in seen:
+        before = moments[0]
+        for one in moments:
             if one.samples >= samples:
                 step = max(one.samples - before.samples, 1)
                 return before.at + (one.at - before.at) * (samples - before.samples) / step
             before = one
-        return seen[-1].at
+        return moments[-1].at
 
     return (last - first) / max(reached(last) - reached(first), 1e-9)
 
 
-def report(seen: list[Moment], used: dict[str, float], n: int) -> dict[str, float]:
+def report(moments: list[Moment], used: dict[str, float], n: int) -> dict[str, float]:
     """The figures of a run from what was seen of it."""
-    start = next((m for m in seen if m.samples >= START), seen[-1])
-    peak = max(m.peak_mb for m in seen)
+    start = next((m for m in moments if m.samples >= START), moments[-1])
+    peak = max(m.peak_mb for m in moments)
     # The first samples share their second with the reading of the input; the last with the files.
-    most = max(m.samples for m in seen)
+    most = max(m.samples for m in moments)
     return {
         "samples": int(used["finished"]),
         "accepted": int(used["accepted"]),
         "calls": int(used["calls"]),
         "before_mb": round(
-            next((m for m in reversed(seen) if not m.samples), seen[0]).resident_mb, 1
+            next((m for m in reversed(moments) if not m.samples), moments[0]).resident_mb, 1
         ),
         "start_mb": round(start.resident_mb, 1),
         "peak_mb": round(peak, 1),
         "over_start_mb": round(peak - start.resident_mb, 1),
-        "first_tenth_per_s": round(pace(seen, 1, n / 10), 1),
-        "last_tenth_per_s": round(pace(seen, n * 0.9, most), 1),
+        "first_tenth_per_s": round(pace(moments, 1, n / 10), 1),
+        "last_tenth_per_s": round(pace(moments, n * 0.9, most), 1),
         "cpu_ms_per_call": round(used["cpu_ms_per_call"], 3),
-        "seconds": round(seen[-1].at, 1),
+        "seconds": round(moments[-1].at, 1),
     }
 
 
@@ -171,24 +171,24 @@ def main() -> None:
     parser.add_argument("--in-flight", type=int, default=64)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--part", choices=("run",), help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    given.out = given.out.resolve()
-    if given.part == "run":
-        print(json.dumps(asyncio.run(run(given))))
+    args = parser.parse_args()
+    args.out = args.out.resolve()
+    if args.part == "run":
+        print(json.dumps(asyncio.run(run(args))))
         return
-    shutil.rmtree(given.out / "run", ignore_errors=True)
-    shutil.rmtree(given.out / "memory", ignore_errors=True)
-    given.out.mkdir(parents=True, exist_ok=True)
-    write_references(given.out / "references.jsonl", given.n)
-    with started(given.mock, given.endpoint) as mock:
+    shutil.rmtree(args.out / "run", ignore_errors=True)
+    shutil.rmtree(args.out / "memory", ignore_errors=True)
+    args.out.mkdir(parents=True, exist_ok=True)
+    write_references(args.out / "references.jsonl", args.n)
+    with started(args.mock, args.endpoint) as mock:
         command = [sys.executable, __file__, "--part", "run", "--endpoint", mock.url]
-        command += ["--in-flight", str(given.in_flight), "--out", str(given.out)]
+        command += ["--in-flight", str(args.in_flight), "--out", str(args.out)]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        seen = watch(process, given)
+        moments = watch(process, args)
         out = process.communicate()[0]
     if process.returncode:
         sys.exit(f"the run failed with status {process.returncode}")
-    print(json.dumps(report(seen, json.loads(out.splitlines()[-1]), given.n)))
+    print(json.dumps(report(moments, json.loads(out.splitlines()[-1]), args.n)))
 
 
 if __name__ == "__main__":

@@ -61,12 +61,12 @@ async def by_journal(folder: Path, waiters: int, rows: int) -> float:
 
     begun = time.perf_counter()
     await asyncio.gather(*(wait(i * share) for i in range(waiters)))
-    took = time.perf_counter() - begun
-    kept = journal.read("SELECT count(*) FROM calls")[0][0]
+    elapsed = time.perf_counter() - begun
+    stored = journal.read("SELECT count(*) FROM calls")[0][0]
     journal.close()
-    if kept != share * waiters:
-        sys.exit(f"the journal holds {kept} rows of {share * waiters}")
-    return kept / took
+    if stored != share * waiters:
+        sys.exit(f"the journal holds {stored} rows of {share * waiters}")
+    return stored / elapsed
 
 
 def by_sqlite(folder: Path, rows: int, *, commits: bool) -> float:
@@ -81,8 +81,8 @@ def by_sqlite(folder: Path, rows: int, *, commits: bool) -> float:
         if not commits:
             connection.execute("BEGIN")
         for number in range(rows):
-            said = dumps(REPLY).decode()
-            connection.execute(INSERT, (key_of(number), "generate", "m", said, 900, 0, 600))
+            reply = dumps(REPLY).decode()
+            connection.execute(INSERT, (key_of(number), "generate", "m", reply, 900, 0, 600))
         if not commits:
             connection.execute("COMMIT")
         return rows / (time.perf_counter() - begun)
@@ -90,13 +90,13 @@ def by_sqlite(folder: Path, rows: int, *, commits: bool) -> float:
 
 def measured(rows: int, repeats: int, out: Path) -> dict[str, list[float]]:
     """Rows a second of every way, each repeat a turn of all of them."""
-    found: dict[str, list[float]] = {}
+    rates_by_way: dict[str, list[float]] = {}
     alone = min(rows, ROWS_ALONE)
 
     def once(name: str, way) -> None:
         folder = out / "turn"
         folder.mkdir(parents=True)
-        found.setdefault(name, []).append(way(folder))
+        rates_by_way.setdefault(name, []).append(way(folder))
         shutil.rmtree(folder)
 
     for _ in range(repeats):
@@ -105,15 +105,15 @@ def measured(rows: int, repeats: int, out: Path) -> dict[str, list[float]]:
             of_them = alone if n == 1 else rows
             once(f"waiters_{n}", lambda at, n=n, m=of_them: asyncio.run(by_journal(at, n, m)))
         once("one_transaction", lambda at: by_sqlite(at, rows, commits=False))
-    return found
+    return rates_by_way
 
 
-def report(found: dict[str, list[float]]) -> dict[str, object]:
+def report(rates_by_way: dict[str, list[float]]) -> dict[str, object]:
     """The rates, and each as a ratio to the two plain ways."""
-    rates = {name: round(median(each), 1) for name, each in found.items()}
+    rates = {name: round(median(each), 1) for name, each in rates_by_way.items()}
     return {
         "rows_per_s": rates,
-        "each": {name: [round(x, 1) for x in each] for name, each in found.items()},
+        "each": {name: [round(x, 1) for x in each] for name, each in rates_by_way.items()},
         "to_commit_a_row": {n: round(r / rates["commit_a_row"], 2) for n, r in rates.items()},
         "to_one_transaction": {n: round(r / rates["one_transaction"], 3) for n, r in rates.items()},
     }
@@ -128,17 +128,17 @@ NAMES = {
 }
 
 
-def rate_table(said: dict) -> str:
+def rate_table(figures: dict) -> str:
     """The rates and ratios as a table."""
     head = ["way", "rows a second", "to one commit a row", "to one transaction"]
     lines = [
         [
             NAMES[name],
             spread(each, 0),
-            figure(said["to_commit_a_row"][name]),
-            figure(said["to_one_transaction"][name]),
+            figure(figures["to_commit_a_row"][name]),
+            figure(figures["to_one_transaction"][name]),
         ]
-        for name, each in said["each"].items()
+        for name, each in figures["each"].items()
     ]
     return table(head, lines)
 
@@ -150,15 +150,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="a folder on the disk to measure")
     parser.add_argument("--quick", action="store_true", help="2,000 rows, once")
     parser.add_argument("--json", action="store_true", help="only the last line")
-    given = parser.parse_args()
-    rows, repeats = (2000, 1) if given.quick else (given.rows, given.repeats)
-    if given.out is not None:
-        given.out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=given.out) as folder:
-        said = report(measured(rows, repeats, Path(folder)))
-    if not given.json:
-        print(rate_table(said), end="\n\n")
-    print(json.dumps({"rows": rows, "repeats": repeats, **said}))
+    args = parser.parse_args()
+    rows, repeats = (2000, 1) if args.quick else (args.rows, args.repeats)
+    if args.out is not None:
+        args.out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=args.out) as folder:
+        figures = report(measured(rows, repeats, Path(folder)))
+    if not args.json:
+        print(rate_table(figures), end="\n\n")
+    print(json.dumps({"rows": rows, "repeats": repeats, **figures}))
 
 
 if __name__ == "__main__":

@@ -41,60 +41,60 @@ MAY_DIFFER = ("created", "usage", "cost_usd")
 PER_SEED = 2
 
 
-def command(given: argparse.Namespace, url: str, out: Path) -> list[str]:
+def command(args: argparse.Namespace, url: str, out: Path) -> list[str]:
     """The run's command line; with one reference a seed nothing has to be embedded."""
     return [
         *(sys.executable, "-m", "refloom", "run"),
-        *("--references", str(given.out / "references.jsonl"), "--out", str(out)),
+        *("--references", str(args.out / "references.jsonl"), "--out", str(out)),
         *("--base-url", url, "--model", "m", "--random-seed", "5", "--quiet"),
-        *("--per-seed", str(PER_SEED), "--concurrency", str(given.concurrency)),
-        *("--references-per-seed", str(given.references_per_seed)),
+        *("--per-seed", str(PER_SEED), "--concurrency", str(args.concurrency)),
+        *("--references-per-seed", str(args.references_per_seed)),
     ]
 
 
 def kill_again_and_again(
-    given: argparse.Namespace, url: str, calls: int, problems: list[str]
+    args: argparse.Namespace, url: str, calls: int, problems: list[str]
 ) -> list[float]:
     """Start and kill until there were enough kills, then run to the end; gives when they were."""
-    line = command(given, url, given.out / "killed")
-    number = signal.Signals[f"SIG{given.signal}"]
+    line = command(args, url, args.out / "killed")
+    number = signal.Signals[f"SIG{args.signal}"]
     expected = -signal.SIGKILL if number == signal.SIGKILL else 130
     kills: list[float] = []
     slowest = 0.0
-    while len(kills) < given.kills:
+    while len(kills) < args.kills:
         process, done = start(line), answered(url)
         # Twice the mean that would use the rest up, less what is answered before the kill comes.
         left = max(calls - done, 0)
-        most = min(1.7 * left / (given.kills - len(kills)) - given.concurrency, left / 2)
+        most = min(1.7 * left / (args.kills - len(kills)) - args.concurrency, left / 2)
         wanted = random.randint(1, max(int(most), 1))
         if not wait_for(process, url, done + wanted):
-            status, said = ended(process)
+            status, output = ended(process)
             why = f"the run ended ({status}) after {len(kills)} kills"
-            problems.append(f"{why}; give more --seeds\n{said}")
+            problems.append(f"{why}; give more --seeds\n{output}")
             return kills
         process.send_signal(number)
         begun = time.monotonic()
-        status, said = ended(process)
+        status, output = ended(process)
         slowest = max(slowest, time.monotonic() - begun)
         if status in ENDS:
             continue
         kills.append(time.time())
-        if status != expected or "Traceback" in said:
-            problems.append(f"kill {len(kills)}: exit status {status}, not {expected}\n{said}")
-        if not given.quiet and len(kills) % 10 == 0:
+        if status != expected or "Traceback" in output:
+            problems.append(f"kill {len(kills)}: exit status {status}, not {expected}\n{output}")
+        if not args.quiet and len(kills) % 10 == 0:
             print(f"{len(kills)} kills, {done} of {calls} calls", flush=True)
     print(f"a run ended at most {slowest:.1f} s after the signal")
-    status, said = ended(start(line))
+    status, output = ended(start(line))
     if status not in ENDS:
-        problems.append(f"the last run's exit status is {status}\n{said}")
+        problems.append(f"the last run's exit status is {status}\n{output}")
     return kills
 
 
-def run_calmly(given: argparse.Namespace, url: str, problems: list[str]) -> int:
+def run_calmly(args: argparse.Namespace, url: str, problems: list[str]) -> int:
     """The run that nobody disturbs; gives how many calls were answered."""
-    status, said = ended(start(command(given, url, given.out / "calm")))
+    status, output = ended(start(command(args, url, args.out / "calm")))
     if status not in ENDS:
-        problems.append(f"the calm run's exit status is {status}\n{said}")
+        problems.append(f"the calm run's exit status is {status}\n{output}")
     return answered(url)
 
 
@@ -123,26 +123,26 @@ def add_up(directory: Path, log: Path, problems: list[str]) -> None:
     if not (directory / "run.json").is_file():
         problems.append(f"{directory.name}: there is no run.json")
         return
-    said = json.loads((directory / "run.json").read_text(encoding="utf-8"))
-    counts = said["counts"]
+    report = json.loads((directory / "run.json").read_text(encoding="utf-8"))
+    counts = report["counts"]
     parts = (*FILES, "pending")
     if counts["candidates"] != sum(counts[k] for k in parts) or counts["pending"]:
         problems.append(f"{directory.name}: counts do not add up: {counts}")
     for name in FILES:
-        if counts[name] != (found := len(rows_of(directory / f"{name}.jsonl"))):
-            problems.append(f"{directory.name}: {counts[name]} {name}, {found} rows of them")
+        if counts[name] != (row_count := len(rows_of(directory / f"{name}.jsonl"))):
+            problems.append(f"{directory.name}: {counts[name]} {name}, {row_count} rows of them")
     slots = counts["candidates"] + counts["duplicates"]
     least = counts["seeds"] if counts["failed"] else counts["seeds"] * PER_SEED
     if slots < least:
         problems.append(f"{directory.name}: {slots} slots and duplicates of {least} at least")
     paid = len({line["key"] for line in lines_of(log) if line["status"] == 200})
-    if said["calls"]["paid"] != paid:
-        told = said["calls"]["paid"]
-        problems.append(f"{directory.name}: {told} calls paid; the endpoint says {paid}")
+    if report["calls"]["paid"] != paid:
+        paid_calls = report["calls"]["paid"]
+        problems.append(f"{directory.name}: {paid_calls} calls paid; the endpoint says {paid}")
 
 
 def repeats(
-    log: Path, kills: list[float], given: argparse.Namespace, problems: list[str]
+    log: Path, kills: list[float], args: argparse.Namespace, problems: list[str]
 ) -> tuple[int, int]:
     """How many answered calls were asked again, in all and at most for one kill."""
     first: dict[str, float] = {}
@@ -160,7 +160,7 @@ def repeats(
         elif line["status"] == 200:
             first[key] = at
     most = max(map(len, lost.values()), default=0)
-    allowed = given.concurrency if given.signal == "KILL" else 0
+    allowed = args.concurrency if args.signal == "KILL" else 0
     over = sum(len(keys) > allowed for keys in lost.values())
     if over:
         problems.append(f"at {over} kills more than {allowed} answered calls were lost")
@@ -174,23 +174,23 @@ def repeats(
     return sum(map(len, lost.values())), most
 
 
-def test(given: argparse.Namespace) -> dict[str, Any]:
+def test(args: argparse.Namespace) -> dict[str, Any]:
     """Both runs, each with an endpoint of its own, and the comparison."""
     begun = time.monotonic()
     problems: list[str] = []
-    write_references(given.out / "references.jsonl", given.seeds)
-    flags = ["--latency-ms", str(given.latency_ms), "--faults", str(given.faults)]
-    flags += ["--deterministic-faults", "--without", given.without]
-    calm, killed = given.out / "calm.log", given.out / "killed.log"
+    write_references(args.out / "references.jsonl", args.seeds)
+    flags = ["--latency-ms", str(args.latency_ms), "--faults", str(args.faults)]
+    flags += ["--deterministic-faults", "--without", args.without]
+    calm, killed = args.out / "calm.log", args.out / "killed.log"
     with started(calm, *flags) as url:
-        calls = run_calmly(given, url, problems)
+        calls = run_calmly(args, url, problems)
     print(f"undisturbed: {calls} calls answered in {time.monotonic() - begun:.0f} s", flush=True)
     with started(killed, *flags) as url:
-        kills = kill_again_and_again(given, url, calls, problems)
-    rows, same = compare(given.out, problems)
-    for directory, log in ((given.out / "calm", calm), (given.out / "killed", killed)):
+        kills = kill_again_and_again(args, url, calls, problems)
+    rows, same = compare(args.out, problems)
+    for directory, log in ((args.out / "calm", calm), (args.out / "killed", killed)):
         add_up(directory, log, problems)
-    repeated, most = repeats(killed, kills, given, problems)
+    repeated, most = repeats(killed, kills, args, problems)
     for problem in problems:
         print(f"BROKEN: {problem}")
     return {
@@ -217,17 +217,17 @@ def main() -> None:
     parser.add_argument("--latency-ms", type=float, default=20)
     parser.add_argument("--out", type=Path, help="emptied first; default: a temporary directory")
     parser.add_argument("--quiet", action="store_true")
-    given = parser.parse_args()
-    given.seeds = given.seeds or max(4 * given.kills, 60)
+    args = parser.parse_args()
+    args.seeds = args.seeds or max(4 * args.kills, 60)
     with tempfile.TemporaryDirectory() as folder:
-        given.out = (given.out or Path(folder)).resolve()
-        given.out.mkdir(parents=True, exist_ok=True)
+        args.out = (args.out or Path(folder)).resolve()
+        args.out.mkdir(parents=True, exist_ok=True)
         for name in ("calm", "killed"):
-            shutil.rmtree(given.out / name, ignore_errors=True)
-            (given.out / f"{name}.log").unlink(missing_ok=True)
-        said = test(given)
-    print(json.dumps(said))
-    sys.exit(1 if said["broken"] else 0)
+            shutil.rmtree(args.out / name, ignore_errors=True)
+            (args.out / f"{name}.log").unlink(missing_ok=True)
+        output = test(args)
+    print(json.dumps(output))
+    sys.exit(1 if output["broken"] else 0)
 
 
 if __name__ == "__main__":

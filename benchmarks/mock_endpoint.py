@@ -105,11 +105,11 @@ def application(latency_ms: float) -> web.Application:
         state["in_flight"] += 1
         state["max_inflight"] = max(state["max_inflight"], state["in_flight"])
         try:
-            said = completion(orjson.loads(await request.read()))
+            reply_body = completion(orjson.loads(await request.read()))
             state["requests"] += 1
             spent = asyncio.get_running_loop().time() - begun
             await asyncio.sleep(max(state["latency_ms"] / 1000 - spent, 0))
-            return web.Response(body=said, content_type="application/json")
+            return web.Response(body=reply_body, content_type="application/json")
         finally:
             state["in_flight"] -= 1
 

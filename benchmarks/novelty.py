@@ -41,13 +41,13 @@ Texts = Callable[[int], list[str]]
 
 def edited(words: list[str], share: float, new: Callable[[], str], draw: random.Random) -> str:
     """The words with up to this share of them dropped, exchanged or followed by another."""
-    kept = []
+    result = []
     for word in words:
         kind = draw.random() / share if share else 1.0
         if kind >= 1 / 3:
-            kept.append(new() if kind < 2 / 3 else word)
-            kept += [new()] if 2 / 3 <= kind < 1 else []
-    return " ".join(kept) or "empty"
+            result.append(new() if kind < 2 / 3 else word)
+            result += [new()] if 2 / 3 <= kind < 1 else []
+    return " ".join(result) or "empty"
 
 
 def with_copies(n: int, fresh: Callable[[], str], new: Callable[[], str]) -> list[str]:
@@ -78,15 +78,17 @@ def real(files: list[Path], n: int) -> list[str]:
     """Real instructions, later ones with most words exchanged for others of them."""
     from refloom.data.read import Source
 
-    found = [seed["instruction"] for file in files for seed in Source(file, as_reference=False)]
-    words = [word for text in found for word in text.split()]
+    instructions = [
+        seed["instruction"] for file in files for seed in Source(file, as_reference=False)
+    ]
+    words = [word for text in instructions for word in text.split()]
     draw = random.Random(5)
-    unused = list(reversed(found))
+    unused = list(reversed(instructions))
 
     def fresh() -> str:
         if unused:
             return unused.pop()
-        text = draw.choice(found).split()
+        text = draw.choice(instructions).split()
         return " ".join(draw.choice(words) if draw.random() < 0.7 else word for word in text)
 
     return with_copies(n, fresh, lambda: draw.choice(words))
@@ -208,8 +210,14 @@ def differing(kept: list[int], truth: list[int]) -> list[str]:
     return [str(len(set(kept) - set(truth))), str(len(set(truth) - set(kept)))]
 
 
-def own_line(said: dict[str, float], *checked: str) -> list[str]:
-    return ["refloom", f"{said['n']:,}", f"{said['cpu_s']:.2f}", f"{said['added_mb']}", *checked]
+def own_line(figures: dict[str, float], *checked: str) -> list[str]:
+    return [
+        "refloom",
+        f"{figures['n']:,}",
+        f"{figures['cpu_s']:.2f}",
+        f"{figures['added_mb']}",
+        *checked,
+    ]
 
 
 def main() -> None:
@@ -220,29 +228,29 @@ def main() -> None:
     parser.add_argument("--real", type=Path, nargs="+", metavar="FILE")
     parser.add_argument("--rivals", type=Path, metavar="PATH")
     parser.add_argument("--beside", nargs="*", default=BESIDE, help="which of its methods")
-    given = parser.parse_args()
-    rivals = runpy.run_path(str(given.rivals)) if given.rivals else {}
-    texts: Texts = partial(real, given.real) if given.real else rivals.get("make", made)
-    some = texts(given.n)
+    args = parser.parse_args()
+    rivals = runpy.run_path(str(args.rivals)) if args.rivals else {}
+    texts: Texts = partial(real, args.real) if args.real else rivals.get("make", made)
+    some = texts(args.n)
     first, kept = measured(some, 3), list(novel(some))
     began = time.process_time()
     truth, ties = brute_force(some)
-    said: dict[str, object] = {"filter": first, "exact": kept == truth}
-    said["every_pair_cpu_s"] = round(time.process_time() - began, 3)
+    figures: dict[str, object] = {"filter": first, "exact": kept == truth}
+    figures["every_pair_cpu_s"] = round(time.process_time() - began, 3)
     lines = [own_line(first, *differing(kept, truth))]
-    if given.big:
-        said["big"] = big = measured(many := texts(given.big), 1)
+    if args.big:
+        figures["big"] = big = measured(many := texts(args.big), 1)
         lines.append(own_line(big, "", ""))
-        said["question"] = latency(many)
+        figures["question"] = latency(many)
     methods = rivals.get("METHODS", {})
-    lines += [rival_line(k, methods[k], some, truth) for k in given.beside if k in methods]
-    if given.rouge and find_spec("rouge_score"):
-        few = some[: given.rouge]
-        said["as_rouge_score"] = by_rouge_score(few, ties) == list(novel(few))
-        said["rouge_texts"] = len(few)
+    lines += [rival_line(k, methods[k], some, truth) for k in args.beside if k in methods]
+    if args.rouge and find_spec("rouge_score"):
+        few = some[: args.rouge]
+        figures["as_rouge_score"] = by_rouge_score(few, ties) == list(novel(few))
+        figures["rouge_texts"] = len(few)
     for line in [HEAD, ["---"] * len(HEAD), *lines]:
         print("| " + " | ".join(line) + " |")
-    print(json.dumps(said))
+    print(json.dumps(figures))
 
 
 if __name__ == "__main__":

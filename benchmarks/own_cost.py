@@ -74,8 +74,8 @@ async def floor(endpoint: str, references: list[dict[str, str]], in_flight: int,
             }
             async with session.post(f"{endpoint}/chat/completions", json=body) as reply:
                 reply.raise_for_status()
-                said = json.loads(await reply.read())
-            return json.loads(said["choices"][0]["message"]["content"])
+                reply_body = json.loads(await reply.read())
+            return json.loads(reply_body["choices"][0]["message"]["content"])
 
         with (out / "floor.jsonl").open("w") as file:
 
@@ -83,14 +83,14 @@ async def floor(endpoint: str, references: list[dict[str, str]], in_flight: int,
                 async with limit:
                     pair = f"{reference['instruction']}\n\n{reference['response']}"
                     learned = await call("extract", pair)
-                    said = await call("generate", f"{learned}\n\n{reference['instruction']}")
-                    judged = await call("critique", said["response"])
-                    file.write(json.dumps({"id": reference["id"], **said, **judged}) + "\n")
+                    reply_body = await call("generate", f"{learned}\n\n{reference['instruction']}")
+                    judged = await call("critique", reply_body["response"])
+                    file.write(json.dumps({"id": reference["id"], **reply_body, **judged}) + "\n")
 
             await asyncio.gather(*map(one, references))
 
 
-def measured_run(given: argparse.Namespace) -> Any:
+def measured_run(args: argparse.Namespace) -> Any:
     """The product's own run over OUT/references.jsonl: three dependent calls a sample."""
     from refloom.data.read import Source
     from refloom.runs.run import Run
@@ -98,30 +98,30 @@ def measured_run(given: argparse.Namespace) -> Any:
 
     settings = Settings(
         model="mock-model",
-        base_url=given.endpoint,
+        base_url=args.endpoint,
         answer_seeds=True,
         try_criteria=False,
         references_per_seed=1,
-        concurrency=given.in_flight,
-        memory=given.out / "memory",
+        concurrency=args.in_flight,
+        memory=args.out / "memory",
     )
-    path = given.out / "references.jsonl"
-    return Run(settings, Source(path, as_reference=True), None, given.out / "run")
+    path = args.out / "references.jsonl"
+    return Run(settings, Source(path, as_reference=True), None, args.out / "run")
 
 
-def index(given: argparse.Namespace) -> None:
+def index(args: argparse.Namespace) -> None:
     """Keep the references where the run looks for them; as its own seeds they need no vectors."""
     from memory.references import distinct
     from memory.store import write_references
     from refloom.data.read import Source
 
-    found = Source(given.out / "references.jsonl", as_reference=True)
-    write_references(given.out / "memory", distinct(found))
+    found = Source(args.out / "references.jsonl", as_reference=True)
+    write_references(args.out / "memory", distinct(found))
 
 
-async def pipeline(given: argparse.Namespace) -> dict[str, float]:
+async def pipeline(args: argparse.Namespace) -> dict[str, float]:
     """One run of the product over references made before; the clock starts at its first seed."""
-    run = measured_run(given)
+    run = measured_run(args)
     begun, used = time.perf_counter(), time.process_time()
     summary = await run.run()
     return {
@@ -133,10 +133,10 @@ async def pipeline(given: argparse.Namespace) -> dict[str, float]:
     }
 
 
-def part(name: str, given: argparse.Namespace) -> dict[str, float]:
+def part(name: str, args: argparse.Namespace) -> dict[str, float]:
     """Run one part as a process of its own and read its last line."""
-    command = [sys.executable, __file__, "--part", name, "--endpoint", given.endpoint]
-    command += ["--n", str(given.n), "--in-flight", str(given.in_flight), "--out", str(given.out)]
+    command = [sys.executable, __file__, "--part", name, "--endpoint", args.endpoint]
+    command += ["--n", str(args.n), "--in-flight", str(args.in_flight), "--out", str(args.out)]
     begun, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -166,25 +166,25 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--json", action="store_true", help="only the last line")
     parser.add_argument("--part", choices=("floor", "pipeline"), help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    given.out.mkdir(parents=True, exist_ok=True)
-    if given.part == "pipeline":
-        print(json.dumps(asyncio.run(pipeline(given))))
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    if args.part == "pipeline":
+        print(json.dumps(asyncio.run(pipeline(args))))
         return
-    references = make_references(given.n)
-    if given.part == "floor":
+    references = make_references(args.n)
+    if args.part == "floor":
         begun, used = time.perf_counter(), time.process_time()
-        asyncio.run(floor(given.endpoint, references, given.in_flight, given.out))
+        asyncio.run(floor(args.endpoint, references, args.in_flight, args.out))
         spent = {"wall_s": time.perf_counter() - begun, "cpu_s": time.process_time() - used}
         print(json.dumps(spent))
         return
     lines = "".join(json.dumps(reference) + "\n" for reference in references)
-    (given.out / "references.jsonl").write_text(lines, encoding="utf-8")
-    index(given)
-    least, own = part("floor", given), part("pipeline", given)
-    if not given.json:
+    (args.out / "references.jsonl").write_text(lines, encoding="utf-8")
+    index(args)
+    least, own = part("floor", args), part("pipeline", args)
+    if not args.json:
         print(f"floor {least}\nrefloom {own}")
-    (given.out / "own_cost.json").write_text(json.dumps({"floor": least, "refloom": own}))
+    (args.out / "own_cost.json").write_text(json.dumps({"floor": least, "refloom": own}))
     print(json.dumps(ratios(least, own)))
 
 

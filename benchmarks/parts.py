@@ -56,10 +56,10 @@ def empty(folder: Path) -> Path:
     return folder
 
 
-def start(given: argparse.Namespace, endpoint: Endpoint | None) -> dict[str, Any]:
+def start(args: argparse.Namespace, endpoint: Endpoint | None) -> dict[str, Any]:
     """How long `refloom --help` takes beside a Python that does nothing, and what is imported."""
     bare, help_ = [], []
-    for _ in range(3 if given.quick else 9):
+    for _ in range(3 if args.quick else 9):
         bare.append(_seconds([sys.executable, "-c", "pass"]))
         help_.append(_seconds([sys.executable, "-m", "refloom", "--help"]))
     code = f"import sys, refloom; print(*[m for m in {HEAVY} if m in sys.modules])"
@@ -73,65 +73,65 @@ def _seconds(command: list[str]) -> float:
     return round(time.perf_counter() - begun, 4)
 
 
-def own_cost(given: argparse.Namespace, endpoint: Endpoint | None) -> dict[str, Any]:
+def own_cost(args: argparse.Namespace, endpoint: Endpoint | None) -> dict[str, Any]:
     """The pipeline beside the floor: every cell once, and all of them again, as often as said.
 
     A machine that changes its speed meanwhile so strikes every cell, and not one of them.
     """
     assert endpoint is not None
-    n, repeats = (60, 1) if given.quick else (1000, given.repeats)
+    n, repeats = (60, 1) if args.quick else (1000, args.repeats)
     cells: list[dict[str, Any]] = [
         {"in_flight": k, "latency_ms": ms, "runs": []} for k, ms in CELLS
     ]
     for _ in range(repeats):
         for cell in cells:
             endpoint.reset(cell["latency_ms"])
-            out = empty(given.out / "own_cost")
+            out = empty(args.out / "own_cost")
             flags = ("--endpoint", endpoint.url, "--n", n, "--in-flight", cell["in_flight"])
             said = last_line("own_cost.py", *flags, "--out", out, "--json")
             whole = json.loads((out / "own_cost.json").read_text(encoding="utf-8"))
             cell["runs"].append(said | {"whole": whole})
-    shutil.rmtree(given.out / "own_cost")
+    shutil.rmtree(args.out / "own_cost")
     return {"n": n, "cells": cells}
 
 
-def journal(given: argparse.Namespace, endpoint: Endpoint | None) -> dict[str, Any]:
+def journal(args: argparse.Namespace, endpoint: Endpoint | None) -> dict[str, Any]:
     """The journal's own rate, see journal.py."""
-    quick = ("--quick",) if given.quick else ()
-    return last_line("journal.py", "--out", given.out / "journal", *quick)
+    quick = ("--quick",) if args.quick else ()
+    return last_line("journal.py", "--out", args.out / "journal", *quick)
 
 
-def calls(given: argparse.Namespace, endpoint: Endpoint | None) -> dict[str, Any]:
+def calls(args: argparse.Namespace, endpoint: Endpoint | None) -> dict[str, Any]:
     """Calls and tokens a row, see calls.py."""
-    quick = ("--quick", "--drafts", "0.6") if given.quick else ()
+    quick = ("--quick", "--drafts", "0.6") if args.quick else ()
     return last_line("calls.py", "--json", *quick)
 
 
-def novelty(given: argparse.Namespace, endpoint: Endpoint | None) -> dict[str, Any]:
+def novelty(args: argparse.Namespace, endpoint: Endpoint | None) -> dict[str, Any]:
     """The novelty filter, on edited copies of the texts that were given, see novelty.py."""
-    numbers = ("--n", 1000, "--big", 0) if given.quick else ("--n", 10_000, "--big", 100_000)
-    real = ("--real", *given.texts) if given.texts else ()
-    return last_line("novelty.py", *numbers, "--rouge", 0, *real) | {"real": bool(given.texts)}
+    numbers = ("--n", 1000, "--big", 0) if args.quick else ("--n", 10_000, "--big", 100_000)
+    real = ("--real", *args.texts) if args.texts else ()
+    return last_line("novelty.py", *numbers, "--rouge", 0, *real) | {"real": bool(args.texts)}
 
 
-def retrieval(given: argparse.Namespace, endpoint: Endpoint | None) -> dict[str, Any]:
+def retrieval(args: argparse.Namespace, endpoint: Endpoint | None) -> dict[str, Any]:
     """The index of a million references, see retrieval.py; without texts, around the demo's."""
-    texts = given.texts or [ROOT / "refloom" / "demo" / "references.jsonl"]
-    out = empty(given.out / "retrieval")
-    n = 3000 if given.quick else 1_000_000
+    texts = args.texts or [ROOT / "refloom" / "resources" / "demo" / "references.jsonl"]
+    out = empty(args.out / "retrieval")
+    n = 3000 if args.quick else 1_000_000
     said = last_line("retrieval.py", "--texts", *texts, "--n", n, "--out", out)
     shutil.rmtree(out)
     return said
 
 
-def memory(given: argparse.Namespace, endpoint: Endpoint | None) -> dict[str, Any]:
+def memory(args: argparse.Namespace, endpoint: Endpoint | None) -> dict[str, Any]:
     """How memory and pace change as a run grows, see flat_memory.py."""
     assert endpoint is not None
-    sizes = [200] if given.quick else [1000, 10_000, *([100_000] if given.largest else [])]
+    sizes = [200] if args.quick else [1000, 10_000, *([100_000] if args.largest else [])]
     runs = []
     for n in sizes:
         endpoint.reset(0)
-        out = empty(given.out / "memory")
+        out = empty(args.out / "memory")
         runs.append(last_line("flat_memory.py", "--endpoint", endpoint.url, "--n", n, "--out", out))
         shutil.rmtree(out)
     return {"runs": runs}

@@ -45,22 +45,22 @@ def read(path: Path) -> list[dict[str, Any]]:
             if not line.strip():
                 continue
             try:
-                found = json.loads(line)
+                row = json.loads(line)
             except ValueError as error:
                 sys.exit(f"{path.name}, line {number}: is no JSON: {error}")
-            if "ratio_wall" in found and found["name"] != FLOOR:
-                rows.append({key: found[key] for key in KEYS if key in found})
+            if "ratio_wall" in row and row["name"] != FLOOR:
+                rows.append({key: row[key] for key in KEYS if key in row})
     return rows
 
 
 def versions(folder: Path) -> dict[str, str]:
     """The version of every framework that has an environment in a folder."""
-    found = {}
+    by_name = {}
     for name in NAMES:
         package = PACKAGES.get(name, name)
         for path in folder.glob(f"venvs/{name}/lib/python*/site-packages/{package}-*.dist-info"):
-            found[name] = path.name.removesuffix(".dist-info").removeprefix(f"{package}-")
-    return found
+            by_name[name] = path.name.removesuffix(".dist-info").removeprefix(f"{package}-")
+    return by_name
 
 
 def best(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -105,18 +105,18 @@ def own_figures(cell: dict[str, Any], n: int) -> dict[str, float]:
     }
 
 
-def measure(given: argparse.Namespace, endpoint: Endpoint) -> dict[str, Any]:
+def measure(args: argparse.Namespace, endpoint: Endpoint) -> dict[str, Any]:
     """Run every framework that has an environment, each right after the floor."""
-    venvs = {path.name for path in (given.peers / "venvs").iterdir() if path.is_dir()}
-    n = 60 if given.quick else 1000
+    venvs = {path.name for path in (args.peers / "venvs").iterdir() if path.is_dir()}
+    n = 60 if args.quick else 1000
     with tempfile.TemporaryDirectory() as folder:
         results = Path(folder) / "results.jsonl"
-        for conc, latency in CELLS[:1] if given.quick else CELLS:
+        for conc, latency in CELLS[:1] if args.quick else CELLS:
             for name in (name for name in NAMES if name in venvs):
                 flags = ["--pair", FLOOR, "--n", n, "--conc", conc, "--latency", latency]
                 flags += ["--results", results, "--timeout", LONGEST_S]
-                command = [sys.executable, given.peer_bench, name, *flags]
-                own = os.environ | {"PB": str(given.peers.resolve()), "MOCK": endpoint.root}
+                command = [sys.executable, args.peer_bench, name, *flags]
+                own = os.environ | {"PB": str(args.peers.resolve()), "MOCK": endpoint.root}
                 line = [*map(str, command)]
                 done = subprocess.run(line, env=own, stdout=sys.stderr, check=False)
                 if done.returncode:
@@ -124,11 +124,11 @@ def measure(given: argparse.Namespace, endpoint: Endpoint) -> dict[str, Any]:
         return {"rows": read(results) if results.is_file() else []}
 
 
-def figures(given: argparse.Namespace, endpoint: Endpoint | None) -> dict[str, Any]:
+def figures(args: argparse.Namespace, endpoint: Endpoint | None) -> dict[str, Any]:
     """What was measured of them, now or before, and of which versions where that can be seen."""
-    if given.peer_results:
-        found = {"rows": read(given.peer_results)}
+    if args.peer_results:
+        measured = {"rows": read(args.peer_results)}
     else:
         assert endpoint is not None
-        found = measure(given, endpoint)
-    return found | {"versions": versions(given.peers) if given.peers else {}}
+        measured = measure(args, endpoint)
+    return measured | {"versions": versions(args.peers) if args.peers else {}}

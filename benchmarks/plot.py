@@ -25,12 +25,12 @@ INK, OWN, OTHERS = "#768390", "#3b82d6", "#8b949e"
 PANELS = (("cpu_ms", "CPU a call, ms", None), ("wall", "wall time, times the floor's", 1.0))
 
 
-def bars_of(kept: dict[str, Any]) -> list[tuple[str, dict[str, float]]]:
+def bars_of(by_part: dict[str, Any]) -> list[tuple[str, dict[str, float]]]:
     """Name and figures of every framework that was measured in the cell, the dearest first."""
-    own = kept.get("own_cost", {}).get("figures", {})
+    own = by_part.get("own_cost", {}).get("figures", {})
     rows = [
         (peers.NAMES.get(row["name"], row["name"]), peers.figures_of(row))
-        for row in peers.best(kept.get("peers", {}).get("figures", {}).get("rows", []))
+        for row in peers.best(by_part.get("peers", {}).get("figures", {}).get("rows", []))
         if (row["conc"], row["latency_ms"], row["n"]) == (IN_FLIGHT, LATENCY_MS, own.get("n"))
     ]
     for cell in own.get("cells", []):
@@ -89,8 +89,8 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=HERE / "results.json")
     parser.add_argument("--out", type=Path, default=HERE.parent / "docs" / "own_cost.svg")
     given = parser.parse_args()
-    kept = json.loads(given.results.read_text(encoding="utf-8"))
-    draw(bars_of(kept), kept["own_cost"]["figures"]["n"], given.out)
+    by_part = json.loads(given.results.read_text(encoding="utf-8"))
+    draw(bars_of(by_part), by_part["own_cost"]["figures"]["n"], given.out)
     print(given.out)
 
 

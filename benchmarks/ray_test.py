@@ -44,20 +44,20 @@ ANSWERING = ("--answer-seeds", "--no-try-criteria", "--references-per-seed", "1"
 ON_RAY = ("--engine", "ray", "--workers")
 
 
-def endpoint(given: Given, what: str = "stats") -> Figures:
-    root = given.endpoint.rstrip("/").removesuffix("/v1")
+def endpoint(args: Given, what: str = "stats") -> Figures:
+    root = args.endpoint.rstrip("/").removesuffix("/v1")
     with urllib.request.urlopen(f"{root}/{what}", timeout=30) as reply:
         return dict(json.load(reply)) if what == "stats" else {}
 
 
-def told(given: Given, name: str) -> Figures:
-    said = json.loads((given.out / name / "killed" / "run.json").read_bytes())
-    return {"counts": said["counts"], **said["calls"]}
+def told(args: Given, name: str) -> Figures:
+    report = json.loads((args.out / name / "killed" / "run.json").read_bytes())
+    return {"counts": report["counts"], **report["calls"]}
 
 
-def expect(given: Given, fulfilled: bool, problem: str) -> None:
+def expect(args: Given, fulfilled: bool, problem: str) -> None:
     if not fulfilled:
-        given.problems.append(problem)
+        args.problems.append(problem)
 
 
 def family(pid: int) -> list[psutil.Process]:
@@ -80,77 +80,77 @@ def cpu_s(pid: int, used: dict[psutil.Process, float]) -> float:
 
 
 def run(
-    given: Given, name: str, *flags: str, url: str | None = None, strike: Strike = None
+    args: Given, name: str, *flags: str, url: str | None = None, strike: Strike = None
 ) -> Figures:
     """Make a run as a process to its end; `strike` comes once a share of the calls was asked."""
-    own = [f"--references={given.out / 'references.jsonl'}", f"--out={given.out / name / 'killed'}"]
-    own += [f"--base-url={url or given.endpoint}", "--model=m", "--random-seed=5", "--quiet"]
-    own += [f"--log-file={given.out / name}.log", f"--concurrency={given.concurrency}"]
+    own = [f"--references={args.out / 'references.jsonl'}", f"--out={args.out / name / 'killed'}"]
+    own += [f"--base-url={url or args.endpoint}", "--model=m", "--random-seed=5", "--quiet"]
+    own += [f"--log-file={args.out / name}.log", f"--concurrency={args.concurrency}"]
     process = start([sys.executable, "-m", "refloom", "run", *own, *flags])
     cpu, at_start, used = 0.0, 0.0, dict[psutil.Process, float]()
     begun, struck = time.monotonic(), None
     while process.poll() is None and time.monotonic() - begun < LONGEST_S:
-        asked = endpoint(given)["requests"]
-        if strike is not None and struck is None and asked >= given.at * given.calls:
+        calls = endpoint(args)["requests"]
+        if strike is not None and struck is None and calls >= args.at * args.calls:
             struck = time.time()
             strike(process.pid)
         cpu = cpu_s(process.pid, used)
-        at_start = at_start if asked else cpu
+        at_start = at_start if calls else cpu
         time.sleep(0.02 if strike and struck is None else 0.4)
-    status, said = ended(process, 30)
+    status, output = ended(process, 30)
     good = ENDS if strike is None else (*ENDS, -signal.SIGKILL)
-    expect(given, status in good, f"{name}: exit status {status}\n{said}")
-    expect(given, strike is None or struck is not None, f"{name}: it ended before the strike")
+    expect(args, status in good, f"{name}: exit status {status}\n{output}")
+    expect(args, strike is None or struck is not None, f"{name}: it ended before the strike")
     print(f"{name}: exit status {status} after {time.monotonic() - begun:.0f} s", flush=True)
     return {"struck": struck, "cpu_s": cpu - at_start}
 
 
-def compare(given: Given, one: str, other: str) -> Figures:
+def compare(args: Given, one: str, other: str) -> Figures:
     """How many rows two runs have, and how many are the same; what differs is a problem."""
-    (given.out / other / "calm").symlink_to(given.out / one / "killed")
-    rows, same = kill_test.compare(given.out / other, given.problems)
-    a, b = told(given, one), told(given, other)
-    expect(given, a["counts"] == b["counts"], f"{other}: {b['counts']}, not {a['counts']}")
-    expect(given, a["paid"] == b["paid"], f"{other}: {b['paid']} calls paid, not {a['paid']}")
+    (args.out / other / "calm").symlink_to(args.out / one / "killed")
+    rows, same = kill_test.compare(args.out / other, args.problems)
+    a, b = told(args, one), told(args, other)
+    expect(args, a["counts"] == b["counts"], f"{other}: {b['counts']}, not {a['counts']}")
+    expect(args, a["paid"] == b["paid"], f"{other}: {b['paid']} calls paid, not {a['paid']}")
     return {"rows": rows, "same": same, "paid": b["paid"], "reused": b["reused"]}
 
 
-def disturbed(given: Given, name: str, strike: Strike, *flags: str) -> Figures:
+def disturbed(args: Given, name: str, strike: Strike, *flags: str) -> Figures:
     """A run that is struck, and begun again if it was killed, against one that nobody disturbs."""
-    if not given.calls:
-        endpoint(given, f"reset?latency_ms={QUICK_MS}")
-        run(given, "calm", *PROPOSING)
-        given.calls = told(given, "calm")["paid"]
-    endpoint(given, f"reset?latency_ms={QUICK_MS}")
+    if not args.calls:
+        endpoint(args, f"reset?latency_ms={QUICK_MS}")
+        run(args, "calm", *PROPOSING)
+        args.calls = told(args, "calm")["paid"]
+    endpoint(args, f"reset?latency_ms={QUICK_MS}")
     line = (*PROPOSING, *ON_RAY, "2", *flags)
-    struck = run(given, name, *line, strike=strike)["struck"]
+    struck = run(args, name, *line, strike=strike)["struck"]
     if name == "driver":
-        run(given, name, *line)
-    figures = compare(given, "calm", name)
-    extra = endpoint(given)["requests"] - figures["paid"]
-    expect(given, 0 <= extra <= given.concurrency, f"{name}: {extra} calls were not paid for")
-    lost = [e["time"] for e in lines_of(given.out / f"{name}.log") if e.get("state") == "lost"]
+        run(args, name, *line)
+    figures = compare(args, "calm", name)
+    extra = endpoint(args)["requests"] - figures["paid"]
+    expect(args, 0 <= extra <= args.concurrency, f"{name}: {extra} calls were not paid for")
+    lost = [e["time"] for e in lines_of(args.out / f"{name}.log") if e.get("state") == "lost"]
     noticed = [round(datetime.fromisoformat(at).timestamp() - struck, 2) for at in lost]
     return figures | {"extra": extra, "noticed_after_s": noticed}
 
 
-def same(given: Given) -> Figures:
+def same(args: Given) -> Figures:
     """One process against 1, 2 and 3 workers, where samples are rejected and ideas collide."""
-    found: Figures = {}
-    with started(given.out / "faulty.log", "--latency-ms", "20") as url:
-        run(given, "alone", *REJECTED, url=url)
+    figures: Figures = {}
+    with started(args.out / "faulty.log", "--latency-ms", "20") as url:
+        run(args, "alone", *REJECTED, url=url)
         for n in ("1", "2", "3"):
-            run(given, n, *REJECTED, *ON_RAY, n, url=url)
-            found[n] = compare(given, "alone", n)
-    return found | {"counts": told(given, "alone")["counts"]}
+            run(args, n, *REJECTED, *ON_RAY, n, url=url)
+            figures[n] = compare(args, "alone", n)
+    return figures | {"counts": told(args, "alone")["counts"]}
 
 
-def worker(given: Given) -> Figures:
+def worker(args: Given) -> Figures:
     """Kill one worker of two."""
-    return disturbed(given, "worker", lambda pid: workers(family(pid))[0].kill())
+    return disturbed(args, "worker", lambda pid: workers(family(pid))[0].kill())
 
 
-def driver(given: Given) -> Figures:
+def driver(args: Given) -> Figures:
     """Kill the run, begin it again at once, and look what the killed one has left."""
     others: list[psutil.Process] = []
 
@@ -158,27 +158,27 @@ def driver(given: Given) -> Figures:
         others.extend(family(pid))
         others.pop(0).kill()
 
-    figures = disturbed(given, "driver", strike)
+    figures = disturbed(args, "driver", strike)
     left = workers(others) or psutil.wait_procs(others, timeout=LINGER_S)[1]
-    expect(given, not left, f"driver: the run that was killed has left {left}")
+    expect(args, not left, f"driver: the run that was killed has left {left}")
     return figures
 
 
-def node(given: Given, name: str = "node", sent: int = signal.SIGKILL) -> Figures:
+def node(args: Given, name: str = "node", sent: int = signal.SIGKILL) -> Figures:
     """Kill all processes of the second of two nodes, or stop them."""
-    with cluster(given) as second:
+    with cluster(args) as second:
 
         def strike(_: int) -> None:
             struck = family(second)
-            expect(given, len(workers(struck)) == 1, f"{name}: no worker is on the second node")
+            expect(args, len(workers(struck)) == 1, f"{name}: no worker is on the second node")
             for process in struck:
                 process.send_signal(sent)
 
-        return disturbed(given, name, strike, "--ray-address", f"127.0.0.1:{PORT}")
+        return disturbed(args, name, strike, "--ray-address", f"127.0.0.1:{PORT}")
 
 
 @contextmanager
-def cluster(given: Given) -> Iterator[int]:
+def cluster(args: Given) -> Iterator[int]:
     """Two nodes on loopback with a token of their own, ended afterwards; gives the second's pid."""
     folder = tempfile.mkdtemp(prefix="ray-test-", dir="/tmp")
     os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
@@ -188,7 +188,7 @@ def cluster(given: Given) -> Iterator[int]:
     try:
         for n, flags in ((1, first), (2, f"--address=127.0.0.1:{PORT}")):
             line = f"{always} --disable-usage-stats --node-ip-address=127.0.0.{n} {flags}".split()
-            with (given.out / f"node-{n}-{time.time():.0f}.log").open("w+b") as log:
+            with (args.out / f"node-{n}-{time.time():.0f}.log").open("w+b") as log:
                 nodes.append(subprocess.Popen(line, stdout=log, stderr=log))
                 while b"Ray runtime started" not in Path(log.name).read_bytes():
                     assert nodes[-1].poll() is None, f"a node did not start; see {log.name}"
@@ -200,29 +200,29 @@ def cluster(given: Given) -> Iterator[int]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def scale(given: Given) -> Figures:
+def scale(args: Given) -> Figures:
     """Calls a second and processor time a call, of one process, one worker and two."""
-    found: Figures = {}
-    write_references(given.out / "references.jsonl", given.seeds * 10)
+    figures: Figures = {}
+    write_references(args.out / "references.jsonl", args.seeds * 10)
     for latency in (QUICK_MS, SLOW_MS):
         for n, at_once in ((0, 128), (1, 64), (2, 128)):
             name, more = f"{latency} ms {n}", (*ON_RAY, str(n)) if n else ()
-            endpoint(given, f"reset?latency_ms={latency}")
-            used = run(given, name, *ANSWERING, "--concurrency", str(at_once), *more)
-            said, paid = endpoint(given), told(given, name)["paid"]
-            expect(given, said["requests"] == paid, f"{name}: {said}, but {paid} calls paid")
+            endpoint(args, f"reset?latency_ms={latency}")
+            used = run(args, name, *ANSWERING, "--concurrency", str(at_once), *more)
+            said, paid = endpoint(args), told(args, name)["paid"]
+            expect(args, said["requests"] == paid, f"{name}: {said}, but {paid} calls paid")
             rate, ms = round(paid / said["span_s"], 1), round(used["cpu_s"] / paid * 1000, 2)
-            found[name] = {"calls_per_s": rate, "cpu_ms_per_call": ms}
-            print(f"  {found[name]}", flush=True)
-        one, two = (found[f"{latency} ms {n}"]["calls_per_s"] for n in (1, 2))
-        found[f"{latency} ms ratio"] = ratio = round(two / one, 2)
-    expect(given, ratio >= LEAST_RATIO, f"scale: two workers do {ratio} times what one does")
-    return found
+            figures[name] = {"calls_per_s": rate, "cpu_ms_per_call": ms}
+            print(f"  {figures[name]}", flush=True)
+        one, two = (figures[f"{latency} ms {n}"]["calls_per_s"] for n in (1, 2))
+        figures[f"{latency} ms ratio"] = ratio = round(two / one, 2)
+    expect(args, ratio >= LEAST_RATIO, f"scale: two workers do {ratio} times what one does")
+    return figures
 
 
 PARTS: dict[str, Callable[[Given], Figures]] = {
     **{one.__name__: one for one in (same, worker, node, driver, scale)},
-    "frozen": lambda given: node(given, "frozen", signal.SIGSTOP),
+    "frozen": lambda args: node(args, "frozen", signal.SIGSTOP),
 }
 
 
@@ -234,15 +234,15 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, default=64)
     parser.add_argument("--at", type=float, default=0.4, help="share of calls before the strike")
     parser.add_argument("--part", choices=(*PARTS, "all"), default="all")
-    given = parser.parse_args()
-    given.out = given.out.resolve() / time.strftime("%m-%d-%H-%M-%S")
-    given.out.mkdir(parents=True)
-    write_references(given.out / "references.jsonl", given.seeds)
-    given.problems, given.calls = [], 0
-    found = {name: part(given) for name, part in PARTS.items() if given.part in (name, "all")}
-    sys.stdout.writelines(f"BROKEN: {problem}\n" for problem in given.problems[:20])
-    print(json.dumps(found | {"broken": len(given.problems)}))
-    sys.exit(1 if given.problems else 0)
+    args = parser.parse_args()
+    args.out = args.out.resolve() / time.strftime("%m-%d-%H-%M-%S")
+    args.out.mkdir(parents=True)
+    write_references(args.out / "references.jsonl", args.seeds)
+    args.problems, args.calls = [], 0
+    figures = {name: part(args) for name, part in PARTS.items() if args.part in (name, "all")}
+    sys.stdout.writelines(f"BROKEN: {problem}\n" for problem in args.problems[:20])
+    print(json.dumps(figures | {"broken": len(args.problems)}))
+    sys.exit(1 if args.problems else 0)
 
 
 if __name__ == "__main__":

@@ -54,12 +54,12 @@ def load(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        by_part = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         sys.exit(f"{path.name}: is no JSON: {error}")
-    if not isinstance(found, dict):
+    if not isinstance(by_part, dict):
         sys.exit(f"{path.name}: does not hold figures by part")
-    return found
+    return by_part
 
 
 def entry(figures: Mapping[str, Any], quick: bool, kind: str | None) -> dict[str, Any]:
@@ -69,27 +69,27 @@ def entry(figures: Mapping[str, Any], quick: bool, kind: str | None) -> dict[str
     return {**about, "figures": dict(figures)}
 
 
-def section(name: str, kept: Mapping[str, Any]) -> str:
+def section(name: str, by_part: Mapping[str, Any]) -> str:
     """A part's section: heading, when and on what, figures."""
     title, write = SECTIONS[name]
-    one = kept[name]
+    one = by_part[name]
     on = one["machine"]
-    said = f"{one['date']}, {on['cpu']}, {on['cores']} cores, {on['memory_gb']} GB, "
-    said += f"Python {on['python']}"
+    facts = f"{one['date']}, {on['cpu']}, {on['cores']} cores, {on['memory_gb']} GB, "
+    facts += f"Python {on['python']}"
     if one["endpoint"]:
-        said += f"; {KINDS[one['endpoint']]}"
+        facts += f"; {KINDS[one['endpoint']]}"
     quick = f"\n\n{QUICK}" if one["quick"] else ""
-    measured = f"*{said}. `python benchmarks/results.py --only {name}`*"
+    measured = f"*{facts}. `python benchmarks/results.py --only {name}`*"
     try:
-        body = write(one["figures"], kept)
+        body = write(one["figures"], by_part)
     except (KeyError, IndexError):
         body = OLDER
     return f"## {title}\n\n{measured}{quick}\n\n{body}"
 
 
-def written(text: str, kept: Mapping[str, Any]) -> str:
+def written(text: str, by_part: Mapping[str, Any]) -> str:
     """A RESULTS.md with its measured part made anew; what a person wrote around it stays."""
-    body = "\n\n".join(section(name, kept) for name in SECTIONS if name in kept)
+    body = "\n\n".join(section(name, by_part) for name in SECTIONS if name in by_part)
     block = f"{BEGIN}\n{body}\n{END}"
     if BEGIN in text and END in text:
         before, _, rest = text.partition(BEGIN)
@@ -97,55 +97,55 @@ def written(text: str, kept: Mapping[str, Any]) -> str:
     return f"{text.rstrip() or HEADING.rstrip()}\n\n{block}\n"
 
 
-def measured(name: str, given: argparse.Namespace, endpoint: Endpoint | None) -> dict[str, Any]:
+def measured(name: str, args: argparse.Namespace, endpoint: Endpoint | None) -> dict[str, Any]:
     """The figures of a part, with what it took said on stderr."""
     begun = time.monotonic()
     print(f"{name} ...", file=sys.stderr, flush=True)
-    found = (PARTS | {"peers": peers.figures})[name](given, endpoint)
+    figures = (PARTS | {"peers": peers.figures})[name](args, endpoint)
     print(f"{name}: {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
-    return found
+    return figures
 
 
-def suite(names: list[str], given: argparse.Namespace) -> list[str]:
+def suite(names: list[str], args: argparse.Namespace) -> list[str]:
     """Run the parts one after another, keep each at once, and name those that failed."""
     failed = []
     with ExitStack() as stack:
         endpoint = None
         for name in names:
-            needs = name in NEED_ENDPOINT and not (name == "peers" and given.peer_results)
+            needs = name in NEED_ENDPOINT and not (name == "peers" and args.peer_results)
             if needs and endpoint is None:
-                endpoint = stack.enter_context(started(given.mock, given.endpoint))
+                endpoint = stack.enter_context(started(args.mock, args.endpoint))
             try:
-                figures = measured(name, given, endpoint)
+                figures = measured(name, args, endpoint)
             except PartFailed as error:
                 print(f"{name} FAILED: {error}", file=sys.stderr)
                 failed.append(name)
                 continue
-            keep(name, entry(figures, given.quick, endpoint.kind if needs else None), given)
+            keep(name, entry(figures, args.quick, endpoint.kind if needs else None), args)
     return failed
 
 
-def keep(name: str, one: dict[str, Any], given: argparse.Namespace) -> None:
+def keep(name: str, one: dict[str, Any], args: argparse.Namespace) -> None:
     """Put a part's figures among the others, and write both files."""
-    kept = load(given.results) | {name: one}
-    given.results.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
-    text = given.table.read_text(encoding="utf-8") if given.table.is_file() else ""
-    given.table.write_text(written(text, kept), encoding="utf-8")
+    by_part = load(args.results) | {name: one}
+    args.results.write_text(json.dumps(by_part, indent=1) + "\n", encoding="utf-8")
+    text = args.table.read_text(encoding="utf-8") if args.table.is_file() else ""
+    args.table.write_text(written(text, by_part), encoding="utf-8")
 
 
-def parts_of(given: argparse.Namespace) -> list[str]:
+def parts_of(args: argparse.Namespace) -> list[str]:
     """The parts that were asked for, in the suite's order."""
-    named = bool(given.peers or given.peer_results)
+    named = bool(args.peers or args.peer_results)
     known = [*PARTS, "peers"]
-    asked = given.only.split(",") if given.only else [*PARTS, *(["peers"] if named else [])]
-    unknown = sorted(set(asked) - set(known))
+    names = args.only.split(",") if args.only else [*PARTS, *(["peers"] if named else [])]
+    unknown = sorted(set(names) - set(known))
     if unknown:
         sys.exit(f"--only: there is no {', '.join(unknown)}; there are {', '.join(known)}")
-    if "peers" in asked and not named:
+    if "peers" in names and not named:
         sys.exit("peers: name them by --peer-results, or by --peers and --peer-bench")
-    if given.peers and not given.peer_results and not given.peer_bench:
+    if args.peers and not args.peer_results and not args.peer_bench:
         sys.exit("--peers: --peer-bench has to name the bench.py that runs them")
-    return [name for name in known if name in asked]
+    return [name for name in known if name in names]
 
 
 def arguments() -> argparse.Namespace:
@@ -164,26 +164,26 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("bench-run"), help="for what is passing")
     parser.add_argument("--results", type=Path, metavar="FILE", help="default: results.json here")
     parser.add_argument("--table", type=Path, metavar="FILE", help="default: RESULTS.md here")
-    given = parser.parse_args()
-    given.out = given.out.resolve()
-    given.out.mkdir(parents=True, exist_ok=True)
+    args = parser.parse_args()
+    args.out = args.out.resolve()
+    args.out.mkdir(parents=True, exist_ok=True)
     # Small numbers must not take the place of those that are published.
-    folder = given.out if given.quick else HERE
-    given.results = given.results or folder / "results.json"
-    given.table = given.table or folder / "RESULTS.md"
+    folder = args.out if args.quick else HERE
+    args.results = args.results or folder / "results.json"
+    args.table = args.table or folder / "RESULTS.md"
     for name in ("mock", "peers", "peer_bench", "peer_results"):
-        path = getattr(given, name)
+        path = getattr(args, name)
         if path is not None and not path.exists():
             sys.exit(f"--{name.replace('_', '-')}: {path} does not exist")
-        setattr(given, name, path.resolve() if path else None)
-    given.texts = [path.resolve() for path in given.texts]
-    return given
+        setattr(args, name, path.resolve() if path else None)
+    args.texts = [path.resolve() for path in args.texts]
+    return args
 
 
 def main() -> int:
-    given = arguments()
-    failed = suite(parts_of(given), given)
-    print(given.table)
+    args = arguments()
+    failed = suite(parts_of(args), args)
+    print(args.table)
     return 1 if failed else 0
 
 

@@ -46,11 +46,11 @@ def spread(base: np.ndarray, n: int, seed: int) -> Iterator[np.ndarray]:
 
 def memory_mb(pid: str = "self") -> dict[str, float]:
     """What a process holds, in MB; `pss` counts what is shared once, divided among the sharers."""
-    found = {}
+    sizes = {}
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]:
         name, value = line.split(":")
-        found[name.lower()] = int(value.split()[0]) / 1024
-    return {name: round(found[name], 1) for name in ("rss", "pss", "anonymous")}
+        sizes[name.lower()] = int(value.split()[0]) / 1024
+    return {name: round(sizes[name], 1) for name in ("rss", "pss", "anonymous")}
 
 
 async def build(base: np.ndarray, n: int, out: Path) -> dict[str, float]:
@@ -97,21 +97,21 @@ async def asked(out: Path, queries: np.ndarray) -> dict[str, object]:
     index = ReferenceIndex(open_reference_file(out), embed, out, "made")
     await index.build()
     opened = time.perf_counter() - began
-    took, found = [], []
+    seconds, rows = [], []
     for text in texts:
         began = time.perf_counter()
         candidates = await index.candidates(text, 2)
-        took.append(time.perf_counter() - began)
-        found.append(candidates.rows[:10])
+        seconds.append(time.perf_counter() - began)
+        rows.append(candidates.rows[:10])
     await index.search("query 0", 3)
-    p50, p99 = np.percentile(np.array(took) * 1000, [50, 99])
+    p50, p99 = np.percentile(np.array(seconds) * 1000, [50, 99])
     return {
         "open_s": round(opened, 3),
         "p50_ms": round(float(p50), 2),
         "p99_ms": round(float(p99), 2),
         "memory_mb": memory_mb(),
         "before_mb": before,
-        "found": found,
+        "found": rows,
     }
 
 
@@ -132,7 +132,7 @@ def hnsw(base: np.ndarray, n: int, queries: np.ndarray) -> dict[str, float]:
     index.hnsw.efSearch = 128
     began = time.perf_counter()
     rows = np.concatenate([index.search(query[None], 10)[1] for query in queries])
-    took = (time.perf_counter() - began) / len(queries) * 1000
+    query_ms = (time.perf_counter() - began) / len(queries) * 1000
     truth = exact_search(vectors, queries, 10)
     hits = sum(len(set(a) & set(b)) for a, b in zip(rows.tolist(), truth.tolist(), strict=True))
     size = faiss.serialize_index(index).nbytes
@@ -141,7 +141,7 @@ def hnsw(base: np.ndarray, n: int, queries: np.ndarray) -> dict[str, float]:
         "build_s": round(built, 1),
         "bytes_a_vector": round(size / n),
         "recall": round(hits / truth.size, 4),
-        "ms": round(took, 2),
+        "ms": round(query_ms, 2),
     }
 
 
@@ -168,28 +168,28 @@ def main() -> None:
     parser.add_argument("--hnsw", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--part", choices=("ask",), help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    queries_file, index = given.out / "queries.npy", given.out / "index"
-    if given.part == "ask":
+    args = parser.parse_args()
+    queries_file, index = args.out / "queries.npy", args.out / "index"
+    if args.part == "ask":
         print(json.dumps(asyncio.run(asked(index, np.load(queries_file)))), flush=True)
         sys.stdin.readline()
         print(json.dumps(memory_mb()))
         return
-    given.out.mkdir(parents=True, exist_ok=True)
-    base = real_vectors(given.texts)
+    args.out.mkdir(parents=True, exist_ok=True)
+    base = real_vectors(args.texts)
     queries = next(spread(base, QUERIES, 2))
     np.save(queries_file, queries)
-    said: dict = {"n": given.n, **asyncio.run(build(base, given.n, index))}
-    rows = exact_over(base, given.n, queries)
-    first, shared = asked_by_processes(given)
+    figures: dict = {"n": args.n, **asyncio.run(build(base, args.n, index))}
+    rows = exact_over(base, args.n, queries)
+    first, shared = asked_by_processes(args)
     hits = sum(len(set(a) & set(b)) for a, b in zip(first.pop("found"), rows, strict=True))
     manifest = json.loads((index / "index.json").read_text())
-    said |= {name: manifest[name] for name in ("kind", "probes")}
-    said |= {"recall_at_build": manifest["recall"], "recall": round(hits / len(queries) / 10, 4)}
-    said |= {**first, "four_processes_mb": shared}
-    said["disk_mb"] = {p.name: round(p.stat().st_size / 1e6, 1) for p in index.iterdir()}
-    said["hnsw"] = hnsw(base, given.hnsw, queries) if given.hnsw else None
-    print(json.dumps(said))
+    figures |= {name: manifest[name] for name in ("kind", "probes")}
+    figures |= {"recall_at_build": manifest["recall"], "recall": round(hits / len(queries) / 10, 4)}
+    figures |= {**first, "four_processes_mb": shared}
+    figures["disk_mb"] = {p.name: round(p.stat().st_size / 1e6, 1) for p in index.iterdir()}
+    figures["hnsw"] = hnsw(base, args.hnsw, queries) if args.hnsw else None
+    print(json.dumps(figures))
 
 
 def exact_over(base: np.ndarray, n: int, queries: np.ndarray) -> list[list[int]]:

@@ -16,13 +16,13 @@ Figures = dict[str, Any]
 BESIDE = ["bar", "reached"]
 
 
-def own_cost(found: Figures, everything: Figures) -> str:
+def own_cost(figures: Figures, everything: Figures) -> str:
     """Wall and CPU beside the floor of the same run."""
     head = ["in flight", "endpoint", "wall to floor", *BESIDE, "CPU a call", *BESIDE]
     head += ["CPU to floor", "samples/s", "peak MB"]
-    enough = found["n"] >= 1000
+    enough = figures["n"] >= 1000
     lines = []
-    for cell in found["cells"]:
+    for cell in figures["cells"]:
         runs, slow = cell["runs"], cell["latency_ms"] == bars.LATENCY_MS
         wall, cpu = middle(runs, "wall_ratio"), middle(runs, "cpu_ms_per_call")
         wall_bar = bars.WALL.get(cell["in_flight"]) if slow else None
@@ -37,21 +37,21 @@ def own_cost(found: Figures, everything: Figures) -> str:
                 figure(middle(runs, "peak_mb"), 0),
             ]
         )
-    repeats = len(found["cells"][0]["runs"])
+    repeats = len(figures["cells"][0]["runs"])
     about = (
-        f"{found['n']:,} samples of three dependent calls, journal on, and right before each run "
+        f"{figures['n']:,} samples of three dependent calls, journal on, and right before each run "
         "the same calls by asyncio and aiohttp alone (the floor). "
         + ("One run each." if repeats == 1 else f"Median of {repeats}, the least and the most.")
     )
     return f"{about}\n\n{table(head, lines)}"
 
 
-def start(found: Figures, everything: Figures) -> str:
+def start(figures: Figures, everything: Figures) -> str:
     """Start-up, beside a Python that does nothing."""
-    seconds, bare = median(found["help_s"]), median(found["bare_s"])
-    heavy = [name for name in ("torch", "faiss") if name in found["loaded"]]
+    seconds, bare = median(figures["help_s"]), median(figures["bare_s"])
+    heavy = [name for name in ("torch", "faiss") if name in figures["loaded"]]
     lines = [
-        ["`refloom --help`", f"{spread(found['help_s'])} s", *beside(seconds, bars.HELP_S)],
+        ["`refloom --help`", f"{spread(figures['help_s'])} s", *beside(seconds, bars.HELP_S)],
         ["the same to a Python that does nothing", f"{figure(seconds / bare, 1)}x", "–", "no bar"],
         [
             "`import refloom` loads",
@@ -63,36 +63,36 @@ def start(found: Figures, everything: Figures) -> str:
     return table(["what", "measured", *BESIDE], lines)
 
 
-def journal(found: Figures, everything: Figures) -> str:
+def journal(figures: Figures, everything: Figures) -> str:
     """The journal's rate beside plain SQLite's."""
     about = (
-        f"Calls kept a second ({found['rows']:,} replies of 2 kB, each waited for until it is on "
+        f"Calls kept a second ({figures['rows']:,} replies of 2 kB, each waited for until it is on "
         "disk), one writer, beside SQLite used plainly in the same run. No bar."
     )
-    return f"{about}\n\n{rate_table(found)}"
+    return f"{about}\n\n{rate_table(figures)}"
 
 
-def calls(found: Figures, everything: Figures) -> str:
+def calls(figures: Figures, everything: Figures) -> str:
     """What the loop adds and what it buys."""
-    world = found["qualities"][0]["world"]
+    world = figures["qualities"][0]["world"]
     about = (
         "refloom's own runs over a scripted model of which everything is known: a draft is good as "
         f"often as the table says, a refinement mends a bad one with {world['mends']:.0%} and "
         f"spoils a good one with {world['spoils']:.0%}, the judge errs in {world['errs']:.0%} of "
         f"the responses, {world['plain']:.0%} of the bad ones break a rule. "
-        f"{found['per_reference']} instructions a reference. The authors' pipeline is arithmetic "
+        f"{figures['per_reference']} instructions a reference. The authors' pipeline is arithmetic "
         "on the same texts: it refines every draft and exports every row. Lengths of texts are "
         "assumed, so tokens say less than calls. First what the loop adds and buys. No bar."
     )
-    return f"{about}\n\n{call_tables(found['qualities'])}"
+    return f"{about}\n\n{call_tables(figures['qualities'])}"
 
 
-def memory(found: Figures, everything: Figures) -> str:
+def memory(figures: Figures, everything: Figures) -> str:
     """Memory and pace as a run grows."""
     head = ["samples", "seconds", "samples/s, first and last tenth", "CPU a call"]
     head += ["MB before, at 1,000, peak", "MB above the start", *BESIDE, "kB a sample"]
     lines = []
-    for run in found["runs"]:
+    for run in figures["runs"]:
         n, over = run["samples"], run["over_start_mb"]
         later = n - 1000
         lines.append(
@@ -112,17 +112,17 @@ def memory(found: Figures, everything: Figures) -> str:
     return f"{about}\n\n{table(head, lines)}"
 
 
-def novelty(found: Figures, everything: Figures) -> str:
+def novelty(figures: Figures, everything: Figures) -> str:
     """The exact greedy ROUGE-L filter."""
     lines = []
-    for run in (found["filter"], *([found["big"]] if "big" in found else [])):
+    for run in (figures["filter"], *([figures["big"]] if "big" in figures else [])):
         bar = bars.NOVELTY_S.get(run["n"])
         kept = f"{run['kept']:,}"
         spent = [f"{figure(run['cpu_s'])} s", *beside(run["cpu_s"], bar)]
         lines.append([f"{run['n']:,}", kept, *spent, figure(run["added_mb"], 0)])
-    texts = "edited copies of real instructions" if found["real"] else "made-up texts"
-    exact = "the same as" if found["exact"] else "**not** the same as"
-    ratio = found["every_pair_cpu_s"] / found["filter"]["cpu_s"]
+    texts = "edited copies of real instructions" if figures["real"] else "made-up texts"
+    exact = "the same as" if figures["exact"] else "**not** the same as"
+    ratio = figures["every_pair_cpu_s"] / figures["filter"]["cpu_s"]
     about = (
         f"On {texts}, CPU time. What is kept of the first line's is {exact} what comparing every "
         f"pair keeps, which took {figure(ratio, 1)} times as much in the same run."
@@ -130,24 +130,24 @@ def novelty(found: Figures, everything: Figures) -> str:
     return f"{about}\n\n{table(['texts', 'kept', 'CPU', *BESIDE, 'MB added'], lines)}"
 
 
-def retrieval(found: Figures, everything: Figures) -> str:
+def retrieval(figures: Figures, everything: Figures) -> str:
     """The index of many references."""
-    enough = found["n"] >= bars.RETRIEVAL_AT
-    p99, opened = found["p99_ms"], found["open_s"]
-    own = max(part["anonymous"] for part in found["four_processes_mb"])
+    enough = figures["n"] >= bars.RETRIEVAL_AT
+    p99, opened = figures["p99_ms"], figures["open_s"]
+    own = max(part["anonymous"] for part in figures["four_processes_mb"])
     lines = [
-        ["search, p50", f"{figure(found['p50_ms'], 1)} ms", "–", "no bar"],
+        ["search, p50", f"{figure(figures['p50_ms'], 1)} ms", "–", "no bar"],
         ["search, p99", f"{figure(p99, 1)} ms", *beside(p99, bars.SEARCH_MS, enough)],
         [
             "recall@10 against exact search",
-            figure(found["recall"], 3),
-            *beside(found["recall"], bars.RECALL, enough),
+            figure(figures["recall"], 3),
+            *beside(figures["recall"], bars.RECALL, enough),
         ],
         ["opening it", f"{figure(opened)} s", *beside(opened, bars.OPEN_S, enough)],
-        ["building it, embedding apart", f"{figure(found['build_s'], 0)} s", "–", "no bar"],
+        ["building it, embedding apart", f"{figure(figures['build_s'], 0)} s", "–", "no bar"],
         ["own memory of each of four processes", f"{figure(own, 0)} MB", "–", "no bar"],
     ]
-    about = f"{found['n']:,} references of 384 numbers, an index of kind `{found['kind']}`."
+    about = f"{figures['n']:,} references of 384 numbers, an index of kind `{figures['kind']}`."
     return f"{about}\n\n{table(['what', 'measured', *BESIDE], lines)}"
 
 
@@ -155,14 +155,14 @@ PEER_HEAD = ["what", "wall to floor", "calls' span to floor", "CPU a call", "sam
 PEER_HEAD += ["peak MB", "rows lost"]
 
 
-def beside_peers(found: Figures, everything: Figures) -> str:
+def beside_peers(figures: Figures, everything: Figures) -> str:
     """Other frameworks and refloom, a table a cell."""
     own = everything.get("own_cost", {}).get("figures", {})
     mine = {(c["in_flight"], c["latency_ms"]): c for c in own.get("cells", [])}
     cells: dict[tuple[int, int, int], list[tuple[str, Figures]]] = {}
-    for row in peers.best(found["rows"]):
+    for row in peers.best(figures["rows"]):
         name = peers.NAMES.get(row["name"], row["name"])
-        version = found.get("versions", {}).get(row["name"])
+        version = figures.get("versions", {}).get(row["name"])
         named = f"{name} ({version})" if version else name
         cell = (row["n"], row["conc"], row["latency_ms"])
         cells.setdefault(cell, []).append((named, peers.figures_of(row)))

@@ -61,13 +61,13 @@ def _timed(port: int, path: str) -> float | None:
 
 
 @contextlib.contextmanager
-def timing(port: int, found: list[float]) -> Iterator[None]:
+def timing(port: int, seconds: list[float]) -> Iterator[None]:
     """Ask `/ok` every 10 ms meanwhile."""
     over = threading.Event()
 
     def ask() -> None:
         while not over.wait(0.01):
-            found.append(_timed(port, "/ok") or 0.0)
+            seconds.append(_timed(port, "/ok") or 0.0)
 
     thread = threading.Thread(target=ask)
     thread.start()
@@ -111,28 +111,28 @@ def responsive(port: int, folder: Path) -> dict[str, float]:
     }
 
 
-def killed(given: argparse.Namespace, port: int, url: str, again: Any, server: Any) -> Any:
+def killed(args: argparse.Namespace, port: int, url: str, again: Any, server: Any) -> Any:
     """All seeds at once, the server killed on the way and started again; gives the last server."""
-    folder = given.out
-    seeds = write_seeds(folder / "seeds.txt", given.seeds, "served")
+    folder = args.out
+    seeds = write_seeds(folder / "seeds.txt", args.seeds, "served")
     before, begun = answered(url), time.monotonic()
-    asking = client(port, seeds, folder / "samples.jsonl", given.seeds)
+    asking = client(port, seeds, folder / "samples.jsonl", args.seeds)
     # Three calls a seed and the references' own.
-    while answered(url) - before < given.seeds * 3 / 2 and asking.poll() is None:
+    while answered(url) - before < args.seeds * 3 / 2 and asking.poll() is None:
         time.sleep(0.01)
     server.process.kill()
     server.process.wait()
     server = again()
-    said, complaints = asking.communicate(timeout=900)
+    output, complaints = asking.communicate(timeout=900)
     rows = rows_of(folder / "samples.jsonl")
     return server, {
-        "seeds": given.seeds,
+        "seeds": args.seeds,
         "accounted": len({row["seed_id"] for row in rows}),
         "samples": len(rows),
         "accepted": sum(row["status"] == "accepted" for row in rows),
         "calls": answered(url) - before,
         "seconds": round(time.monotonic() - begun, 1),
-        "said": said.strip() or complaints.strip()[-300:],
+        "said": output.strip() or complaints.strip()[-300:],
     }
 
 
@@ -141,28 +141,28 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=200)
     parser.add_argument("--out", type=Path, default=Path("bench-run/serving"))
-    given = parser.parse_args()
-    shutil.rmtree(given.out, ignore_errors=True)
-    given.out.mkdir(parents=True)
-    index = given.out / "index"
-    references = ROOT / "refloom" / "demo" / "references.jsonl"
+    args = parser.parse_args()
+    shutil.rmtree(args.out, ignore_errors=True)
+    args.out.mkdir(parents=True)
+    index = args.out / "index"
+    references = ROOT / "refloom" / "resources" / "demo" / "references.jsonl"
     build = [sys.executable, "-m", "refloom", "index", "build", str(references)]
     subprocess.run([*build, "--out", str(index)], check=True, stdout=subprocess.DEVNULL)
     port = free_port()
-    with started(given.out / "calls.jsonl", "--faults", "0") as url:
+    with started(args.out / "calls.jsonl", "--faults", "0") as url:
 
         def again() -> Server:
-            return start((given.out / "server").absolute(), port, url, index.absolute())
+            return start((args.out / "server").absolute(), port, url, index.absolute())
 
         server = again()
         try:
-            found: dict[str, Any] = {"ok": responsive(port, given.out)}
-            server, found["killed"] = killed(given, port, url, again, server)
+            results: dict[str, Any] = {"ok": responsive(port, args.out)}
+            server, results["killed"] = killed(args, port, url, again, server)
         finally:
             server.stop()
-    print(json.dumps(found))
-    kept = found["killed"]["accounted"] == given.seeds
-    return 0 if kept and found["ok"]["busy_p99_ms"] <= MOST_P99_MS else 1
+    print(json.dumps(results))
+    complete = results["killed"]["accounted"] == args.seeds
+    return 0 if complete and results["ok"]["busy_p99_ms"] <= MOST_P99_MS else 1
 
 
 if __name__ == "__main__":

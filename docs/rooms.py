@@ -54,14 +54,14 @@ def rooms() -> dict[str, Room]:
     """Every room by its name, in the order of the import law, read from the code."""
     graph = build_graph(TOP, *(name for name in floors() if "." not in name), cache_dir=None)
     home = {module: _home(module, bool(graph.find_children(module))) for module in graph.modules}
-    found = {name: Room(name) for name in sorted(set(home.values()))}
+    by_name = {name: Room(name) for name in sorted(set(home.values()))}
     for module, name in home.items():
-        found[name].modules += 1
+        by_name[name].modules += 1
         imported = {home[other] for other in graph.find_modules_directly_imported_by(module)}
         # `refloom` is imported with every module below it; that says nothing.
-        found[name].imports |= imported - {name, TOP}
+        by_name[name].imports |= imported - {name, TOP}
     order = [TOP, *floors()]
-    return dict(sorted(found.items(), key=lambda item: (order.index(item[1].unit), item[0])))
+    return dict(sorted(by_name.items(), key=lambda item: (order.index(item[1].unit), item[0])))
 
 
 def _home(module: str, package: bool) -> str:
@@ -73,11 +73,11 @@ def _home(module: str, package: bool) -> str:
     return module if parent == TOP else parent
 
 
-def arrows(found: dict[str, Room]) -> list[tuple[str, str]]:
+def arrows(by_name: dict[str, Room]) -> list[tuple[str, str]]:
     """The imports between rooms of the law, without those that a longer way of arrows implies."""
     to: dict[str, set[str]] = {}
-    for room in found.values():
-        to.setdefault(room.unit, set()).update(found[name].unit for name in room.imports)
+    for room in by_name.values():
+        to.setdefault(room.unit, set()).update(by_name[name].unit for name in room.imports)
     to = {name: others - {name} for name, others in to.items()}
 
     def reached(name: str) -> set[str]:
@@ -93,12 +93,12 @@ def arrows(found: dict[str, Room]) -> list[tuple[str, str]]:
 
 def drawing() -> str:
     """The rooms as a Mermaid graph: a box a room of the law, an arrow an import."""
-    found = rooms()
+    by_name = rooms()
     lines = ["```mermaid", "graph TD;"]
-    for unit in dict.fromkeys(room.unit for room in found.values()):
-        label = "<br/>".join(room.path for room in found.values() if room.unit == unit)
+    for unit in dict.fromkeys(room.unit for room in by_name.values()):
+        label = "<br/>".join(room.path for room in by_name.values() if room.unit == unit)
         lines.append(f'  {_id(unit)}["{label}"];')
-    lines += [f"  {_id(one)} --> {_id(other)};" for one, other in arrows(found)]
+    lines += [f"  {_id(one)} --> {_id(other)};" for one, other in arrows(by_name)]
     return "\n".join([*lines, "```"])
 
 
@@ -109,12 +109,14 @@ def _id(name: str) -> str:
 
 def table() -> str:
     """Every room with what it is for, its modules and what it imports."""
-    found, floor = rooms(), floors()
-    modules = sum(room.modules for room in found.values())
-    lines = [f"{len(found)} rooms on {max(floor.values())} floors, {modules} modules.", ""]
+    by_name, floor = rooms(), floors()
+    modules = sum(room.modules for room in by_name.values())
+    lines = [f"{len(by_name)} rooms on {max(floor.values())} floors, {modules} modules.", ""]
     lines += ["| floor | room | modules | what it is for | imports |", "|---|---|---|---|---|"]
-    for room in found.values():
-        imports = ", ".join(name.removeprefix(f"{TOP}.") for name in found if name in room.imports)
+    for room in by_name.values():
+        imports = ", ".join(
+            name.removeprefix(f"{TOP}.") for name in by_name if name in room.imports
+        )
         on = floor.get(room.unit, "")
         lines.append(f"| {on} | `{room.path}` | {room.modules} | {room.about} | {imports} |")
     return "\n".join(lines)

@@ -73,8 +73,8 @@ async def samples_of(
                 # Cut off in the middle: on from the last step that was kept.
                 await run(client, thread_id, assistant_id, show, input=None)
             else:
-                given = {"seed": {"instruction": seed}}
-                await run(client, thread_id, assistant_id, show, input=given)
+                args = {"seed": {"instruction": seed}}
+                await run(client, thread_id, assistant_id, show, input=args)
         except PASSING as error:
             if tries == TRIES:
                 raise Refused(f"{type(error).__name__}: {error}") from error
@@ -84,7 +84,7 @@ async def samples_of(
 
 
 async def run(
-    client: LangGraphClient, thread_id: str, assistant_id: str, show: bool, **given: Any
+    client: LangGraphClient, thread_id: str, assistant_id: str, show: bool, **options: Any
 ) -> None:
     """One run to its end or its next question, told of as it goes on."""
     stream = client.runs.stream(
@@ -93,7 +93,7 @@ async def run(
         stream_mode=["custom", "values"],
         stream_subgraphs=True,
         multitask_strategy="enqueue",
-        **given,
+        **options,
     )
     async for part in stream:
         if part.event == "error":
@@ -109,14 +109,16 @@ async def answer(question: Any) -> dict[str, str] | None:
     sample = question["sample"]
     sys.stderr.write(f"\n{sample['instruction']}\n---\n{sample['response']}\n")
     try:
-        said = await asyncio.to_thread(input, "[a]ccept, [r]eject and why, or a better text: ")
+        answer_text = await asyncio.to_thread(
+            input, "[a]ccept, [r]eject and why, or a better text: "
+        )
     except EOFError:
         return None
-    if said in ("", "a"):
+    if answer_text in ("", "a"):
         return {"decision": "accept"}
-    if said == "r" or said.startswith("r "):
-        return {"decision": "reject", "reason": said[2:]}
-    return {"decision": "edit", "response": said}
+    if answer_text == "r" or answer_text.startswith("r "):
+        return {"decision": "reject", "reason": answer_text[2:]}
+    return {"decision": "edit", "response": answer_text}
 
 
 def arguments() -> tuple[argparse.Namespace, list[str], dict[str, Any]]:
@@ -129,27 +131,27 @@ def arguments() -> tuple[argparse.Namespace, list[str], dict[str, Any]]:
     parser.add_argument("--review", default="never", help="never, rejected, borderline, all")
     parser.add_argument("--context", default="{}", help="more settings, as JSON")
     parser.add_argument("--at-once", type=int, default=16, help="seeds under way at once")
-    given = parser.parse_args()
+    args = parser.parse_args()
     try:
-        context = {"per_seed": given.per_seed, "review": given.review, **json.loads(given.context)}
-        text = given.seeds.read_text(encoding="utf-8")
+        context = {"per_seed": args.per_seed, "review": args.review, **json.loads(args.context)}
+        text = args.seeds.read_text(encoding="utf-8")
     except (OSError, ValueError, TypeError) as error:
         parser.error(f"seeds or --context: {error}")
-    return given, [line for line in text.splitlines() if line.strip()], context
+    return args, [line for line in text.splitlines() if line.strip()], context
 
 
 async def main() -> None:
     """Read seeds, collect their samples in order."""
-    given, seeds, context = arguments()
+    args, seeds, context = arguments()
     # REFLOOM_KEY is what `refloom key NAME` printed, where the server asks for keys.
     key = os.environ.get("REFLOOM_KEY")
-    client = get_client(url=given.url, api_key=key, timeout=PATIENCE)
+    client = get_client(url=args.url, api_key=key, timeout=PATIENCE)
     try:
         own = await assistant(client, context)
     except (httpx.TransportError, httpx.HTTPStatusError) as error:
-        said = error.response.text if isinstance(error, httpx.HTTPStatusError) else error
-        sys.exit(f"{given.url}: {said}")
-    room = asyncio.Semaphore(1 if given.review != "never" else given.at_once)
+        cause = error.response.text if isinstance(error, httpx.HTTPStatusError) else error
+        sys.exit(f"{args.url}: {cause}")
+    room = asyncio.Semaphore(1 if args.review != "never" else args.at_once)
 
     failed: list[str] = []
 
@@ -161,12 +163,12 @@ async def main() -> None:
                 failed.append(f"{seed[:60]}: {error}")
                 return []
 
-    found = await asyncio.gather(*(one(i, seed) for i, seed in enumerate(seeds)))
-    lines = [json.dumps(sample, ensure_ascii=False) + "\n" for some in found for sample in some]
-    given.out.write_text("".join(lines), encoding="utf-8")
-    accepted = sum(sample["status"] == "accepted" for some in found for sample in some)
-    none = sum(not some for some in found) - len(failed)
-    print(f"{len(seeds)} seeds, {len(lines)} samples, {accepted} accepted: {given.out}")
+    results = await asyncio.gather(*(one(i, seed) for i, seed in enumerate(seeds)))
+    lines = [json.dumps(sample, ensure_ascii=False) + "\n" for some in results for sample in some]
+    args.out.write_text("".join(lines), encoding="utf-8")
+    accepted = sum(sample["status"] == "accepted" for some in results for sample in some)
+    none = sum(not some for some in results) - len(failed)
+    print(f"{len(seeds)} seeds, {len(lines)} samples, {accepted} accepted: {args.out}")
     if none:
         print(f"{none} seeds brought no instruction that is new")
     if failed:

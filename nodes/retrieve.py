@@ -44,7 +44,7 @@ async def retrieve(
         references = await search(seed["instruction"], context.references_per_seed, turn)
     if not references and context.learns_from_references:
         raise BadInput("references: the input has none, and the index is empty; add references")
-    shown = [
+    summaries = [
         {
             "id": reference["id"],
             "instruction": reference["instruction"][:200],
@@ -52,8 +52,8 @@ async def retrieve(
         }
         for reference in references
     ]
-    summary = "; ".join(f"{one['id']} ({one['why']})" for one in shown)
-    emit(runtime, "references", f"{len(shown)} references: {summary}", references=shown)
+    summary = "; ".join(f"{one['id']} ({one['why']})" for one in summaries)
+    emit(runtime, "references", f"{len(summaries)} references: {summary}", references=summaries)
     return {**update, "references": references}
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from fakes import ScriptedModel, letters, prompt_of, tagged, verdicts, words
+from runs import references
 
 from nodes.llm import Call
 from refloom.data.read import ReadReport, Source
@@ -31,17 +32,6 @@ from refloom.settings import Settings
 PRICES = Prices({"m": Price(1.0, 2.0, 0.5), "judge": Price(10.0, 20.0)})
 # What the scripted model answers with: two characteristics, the same for every reference.
 SCRIPTED = Assumptions(characteristics=2)
-
-
-def references(n: int = 3) -> list[dict[str, str]]:
-    return [
-        {
-            "id": f"r{i}",
-            "instruction": words(f"reference {i}", 10) + "?",
-            "response": words(f"first {i}", 30) + ". " + words(f"then {i}", 20) + ".",
-        }
-        for i in range(n)
-    ]
 
 
 def seeds(n: int) -> list[str]:

@@ -22,9 +22,9 @@ def answers(model_name: str, questions: list[str], most: int) -> list[str]:
     """The greedy answer to each question, at most so many tokens long."""
     tokenizer = AutoTokenizer.from_pretrained(model_name)
     model = AutoModelForCausalLM.from_pretrained(model_name, torch_dtype="auto").eval()
-    said = []
+    texts = []
     for question in questions:
-        given = tokenizer.apply_chat_template(
+        inputs = tokenizer.apply_chat_template(
             [{"role": "user", "content": question}],
             add_generation_prompt=True,
             return_tensors="pt",
@@ -32,10 +32,10 @@ def answers(model_name: str, questions: list[str], most: int) -> list[str]:
         )
         with torch.inference_mode():
             tokens = model.generate(
-                **given, max_new_tokens=most, do_sample=False, pad_token_id=tokenizer.eos_token_id
+                **inputs, max_new_tokens=most, do_sample=False, pad_token_id=tokenizer.eos_token_id
             )
-        said.append(tokenizer.decode(tokens[0, given["input_ids"].shape[1] :], True).strip())
-    return said
+        texts.append(tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :], True).strip())
+    return texts
 
 
 def main() -> None:
@@ -47,17 +47,17 @@ def main() -> None:
     parser.add_argument("--generator", help="the model's name in the results (default: MODEL)")
     parser.add_argument("--max-tokens", type=int, default=1024)
     parser.add_argument("--limit", type=int, help="the first so many questions")
-    given = parser.parse_args()
-    seeds = Source(given.questions, as_reference=False, limit=given.limit)
+    args = parser.parse_args()
+    seeds = Source(args.questions, as_reference=False, limit=args.limit)
     questions = [seed["instruction"] for seed in seeds]
-    name = given.generator or Path(given.model).name
+    name = args.generator or Path(args.model).name
     rows = [
         {"instruction": question, "output": output, "generator": name}
         for question, output in zip(
-            questions, answers(given.model, questions, given.max_tokens), strict=True
+            questions, answers(args.model, questions, args.max_tokens), strict=True
         )
     ]
-    given.out.write_text(json.dumps(rows, indent=1, ensure_ascii=False), encoding="utf-8")
+    args.out.write_text(json.dumps(rows, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
 if __name__ == "__main__":

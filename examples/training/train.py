@@ -68,10 +68,10 @@ def train(recipe: dict[str, Any], rows: Dataset, held_out: Dataset | None, out: 
     """Train, save model and tokenizer into `out`, and give the trainer."""
     trainer_class, config_class = METHODS[recipe["method"]]
     name = make_tiny(rows, out / "start") if recipe["model"] == "tiny" else recipe["model"]
-    given = {"eval_strategy": "no", **recipe["training"]} if held_out is None else {
+    args = {"eval_strategy": "no", **recipe["training"]} if held_out is None else {
         "eval_strategy": "steps", "eval_on_start": True, **recipe["training"]
     }  # fmt: skip
-    config = config_class(output_dir=str(out), report_to="none", save_strategy="no", **given)
+    config = config_class(output_dir=str(out), report_to="none", save_strategy="no", **args)
     trainer = trainer_class(
         model=name,
         args=config,
@@ -92,16 +92,16 @@ def main() -> None:
     parser.add_argument("--train", type=Path, required=True, help="an export of refloom")
     parser.add_argument("--validation", type=Path, help="rows held out")
     parser.add_argument("--out", type=Path, required=True)
-    given = parser.parse_args()
-    recipe = tomllib.loads(given.recipe.read_text(encoding="utf-8"))
-    rows = rows_of(given.train, recipe["method"])
-    held_out = rows_of(given.validation, recipe["method"]) if given.validation else None
-    trainer = train(recipe, rows, held_out, given.out)
-    plot(trainer.state.log_history, given.out / "loss.png")
+    args = parser.parse_args()
+    recipe = tomllib.loads(args.recipe.read_text(encoding="utf-8"))
+    rows = rows_of(args.train, recipe["method"])
+    held_out = rows_of(args.validation, recipe["method"]) if args.validation else None
+    trainer = train(recipe, rows, held_out, args.out)
+    plot(trainer.state.log_history, args.out / "loss.png")
     losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
     if losses:
         print(f"held-out loss: {losses[0]:.3f} before, {losses[-1]:.3f} after")
-    print(f"model and loss.png in {given.out}")
+    print(f"model and loss.png in {args.out}")
 
 
 if __name__ == "__main__":
