@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from refloom.cli.options import add_judge_settings, positive_int, print_line
+from refloom.cli.options import add_judge_settings, positive_int, print_json, print_line
 from refloom.cli.run import add_run_flags, dry_run, read_inputs, run_with_progress
 from refloom.errors import InputError
 
@@ -98,6 +98,7 @@ def _add_out(parser: argparse.ArgumentParser, help_text: str) -> None:
 def report(args: Namespace, flags: dict[str, Any]) -> int:
     """Write a page about a run, about several side by side, or about an experiment."""
     from refloom.evaluation.experiment import arm_directories
+    from refloom.evaluation.report import FILE_NAME
     from refloom.evaluation.report import report as write_report
     from refloom.runs.journal import check_run, is_experiment
 
@@ -111,7 +112,7 @@ def report(args: Namespace, flags: dict[str, Any]) -> int:
         home = directories[0]
         directories = arm_directories(home)
         comparison = _read_comparison(home / "compare.json")
-        out = out or home / "report.html"
+        out = out or home / FILE_NAME
     path = asyncio.run(write_report(directories, out, compared=comparison))
     print_line(f"{path} ({path.stat().st_size / 1e6:.1f} MB): open it in a browser")
     return 0
@@ -169,7 +170,7 @@ def compare(args: Namespace, flags: dict[str, Any]) -> int:
         )
     )
     if args.json:
-        print_line(json.dumps(comparison, indent=2, ensure_ascii=False))
+        print_json(comparison)
     else:
         print_line(format_comparison(comparison))
     if args.out is not None:
@@ -196,11 +197,10 @@ def judge_check(args: Namespace, flags: dict[str, Any]) -> int:
             repeats=args.repeats,
         )
     )
-    print_line(
-        json.dumps(results, indent=2, ensure_ascii=False)
-        if args.json
-        else format_judge_check(results)
-    )
+    if args.json:
+        print_json(results)
+    else:
+        print_line(format_judge_check(results))
     return 0
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from nodes.llm.fast_json import loads
 from refloom.cli.options import MAX_LISTED, add_setting, positive_int, print_line, ratio
-from refloom.data.export import FORMATS
+from refloom.data.export import FORMATS, export_rows, parse_shares
 from refloom.errors import InputError
 from refloom.settings import JUDGE_SETTINGS
 
@@ -177,8 +177,6 @@ CARD_NEEDS = {"settings", "reading", "prompts", "versions", "fingerprint", "writ
 
 def _parse_split(text: str) -> dict[str, float]:
     """Parse the value of --split."""
-    from refloom.data.export import parse_shares
-
     try:
         return parse_shares(text)
     except ValueError as error:
@@ -187,7 +185,6 @@ def _parse_split(text: str) -> dict[str, float]:
 
 def export(args: Namespace, flags: dict[str, Any]) -> int:
     """Write a run's accepted rows, or a selection of them, as training data."""
-    from refloom.data.export import export_rows
     from refloom.runs.journal import check_run, read_snapshot
 
     _check_file(args.file)
@@ -283,7 +280,6 @@ def _write_formats(
     args: Namespace, journal: sqlite3.Connection, folder: Path
 ) -> tuple[dict[str, int], list[dict[str, Any]]]:
     """Write the data files of each format; their row counts, and the configs for the hub."""
-    from refloom.data.export import export_rows
     from refloom.runs.journal import iter_records
 
     read_records = partial(iter_records, journal, "accepted")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 from typing import Any
@@ -94,6 +95,11 @@ def ratio(text: str) -> float:
 def print_line(text: str) -> None:
     """Write a result to stdout."""
     sys.stdout.write(text + "\n")
+
+
+def print_json(value: object) -> None:
+    """Write a result to stdout as indented JSON."""
+    print_line(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def warn_of_skipped_rows(report: ReadReport) -> None:

@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from refloom.cli.options import add_setting, print_line, warn_of_skipped_rows
+from refloom.cli.options import add_setting, print_json, print_line, warn_of_skipped_rows
 from refloom.data.read import ReadReport, Source, describe_report, read_references, read_seeds
 from refloom.settings import Settings, load_settings
 
@@ -269,7 +269,7 @@ def status(args: Namespace, flags: dict[str, Any]) -> int:
     if is_experiment(args.directory):
         arms = {path.name: read_status(path) for path in arm_directories(args.directory)}
         if args.json:
-            print_line(json.dumps({"arms": arms}, indent=2, ensure_ascii=False))
+            print_json({"arms": arms})
             return 0
         for name, arm_status in arms.items():
             print_line(f"arm {name}")
@@ -277,9 +277,9 @@ def status(args: Namespace, flags: dict[str, Any]) -> int:
         return 0
     run_status = read_status(args.directory)
     if args.json:
-        print_line(json.dumps(run_status, indent=2, ensure_ascii=False))
-        return 0
-    _print_status(run_status)
+        print_json(run_status)
+    else:
+        _print_status(run_status)
     return 0
 
 
