@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -431,3 +432,15 @@ def test_the_calls_part_runs_and_its_early_ends_are_free(tmp_path):
 def test_the_bars_are_those_of_the_design():
     assert {k: bar.limit for k, bar in bars.WALL.items()} == {64: 1.15, 256: 1.6}
     assert {k: bar.limit for k, bar in bars.NOVELTY_S.items()} == {10_000: 1, 100_000: 30}
+
+
+def test_files_of_the_repository_that_benchmarks_name_are_there():
+    joined = re.compile(r'ROOT((?: / "[^"]+")+)')
+    texts = [path.read_text("utf-8") for path in sorted((ROOT / "benchmarks").glob("*.py"))]
+    named = {
+        ROOT.joinpath(*re.findall(r'"([^"]+)"', parts))
+        for text in texts
+        for parts in joined.findall(text)
+    }
+    assert ROOT / "refloom/resources/demo/references.jsonl" in named
+    assert [path for path in named if not path.exists()] == []
