@@ -80,8 +80,8 @@ async def try_judge(
     Raises:
         MethodUnavailable: The endpoint does not support the judge's method.
     """
-    trial, thresholds = MethodTrial(), Thresholds()
-    trial.thresholds = thresholds
+    thresholds = Thresholds()
+    trial = MethodTrial(thresholds)
     context = judge.context
     if context.method == "logodds":
         memory = memory_directory(judge.directory, judge.settings)

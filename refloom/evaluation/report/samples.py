@@ -221,15 +221,11 @@ def interval_of(value: object) -> Interval | None:
     n = n if isinstance(n, int) else 0
     if value["value"] is None:
         return EMPTY
-    shares = [value[name] for name in ("value", "low", "high") if _is_share(value[name])]
-    if len(shares) < 3:
+    shares = [value[name] for name in ("value", "low", "high")]
+    if not all(isinstance(share, int | float) and 0 <= share <= 1 for share in shares):
         return None
     rate, low, high = map(float, shares)
     return Interval(rate, low, high, n)
-
-
-def _is_share(value: object) -> bool:
-    return isinstance(value, int | float) and 0 <= value <= 1
 
 
 def cell(value: object) -> Any:
