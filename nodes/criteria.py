@@ -1,7 +1,8 @@
 """What every response is judged by: rules as plain functions, and the built-in judge criteria.
 
 To add a rule, write a function from `RuleInput` to a `Verdict` and add it to `RULES`. The texts of
-criteria and the reasons of failed rules are sent to models.
+criteria and the reasons of failed rules are sent to models. Which criteria from references stay a
+must is decided in `nodes.trial`.
 """
 
 from __future__ import annotations

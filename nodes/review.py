@@ -1,4 +1,7 @@
-"""A person in the loop: the graph stops until somebody accepts, edits or rejects a sample."""
+"""A person in the loop: the graph stops and asks about a sample.
+
+What the answer does to the sample is in `nodes.decisions`.
+"""
 
 from __future__ import annotations
 
