@@ -28,7 +28,7 @@ from pydantic_settings import (
 )
 
 from memory.weights import DEFAULT_MODEL
-from nodes.context import Context, ContextOptions
+from nodes.context import Context, ContextOptions, JudgeMethod
 
 PRESETS = ("quick", "thorough", "refed")
 # The fields of a reference or seed that --map and --seeds-map can point at a column.
@@ -283,9 +283,7 @@ class Settings(ContextOptions, BaseSettings):
     def context(self) -> Context:
         """Return the settings that the graph reads."""
         options = {name: getattr(self, name) for name in ContextOptions.model_fields}
-        options["judge_method"] = self.judge_method or (
-            "logodds" if is_embedded(self.judge) else "verdict"
-        )
+        options["judge_method"] = self.judge_method or default_judge_method(self.judge)
         return Context.model_validate(options)
 
     def fingerprint(self) -> str:
@@ -308,6 +306,11 @@ class Settings(ContextOptions, BaseSettings):
 def is_embedded(model: str) -> bool:
     """Tell whether the name means a model inside this process."""
     return model == "local" or model.endswith(".gguf")
+
+
+def default_judge_method(judge: str) -> JudgeMethod:
+    """Return how a model judges unless a setting says otherwise."""
+    return "logodds" if is_embedded(judge) else "verdict"
 
 
 # Variables that are not settings of a run but are read elsewhere.

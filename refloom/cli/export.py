@@ -51,7 +51,7 @@ def add_commands(add: Any) -> None:
         "--format",
         action="append",
         choices=tuple(FORMATS),
-        help="a format of the rows; may be args several times (default: messages)",
+        help="a format of the rows; may be given several times (default: messages)",
     )
     _add_split(parser, "which seeds go into which part")
     parser.add_argument("--public", action="store_true", help="visible to all (default: private)")
@@ -85,7 +85,7 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
         "--filter",
         action="append",
         choices=("judge", "rouge", "random"),
-        help="may be args several times; each filters what the one before it passed. judge: asks "
+        help="may be given several times; each filters what the one before it passed. judge: asks "
         "a model, and drops refined responses that it does not prefer to their draft in both "
         "orders; rouge: drops instructions too similar to one already selected; random: passes "
         "any. --random-seed decides the order of samples",

@@ -19,7 +19,7 @@ from typing import Any
 from refloom.data.licenses import CombinedLicense, combine_licenses
 from refloom.data.read import NOT_STATED
 from refloom.data.record_stats import CriterionStats, RecordStats, measure_diversity, quantiles
-from refloom.settings import MAY_DIFFER, Settings, is_embedded
+from refloom.settings import MAY_DIFFER, Settings, default_judge_method, is_embedded
 
 RunJson = Mapping[str, Any]
 MAX_CRITERIA_SHOWN = 30
@@ -128,9 +128,7 @@ def _card_values(run: RunJson, stats: RecordStats) -> dict[str, Any]:
         _criterion_values(criterion) for criterion in stats.top_criteria(MAX_CRITERIA_SHOWN)
     ]
     lengths = {"instructions": stats.instructions, "responses": stats.responses}
-    log_odds = (settings["judge_method"] or ("logodds" if is_embedded(judge) else "verdict")) != (
-        "verdict"
-    )
+    log_odds = (settings["judge_method"] or default_judge_method(judge)) != ("verdict")
     return {
         "settings": settings,
         "counts": counts,

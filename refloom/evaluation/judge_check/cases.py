@@ -31,7 +31,7 @@ from nodes.trial import SENTENCE_BREAK, cut_in_half, off_topic_response
 from refloom.errors import InputError
 from refloom.runs.journal import read_records
 from refloom.runs.outputs import read_status
-from refloom.settings import Settings, is_embedded
+from refloom.settings import Settings, default_judge_method, is_embedded
 
 RankId = Callable[[str], bytes]
 
@@ -279,7 +279,7 @@ def _identity(model: str, address: str | None) -> tuple[str, str]:
 def run_judge_method(test_set: JudgeTestSet) -> str:
     """The method by which the judge of the run judged."""
     method = test_set.run_settings.get("judge_method")
-    return method or ("logodds" if is_embedded(run_judge_identity(test_set)[0]) else "verdict")
+    return method or default_judge_method(run_judge_identity(test_set)[0])
 
 
 # Canaries. Plain functions make them, not a model, so what is wrong with each is certain. Nothing

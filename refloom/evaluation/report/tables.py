@@ -14,7 +14,7 @@ from refloom.evaluation.report.collect import ReferenceSample, ReferenceStats, R
 from refloom.evaluation.report.diversity import Coverage, FloatArray, RunDiversity, Spread
 from refloom.evaluation.stats import EMPTY, Interval, proportion
 from refloom.runs.outputs import StageUsage
-from refloom.settings import is_embedded
+from refloom.settings import default_judge_method
 
 MAX_CRITERIA = 30
 MAX_REFERENCES = 40
@@ -346,7 +346,7 @@ def _setting_rows(run: RunData) -> dict[str, str]:
     run_json = run.run_json
     settings: Mapping[str, Any] = run_json.get("settings") or {}
     judge = settings.get("judge_model") or settings.get("model") or ""
-    method = settings.get("judge_method") or ("logodds" if is_embedded(str(judge)) else "verdict")
+    method = settings.get("judge_method") or default_judge_method(str(judge))
     return {
         "model": short_name(settings.get("model")),
         "judge": f"{short_name(judge)}, {method}" if judge else "",
