@@ -98,7 +98,7 @@ class ScriptedModel:
     async def __call__(self, call: Call) -> Reply:
         self.calls.append(call)
         await asyncio.sleep(0)
-        if call.answer is None:
+        if call.kind == "question":
             said = self.stages["odds"](call) if "odds" in self.stages else 2.0
             p = 1 / (1 + np.exp(-said))
             return Reply("Yes", "stop", dict(USAGE), odds={"yes": float(p), "no": float(1 - p)})

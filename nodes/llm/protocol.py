@@ -98,13 +98,13 @@ def request_body(call: Call, capabilities: Capabilities) -> dict[str, Any]:
         "model": call.model,
         "messages": list(call.messages),
         "temperature": call.temperature,
-        "max_tokens": call.max_tokens * call.room,
+        "max_tokens": call.most_tokens,
         "seed": call.seed,
     }
-    if call.answer is None:
-        body |= {"logprobs": True, "top_logprobs": 20}
-    else:
+    if call.answer is not None:
         body |= _answer_fields(call, call.answer, capabilities.mode)
+    elif not call.text:
+        body |= {"logprobs": True, "top_logprobs": 20}
     refused = capabilities.refused_fields
     if "max_tokens" in refused:
         body["max_completion_tokens"] = body["max_tokens"]
@@ -236,7 +236,7 @@ def _classify_bad_request(
         )
     if "context_length" in lower or "context length" in lower or "too long" in lower:
         return CallFailed(call.stage, "too_long", f"the prompt is too long: {text[:200]}")
-    if call.answer is None and "logprobs" in lower:
+    if call.kind == "question" and "logprobs" in lower:
         return ProviderStopped(
             "the endpoint gives no log-probabilities; use --judge-method verdict"
         )

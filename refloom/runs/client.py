@@ -153,7 +153,7 @@ class CachedClient:
     async def __call__(self, call: Call) -> Reply:
         """See `nodes.llm.Complete`. Raises `Interrupted` once the run is stopping."""
         stage = self._stages.get(call.stage)
-        if stage is not None and call.answer is not None:
+        if stage is not None and call.kind != "question":
             call = replace(
                 call,
                 temperature=call.temperature if stage.temperature is None else stage.temperature,
@@ -172,7 +172,8 @@ class CachedClient:
         """The hash of a JSON list; the schema in it is serialized once per answer type."""
         before = (self._addresses[call.judge], call.model, call.messages)
         after = (call.temperature, call.max_tokens * call.room, call.seed, call.extra_body)
-        parts = (_json_items(before), _schema_json(call.answer), _json_items(after))
+        asked = '"text"' if call.text else _schema_json(call.answer)
+        parts = (_json_items(before), asked, _json_items(after))
         return sha256(f"[{', '.join(parts)}]".encode()).digest()
 
     async def _cached(self, key: bytes, call: Call) -> Reply | None:
@@ -314,6 +315,7 @@ def reply_to_dict(reply: Reply) -> dict[str, Any]:
         "usage": reply.usage,
         "refusal": reply.refusal,
         "odds": reply.odds,
+        **({"reasoning": reply.reasoning} if reply.reasoning else {}),
     }
 
 

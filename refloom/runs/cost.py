@@ -296,7 +296,7 @@ class Budget:
         prompt = TOKENS_PER_CALL + math.ceil(size * ratio)
         # The user's own fields may ask for more than the call does.
         extra = [call.extra_body.get(name) for name in _MAX_TOKENS_FIELDS]
-        completion = max(call.max_tokens * call.room, *(n for n in extra if isinstance(n, int)), 0)
+        completion = max(call.most_tokens, *(n for n in extra if isinstance(n, int)), 0)
         price = self._price(call.model)
         if price is None:
             check_priced(self._prices, [call.model], self._max_pico)

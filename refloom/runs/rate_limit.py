@@ -64,7 +64,7 @@ CallKind = tuple[str, bool]
 
 def kind_of(call: Call) -> CallKind:
     """What calls are alike in time and tokens: those of a stage, one-token questions apart."""
-    return call.stage, call.answer is None
+    return call.stage, call.kind == "question"
 
 
 @dataclass(eq=False, slots=True)
@@ -244,7 +244,7 @@ class ModelLimiter:
         if self._tokens is None:
             return 0.0
         prompt = sum(len(m["content"]) for m in call.messages) / CHARS_PER_TOKEN
-        default = min(call.max_tokens * call.room, DEFAULT_COMPLETION_TOKENS)
+        default = min(call.most_tokens, DEFAULT_COMPLETION_TOKENS)
         return prompt + self._completion_tokens.get(kind_of(call), default)
 
     def begin(self, permit: Permit, now: float) -> None:
