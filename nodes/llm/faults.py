@@ -137,7 +137,7 @@ FORMS: tuple[Form, ...] = (
     Form("bad_request", param=_ANSWER_PARAMS, code="integer_below_min_value"),  # OpenAI
     Form("bad_request", param=_ANSWER_PARAMS, code="greater_than_equal greater_than"),  # pydantic
     Form("model", param="model", code="not_found invalid_value value_error 404 invalidparameter"),
-    Form("model", param="model", words=r"\bnot (?:found|exist)|invalid|unknown|access|deprecat"),
+    Form("model", r"\bnot (?:found|exist|a chat)|invalid|unknown|access", param="model"),
     Form("model", r"^model:|\bthe model\b", code="not_found_error notfounderror"),  # Anthropic
     Form("key", code="permission_denied", words=r"api key|credential|unregistered callers"),
     # A bad generation: the same request may succeed.
@@ -235,6 +235,7 @@ FORMS: tuple[Form, ...] = (
     Form("loading", r"waiting for (?:the )?(?:llama runner|llama-server|model) to (?:start|load)"),
     Form("loading", r"^model unloaded|model (?:is )?being loaded|model was unloaded"),
     # The room for an answer; before the length of the prompt, which speaks of tokens too.
+    Form("too_long", r"inputs?\W{0,2} tokens \+ \W?max_new_tokens|must have less than \d+ tok"),
     Form("answer_too_large", r"range of `?max_\w*tokens`? (?:is|should be)"),  # DeepSeek
     Form("answer_too_large", r"max_\w*tokens\W+(?:is )?too large.*supports at most"),  # OpenAI
     Form("answer_too_large", r"max_\w*tokens\W+\d+ > \d+.*output tokens"),  # Anthropic
@@ -253,7 +254,6 @@ FORMS: tuple[Form, ...] = (
     Form("too_long", r"too large for model with \d+ maximum"),  # Mistral
     Form("too_long", r"(?:prompt|input|request|message)\w*(?: length)? (?:is|are) too long"),
     Form("too_long", r"input (?:token count|length)~exceed"),  # Gemini
-    Form("too_long", r"inputs?\W{0,2} tokens \+ \W?max_new_tokens|must have less than \d+ tok"),
     Form("too_long", r"keep (?:from|the)~(?:initial prompt|first \d+ tokens)"),
     Form("too_long", r"current length is \d+ while limit is"),  # Cerebras
     Form("too_long", r"maximum prompt length|model token limit|too many tokens"),  # xAI, Moonshot
@@ -312,7 +312,7 @@ FORMS: tuple[Form, ...] = (
     Form("address", r"invalid url|unexpected endpoint|(?:unknown|no such) (?:url|path|route)"),
     Form("address", r"unknown request url|cannot post /|not found /|method not allowed|no route"),
     Form("address", r"(?:resource|path|route|url|file) not found", status=(404, 200)),
-    Form("address", r"api[- ]version~(?:not supported|invalid|required|missing)"),
+    Form("address", r"api[- ]version (?:is )?(?:not supported|required|missing)"),  # Azure
     Form("model", r"not a valid model|invalid model|unknown model|no such model|no models? loaded"),
     Form("model", r"models?\b~\bnot (?:exist|found|available|supported|deployed|a chat)"),
     Form("model", r"models?\b~(?:unavailable|decommission|deprecat|no longer|retired)"),
@@ -369,7 +369,7 @@ COUNTS: tuple[str, ...] = (
     rf"prompt is too long:{_P}, model maximum context length:{_W}",  # Fireworks
     rf"exceed context limit:{_P} \+ [\d,]+ >{_W}",  # Anthropic
     rf"too large for model with{_W} maximum",  # Mistral
-    rf"max_new_tokens\W* must be <={_W}\.? given:?{_P}",  # Together, text-generation-inference
+    rf"max_new_tokens\W* must be <={_W}\.? given:?{_P} \W?inputs",  # Together, text-generation-inference
     rf"must have less than{_W} tokens\.? given:?{_P}",  # text-generation-inference
     rf"current length is{_P} while limit is{_W}",  # Cerebras
     rf"maximum prompt length is{_W} but the request contains{_P}",  # xAI
@@ -446,9 +446,8 @@ _TOKEN = re.compile(r"\w+")
 _ESCAPED_SPACE = re.compile(r"\\[nrt]")
 # From here on a message shows what the model or the user wrote.
 _SHOWS = re.compile(
-    r"(?:failed_generation|input_value|(?:model|generated|raw) (?:output|text|response)|raw"
-    r"|received|but got|prompt|your (?:input|message)s?)\s*[:=]\s*(?=\S*\s*[\"'`{\[]|\S+ \S+ \S+ )"
-    r"[\s\S]*",
+    r"(?:(?:failed_generation|input_value|(?:model|generated|raw) (?:output|text|response))\s*[:=]"
+    r"|\b(?:raw|received|but got|prompt|your (?:input|message)s?)\s*[:=]\s*[\"'`{\[])[\s\S]*",
     re.IGNORECASE,
 )
 _QUOTES = re.compile(
@@ -457,6 +456,8 @@ _QUOTES = re.compile(
     r"|(?<![\w\"'])'(?=\S)[\s\S]*?(?:(?<!\\)'(?!\w)|\Z)"
 )
 _IDENTIFIER = re.compile(r"[`\"'“”«»\\]*[^\s`\"'“”«»]{1,200}[`\"'“”«»]*")
+# Not where it is said to be the only type that is allowed.
+_ONLY_OBJECT = re.compile(r"^(?!.*(?:should|must) be[^.]*json_object).*json_object", re.DOTALL)
 _UNKNOWN_NAME = re.compile(r"Unknown name \W{1,3}([\w$]+)\W{1,3}(?: ?at '([^'\s]+)')?")
 _PAGE = re.compile(r"\s*<(?:!doctype|html|head|body|\?xml|center|h1)", re.IGNORECASE)
 _UNSEEN = re.compile(r"<(script|style)\b[\s\S]*?</\1>|<!--[\s\S]*?-->", re.IGNORECASE)
@@ -532,7 +533,7 @@ def read_wait(
         _wait_of_words(words),
         _wait_of_resets(headers),
     )
-    return next((max(wait, 0.0) for wait in waits if wait is not None), None)
+    return next((round(max(wait, 0.0), 6) for wait in waits if wait is not None), None)
 
 
 def redact_keys(text: str) -> str:
@@ -856,7 +857,7 @@ def _feature_of(name: str, words: str) -> str:
     if plain and plain[-1] == "strict":
         return "strict"
     feature = next((FEATURE_OF_NAME[part] for part in plain if part in FEATURE_OF_NAME), None)
-    if feature == "json_schema" and "json_object" in words and "json_schema" not in words:
+    if feature == "json_schema" and _ONLY_OBJECT.search(words) and "json_schema" not in words:
         return "json_object"
     return feature or (path[0] if path else name)
 
@@ -879,7 +880,7 @@ def _kind_of_success(found: _Evidence, value: Any, text: str | None) -> FaultKin
     if text is not None:
         cut = not text.strip() or text.lstrip()[:1] in ("{", "[") or text.startswith(("data:", ":"))
         return "server" if cut else "address"
-    if not value or not isinstance(value, Mapping) or found.texts or found.codes:
+    if not value or not isinstance(value, Mapping) or found.texts:
         return "server"
     return "server" if {"choices", "error", "object"} & {str(key) for key in value} else "address"
 
