@@ -59,7 +59,9 @@ def raw(provider: str, text: Any) -> dict[str, Any]:
 
 def litellm(name: str, provider: str, inner: str, code: str) -> dict[str, Any]:
     """A LiteLLM proxy: the upstream's error as text, behind the names of two exceptions."""
-    return error(f"litellm.{name}: {provider}Exception - {inner}. Received Model Group=m", code=code)
+    return error(
+        f"litellm.{name}: {provider}Exception - {inner}. Received Model Group=m", code=code
+    )
 
 
 def llamacpp(code: int, message: str, type: str, **more: Any) -> dict[str, Any]:

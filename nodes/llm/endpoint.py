@@ -167,10 +167,7 @@ class EndpointClient:
 
     async def __call__(self, call: Call) -> Reply:
         """See `nodes.llm.Complete`. Raises `Transient` after the last retry."""
-        target = self._targets.get((call.model, call.judge))
-        if target is None:
-            target = target_of(await self._resolve(call.model, call.judge))
-            self._targets[call.model, call.judge] = target
+        target = await self._target_of(call.model, call.judge)
         call = self.fit(call)
         for retry in range(self._max_retries):
             try:
@@ -181,6 +178,24 @@ class EndpointClient:
                 wait = random.uniform(0.25, 0.5) * 2**retry
             await asyncio.sleep(min(wait, MAX_RETRY_WAIT_S))
         return await self._request(target, call)
+
+    async def attempt(self, call: Call, known: Capabilities) -> Reply | Fault:
+        """One request in a given way, whatever is known: its reply, or the fault.
+
+        Nothing is learned of it. Raises `Transient` if no answer comes.
+        """
+        return await self._send(await self._target_of(call.model, call.judge), call, known)
+
+    async def list_models(self, model: str, judge: bool) -> list[dict[str, Any]] | None:
+        """The endpoint's list of models, as it gives it; None if it has none."""
+        target = await self._target_of(model, judge)
+        try:
+            body = await (await self._session()).get(target, "/models")
+        except (ErrorResponse, aiohttp.ClientError, TimeoutError):
+            return None
+        entries = body.get("data", body.get("models")) if isinstance(body, dict) else body
+        listed = entries if isinstance(entries, list) else []
+        return [entry for entry in listed if isinstance(entry, dict)] or None
 
     def fit(self, call: Call) -> Call:
         """The call with the `max_tokens` that goes on the wire, by what is known so far."""
@@ -211,6 +226,13 @@ class EndpointClient:
             values = {k: v for k, v in entry.items() if k not in ("address", "model")}
             key = str(entry["address"]), str(entry["model"])
             self._capabilities[key] = Capabilities.from_dict(values)
+
+    async def _target_of(self, model: str, judge: bool) -> Target:
+        target = self._targets.get((model, judge))
+        if target is None:
+            target = target_of(await self._resolve(model, judge))
+            self._targets[model, judge] = target
+        return target
 
     def _known(self, target: Target, call: Call) -> Capabilities:
         return self._capabilities.get((target.name, call.model), ALL_CAPABILITIES)
@@ -690,6 +712,29 @@ class HttpSession:
             return loads(content), headers
         except ValueError as error:
             raise ErrorResponse(status, content, headers) from error
+
+    async def get(self, target: Target, path: str) -> Any:
+        """The JSON of a page beside the chat completions, such as `/models`.
+
+        Raises as `post` does.
+        """
+        parts = urlsplit(target.url)
+        base = parts.path.removesuffix("/chat/completions")
+        url = urlunsplit(parts._replace(path=base + path))
+        async with self._session.get(
+            url,
+            headers=target.headers,
+            proxy=self._proxy(url),
+            ssl=await _ssl_context() if url.startswith("https:") else True,
+            allow_redirects=False,
+        ) as response:
+            content = await response.read()
+        try:
+            if response.status == 200:
+                return loads(content)
+        except ValueError as error:
+            raise ErrorResponse(response.status, content, response.headers) from error
+        raise ErrorResponse(response.status, content, response.headers)
 
     def _proxy(self, url: str) -> str | None:
         """The proxy that the environment names for an address, looked up once."""
