@@ -296,7 +296,10 @@ def write(path: Path, rows: list[object]) -> Path:
         ({"goal": "One?", "sol1": "1"}, ["One?"]),
         ({"turns": '["One?", "Two?"]'}, ["One?", "Two?"]),
         ({"messages": '[{"role": "User", "content": "One?"}]'}, ["One?"]),
-        ({"messages": [{"role": "HUMAN", "content": [{"type": "text", "text": "One?"}]}]}, ["One?"]),
+        (
+            {"messages": [{"role": "HUMAN", "content": [{"type": "text", "text": "One?"}]}]},
+            ["One?"],
+        ),
         ({"prompt": "[1, 2] is what?"}, ["[1, 2] is what?"]),
         ({"prompt": '["one", "two"]'}, ['["one", "two"]']),
         ("One?", ["One?"]),

@@ -142,4 +142,4 @@ def _convert(path: Path, encoding: str) -> str:
     unpacked = path.with_suffix("") if path.suffix.lower() in PACKED_SUFFIXES else path
     old = shlex.quote(str(unpacked))
     new = shlex.quote(str(unpacked.with_stem(f"{unpacked.stem}-utf8")))
-    return f"Convert the file: iconv -f {encoding} -t UTF-8 {old} > {new}"
+    return f"Convert the file with `iconv -f {encoding} -t UTF-8 {old} > {new}`"

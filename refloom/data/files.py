@@ -119,7 +119,10 @@ def _read_file(path: Path, skip: Skip | None, split: str | None, note: Note) -> 
         if path.suffix.lower() in PACKED_SUFFIXES:
             raise InputError(f"{path}: packed parquet files are not read; unpack it first")
         return _read_parquet(path)
-    raise InputError(f"{path}: unknown kind of file; known kinds are {', '.join(FILE_FORMATS)}")
+    raise InputError(
+        f"{path}: unknown kind of file; known kinds are {', '.join(FILE_FORMATS)} and "
+        f"{', '.join(_SAME_FORMATS)}, also packed ({', '.join(PACKED_SUFFIXES)})"
+    )
 
 
 def _read_json(

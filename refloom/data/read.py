@@ -221,13 +221,14 @@ class Source:
 
     def _count_unread(self, shape: str, row: Any, exchange: Exchange, report: ReadReport) -> None:
         """Count the columns of a row, by their own names, that hold text and are not read."""
-        if not isinstance(row, Mapping):
+        if not isinstance(row, Mapping) or shape == "text":
             return
-        mapped = {column.partition(".")[0] for column in self._columns.values()}
-        mapped |= set(self._columns.values())
+        if self._columns:
+            mapped = {part for c in self._columns.values() for part in (c, c.partition(".")[0])}
+            row = {key: value for key, value in row.items() if key not in mapped}
         said = (exchange.instruction, exchange.response or "")
-        rest = {key: value for key, value in row.items() if key not in mapped}
-        report.unread.update(find_unread_columns(shape, rest, said))
+        for column in find_unread_columns(shape, row, said):
+            report.unread[column] += 1
 
     def _select_exchanges(
         self, exchanges: Iterator[Exchange], report: ReadReport

@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 from memory.references import Turn
@@ -26,7 +27,6 @@ ROLES = {
 TOOL_ROLES = frozenset({"tool", "function", "tool_call", "function_call", "observation", "ipython"})
 # Columns that are part of the question beside its own, where a row has them.
 OWN_COLUMNS = frozenset({"input", "context", "system", "system_prompt", "history"})
-_TURN_COLUMNS = ("messages", "conversations", "instances", "turns")
 _MEDIA_COLUMNS = frozenset({"image", "images", "audio", "audios", "video", "videos"})
 _MEDIA_MARK = re.compile(r"<(?:image|audio|video)>")
 _MEDIA_PART = re.compile("image|audio|video|file|document|media", re.IGNORECASE)
@@ -367,15 +367,22 @@ def _filled_keys(row: DataRow) -> set[str]:
 
     In concatenated tables, columns of another table's shape are null or empty.
     """
-    empty = {key for key, value in row.items() if is_missing(value)}
-    blank = {key for key in SHAPE_KEYS if isinstance(row.get(key), str) and not row[key].strip()}
+    keys, blank = set(), set()
+    for key, value in row.items():
+        if is_missing(value):
+            continue
+        keys.add(key)
+        if isinstance(value, str) and key in SHAPE_KEYS and (not value or value.isspace()):
+            blank.add(key)
+    if not blank:
+        return keys
     # An empty response is one, if no other column has it; so is an instruction with an input.
-    empty |= blank - {"output", "response", "completion"}
+    kept = {"output", "response", "completion"}
     if isinstance(row.get("input"), str) and row["input"].strip():
-        empty.discard("instruction")
-    if "output" in blank and "response" in row.keys() - blank - empty:
-        empty.add("output")
-    return set(row) - empty
+        kept.add("instruction")
+    if "response" in keys - blank:
+        kept.discard("output")
+    return keys - (blank - kept)
 
 
 def join_history(exchange: Exchange) -> str:
@@ -402,30 +409,33 @@ def find_unread_columns(shape: str, row: DataRow, said: Iterable[str] = ()) -> I
     >>> list(find_unread_columns("prompt/completion", {"prompt": "a", "notes": "b", "lang": "en"}))
     ['notes']
     """
-    if shape not in SHAPES:
-        return
-    read = SHAPES[shape][0] | METADATA_FIELDS
-    texts = {text.strip() for text in said}
-    read |= _read_own_columns(shape, row)
+    read = _read_columns(shape)
     for key, value in row.items():
-        name = str(key).lower()
-        if key in read or name in _ABOUT_ROWS or name.endswith("_id"):
+        if key in read and (key not in _READ_IF or _READ_IF[key](value) is not None):
             continue
-        if _has_text(value) and not (isinstance(value, str) and value.strip() in texts):
+        # Some data sets repeat the question beside the conversation.
+        if value and not _is_about_rows(str(key)) and value not in said and _has_text(value):
             yield str(key)
 
 
-def _read_own_columns(shape: str, row: DataRow) -> set[str]:
-    read = {"system", "system_prompt"}
+@cache
+def _read_columns(shape: str) -> frozenset[str]:
+    """The columns that are read of rows of a shape."""
+    read = SHAPES[shape][0] | METADATA_FIELDS | {"system", "system_prompt"}
     if shape.startswith(("messages", "conversations", "turns")):
         return read
-    if shape.startswith("instruction"):
-        read.add("input")
-    if context_text(row.get("context")) is not None:
-        read.add("context")
-    if history_turns(row.get("history")) is not None:
-        read.add("history")
-    return read
+    own = {"context", "history"}
+    return read | own | ({"input"} if shape.startswith("instruction") else set())
+
+
+# Columns that are read if they hold what they should.
+_READ_IF: dict[str, Callable[[Any], Any]] = {"context": context_text, "history": history_turns}
+
+
+@lru_cache(1000)
+def _is_about_rows(column: str) -> bool:
+    name = column.lower()
+    return name in _ABOUT_ROWS or name.endswith("_id")
 
 
 def _has_text(value: Any) -> bool:
