@@ -70,6 +70,8 @@ TRANSIENT_KINDS = ("rate_limit", "no_resources", "loading", "overloaded", "serve
 ALL_CAPABILITIES = Capabilities()
 # The address and name of a model.
 ModelKey = tuple[str, str]
+# Makes one request in a given way: see `EndpointClient.attempt`.
+Attempt = Callable[[Call, Capabilities], Awaitable[Reply | Fault]]
 # Makes the call of a probe by the `Complete` it is handed.
 SendProbe = Callable[[Call, Complete], Awaitable[Reply]]
 # Called with a model and a sentence about it.
@@ -141,13 +143,16 @@ class EndpointClient:
         timeout: float = TIMEOUT_S,
         on_headers: OnHeaders | None = None,
         on_learned: OnLearned | None = None,
+        attempt: Attempt | None = None,
     ) -> None:
         """`max_retries` bounds the retries of transient faults; 0 for a caller with its own.
 
         `timeout` bounds one request, in seconds. `on_headers` gets the headers of every answer,
         good or bad: endpoints say there how much more they take. `on_learned` gets the model and a
-        sentence whenever something new is known of its endpoint.
+        sentence whenever something new is known of its endpoint. `attempt` makes the requests in
+        another process.
         """
+        self._remote_attempt = attempt
         self._resolve = resolve
         self._on_headers = on_headers
         self._on_learned = on_learned
@@ -491,6 +496,8 @@ class EndpointClient:
 
     async def _send(self, target: Target, call: Call, known: Capabilities) -> Reply | Fault:
         """Send one request: its reply, or the fault. Raises `Transient` if no answer comes."""
+        if self._remote_attempt is not None:
+            return await self._remote_attempt(call, known)
         body = request_body(call, known)
         try:
             answer, headers = await self._post(target, body)

@@ -21,7 +21,7 @@ from hashlib import sha256
 from typing import Any
 
 from nodes.llm import Answer, Call, CallFailed, Complete, ProviderStopped, Reply
-from nodes.llm.endpoint import Endpoint, EndpointClient, OnLearned
+from nodes.llm.endpoint import Attempt, Endpoint, EndpointClient, OnLearned
 from nodes.llm.protocol import Transient, schema_of
 from refloom import local
 from refloom.errors import BudgetSpent, InputError
@@ -55,6 +55,7 @@ async def open_client(
     prior_cost: float,
     prior_tokens: int,
     complete: Complete | None = None,
+    attempt: Attempt | None = None,
     reused: ReusedCalls | None = None,
     shared: Journal | None = None,
     on_fault: FaultCallback = lambda fault: None,
@@ -63,9 +64,9 @@ async def open_client(
     """Open the client of a run or of a judge, with the limits and caps that the settings set.
 
     `prior_cost` (dollars) and `prior_tokens` are what earlier sessions have used. `complete`
-    replaces the endpoints; `reused`, `shared` and `on_fault` are those of `CachedClient`,
-    `on_learned` that of `EndpointClient`. At the end calls in flight are cancelled, connections
-    closed, and what was learned of the endpoints is journaled.
+    replaces the endpoints; `attempt` and `on_learned` are those of `EndpointClient`, `reused`,
+    `shared` and `on_fault` those of `CachedClient`. At the end calls in flight are cancelled,
+    connections closed, and what was learned of the endpoints is journaled.
     """
     addresses = endpoints.addresses
     limiter = Limiter(settings.max_in_flight, settings.rpm, settings.tpm, addresses=addresses)
@@ -87,6 +88,7 @@ async def open_client(
         timeout=settings.timeout,
         on_headers=limiter.apply_headers,
         on_learned=remember,
+        attempt=attempt,
     )
     endpoint_client.remember(await asyncio.to_thread(journal.meta, "endpoints") or [])
     client = CachedClient(
