@@ -102,15 +102,17 @@ _ANSWER_PARAMS = "max_tokens max_completion_tokens max_output_tokens max_new_tok
 _NAME = (
     r"(?<!\w)(?P<name>response[_ ]format(?:\.\w+)*|(?:response_)?json[_ ]schema|response_schema"
     r"|structured[_ ]outputs?|guided[_ ]\w+|output_config|json_object|json[_ ]mode"
-    r"|tool[_ ]choice|tools?(?:[_ ](?:use|calls?|calling))?|function[_ ]call(?:s|ing)?|functions"
+    r"|tool[_ ]choice|tools(?:\.\w+)+|tools?(?:[_ ](?:use|calls?|calling))?"
+    r"|function[_ ]call(?:s|ing)?|functions"
     r"|top_logprobs|(?:response_)?log_?probs?|log[ -]probabilities|seed|temperature"
     r"|max_tokens|max_completion_tokens|service_tier|strict)(?!\w)"
 )
 # What `~` in a pattern stands for.
 _NEAR = r"(?:(?!\. |\n)[\s\S]){0,120}?"
 _REFUSED = (
-    r"(?:not (?:currently |yet |fully )?(?:supported|allowed|permitted|recognized|implemented"
-    r"|available|enabled|accepted)|n[o']t (?:currently |yet )?(?:support|accept|allow)|unsupported"
+    r"(?:deprecated|not (?:currently |yet |fully )?(?:supported|allowed|permitted|recognized"
+    r"|implemented|available|enabled|accepted)|n[o']t (?:currently |yet )?(?:support|accept|allow)"
+    r"|unsupported"
     r"|unavailable|unexpected|unrecognized|cannot (?:be used|find field)|no longer supported"
     r"|is enabled only|extra inputs are|requires? --)"
 )
@@ -134,6 +136,9 @@ FORMS: tuple[Form, ...] = (
     Form("answer_too_large", r"too (?:large|high)\b.*supports at most", param=_ANSWER_PARAMS),
     Form("answer_too_large", r"above maximum|<=|less than or", param=_ANSWER_PARAMS),
     Form("too_long", param="*", words=r"maximum context length|max_model_len|context window"),
+    Form("too_long", r"must be at least 1, got -", param=_ANSWER_PARAMS),  # vLLM
+    Form("bad_request", r"at least|minimum|>=|greater than or", param=_ANSWER_PARAMS),
+    Form("unsupported", r"sample logprobs of \d+", param="*", feature="top_logprobs"),  # vLLM
     Form("bad_request", param=_ANSWER_PARAMS, code="integer_below_min_value"),  # OpenAI
     Form("bad_request", param=_ANSWER_PARAMS, code="greater_than_equal greater_than"),  # pydantic
     Form("model", param="model", code="not_found invalid_value value_error 404 invalidparameter"),
@@ -174,6 +179,9 @@ FORMS: tuple[Form, ...] = (
     Form("credit", code="budget_exceeded budgetexceedederror"),  # LiteLLM
     Form("credit", code="billing_disabled"),  # Google
     Form("credit", code="exceeded_current_quota_error"),  # Moonshot
+    Form("credit", code="not_enough_balance"),  # Novita
+    Form("credit", code="insufficient_user_quota"),  # One API
+    Form("credit", code="allocationquota.freetieronly"),  # DashScope
     Form("credit", code="1113"),  # Zhipu
     # The key.
     Form("key", code="invalid_api_key incorrect_api_key account_deactivated"),  # OpenAI
@@ -197,6 +205,7 @@ FORMS: tuple[Form, ...] = (
     Form("model", code="key_model_access_denied team_model_access_denied"),  # LiteLLM
     Form("model", code="resource_not_found_error"),  # Moonshot
     Form("model", code="resourcenotfoundexception"),  # Bedrock
+    Form("model", code="model_permission_blocked_project no_access"),  # Groq, GitHub
     Form("model", code="1211"),  # Zhipu
     # Load.
     Form("no_resources", code="resource_unavailable"),  # OpenAI flex, 429
@@ -214,6 +223,7 @@ FORMS: tuple[Form, ...] = (
     Form("rate_limit", code="ratelimitreached rate_limit_reached_error"),  # Azure, Moonshot
     Form("rate_limit", code="token_quota_exceeded request_quota_exceeded"),  # Cerebras
     Form("rate_limit", code="service_tier_capacity_exceeded 3505 1300"),  # Mistral
+    Form("rate_limit", code="request_limit_exceeded"),  # Databricks
     Form("rate_limit", code="1302 1303 1305"),  # Zhipu
     # What is not supported, named by a parameter.
     Form("unsupported", code="invalid_json_schema", feature="json_schema"),  # OpenAI
@@ -235,9 +245,11 @@ FORMS: tuple[Form, ...] = (
     Form("loading", r"waiting for (?:the )?(?:llama runner|llama-server|model) to (?:start|load)"),
     Form("loading", r"^model unloaded|model (?:is )?being loaded|model was unloaded"),
     # The room for an answer; before the length of the prompt, which speaks of tokens too.
+    Form("rate_limit", r"too many tokens, please wait"),  # Bedrock
+    Form("too_long", r"maximum context (?:length|size|window)"),  # OpenAI, vLLM
     Form("too_long", r"inputs?\W{0,2} tokens \+ \W?max_new_tokens|must have less than \d+ tok"),
     Form("answer_too_large", r"range of `?max_\w*tokens`? (?:is|should be)"),  # DeepSeek
-    Form("answer_too_large", r"max_\w*tokens\W+(?:is )?too large.*supports at most"),  # OpenAI
+    Form("answer_too_large", r"max_\w*tokens\W+(?:\d+ )?(?:is )?too (?:large|high)"),  # OpenAI
     Form("answer_too_large", r"max_\w*tokens\W+\d+ > \d+.*output tokens"),  # Anthropic
     Form("answer_too_large", r"max_?output_?tokens value of"),  # Gemini
     Form("answer_too_large", r"max_\w*tokens.{0,80}(?:above maximum|expected a value <=)"),
@@ -249,11 +261,11 @@ FORMS: tuple[Form, ...] = (
     Form("rate_limit", r"request too large.{0,200}(?:per (?:min|day)|[tr]p[md]\b)"),  # Groq
     Form("too_long", r"context[ _](?:length|window|size|limit)~(?:exceed|only|is \d)"),
     Form("too_long", r"exceed\w*~context (?:length|window|size|limit)"),
-    Form("too_long", r"maximum context (?:length|size|window)"),
     Form("too_long", r"(?:longer|larger) than the (?:model|maximum|context)"),  # SGLang
     Form("too_long", r"too large for model with \d+ maximum"),  # Mistral
     Form("too_long", r"(?:prompt|input|request|message)\w*(?: length)? (?:is|are) too long"),
-    Form("too_long", r"input (?:token count|length)~exceed"),  # Gemini
+    Form("too_long", r"(?:prompt|input) (?:token count|length|size)~exceed"),  # Gemini
+    Form("too_long", r"tokens?\b~cannot exceed"),  # Cohere, watsonx, Databricks
     Form("too_long", r"keep (?:from|the)~(?:initial prompt|first \d+ tokens)"),
     Form("too_long", r"current length is \d+ while limit is"),  # Cerebras
     Form("too_long", r"maximum prompt length|model token limit|too many tokens"),  # xAI, Moonshot
@@ -272,12 +284,16 @@ FORMS: tuple[Form, ...] = (
     Form("rate_limit", r"rate[ _-]?limit|too many (?:requests|concurrent)|throttl|slow down"),
     Form("rate_limit", r"(?:requests|tokens|queries) ?(?:per|/) ?(?:min|sec|day|hour)"),
     Form("rate_limit", r"quota exceeded for|service tier capacity exceeded|concurrency limit"),
+    Form("rate_limit", r"out of call volume quota"),  # Azure
     Form("rate_limit", r"请求过于频繁|限流|速率限制|频率"),
     Form("credit", r"insufficient (?:account )?(?:balance|credit|funds|quota)|insufficient_quota"),
     Form("credit", r"credit (?:balance|limit)|(?:more|any|available|included|purchased) credits"),
     Form("credit", r"exceeded your current quota|out of (?:credit|quota)|no credits"),
     Form("credit", r"key (?:credit |spending )?limit exceeded|spend\w* limit|billing hard limit"),
     Form("credit", r"budget has been exceeded|over budget|exceeded ?budget|payment required"),
+    Form("credit", r"balance (?:is )?(?:insufficient|too low)|not enough balance"),
+    Form("credit", r"额度(?:不足|已用尽)"),  # One API
+    Form("credit", r"specified api usage limit|regain access on"),  # Anthropic
     Form("credit", r"overdue|in arrears|past invoices|good standing|余额不足|欠费|credit card"),
     Form("key", r"api[ _-]?key~(?:not valid|invalid|expired|incorrect|missing|revoked)"),
     Form("key", r"(?:invalid|incorrect|wrong|missing|expired|bad) (?:x-)?(?:\w+ )?api[ _-]?key"),
@@ -287,12 +303,14 @@ FORMS: tuple[Form, ...] = (
     Form("key", r"authentication (?:failed|fails|required|error)|could not authenticate"),
     Form("key", r"provide an api key|api key (?:is )?required|api key not found|user not found"),
     Form("key", r"location is not supported|region is not supported|unregistered callers"),
+    Form("key", r"login fail|authorization failed"),  # MiniMax, NVIDIA
     Form("filtered", r"content management policy|content[ _-]?filter|responsible ?ai"),
     Form("filtered", r"\bflagged (?:as|by|for)|requires moderation|moderation|usage polic"),
     Form("filtered", r"safety (?:system|polic|filter|setting)|guardrail|content exists risk"),
     Form("filtered", r"inappropriate content|prohibited (?:use|content)|sensitive (?:word|cont)"),
     Form("filtered", r"violat\w+~polic|blocked by~(?:polic|filter|safety)"),
     # What is not supported, in words: the start of a probe.
+    Form("unsupported", r"handle the requested parameters"),  # OpenRouter
     Form("unsupported", r"contain the word\W+json", feature="json_object"),  # OpenAI
     Form("unsupported", r"format.type\W+must be\W+json_sch", feature="json_object"),  # LM Studio
     Form("unsupported", r"invalid schema for function", feature="tools"),  # OpenAI
@@ -305,6 +323,7 @@ FORMS: tuple[Form, ...] = (
     Form("unsupported", r"at '[\w.]*response_?schema[^'\n]*'"),  # Gemini
     Form("unsupported", r"schema~(?:too (?:many|complex|deep)|not support|unsupport)"),
     Form("unsupported", r"unsupported (?:json )?schema|invalid json schema"),
+    Form("unsupported", r"sample logprobs of \d+", feature="top_logprobs"),  # vLLM
     Form("unsupported", _NO_SUCH + "~" + _NAME),
     Form("unsupported", _NAME + "~" + _REFUSED),
     Form("unsupported", r"invalid (?:value for )?\W{0,2}" + _NAME),
@@ -319,6 +338,7 @@ FORMS: tuple[Form, ...] = (
     Form("model", r"not have access to (?:this |the )?model|access (?:to )?(?:this |the )?model"),
     Form("model", r"failed to load model|requires more system memory|no endpoints found"),
     Form("model", r"deployment~not (?:exist|found)|only supported in v1/responses"),
+    Form("model", r"\bfunction \S+ not found for account"),  # NVIDIA
     Form("model", r"no allowed providers|not allowed to (?:access|call) model|模型不存在"),
     Form("model", r"\bmodels?\b", status=(404, 410)),
     # Codes that say little, and what passes.
@@ -333,6 +353,7 @@ FORMS: tuple[Form, ...] = (
     Form("overloaded", code="serviceunavailableexception service_unavailable_error"),
     Form("timeout", r"timed? ?out\b|timeout|deadline (?:exceeded|expired)"),
     Form("server", r"internal (?:server )?error|internal failure|bad gateway"),
+    Form("server", r"has crashed|process has terminated|connection (?:error|reset|refused)"),
     Form("server", code="server_error servererror internal_error internal_server_error internal"),
     Form("server", code="internalservererror api_error upstream_error internalerror serviceerror"),
 )  # fmt: skip
@@ -349,10 +370,10 @@ KIND_OF_STATUS: dict[int, FaultKind] = {
 PLAIN_STATUSES = (401, 402, 429, 498, 529)
 
 # Counts of tokens in an endpoint's words, one line a form.
-_N = r"\W{0,3}(?P<%s>\d[\d,_]{0,11})"
+_N = r"\W{0,3}(?<!\d)(?P<%s>\d[\d,_]{0,11})"
 _W, _P, _L = _N % "window", _N % "prompt_tokens", _N % "largest_answer"
 COUNTS: tuple[str, ...] = (
-    rf"maximum context (?:length|size|window)(?: is| of)?(?: only)?{_W}",  # OpenAI, vLLM, DeepSeek
+    rf"maximum context (?:length|size|window)(?: of [a-z]\S*)?(?: is| of)?(?: only)?{_W}",  # OpenAI
     rf"{_P} (?:in the (?:messages|prompt)|of text input)",  # OpenAI, vLLM, OpenRouter
     rf"messages resulted in{_P} tokens",  # OpenAI
     rf"(?:prompt|request|input) (?:has|contains)(?: at least)?{_P} (?:input )?tokens",  # vLLM
@@ -369,7 +390,7 @@ COUNTS: tuple[str, ...] = (
     rf"prompt is too long:{_P}, model maximum context length:{_W}",  # Fireworks
     rf"exceed context limit:{_P} \+ [\d,]+ >{_W}",  # Anthropic
     rf"too large for model with{_W} maximum",  # Mistral
-    rf"max_new_tokens\W* must be <={_W}\.? given:?{_P} \W?inputs",  # Together, text-generation-inference
+    rf"max_new_tokens\W* must be <={_W}\.? given:?{_P} \W?inputs",  # Together
     rf"must have less than{_W} tokens\.? given:?{_P}",  # text-generation-inference
     rf"current length is{_P} while limit is{_W}",  # Cerebras
     rf"maximum prompt length is{_W} but the request contains{_P}",  # xAI
@@ -377,9 +398,14 @@ COUNTS: tuple[str, ...] = (
     rf"prompt tokens limit exceeded:?{_P} >{_W}",  # OpenRouter
     rf"range of input length should be \[\d+,{_W}",  # DashScope
     r"max_model_len\W*(?:=|is)\W*(?:\w+=)?(?P<largest_answer>(?P<window>\d+))",  # vLLM
+    rf"prompt token count \({_P}\) cannot exceed{_W}",  # Databricks
+    rf"prompt cannot exceed{_W} - received{_P}",  # Cohere
+    rf"input tokens{_P} cannot exceed the total tokens limit{_W}",  # watsonx
+    rf"prompt length \({_P}\) exceeds maximum input length \({_W}",  # TensorRT-LLM
     rf"max size:{_W} tokens",  # GitHub Models
     rf"range of \W?max_\w*tokens\W? (?:is|should be) \[\d+,{_L}",  # DeepSeek, DashScope
     rf"supports at most{_L} completion tokens",  # OpenAI
+    rf"too large, max{_L}",  # Novita
     rf"max_\w*tokens\W+\d+ >{_L}",  # Anthropic
     rf"expected a value <={_L}",  # OpenAI, Volcengine
     rf"max[_ ]\w*tokens\W+(?:\d+\W+)?must be (?:<=|less than or equal to){_L}",  # Groq, Cohere
@@ -404,7 +430,8 @@ _WORD_KEYS = frozenset((
     "error", "errors", "message", "msg", "detail", "details", "description", "error_description",
     "error_message", "errormessage", "title", "raw", "cause", "innererror", "inner_error",
     "metadata", "provider_specific_fields", "fieldviolations", "promptfeedback", "violations",
-    "previous_errors",
+    "previous_errors", "base_resp",
+    "status_msg",
 ))  # fmt: skip
 _CODE_KEYS = frozenset((
     "code", "type", "status", "reason", "error_code", "errorcode", "error_type", "errortype",
