@@ -109,7 +109,7 @@ _NAME = (
 )
 # What `~` in a pattern stands for.
 _NEAR = r"(?:(?!\. |\n)[\s\S]){0,120}?"
-_REFUSED = (
+_REFUSAL = (
     r"(?:deprecated|not (?:currently |yet |fully )?(?:supported|allowed|permitted|recognized"
     r"|implemented|available|enabled|accepted)|n[o']t (?:currently |yet )?(?:support|accept|allow)"
     r"|unsupported"
@@ -325,7 +325,7 @@ FORMS: tuple[Form, ...] = (
     Form("unsupported", r"unsupported (?:json )?schema|invalid json schema"),
     Form("unsupported", r"sample logprobs of \d+", feature="top_logprobs"),  # vLLM
     Form("unsupported", _NO_SUCH + "~" + _NAME),
-    Form("unsupported", _NAME + "~" + _REFUSED),
+    Form("unsupported", _NAME + "~" + _REFUSAL),
     Form("unsupported", r"invalid (?:value for )?\W{0,2}" + _NAME),
     Form("unsupported", r"^(?P<name>seed|temperature|max_tokens|tools|logprobs)\b: "),
     Form("address", r"invalid url|unexpected endpoint|(?:unknown|no such) (?:url|path|route)"),
@@ -487,7 +487,7 @@ _IDENTIFIER = re.compile(r"[`\"'“”«»\\]*[^\s`\"'“”«»]{1,200}[`\"'“
 _ONLY_OBJECT = re.compile(r"^(?!.*(?:should|must) be[^.]*json_object).*json_object", re.DOTALL)
 _UNKNOWN_NAME = re.compile(r"Unknown name \W{1,3}([\w$]+)\W{1,3}(?: ?at '([^'\s]+)')?")
 _PAGE = re.compile(r"\s*<(?:!doctype|html|head|body|\?xml|center|h1)", re.IGNORECASE)
-_UNSEEN = re.compile(r"<(script|style)\b[\s\S]*?(?:</\1>|\Z)|<!--[\s\S]*?(?:-->|\Z)", re.IGNORECASE)
+_MARKUP = re.compile(r"<(script|style)\b[\s\S]*?(?:</\1>|\Z)|<!--[\s\S]*?(?:-->|\Z)", re.IGNORECASE)
 _GAP = " … "
 
 
@@ -524,21 +524,23 @@ def read_fault(
     """
     headers = {str(name).lower(): str(value) for name, value in headers.items()}
     value, text = _decode(body)
-    found = _Evidence(status)
+    evidence = _Evidence(status)
     if text is None:
-        _gather(value, found, sent)
-        _take_headers(headers, found)
+        _gather(value, evidence, sent)
+        _take_headers(headers, evidence)
     elif not _PAGE.match(text):
-        found.texts.append(text[:MAX_TEXT])
-    found.words = "\n".join(_own_words(part, sent) for part in found.texts[:MAX_ITEMS])
-    found.features = [_feature_of(param, found.words) for param in found.params]
+        evidence.texts.append(text[:MAX_TEXT])
+    evidence.words = "\n".join(_own_words(part, sent) for part in evidence.texts[:MAX_ITEMS])
+    evidence.features = [_feature_of(param, evidence.words) for param in evidence.params]
     # A gateway passes an upstream's error on with a status of its own.
-    if found.statuses and (status < 400 or status in (500, 502)):
-        found.status = found.statuses[-1]
-    fault = _judge(found, value, text, headers)
-    message = _message(status, headers, found, value, text, fault.kind)
+    if evidence.statuses and (status < 400 or status in (500, 502)):
+        evidence.status = evidence.statuses[-1]
+    fault = _judge(evidence, value, text, headers)
+    message = _message(status, headers, evidence, value, text, fault.kind)
     return replace(
-        _with_counts(fault, found), message=message, wait=_wait(fault, found, headers, value, sent)
+        _with_counts(fault, evidence),
+        message=message,
+        wait=_wait(fault, evidence, headers, value, sent),
     )
 
 
@@ -592,53 +594,53 @@ def _decode(body: object) -> tuple[Any, str | None]:
     return None, body
 
 
-def _gather(value: object, found: _Evidence, sent: Sequence[str], depth: int = 0) -> None:
+def _gather(value: object, evidence: _Evidence, sent: Sequence[str], depth: int = 0) -> None:
     """Collect codes, parameters, counts and words from an error's fields."""
     if depth > MAX_DEPTH:
         return
     if isinstance(value, str):
-        _gather_text(value, found, sent, depth)
+        _gather_text(value, evidence, sent, depth)
     elif isinstance(value, list | tuple):
         for item in value[:MAX_ITEMS]:
-            _gather(item, found, sent, depth + 1)
+            _gather(item, evidence, sent, depth + 1)
     elif isinstance(value, Mapping):
         for key, item in list(value.items())[:MAX_ITEMS]:
-            _gather_field(str(key).lower(), item, found, sent, depth)
+            _gather_field(str(key).lower(), item, evidence, sent, depth)
 
 
 def _gather_field(
-    key: str, item: object, found: _Evidence, sent: Sequence[str], depth: int
+    key: str, item: object, evidence: _Evidence, sent: Sequence[str], depth: int
 ) -> None:
     if key in _KEYS_THAT_TELL and item:
-        found.codes.add(f"key:{key}")
+        evidence.codes.add(f"key:{key}")
     if key in _CODE_KEYS:
-        _take_code(item, found)
+        _take_code(item, evidence)
     elif key in ("param", "loc", "field", "parameter"):
-        _take_param(item, found, sent, depth)
+        _take_param(item, evidence, sent, depth)
     elif key == "ctx" and isinstance(item, Mapping):
-        _take_count("largest_answer", item.get("le"), found)
+        _take_count("largest_answer", item.get("le"), evidence)
     elif key in _COUNT_OF_KEY:
-        _take_count(_COUNT_OF_KEY[key], item, found)
+        _take_count(_COUNT_OF_KEY[key], item, evidence)
     elif key == "choices" and isinstance(item, list) and item and isinstance(item[0], Mapping):
-        told = ("error", "finish_reason", "native_finish_reason")
-        _gather({name: item[0].get(name) for name in told}, found, sent, depth + 1)
+        fields = ("error", "finish_reason", "native_finish_reason")
+        _gather({name: item[0].get(name) for name in fields}, evidence, sent, depth + 1)
     elif key in _WORD_KEYS:
-        _gather(item, found, sent, depth + 1)
+        _gather(item, evidence, sent, depth + 1)
         if key == "description" and isinstance(item, str):
             # Google's details name the field in a sentence of their own.
             for name, at in _UNKNOWN_NAME.findall(item[:MAX_WORDS]):
-                found.params.append(at or name)
+                evidence.params.append(at or name)
 
 
-def _gather_text(text: str, found: _Evidence, sent: Sequence[str], depth: int) -> None:
+def _gather_text(text: str, evidence: _Evidence, sent: Sequence[str], depth: int) -> None:
     """Take an endpoint's message, or the error of another one that it wraps."""
     text = text[:MAX_TEXT].strip()
     before, inner = _unwrap(text, sent)
     if inner is not None:
         text = before
-        _gather(inner, found, sent, depth + 1)
-    if text and text not in found.texts:
-        found.texts.append(text)
+        _gather(inner, evidence, sent, depth + 1)
+    if text and text not in evidence.texts:
+        evidence.texts.append(text)
 
 
 def _unwrap(text: str, sent: Sequence[str]) -> tuple[str, Any]:
@@ -651,11 +653,11 @@ def _unwrap(text: str, sent: Sequence[str]) -> tuple[str, Any]:
     if start is None:
         return text, None
     before = text[: start.start()]
-    named = re.search(r"error|exception|\b[45]\d\d\b", before, re.IGNORECASE)
-    shown = re.search(
+    error_word = re.search(r"error|exception|\b[45]\d\d\b", before, re.IGNORECASE)
+    output_word = re.search(
         r"pars|tool|generat|output|json|schema|input|prompt|conten", before, re.IGNORECASE
     )
-    if len(before) > 200 or (before.strip() and not named) or shown:
+    if len(before) > 200 or (before.strip() and not error_word) or output_word:
         return text, None
     inner, end = _decode_at(text, start.start())
     envelope = inner[0] if isinstance(inner, list) and inner else inner
@@ -684,7 +686,7 @@ def _decode_at(text: str, start: int) -> tuple[Any, int]:
             return None, start
 
 
-def _take_code(item: object, found: _Evidence) -> None:
+def _take_code(item: object, evidence: _Evidence) -> None:
     """Take a code, a type or a reason; a number of a status is one of those."""
     if isinstance(item, int):
         item = str(item) if abs(item) < 10**9 else ""
@@ -693,31 +695,31 @@ def _take_code(item: object, found: _Evidence) -> None:
     code = re.sub(r"[\s-]+", "_", item[:200].strip().lower())
     code = code.removeprefix("type.googleapis.com/google.rpc.")
     if re.fullmatch(r"[1-5]\d\d", code):
-        found.statuses.append(int(code))
-        found.codes.add(code)
+        evidence.statuses.append(int(code))
+        evidence.codes.add(code)
     elif re.fullmatch(r"[\w.]{2,80}", code) and code.count("_") < 6:
-        found.codes |= {code, code.split(".")[0]}
+        evidence.codes |= {code, code.split(".")[0]}
 
 
-def _take_headers(headers: Mapping[str, str], found: _Evidence) -> None:
+def _take_headers(headers: Mapping[str, str], evidence: _Evidence) -> None:
     """Take what a header names: Bedrock's type of an error."""
-    _take_code(headers.get("x-amzn-errortype", "").split(":")[0], found)
+    _take_code(headers.get("x-amzn-errortype", "").split(":")[0], evidence)
 
 
-def _take_param(item: object, found: _Evidence, sent: Sequence[str], depth: int) -> None:
+def _take_param(item: object, evidence: _Evidence, sent: Sequence[str], depth: int) -> None:
     """Take the name of a parameter, or a path to one. Some write their message there."""
     path = ".".join(map(str, item[:MAX_ITEMS])) if isinstance(item, list | tuple) else item
     if isinstance(path, str) and re.fullmatch(r"[\w.\[\]$-]{1,200}", path):
         path = path.removeprefix("body.")
         if path.lower() not in ("none", "null", "body"):
-            found.params.append(path)
+            evidence.params.append(path)
     elif isinstance(item, str):
-        _gather_text(item, found, sent, depth)
+        _gather_text(item, evidence, sent, depth)
 
 
-def _take_count(name: str, item: object, found: _Evidence) -> None:
+def _take_count(name: str, item: object, evidence: _Evidence) -> None:
     if isinstance(item, int) and not isinstance(item, bool) and 0 < item < 10**9:
-        found.counts.setdefault(name, item)
+        evidence.counts.setdefault(name, item)
 
 
 # Words without what they quote.
@@ -764,11 +766,11 @@ def _quoted_spans(text: str, sent: Sequence[str]) -> Iterator[tuple[int, int]]:
     """Where a text repeats `QUOTED_RUN` or more words of the request, without overlaps."""
     tokens = list(_TOKEN.finditer(text)) if sent else []
     runs = _runs([token.group().casefold() for token in tokens])
-    known = set(runs)
-    quoted = {run for part in sent for run in _runs(_words_of(part)) if run in known}
+    own = set(runs)
+    repeats = {run for part in sent for run in _runs(_words_of(part)) if run in own}
     first, until = 0, -1
     for at, run in enumerate(runs):
-        if run in quoted:
+        if run in repeats:
             if at > until >= 0:
                 yield tokens[first].start(), tokens[until].end()
             first = first if until >= at else at
@@ -821,59 +823,59 @@ def _pattern(words: str) -> re.Pattern[str]:
     return re.compile(words.replace("~", _NEAR), re.IGNORECASE | re.MULTILINE)
 
 
-def _judge(found: _Evidence, value: Any, text: str | None, headers: Mapping[str, str]) -> Fault:
+def _judge(evidence: _Evidence, value: Any, text: str | None, headers: Mapping[str, str]) -> Fault:
     """The fault of the first form that fits, or what the status or the lack of JSON means."""
     page = text is not None and bool(
         _PAGE.match(text) or "text/html" in headers.get("content-type", "")
     )
-    if page and found.status < 500 and found.status not in (401, 408, 413, 429):
+    if page and evidence.status < 500 and evidence.status not in (401, 408, 413, 429):
         return Fault("address", "", certain=True)
     for form in FORMS:
-        fault = _fit(form, found)
+        fault = _fit(form, evidence)
         if fault is not None:
             return fault
-    return _by_status(found, value, text)
+    return _by_status(evidence, value, text)
 
 
-def _fit(form: Form, found: _Evidence) -> Fault | None:
+def _fit(form: Form, evidence: _Evidence) -> Fault | None:
     """The fault of a form, or None where it does not fit."""
-    if form.status and found.status not in form.status:
+    if form.status and evidence.status not in form.status:
         return None
-    if form.code and found.codes.isdisjoint(form.code.split()):
+    if form.code and evidence.codes.isdisjoint(form.code.split()):
         return None
-    if form.param and not _names(form.param, found):
+    if form.param and not _names(form.param, evidence):
         return None
-    match = _pattern(form.words).search(found.words) if form.words else None
+    match = _pattern(form.words).search(evidence.words) if form.words else None
     if form.words and match is None:
         return None
-    plain = found.status in PLAIN_STATUSES and KIND_OF_STATUS[found.status] == form.kind
+    plain = evidence.status in PLAIN_STATUSES and KIND_OF_STATUS[evidence.status] == form.kind
     certain = bool(form.param) or not form.words or plain
     if form.kind != "unsupported":
         return Fault(form.kind, "", form.feature, certain)
-    return _unsupported(form, found, match)
+    return _unsupported(form, evidence, match)
 
 
-def _names(param: str, found: _Evidence) -> bool:
+def _names(param: str, evidence: _Evidence) -> bool:
     """Whether one of the parameters that an error names is the form's."""
     if param == "*":
-        return any(feature in FEATURE_OF_NAME.values() for feature in found.features)
-    return any(re.split(r"[.\[]", name.lower())[-1] in param.split() for name in found.params)
+        return any(feature in FEATURE_OF_NAME.values() for feature in evidence.features)
+    return any(re.split(r"[.\[]", name.lower())[-1] in param.split() for name in evidence.params)
 
 
-def _unsupported(form: Form, found: _Evidence, match: re.Match[str] | None) -> Fault | None:
+def _unsupported(form: Form, evidence: _Evidence, match: re.Match[str] | None) -> Fault | None:
     """What is not supported, by its parameter if one is named, else by words."""
-    known = [feature for feature in found.features if feature in FEATURE_OF_NAME.values()]
+    optional = [feature for feature in evidence.features if feature in FEATURE_OF_NAME.values()]
     if form.words:
-        named = match.groupdict().get("name") if match else None
-        feature = form.feature or (_feature_of(named, found.words) if named else "json_schema")
+        name = match.groupdict().get("name") if match else None
+        feature = form.feature or (_feature_of(name, evidence.words) if name else "json_schema")
         return Fault("unsupported", "", feature)
-    feature = form.feature or next(iter(known or found.features), "")
+    feature = form.feature or next(iter(optional or evidence.features), "")
     if feature:
         kind: FaultKind = "bad_request" if feature in NEEDED else "unsupported"
         return Fault(kind, "", None if feature in NEEDED else feature, certain=True)
-    match = re.search(_NAME, found.words, re.IGNORECASE)
+    match = re.search(_NAME, evidence.words, re.IGNORECASE)
     # The code says that something is not supported; only the words say what.
-    return Fault("unsupported", "", _feature_of(match["name"], found.words)) if match else None
+    return Fault("unsupported", "", _feature_of(match["name"], evidence.words)) if match else None
 
 
 def _feature_of(name: str, words: str) -> str:
@@ -888,9 +890,9 @@ def _feature_of(name: str, words: str) -> str:
     return feature or (path[0] if path else name)
 
 
-def _by_status(found: _Evidence, value: Any, text: str | None) -> Fault:
+def _by_status(evidence: _Evidence, value: Any, text: str | None) -> Fault:
     """What a reply means by its status alone."""
-    status = found.status
+    status = evidence.status
     if 300 <= status < 400:
         return Fault("address", "", certain=True)
     if status < 300:
@@ -908,17 +910,17 @@ def _kind_of_success(value: Any, text: str | None) -> FaultKind:
         return "server" if cut else "address"
     if not value or not isinstance(value, Mapping):
         return "server"
-    known = {"choices", "object", "error", "errors", "detail", "message", "code"}
-    return "server" if known & {str(key).lower() for key in value} else "address"
+    usual = {"choices", "object", "error", "errors", "detail", "message", "code"}
+    return "server" if usual & {str(key).lower() for key in value} else "address"
 
 
-def _with_counts(fault: Fault, found: _Evidence) -> Fault:
+def _with_counts(fault: Fault, evidence: _Evidence) -> Fault:
     """The fault with the counts of tokens that it tells."""
-    words = found.words.lower()
+    words = evidence.words.lower()
     if fault.kind == "rate_limit":
         match = _PER_MINUTE.search(words)
-        limit, asked = (_count(n) for n in match.groups()) if match else (0, 0)
-        return replace(fault, window=limit) if asked > limit > 0 else fault
+        limit, request = (_count(n) for n in match.groups()) if match else (0, 0)
+        return replace(fault, window=limit) if request > limit > 0 else fault
     if fault.kind not in ("too_long", "answer_too_large"):
         return fault
     counts: dict[str, int] = {}
@@ -927,7 +929,7 @@ def _with_counts(fault: Fault, found: _Evidence) -> Fault:
         for name, number in match.groupdict().items() if match else ():
             if number:
                 counts.setdefault(name, _count(number))
-    counts |= found.counts
+    counts |= evidence.counts
     below = _BELOW.search(words)
     if below:
         counts["largest_answer"] = int(below[1]) - 1
@@ -951,7 +953,7 @@ def _count(number: str) -> int:
 def _message(
     status: int,
     headers: Mapping[str, str],
-    found: _Evidence,
+    evidence: _Evidence,
     value: Any,
     text: str | None,
     kind: FaultKind,
@@ -962,8 +964,8 @@ def _message(
     elif text is not None:
         said = _what_came(text, headers)
     else:
-        said = "; ".join(found.texts) or f"no error was said: {_as_text(value)}"
-    inner = f" ({found.status} inside)" if found.status != status else ""
+        said = "; ".join(evidence.texts) or f"no error was said: {_as_text(value)}"
+    inner = f" ({evidence.status} inside)" if evidence.status != status else ""
     tail = "; is --base-url the API's address?" if kind == "address" and text is not None else ""
     line = redact_keys(" ".join(f"status {status}{inner}: {said}"[:20_000].split()))
     line = line.encode("utf-8", "replace").decode("utf-8")
@@ -978,7 +980,7 @@ def _what_came(text: str, headers: Mapping[str, str]) -> str:
     if not text.strip():
         return "an empty body came"
     if _PAGE.match(text):
-        text = html.unescape(re.sub(r"<[^<>]*>", " ", _UNSEEN.sub(" ", text[:20_000])))
+        text = html.unescape(re.sub(r"<[^<>]*>", " ", _MARKUP.sub(" ", text[:20_000])))
         kind = f"a web page ({content_type or 'HTML'}), not JSON"
     else:
         kind = f"no JSON ({content_type or 'no content type'})"
@@ -997,7 +999,7 @@ def _as_text(value: Any) -> str:
 
 def _wait(
     fault: Fault,
-    found: _Evidence,
+    evidence: _Evidence,
     headers: Mapping[str, str],
     value: object,
     sent: Sequence[str],
@@ -1007,7 +1009,7 @@ def _wait(
     if fault.kind != "rate_limit":
         # Every reply has these; only a limit that was hit makes them a wait.
         headers = {name: text for name, text in headers.items() if "ratelimit" not in name}
-    return read_wait(headers, value, found.words, sent=sent)
+    return read_wait(headers, value, evidence.words, sent=sent)
 
 
 def _wait_of_headers(headers: Mapping[str, str]) -> float | None:
@@ -1108,9 +1110,9 @@ def _wait_of_resets(headers: Mapping[str, str]) -> float | None:
     for name, text in headers.items():
         if "ratelimit" not in name or "reset" not in name:
             continue
-        left = headers.get(name.replace("reset", "remaining"))
-        plain = name.endswith("reset") and left is None
-        if plain or (left is not None and left.strip() in ("0", "0.0")):
+        remaining = headers.get(name.replace("reset", "remaining"))
+        plain = name.endswith("reset") and remaining is None
+        if plain or (remaining is not None and remaining.strip() in ("0", "0.0")):
             waits.append(_reset(text.strip()))
     return max((wait for wait in waits if wait is not None), default=None)
 
