@@ -1325,6 +1325,64 @@ FURTHER: dict[str, Row] = {
         400, "<html><title>400 The plain HTTP request was sent to HTTPS port</title>",
         sure("address"),
     ),
+    "Ollama: 500 format": (
+        500, error("failed to load model vocabulary required for format", "api_error"),
+        unsure("unsupported", "json_schema"),
+    ),
+    "Gemini: 400 depth": (
+        400, google(400, "INVALID_ARGUMENT", "A schema in GenerationConfig in the request exceeds "
+                    "the maximum allowed nesting depth."), unsure("unsupported", "json_schema"),
+    ),
+    "Gemini: 400 a property": (
+        400, google(400, "INVALID_ARGUMENT", "* GenerateContentRequest.generation_config."
+                    "response_schema.properties[x].enum: only allowed for STRING type"),
+        unsure("unsupported", "json_schema"),
+    ),
+    "llama.cpp: 400 two ways at once": (
+        400, llamacpp(400, "Cannot use custom grammar constraints with tools.", INVALID),
+        unsure("unsupported", "json_schema"),
+    ),
+    "Perplexity: 400 a list as text": (
+        400, error('["At body -> response_format -> json_schema: this schema is no object"]',
+                   "bad_request", 400), unsure("unsupported", "json_schema"),
+    ),
+    "OpenAI: 400 a role is no tool": (
+        400, error("Invalid value: 'developer'. Supported values are: 'system', 'user', and "
+                   "'tool'.", INVALID, "invalid_value", "messages[0].role"),
+        unsure("bad_request"),
+    ),
+    "xAI: 403 guidelines": (
+        403, {"code": "The caller does not have permission", "error":
+              "Content violates usage guidelines. Failed check: SAFETY_CHECK"},
+        unsure("filtered"),
+    ),
+    "xAI: 400 argument": (
+        400, {"code": "Client specified an invalid argument", "error":
+              "Argument not supported on this model: logprobs"}, unsure("unsupported", "logprobs"),
+    ),
+    "Azure: 404 no version": (
+        404, {"error": {"code": "404", "message": "Missing required query parameter: api-version"}},
+        unsure("address"),
+    ),
+    "llama-swap: 404": (404, "could not find real modelID for x", unsure("model")),
+    "OpenAI: 500 the model's fault": (
+        500, error("The model produced invalid content. Consider modifying your prompt.",
+                   "model_error"), unsure("bad_generation"),
+    ),
+    "Hugging Face: 400 key": (
+        400, {"error": "Invalid credentials in Authorization header"}, unsure("key")
+    ),
+    "Hugging Face: 400 model": (
+        400, error("The requested model 'x' is not supported by any provider you have enabled.",
+                   INVALID, "model_not_supported", "model"), sure("model"),
+    ),
+    "vLLM: 400 template": (
+        400, vllm("Conversation roles must alternate user/assistant/user/assistant/..."),
+        unsure("bad_request"),
+    ),
+    "vLLM: 400 image": (
+        400, vllm("This model does not support image input"), unsure("bad_request")
+    ),
     "Envoy: 503": (503, "upstream connect error or disconnect/reset before headers",
                    unsure("overloaded")),
 }  # fmt: skip

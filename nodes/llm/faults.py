@@ -179,6 +179,7 @@ FORMS: tuple[Form, ...] = (
     Form("credit", code="budget_exceeded budgetexceedederror"),  # LiteLLM
     Form("credit", code="billing_disabled"),  # Google
     Form("credit", code="exceeded_current_quota_error"),  # Moonshot
+    Form("credit", code="insufficient_funds creditserror"),  # AI gateways
     Form("credit", code="not_enough_balance"),  # Novita
     Form("credit", code="insufficient_user_quota"),  # One API
     Form("credit", code="allocationquota.freetieronly"),  # DashScope
@@ -194,6 +195,7 @@ FORMS: tuple[Form, ...] = (
     Form("key", code="invalid_authentication_error incorrect_api_key_error"),  # Moonshot
     Form("key", code="token_not_found_in_db expired_key no_db_connection"),  # LiteLLM
     Form("key", code="unrecognizedclientexception invalidsignatureexception"),  # Bedrock
+    Form("key", code="ip_not_authorized autherror"),  # OpenAI
     Form("key", code="organization_restricted"),  # Groq
     # The model.
     Form("model", code="model_not_found"),  # OpenAI, LM Studio
@@ -305,7 +307,7 @@ FORMS: tuple[Form, ...] = (
     Form("key", r"location is not supported|region is not supported|unregistered callers"),
     Form("key", r"login fail|authorization failed"),  # MiniMax, NVIDIA
     Form("filtered", r"content management policy|content[ _-]?filter|responsible ?ai"),
-    Form("filtered", r"\bflagged (?:as|by|for)|requires moderation|moderation|usage polic"),
+    Form("filtered", r"\bflagged (?:as|by|for)|moderation|usage (?:polic|guideline)"),
     Form("filtered", r"safety (?:system|polic|filter|setting)|guardrail|content exists risk"),
     Form("filtered", r"inappropriate content|prohibited (?:use|content)|sensitive (?:word|cont)"),
     Form("filtered", r"violat\w+~polic|blocked by~(?:polic|filter|safety)"),
@@ -315,23 +317,26 @@ FORMS: tuple[Form, ...] = (
     Form("unsupported", r"format.type\W+must be\W+json_sch", feature="json_object"),  # LM Studio
     Form("unsupported", r"invalid schema for function", feature="tools"),  # OpenAI
     Form("unsupported", r"schema conversion failed|unrecognized schema"),
-    Form("unsupported", r"parse grammar|initialize samplers|grammar error"),
+    Form("unsupported", r"parse grammar|initialize samplers|required for format"),  # llama.cpp
     Form("unsupported", r"grammar (?:is )?too (?:large|complex)"),
     Form("unsupported", r"compiled grammar|(?:invalid|empty) grammar"),
     Form("unsupported", r"invalid schema for response_format"),  # OpenAI
     Form("unsupported", r"at 'tools\[\d+\][^'\n]*'\W+cannot find", feature="tools"),  # Gemini
     Form("unsupported", r"at '[\w.]*response_?schema[^'\n]*'"),  # Gemini
-    Form("unsupported", r"schema~(?:too (?:many|complex|deep)|not support|unsupport)"),
+    Form("unsupported", r"schema~(?:too (?:many|complex|deep)|not support|nesting)"),
     Form("unsupported", r"unsupported (?:json )?schema|invalid json schema"),
     Form("unsupported", r"sample logprobs of \d+", feature="top_logprobs"),  # vLLM
     Form("unsupported", _NO_SUCH + "~" + _NAME),
     Form("unsupported", _NAME + "~" + _REFUSAL),
     Form("unsupported", r"invalid (?:value for )?\W{0,2}" + _NAME),
+    Form("unsupported", r"response_?schema\b"),  # Gemini
+    Form("unsupported", r"\bgrammars?\b|\bschemas?\b", status=(400, 422, 500)),
     Form("unsupported", r"^(?P<name>seed|temperature|max_tokens|tools|logprobs)\b: "),
     Form("address", r"invalid url|unexpected endpoint|(?:unknown|no such) (?:url|path|route)"),
     Form("address", r"unknown request url|cannot post /|not found /|method not allowed|no route"),
     Form("address", r"(?:resource|path|route|url|file) not found", status=(404, 200)),
-    Form("address", r"api[- ]version (?:is )?(?:not supported|required|missing)"),  # Azure
+    Form("address", r"api[- ]version (?:is )?(?:not supported|required)"),  # Azure
+    Form("address", r"(?:unsupported|missing)~api[- ]version"),  # Azure
     Form("model", r"not a valid model|invalid model|unknown model|no such model|no models? loaded"),
     Form("model", r"models?\b~\bnot (?:exist|found|available|supported|deployed|a chat)"),
     Form("model", r"models?\b~(?:unavailable|decommission|deprecat|no longer|retired)"),
@@ -339,6 +344,7 @@ FORMS: tuple[Form, ...] = (
     Form("model", r"failed to load model|requires more system memory|no endpoints found"),
     Form("model", r"deployment~not (?:exist|found)|only supported in v1/responses"),
     Form("model", r"\bfunction \S+ not found for account"),  # NVIDIA
+    Form("model", r"could not find real modelid|no router for requested model"),  # llama-swap
     Form("model", r"no allowed providers|not allowed to (?:access|call) model|模型不存在"),
     Form("model", r"\bmodels?\b", status=(404, 410)),
     # Codes that say little, and what passes.
@@ -635,6 +641,12 @@ def _gather_field(
 def _gather_text(text: str, evidence: _Evidence, sent: Sequence[str], depth: int) -> None:
     """Take an endpoint's message, or the error of another one that it wraps."""
     text = text[:MAX_TEXT].strip()
+    if text.startswith('["') and depth < MAX_DEPTH:
+        lines, end = _decode_at(text, 0)
+        if isinstance(lines, list) and end == len(text):
+            return _gather(
+                [line for line in lines if isinstance(line, str)], evidence, sent, depth + 1
+            )
     before, inner = _unwrap(text, sent)
     if inner is not None:
         text = before
@@ -866,6 +878,8 @@ def _unsupported(form: Form, evidence: _Evidence, match: re.Match[str] | None) -
     """What is not supported, by its parameter if one is named, else by words."""
     optional = [feature for feature in evidence.features if feature in FEATURE_OF_NAME.values()]
     if form.words:
+        if not form.feature and evidence.features and set(evidence.features) <= set(NEEDED):
+            return None
         name = match.groupdict().get("name") if match else None
         feature = form.feature or (_feature_of(name, evidence.words) if name else "json_schema")
         return Fault("unsupported", "", feature)
