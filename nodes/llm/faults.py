@@ -291,7 +291,7 @@ FORMS: tuple[Form, ...] = (
     Form("credit", r"insufficient (?:account )?(?:balance|credit|funds|quota)|insufficient_quota"),
     Form("credit", r"credit (?:balance|limit)|(?:more|any|available|included|purchased) credits"),
     Form("credit", r"exceeded your current quota|out of (?:credit|quota)|no credits"),
-    Form("credit", r"key (?:credit |spending )?limit exceeded|spend\w* limit|billing hard limit"),
+    Form("credit", r"key (?:credit )?limit exceeded|(?:spend\w*|billing) limit"),
     Form("credit", r"budget has been exceeded|over budget|exceeded ?budget|payment required"),
     Form("credit", r"balance (?:is )?(?:insufficient|too low)|not enough balance"),
     Form("credit", r"额度(?:不足|已用尽)"),  # One API
@@ -347,6 +347,8 @@ FORMS: tuple[Form, ...] = (
     Form("model", r"could not find real modelid|no router for requested model"),  # llama-swap
     Form("model", r"no allowed providers|not allowed to (?:access|call) model|模型不存在"),
     Form("model", r"\bmodels?\b", status=(404, 410)),
+    # Whatever else is said of a field: a probe tells.
+    Form("unsupported", _NAME, status=(400, 422)),
     # Codes that say little, and what passes.
     Form("rate_limit", code="429"),
     Form("credit", code="402"),
