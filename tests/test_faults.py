@@ -4,6 +4,7 @@ The bodies are rebuilt from public reports; the name of a row says who answers s
 """
 
 import json
+import re
 import time
 from dataclasses import replace
 from email.utils import formatdate
@@ -13,7 +14,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from nodes.llm.faults import FORMS, Fault, FaultKind, read_fault, read_wait, redact_keys
+from nodes.llm.faults import FORMS, Fault, FaultKind, Form, read_fault, read_wait, redact_keys
 
 Row = tuple[int, Any, Fault]
 
@@ -550,6 +551,15 @@ TOO_LONG_ROWS: dict[str, Row] = {
         400, vllm("You passed 5000 input tokens and requested 4096 output tokens. However, the "
                   "model's context length is only 8192 tokens.", param="input_tokens"),
         unsure("too_long", window=8192, prompt_tokens=5000),
+    ),
+    "vLLM: 400 names max_tokens": (
+        400, vllm("This model's maximum context length is 8192 tokens. However, you requested 4096 "
+                  "output tokens and your prompt contains at least 5000 input tokens.",
+                  param="max_tokens"), sure("too_long", window=8192, prompt_tokens=5000),
+    ),
+    "vLLM: 400 less than nothing, by name": (
+        400, vllm("max_tokens must be at least 1, got -186.", param="max_tokens"),
+        sure("too_long"),
     ),
     "vLLM: 400 less than nothing": (
         400, vllm("max_tokens must be at least 1, got -186."), unsure("too_long")
@@ -1387,10 +1397,68 @@ FURTHER: dict[str, Row] = {
                    unsure("overloaded")),
 }  # fmt: skip
 
+# Messages of OpenAI's form without a code.
+IN_WORDS: dict[str, tuple[int, str, Fault]] = {
+    "OpenAI": (400, "Invalid schema for function 'x': no object", unsure("unsupported", "tools")),
+    "Volcengine": (
+        400, "max_tokens: integer above maximum value, expected a value <= 12288",
+        unsure("answer_too_large", largest_answer=12288),
+    ),
+    "vLLM, max_model_len": (
+        400, "max_tokens=9000 cannot be greater than max_model_len=8192.",
+        unsure("answer_too_large", window=8192, largest_answer=8192),
+    ),
+    "Scaleway": (
+        416, "max_completion_tokens is limited to 4096 for this model",
+        unsure("answer_too_large", largest_answer=4096),
+    ),
+    "Novita": (
+        400, "max_tokens: 32000 is too large, max 16000",
+        unsure("answer_too_large", largest_answer=16000),
+    ),
+    "Cerebras": (
+        400, "Current length is 42328 while limit is 40000",
+        unsure("too_long", window=40000, prompt_tokens=42328),
+    ),
+    "Groq": (400, "Please reduce the length of the messages", unsure("too_long")),
+    "OpenRouter": (
+        402, "Prompt tokens limit exceeded: 230799 > 91442.",
+        unsure("too_long", window=91442, prompt_tokens=230799),
+    ),
+    "Express": (413, "request entity too large", unsure("too_long")),
+    "LM Studio": (400, "Model unloaded.", unsure("loading")),
+    "flex": (429, "Flex has no resources left", unsure("no_resources")),
+    "LiteLLM": (500, "No healthy deployment for m", unsure("overloaded")),
+    "Google": (500, "The service is currently unavailable", unsure("overloaded")),
+    "queue": (400, "the queue is full", unsure("overloaded")),
+    "gateway": (400, "limit of 10 requests per minute", unsure("rate_limit")),
+    "DashScope": (400, "请求过于频繁，请 5 秒后重试", unsure("rate_limit", wait=5.0)),
+    "One API": (403, "用户额度不足", unsure("credit")),
+    "Zhipu": (400, "您的账户余额不足", unsure("credit")),
+    "DashScope, filter": (400, "Input may contain inappropriate content", unsure("filtered")),
+    "blocked": (400, "This was blocked by our policy", unsure("filtered")),
+    "Gemini, tools": (
+        400, UNKNOWN + "\"$schema\" at 'tools[0].function_declarations[0].parameters': Cannot "
+        "find field.", unsure("unsupported", "tools"),
+    ),
+    "Anthropic": (400, "The compiled grammar cannot be", unsure("unsupported", "json_schema")),
+    "OpenAI, tier": (400, "Invalid service_tier argument", unsure("unsupported", "service_tier")),
+    "pydantic": (400, "seed: something is wrong", unsure("unsupported", "seed")),
+    "a field": (400, "no max_tokens please", unsure("unsupported", "max_tokens")),
+    "Azure": (400, "API version not supported", unsure("address")),
+    "retired": (400, "The model x has been deprecated", unsure("model")),
+    "GitHub": (403, "No access to model: x", unsure("model")),
+    "Azure, name": (400, "The API deployment x does not exist", unsure("model")),
+    "LiteLLM, name": (403, "team not allowed to access model", unsure("model")),
+}  # fmt: skip
+WORDS_ROWS: dict[str, Row] = {
+    f"{name} in words: {row[0]}": (row[0], error(row[1]), row[2]) for name, row in IN_WORDS.items()
+}
+
 GROUPS = (
     KEY, MODEL, ADDRESS, CREDIT, RATE_LIMIT, NO_RESOURCES, TOO_LONG_ROWS, ANSWER_TOO_LARGE,
     UNSUPPORTED, BAD_GENERATION, FILTERED, PASSING, BAD_REQUEST,
-    FURTHER,
+    FURTHER, WORDS_ROWS,
 )  # fmt: skip
 ROWS = [(name, *row) for group in GROUPS for name, row in group.items()]
 
@@ -1409,6 +1477,33 @@ def test_a_form_is_known(status: int, body: Any, fault: Fault) -> None:
     assert read(status, body) == fault
     if not isinstance(body, str | bytes):
         assert read(status, json.dumps(body)) == read(status, json.dumps(body).encode()) == fault
+
+
+CODES = [(form, code) for form in FORMS if not form.words for code in form.code.split()]
+
+
+@pytest.mark.parametrize(("form", "code"), CODES, ids=[code for _, code in CODES])
+def test_a_code_is_known_in_any_case_and_place(form: Form, code: str) -> None:
+    name = code.removeprefix("key:")
+    key = name if code.startswith("key:") else "code"
+    param = form.param.split()[0] if form.param else "seed" if form.kind == "unsupported" else None
+    status = form.status[0] if form.status else 400
+    fields = {key: name.title(), "message": "No.", "param": param}
+    for body in (
+        {"error": fields},
+        fields,
+        [{"error": {"innererror": fields}}],
+        {"detail": fields},
+    ):
+        fault = read(status, body)
+        assert (fault.kind, fault.certain) == (form.kind, True)
+
+
+@pytest.mark.parametrize("form", [form for form in FORMS if form.words], ids=lambda f: f.words[:40])
+def test_an_ordinary_sentence_fits_no_form(form: Form) -> None:
+    pattern = re.compile(form.words.replace("~", ".*"), re.IGNORECASE)
+    for words in ("", "Something odd happened.", "The request could not be handled: 12, 34."):
+        assert pattern.search(words) is None
 
 
 def test_the_table_knows_each_kind_by_three_forms() -> None:

@@ -129,8 +129,6 @@ FORMS: tuple[Form, ...] = (
     Form("rate_limit", code="insufficient_quota", words=r"token-limit|throttling\.allocationquota"),
     # Gemini: a model without a free tier.
     Form("credit", code="resource_exhausted quotafailure", words=r"\blimit: 0\b(?![.,]?\d)"),
-    # OpenAI and whoever copies it: no room left, in the code of a rate limit.
-    Form("credit", code="rate_limit_exceeded", words=r"exceeded your current quota(?!.*retry in)"),
     Form("answer_too_large", param=_ANSWER_PARAMS, code="integer_above_max_value"),  # OpenAI
     Form("answer_too_large", param=_ANSWER_PARAMS, code="less_than_equal less_than"),  # pydantic
     Form("answer_too_large", r"too (?:large|high)\b.*supports at most", param=_ANSWER_PARAMS),
@@ -144,7 +142,6 @@ FORMS: tuple[Form, ...] = (
     Form("model", param="model", code="not_found invalid_value value_error 404 invalidparameter"),
     Form("model", r"\bnot (?:found|exist|a chat)|invalid|unknown|access", param="model"),
     Form("model", r"^model:|\bthe model\b", code="not_found_error notfounderror"),  # Anthropic
-    Form("key", code="permission_denied", words=r"api key|credential|unregistered callers"),
     # A bad generation: the same request may succeed.
     Form("bad_generation", code="json_validate_failed tool_use_failed output_parse_failed"),  # Groq
     Form("bad_generation", code="key:failed_generation"),  # Groq
@@ -264,7 +261,6 @@ FORMS: tuple[Form, ...] = (
     Form("too_long", r"context[ _](?:length|window|size|limit)~(?:exceed|only|is \d)"),
     Form("too_long", r"exceed\w*~context (?:length|window|size|limit)"),
     Form("too_long", r"(?:longer|larger) than the (?:model|maximum|context)"),  # SGLang
-    Form("too_long", r"too large for model with \d+ maximum"),  # Mistral
     Form("too_long", r"(?:prompt|input|request|message)\w*(?: length)? (?:is|are) too long"),
     Form("too_long", r"(?:prompt|input) (?:token count|length|size)~exceed"),  # Gemini
     Form("too_long", r"tokens?\b~cannot exceed"),  # Cohere, watsonx, Databricks
@@ -320,11 +316,9 @@ FORMS: tuple[Form, ...] = (
     Form("unsupported", r"parse grammar|initialize samplers|required for format"),  # llama.cpp
     Form("unsupported", r"grammar (?:is )?too (?:large|complex)"),
     Form("unsupported", r"compiled grammar|(?:invalid|empty) grammar"),
-    Form("unsupported", r"invalid schema for response_format"),  # OpenAI
     Form("unsupported", r"at 'tools\[\d+\][^'\n]*'\W+cannot find", feature="tools"),  # Gemini
     Form("unsupported", r"at '[\w.]*response_?schema[^'\n]*'"),  # Gemini
     Form("unsupported", r"schema~(?:too (?:many|complex|deep)|not support|nesting)"),
-    Form("unsupported", r"unsupported (?:json )?schema|invalid json schema"),
     Form("unsupported", r"sample logprobs of \d+", feature="top_logprobs"),  # vLLM
     Form("unsupported", _NO_SUCH + "~" + _NAME),
     Form("unsupported", _NAME + "~" + _REFUSAL),
