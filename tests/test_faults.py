@@ -753,6 +753,10 @@ ANSWER_TOO_LARGE: dict[str, Row] = {
         422, {"error": "Input validation error: `max_new_tokens` must be <= 192. Given: 500"},
         unsure("answer_too_large", largest_answer=192),
     ),
+    "vLLM: 400 names max_tokens": (
+        400, vllm("max_tokens=9000 cannot be greater than max_model_len=8192.", param="max_tokens"),
+        sure("answer_too_large", window=8192, largest_answer=8192),
+    ),
     "Zhipu: 400": (
         400, {"error": {"code": "1210", "message": "max_tokens参数非法：限制为[1,4095]"}},
         unsure("answer_too_large", largest_answer=4095),
