@@ -132,7 +132,7 @@ FORMS: tuple[Form, ...] = (
     Form("answer_too_large", param=_ANSWER_PARAMS, code="integer_above_max_value"),  # OpenAI
     Form("answer_too_large", param=_ANSWER_PARAMS, code="less_than_equal less_than"),  # pydantic
     Form("answer_too_large", r"too (?:large|high)\b.*supports at most", param=_ANSWER_PARAMS),
-    Form("answer_too_large", r"above maximum|<=|less than or|cannot be greater", param=_ANSWER_PARAMS),
+    Form("answer_too_large", r"above max|<=|less than or|be greater", param=_ANSWER_PARAMS),
     Form("too_long", param="*", words=r"maximum context length|context window"),
     Form("too_long", r"must be at least 1, got -", param=_ANSWER_PARAMS),  # vLLM
     Form("bad_request", r"at least|minimum|>=|greater than or", param=_ANSWER_PARAMS),
