@@ -102,15 +102,17 @@ _ANSWER_PARAMS = "max_tokens max_completion_tokens max_output_tokens max_new_tok
 _NAME = (
     r"(?<!\w)(?P<name>response[_ ]format(?:\.\w+)*|(?:response_)?json[_ ]schema|response_schema"
     r"|structured[_ ]outputs?|guided[_ ]\w+|output_config|json_object|json[_ ]mode"
-    r"|tool[_ ]choice|tools?(?:[_ ](?:use|calls?|calling))?|function[_ ]call(?:s|ing)?|functions"
+    r"|tool[_ ]choice|tools(?:\.\w+)+|tools?(?:[_ ](?:use|calls?|calling))?"
+    r"|function[_ ]call(?:s|ing)?|functions"
     r"|top_logprobs|(?:response_)?log_?probs?|log[ -]probabilities|seed|temperature"
     r"|max_tokens|max_completion_tokens|service_tier|strict)(?!\w)"
 )
 # What `~` in a pattern stands for.
 _NEAR = r"(?:(?!\. |\n)[\s\S]){0,120}?"
-_REFUSED = (
-    r"(?:not (?:currently |yet |fully )?(?:supported|allowed|permitted|recognized|implemented"
-    r"|available|enabled|accepted)|n[o']t (?:currently |yet )?(?:support|accept|allow)|unsupported"
+_REFUSAL = (
+    r"(?:deprecated|not (?:currently |yet |fully )?(?:supported|allowed|permitted|recognized"
+    r"|implemented|available|enabled|accepted)|n[o']t (?:currently |yet )?(?:support|accept|allow)"
+    r"|unsupported"
     r"|unavailable|unexpected|unrecognized|cannot (?:be used|find field)|no longer supported"
     r"|is enabled only|extra inputs are|requires? --)"
 )
@@ -127,19 +129,19 @@ FORMS: tuple[Form, ...] = (
     Form("rate_limit", code="insufficient_quota", words=r"token-limit|throttling\.allocationquota"),
     # Gemini: a model without a free tier.
     Form("credit", code="resource_exhausted quotafailure", words=r"\blimit: 0\b(?![.,]?\d)"),
-    # OpenAI and whoever copies it: no room left, in the code of a rate limit.
-    Form("credit", code="rate_limit_exceeded", words=r"exceeded your current quota(?!.*retry in)"),
     Form("answer_too_large", param=_ANSWER_PARAMS, code="integer_above_max_value"),  # OpenAI
     Form("answer_too_large", param=_ANSWER_PARAMS, code="less_than_equal less_than"),  # pydantic
     Form("answer_too_large", r"too (?:large|high)\b.*supports at most", param=_ANSWER_PARAMS),
-    Form("answer_too_large", r"above maximum|<=|less than or", param=_ANSWER_PARAMS),
-    Form("too_long", param="*", words=r"maximum context length|max_model_len|context window"),
+    Form("answer_too_large", r"above max|<=|less than or|be greater", param=_ANSWER_PARAMS),
+    Form("too_long", param="*", words=r"maximum context length|context window"),
+    Form("too_long", r"must be at least 1, got -", param=_ANSWER_PARAMS),  # vLLM
+    Form("bad_request", r"at least|minimum|>=|greater than or", param=_ANSWER_PARAMS),
+    Form("unsupported", r"sample logprobs of \d+", param="*", feature="top_logprobs"),  # vLLM
     Form("bad_request", param=_ANSWER_PARAMS, code="integer_below_min_value"),  # OpenAI
     Form("bad_request", param=_ANSWER_PARAMS, code="greater_than_equal greater_than"),  # pydantic
     Form("model", param="model", code="not_found invalid_value value_error 404 invalidparameter"),
     Form("model", r"\bnot (?:found|exist|a chat)|invalid|unknown|access", param="model"),
     Form("model", r"^model:|\bthe model\b", code="not_found_error notfounderror"),  # Anthropic
-    Form("key", code="permission_denied", words=r"api key|credential|unregistered callers"),
     # A bad generation: the same request may succeed.
     Form("bad_generation", code="json_validate_failed tool_use_failed output_parse_failed"),  # Groq
     Form("bad_generation", code="key:failed_generation"),  # Groq
@@ -174,6 +176,10 @@ FORMS: tuple[Form, ...] = (
     Form("credit", code="budget_exceeded budgetexceedederror"),  # LiteLLM
     Form("credit", code="billing_disabled"),  # Google
     Form("credit", code="exceeded_current_quota_error"),  # Moonshot
+    Form("credit", code="insufficient_funds creditserror"),  # AI gateways
+    Form("credit", code="not_enough_balance"),  # Novita
+    Form("credit", code="insufficient_user_quota"),  # One API
+    Form("credit", code="allocationquota.freetieronly"),  # DashScope
     Form("credit", code="1113"),  # Zhipu
     # The key.
     Form("key", code="invalid_api_key incorrect_api_key account_deactivated"),  # OpenAI
@@ -186,6 +192,7 @@ FORMS: tuple[Form, ...] = (
     Form("key", code="invalid_authentication_error incorrect_api_key_error"),  # Moonshot
     Form("key", code="token_not_found_in_db expired_key no_db_connection"),  # LiteLLM
     Form("key", code="unrecognizedclientexception invalidsignatureexception"),  # Bedrock
+    Form("key", code="ip_not_authorized autherror"),  # OpenAI
     Form("key", code="organization_restricted"),  # Groq
     # The model.
     Form("model", code="model_not_found"),  # OpenAI, LM Studio
@@ -197,6 +204,7 @@ FORMS: tuple[Form, ...] = (
     Form("model", code="key_model_access_denied team_model_access_denied"),  # LiteLLM
     Form("model", code="resource_not_found_error"),  # Moonshot
     Form("model", code="resourcenotfoundexception"),  # Bedrock
+    Form("model", code="model_permission_blocked_project no_access"),  # Groq, GitHub
     Form("model", code="1211"),  # Zhipu
     # Load.
     Form("no_resources", code="resource_unavailable"),  # OpenAI flex, 429
@@ -214,6 +222,7 @@ FORMS: tuple[Form, ...] = (
     Form("rate_limit", code="ratelimitreached rate_limit_reached_error"),  # Azure, Moonshot
     Form("rate_limit", code="token_quota_exceeded request_quota_exceeded"),  # Cerebras
     Form("rate_limit", code="service_tier_capacity_exceeded 3505 1300"),  # Mistral
+    Form("rate_limit", code="request_limit_exceeded"),  # Databricks
     Form("rate_limit", code="1302 1303 1305"),  # Zhipu
     # What is not supported, named by a parameter.
     Form("unsupported", code="invalid_json_schema", feature="json_schema"),  # OpenAI
@@ -235,9 +244,11 @@ FORMS: tuple[Form, ...] = (
     Form("loading", r"waiting for (?:the )?(?:llama runner|llama-server|model) to (?:start|load)"),
     Form("loading", r"^model unloaded|model (?:is )?being loaded|model was unloaded"),
     # The room for an answer; before the length of the prompt, which speaks of tokens too.
+    Form("rate_limit", r"too many tokens, please wait"),  # Bedrock
+    Form("too_long", r"maximum context (?:length|size|window)"),  # OpenAI, vLLM
     Form("too_long", r"inputs?\W{0,2} tokens \+ \W?max_new_tokens|must have less than \d+ tok"),
     Form("answer_too_large", r"range of `?max_\w*tokens`? (?:is|should be)"),  # DeepSeek
-    Form("answer_too_large", r"max_\w*tokens\W+(?:is )?too large.*supports at most"),  # OpenAI
+    Form("answer_too_large", r"max_\w*tokens\W+(?:\d+ )?(?:is )?too (?:large|high)"),  # OpenAI
     Form("answer_too_large", r"max_\w*tokens\W+\d+ > \d+.*output tokens"),  # Anthropic
     Form("answer_too_large", r"max_?output_?tokens value of"),  # Gemini
     Form("answer_too_large", r"max_\w*tokens.{0,80}(?:above maximum|expected a value <=)"),
@@ -249,11 +260,10 @@ FORMS: tuple[Form, ...] = (
     Form("rate_limit", r"request too large.{0,200}(?:per (?:min|day)|[tr]p[md]\b)"),  # Groq
     Form("too_long", r"context[ _](?:length|window|size|limit)~(?:exceed|only|is \d)"),
     Form("too_long", r"exceed\w*~context (?:length|window|size|limit)"),
-    Form("too_long", r"maximum context (?:length|size|window)"),
     Form("too_long", r"(?:longer|larger) than the (?:model|maximum|context)"),  # SGLang
-    Form("too_long", r"too large for model with \d+ maximum"),  # Mistral
     Form("too_long", r"(?:prompt|input|request|message)\w*(?: length)? (?:is|are) too long"),
-    Form("too_long", r"input (?:token count|length)~exceed"),  # Gemini
+    Form("too_long", r"(?:prompt|input) (?:token count|length|size)~exceed"),  # Gemini
+    Form("too_long", r"tokens?\b~cannot exceed"),  # Cohere, watsonx, Databricks
     Form("too_long", r"keep (?:from|the)~(?:initial prompt|first \d+ tokens)"),
     Form("too_long", r"current length is \d+ while limit is"),  # Cerebras
     Form("too_long", r"maximum prompt length|model token limit|too many tokens"),  # xAI, Moonshot
@@ -272,12 +282,16 @@ FORMS: tuple[Form, ...] = (
     Form("rate_limit", r"rate[ _-]?limit|too many (?:requests|concurrent)|throttl|slow down"),
     Form("rate_limit", r"(?:requests|tokens|queries) ?(?:per|/) ?(?:min|sec|day|hour)"),
     Form("rate_limit", r"quota exceeded for|service tier capacity exceeded|concurrency limit"),
+    Form("rate_limit", r"out of call volume quota"),  # Azure
     Form("rate_limit", r"请求过于频繁|限流|速率限制|频率"),
     Form("credit", r"insufficient (?:account )?(?:balance|credit|funds|quota)|insufficient_quota"),
     Form("credit", r"credit (?:balance|limit)|(?:more|any|available|included|purchased) credits"),
     Form("credit", r"exceeded your current quota|out of (?:credit|quota)|no credits"),
-    Form("credit", r"key (?:credit |spending )?limit exceeded|spend\w* limit|billing hard limit"),
+    Form("credit", r"key (?:credit )?limit exceeded|(?:spend\w*|billing) limit"),
     Form("credit", r"budget has been exceeded|over budget|exceeded ?budget|payment required"),
+    Form("credit", r"balance (?:is )?(?:insufficient|too low)|not enough balance"),
+    Form("credit", r"额度(?:不足|已用尽)"),  # One API
+    Form("credit", r"specified api usage limit|regain access on"),  # Anthropic
     Form("credit", r"overdue|in arrears|past invoices|good standing|余额不足|欠费|credit card"),
     Form("key", r"api[ _-]?key~(?:not valid|invalid|expired|incorrect|missing|revoked)"),
     Form("key", r"(?:invalid|incorrect|wrong|missing|expired|bad) (?:x-)?(?:\w+ )?api[ _-]?key"),
@@ -287,40 +301,48 @@ FORMS: tuple[Form, ...] = (
     Form("key", r"authentication (?:failed|fails|required|error)|could not authenticate"),
     Form("key", r"provide an api key|api key (?:is )?required|api key not found|user not found"),
     Form("key", r"location is not supported|region is not supported|unregistered callers"),
+    Form("key", r"login fail|authorization failed"),  # MiniMax, NVIDIA
     Form("filtered", r"content management policy|content[ _-]?filter|responsible ?ai"),
-    Form("filtered", r"\bflagged (?:as|by|for)|requires moderation|moderation|usage polic"),
+    Form("filtered", r"\bflagged (?:as|by|for)|moderation|usage (?:polic|guideline)"),
     Form("filtered", r"safety (?:system|polic|filter|setting)|guardrail|content exists risk"),
     Form("filtered", r"inappropriate content|prohibited (?:use|content)|sensitive (?:word|cont)"),
     Form("filtered", r"violat\w+~polic|blocked by~(?:polic|filter|safety)"),
     # What is not supported, in words: the start of a probe.
+    Form("unsupported", r"handle the requested parameters"),  # OpenRouter
     Form("unsupported", r"contain the word\W+json", feature="json_object"),  # OpenAI
     Form("unsupported", r"format.type\W+must be\W+json_sch", feature="json_object"),  # LM Studio
     Form("unsupported", r"invalid schema for function", feature="tools"),  # OpenAI
     Form("unsupported", r"schema conversion failed|unrecognized schema"),
-    Form("unsupported", r"parse grammar|initialize samplers|grammar error"),
+    Form("unsupported", r"parse grammar|initialize samplers|required for format"),  # llama.cpp
     Form("unsupported", r"grammar (?:is )?too (?:large|complex)"),
     Form("unsupported", r"compiled grammar|(?:invalid|empty) grammar"),
-    Form("unsupported", r"invalid schema for response_format"),  # OpenAI
     Form("unsupported", r"at 'tools\[\d+\][^'\n]*'\W+cannot find", feature="tools"),  # Gemini
     Form("unsupported", r"at '[\w.]*response_?schema[^'\n]*'"),  # Gemini
-    Form("unsupported", r"schema~(?:too (?:many|complex|deep)|not support|unsupport)"),
-    Form("unsupported", r"unsupported (?:json )?schema|invalid json schema"),
+    Form("unsupported", r"schema~(?:too (?:many|complex|deep)|not support|nesting)"),
+    Form("unsupported", r"sample logprobs of \d+", feature="top_logprobs"),  # vLLM
     Form("unsupported", _NO_SUCH + "~" + _NAME),
-    Form("unsupported", _NAME + "~" + _REFUSED),
+    Form("unsupported", _NAME + "~" + _REFUSAL),
     Form("unsupported", r"invalid (?:value for )?\W{0,2}" + _NAME),
+    Form("unsupported", r"response_?schema\b"),  # Gemini
+    Form("unsupported", r"\bgrammars?\b|\bschemas?\b", status=(400, 422, 500)),
     Form("unsupported", r"^(?P<name>seed|temperature|max_tokens|tools|logprobs)\b: "),
     Form("address", r"invalid url|unexpected endpoint|(?:unknown|no such) (?:url|path|route)"),
     Form("address", r"unknown request url|cannot post /|not found /|method not allowed|no route"),
     Form("address", r"(?:resource|path|route|url|file) not found", status=(404, 200)),
-    Form("address", r"api[- ]version (?:is )?(?:not supported|required|missing)"),  # Azure
+    Form("address", r"api[- ]version (?:is )?(?:not supported|required)"),  # Azure
+    Form("address", r"(?:unsupported|missing)~api[- ]version"),  # Azure
     Form("model", r"not a valid model|invalid model|unknown model|no such model|no models? loaded"),
     Form("model", r"models?\b~\bnot (?:exist|found|available|supported|deployed|a chat)"),
     Form("model", r"models?\b~(?:unavailable|decommission|deprecat|no longer|retired)"),
     Form("model", r"not have access to (?:this |the )?model|access (?:to )?(?:this |the )?model"),
     Form("model", r"failed to load model|requires more system memory|no endpoints found"),
     Form("model", r"deployment~not (?:exist|found)|only supported in v1/responses"),
+    Form("model", r"\bfunction \S+ not found for account"),  # NVIDIA
+    Form("model", r"could not find real modelid|no router for requested model"),  # llama-swap
     Form("model", r"no allowed providers|not allowed to (?:access|call) model|模型不存在"),
     Form("model", r"\bmodels?\b", status=(404, 410)),
+    # Whatever else is said of a field: a probe tells.
+    Form("unsupported", _NAME, status=(400, 422)),
     # Codes that say little, and what passes.
     Form("rate_limit", code="429"),
     Form("credit", code="402"),
@@ -333,6 +355,7 @@ FORMS: tuple[Form, ...] = (
     Form("overloaded", code="serviceunavailableexception service_unavailable_error"),
     Form("timeout", r"timed? ?out\b|timeout|deadline (?:exceeded|expired)"),
     Form("server", r"internal (?:server )?error|internal failure|bad gateway"),
+    Form("server", r"has crashed|process has terminated|connection (?:error|reset|refused)"),
     Form("server", code="server_error servererror internal_error internal_server_error internal"),
     Form("server", code="internalservererror api_error upstream_error internalerror serviceerror"),
 )  # fmt: skip
@@ -349,10 +372,10 @@ KIND_OF_STATUS: dict[int, FaultKind] = {
 PLAIN_STATUSES = (401, 402, 429, 498, 529)
 
 # Counts of tokens in an endpoint's words, one line a form.
-_N = r"\W{0,3}(?P<%s>\d[\d,_]{0,11})"
+_N = r"\W{0,3}(?<!\d)(?P<%s>\d[\d,_]{0,11})"
 _W, _P, _L = _N % "window", _N % "prompt_tokens", _N % "largest_answer"
 COUNTS: tuple[str, ...] = (
-    rf"maximum context (?:length|size|window)(?: is| of)?(?: only)?{_W}",  # OpenAI, vLLM, DeepSeek
+    rf"maximum context (?:length|size|window)(?: of [a-z]\S*)?(?: is| of)?(?: only)?{_W}",  # OpenAI
     rf"{_P} (?:in the (?:messages|prompt)|of text input)",  # OpenAI, vLLM, OpenRouter
     rf"messages resulted in{_P} tokens",  # OpenAI
     rf"(?:prompt|request|input) (?:has|contains)(?: at least)?{_P} (?:input )?tokens",  # vLLM
@@ -369,7 +392,7 @@ COUNTS: tuple[str, ...] = (
     rf"prompt is too long:{_P}, model maximum context length:{_W}",  # Fireworks
     rf"exceed context limit:{_P} \+ [\d,]+ >{_W}",  # Anthropic
     rf"too large for model with{_W} maximum",  # Mistral
-    rf"max_new_tokens\W* must be <={_W}\.? given:?{_P} \W?inputs",  # Together, text-generation-inference
+    rf"max_new_tokens\W* must be <={_W}\.? given:?{_P} \W?inputs",  # Together
     rf"must have less than{_W} tokens\.? given:?{_P}",  # text-generation-inference
     rf"current length is{_P} while limit is{_W}",  # Cerebras
     rf"maximum prompt length is{_W} but the request contains{_P}",  # xAI
@@ -377,9 +400,14 @@ COUNTS: tuple[str, ...] = (
     rf"prompt tokens limit exceeded:?{_P} >{_W}",  # OpenRouter
     rf"range of input length should be \[\d+,{_W}",  # DashScope
     r"max_model_len\W*(?:=|is)\W*(?:\w+=)?(?P<largest_answer>(?P<window>\d+))",  # vLLM
+    rf"prompt token count \({_P}\) cannot exceed{_W}",  # Databricks
+    rf"prompt cannot exceed{_W} - received{_P}",  # Cohere
+    rf"input tokens{_P} cannot exceed the total tokens limit{_W}",  # watsonx
+    rf"prompt length \({_P}\) exceeds maximum input length \({_W}",  # TensorRT-LLM
     rf"max size:{_W} tokens",  # GitHub Models
     rf"range of \W?max_\w*tokens\W? (?:is|should be) \[\d+,{_L}",  # DeepSeek, DashScope
     rf"supports at most{_L} completion tokens",  # OpenAI
+    rf"too large, max{_L}",  # Novita
     rf"max_\w*tokens\W+\d+ >{_L}",  # Anthropic
     rf"expected a value <={_L}",  # OpenAI, Volcengine
     rf"max[_ ]\w*tokens\W+(?:\d+\W+)?must be (?:<=|less than or equal to){_L}",  # Groq, Cohere
@@ -404,7 +432,8 @@ _WORD_KEYS = frozenset((
     "error", "errors", "message", "msg", "detail", "details", "description", "error_description",
     "error_message", "errormessage", "title", "raw", "cause", "innererror", "inner_error",
     "metadata", "provider_specific_fields", "fieldviolations", "promptfeedback", "violations",
-    "previous_errors",
+    "previous_errors", "base_resp",
+    "status_msg",
 ))  # fmt: skip
 _CODE_KEYS = frozenset((
     "code", "type", "status", "reason", "error_code", "errorcode", "error_type", "errortype",
@@ -460,7 +489,7 @@ _IDENTIFIER = re.compile(r"[`\"'“”«»\\]*[^\s`\"'“”«»]{1,200}[`\"'“
 _ONLY_OBJECT = re.compile(r"^(?!.*(?:should|must) be[^.]*json_object).*json_object", re.DOTALL)
 _UNKNOWN_NAME = re.compile(r"Unknown name \W{1,3}([\w$]+)\W{1,3}(?: ?at '([^'\s]+)')?")
 _PAGE = re.compile(r"\s*<(?:!doctype|html|head|body|\?xml|center|h1)", re.IGNORECASE)
-_UNSEEN = re.compile(r"<(script|style)\b[\s\S]*?(?:</\1>|\Z)|<!--[\s\S]*?(?:-->|\Z)", re.IGNORECASE)
+_MARKUP = re.compile(r"<(script|style)\b[\s\S]*?(?:</\1>|\Z)|<!--[\s\S]*?(?:-->|\Z)", re.IGNORECASE)
 _GAP = " … "
 
 
@@ -497,21 +526,23 @@ def read_fault(
     """
     headers = {str(name).lower(): str(value) for name, value in headers.items()}
     value, text = _decode(body)
-    found = _Evidence(status)
+    evidence = _Evidence(status)
     if text is None:
-        _gather(value, found, sent)
-        _take_headers(headers, found)
+        _gather(value, evidence, sent)
+        _take_headers(headers, evidence)
     elif not _PAGE.match(text):
-        found.texts.append(text[:MAX_TEXT])
-    found.words = "\n".join(_own_words(part, sent) for part in found.texts[:MAX_ITEMS])
-    found.features = [_feature_of(param, found.words) for param in found.params]
+        evidence.texts.append(text[:MAX_TEXT])
+    evidence.words = "\n".join(_own_words(part, sent) for part in evidence.texts[:MAX_ITEMS])
+    evidence.features = [_feature_of(param, evidence.words) for param in evidence.params]
     # A gateway passes an upstream's error on with a status of its own.
-    if found.statuses and (status < 400 or status in (500, 502)):
-        found.status = found.statuses[-1]
-    fault = _judge(found, value, text, headers)
-    message = _message(status, headers, found, value, text, fault.kind)
+    if evidence.statuses and (status < 400 or status in (500, 502)):
+        evidence.status = evidence.statuses[-1]
+    fault = _judge(evidence, value, text, headers)
+    message = _message(status, headers, evidence, value, text, fault.kind)
     return replace(
-        _with_counts(fault, found), message=message, wait=_wait(fault, found, headers, value, sent)
+        _with_counts(fault, evidence),
+        message=message,
+        wait=_wait(fault, evidence, headers, value, sent),
     )
 
 
@@ -565,53 +596,59 @@ def _decode(body: object) -> tuple[Any, str | None]:
     return None, body
 
 
-def _gather(value: object, found: _Evidence, sent: Sequence[str], depth: int = 0) -> None:
+def _gather(value: object, evidence: _Evidence, sent: Sequence[str], depth: int = 0) -> None:
     """Collect codes, parameters, counts and words from an error's fields."""
     if depth > MAX_DEPTH:
         return
     if isinstance(value, str):
-        _gather_text(value, found, sent, depth)
+        _gather_text(value, evidence, sent, depth)
     elif isinstance(value, list | tuple):
         for item in value[:MAX_ITEMS]:
-            _gather(item, found, sent, depth + 1)
+            _gather(item, evidence, sent, depth + 1)
     elif isinstance(value, Mapping):
         for key, item in list(value.items())[:MAX_ITEMS]:
-            _gather_field(str(key).lower(), item, found, sent, depth)
+            _gather_field(str(key).lower(), item, evidence, sent, depth)
 
 
 def _gather_field(
-    key: str, item: object, found: _Evidence, sent: Sequence[str], depth: int
+    key: str, item: object, evidence: _Evidence, sent: Sequence[str], depth: int
 ) -> None:
     if key in _KEYS_THAT_TELL and item:
-        found.codes.add(f"key:{key}")
+        evidence.codes.add(f"key:{key}")
     if key in _CODE_KEYS:
-        _take_code(item, found)
+        _take_code(item, evidence)
     elif key in ("param", "loc", "field", "parameter"):
-        _take_param(item, found, sent, depth)
+        _take_param(item, evidence, sent, depth)
     elif key == "ctx" and isinstance(item, Mapping):
-        _take_count("largest_answer", item.get("le"), found)
+        _take_count("largest_answer", item.get("le"), evidence)
     elif key in _COUNT_OF_KEY:
-        _take_count(_COUNT_OF_KEY[key], item, found)
+        _take_count(_COUNT_OF_KEY[key], item, evidence)
     elif key == "choices" and isinstance(item, list) and item and isinstance(item[0], Mapping):
-        told = ("error", "finish_reason", "native_finish_reason")
-        _gather({name: item[0].get(name) for name in told}, found, sent, depth + 1)
+        fields = ("error", "finish_reason", "native_finish_reason")
+        _gather({name: item[0].get(name) for name in fields}, evidence, sent, depth + 1)
     elif key in _WORD_KEYS:
-        _gather(item, found, sent, depth + 1)
+        _gather(item, evidence, sent, depth + 1)
         if key == "description" and isinstance(item, str):
             # Google's details name the field in a sentence of their own.
             for name, at in _UNKNOWN_NAME.findall(item[:MAX_WORDS]):
-                found.params.append(at or name)
+                evidence.params.append(at or name)
 
 
-def _gather_text(text: str, found: _Evidence, sent: Sequence[str], depth: int) -> None:
+def _gather_text(text: str, evidence: _Evidence, sent: Sequence[str], depth: int) -> None:
     """Take an endpoint's message, or the error of another one that it wraps."""
     text = text[:MAX_TEXT].strip()
+    if text.startswith('["') and depth < MAX_DEPTH:
+        lines, end = _decode_at(text, 0)
+        if isinstance(lines, list) and end == len(text):
+            return _gather(
+                [line for line in lines if isinstance(line, str)], evidence, sent, depth + 1
+            )
     before, inner = _unwrap(text, sent)
     if inner is not None:
         text = before
-        _gather(inner, found, sent, depth + 1)
-    if text and text not in found.texts:
-        found.texts.append(text)
+        _gather(inner, evidence, sent, depth + 1)
+    if text and text not in evidence.texts:
+        evidence.texts.append(text)
 
 
 def _unwrap(text: str, sent: Sequence[str]) -> tuple[str, Any]:
@@ -624,11 +661,11 @@ def _unwrap(text: str, sent: Sequence[str]) -> tuple[str, Any]:
     if start is None:
         return text, None
     before = text[: start.start()]
-    named = re.search(r"error|exception|\b[45]\d\d\b", before, re.IGNORECASE)
-    shown = re.search(
+    error_word = re.search(r"error|exception|\b[45]\d\d\b", before, re.IGNORECASE)
+    output_word = re.search(
         r"pars|tool|generat|output|json|schema|input|prompt|conten", before, re.IGNORECASE
     )
-    if len(before) > 200 or (before.strip() and not named) or shown:
+    if len(before) > 200 or (before.strip() and not error_word) or output_word:
         return text, None
     inner, end = _decode_at(text, start.start())
     envelope = inner[0] if isinstance(inner, list) and inner else inner
@@ -657,7 +694,7 @@ def _decode_at(text: str, start: int) -> tuple[Any, int]:
             return None, start
 
 
-def _take_code(item: object, found: _Evidence) -> None:
+def _take_code(item: object, evidence: _Evidence) -> None:
     """Take a code, a type or a reason; a number of a status is one of those."""
     if isinstance(item, int):
         item = str(item) if abs(item) < 10**9 else ""
@@ -666,31 +703,31 @@ def _take_code(item: object, found: _Evidence) -> None:
     code = re.sub(r"[\s-]+", "_", item[:200].strip().lower())
     code = code.removeprefix("type.googleapis.com/google.rpc.")
     if re.fullmatch(r"[1-5]\d\d", code):
-        found.statuses.append(int(code))
-        found.codes.add(code)
+        evidence.statuses.append(int(code))
+        evidence.codes.add(code)
     elif re.fullmatch(r"[\w.]{2,80}", code) and code.count("_") < 6:
-        found.codes |= {code, code.split(".")[0]}
+        evidence.codes |= {code, code.split(".")[0]}
 
 
-def _take_headers(headers: Mapping[str, str], found: _Evidence) -> None:
+def _take_headers(headers: Mapping[str, str], evidence: _Evidence) -> None:
     """Take what a header names: Bedrock's type of an error."""
-    _take_code(headers.get("x-amzn-errortype", "").split(":")[0], found)
+    _take_code(headers.get("x-amzn-errortype", "").split(":")[0], evidence)
 
 
-def _take_param(item: object, found: _Evidence, sent: Sequence[str], depth: int) -> None:
+def _take_param(item: object, evidence: _Evidence, sent: Sequence[str], depth: int) -> None:
     """Take the name of a parameter, or a path to one. Some write their message there."""
     path = ".".join(map(str, item[:MAX_ITEMS])) if isinstance(item, list | tuple) else item
     if isinstance(path, str) and re.fullmatch(r"[\w.\[\]$-]{1,200}", path):
         path = path.removeprefix("body.")
         if path.lower() not in ("none", "null", "body"):
-            found.params.append(path)
+            evidence.params.append(path)
     elif isinstance(item, str):
-        _gather_text(item, found, sent, depth)
+        _gather_text(item, evidence, sent, depth)
 
 
-def _take_count(name: str, item: object, found: _Evidence) -> None:
+def _take_count(name: str, item: object, evidence: _Evidence) -> None:
     if isinstance(item, int) and not isinstance(item, bool) and 0 < item < 10**9:
-        found.counts.setdefault(name, item)
+        evidence.counts.setdefault(name, item)
 
 
 # Words without what they quote.
@@ -737,11 +774,11 @@ def _quoted_spans(text: str, sent: Sequence[str]) -> Iterator[tuple[int, int]]:
     """Where a text repeats `QUOTED_RUN` or more words of the request, without overlaps."""
     tokens = list(_TOKEN.finditer(text)) if sent else []
     runs = _runs([token.group().casefold() for token in tokens])
-    known = set(runs)
-    quoted = {run for part in sent for run in _runs(_words_of(part)) if run in known}
+    own = set(runs)
+    repeats = {run for part in sent for run in _runs(_words_of(part)) if run in own}
     first, until = 0, -1
     for at, run in enumerate(runs):
-        if run in quoted:
+        if run in repeats:
             if at > until >= 0:
                 yield tokens[first].start(), tokens[until].end()
             first = first if until >= at else at
@@ -794,59 +831,61 @@ def _pattern(words: str) -> re.Pattern[str]:
     return re.compile(words.replace("~", _NEAR), re.IGNORECASE | re.MULTILINE)
 
 
-def _judge(found: _Evidence, value: Any, text: str | None, headers: Mapping[str, str]) -> Fault:
+def _judge(evidence: _Evidence, value: Any, text: str | None, headers: Mapping[str, str]) -> Fault:
     """The fault of the first form that fits, or what the status or the lack of JSON means."""
     page = text is not None and bool(
         _PAGE.match(text) or "text/html" in headers.get("content-type", "")
     )
-    if page and found.status < 500 and found.status not in (401, 408, 413, 429):
+    if page and evidence.status < 500 and evidence.status not in (401, 408, 413, 429):
         return Fault("address", "", certain=True)
     for form in FORMS:
-        fault = _fit(form, found)
+        fault = _fit(form, evidence)
         if fault is not None:
             return fault
-    return _by_status(found, value, text)
+    return _by_status(evidence, value, text)
 
 
-def _fit(form: Form, found: _Evidence) -> Fault | None:
+def _fit(form: Form, evidence: _Evidence) -> Fault | None:
     """The fault of a form, or None where it does not fit."""
-    if form.status and found.status not in form.status:
+    if form.status and evidence.status not in form.status:
         return None
-    if form.code and found.codes.isdisjoint(form.code.split()):
+    if form.code and evidence.codes.isdisjoint(form.code.split()):
         return None
-    if form.param and not _names(form.param, found):
+    if form.param and not _names(form.param, evidence):
         return None
-    match = _pattern(form.words).search(found.words) if form.words else None
+    match = _pattern(form.words).search(evidence.words) if form.words else None
     if form.words and match is None:
         return None
-    plain = found.status in PLAIN_STATUSES and KIND_OF_STATUS[found.status] == form.kind
+    plain = evidence.status in PLAIN_STATUSES and KIND_OF_STATUS[evidence.status] == form.kind
     certain = bool(form.param) or not form.words or plain
     if form.kind != "unsupported":
         return Fault(form.kind, "", form.feature, certain)
-    return _unsupported(form, found, match)
+    return _unsupported(form, evidence, match)
 
 
-def _names(param: str, found: _Evidence) -> bool:
+def _names(param: str, evidence: _Evidence) -> bool:
     """Whether one of the parameters that an error names is the form's."""
     if param == "*":
-        return any(feature in FEATURE_OF_NAME.values() for feature in found.features)
-    return any(re.split(r"[.\[]", name.lower())[-1] in param.split() for name in found.params)
+        return any(feature in FEATURE_OF_NAME.values() for feature in evidence.features)
+    return any(re.split(r"[.\[]", name.lower())[-1] in param.split() for name in evidence.params)
 
 
-def _unsupported(form: Form, found: _Evidence, match: re.Match[str] | None) -> Fault | None:
+def _unsupported(form: Form, evidence: _Evidence, match: re.Match[str] | None) -> Fault | None:
     """What is not supported, by its parameter if one is named, else by words."""
-    known = [feature for feature in found.features if feature in FEATURE_OF_NAME.values()]
+    optional = [feature for feature in evidence.features if feature in FEATURE_OF_NAME.values()]
     if form.words:
-        named = match.groupdict().get("name") if match else None
-        feature = form.feature or (_feature_of(named, found.words) if named else "json_schema")
+        if not form.feature and evidence.features and set(evidence.features) <= set(NEEDED):
+            return None
+        name = match.groupdict().get("name") if match else None
+        feature = form.feature or (_feature_of(name, evidence.words) if name else "json_schema")
         return Fault("unsupported", "", feature)
-    feature = form.feature or next(iter(known or found.features), "")
+    feature = form.feature or next(iter(optional or evidence.features), "")
     if feature:
         kind: FaultKind = "bad_request" if feature in NEEDED else "unsupported"
         return Fault(kind, "", None if feature in NEEDED else feature, certain=True)
-    match = re.search(_NAME, found.words, re.IGNORECASE)
+    match = re.search(_NAME, evidence.words, re.IGNORECASE)
     # The code says that something is not supported; only the words say what.
-    return Fault("unsupported", "", _feature_of(match["name"], found.words)) if match else None
+    return Fault("unsupported", "", _feature_of(match["name"], evidence.words)) if match else None
 
 
 def _feature_of(name: str, words: str) -> str:
@@ -861,9 +900,9 @@ def _feature_of(name: str, words: str) -> str:
     return feature or (path[0] if path else name)
 
 
-def _by_status(found: _Evidence, value: Any, text: str | None) -> Fault:
+def _by_status(evidence: _Evidence, value: Any, text: str | None) -> Fault:
     """What a reply means by its status alone."""
-    status = found.status
+    status = evidence.status
     if 300 <= status < 400:
         return Fault("address", "", certain=True)
     if status < 300:
@@ -881,17 +920,17 @@ def _kind_of_success(value: Any, text: str | None) -> FaultKind:
         return "server" if cut else "address"
     if not value or not isinstance(value, Mapping):
         return "server"
-    known = {"choices", "object", "error", "errors", "detail", "message", "code"}
-    return "server" if known & {str(key).lower() for key in value} else "address"
+    usual = {"choices", "object", "error", "errors", "detail", "message", "code"}
+    return "server" if usual & {str(key).lower() for key in value} else "address"
 
 
-def _with_counts(fault: Fault, found: _Evidence) -> Fault:
+def _with_counts(fault: Fault, evidence: _Evidence) -> Fault:
     """The fault with the counts of tokens that it tells."""
-    words = found.words.lower()
+    words = evidence.words.lower()
     if fault.kind == "rate_limit":
         match = _PER_MINUTE.search(words)
-        limit, asked = (_count(n) for n in match.groups()) if match else (0, 0)
-        return replace(fault, window=limit) if asked > limit > 0 else fault
+        limit, request = (_count(n) for n in match.groups()) if match else (0, 0)
+        return replace(fault, window=limit) if request > limit > 0 else fault
     if fault.kind not in ("too_long", "answer_too_large"):
         return fault
     counts: dict[str, int] = {}
@@ -900,7 +939,7 @@ def _with_counts(fault: Fault, found: _Evidence) -> Fault:
         for name, number in match.groupdict().items() if match else ():
             if number:
                 counts.setdefault(name, _count(number))
-    counts |= found.counts
+    counts |= evidence.counts
     below = _BELOW.search(words)
     if below:
         counts["largest_answer"] = int(below[1]) - 1
@@ -924,7 +963,7 @@ def _count(number: str) -> int:
 def _message(
     status: int,
     headers: Mapping[str, str],
-    found: _Evidence,
+    evidence: _Evidence,
     value: Any,
     text: str | None,
     kind: FaultKind,
@@ -935,8 +974,8 @@ def _message(
     elif text is not None:
         said = _what_came(text, headers)
     else:
-        said = "; ".join(found.texts) or f"no error was said: {_as_text(value)}"
-    inner = f" ({found.status} inside)" if found.status != status else ""
+        said = "; ".join(evidence.texts) or f"no error was said: {_as_text(value)}"
+    inner = f" ({evidence.status} inside)" if evidence.status != status else ""
     tail = "; is --base-url the API's address?" if kind == "address" and text is not None else ""
     line = redact_keys(" ".join(f"status {status}{inner}: {said}"[:20_000].split()))
     line = line.encode("utf-8", "replace").decode("utf-8")
@@ -951,7 +990,7 @@ def _what_came(text: str, headers: Mapping[str, str]) -> str:
     if not text.strip():
         return "an empty body came"
     if _PAGE.match(text):
-        text = html.unescape(re.sub(r"<[^<>]*>", " ", _UNSEEN.sub(" ", text[:20_000])))
+        text = html.unescape(re.sub(r"<[^<>]*>", " ", _MARKUP.sub(" ", text[:20_000])))
         kind = f"a web page ({content_type or 'HTML'}), not JSON"
     else:
         kind = f"no JSON ({content_type or 'no content type'})"
@@ -970,7 +1009,7 @@ def _as_text(value: Any) -> str:
 
 def _wait(
     fault: Fault,
-    found: _Evidence,
+    evidence: _Evidence,
     headers: Mapping[str, str],
     value: object,
     sent: Sequence[str],
@@ -980,7 +1019,7 @@ def _wait(
     if fault.kind != "rate_limit":
         # Every reply has these; only a limit that was hit makes them a wait.
         headers = {name: text for name, text in headers.items() if "ratelimit" not in name}
-    return read_wait(headers, value, found.words, sent=sent)
+    return read_wait(headers, value, evidence.words, sent=sent)
 
 
 def _wait_of_headers(headers: Mapping[str, str]) -> float | None:
@@ -1081,9 +1120,9 @@ def _wait_of_resets(headers: Mapping[str, str]) -> float | None:
     for name, text in headers.items():
         if "ratelimit" not in name or "reset" not in name:
             continue
-        left = headers.get(name.replace("reset", "remaining"))
-        plain = name.endswith("reset") and left is None
-        if plain or (left is not None and left.strip() in ("0", "0.0")):
+        remaining = headers.get(name.replace("reset", "remaining"))
+        plain = name.endswith("reset") and remaining is None
+        if plain or (remaining is not None and remaining.strip() in ("0", "0.0")):
             waits.append(_reset(text.strip()))
     return max((wait for wait in waits if wait is not None), default=None)
 
