@@ -267,7 +267,7 @@ class _Said(NamedTuple):
     calls_tool: bool
 
 
-_TEXT_KEYS = {"role": "content", "from": "value"}
+_TEXT_KEYS = {"role": "content", "from": "value", "speaker": "text"}
 
 
 def _parse_turns(turns: Any, role_keys: Sequence[str] = ("role", "from")) -> Iterator[_Said]:
@@ -275,12 +275,12 @@ def _parse_turns(turns: Any, role_keys: Sequence[str] = ("role", "from")) -> Ite
     if not isinstance(turns, list) or not all(isinstance(turn, Mapping) for turn in turns):
         raise UnknownShape("its turns are neither texts nor objects", "of odd turns")
     # Some data sets have turns of {"role", "content"} under "conversations", or the reverse.
-    role_key = role_keys[0] if not turns or role_keys[0] in turns[0] else role_keys[1]
+    role_key = next((k for k in (*role_keys, "speaker") if turns and k in turns[0]), role_keys[0])
     text_key = _TEXT_KEYS[role_key]
     for turn in turns:
         role = str(turn.get(role_key))
-        # Gemini's turns are in parts.
-        key = "parts" if text_key not in turn and "parts" in turn else text_key
+        # Some have their text, or the parts of it, under yet another name.
+        key = next((k for k in (text_key, "text", "parts") if k in turn), text_key)
         content = read_text(turn, key) or ""
         calls = any(turn.get(key) for key in ("tool_calls", "function_call"))
         is_tool = role.strip().lower() in TOOL_ROLES or (calls and not content.strip())
