@@ -378,7 +378,7 @@ def _filled_keys(row: DataRow) -> set[str]:
         return keys
     # An empty response is one, if no other column has it; so is an instruction with an input.
     kept = {"output", "response", "completion"}
-    if isinstance(row.get("input"), str) and row["input"].strip():
+    if row.get("instances") or (isinstance(row.get("input"), str) and row["input"].strip()):
         kept.add("instruction")
     if "response" in keys - blank:
         kept.discard("output")
@@ -446,15 +446,17 @@ def _has_text(value: Any) -> bool:
     return isinstance(value, list) and any(map(_has_text, value))
 
 
-def check_media(row: DataRow) -> None:
-    """Raise `UnknownShape` for a row about a picture, a sound or a film beside its text."""
+def check_media(row: DataRow, exchange: Exchange) -> None:
+    """Raise `UnknownShape` for a question about a picture, a sound or a film beside the text."""
     for key in _MEDIA_COLUMNS & row.keys():
         value = row[key]
         if is_missing(value) or not value:
             continue
         first = value[0] if isinstance(value, list) else value
         holds_bytes = isinstance(first, Mapping) and bool(first.keys() & {"bytes", "path", "array"})
-        if holds_bytes or _MEDIA_MARK.search(json.dumps({**row, key: None}, default=str)):
+        before = (turn["content"] for turn in exchange.history if turn["role"] == "user")
+        asked = (exchange.instruction, *before)
+        if holds_bytes or any(map(_MEDIA_MARK.search, asked)):
             raise UnknownShape(
                 f"it has {key!r}: it is multi-modal, and only text is read", "that are multi-modal"
             )
