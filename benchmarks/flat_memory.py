@@ -71,7 +71,7 @@ async def run(args: argparse.Namespace) -> dict[str, float]:
 
     used = time.process_time()
     summary = await measured_run(args).run()
-    calls = summary.more["calls"]["paid"]
+    calls = summary.totals["calls"]["paid"]
     return {
         "cpu_ms_per_call": (time.process_time() - used) / max(calls, 1) * 1000,
         "calls": calls,

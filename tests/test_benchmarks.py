@@ -429,6 +429,26 @@ def test_the_calls_part_runs_and_its_early_ends_are_free(tmp_path):
     assert "## Calls and tokens a row" in (tmp_path / "RESULTS.md").read_text()
 
 
+def test_the_program_that_others_measure_with_gives_its_figures(tmp_path):
+    endpoint = [sys.executable, "benchmarks/mock_endpoint.py", "--latency-ms", "0"]
+    with subprocess.Popen(endpoint, cwd=ROOT, stdout=subprocess.PIPE, text=True) as mock:
+        try:
+            assert mock.stdout is not None
+            url = mock.stdout.readline().split()[-1] + "/v1"
+            command = [sys.executable, "benchmarks/own_cost.py", "--endpoint", url, "--json"]
+            command += ["--n", "6", "--in-flight", "4", "--out", str(tmp_path)]
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        finally:
+            mock.terminate()
+    assert done.returncode == 0, done.stderr
+    measured = json.loads(done.stdout.splitlines()[-1])
+    names = {"wall_ratio", "cpu_ratio", "cpu_ms_per_call", "samples_per_s", "peak_mb", "calls"}
+    assert measured.keys() == names
+    assert measured["calls"] == 18
+    written = json.loads((tmp_path / "own_cost.json").read_text())
+    assert written["floor"]["cpu_s"] > 0 < written["refloom"]["cpu_s"]
+
+
 def test_the_bars_are_those_of_the_design():
     assert {k: bar.limit for k, bar in bars.WALL.items()} == {64: 1.15, 256: 1.6}
     assert {k: bar.limit for k, bar in bars.NOVELTY_S.items()} == {10_000: 1, 100_000: 30}

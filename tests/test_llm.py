@@ -9,18 +9,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nodes.context import Context
-from nodes.generate import Generated
 from nodes.llm import (
     MAX_ASKS,
+    MAX_GROWTHS,
     Answer,
     AskResult,
     Call,
     CallFailed,
     CallOrigin,
+    PlainText,
     ProviderStopped,
     Reply,
     Stage,
     ask,
+    ask_text,
     draw_seed,
     make_call,
 )
@@ -28,10 +30,17 @@ from nodes.state import Usage
 
 STAGES = get_args(Stage)
 
+
+class Drafted(Answer):
+    """An answer of one field."""
+
+    response: str
+
+
 GOOD = '{"response": "so"}'
 CONTEXT = Context(model="writer", judge_model="judge")
 MESSAGES = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"})
-CALL = make_call("generate", MESSAGES, Generated, CONTEXT, CallOrigin("a", "0/0", (0, 1, 2)))
+CALL = make_call("generate", MESSAGES, Drafted, CONTEXT, CallOrigin("a", "0/0", (0, 1, 2)))
 
 
 def times(n: int) -> Usage:
@@ -55,21 +64,21 @@ def saying(*replies: Any) -> ScriptedModel:
 
 async def failing(model: ScriptedModel, call: Call = CALL) -> CallFailed:
     with pytest.raises(CallFailed) as raised:
-        await ask(model, call, Generated)
+        await ask(model, call, Drafted)
     return raised.value
 
 
 async def test_a_good_answer_is_asked_for_once() -> None:
     model = saying(GOOD)
-    asked = await ask(model, CALL, Generated)
-    assert asked == AskResult(Generated(response="so"), times(1))
+    asked = await ask(model, CALL, Drafted)
+    assert asked == AskResult(Drafted(response="so"), times(1))
     assert model.calls == [CALL]
 
 
 async def test_a_malformed_answer_is_asked_again_with_what_is_wrong_with_it() -> None:
     model = saying('{"reply": "so"}', GOOD)
-    asked = await ask(model, CALL, Generated)
-    assert asked == AskResult(Generated(response="so"), times(2))
+    asked = await ask(model, CALL, Drafted)
+    assert asked == AskResult(Drafted(response="so"), times(2))
     first, second = model.calls
     assert second.messages[:2] == first.messages
     assert second.messages[2] == {"role": "assistant", "content": '{"reply": "so"}'}
@@ -80,7 +89,7 @@ async def test_a_malformed_answer_is_asked_again_with_what_is_wrong_with_it() ->
 
 async def test_each_ask_names_only_what_was_wrong_with_the_one_before() -> None:
     model = saying("first try", "{second try", GOOD)
-    await ask(model, CALL, Generated)
+    await ask(model, CALL, Drafted)
     assert [len(call.messages) for call in model.calls] == [2, 4, 4]
     last = prompt_of(model.calls[2])
     assert "{second try" in last
@@ -90,46 +99,84 @@ async def test_each_ask_names_only_what_was_wrong_with_the_one_before() -> None:
 
 async def test_a_long_malformed_answer_is_fed_back_shortened() -> None:
     model = saying("x" * 100_000, GOOD)
-    await ask(model, CALL, Generated)
+    await ask(model, CALL, Drafted)
     assert len(prompt_of(model.calls[1])) < 10_000
 
 
 async def test_repeated_asks_carry_other_seeds_and_are_alike_otherwise() -> None:
     last = replace(CALL, seed=2**31 - 1)
     model = saying(reply(""), reply(""), GOOD)
-    await ask(model, last, Generated)
+    await ask(model, last, Drafted)
     seeds = [call.seed for call in model.calls]
     assert len(set(seeds)) == 3
     assert all(0 <= seed < 2**31 for seed in seeds)
     assert all(replace(call, seed=last.seed) == last for call in model.calls)
 
 
-async def test_a_cut_answer_is_asked_once_more_with_twice_the_room() -> None:
-    model = saying(reply(GOOD, "length"), GOOD)
-    asked = await ask(model, CALL, Generated)
-    assert asked == AskResult(Generated(response="so"), times(2))
-    assert [call.room for call in model.calls] == [1, 2]
-    assert model.calls[1].messages == CALL.messages
+async def test_a_cut_answer_is_asked_again_with_more_room_and_the_same_seed() -> None:
+    model = saying(reply(GOOD, "length"), reply(None, "length"), reply(GOOD, "length"), GOOD)
+    asked = await ask(model, CALL, Drafted)
+    assert asked == AskResult(Drafted(response="so"), times(4))
+    assert [call.room for call in model.calls] == [1, 2, 4, 8]
+    assert [replace(call, room=1) for call in model.calls] == [CALL] * 4
 
 
-async def test_an_answer_that_is_cut_twice_fails() -> None:
+async def test_an_answer_that_is_cut_with_eight_times_the_room_fails() -> None:
     model = saying(reply('{"response": "s', "length"))
     failed = await failing(model)
     assert failed.kind == "cut"
-    assert failed.usage == times(2)
-    assert len(model.calls) == 2
+    assert failed.usage == times(1 + MAX_GROWTHS) == times(4)
+    assert len(model.calls) == 4
 
 
 async def test_the_room_a_cut_answer_won_stays() -> None:
     model = saying(reply(GOOD, "length"), "no JSON", GOOD)
-    await ask(model, CALL, Generated)
+    await ask(model, CALL, Drafted)
     assert [call.room for call in model.calls] == [1, 2, 2]
 
 
 async def test_a_cut_after_a_malformed_answer_still_gets_its_room() -> None:
     model = saying("no JSON", reply(GOOD, "length"), GOOD)
-    await ask(model, CALL, Generated)
+    await ask(model, CALL, Drafted)
     assert [call.room for call in model.calls] == [1, 1, 2]
+
+
+async def test_a_generation_that_the_endpoint_threw_away_is_the_next_draw() -> None:
+    thrown_away = CallFailed("generate", "bad_generation", "not the JSON that was asked for")
+    model = saying(thrown_away, GOOD)
+    asked = await ask(model, CALL, Drafted)
+    assert asked.answer == Drafted(response="so")
+    assert [call.seed - CALL.seed for call in model.calls] == [0, 1]
+    assert [call.unreadable for call in model.calls] == [0, 1]
+    assert (await failing(saying(thrown_away))).kind == "malformed"
+
+
+async def test_thoughts_in_a_field_of_their_own_are_read_only_if_they_fit_the_shape() -> None:
+    thought = replace(reply(None), reasoning='Hm. {"response": "so"}')
+    assert (await ask(saying(thought), CALL, Drafted)).answer == Drafted(response="so")
+    failed = await failing(saying(replace(reply(None), reasoning="Hm.")))
+    assert failed.kind == "empty"
+    # Plain text has no shape that would tell an answer from thoughts.
+    with pytest.raises(CallFailed) as caught:
+        await ask_text(saying(thought), TEXT_CALL)
+    assert caught.value.kind == "empty"
+
+
+TEXT_CALL = replace(CALL, answer=None, text=True)
+
+
+async def test_plain_text_is_what_is_left_without_thoughts_and_plan() -> None:
+    model = saying("<think>Hm.</think>\n<plan>\nMore.\n</plan>\n\nAs `{x}` is \\frac.")
+    asked = await ask_text(model, TEXT_CALL, planned=True)
+    assert asked.answer == PlainText("As `{x}` is \\frac.", "More.")
+    assert (TEXT_CALL.kind, CALL.kind) == ("text", "structured")
+
+
+async def test_plain_text_that_is_all_thoughts_is_the_next_draw_and_not_fed_back() -> None:
+    model = saying("<think>Hm.</think>", "So.")
+    assert (await ask_text(model, TEXT_CALL)).answer == PlainText("So.")
+    assert [call.messages for call in model.calls] == [TEXT_CALL.messages] * 2
+    assert model.calls[1].seed == TEXT_CALL.seed + 1
 
 
 FAULTS = {
@@ -165,8 +212,8 @@ async def test_an_answer_is_asked_for_three_times_at_most(
 
 @pytest.mark.parametrize("first", [said for said, _, _ in FAULTS.values()], ids=FAULTS)
 async def test_one_bad_answer_costs_one_more_ask(first: Reply) -> None:
-    asked = await ask(saying(first, GOOD), CALL, Generated)
-    assert asked == AskResult(Generated(response="so"), times(2))
+    asked = await ask(saying(first, GOOD), CALL, Drafted)
+    assert asked == AskResult(Drafted(response="so"), times(2))
 
 
 async def test_the_last_fault_names_the_failure() -> None:
@@ -186,7 +233,7 @@ async def test_a_call_that_fails_is_not_asked_again_and_keeps_what_was_used() ->
 async def test_a_stopped_provider_stops_at_once() -> None:
     model = saying(ProviderStopped("no key"))
     with pytest.raises(ProviderStopped, match="no key"):
-        await ask(model, CALL, Generated)
+        await ask(model, CALL, Drafted)
     assert len(model.calls) == 1
 
 
@@ -242,7 +289,7 @@ def called(
     context: Context = CONTEXT,
     place: CallOrigin = CallOrigin("a", "0/0"),  # noqa: B008 - frozen
     draw: int = 0,
-    answer: type[Answer] | None = Generated,
+    answer: type[Answer] | None = Drafted,
 ) -> Call:
     return make_call(stage, MESSAGES, answer, context, place, draw)
 
@@ -288,10 +335,10 @@ def test_a_question_of_one_token_has_room_for_one() -> None:
 def test_a_call_keeps_its_turn_and_its_words() -> None:
     assert CALL.order == (0, 1, 2)
     assert CALL.messages == MESSAGES
-    assert CALL.answer is Generated
+    assert CALL.answer is Drafted
     assert (CALL.room, CALL.extra_body) == (1, {})
 
 
 def test_an_answer_lets_unknown_keys_go_but_asks_for_none() -> None:
-    assert Generated.model_validate({"response": "a", "more": 1}) == Generated(response="a")
-    assert Generated.model_json_schema()["additionalProperties"] is False
+    assert Drafted.model_validate({"response": "a", "more": 1}) == Drafted(response="a")
+    assert Drafted.model_json_schema()["additionalProperties"] is False

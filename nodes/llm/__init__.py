@@ -6,7 +6,7 @@ it: an endpoint, a run's client with journal and budget, a script in a test.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import Any, Generic, Literal, Protocol, TypeVar
@@ -14,11 +14,27 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 from pydantic import BaseModel, ConfigDict
 
 from nodes.context import Context
-from nodes.llm.answers import UnreadableAnswer, read_answer
+from nodes.llm.answers import (
+    UnreadableAnswer,
+    has_thinking_mark,
+    read_answer,
+    read_text,
+    split_plan,
+)
 from nodes.state import Usage, add_usage, no_usage
 from prompts import Message
 
-Stage = Literal["extract", "propose", "generate", "critique", "refine", "feedback", "compare"]
+Stage = Literal[
+    "extract",
+    "propose",
+    "generate",
+    "critique",
+    "refine",
+    "feedback",
+    "compare",
+    "preflight",
+    "probe",
+]
 STAGES_OF_THE_JUDGE = ("critique", "compare", "feedback")
 # Writing wants variety, judging wants none.
 TEMPERATURE_BY_STAGE = {
@@ -33,6 +49,8 @@ DEFAULT_TEMPERATURE = 0.8
 MAX_TOKENS_BY_STAGE = {"extract": 1200, "propose": 1500, "generate": 3000, "refine": 4000}
 DEFAULT_MAX_TOKENS = 2000
 MAX_ASKS = 3
+# How many times a cut answer is asked for again, each time with twice the room.
+MAX_GROWTHS = 3
 
 
 class Answer(BaseModel):
@@ -46,10 +64,16 @@ A = TypeVar("A", bound=Answer)
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One request to a model. `answer` None asks for one yes/no token with its probabilities.
+    """One request to a model, of one of three kinds.
 
-    `room` multiplies `max_tokens`, for an answer that was cut. Of calls that wait, the one with the
-    lowest `order` goes first.
+    With an `answer` it asks for JSON of that shape, with `text` for plain text; with neither it is
+    a question, which asks for one yes/no token with its probabilities. `room` multiplies
+    `max_tokens`, for an answer that was cut. Of calls that wait, the one with the lowest `order`
+    goes first.
+
+    The last fields are for the wire and no part of what is asked: `unreadable` counts the replies
+    to this call that could not be read, and `wire_tokens` is the `max_tokens` that is sent, where
+    an endpoint has taught that it must be another.
     """
 
     stage: Stage
@@ -63,13 +87,29 @@ class Call:
     room: int = 1
     order: tuple[int, ...] = ()
     extra_body: dict[str, Any] = field(default_factory=dict)
+    text: bool = False
+    unreadable: int = 0
+    wire_tokens: int | None = None
+
+    @property
+    def kind(self) -> Literal["structured", "text", "question"]:
+        """What is asked for."""
+        if self.answer is not None:
+            return "structured"
+        return "text" if self.text else "question"
+
+    @property
+    def most_tokens(self) -> int:
+        """The most tokens that the answer may have, as it is sent."""
+        return self.max_tokens * self.room if self.wire_tokens is None else self.wire_tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
     """What came back. `odds` are the first token's candidates with their probabilities.
 
-    `finish` is the endpoint's finish reason: `stop`, `length`, `content_filter`.
+    `finish` is the endpoint's finish reason: `stop`, `length`, `content_filter`. `reasoning` is
+    what the model thought, where that came in a field of its own.
     """
 
     text: str | None
@@ -77,6 +117,7 @@ class Reply:
     usage: Usage
     refusal: str | None = None
     odds: dict[str, float] | None = None
+    reasoning: str | None = None
 
 
 class Complete(Protocol):
@@ -106,12 +147,23 @@ class ProviderStopped(RuntimeError):
     """
 
 
+T = TypeVar("T")
+
+
 @dataclass(frozen=True, slots=True)
-class AskResult(Generic[A]):
+class AskResult(Generic[T]):
     """An answer, and the usage of all asks it took."""
 
-    answer: A
+    answer: T
     usage: Usage
+
+
+@dataclass(frozen=True, slots=True)
+class PlainText:
+    """An answer in plain text, and the plan that stood before it, if one was asked for."""
+
+    text: str
+    plan: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +188,8 @@ def make_call(
     context: Context,
     place: CallOrigin,
     draw: int = 0,
+    *,
+    text: bool = False,
 ) -> Call:
     """A call with its stage's defaults; `STAGES_OF_THE_JUDGE` go to the judge's model."""
     judge = stage in STAGES_OF_THE_JUDGE
@@ -147,57 +201,129 @@ def make_call(
         judge=judge,
         seed=draw_seed(context.random_seed, place.seed_id, place.slot, stage, draw),
         temperature=TEMPERATURE_BY_STAGE.get(stage, DEFAULT_TEMPERATURE),
-        max_tokens=MAX_TOKENS_BY_STAGE.get(stage, DEFAULT_MAX_TOKENS) if answer else 1,
+        max_tokens=MAX_TOKENS_BY_STAGE.get(stage, DEFAULT_MAX_TOKENS) if answer or text else 1,
         order=place.order,
+        text=text,
     )
 
 
 async def ask(complete: Complete, call: Call, answer: type[A]) -> AskResult[A]:
-    """Ask until the answer has the shape asked for: at most three times, each with its own seed.
+    """Ask until the answer has the shape asked for: at most three draws, each with its own seed.
 
-    A cut answer is asked for once more with twice the room, an unreadable one with what is wrong
-    with it, an empty or refused one as before. Raises `CallFailed` with the usage of all asks.
+    A cut answer is asked for again with the same seed and twice the room, three times at most; an
+    unreadable one with what is wrong with it, an empty or refused one as before. Thoughts that
+    came in a field of their own are read only if nothing else came and they fit the shape. Raises
+    `CallFailed` with the usage of all asks.
     """
-    usage, current = no_usage(), call
-    for number in range(1, MAX_ASKS + 1):
+    marks = _has_marks(call)
+
+    def read(reply: Reply) -> A:
+        if (reply.text or "").strip():
+            return read_answer(reply.text or "", answer, name=call.stage, marks_in_prompt=marks)
+        return read_answer(reply.reasoning or "", answer, name=call.stage)
+
+    return await _ask(complete, call, read)
+
+
+async def ask_text(
+    complete: Complete, call: Call, *, code_only: bool = False, planned: bool = False
+) -> AskResult[PlainText]:
+    """Ask for plain text until it can be told from the model's thoughts: as `ask` does.
+
+    A tag or fence around the whole answer is taken off; with `code_only`, a fence stays. With
+    `planned` the answer may open with a plan between marks, which is split off. What came only in
+    a field for thoughts is never taken for the answer.
+    """
+    marks = _has_marks(call)
+
+    def read(reply: Reply) -> PlainText:
+        text = read_text(reply.text or "", marks_in_prompt=marks, code_only=code_only)
+        plan = None
+        if planned:
+            plan, text = split_plan(text)
+            if plan is not None:
+                text = read_text(text, marks_in_prompt=True, code_only=code_only)
+        if not text.strip():
+            raise UnreadableAnswer("nothing is left of the answer without its thoughts")
+        return PlainText(text, plan)
+
+    return await _ask(complete, call, read)
+
+
+async def _ask(complete: Complete, call: Call, read: Callable[[Reply], T]) -> AskResult[T]:
+    """Ask until `read` takes the reply. The order of asks rests on replies alone."""
+    usage, current, draw, unreadable = no_usage(), call, 0, 0
+    while True:
+        text = ""
         try:
             reply = await complete(current)
+            usage = add_usage(usage, reply.usage)
+            text = reply.text or ""
+            return AskResult(read(_usable(reply)), usage)
         except CallFailed as failed:
-            failed.usage = add_usage(usage, failed.usage)
-            raise
-        usage = add_usage(usage, reply.usage)
-        fault = _fault_of(reply)
-        if fault is None:
-            try:
-                return AskResult(read_answer(reply.text or "", answer), usage)
-            except UnreadableAnswer as unreadable:
-                fault = ("malformed", str(unreadable))
-        kind, message = fault
-        if number == MAX_ASKS or (kind == "cut" and current.room > call.room):
-            raise CallFailed(call.stage, kind, message, usage)
+            failed.usage = usage = add_usage(usage, failed.usage)
+            if failed.kind not in ("bad_generation", "cut"):
+                raise
+            # A cut answer that can have no more room may be shorter in another draw.
+            kind, message = (
+                "malformed" if failed.kind == "bad_generation" else "long",
+                failed.message,
+            )
+        except _Unusable as fault:
+            kind, message = fault.kind, fault.message
+        except UnreadableAnswer as error:
+            kind, message = "malformed", str(error)
+            if not text.strip():
+                kind, message = "empty", "the answer was empty, but for the model's thoughts"
+        if kind == "cut" and current.room < call.room * 2**MAX_GROWTHS:
+            # With the same seed its text does not depend on when the room was learned.
+            current = replace(current, room=current.room * 2)
+            continue
+        draw += 1
+        if draw == MAX_ASKS or kind == "cut":
+            raise CallFailed(call.stage, "cut" if kind == "long" else kind, message, usage)
+        unreadable += kind == "malformed"
         # With the same seed the journal would give the same answer again.
-        current = replace(current, seed=(call.seed + number) & 0x7FFFFFFF)
-        if kind == "cut":
-            current = replace(current, room=2)
-        elif kind == "malformed":
-            first: Message = {"role": "assistant", "content": (reply.text or "")[:8000]}
-            correction: Message = {
-                "role": "user",
-                "content": f"That could not be read: {message}\nGive the whole answer again as one "
-                "JSON object of the shape asked for, and nothing else.",
-            }
-            current = replace(current, messages=(*call.messages, first, correction))
-    raise AssertionError("the last ask returns or raises")
+        current = replace(
+            call,
+            seed=(call.seed + draw) & 0x7FFFFFFF,
+            unreadable=unreadable,
+            room=call.room if kind == "long" else current.room,
+        )
+        if kind == "malformed" and text and call.answer is not None:
+            current = replace(current, messages=(*call.messages, *_correction(text, message)))
 
 
-def _fault_of(reply: Reply) -> tuple[str, str] | None:
-    """The kind and the message of what keeps a reply from being an answer."""
+def _correction(text: str, fault: str) -> tuple[Message, Message]:
+    """An unreadable answer, and what is wrong with it."""
+    return {"role": "assistant", "content": text[:8000]}, {
+        "role": "user",
+        "content": f"That could not be read: {fault}\nGive the whole answer again as one "
+        "JSON object of the shape asked for, and nothing else.",
+    }
+
+
+def _has_marks(call: Call) -> bool:
+    """Whether the data in a prompt holds the marks by which thoughts are told from answers."""
+    return any(has_thinking_mark(message["content"]) for message in call.messages)
+
+
+class _Unusable(Exception):
+    """A reply without an answer in it."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind, self.message = kind, message
+
+
+def _usable(reply: Reply) -> Reply:
+    """The reply, if there may be an answer in it. Raises `_Unusable`."""
     if reply.finish == "content_filter":
-        return "filtered", "the endpoint's content filter withheld the answer"
+        raise _Unusable("filtered", "the endpoint's content filter withheld the answer")
     if reply.refusal:
-        return "refused", f"the model refused: {reply.refusal[:200]}"
+        raise _Unusable("refused", f"the model refused: {reply.refusal[:200]}")
     if reply.finish == "length":
-        return "cut", "the answer was cut off at max_tokens"
-    if not (reply.text or "").strip():
-        return "empty", "the answer was empty"
-    return None
+        raise _Unusable("cut", "the answer was cut off at max_tokens")
+    if not (reply.text or "").strip() and not (reply.reasoning or "").strip():
+        raise _Unusable("empty", "the answer was empty")
+    return reply

@@ -43,7 +43,7 @@ class UnreadableAnswer(Exception):
     """The text holds no answer of the shape asked for; the message is shown to the model."""
 
 
-def read_answer(text: str, answer: type[M]) -> M:
+def read_answer(text: str, answer: type[M], *, name: str = "", marks_in_prompt: bool = False) -> M:
     r"""The answer in a model's text, without `<think>` text and code fences.
 
     Raises `UnreadableAnswer` with the first thing that is wrong.
@@ -60,6 +60,22 @@ def read_answer(text: str, answer: type[M]) -> M:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the answer"
         raise UnreadableAnswer(f"{where}: {first['msg']}") from error
+
+
+def read_text(text: str, *, marks_in_prompt: bool = False, code_only: bool = False) -> str:
+    """The answer in a model's text, without `<think>` text and a code fence around it all."""
+    return strip_wrapping(text).strip()
+
+
+def split_plan(text: str) -> tuple[str | None, str]:
+    """The closed plan at the start of a text, and the rest."""
+    found = re.match(r"\s*<plan>(.*?)</plan>\s*", text, re.DOTALL)
+    return (found.group(1).strip(), text[found.end() :]) if found else (None, text)
+
+
+def has_thinking_mark(text: str) -> bool:
+    """Whether a text holds a mark of thoughts."""
+    return "</think" in text
 
 
 def strip_wrapping(text: str) -> str:

@@ -254,6 +254,21 @@ class Budget:
             raise
         return reservation
 
+    def reserve_now(self, call: Call) -> Reservation:
+        """Reserve the most a call may use beside all reservations, without waiting.
+
+        The reservation must be settled. Raises `BudgetSpent` if there is no room now.
+        """
+        if not self._capped:
+            return Reservation(call.model)
+        reservation = self._estimate(call)
+        if self._exceeds_cap(reservation, beside_reserved=True):
+            queued = _QueuedCall(call, reservation, asyncio.get_running_loop().create_future())
+            raise BudgetSpent(self._refusal_message(queued))
+        self._reserved_pico += reservation.pico
+        self._reserved_tokens += reservation.tokens
+        return reservation
+
     def settle(self, reservation: Reservation, usage: Usage | None) -> None:
         """Replace a reservation by what the call used; None: it failed, and nothing was billed."""
         if reservation.settled:
@@ -296,7 +311,7 @@ class Budget:
         prompt = TOKENS_PER_CALL + math.ceil(size * ratio)
         # The user's own fields may ask for more than the call does.
         extra = [call.extra_body.get(name) for name in _MAX_TOKENS_FIELDS]
-        completion = max(call.max_tokens * call.room, *(n for n in extra if isinstance(n, int)), 0)
+        completion = max(call.most_tokens, *(n for n in extra if isinstance(n, int)), 0)
         price = self._price(call.model)
         if price is None:
             check_priced(self._prices, [call.model], self._max_pico)
