@@ -1012,13 +1012,30 @@ def test_a_list_in_an_object_is_read(tmp_path, value, name):
     assert pairs(references(path)) == BOTH
 
 
+@pytest.mark.parametrize("form", [list, lambda cells: dict(enumerate(cells))])
+def test_a_table_by_columns_is_read(tmp_path, form):
+    path = tmp_path / "g.json"
+    path.write_text(
+        json.dumps({"instruction": form(["Why?", "How?"]), "response": form(["So."] * 2)})
+    )
+    assert pairs(references(path)) == BOTH
+
+
+def test_one_row_of_lists_is_no_table_by_columns(tmp_path):
+    row = {key: turns("role", "content", (who, text)) for key, who, text in
+           (("prompt", "user", "Why?"), ("completion", "assistant", "So."))}  # fmt: skip
+    path = tmp_path / "g.json"
+    path.write_text(json.dumps(row))
+    assert pairs(references(path)) == [("Why?", "So.")]
+
+
 def test_of_several_lists_train_is_read_and_the_others_are_named(tmp_path):
     path = tmp_path / "g.json"
     path.write_text(json.dumps({"train": [PAIR], "test": [HOW]}))
     source = Source(path, as_reference=True)
     assert pairs(source) == [("Why?", "So.")]
     (note,) = source.report.notes
-    assert "train is read, of train (1 rows), test (1 rows)" in note
+    assert "train is read, of train (1), test (1)" in note
     said = describe_report("references", "g", source.report, takes_first=True)
     assert any(note in line for line in said)
     assert pairs(references(f"{path}@test")) == [("How?", "So.")]
@@ -1029,7 +1046,7 @@ def test_of_several_lists_train_is_read_and_the_others_are_named(tmp_path):
 def test_several_lists_without_train_are_named_and_one_is_asked_for(tmp_path):
     path = tmp_path / "g.json"
     path.write_text(json.dumps({"dev": [PAIR], "test": [HOW]}))
-    with pytest.raises(InputError, match=r"dev \(1 rows\), test \(1 rows\)\. Name one, as .*@dev"):
+    with pytest.raises(InputError, match=r"dev \(1\), test \(1\)\. Name one, as .*@dev"):
         references(path)
 
 
@@ -1078,6 +1095,13 @@ def test_too_many_cells_are_told_with_the_separator(tmp_path):
     path = tmp_path / "g.csv"
     path.write_text("instruction;response\nWhy?;So;.\n")
     with pytest.raises(InputError, match="3 cells for 2 columns; quote cells with semicolons"):
+        references(path)
+
+
+def test_a_table_whose_lines_end_in_carriage_returns_is_told(tmp_path):
+    path = tmp_path / "g.csv"
+    path.write_bytes(b"instruction,response\rWhy?,So.\r")
+    with pytest.raises(InputError, match="line 1 is not valid CSV"):
         references(path)
 
 
@@ -1303,6 +1327,11 @@ def test_turns_in_parts_of_gemini_are_read():
         {"role": "model", "parts": [{"text": "So."}]},
     ]
     assert pairs(references([{"messages": said}])) == [("Why?", "So.")]
+
+
+def test_turns_of_a_speaker_and_a_text_are_read():
+    said = turns("speaker", "text", ("human", "Why?"), ("bot", "So."))
+    assert pairs(references([{"conversations": said}])) == [("Why?", "So.")]
 
 
 def test_roles_that_are_not_known_are_named():

@@ -36,6 +36,7 @@ _SEPARATOR_LINE = re.compile(r'"?sep=([,;\t|])"?[ \r\n]*')
 _NO_VALUES = frozenset({"NaN", "nan", "<NA>"})
 _NO_WORDS = frozenset({"null", "NULL", "None"})
 _MAY_BE_ABSENT = frozenset({"id", "input", "context", "system", "system_prompt", "history"})
+_TURN_KEYS = frozenset({"messages", "conversations", "instances", "turns"})
 # Keys of an object under which it keeps rows.
 _WRAPPERS = frozenset(
     {"data", "rows", "items", "examples", "records", "samples", "results", "dataset", "entries"}
@@ -144,7 +145,8 @@ def _read_json(
     except (ValueError, RecursionError) as error:
         if by_line or _is_json(text.strip().partition("\n")[0]):
             return _read_lines(path, skip)
-        raise InputError(f"{path}: is not valid JSON ({str(error)[:120]})") from error
+        reason = str(error)[:120] if text.strip() else "it is empty"
+        raise InputError(f"{path}: is not valid JSON ({reason})") from error
     for line in bad_lines:
         report_line(Path(line[0]), *line[1:], skip)
     if len(documents) > 1:
@@ -214,13 +216,30 @@ def _find_rows(path: Path, line: int, value: Any, split: str | None, note: Note)
     if not isinstance(value, Mapping):
         raise InputError(f"{path}: must hold a list of rows; name it .txt if each line is a text")
     if not lists:
-        return iter([(line, value)])
+        rows = _rows_of_columns(value)
+        return iter([(line, value)] if rows is None else enumerate(rows, 1))
     name = _choose_list(str(path), {name: len(rows) for name, rows in lists.items()}, split, note)
     rows = lists[name]
     # The hub's own server puts each row into an object with its number.
     if all(isinstance(row, Mapping) and isinstance(row.get("row"), Mapping) for row in rows):
         rows = [row["row"] for row in rows]
     return iter(enumerate(rows, 1))
+
+
+def _rows_of_columns(value: Mapping[str, Any]) -> list[Any] | None:
+    """The rows of a table that is written by columns, as pandas does; None for a single row.
+
+    >>> _rows_of_columns({"prompt": {"0": "Why?", "1": "How?"}, "completion": {"0": "A", "1": "B"}})
+    [{'prompt': 'Why?', 'completion': 'A'}, {'prompt': 'How?', 'completion': 'B'}]
+    """
+    columns = [list(c.values()) if isinstance(c, Mapping) else c for c in value.values()]
+    if len(columns) < 2 or _TURN_KEYS & value.keys():
+        return None
+    if not all(isinstance(c, list) and c and len(c) == len(columns[0]) for c in columns):
+        return None
+    if any(isinstance(cell, list | Mapping) for column in columns for cell in column):
+        return None
+    return [dict(zip(value, cells, strict=True)) for cells in zip(*columns, strict=True)]
 
 
 def _wrapped_lists(value: Mapping[str, Any]) -> dict[str, list[Any]]:
@@ -259,7 +278,7 @@ def _choose_list(
     Raises `InputError` that names all if none of these is there.
     """
     listed = ", ".join(
-        name if size is None else f"{name} ({size:,} rows)" for name, size in sizes.items()
+        name if size is None else f"{name} ({size:,})" for name, size in sizes.items()
     )
     usual = [name for name in sizes if name.lower() in _WRAPPERS]
     if split is not None:
@@ -341,9 +360,16 @@ def _find_separator(path: Path, skip: Skip | None) -> str:
         if match := _SEPARATOR_LINE.fullmatch(line):
             return match[1]
         if line.strip():
-            counts = {s: len(next(csv.reader([line], delimiter=s))) for s in _SEPARATORS}
-            return max(counts, key=counts.__getitem__)
+            return max(_SEPARATORS, key=lambda separator: _count_cells(line, separator))
     return ","
+
+
+def _count_cells(line: str, separator: str) -> int:
+    try:
+        return len(next(csv.reader([line], delimiter=separator)))
+    except csv.Error:
+        # Reading the file says what is wrong.
+        return 0
 
 
 def _is_absent(name: str, cell: str) -> bool:

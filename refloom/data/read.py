@@ -215,8 +215,6 @@ class Source:
     def _parse_row(self, row: Any) -> tuple[str, Iterator[Exchange]]:
         if isinstance(row, str) and not self._as_reference:
             return "text", iter([Exchange(row.strip(), None)])
-        if isinstance(row, Mapping):
-            check_media(row)
         return parse_exchanges(row)
 
     def _count_unread(self, shape: str, row: Any, exchange: Exchange, report: ReadReport) -> None:
@@ -254,6 +252,8 @@ class Source:
 
     def _build_item(self, row: Any, number: int, exchange: Exchange) -> Reference | Seed:
         """A reference or a seed of the row's exchange `number`, which counts from 0."""
+        if isinstance(row, Mapping):
+            check_media(row, exchange)
         row_id = _row_id(row)
         if row_id is not None and number:
             row_id = f"{row_id}-{number + 1}"

@@ -267,7 +267,7 @@ class _Said(NamedTuple):
     calls_tool: bool
 
 
-_TEXT_KEYS = {"role": "content", "from": "value"}
+_TEXT_KEYS = {"role": "content", "from": "value", "speaker": "text"}
 
 
 def _parse_turns(turns: Any, role_keys: Sequence[str] = ("role", "from")) -> Iterator[_Said]:
@@ -275,12 +275,12 @@ def _parse_turns(turns: Any, role_keys: Sequence[str] = ("role", "from")) -> Ite
     if not isinstance(turns, list) or not all(isinstance(turn, Mapping) for turn in turns):
         raise UnknownShape("its turns are neither texts nor objects", "of odd turns")
     # Some data sets have turns of {"role", "content"} under "conversations", or the reverse.
-    role_key = role_keys[0] if not turns or role_keys[0] in turns[0] else role_keys[1]
+    role_key = next((k for k in (*role_keys, "speaker") if turns and k in turns[0]), role_keys[0])
     text_key = _TEXT_KEYS[role_key]
     for turn in turns:
         role = str(turn.get(role_key))
-        # Gemini's turns are in parts.
-        key = "parts" if text_key not in turn and "parts" in turn else text_key
+        # Some have their text, or the parts of it, under yet another name.
+        key = next((k for k in (text_key, "text", "parts") if k in turn), text_key)
         content = read_text(turn, key) or ""
         calls = any(turn.get(key) for key in ("tool_calls", "function_call"))
         is_tool = role.strip().lower() in TOOL_ROLES or (calls and not content.strip())
@@ -378,7 +378,7 @@ def _filled_keys(row: DataRow) -> set[str]:
         return keys
     # An empty response is one, if no other column has it; so is an instruction with an input.
     kept = {"output", "response", "completion"}
-    if isinstance(row.get("input"), str) and row["input"].strip():
+    if row.get("instances") or (isinstance(row.get("input"), str) and row["input"].strip()):
         kept.add("instruction")
     if "response" in keys - blank:
         kept.discard("output")
@@ -446,15 +446,17 @@ def _has_text(value: Any) -> bool:
     return isinstance(value, list) and any(map(_has_text, value))
 
 
-def check_media(row: DataRow) -> None:
-    """Raise `UnknownShape` for a row about a picture, a sound or a film beside its text."""
+def check_media(row: DataRow, exchange: Exchange) -> None:
+    """Raise `UnknownShape` for a question about a picture, a sound or a film beside the text."""
     for key in _MEDIA_COLUMNS & row.keys():
         value = row[key]
         if is_missing(value) or not value:
             continue
         first = value[0] if isinstance(value, list) else value
         holds_bytes = isinstance(first, Mapping) and bool(first.keys() & {"bytes", "path", "array"})
-        if holds_bytes or _MEDIA_MARK.search(json.dumps({**row, key: None}, default=str)):
+        before = (turn["content"] for turn in exchange.history if turn["role"] == "user")
+        asked = (exchange.instruction, *before)
+        if holds_bytes or any(map(_MEDIA_MARK.search, asked)):
             raise UnknownShape(
                 f"it has {key!r}: it is multi-modal, and only text is read", "that are multi-modal"
             )
