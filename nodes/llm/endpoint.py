@@ -12,6 +12,7 @@ import asyncio
 import os
 import random
 import ssl
+import sys
 from base64 import b64encode
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -42,6 +43,8 @@ from nodes.llm.protocol import (
 OPENAI_URL = "https://api.openai.com/v1"
 # Headers of the OpenAI client that come from the environment.
 ACCOUNT_VARIABLES = {"OpenAI-Organization": "OPENAI_ORG_ID", "OpenAI-Project": "OPENAI_PROJECT_ID"}
+# By such variables LangSmith's tracing is turned on.
+TRACING_PREFIXES = ("LANGSMITH_TRACING", "LANGCHAIN_TRACING")
 MAX_RETRY_WAIT_S = 60.0
 TIMEOUT_S = 600.0
 # An address that does not take a connection at all is reported within seconds.
@@ -301,6 +304,11 @@ def target_of(endpoint: Endpoint) -> Target:
 
 def _is_traced() -> bool:
     """Whether LangSmith tracing is on, or callbacks other than LangGraph's own are set."""
+    if not any(name in sys.modules for name in ("langchain_core", "langsmith")) and not any(
+        name.startswith(TRACING_PREFIXES) for name in os.environ
+    ):
+        # Before LangChain is imported nobody can have set any; the import takes half a second.
+        return False
     from langchain_core.runnables.config import var_child_runnable_config
     from langsmith.utils import tracing_is_enabled
 

@@ -35,6 +35,9 @@ MAX_TRIES = 6
 MAX_BACKOFF_S = 60.0
 # An endpoint that asks for a longer wait than this ends the run, which is resumed later.
 MAX_RETRY_AFTER_S = 300.0
+# The longest wait after a failure to connect, until the endpoint has answered: a wrong address is
+# found out within seconds.
+MAX_RECONNECT_DELAY_S = 0.5
 
 FaultCallback = Callable[[CallFailed], None]
 
@@ -75,8 +78,14 @@ async def open_client(
     endpoint_client = EndpointClient(
         endpoints.resolve, max_retries=0, on_headers=limiter.apply_headers
     )
+
+    async def send(call: Call) -> Reply:
+        # A preflight is sent from here: no worker has begun yet.
+        own = complete is None or call.stage == "preflight"
+        return await (endpoint_client if own else complete)(call)
+
     client = CachedClient(
-        complete or endpoint_client,
+        endpoint_client if complete is None else send,
         journal,
         limiter,
         budget,
@@ -246,6 +255,8 @@ class CachedClient:
             timeouts += result.kind == "timeout"
             tries += not permit.limiter.breaker.down
             delay = _retry_delay(tries, result, permit.limiter.breaker)
+            if result.kind == "connection" and not permit.limiter.responsive:
+                delay = min(delay, MAX_RECONNECT_DELAY_S)
             if tries >= MAX_TRIES:
                 raise result
             self.counts["retried"] += 1

@@ -285,7 +285,9 @@ class ModelLimiter:
         if self._tokens:
             self._tokens.correct(-permit.expected_tokens)
         call = permit.call
-        self.breaker.record_failure((call.stage, call.order, call.seed), now)
+        # A preflight is alone and asks for next to nothing: what fails it is the endpoint's.
+        which = now if call.stage == "preflight" else (call.stage, call.order, call.seed)
+        self.breaker.record_failure(which, now)
         self.breaker.check_outage(self.responsive, fault, now)
 
     def pause(self, now: float, seconds: float) -> None:
