@@ -49,7 +49,11 @@ MAX_RETRY_WAIT_S = 60.0
 TIMEOUT_S = 600.0
 # An address that does not take a connection at all is reported within seconds.
 CONNECT_TIMEOUT_S = 4.0
+# The same until it has answered: a wrong address should be found out sooner.
+FIRST_CONNECT_TIMEOUT_S = 2.2
 
+TIMEOUT = aiohttp.ClientTimeout(total=TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S)
+FIRST_TIMEOUT = aiohttp.ClientTimeout(total=TIMEOUT_S, sock_connect=FIRST_CONNECT_TIMEOUT_S)
 ALL_CAPABILITIES = Capabilities()
 # What a request raises when no answer comes, and when the answer is not a completion.
 NO_ANSWER = (aiohttp.ClientError, TimeoutError)
@@ -222,9 +226,10 @@ class HttpSession:
         self._session = aiohttp.ClientSession(
             # Callers bound how many calls are in flight.
             connector=aiohttp.TCPConnector(limit=0),
-            timeout=aiohttp.ClientTimeout(total=TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S),
         )
         self._proxies: dict[str, str | None] = {}
+        # The addresses that have answered.
+        self._reached: set[str] = set()
 
     async def post(
         self, url: str, headers: Mapping[str, str], body: Mapping[str, Any]
@@ -238,9 +243,11 @@ class HttpSession:
             url,
             data=dumps(body),
             headers=headers,
+            timeout=TIMEOUT if url in self._reached else FIRST_TIMEOUT,
             proxy=self._proxy(url),
             ssl=await _ssl_context() if url.startswith("https:") else True,
         ) as response:
+            self._reached.add(url)
             content = await response.read()
         if response.status >= 400:
             text = content.decode("utf-8", "replace")
