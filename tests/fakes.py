@@ -82,6 +82,8 @@ def answer(stage: str, prompt: str, seed: int) -> dict[str, Any]:
         return {"feedback": [words(f"{seed} first", 3), words(f"{seed} second", 3)]}
     if stage == "compare":
         return {"reason": "neither is better", "winner": "tie"}
+    if stage == "preflight":
+        return {"ok": True}
     return verdicts(prompt)
 
 
@@ -217,6 +219,8 @@ def is_a_preflight(body: dict[str, Any]) -> bool:
 
 def stage_of(body: dict[str, Any]) -> str:
     """The stage a request carries: the name of its schema, tool, or what its text says."""
+    if is_a_preflight(body):
+        return "preflight"
     shape = body.get("response_format", {})
     if shape.get("type") == "json_schema":
         return str(shape["json_schema"]["name"])
