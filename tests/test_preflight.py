@@ -145,15 +145,23 @@ async def test_which_of_two_addresses_has_answered_is_told_by_the_stage(tmp_path
     assert (len(writer.preflights), len(judge.preflights)) == (1, 2)
 
 
-async def test_a_run_that_reuses_another_has_its_preflight_too(tmp_path):
+async def test_a_run_that_reuses_another_at_the_same_address_makes_none(tmp_path):
     with Endpoint() as endpoint:
         await finish_run(tmp_path / "one", None, base_url=endpoint.url)
         asked = len(endpoint.bodies)
         said = await finish_run(
             tmp_path / "two", None, base_url=endpoint.url, reuse=tmp_path / "one"
         )
-    assert (len(endpoint.preflights), len(endpoint.bodies)) == (1, asked)
-    assert said["calls"]["paid"] == 0
+        assert (len(endpoint.preflights), len(endpoint.bodies)) == (1, asked)
+        assert said["calls"]["paid"] == 0
+        # One that was made before there were preflights answers for its own address alone.
+        forget(tmp_path / "one", "preflight")
+        more = {"reuse": tmp_path / "one"}
+        await finish_run(tmp_path / "three", None, base_url=endpoint.url, **more)
+        assert len(endpoint.preflights) == 1
+        with Endpoint() as other:
+            await finish_run(tmp_path / "four", None, base_url=other.url, **more)
+    assert len(other.preflights) == 1
 
 
 def test_an_experiment_makes_one_and_a_dry_run_none(tmp_path):

@@ -81,8 +81,9 @@ async def open_client(
 
     async def send(call: Call) -> Reply:
         # A preflight is sent from here: no worker has begun yet.
-        own = complete is None or call.stage == "preflight"
-        return await (endpoint_client if own else complete)(call)
+        if complete is None or call.stage == "preflight":
+            return await endpoint_client(call)
+        return await complete(call)
 
     client = CachedClient(
         endpoint_client if complete is None else send,

@@ -8,12 +8,14 @@ that it is never paid for twice, and within the run's limits and budget.
 from __future__ import annotations
 
 import asyncio
+import json
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
 from nodes.llm import STAGES_OF_THE_JUDGE, Call, CallFailed, draw_seed
 from prompts import PREFLIGHT
 from refloom.runs.client import CachedClient, Interrupted
-from refloom.runs.journal import Journal
+from refloom.runs.journal import Journal, ReusedCalls
 from refloom.settings import Settings, is_embedded
 
 # Enough for a word, and few enough for a slow model; whether the answer is cut does not matter.
@@ -26,7 +28,7 @@ async def preflight(
     calls: CachedClient,
     settings: Settings,
     addresses: tuple[str, str],
-    *journals: Journal | None,
+    *journals: Journal | ReusedCalls | None,
 ) -> None:
     """Ask each model at each address for a word, unless one of the `journals` has its answer.
 
@@ -34,12 +36,7 @@ async def preflight(
     refusal of this very call. What passes (an endpoint that is loading, limits, timeouts) is waited
     for. What ends every call stops `calls`, with the reason.
     """
-    wanted = preflight_calls(settings, addresses)
-    new = [
-        call
-        for call in wanted
-        if not await asyncio.to_thread(has_answer, call, wanted, [j for j in journals if j])
-    ]
+    new = await asyncio.to_thread(_calls_to_make, settings, addresses, journals)
     with suppress(Interrupted):
         await asyncio.gather(*(_ask(calls, call) for call in new))
 
@@ -74,7 +71,31 @@ def preflight_calls(settings: Settings, addresses: tuple[str, str]) -> list[Call
     return list(calls.values())
 
 
-def has_answer(call: Call, wanted: list[Call], journals: list[Journal]) -> bool:
+def _calls_to_make(
+    settings: Settings,
+    addresses: tuple[str, str],
+    journals: Iterable[Journal | ReusedCalls | None],
+) -> list[Call]:
+    """The calls that no journal has made needless. Blocks."""
+    calls = preflight_calls(settings, addresses)
+    usable = [
+        journal for journal in journals if journal and _is_of_same_addresses(journal, settings)
+    ]
+    return [call for call in calls if not has_answer(call, calls, usable)]
+
+
+def _is_of_same_addresses(journal: Journal | ReusedCalls, settings: Settings) -> bool:
+    """Whether a journal's answers came from the settings' addresses: a run's own did."""
+    if isinstance(journal, Journal):
+        return True
+    rows = journal.read("SELECT value FROM meta WHERE key = 'settings'")
+    then, now = json.loads(rows[0][0]) if rows else {}, settings.redacted()
+    return all(then.get(name) == now[name] for name in ("base_url", "judge_base_url"))
+
+
+def has_answer(
+    call: Call, wanted: Sequence[Call], journals: Sequence[Journal | ReusedCalls]
+) -> bool:
     """Whether a journal holds an answer of the call's model at its address. Blocks.
 
     A journal names models and no addresses: with one model at two, the stage tells which it was.

@@ -291,7 +291,8 @@ class Run:
                 max_candidates=settings.candidate_limit,
             )
             if self.tools.complete is None:
-                await preflight(calls, settings, inputs.endpoints.addresses, journal, self.shared)
+                journals = (journal, self.shared, inputs.reused)
+                await preflight(calls, settings, inputs.endpoints.addresses, *journals)
             if not calls.stopping:
                 await self._run_seeds(journal, inputs, calls, scheduler, pool)
         if calls.stopped_by is not None:
