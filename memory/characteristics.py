@@ -17,8 +17,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, cast
 
-from langgraph.store.memory import InMemoryStore
-
 from memory.references import IndexUnusable
 from memory.sqlite_writer import SqliteWriter
 
@@ -69,6 +67,9 @@ class Characteristics:
 
         `on_recall` is called whenever an entry is used or learning has failed.
         """
+        # Imported here: what only names a store must not wait for LangGraph.
+        from langgraph.store.memory import InMemoryStore
+
         self._store = store
         self._on_recall = on_recall
         self._fallback = InMemoryStore()

@@ -21,6 +21,8 @@ Message = dict[str, str]
 EditedPrompts = tuple[tuple[str, str], ...]
 # Twice as much as twenty long references need.
 MAX_MESSAGE_CHARS = 4_000_000
+# The whole prompt of a preflight. No template: it holds no data, and no row rests on it.
+PREFLIGHT = "Reply with the word ok."
 
 
 class PromptTooLong(ValueError):

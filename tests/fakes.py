@@ -16,6 +16,7 @@ from aiohttp import web
 
 from nodes.llm import Call, Reply
 from nodes.llm.endpoint import PROBE_PROMPT
+from prompts import PREFLIGHT
 
 USAGE = {"calls": 1, "prompt_tokens": 10, "cached_tokens": 4, "completion_tokens": 5}
 WORDS = """
@@ -138,12 +139,18 @@ class Endpoint:
     """An OpenAI-compatible endpoint on loopback, in a thread of its own.
 
     `script(body, number)` gives an answer dict, a text, a ready response, or None for the
-    agreeable answer. Everything asked is kept in `bodies`.
+    agreeable answer. Everything asked is kept in `bodies`, but for preflights: those are kept in
+    `preflights`, and answered by `preflight(body, number)`.
     """
 
-    def __init__(self, script: Callable[[dict[str, Any], int], Any] | None = None) -> None:
-        self.script = script
+    def __init__(
+        self,
+        script: Callable[[dict[str, Any], int], Any] | None = None,
+        preflight: Callable[[dict[str, Any], int], Any] = lambda body, number: "ok",
+    ) -> None:
+        self.script, self.preflight = script, preflight
         self.bodies: list[dict[str, Any]] = []
+        self.preflights: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
         self.in_flight = self.most_in_flight = 0
         self.latency = 0.0
@@ -188,17 +195,21 @@ class Endpoint:
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
-        number = len(self.bodies)
-        self.bodies.append(body)
+        is_preflight = is_a_preflight(body)
+        asked, script = (
+            (self.preflights, self.preflight) if is_preflight else (self.bodies, self.script)
+        )
+        number = len(asked)
+        asked.append(body)
         self.keys.append(request.headers.get("Authorization"))
         self.in_flight += 1
         self.most_in_flight = max(self.in_flight, self.most_in_flight)
         try:
             await asyncio.sleep(self.latency)
-            said = self.script(body, number) if self.script else None
+            said = script(body, number) if script else None
             if isinstance(said, web.StreamResponse):
                 return said
-            if said is None:
+            if said is None and not is_preflight:
                 prompt = "\n".join(m["content"] for m in body["messages"])
                 said = answer(stage_of(body), prompt, body.get("seed", 0))
             return completion(said, body)
@@ -206,10 +217,17 @@ class Endpoint:
             self.in_flight -= 1
 
 
+def is_a_preflight(body: dict[str, Any]) -> bool:
+    """Whether a request is what a run sends to each model first."""
+    return [m["content"] for m in body.get("messages", [])] == [PREFLIGHT]
+
+
 def stage_of(body: dict[str, Any]) -> str:
     """The stage a request carries: the name of its schema, tool, or what its text says."""
     if body["messages"][-1]["content"].startswith(PROBE_PROMPT):
         return "probe"
+    if is_a_preflight(body):
+        return "preflight"
     shape = body.get("response_format", {})
     if shape.get("type") == "json_schema":
         return str(shape["json_schema"]["name"])

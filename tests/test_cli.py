@@ -54,11 +54,11 @@ def test_what_the_endpoint_had_in_its_cache_is_told(tmp_path, references):
     def prompt(body):
         return "\n".join(m["content"] for m in body["messages"])
 
-    with Endpoint(script) as endpoint:
+    with Endpoint(script, script) as endpoint:
         flags = run_flags(references, tmp_path / "out", endpoint, "--limit", 2)
         done = refloom(*flags, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    sent = 100 * len(endpoint.bodies)
+    sent = 100 * (1 + len(endpoint.bodies))
     assert f"25% of {sent:,} prompt tokens were in the endpoint's cache" in done.stdout
 
 
@@ -77,7 +77,8 @@ def test_a_run_makes_rows_and_files_and_says_so(tmp_path, references):
     counts = said["counts"]
     total = sum(counts[k] for k in ("accepted", "rejected", "failed", "pending"))
     assert counts["candidates"] == total == 8
-    assert said["calls"]["paid"] == sum(said["calls"]["by_stage"].values()) == len(endpoint.bodies)
+    calls, asked = said["calls"], len(endpoint.preflights) + len(endpoint.bodies)
+    assert calls["paid"] == sum(calls["by_stage"].values()) == asked
     status = refloom("status", tmp_path / "out", "--json", cwd=tmp_path)
     assert json.loads(status.stdout)["counts"] == counts
 
@@ -160,7 +161,7 @@ def test_a_first_signal_lets_calls_in_flight_end_and_writes_everything(tmp_path,
         assert said.startswith("interrupted")
         kept = json.loads((tmp_path / "out" / "run.json").read_text())
         assert kept["status"] == "interrupted"
-        assert kept["calls"]["paid"] == answered
+        assert kept["calls"]["paid"] == answered + 1, "and the preflight"
 
 
 def test_a_second_signal_stops_at_once_and_says_where_the_work_is(tmp_path, references):
@@ -247,7 +248,10 @@ def test_an_endpoint_that_takes_neither_schema_nor_tools_is_asked_by_text(tmp_pa
     ],
 )
 def test_a_provider_that_refuses_stops_the_run_at_once(tmp_path, references, response, says):
-    with Endpoint(lambda body, number: response()) as endpoint:
+    def refuse(body, number):
+        return response()
+
+    with Endpoint(refuse, refuse) as endpoint:
         done = refloom(
             *run_flags(references, tmp_path / "out", endpoint),
             cwd=tmp_path,
@@ -255,7 +259,7 @@ def test_a_provider_that_refuses_stops_the_run_at_once(tmp_path, references, res
         )
     assert done.returncode == 4
     assert says in done.stderr.splitlines()[-1] and done.stderr.count("\n") == 2
-    assert len(endpoint.bodies) <= 10
+    assert (len(endpoint.preflights), endpoint.bodies) == (1, [])
     stopped = json.loads((tmp_path / "out" / "run.json").read_text())
     assert stopped["status"] == "stopped" and says in stopped["stopped"]
     kept = b"".join(p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file())

@@ -96,7 +96,9 @@ def test_the_paid_calls_of_the_arms_add_up_to_what_the_endpoint_answered(tried):
     out, _, paid, *_ = tried
     told = [json.loads((out / arm / "run.json").read_text())["calls"] for arm in ARMS.split(",")]
     compares = paid.count("compare")
-    assert sum(calls["paid"] for calls in told) + compares == len(paid)
+    preflights = [calls["by_stage"].get("preflight", 0) for calls in told]
+    assert preflights == [1, 0, 0, 0, 0]
+    assert sum(calls["paid"] for calls in told) + compares == len(paid) + 1
 
 
 def test_an_experiment_that_is_done_pays_nothing_when_it_is_run_again(tried):

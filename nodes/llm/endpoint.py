@@ -12,6 +12,7 @@ import asyncio
 import os
 import random
 import ssl
+import sys
 from base64 import b64encode
 from collections.abc import (
     AsyncGenerator,
@@ -51,10 +52,14 @@ from nodes.llm.protocol import ErrorResponse, Transient, request_body
 OPENAI_URL = "https://api.openai.com/v1"
 # Headers of the OpenAI client that come from the environment.
 ACCOUNT_VARIABLES = {"OpenAI-Organization": "OPENAI_ORG_ID", "OpenAI-Project": "OPENAI_PROJECT_ID"}
+# By such variables LangSmith's tracing is turned on.
+TRACING_PREFIXES = ("LANGSMITH_TRACING", "LANGCHAIN_TRACING")
 MAX_RETRY_WAIT_S = 60.0
 TIMEOUT_S = 600.0
 # An address that does not take a connection at all is reported within seconds.
 CONNECT_TIMEOUT_S = 4.0
+# The same until it has answered: a wrong address should be found out sooner.
+FIRST_CONNECT_TIMEOUT_S = 2.2
 
 REDIRECTS = (301, 302, 303, 307, 308)
 MAX_REDIRECTS = 5
@@ -496,7 +501,8 @@ class EndpointClient:
 
     async def _send(self, target: Target, call: Call, known: Capabilities) -> Reply | Fault:
         """Send one request: its reply, or the fault. Raises `Transient` if no answer comes."""
-        if self._remote_attempt is not None:
+        # A preflight is sent from here: no other process has begun yet.
+        if self._remote_attempt is not None and call.stage != "preflight":
             return await self._remote_attempt(call, known)
         body = request_body(call, known)
         try:
@@ -684,9 +690,14 @@ class HttpSession:
         self._session = aiohttp.ClientSession(
             # Callers bound how many calls are in flight.
             connector=aiohttp.TCPConnector(limit=0),
-            timeout=aiohttp.ClientTimeout(total=timeout, sock_connect=CONNECT_TIMEOUT_S),
+        )
+        self._timeout = aiohttp.ClientTimeout(total=timeout, sock_connect=CONNECT_TIMEOUT_S)
+        self._first_timeout = aiohttp.ClientTimeout(
+            total=timeout, sock_connect=FIRST_CONNECT_TIMEOUT_S
         )
         self._proxies: dict[str, str | None] = {}
+        # The addresses that have answered.
+        self._reached: set[str] = set()
 
     async def post(self, target: Target, body: Mapping[str, Any]) -> tuple[Any, Mapping[str, str]]:
         """Post JSON; return the answer's JSON and headers. An event stream is read as one answer.
@@ -702,10 +713,12 @@ class HttpSession:
                 url,
                 data=data,
                 headers=target.headers,
+                timeout=self._timeout if url in self._reached else self._first_timeout,
                 proxy=self._proxy(url),
                 ssl=await _ssl_context() if url.startswith("https:") else True,
                 allow_redirects=False,
             ) as response:
+                self._reached.add(url)
                 content = await response.read()
             status, headers = response.status, response.headers
             moved = headers.get("Location") if status in REDIRECTS else None
@@ -733,6 +746,7 @@ class HttpSession:
             headers=target.headers,
             proxy=self._proxy(url),
             ssl=await _ssl_context() if url.startswith("https:") else True,
+            timeout=self._first_timeout,
             allow_redirects=False,
         ) as response:
             content = await response.read()
@@ -823,6 +837,11 @@ def target_of(endpoint: Endpoint) -> Target:
 
 def _is_traced() -> bool:
     """Whether LangSmith tracing is on, or callbacks other than LangGraph's own are set."""
+    if not any(name in sys.modules for name in ("langchain_core", "langsmith")) and not any(
+        name.startswith(TRACING_PREFIXES) for name in os.environ
+    ):
+        # Before LangChain is imported nobody can have set any; the import takes half a second.
+        return False
     from langchain_core.runnables.config import var_child_runnable_config
     from langsmith.utils import tracing_is_enabled
 

@@ -37,6 +37,9 @@ UNCOUNTED_FAULTS = ("rate_limit", "no_resources", "loading")
 MAX_BACKOFF_S = 60.0
 # An endpoint that asks for a longer wait than this ends the run, which is resumed later.
 MAX_RETRY_AFTER_S = 300.0
+# The longest wait after a failure to connect, until the endpoint has answered: a wrong address is
+# found out within seconds.
+MAX_RECONNECT_DELAY_S = 0.5
 
 FaultCallback = Callable[[CallFailed], None]
 
@@ -271,6 +274,8 @@ class CachedClient:
             else:
                 tries += not permit.limiter.breaker.down
             delay = _retry_delay(max(tries, limited), result, permit.limiter.breaker)
+            if result.kind == "connection" and not permit.limiter.responsive:
+                delay = min(delay, MAX_RECONNECT_DELAY_S)
             if tries >= MAX_TRIES:
                 raise result
             self.counts["retried"] += 1

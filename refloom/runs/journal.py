@@ -200,9 +200,13 @@ class ReusedCalls:
 
     def reply(self, key: bytes) -> str | None:
         """The reply of a call as JSON, or None. Blocks."""
+        rows = self.read(SELECT_REPLY, key, key)
+        return rows[0][0] if rows else None
+
+    def read(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
+        """All rows of a query. Blocks."""
         with self._lock:
-            row = self._connection.execute(SELECT_REPLY, (key, key)).fetchone()
-        return row[0] if row else None
+            return self._connection.execute(sql, values).fetchall()
 
     def close(self) -> None:
         """Close the file once no thread reads: it outlives the task that waited for it."""

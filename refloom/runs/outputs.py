@@ -14,7 +14,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-from graph.builder import mermaid
 from prompts import prompt_version, prompt_versions
 from refloom.data.card import render_card
 from refloom.data.read import ReadReport, Source
@@ -273,12 +272,15 @@ def write_files(out: Path, summary: RunSummary, status: str) -> None:
 
 
 def _write_outputs(out: Path, run_json: dict[str, Any]) -> None:
-    """Write run.json and, unless the run is running, the rows before it and the card after it."""
+    """Write run.json and, unless the run is running, the rows before it and the card after it.
+
+    Where there is no candidate yet, there is nothing for a card to describe.
+    """
     ended = run_json["status"] != "running"
     for name in ROW_STATUSES if ended else ():
         replace_lines(out / f"{name}.jsonl", read_records(out / "journal.sqlite", name))
     replace_lines(out / "run.json", [json.dumps(run_json, indent=2, ensure_ascii=False)])
-    if ended:
+    if ended and run_json["counts"]["candidates"]:
         with open_read_only(out / "journal.sqlite") as journal:
             replace_lines(out / "README.md", [card_text(journal, run_json).rstrip()])
 
@@ -298,6 +300,8 @@ def rewrite_files(out: Path) -> bool:
 
 def card_text(journal: sqlite3.Connection, run_json: Mapping[str, Any], **more: Any) -> str:
     """The data-set card of a run, from its journal and run.json. Blocks."""
+    from graph.builder import mermaid
+
     stats = collect_stats(iter_records(journal, *ROW_STATUSES))
     return render_card(run_json, stats, mermaid(), **more)
 

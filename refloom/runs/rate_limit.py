@@ -55,6 +55,8 @@ MAX_OUTAGE_S = 300.0
 MAX_OUTAGE_AT_START_S = 60.0
 # Failures to connect before the first answer that stop the run.
 MAX_REFUSED_AT_START = 3
+# A preflight that fails to connect only after so long fails for good.
+SLOW_CONNECT_S = 1.5
 
 # Completion tokens assumed of a kind of call until one has been answered.
 DEFAULT_COMPLETION_TOKENS = 500
@@ -291,11 +293,14 @@ class ModelLimiter:
         if self._tokens:
             self._tokens.correct(-permit.expected_tokens)
         call, waits = permit.call, fault.kind in MAX_WAIT_S
-        self.breaker.record_failure((call.stage, call.order, call.seed), now, outage=not waits)
+        # A preflight is alone and asks for next to nothing: what fails it is the endpoint's.
+        which = now if call.stage == "preflight" else (call.stage, call.order, call.seed)
+        self.breaker.record_failure(which, now, outage=not waits)
         if waits:
             self._check_wait(fault, now)
         else:
-            self.breaker.check_outage(self.responsive, fault, now)
+            slow = call.stage == "preflight" and now - permit.start > SLOW_CONNECT_S
+            self.breaker.check_outage(self.responsive, fault, now, slow=slow)
 
     def _check_wait(self, fault: Transient, now: float) -> None:
         """Raise `ProviderStopped` if the endpoint has only asked to wait for too long."""
@@ -361,10 +366,15 @@ class CircuitBreaker:
             self.down, self.until = True, now + self._cooldown
             self._cooldown = min(2 * self._cooldown, MAX_PAUSE_S)
 
-    def check_outage(self, responsive: bool, fault: Transient, now: float) -> None:
-        """Raise `ProviderStopped` if the endpoint was never reached, or is down for too long."""
+    def check_outage(
+        self, responsive: bool, fault: Transient, now: float, *, slow: bool = False
+    ) -> None:
+        """Raise `ProviderStopped` if the endpoint was never reached, or is down for too long.
+
+        `slow`: it took seconds to fail, and is not waited for again.
+        """
         unreachable = not responsive and fault.kind == "connection"
-        if unreachable and self._consecutive >= MAX_REFUSED_AT_START:
+        if unreachable and (slow or self._consecutive >= MAX_REFUSED_AT_START):
             raise ProviderStopped(
                 f"the endpoint cannot be reached: {fault.message}. Check --base-url"
             ) from fault

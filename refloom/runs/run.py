@@ -17,7 +17,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from graph.builder import build_graph
 from memory.characteristics import Characteristics, FileStore, open_store
 from memory.contamination import Contamination
 from memory.embed import Embed, Embedder
@@ -37,6 +36,7 @@ from refloom.runs.event_log import event
 from refloom.runs.garbage_collection import relaxed_gc
 from refloom.runs.journal import Journal, ReusedCalls
 from refloom.runs.outputs import RunSummary, count_journal, prior_usage, write_files
+from refloom.runs.preflight import preflight
 from refloom.runs.progress import RunStats
 from refloom.runs.ray.pool import WorkerPool, WorkerStarter
 from refloom.runs.retrieval import ReferenceQuota, RunRetrieval
@@ -117,6 +117,9 @@ class ExecutorInputs:
 
 def local_executor(parts: ExecutorInputs, embed: Embed | None) -> LocalExecutor:
     """An executor whose graph uses the run's scheduler, journal and limits directly."""
+    # Imported here: a run that its preflight ends does not wait for LangGraph.
+    from graph.builder import build_graph
+
     settings, recorder = parts.settings, parts.recorder
     embed = embed or Embedder(settings.embedding_model)
     memory = parts.references.path.parent
@@ -291,7 +294,11 @@ class Run:
                 target=settings.target,
                 max_candidates=settings.candidate_limit,
             )
-            await self._run_seeds(journal, inputs, calls, scheduler, pool)
+            if self.tools.complete is None:
+                journals = (journal, self.shared, inputs.reused)
+                await preflight(calls, settings, inputs.endpoints.addresses, *journals)
+            if not calls.stopping:
+                await self._run_seeds(journal, inputs, calls, scheduler, pool)
         if calls.stopped_by is not None:
             raise calls.stopped_by
         if calls.stopping:

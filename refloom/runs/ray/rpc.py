@@ -10,32 +10,37 @@ import asyncio
 import itertools
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, fields
+from functools import cache
 from typing import Any, Protocol
 
 from memory.references import IndexUnusable
 from memory.weights import WeightsUnavailable
-from nodes.feedback import Feedback, Improved
-from nodes.generate import Generated
 from nodes.inputs import BadInput
-from nodes.judge import Critiqued
-from nodes.learn import Extracted
 from nodes.llm import Answer, Call, CallFailed, ProviderStopped, Reply
 from nodes.llm.endpoint import Probed
 from nodes.llm.fast_json import dumps, loads
 from nodes.llm.faults import Fault
 from nodes.llm.protocol import Transient
-from nodes.propose import Proposed
-from nodes.refine import Refined
 from refloom.errors import BudgetSpent, JournalError
 from refloom.runs.client import Interrupted, reply_to_dict
 
-# Answer types and errors by name, as they cross to another process.
-ANSWER_TYPES: dict[str, type[Answer]] = {
-    answer.__name__: answer
-    for answer in (Extracted, Proposed, Generated, Critiqued, Refined, Feedback, Improved, Probed)
-}
+
+@cache
+def _answer_types() -> dict[str, type[Answer]]:
+    """Answer types by name, as they cross to another process."""
+    # Imported here: nodes import LangGraph, and a run makes its preflight before that.
+    from nodes.feedback import Feedback, Improved
+    from nodes.generate import Generated
+    from nodes.judge import Critiqued
+    from nodes.learn import Extracted
+    from nodes.propose import Proposed
+    from nodes.refine import Refined
+
+    answers = (Extracted, Proposed, Generated, Critiqued, Refined, Feedback, Improved, Probed)
+    return {answer.__name__: answer for answer in answers}
 
 
+# Errors by name, as they cross to another process.
 _ERROR_TYPES: dict[str, type[Exception]] = {
     kind.__name__: kind
     for kind in (
@@ -58,7 +63,7 @@ def call_to_dict(call: Call) -> dict[str, Any]:
 
 def call_from_dict(values: dict[str, Any]) -> Call:
     """The inverse of `call_to_dict`."""
-    answer = ANSWER_TYPES[values["answer"]] if values["answer"] else None
+    answer = _answer_types()[values["answer"]] if values["answer"] else None
     messages, order = tuple(values["messages"]), tuple(values["order"])
     return Call(**{**values, "answer": answer, "messages": messages, "order": order})
 
