@@ -28,14 +28,13 @@ import aiohttp
 from yarl import URL
 
 from nodes.llm import Call, ProviderStopped, Reply
+from nodes.llm.completion import NotACompletion, parse_reply
 from nodes.llm.fast_json import dumps, loads
 from nodes.llm.protocol import (
     Capabilities,
     ErrorResponse,
-    NotACompletion,
     Transient,
     classify_error,
-    parse_reply,
     request_body,
 )
 

@@ -1,4 +1,4 @@
-"""Chat completions on the wire: requests, replies, and what the errors of an endpoint mean.
+"""Chat completions on the wire: requests, and what the errors of an endpoint mean.
 
 There are four ways to ask for an answer of a given shape, and fields that some endpoints refuse.
 `Capabilities` is what is known of an endpoint so far.
@@ -7,7 +7,6 @@ There are four ways to ask for an answer of a given shape, and fields that some 
 from __future__ import annotations
 
 import json
-import math
 import re
 import time
 from collections.abc import Mapping
@@ -16,15 +15,12 @@ from email.utils import parsedate_to_datetime
 from functools import cache
 from typing import Any, Literal
 
-from nodes.llm import Answer, Call, CallFailed, ProviderStopped, Reply
-from nodes.state import Usage
+from nodes.llm import Answer, Call, CallFailed, ProviderStopped
 
 Mode = Literal["json_schema", "tools", "json_object", "text"]
 # From the strictest way to ask for an answer's shape to the one every endpoint understands.
 MODES: tuple[Mode, ...] = ("json_schema", "tools", "json_object", "text")
 OPTIONAL_FIELDS = ("seed", "temperature", "max_tokens")
-# A count of tokens above this is not a count.
-MAX_TOKEN_COUNT = 1 << 40
 API_KEY_PATTERN = re.compile(r"\b(?:sk|key|gsk|pk)[-_][\w*.-]{6,}")
 
 # The words by which an endpoint refuses a mode.
@@ -61,10 +57,6 @@ class ErrorResponse(Exception):
     def __init__(self, status: int, text: str, headers: Mapping[str, str]) -> None:
         super().__init__(f"status {status}")
         self.status, self.text, self.headers = status, text, headers
-
-
-class NotACompletion(ValueError):
-    """An answer with status 200 that is not a chat completion."""
 
 
 class Transient(CallFailed):
@@ -131,60 +123,6 @@ def _answer_fields(call: Call, answer: type[Answer], mode: Mode) -> dict[str, An
     if mode == "json_object":
         return {"messages": messages, "response_format": {"type": "json_object"}}
     return {"messages": messages}
-
-
-def parse_reply(body: Any) -> Reply:
-    """A chat completion as a `Reply`; fields that are missing are read as empty.
-
-    Raises `NotACompletion` for an error in spite of status 200.
-    """
-    if not isinstance(body, dict) or ("error" in body and not body.get("choices")):
-        raise NotACompletion(f"{str(body)[:200]!r} is not a chat completion")
-    choice = (body.get("choices") or [{}])[0] or {}
-    message = choice.get("message") or {}
-    tool_calls = message.get("tool_calls") or []
-    text = message.get("content")
-    if tool_calls:
-        text = (tool_calls[0].get("function") or {}).get("arguments")
-    return Reply(
-        text=text if isinstance(text, str) else None,
-        finish=choice.get("finish_reason") or "stop",
-        refusal=message.get("refusal") or None,
-        usage=_usage(body.get("usage")),
-        odds=_first_token_odds(choice.get("logprobs")),
-    )
-
-
-def _usage(reported: Any) -> Usage:
-    usage = reported if isinstance(reported, dict) else {}
-    details = usage.get("prompt_tokens_details")
-    cached = details.get("cached_tokens") if isinstance(details, dict) else 0
-    return {
-        "calls": 1,
-        "prompt_tokens": _token_count(usage.get("prompt_tokens")),
-        "cached_tokens": _token_count(cached),
-        "completion_tokens": _token_count(usage.get("completion_tokens")),
-    }
-
-
-def _token_count(reported: Any) -> int:
-    """A count of tokens; a value that cannot be one counts as not reported."""
-    number = isinstance(reported, int | float) and not isinstance(reported, bool)
-    return int(reported) if number and 0 <= reported < MAX_TOKEN_COUNT else 0
-
-
-def _first_token_odds(logprobs: Any) -> dict[str, float] | None:
-    """The probabilities of the first token's candidates, by token without case and spaces."""
-    content = (logprobs or {}).get("content") or []
-    if not content:
-        return None
-    odds: dict[str, float] = {}
-    for candidate in content[0].get("top_logprobs") or [content[0]]:
-        token, logprob = str(candidate.get("token", "")), candidate.get("logprob")
-        if isinstance(logprob, int | float):
-            token = token.strip().casefold()
-            odds[token] = odds.get(token, 0.0) + math.exp(min(logprob, 0.0))
-    return odds
 
 
 def classify_error(
