@@ -337,7 +337,7 @@ MENDED = {
     "byte-order mark": '\ufeff{"response": "so"}',
     "braces doubled": '{{"response": "so"}}',
     "braces in single quotes": "{'more': 'a } b', 'response': 'so'}",
-    "all at once, in a fence": "Here:\n```json\n{'response': “so”, /* so */ more: [None,],}\n```\nDone.",
+    "all in a fence": "So:\n```json\n{'response': “so”, /* a */ more: [None,],}\n```\nDone.",
 }
 
 
@@ -410,9 +410,9 @@ def test_a_wrapper_that_is_not_the_answers_hides_it() -> None:
 
 FITTING = {
     "an example before": 'As {"response": "your text"} asks: {"response": "so"}',
-    "an example inside of a line after, the same": '{"response": "so"}, that is {"response": "so"}.',
+    "the same inside of a line after": '{"response": "so"}, that is {"response": "so"}.',
     "thoughts without marks": 'Maybe {"response": "no"}? No, better.\n\n{"response": "so"}',
-    "two drafts": '{"response": "n"} or {"response": "no"}\nFinal:\n```json\n{"response": "so"}\n```',
+    "two drafts": '{"response": "n"} or {"response": "no"}\nSo:\n```json\n{"response": "so"}\n```',
     "another object after": '{"response": "so"}\nI used {"style": "short"} for this.',
     "a schema before": '{"properties": {"response": {"type": "string"}}}\n{"response": "so"}',
     "a draft that was cut": 'Draft: {"response": "no..\n\nFinal: {"response": "so"}',
@@ -526,8 +526,22 @@ def test_a_closing_mark_in_quotes_or_code_is_neither_cut_at_nor_left(text: str) 
 ANY_CLOSING = st.sampled_from(CLOSINGS)
 PIECES = st.lists(
     st.sampled_from(
-        [*CLOSINGS, *OPENINGS, *(mark for pair in PAIRS_AT_THE_START for mark in pair)]
-        + ['{"response": "no"}', '{"response": "', '"}', "```", "\n", "`", "<response>", "'", "\\"]
+        [
+            *CLOSINGS,
+            *OPENINGS,
+            *(mark for pair in PAIRS_AT_THE_START for mark in pair),
+            *(
+                '{"response": "no"}',
+                '{"response": "',
+                '"}',
+                "```",
+                "\n",
+                "`",
+                "<response>",
+                "'",
+                "\\",
+            ),
+        ]
     )
     | st.text(max_size=10),
     max_size=8,
@@ -590,7 +604,11 @@ def test_an_object_may_quote_a_mark_that_the_prompt_holds() -> None:
     text = '{"response": "it ends at </think>"}'
     assert read_answer(text, Said, marks_in_prompt=True).response == "it ends at </think>"
     assert read_answer(f"So: {text}.", Said, marks_in_prompt=True).response[-1] == ">"
-    for other in (f"Hm.</think>{text}", f"<think>{text}", f'{{"response": "no</think>"}} or {text}'):
+    for other in (
+        f"Hm.</think>{text}",
+        f"<think>{text}",
+        f'{{"response": "no</think>"}} or {text}',
+    ):
         with pytest.raises(UnreadableAnswer, match="outside of the JSON object"):
             read_answer(other, Said, marks_in_prompt=True)
     with pytest.raises(UnreadableAnswer, match="stands in quotes"):

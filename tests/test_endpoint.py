@@ -20,9 +20,9 @@ from nodes.generate import Generated
 from nodes.judge import Critiqued
 from nodes.learn import Extracted
 from nodes.llm import Call, CallFailed, CallOrigin, ProviderStopped, Reply, make_call
+from nodes.llm.completion import parse_reply
 from nodes.llm.endpoint import Endpoint as Address
 from nodes.llm.endpoint import EndpointClient, resolve_from_environment
-from nodes.llm.completion import parse_reply
 from nodes.llm.protocol import Transient, schema_of
 from nodes.propose import Proposed
 from nodes.refine import Refined

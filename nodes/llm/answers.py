@@ -21,12 +21,10 @@ __all__ = ["UnreadableAnswer", "has_thinking_mark", "read_answer", "read_text", 
 M = TypeVar("M", bound=BaseModel)
 
 # Keys under which models put an answer; the stage's own name and that of the shape are others.
-WRAPPER_KEYS = frozenset(
-    """
-    answer arguments data function function_call input json output parameters properties result
-    tool_call tool_calls tool_input
-    """.split()
-)
+WRAPPER_KEYS = frozenset({
+    "answer", "arguments", "data", "function", "function_call", "input", "json", "output",
+    "parameters", "properties", "result", "tool_call", "tool_calls", "tool_input",
+})  # fmt: skip
 # How deep an answer may be wrapped.
 MAX_WRAPPERS = 5
 # Tags that models put around a whole answer; in a prompt they may have a suffix.
@@ -148,9 +146,7 @@ def _fold(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "_", name.casefold()).strip("_")
 
 
-def _read_whole(
-    text: str, start: int, answer: type[M], wrappers: frozenset[str]
-) -> _Fit[M] | None:
+def _read_whole(text: str, start: int, answer: type[M], wrappers: frozenset[str]) -> _Fit[M] | None:
     """The answer, if it is all that the text holds, as JSON: so it is nearly always."""
     whole = text[start:].strip()
     if (fenced := _FENCED_JSON.fullmatch(whole)) is not None:
@@ -187,7 +183,7 @@ def _choose_fit(text: str, start: int, answer: type[M], wrappers: frozenset[str]
     if not fits:
         fault = faults[-1][1] if faults else "no JSON object was found"
         if start:
-            mark = text[max(0, start - 12) : start]
+            mark = text[max(0, start - 40) : start].split()[-1]
             fault += f" (all up to {mark!r} was taken for thoughts)"
         raise UnreadableAnswer(fault)
     *others, last = fits
@@ -212,7 +208,7 @@ def _fit(value: Any, answer: type[M], wrappers: frozenset[str]) -> tuple[M | Non
     fault = "no JSON object was found"
     for inner in _unwrappings(value, wrappers):
         try:
-            return answer.model_validate(_replace_surrogates(inner)), None
+            return answer.model_validate(_replace_surrogates(inner)), ""
         except ValidationError as error:
             fault = _explain(error, inner, answer)
     return None, fault

@@ -103,10 +103,12 @@ def parse_reply(body: Any) -> Reply:
 
 def _choice(body: Any) -> dict[str, Any]:
     """The choice that has an answer in it, or else the first. Raises `NotACompletion`."""
-    choices = body.get("choices") if isinstance(body, dict) else None
-    if isinstance(choices, dict):
-        choices = [choices]
-    choices = [c for c in choices if isinstance(c, dict)] if isinstance(choices, list) else []
+    told = body.get("choices") if isinstance(body, dict) else None
+    if isinstance(told, dict):
+        told = [told]
+    choices: list[dict[str, Any]] = []
+    if isinstance(told, list):
+        choices += (choice for choice in told if isinstance(choice, dict))
     if not choices:
         raise NotACompletion(body)
     # Some put what is said and the tool call into choices of their own.
@@ -204,7 +206,9 @@ def _reported_usage(body: dict[str, Any], choice: dict[str, Any]) -> dict[str, A
     """The usage, from where an endpoint puts it."""
     groq = body.get("x_groq")
     places = [body, choice, groq if isinstance(groq, dict) else {}]
-    found = [place[name] for place in places for name in ("usage", "usageMetadata") if name in place]
+    found = [
+        place[name] for place in places for name in ("usage", "usageMetadata") if name in place
+    ]
     return next((usage for usage in found if isinstance(usage, dict)), {})
 
 

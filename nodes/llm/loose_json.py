@@ -38,9 +38,7 @@ _STRING = r'"[^"\\]*(?:\\.[^"\\]*)*"'
 # Strings between other quotes end where punctuation of JSON follows. Curly quotes inside of curly
 # ones could be either's end: such a string is none.
 _SINGLE = r"'(?P<single>[^'\\]*(?:\\.[^'\\]*)*)'(?=\s*[:,}\]])"
-_CURLED = (
-    rf'[{_CURLY}](?P<curled>[^{_CURLY}"\\]*(?:\\.[^{_CURLY}"\\]*)*)[{_CURLY}"](?=\s*[:,}}\]])'
-)
+_CURLED = rf'[{_CURLY}](?P<curled>[^{_CURLY}"\\]*(?:\\.[^{_CURLY}"\\]*)*)[{_CURLY}"](?=\s*[:,}}\]])'
 # What may begin an object, but not `{x}` or `{1, 2}` in prose.
 _START = re.compile(rf'\{{(?=\s*(?:["\'{_CURLY}}}]|//|/\*|#|[A-Za-z_]\w*\s*:))')
 _FLAGS = re.DOTALL
@@ -61,7 +59,7 @@ MAX_UNENDED = 50
 # What the parser's messages mean, by how they begin.
 _MEANINGS = {
     "Expecting property name": "a key in double quotes is wanted here",
-    "Expecting ',' delimiter": 'a comma or the end is wanted here; a quotation mark inside a string'
+    "Expecting ',' delimiter": "a comma or the end is wanted here; a quotation mark inside a string"
     ' is written \\"',
     "Expecting ':' delimiter": "a colon is wanted here",
     "Expecting value": "a value is wanted here",
