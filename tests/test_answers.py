@@ -1,5 +1,6 @@
 import json
 import re
+import time
 
 import pytest
 from hypothesis import assume, example, given
@@ -298,6 +299,25 @@ def test_what_cannot_be_read_says_what_is_wrong_with_it(
 def test_endless_repetition_is_unreadable_and_nothing_worse(text: str) -> None:
     with pytest.raises(UnreadableAnswer):
         read(text)
+
+
+ENDLESS = [
+    *("{'", '{"', "{“", '{"a":', "{/*", '{"\\', "{a: ", "{a: 1\n\n", '{"x": 1} ', "{ ", ","),
+    *(" ", "\n", "<response>", "```\n", "<think>", "</think>", "<|channel|>final ", "analysisA"),
+    *("[", "thought\n", " <|im_end|>x"),
+]
+
+
+@pytest.mark.parametrize("piece", ENDLESS)
+@pytest.mark.parametrize("before", ["", '{"response": "a" '])
+def test_endless_repetition_takes_no_endless_time(piece: str, before: str) -> None:
+    start = time.process_time()
+    for read_it in (read, read_text):
+        try:
+            read_it(before + piece * (50_000 // len(piece)))
+        except UnreadableAnswer:
+            continue
+    assert time.process_time() - start < 3
 
 
 def test_half_of_a_surrogate_pair_does_not_get_into_an_answer() -> None:
@@ -622,6 +642,13 @@ def test_a_text_that_holds_a_mark_as_its_prompt_does_is_unreadable() -> None:
         with pytest.raises(UnreadableAnswer, match="mark of thoughts or a part of the answer"):
             read_text(text, marks_in_prompt=True)
     assert read_text("I think so.", marks_in_prompt=True) == "I think so."
+
+
+def test_a_draft_in_a_text_of_thoughts_is_no_answer_but_an_object_at_its_end_is() -> None:
+    for text in ('{"response": "so"}', 'Hm. So:\n```json\n{"response": "so"}\n```\n'):
+        assert read_answer(text, Said, at_end=True).response == "so"
+    with pytest.raises(UnreadableAnswer, match="does not end the text"):
+        read_answer('Maybe {"response": "no"}? Not good enough.', Said, at_end=True)
 
 
 # Plain text

@@ -33,15 +33,17 @@ _WRAPPER_TAG = re.compile(
     r"(?P<suffix>-[0-9a-f]{6})?(?:\s[^<>]*)?>(?P<text>.*)</(?P=name)(?(suffix)(?P=suffix))>",
     re.DOTALL | re.IGNORECASE,
 )
-# The same as special tokens: Command A, GLM 4.1V, and what ends a turn.
+# The same as special tokens: Command A, GLM 4.1V.
 _WRAPPER_TOKENS = re.compile(
     r"(?:<\|START_RESPONSE\|>|<\|begin_of_box\|>)(?P<text>.*)"
     r"(?:<\|END_RESPONSE\|>|<\|end_of_box\|>)",
     re.DOTALL,
 )
-_TURN_END = re.compile(
-    r"(?:\s*(?:<\|(?:return|call|end|im_end|eot_id|eom_id|endoftext|end_of_text)\|>|<turn\|>))+\Z"
-)
+# Tokens that end a turn, which some servers leave in the text.
+_TURN_ENDS = (
+    "<|return|>", "<|call|>", "<|end|>", "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|endoftext|>",
+    "<|end_of_text|>", "<turn|>",
+)  # fmt: skip
 _FENCE = re.compile(r"^ {0,3}(?P<ticks>`{3,})[^\S\n]*(?P<language>[^`\n]*)$", re.MULTILINE)
 # A fence of one of these languages says only that text stands in it; of another it is content.
 _TEXT_LANGUAGES = frozenset({"", "markdown", "md", "text", "txt", "plain", "plaintext"})
@@ -63,13 +65,20 @@ class _Fit(NamedTuple, Generic[M]):
     end: int
 
 
-def read_answer(text: str, answer: type[M], *, name: str = "", marks_in_prompt: bool = False) -> M:
+def read_answer(
+    text: str,
+    answer: type[M],
+    *,
+    name: str = "",
+    marks_in_prompt: bool = False,
+    at_end: bool = False,
+) -> M:
     r"""The object of a given shape in a model's text; the last one, if several fit.
 
     `name` is what the answer may be wrapped in: `{"extract": {..}}`. Thoughts are taken off, or,
     with `marks_in_prompt`, no mark of thoughts may stand outside of the object: the prompt's data
-    holds such a mark, so that the answer may quote it. Raises `UnreadableAnswer` with what is
-    wrong.
+    holds such a mark, so that the answer may quote it. With `at_end` nothing may follow the object:
+    in a text of thoughts another is a draft. Raises `UnreadableAnswer` with what is wrong.
 
     >>> class Draft(BaseModel):
     ...     response: str
@@ -82,6 +91,8 @@ def read_answer(text: str, answer: type[M], *, name: str = "", marks_in_prompt: 
     fit = _read_whole(text, start, answer, wrappers)
     if fit is None:
         fit = _choose_fit(text, start, answer, wrappers)
+    if at_end and re.search(r"\w", text[fit.end :]):
+        raise UnreadableAnswer("the JSON object does not end the text")
     if marks_in_prompt:
         for begin, end in find_thinking_marks(text):
             if begin < fit.start or end > fit.end:
@@ -111,7 +122,9 @@ def read_text(text: str, *, marks_in_prompt: bool = False, code_only: bool = Fal
             )
     else:
         text = text[_find_answer(text) :]
-    text = _untag(_TURN_END.sub("", text))
+    while (bare := text.rstrip()).endswith(_TURN_ENDS):
+        text = bare[: bare.rindex("<")]
+    text = _untag(text)
     if not code_only and (inner := _unfence(text.strip())) is not None:
         text = _untag(inner)
     text = _BLANK_LINES.sub("", text).rstrip()

@@ -39,14 +39,16 @@ _STRING = r'"[^"\\]*(?:\\.[^"\\]*)*"'
 # ones could be either's end: such a string is none.
 _SINGLE = r"'(?P<single>[^'\\]*(?:\\.[^'\\]*)*)'(?=\s*[:,}\]])"
 _CURLED = rf'[{_CURLY}](?P<curled>[^{_CURLY}"\\]*(?:\\.[^{_CURLY}"\\]*)*)[{_CURLY}"](?=\s*[:,}}\]])'
+# One that never ends goes on to the end: a search for it from every place would take too long.
+_COMMENT = r"//[^\n]*|/\*.*?(?:\*/|\Z)"
 # What may begin an object, but not `{x}` or `{1, 2}` in prose.
-_START = re.compile(rf'\{{(?=\s*(?:["\'{_CURLY}}}]|//|/\*|#|[A-Za-z_]\w*\s*:))')
+_START = re.compile(rf'\{{(?=\s*(?:["\'{_CURLY}}}]|//|/\*|#|[A-Za-z_]\w{{0,60}}\s*:))')
 _FLAGS = re.DOTALL
-_BRACE = re.compile(rf'{_STRING}|{_SINGLE}|{_CURLED}|//[^\n]*|/\*.*?\*/|[{{}}"]', _FLAGS)
+_BRACE = re.compile(rf'{_STRING}|{_SINGLE}|{_CURLED}|{_COMMENT}|[{{}}"]', _FLAGS)
 _LOOSE = re.compile(
     rf"{_STRING}|{_SINGLE}|{_CURLED}"
-    r"|(?P<comment>//[^\n]*|/\*.*?\*/|#[^\n]*)"
-    r"|(?P<key>[A-Za-z_]\w*)(?=\s*:)"
+    rf"|(?P<comment>{_COMMENT}|#[^\n]*)"
+    r"|(?P<key>(?<!\w)[A-Za-z_]\w{0,60})(?=\s*:)"
     r"|\b(?P<name>True|False|None)\b",
     _FLAGS,
 )
@@ -55,7 +57,7 @@ _JSON_NAMES = {"True": "true", "False": "false", "None": "null"}
 # Where another object may begin after one that never ends.
 _RESTART = re.compile(r'\n[^\S\n]*\n|\n(?=```|\{|[A-Za-z*#][^\n{"]*\{)')
 # So many objects without an end are looked at: each costs a search to the end of the text.
-MAX_UNENDED = 50
+MAX_UNENDED = 20
 # What the parser's messages mean, by how they begin.
 _MEANINGS = {
     "Expecting property name": "a key in double quotes is wanted here",

@@ -16,10 +16,11 @@ class UnclearThoughts(ValueError):
 
 
 class Marks(NamedTuple):
-    """How thoughts begin and end, as regular expressions; `word` is in each of the two.
+    """How thoughts begin and end, as regular expressions.
 
-    `plain` marks stand in ordinary texts too: in an answer about XML, say. They count where they
-    open a text. A closing one that is a tag also counts on a line of its own, if nothing opens it.
+    A text without `word`, in small letters, holds no marks that count. `plain` marks stand in
+    ordinary texts too: in an answer about XML, say. They count where they open a text. A closing
+    one that is a tag also counts on a line of its own, if nothing opens it.
     """
 
     word: str
@@ -45,13 +46,14 @@ MARKS = (
     Marks("<|channel|>", r"<\|channel\|>analysis", r"<\|channel\|>(?:final|comm)[^<]*"
           r"(?:<\|constrain\|>[^<]*)?<\|message\|>"),
     # The same from servers that leave special tokens out.
-    Marks("a", r"(?-i:analysis(?=[A-Z]))", r"assistantfinal", plain=True),
+    Marks("analysis", r"(?-i:analysis(?=[A-Z]))", r"assistantfinal", plain=True),
     Marks("thought\n", r"(?-i:thought\n)", r"<channel\|>", plain=True),  # Gemma 4
     Marks("thought", r"<thoughts?>", r"</thoughts?>", plain=True),  # EXAONE Deep, Gemini
     Marks("reasoning>", r"<reasoning>", r"</reasoning>", plain=True),  # Reka Flash
     Marks("reflection>", r"<reflection>", r"</reflection>", plain=True),  # Reflection Llama
     Marks("scratchpad>", r"<scratchpad>", r"</scratchpad>", plain=True),  # asked for in prompts
-    Marks("my ", r"Here(?:'s| is) my thought process:", r"Here(?:'s| is) my response:", plain=True),
+    Marks("my thought process:", r"Here(?:'s| is) my thought process:",
+          r"Here(?:'s| is) my response:", plain=True),  # Granite 3
 )  # fmt: skip
 
 
