@@ -25,6 +25,10 @@ class Judged(BaseModel):
     passed: bool
 
 
+class Listed(BaseModel):
+    instructions: list[str]
+
+
 class Many(BaseModel):
     verdicts: list[Judged]
     plan: list[str]
@@ -417,6 +421,12 @@ def test_a_call_in_tags_is_read() -> None:
 def test_lists_that_came_as_text_are_read() -> None:
     value = {"plan": '["a"]', "verdicts": json.dumps([{"id": "a", "passed": True}])}
     assert read_answer(json.dumps(value), Many).verdicts == [Judged(id="a", passed=True)]
+
+
+def test_the_list_of_a_shape_of_one_list_is_read_without_its_object() -> None:
+    for value in (["a", "b"], {"propose": ["a", "b"]}, {"arguments": '["a", "b"]'}):
+        read = read_answer(json.dumps(value), Listed, name="propose")
+        assert read.instructions == ["a", "b"]
 
 
 def test_a_text_that_looks_like_json_stays_text() -> None:

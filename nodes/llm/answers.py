@@ -220,6 +220,11 @@ def _fit(value: Any, answer: type[M], wrappers: frozenset[str]) -> tuple[M | Non
     """The answer that a value holds, or why it holds none."""
     fault = "no JSON object was found"
     for inner in _unwrappings(value, wrappers):
+        if isinstance(inner, list):
+            # The only field's value, without the object around it.
+            if len(answer.model_fields) > 1:
+                continue
+            inner = dict.fromkeys(answer.model_fields, inner)
         try:
             return answer.model_validate(_replace_surrogates(inner)), ""
         except ValidationError as error:
@@ -236,6 +241,7 @@ def _unwrappings(value: Any, wrappers: frozenset[str], depth: int = 0) -> Iterat
     elif isinstance(value, list):
         if len(value) == 1 and depth < MAX_WRAPPERS:
             yield from _unwrappings(value[0], wrappers, depth + 1)
+        yield value
     elif isinstance(value, dict):
         yield value
         decoded = {key: _decode(item) for key, item in value.items()}
