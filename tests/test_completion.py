@@ -148,6 +148,10 @@ NO_COMPLETIONS: dict[str, tuple[Any, Any]] = {
         {"error": UPSTREAM, "choices": [{"message": {"content": ""}}]},
         {"error": UPSTREAM},
     ),
+    "error beside half an answer": (
+        {"error": UPSTREAM, "choices": [{"message": {"content": "half"}}]},
+        {"error": UPSTREAM},
+    ),
     "error in a choice": (
         {"choices": [{"message": {"content": "half"}, "error": UPSTREAM}]},
         {"error": UPSTREAM},
@@ -172,9 +176,10 @@ def test_an_answer_that_ends_with_an_error_is_none_and_its_words_are_not_quoted(
     assert "key" not in str(caught.value.body)
 
 
-def test_an_error_that_is_null_is_none() -> None:
-    body = {"error": None, "choices": [{"message": {"content": "so", "error": None}}]}
-    assert parse_reply(body).text == "so"
+def test_an_error_without_content_is_none() -> None:
+    for error in (None, "", {"code": 0, "message": None}):
+        body = {"error": error, "choices": [{"message": {"content": "so", "error": error}}]}
+        assert parse_reply(body).text == "so"
 
 
 def used(usage: Any) -> tuple[int, int, int, int]:
@@ -389,17 +394,20 @@ def test_data_without_blank_lines_or_over_several_lines_is_read() -> None:
     "content",
     [
         stream(part(content="half"), {"error": UPSTREAM}, end=""),
+        stream(part(content="so"), {**part("stop", content="."), "error": UPSTREAM}),
+        stream(part(content="half"), {"object": "error", "message": "upstream"}),
         stream(part(content="half"), end="event: error\ndata: {\"message\": \"upstream\"}\n\n"),
         stream(part(content="half"), end=""),
         stream({"detail": "no"}, end=""),
         b"data: <p>upstream</p>\n\n",
         b"data: [DONE]\n\n",
     ],
-    ids=["an error", "an event", "cut off", "detail", "a page", "nothing"],
+    ids=["an error", "an error in a part", "an object", "an event", "cut off", "detail", "a page", "nothing"],
 )  # fmt: skip
 def test_a_stream_with_an_error_or_without_an_end_is_no_completion(content: bytes) -> None:
+    body = read_event_stream(content)
     with pytest.raises(NotACompletion):
-        read_event_stream(content)
+        parse_reply(body)
 
 
 def test_a_stream_whose_answer_ends_needs_no_last_word() -> None:

@@ -78,15 +78,13 @@ def parse_reply(body: Any) -> Reply:
     """
     choice = _choice(body)
     message = _message(choice)
-    for holder in (choice, message):
-        if holder.get("error"):
+    for holder in (body, choice, message):
+        if _error_in(holder):
             raise NotACompletion({"error": holder["error"]})
     said, thought, refusals = _read_content(message.get("content"))
     text = "\n".join(_arguments(message)) or said
     if not text and isinstance(choice.get("text"), str):
         text = choice["text"]
-    if body.get("error") and not text:
-        raise NotACompletion({"error": body["error"]})
     finish = _finish(choice, body)
     if finish == "error":
         raise NotACompletion({"error": {"message": "the answer ended with an error"}})
@@ -114,6 +112,12 @@ def _choice(body: Any) -> dict[str, Any]:
     # Some put what is said and the tool call into choices of their own.
     calling = [c for c in choices if len(choices) > 1 and any(_arguments(_message(c)))]
     return calling[0] if calling else choices[0]
+
+
+def _error_in(holder: dict[str, Any]) -> bool:
+    """Whether an object holds an error; one without any content is none."""
+    error = holder.get("error")
+    return any(error.values()) if isinstance(error, dict) else bool(error)
 
 
 def _message(choice: dict[str, Any]) -> dict[str, Any]:
@@ -285,25 +289,27 @@ def _first_token_candidates(logprobs: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def read_event_stream(content: bytes) -> dict[str, Any]:
-    """The completion that the chunks of an event stream make up.
+    """The completion that the chunks of an event stream make up, or the error in the stream.
 
-    Raises `NotACompletion` if an error is among them, or if the stream ends before the answer does.
+    A stream that ends before its answer does is an error too: half an answer is none.
     """
     text = content.decode("utf-8", "replace")
     chunks = list(_chunks(text))
     whole: dict[str, Any] = {}
     choice: dict[str, Any] = {"index": 0, "message": {"role": "assistant"}, "finish_reason": None}
     for chunk in chunks:
-        if chunk.get("error") or not chunk.keys() & {"choices", "usage", "x_groq", "id", "object"}:
-            raise NotACompletion(chunk)
+        if _error_in(chunk):
+            return {"error": chunk["error"]}
+        if "choices" not in chunk and chunk.keys() & {"message", "detail"}:
+            return chunk
         whole |= {name: value for name, value in chunk.items() if value is not None}
         for part in chunk.get("choices") or []:
             if isinstance(part, dict) and part.get("index", 0) in (0, None):
                 _add_part(choice, part)
     if not chunks:
-        raise NotACompletion(text[:1000])
+        return {"error": {"message": text[:300]}}
     if choice["finish_reason"] is None and "[DONE]" not in text[-200:]:
-        raise NotACompletion({"error": {"message": "the event stream ended before the answer did"}})
+        return {"error": {"message": "the event stream ended before the answer did"}}
     return whole | {"object": "chat.completion", "choices": [choice]}
 
 
