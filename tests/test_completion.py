@@ -257,6 +257,17 @@ def test_what_was_used_is_read_in_every_form(usage: Any, counts: tuple[int, ...]
     assert used(usage) == counts
 
 
+def test_what_is_written_to_a_cache_is_told_if_there_is_any() -> None:
+    for usage in (
+        {"input_tokens": 9, "cache_creation_input_tokens": 20},
+        {"prompt_tokens": 29, "prompt_tokens_details": {"cache_creation_tokens": 20}},
+        {"prompt_tokens": 29, "prompt_tokens_details": {"cache_write_tokens": 20}},
+    ):
+        read = parse_reply({"choices": [{"message": {}}], "usage": usage}).usage
+        assert (read["prompt_tokens"], read["cache_write_tokens"]) == (29, 20)
+    assert "cache_write_tokens" not in reply_of({"content": "so"}).usage
+
+
 def test_a_usage_is_found_where_it_stands() -> None:
     usage = {"prompt_tokens": 9, "completion_tokens": 3}
     for places in ({"x_groq": {"usage": usage}}, {"usage": None, "x_groq": {"usage": usage}}):
@@ -402,7 +413,10 @@ def test_data_without_blank_lines_or_over_several_lines_is_read() -> None:
         b"data: <p>upstream</p>\n\n",
         b"data: [DONE]\n\n",
     ],
-    ids=["an error", "an error in a part", "an object", "an event", "cut off", "detail", "a page", "nothing"],
+    ids=[
+        "an error", "an error in a part", "an object", "an event", "cut off", "detail", "a page",
+        "nothing",
+    ],
 )  # fmt: skip
 def test_a_stream_with_an_error_or_without_an_end_is_no_completion(content: bytes) -> None:
     body = read_event_stream(content)

@@ -55,6 +55,12 @@ _USAGE_FIELDS = {
         "prompt_cache_hit_tokens", "cached_tokens", "cache_read_input_tokens",
         "prompt_tokens_details.cache_read_tokens", "cachedContentTokenCount",
     ),
+    "cache_write_tokens": (
+        "cache_creation_input_tokens", "cache_write_tokens", "cache_creation_tokens",
+        "prompt_tokens_details.cache_write_tokens", "prompt_tokens_details.cache_creation_tokens",
+        "prompt_tokens_details.cache_creation_input_tokens",
+        "input_tokens_details.cache_write_tokens",
+    ),
     "reasoning_tokens": (
         "completion_tokens_details.reasoning_tokens", "output_tokens_details.reasoning_tokens",
         "reasoning_tokens", "thoughtsTokenCount",
@@ -229,13 +235,16 @@ def _usage(reported: dict[str, Any]) -> Usage:
     if beside > 0 and count["reasoning_tokens"] in (0, beside):
         count["reasoning_tokens"] = beside
         completion += beside
-    return {
+    read: Usage = {
         "calls": 1,
         "prompt_tokens": prompt,
         "cached_tokens": min(count["cached_tokens"], prompt),
         "completion_tokens": completion,
         "reasoning_tokens": min(count["reasoning_tokens"], completion),
     }
+    if count["cache_write_tokens"]:
+        read["cache_write_tokens"] = count["cache_write_tokens"]
+    return read
 
 
 def _first_count(usage: dict[str, Any], fields: tuple[str, ...]) -> int:
