@@ -29,6 +29,7 @@ from nodes.llm.endpoint import EndpointClient, resolve_from_environment
 from nodes.llm.protocol import Transient, schema_of
 from nodes.propose import Proposed
 from nodes.refine import Refined
+from nodes.state import no_usage
 
 KEY = "sk-secret-0123456789"
 CONTEXT = Context(model="writer", judge_model="judge")
@@ -691,7 +692,10 @@ async def test_a_page_after_completions_is_a_passing_fault_of_the_server() -> No
     assert failed.value.kind == "server"
 
 
-@pytest.mark.parametrize("raw", [None, "text", [1], {"error": {"message": "upstream"}}])
+@pytest.mark.parametrize(
+    "raw",
+    [None, "text", [1], {"error": {"message": "upstream"}}, {}, {"choices": None}, {"choices": []}],
+)
 def test_what_is_no_completion_is_not_read_as_one(raw: Any) -> None:
     with pytest.raises(ValueError, match="is not a chat completion"):
         parse_reply(raw)
@@ -700,10 +704,7 @@ def test_what_is_no_completion_is_not_read_as_one(raw: Any) -> None:
 @pytest.mark.parametrize(
     "raw",
     [
-        {},
-        {"choices": None},
-        {"choices": []},
-        {"choices": [None]},
+        {"choices": [{}]},
         {"choices": [{"message": None, "logprobs": None}], "usage": None},
         {"choices": [{"message": {"content": None, "tool_calls": None, "refusal": None}}]},
         {"choices": [{"message": {"content": [{"type": "text"}]}}]},
@@ -711,8 +712,7 @@ def test_what_is_no_completion_is_not_read_as_one(raw: Any) -> None:
     ],
 )
 def test_whatever_is_missing_in_a_completion_reads_as_nothing_said(raw: Any) -> None:
-    usage = {"calls": 1, "prompt_tokens": 0, "cached_tokens": 0, "completion_tokens": 0}
-    assert parse_reply(raw) == Reply(None, "stop", usage)  # type: ignore[arg-type]
+    assert parse_reply(raw) == Reply(None, "stop", no_usage() | {"calls": 1})
 
 
 async def test_null_content_is_no_text() -> None:
@@ -751,6 +751,7 @@ async def test_what_was_used_is_read_with_what_came_from_the_cache() -> None:
         "prompt_tokens": 120,
         "cached_tokens": 64,
         "completion_tokens": 30,
+        "reasoning_tokens": 0,
     }
 
 
@@ -759,12 +760,7 @@ async def test_what_was_used_is_read_with_what_came_from_the_cache() -> None:
 )
 async def test_an_endpoint_that_counts_nothing_used_a_call(usage: Any) -> None:
     reply = await answered(lambda body, n: whole({"content": "so"}, usage=usage))
-    assert reply.usage == {
-        "calls": 1,
-        "prompt_tokens": 0,
-        "cached_tokens": 0,
-        "completion_tokens": 0,
-    }
+    assert reply.usage == no_usage() | {"calls": 1}
 
 
 def token(said: str, logprob: float | None) -> dict[str, Any]:

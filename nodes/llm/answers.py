@@ -1,103 +1,329 @@
-r"""Reading a model's text as a JSON object of a given shape, without harm to LaTeX or code.
-
-Models write `\frac` inside JSON strings with one backslash. To a JSON parser that is a form feed
-and "rac", so such escapes are doubled before the text is parsed.
-"""
+"""Reading an answer out of a model's text: an object of a given shape, or plain text."""
 
 from __future__ import annotations
 
-import json
 import re
-from json import JSONDecodeError
-from typing import Any, TypeVar
+from collections.abc import Iterator
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from nodes.llm.loose_json import FoundObject, decode_json, find_objects
+from nodes.llm.thoughts import (
+    UnclearThoughts,
+    find_answer,
+    find_thinking_marks,
+    has_thinking_mark,
+)
+
+__all__ = ["UnreadableAnswer", "has_thinking_mark", "read_answer", "read_text", "split_plan"]
+
 M = TypeVar("M", bound=BaseModel)
 
-# How many opening braces are tried: prose before the answer may hold one.
-MAX_STARTS = 5
-_DECODER = json.JSONDecoder(strict=False)
-_THINK = re.compile(r"^\s*<think(?:ing)?>.*?</think(?:ing)?>", re.DOTALL | re.IGNORECASE)
-_FENCED = re.compile(r"^\s*```[a-zA-Z0-9]*\s*\n(.*)\n\s*```\s*$", re.DOTALL)
-_ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|.)", re.DOTALL)
-# What begins a LaTeX command after \b, \f, \n, \r, \t. A backspace or form feed before a letter
-# never does anything else in text.
-_CERTAIN_COMMANDS = {
-    "b": r"[A-Za-z]",
-    "f": r"[A-Za-z]",
-    "n": r"(?:abla|otin|ewcommand|oindent|ormalsize)(?![A-Za-z])",
-    "r": r"(?:ho|ight[a-z]*|angle|floor|ceil|vert|ef)(?![A-Za-z])",
-    "t": r"(?:heta|imes|frac|ilde|herefore|riangle)(?![a-z])|ext\w*\s?\{",
-}
-# For a text that shows elsewhere that its backslashes are not escaped: here names that could be
-# words after a line break or tab count too.
-_LIKELY_COMMANDS = _CERTAIN_COMMANDS | {
-    "n": r"(?:abla|otin|exists|eq|mid|eg|ot|u|e(?=[ \\{\d])|ewline)(?![A-Za-z])|ewcommand|oindent",
-    "r": r"(?:ho|ight[a-z]*|angle|floor|ceil|vert|ef|m)(?![A-Za-z])",
-    "t": r"(?:heta|imes|ext\w*|frac|ilde|herefore|riangle\w*|au|op|o|anh?)(?![A-Za-z])",
-}
+# Keys under which models put an answer; the stage's own name and that of the shape are others.
+WRAPPER_KEYS = frozenset({
+    "answer", "arguments", "data", "function", "function_call", "input", "json", "output",
+    "parameters", "properties", "result", "tool_call", "tool_calls", "tool_input",
+})  # fmt: skip
+# How deep an answer may be wrapped.
+MAX_WRAPPERS = 5
+# Tags that models put around a whole answer; in a prompt they may have a suffix.
+_WRAPPER_TAG = re.compile(
+    r"<(?P<name>(?:(?:improved|final|revised|refined)_)?(?:response|answer)|output|final)"
+    r"(?P<suffix>-[0-9a-f]{6})?(?:\s[^<>]*)?>(?P<text>.*)</(?P=name)(?(suffix)(?P=suffix))>",
+    re.DOTALL | re.IGNORECASE,
+)
+# The same as special tokens: Command A, GLM 4.1V.
+_WRAPPER_TOKENS = re.compile(
+    r"(?:<\|START_RESPONSE\|>|<\|begin_of_box\|>)(?P<text>.*)"
+    r"(?:<\|END_RESPONSE\|>|<\|end_of_box\|>)",
+    re.DOTALL,
+)
+# Tokens that end a turn, which some servers leave in the text.
+_TURN_ENDS = (
+    "<|return|>", "<|call|>", "<|end|>", "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|endoftext|>",
+    "<|end_of_text|>", "<turn|>",
+)  # fmt: skip
+_FENCE = re.compile(r"^ {0,3}(?P<ticks>`{3,})[^\S\n]*(?P<language>[^`\n]*)$", re.MULTILINE)
+# A fence of one of these languages says only that text stands in it; of another it is content.
+_TEXT_LANGUAGES = frozenset({"", "markdown", "md", "text", "txt", "plain", "plaintext"})
+_FENCED_JSON = re.compile(r"```[a-zA-Z0-9]*\s*\n(?P<json>.*)\n\s*```", re.DOTALL)
+_BLANK_LINES = re.compile(r"\A(?:[^\S\n]*\n)+")
+_PLAN = re.compile(r"\s*<plan>(?P<plan>.*?)</plan>[^\S\n]*\n*", re.DOTALL | re.IGNORECASE)
+_PLAN_OPENED = re.compile(r"\s*<plan>", re.IGNORECASE)
 
 
 class UnreadableAnswer(Exception):
-    """The text holds no answer of the shape asked for; the message is shown to the model."""
+    """The text holds no answer that can be read; the message is shown to the model."""
 
 
-def read_answer(text: str, answer: type[M], *, name: str = "", marks_in_prompt: bool = False) -> M:
-    r"""The answer in a model's text, without `<think>` text and code fences.
+class _Fit(NamedTuple, Generic[M]):
+    """An object of the shape asked for, and where in the text it stands."""
 
-    Raises `UnreadableAnswer` with the first thing that is wrong.
+    answer: M
+    start: int
+    end: int
+
+
+def read_answer(
+    text: str,
+    answer: type[M],
+    *,
+    name: str = "",
+    marks_in_prompt: bool = False,
+    at_end: bool = False,
+) -> M:
+    r"""The object of a given shape in a model's text; the last one, if several fit.
+
+    `name` is what the answer may be wrapped in: `{"extract": {..}}`. Thoughts are taken off, or,
+    with `marks_in_prompt`, no mark of thoughts may stand outside of the object: the prompt's data
+    holds such a mark, so that the answer may quote it. With `at_end` nothing may follow the object:
+    in a text of thoughts another is a draft. Raises `UnreadableAnswer` with what is wrong.
 
     >>> class Draft(BaseModel):
     ...     response: str
-    >>> read_answer('<think>hm</think>```json\n{"response": "\\frac{1}{2}"}\n```', Draft).response
+    >>> read_answer('{"response": "a"}</think>{"response": "\\frac{1}{2}",}', Draft).response
     '\\frac{1}{2}'
     """
-    value = _replace_surrogates(_parse_object(strip_wrapping(text)))
-    try:
-        return answer.model_validate(value)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the answer"
-        raise UnreadableAnswer(f"{where}: {first['msg']}") from error
+    text = text.removeprefix("\ufeff")
+    start = 0 if marks_in_prompt else _find_answer(text)
+    wrappers = (WRAPPER_KEYS | {_fold(name), _fold(answer.__name__)}) - {""}
+    fit = _read_whole(text, start, answer, wrappers)
+    if fit is None:
+        fit = _choose_fit(text, start, answer, wrappers)
+    if at_end and re.search(r"\w", text[fit.end :]):
+        raise UnreadableAnswer("the JSON object does not end the text")
+    if marks_in_prompt:
+        for begin, end in find_thinking_marks(text):
+            if begin < fit.start or end > fit.end:
+                raise UnreadableAnswer(
+                    f"{text[begin:end][-40:]!r} stands outside of the JSON object"
+                )
+    return fit.answer
 
 
 def read_text(text: str, *, marks_in_prompt: bool = False, code_only: bool = False) -> str:
-    """The answer in a model's text, without `<think>` text and a code fence around it all."""
-    return strip_wrapping(text).strip()
+    r"""The plain text of an answer, without thoughts and without what stands around all of it.
+
+    That is a tag such as `<response>`, or a fence without the name of a programming language, which
+    stays with `code_only`: the instruction asks for code and nothing else. With `marks_in_prompt`
+    nothing is cut off. All else is left as it is, but for blank lines around it. Raises
+    `UnreadableAnswer` if it cannot be told where thoughts end, or for any mark of thoughts if the
+    prompt's data holds such marks.
+
+    >>> read_text("<think>Hm.</think>\n<response>\nSo it is.\n</response>")
+    'So it is.'
+    """
+    text = text.removeprefix("\ufeff")
+    if marks_in_prompt:
+        for begin, end in find_thinking_marks(text):
+            raise UnreadableAnswer(
+                f"{text[begin:end][-40:]!r} may be a mark of thoughts or a part of the answer"
+            )
+    else:
+        text = text[_find_answer(text) :]
+    while (bare := text.rstrip()).endswith(_TURN_ENDS):
+        text = bare[: bare.rindex("<")]
+    text = _untag(text)
+    if not code_only and (inner := _unfence(text.strip())) is not None:
+        text = _untag(inner)
+    text = _BLANK_LINES.sub("", text).rstrip()
+    # A single space comes from the tokenizer; more of them indent code.
+    return text[1:] if re.match(r" \S", text) else text
 
 
 def split_plan(text: str) -> tuple[str | None, str]:
-    """The closed plan at the start of a text, and the rest."""
-    found = re.match(r"\s*<plan>(.*?)</plan>\s*", text, re.DOTALL)
-    return (found.group(1).strip(), text[found.end() :]) if found else (None, text)
+    r"""The plan at the very start of a text, if one is there, and the rest.
+
+    Raises `UnreadableAnswer` if it is opened and not closed.
+
+    >>> split_plan("<plan>Be brief.</plan>\n\nNo.")
+    ('Be brief.', 'No.')
+    """
+    found = _PLAN.match(text)
+    if found is not None:
+        return found["plan"].strip(), text[found.end() :]
+    if _PLAN_OPENED.match(text):
+        raise UnreadableAnswer("the plan is opened by <plan> and not closed by </plan>")
+    return None, text
 
 
-def has_thinking_mark(text: str) -> bool:
-    """Whether a text holds a mark of thoughts."""
-    return "</think" in text
+def _find_answer(text: str) -> int:
+    try:
+        return find_answer(text)
+    except UnclearThoughts as error:
+        raise UnreadableAnswer(str(error)) from error
 
 
-def strip_wrapping(text: str) -> str:
-    """The text without a leading `<think>` passage, and without a code fence around the rest."""
-    text = _THINK.sub("", text)
-    fenced = _FENCED.match(text)
-    return fenced.group(1) if fenced else text
+def _fold(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "_", name.casefold()).strip("_")
 
 
-def _parse_object(text: str) -> Any:
-    """The first JSON object in a text."""
-    starts = [m.start() for m in re.finditer(r"\{", text)][:MAX_STARTS]
-    if not starts:
-        raise UnreadableAnswer("no JSON object was found")
-    first: Exception | None = None
-    for start in starts:
+def _read_whole(text: str, start: int, answer: type[M], wrappers: frozenset[str]) -> _Fit[M] | None:
+    """The answer, if it is all that the text holds, as JSON: so it is nearly always."""
+    whole = text[start:].strip()
+    if (fenced := _FENCED_JSON.fullmatch(whole)) is not None:
+        whole = fenced["json"].strip()
+    if not whole.startswith(("{", "[", '"')):
+        return None
+    try:
+        value = decode_json(whole)
+    except (ValueError, RecursionError):
+        return None
+    fit, _ = _fit(value, answer, wrappers)
+    return None if fit is None else _Fit(fit, start, len(text))
+
+
+def _choose_fit(text: str, start: int, answer: type[M], wrappers: frozenset[str]) -> _Fit[M]:
+    """The last object that fits. Raises `UnreadableAnswer` if that is none, or may be none."""
+    fits: list[_Fit[M]] = []
+    faults: list[tuple[bool, str]] = []
+    for found in find_objects(text, start):
+        if found.fault is not None:
+            fit, fault = None, f"not valid JSON: {found.fault}"
+        else:
+            fit, fault = _fit(found.value, answer, wrappers)
+        if fit is not None:
+            fits.append(_Fit(fit, found.start, found.end))
+            faults.clear()
+        else:
+            written = text[found.start : found.end]
+            faults.append((_names_a_key(found, written, answer, wrappers), fault))
+    meant = [fault for is_meant, fault in faults if is_meant]
+    if meant:
+        # The model's answer is the last: a draft before it is none.
+        raise UnreadableAnswer(meant[-1])
+    if not fits:
+        fault = faults[-1][1] if faults else "no JSON object was found"
+        if start:
+            mark = text[max(0, start - 40) : start].split()[-1]
+            fault += f" (all up to {mark!r} was taken for thoughts)"
+        raise UnreadableAnswer(fault)
+    *others, last = fits
+    for other in others:
+        if other.answer != last.answer and _is_either(text, other, last):
+            raise UnreadableAnswer("several JSON objects fit; give one, with nothing around it")
+    return last
+
+
+def _is_either(text: str, one: _Fit[M], last: _Fit[M]) -> bool:
+    """Whether the last of two objects may not be the answer.
+
+    So it is in a list, and if the last stands inside of a line, as an example does, and one before
+    it does not.
+    """
+    in_list = text[one.end : last.start].strip() == ","
+    return in_list or (_ends_line(text, one.end) and not _ends_line(text, last.end))
+
+
+def _fit(value: Any, answer: type[M], wrappers: frozenset[str]) -> tuple[M | None, str]:
+    """The answer that a value holds, or why it holds none."""
+    fault = "no JSON object was found"
+    for inner in _unwrappings(value, wrappers):
+        if isinstance(inner, list):
+            # The only field's value, without the object around it.
+            if len(answer.model_fields) > 1:
+                continue
+            inner = dict.fromkeys(answer.model_fields, inner)
         try:
-            return _DECODER.raw_decode(_double_literal_backslashes(text[start:]))[0]
-        except (ValueError, RecursionError) as error:
-            first = first or error
-    at = f"{first.msg} at character {first.pos}" if isinstance(first, JSONDecodeError) else first
-    raise UnreadableAnswer(f"not valid JSON: {at}")
+            return answer.model_validate(_replace_surrogates(inner)), ""
+        except ValidationError as error:
+            fault = _explain(error, inner, answer)
+    return None, fault
+
+
+def _unwrappings(value: Any, wrappers: frozenset[str], depth: int = 0) -> Iterator[Any]:
+    """A value, and what it holds if it is a wrapper: an answer's name, a call, JSON as a string."""
+    if isinstance(value, str):
+        decoded = _decode(value)
+        if decoded is not None and depth < MAX_WRAPPERS:
+            yield from _unwrappings(decoded, wrappers, depth + 1)
+    elif isinstance(value, list):
+        if len(value) == 1 and depth < MAX_WRAPPERS:
+            yield from _unwrappings(value[0], wrappers, depth + 1)
+        yield value
+    elif isinstance(value, dict):
+        yield value
+        decoded = {key: _decode(item) for key, item in value.items()}
+        if any(item is not None for item in decoded.values()):
+            yield {key: value[key] if item is None else item for key, item in decoded.items()}
+        for key, item in value.items():
+            if _fold(key) in wrappers and depth < MAX_WRAPPERS:
+                yield from _unwrappings(item, wrappers, depth + 1)
+
+
+def _decode(text: Any) -> Any:
+    """The object or list that stands in a string as JSON, or None."""
+    if not isinstance(text, str) or not text.lstrip().startswith(("{", "[", '"')):
+        return None
+    try:
+        value = decode_json(text.strip())
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict | list | str) else None
+
+
+def _explain(error: ValidationError, value: Any, answer: type[BaseModel]) -> str:
+    """The first thing that is wrong with a value."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"]) or "the answer"
+    fault = f"{where}: {first['msg']}"
+    if first["type"] == "missing" and len(first["loc"]) == 1 and isinstance(value, dict):
+        keys = ", ".join(f"`{key[:40]}`" for key in list(value)[:8]) or "none"
+        wanted = ", ".join(f"`{key}`" for key in answer.model_fields)
+        fault += f" (the keys are {keys}; wanted: {wanted})"
+    return fault
+
+
+def _names_a_key(
+    found: FoundObject, written: str, answer: type[BaseModel], wrappers: frozenset[str]
+) -> bool:
+    """Whether an object that does not fit was meant as the answer."""
+    if found.fault is None:
+        values = [v for v in _unwrappings(found.value, wrappers) if isinstance(v, dict)]
+        return any(answer.model_fields.keys() & value.keys() for value in values)
+    first = re.search(r"\w+", written)
+    return first is not None and (
+        first.group() in answer.model_fields or _fold(first.group()) in wrappers
+    )
+
+
+def _ends_line(text: str, at: int) -> bool:
+    """Whether nothing but punctuation follows on the line."""
+    line_end = text.find("\n", at)
+    return not re.search(r"\w", text[at : line_end if line_end >= 0 else len(text)])
+
+
+def _untag(text: str) -> str:
+    """What stands in the tags around a whole text."""
+    for pattern in (_WRAPPER_TOKENS, _WRAPPER_TAG):
+        if (tag := pattern.fullmatch(text.strip())) is not None:
+            own = tag.groupdict()
+            name, suffix, inner = own.get("name"), own.get("suffix"), tag["text"]
+            again = name and re.search(rf"</{name}{suffix or ''}\b", inner, re.IGNORECASE)
+            # An answer that is XML may have such a root of its own.
+            is_xml = name and not suffix and re.fullmatch(r"\s*<.*>\s*", inner, re.DOTALL)
+            if not again and not is_xml:
+                text = inner
+    return text
+
+
+def _unfence(text: str) -> str | None:
+    """What stands in the fence around a whole text, if it is one of text and closes at its end."""
+    first = _FENCE.match(text)
+    if first is None or first["language"].strip().lower() not in _TEXT_LANGUAGES:
+        return None
+    inside = False
+    for fence in _FENCE.finditer(text, first.end()):
+        if len(fence["ticks"]) < len(first["ticks"]):
+            continue
+        if fence["language"].strip():
+            inside = True
+        elif inside:
+            inside = False
+        else:
+            return text[first.end() + 1 : fence.start()] if fence.end() == len(text) else None
+    return None
 
 
 def _replace_surrogates(value: Any) -> Any:
@@ -109,29 +335,3 @@ def _replace_surrogates(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _replace_surrogates(item) for key, item in value.items()}
     return value
-
-
-def _double_literal_backslashes(text: str) -> str:
-    r"""Double the backslash of what can only be LaTeX or a path.
-
-    That is an escape that JSON does not know, and one that begins the name of a command. Names that
-    could be words after a line break or tab count only in a text that is careless elsewhere.
-    """
-    if "\\" not in text:
-        return text
-    careless = any(_is_literal(match, text, _CERTAIN_COMMANDS) for match in _ESCAPE.finditer(text))
-    commands = _LIKELY_COMMANDS if careless else _CERTAIN_COMMANDS
-
-    def double(match: re.Match[str]) -> str:
-        return "\\" * _is_literal(match, text, commands) + match.group(0)
-
-    return _ESCAPE.sub(double, text)
-
-
-def _is_literal(match: re.Match[str], text: str, commands: dict[str, str]) -> bool:
-    """Whether an escape is not one of JSON's, or begins a command."""
-    code = match.group(1)
-    if len(code) != 5 and code not in ('"', "\\", "/", "n", "r", "t", "b", "f"):
-        return True
-    names = commands.get(code)
-    return names is not None and re.compile(names).match(text, match.end()) is not None

@@ -1,79 +1,393 @@
-"""Reading a chat completion off the wire."""
+"""Reading a chat completion off the wire, in the forms in which endpoints write it."""
 
 from __future__ import annotations
 
+import json
 import math
+import re
+from collections.abc import Iterator
 from typing import Any
 
 from nodes.llm import Reply
+from nodes.llm.fast_json import loads
 from nodes.state import Usage
 
 # A count of tokens above this is not a count.
 MAX_TOKEN_COUNT = 1 << 40
 
+# What an endpoint may call the end of an answer. `error` is no end of an answer; what is on no line
+# is a stop, such as the name of a token.
+FINISH_REASONS = {
+    "stop": """
+        stop eos eos_token end_turn stop_sequence stop_token complete completed finished tool_calls
+        tool_call tool_use function_call
+    """,
+    "length": """
+        length max_tokens max_output_tokens max_completion_tokens max_new_tokens max_length
+        model_length token_limit incomplete model_context_window_exceeded context_length
+    """,
+    "content_filter": """
+        content_filter content_filtered content_filtering filtered safety recitation blocklist
+        prohibited_content spii sensitive refusal guardrail_intervened guardrails error_toxic
+    """,
+    "error": """
+        error error_limit network_error insufficient_system_resource abort aborted cancelled
+        canceled timeout failed
+    """,
+}
+_FINISH = {spelling: finish for finish, line in FINISH_REASONS.items() for spelling in line.split()}
+# Where the reason may stand, in a choice. Some give the model's own beside OpenAI's.
+_FINISH_FIELDS = ("finish_reason", "stop_reason", "native_finish_reason", "done_reason")
+# Fields for thoughts, in a message.
+REASONING_FIELDS = (
+    "reasoning_content", "reasoning", "thinking", "thoughts", "reasoning_text",
+    "reasoning_details", "thinking_blocks",
+)  # fmt: skip
+_REASONING_TYPES = ("thinking", "reasoning", "thought", "reasoning_content")
+# Where a usage has its counts; a dot leads into its details. The first that is told counts.
+_USAGE_FIELDS = {
+    "prompt_tokens": ("prompt_tokens", "input_tokens", "prompt_eval_count", "promptTokenCount"),
+    "completion_tokens": (
+        "completion_tokens", "output_tokens", "eval_count", "candidatesTokenCount",
+    ),
+    "cached_tokens": (
+        "prompt_tokens_details.cached_tokens", "input_tokens_details.cached_tokens",
+        "prompt_cache_hit_tokens", "cached_tokens", "cache_read_input_tokens",
+        "prompt_tokens_details.cache_read_tokens", "cachedContentTokenCount",
+    ),
+    "cache_write_tokens": (
+        "cache_creation_input_tokens", "cache_write_tokens", "cache_creation_tokens",
+        "prompt_tokens_details.cache_write_tokens", "prompt_tokens_details.cache_creation_tokens",
+        "prompt_tokens_details.cache_creation_input_tokens",
+        "input_tokens_details.cache_write_tokens",
+    ),
+    "reasoning_tokens": (
+        "completion_tokens_details.reasoning_tokens", "output_tokens_details.reasoning_tokens",
+        "reasoning_tokens", "thoughtsTokenCount",
+    ),
+}  # fmt: skip
+
 
 class NotACompletion(ValueError):
-    """An answer with status 200 that is not a chat completion."""
+    """An answer with status 200 that is not a chat completion; `body` is what came, decoded."""
 
     def __init__(self, body: Any) -> None:
         super().__init__(f"{str(body)[:200]!r} is not a chat completion")
         self.body = body
 
 
-def read_event_stream(content: bytes) -> dict[str, Any]:
-    """One completion out of the chunks of a stream."""
-    raise NotImplementedError
-
-
 def parse_reply(body: Any) -> Reply:
     """A chat completion as a `Reply`; fields that are missing are read as empty.
 
-    Raises `NotACompletion` for an error in spite of status 200.
+    The text is the content, or the arguments of tool calls, a line each; it is never what the model
+    thought. Raises `NotACompletion` for an error in spite of status 200.
     """
-    if not isinstance(body, dict) or ("error" in body and not body.get("choices")):
-        raise NotACompletion(body)
-    choice = (body.get("choices") or [{}])[0] or {}
-    message = choice.get("message") or {}
-    tool_calls = message.get("tool_calls") or []
-    text = message.get("content")
-    if tool_calls:
-        text = (tool_calls[0].get("function") or {}).get("arguments")
+    choice = _choice(body)
+    message = _message(choice)
+    for holder in (body, choice, message):
+        if _error_in(holder):
+            raise NotACompletion({"error": holder["error"]})
+    said, thought, refusals = _read_content(message.get("content"))
+    text = "\n".join(_arguments(message)) or said
+    if not text and isinstance(choice.get("text"), str):
+        text = choice["text"]
+    finish = _finish(choice, body)
+    if finish == "error":
+        raise NotACompletion({"error": {"message": "the answer ended with an error"}})
+    refusal = message.get("refusal")
     return Reply(
-        text=text if isinstance(text, str) else None,
-        finish=choice.get("finish_reason") or "stop",
-        refusal=message.get("refusal") or None,
-        usage=_usage(body.get("usage")),
-        odds=_first_token_odds(choice.get("logprobs")),
+        text=text,
+        finish=finish,
+        refusal=(refusal if isinstance(refusal, str) else "") or "\n".join(refusals) or None,
+        usage=_usage(_reported_usage(body, choice)),
+        odds=_first_token_odds(choice.get("logprobs") or message.get("logprobs")),
+        reasoning=_reasoning(message) or "".join(thought) or None,
     )
 
 
-def _usage(reported: Any) -> Usage:
-    usage = reported if isinstance(reported, dict) else {}
-    details = usage.get("prompt_tokens_details")
-    cached = details.get("cached_tokens") if isinstance(details, dict) else 0
-    return {
+def _choice(body: Any) -> dict[str, Any]:
+    """The choice that has an answer in it, or else the first. Raises `NotACompletion`."""
+    told = body.get("choices") if isinstance(body, dict) else None
+    if isinstance(told, dict):
+        told = [told]
+    choices: list[dict[str, Any]] = []
+    if isinstance(told, list):
+        choices += (choice for choice in told if isinstance(choice, dict))
+    if not choices:
+        raise NotACompletion(body)
+    # Some put what is said and the tool call into choices of their own.
+    calling = [c for c in choices if len(choices) > 1 and any(_arguments(_message(c)))]
+    return calling[0] if calling else choices[0]
+
+
+def _error_in(holder: dict[str, Any]) -> bool:
+    """Whether an object holds an error; one without any content is none."""
+    error = holder.get("error")
+    return any(error.values()) if isinstance(error, dict) else bool(error)
+
+
+def _message(choice: dict[str, Any]) -> dict[str, Any]:
+    for name in ("message", "delta"):
+        message = choice.get(name)
+        if isinstance(message, dict):
+            return message
+        if isinstance(message, str):
+            return {"content": message}
+    return {}
+
+
+def _read_content(content: Any) -> tuple[str | None, list[str], list[str]]:
+    """What is said, thought and refused in a content: text, parts, or an object that was decoded.
+
+    None for what is said if there is no text at all.
+    """
+    if content is None or isinstance(content, str):
+        return content, [], []
+    said: list[str] = []
+    thought: list[str] = []
+    refused: list[str] = []
+    for part in content if isinstance(content, list) else [content]:
+        if isinstance(part, str):
+            said.append(part)
+        elif isinstance(part, dict):
+            kind = part.get("type")
+            if kind in _REASONING_TYPES or part.get("thought") is True:
+                thought.append(_text_of(part))
+            elif kind == "refusal":
+                refused.append(str(part.get("refusal") or ""))
+            elif kind == "tool_use":
+                said.append(_as_json(part.get("input")))
+            elif kind is None and not isinstance(part.get("text"), str | dict):
+                said.append(_as_json(part))
+            else:
+                said.append(_text_of(part))
+    return "".join(said) or None, thought, refused
+
+
+def _text_of(value: Any) -> str:
+    """The text in a part, however deep it stands."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        return "".join(map(_text_of, value))
+    if isinstance(value, dict):
+        names = ("text", "thinking", "reasoning", "summary", "content", "value")
+        return next((text for name in names if (text := _text_of(value.get(name)))), "")
+    return ""
+
+
+def _as_json(value: Any) -> str:
+    if value is None or isinstance(value, str):
+        return value or ""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _arguments(message: dict[str, Any]) -> list[str]:
+    """The arguments of a message's tool calls as JSON texts."""
+    calls = message.get("tool_calls") or message.get("function_call") or []
+    found = []
+    for call in calls if isinstance(calls, list) else [calls]:
+        function = call.get("function", call) if isinstance(call, dict) else None
+        if isinstance(function, dict):
+            names = ("arguments", "parameters", "input")
+            values = [function[name] for name in names if function.get(name)]
+            found += [_as_json(value) for value in values[:1]]
+    return found
+
+
+def _reasoning(message: dict[str, Any]) -> str:
+    """What the model thought, from the first field that holds any."""
+    return next((text for name in REASONING_FIELDS if (text := _text_of(message.get(name)))), "")
+
+
+def _finish(choice: dict[str, Any], body: dict[str, Any]) -> str:
+    """Why an answer ended: `stop`, `length`, `content_filter` or `error`."""
+    told = [choice.get(name) for name in _FINISH_FIELDS] + [body.get("done_reason")]
+    for reason in told:
+        if isinstance(reason, dict):
+            reason = reason.get("type")
+        if isinstance(reason, str) and reason:
+            spelling = reason.rpartition(".")[2].lower().replace("-", "_").replace(" ", "_")
+            return _FINISH.get(spelling, "stop")
+    return "stop"
+
+
+def _reported_usage(body: dict[str, Any], choice: dict[str, Any]) -> dict[str, Any]:
+    """The usage, from where an endpoint puts it."""
+    groq = body.get("x_groq")
+    places = [body, choice, groq if isinstance(groq, dict) else {}]
+    found = [
+        place[name] for place in places for name in ("usage", "usageMetadata") if name in place
+    ]
+    return next((usage for usage in found if isinstance(usage, dict)), {})
+
+
+def _usage(reported: dict[str, Any]) -> Usage:
+    """The tokens of a call. Cached ones are part of the prompt's, thoughts of the completion's."""
+    count = {name: _first_count(reported, fields) for name, fields in _USAGE_FIELDS.items()}
+    prompt, completion = count["prompt_tokens"], count["completion_tokens"]
+    if "prompt_tokens" not in reported and "input_tokens" in reported:
+        # Anthropic counts what it reads from its cache and writes to it beside the input.
+        prompt += _count(reported.get("cache_read_input_tokens"))
+        prompt += _count(reported.get("cache_creation_input_tokens"))
+    # xAI and Gemini leave thoughts out of the completion, and count them in the total.
+    beside = _count(reported.get("total_tokens")) - prompt - completion
+    if beside > 0 and count["reasoning_tokens"] in (0, beside):
+        count["reasoning_tokens"] = beside
+        completion += beside
+    read: Usage = {
         "calls": 1,
-        "prompt_tokens": _token_count(usage.get("prompt_tokens")),
-        "cached_tokens": _token_count(cached),
-        "completion_tokens": _token_count(usage.get("completion_tokens")),
+        "prompt_tokens": prompt,
+        "cached_tokens": min(count["cached_tokens"], prompt),
+        "completion_tokens": completion,
+        "reasoning_tokens": min(count["reasoning_tokens"], completion),
     }
+    if count["cache_write_tokens"]:
+        read["cache_write_tokens"] = count["cache_write_tokens"]
+    return read
 
 
-def _token_count(reported: Any) -> int:
+def _first_count(usage: dict[str, Any], fields: tuple[str, ...]) -> int:
+    for field in fields:
+        value: Any = usage
+        for name in field.split("."):
+            value = value.get(name) if isinstance(value, dict) else None
+        if value := _count(value):
+            return value
+    return 0
+
+
+def _count(reported: Any) -> int:
     """A count of tokens; a value that cannot be one counts as not reported."""
+    if isinstance(reported, str) and reported.strip().isdecimal():
+        reported = int(reported[:20])
     number = isinstance(reported, int | float) and not isinstance(reported, bool)
     return int(reported) if number and 0 <= reported < MAX_TOKEN_COUNT else 0
 
 
 def _first_token_odds(logprobs: Any) -> dict[str, float] | None:
     """The probabilities of the first token's candidates, by token without case and spaces."""
-    content = (logprobs or {}).get("content") or []
-    if not content:
-        return None
     odds: dict[str, float] = {}
-    for candidate in content[0].get("top_logprobs") or [content[0]]:
-        token, logprob = str(candidate.get("token", "")), candidate.get("logprob")
-        if isinstance(logprob, int | float):
-            token = token.strip().casefold()
+    for token, logprob in _first_token_candidates(logprobs):
+        if isinstance(logprob, int | float) and not math.isnan(logprob):
+            token = str(token).strip().casefold()
             odds[token] = odds.get(token, 0.0) + math.exp(min(logprob, 0.0))
-    return odds
+    return odds or None
+
+
+def _first_token_candidates(logprobs: Any) -> Iterator[tuple[Any, Any]]:
+    """Tokens with their logarithms: of a chat completion, or of a completion as it used to be."""
+    if isinstance(logprobs, dict):
+        content = logprobs.get("content")
+        tokens, values = logprobs.get("tokens"), logprobs.get("token_logprobs")
+        top = logprobs.get("top_logprobs")
+    else:
+        content, tokens, values, top = logprobs, None, None, None
+    if isinstance(content, list) and content and isinstance(content[0], dict):
+        tokens, values = [content[0].get("token", "")], [content[0].get("logprob")]
+        top = [content[0].get("top_logprobs")]
+    candidates = top[0] if isinstance(top, list) and top else None
+    if isinstance(top, list) and top and isinstance(top[0], dict) and "logprob" in top[0]:
+        candidates = top
+    if isinstance(candidates, dict) and candidates:
+        yield from candidates.items()
+    elif isinstance(candidates, list) and candidates:
+        yield from ((c.get("token", ""), c.get("logprob")) for c in candidates if type(c) is dict)
+    elif isinstance(tokens, list) and isinstance(values, list) and tokens and values:
+        yield tokens[0], values[0]
+
+
+def read_event_stream(content: bytes) -> dict[str, Any]:
+    """The completion that the chunks of an event stream make up, or the error in the stream.
+
+    A stream that ends before its answer does is an error too: half an answer is none.
+    """
+    text = content.decode("utf-8", "replace")
+    chunks = list(_chunks(text))
+    whole: dict[str, Any] = {}
+    choice: dict[str, Any] = {"index": 0, "message": {"role": "assistant"}, "finish_reason": None}
+    for chunk in chunks:
+        if _error_in(chunk):
+            return {"error": chunk["error"]}
+        if "choices" not in chunk and chunk.keys() & {"message", "detail"}:
+            return chunk
+        whole |= {name: value for name, value in chunk.items() if value is not None}
+        for part in chunk.get("choices") or []:
+            if isinstance(part, dict) and part.get("index", 0) in (0, None):
+                _add_part(choice, part)
+    if not chunks:
+        return {"error": {"message": text[:300]}}
+    if choice["finish_reason"] is None and "[DONE]" not in text[-200:]:
+        return {"error": {"message": "the event stream ended before the answer did"}}
+    return whole | {"object": "chat.completion", "choices": [choice]}
+
+
+def _chunks(text: str) -> Iterator[dict[str, Any]]:
+    """The JSON objects of an event stream; one may be spread over several lines of data."""
+    pending = ""
+    for line in re.split(r"\r\n|\n|\r", text):
+        if not line.startswith("data:"):
+            pending = pending if line else ""
+            continue
+        pending += line[5:].strip()
+        try:
+            chunk = loads(pending)
+        except ValueError:
+            continue
+        pending = ""
+        if isinstance(chunk, dict):
+            yield chunk
+
+
+def _add_part(choice: dict[str, Any], part: dict[str, Any]) -> None:
+    """Add a chunk's part to the choice that it is of."""
+    if isinstance(part.get("message"), dict):
+        # The whole message, as some send it at the end.
+        choice["message"] = part["message"]
+    message = choice["message"]
+    delta = part.get("delta") or {}
+    if isinstance(part.get("text"), str):
+        choice["text"] = choice.get("text", "") + part["text"]
+    for name, value in delta.items():
+        if name == "tool_calls":
+            _add_tool_calls(message.setdefault("tool_calls", []), value)
+        elif name == "function_call" and isinstance(value, dict):
+            call = message.setdefault("function_call", {})
+            message["function_call"] = _joined(call, value)
+        elif name != "role" and value:
+            message[name] = _joined(message.get(name), value)
+    if isinstance(part.get("logprobs"), dict):
+        choice["logprobs"] = _joined(choice.get("logprobs"), part["logprobs"])
+    for name in (*_FINISH_FIELDS, "error", "usage"):
+        if part.get(name):
+            choice[name] = part[name]
+
+
+def _add_tool_calls(calls: list[dict[str, Any]], deltas: Any) -> None:
+    """Add to the tool calls what their deltas say, by index."""
+    for delta in deltas if isinstance(deltas, list) else []:
+        if isinstance(delta, dict):
+            index = delta.get("index")
+            at = index if isinstance(index, int) and index >= 0 else len(calls)
+            while len(calls) <= min(at, 100):
+                calls.append({})
+            at = min(at, 100)
+            function = delta.get("function") or {}
+            calls[at] = {"function": _joined(calls[at].get("function"), function)}
+
+
+def _joined(before: Any, more: Any) -> Any:
+    """What a stream has said so far, and what it says next."""
+    if before is None:
+        return more
+    if isinstance(before, str) and isinstance(more, str):
+        return before + more
+    if isinstance(before, dict) and isinstance(more, dict):
+        joined = {name: _joined(before.get(name), value) for name, value in more.items()}
+        return before | joined
+    if isinstance(before, list) and isinstance(more, list):
+        return before + more
+    if isinstance(before, list) or isinstance(more, list):
+        return [*(before if isinstance(before, list) else [before]),
+                *(more if isinstance(more, list) else [more])]  # fmt: skip
+    return before if more is None else more

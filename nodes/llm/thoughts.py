@@ -1,0 +1,170 @@
+"""Telling a model's thoughts from its answer, where both come in one text.
+
+A model that thinks puts marks around its thoughts; the template of its prompt often holds the
+opening one, so that only the closing one comes. The answer begins behind the last closing mark,
+whether or not the thoughts were opened.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+
+class UnclearThoughts(ValueError):
+    """It cannot be told where thoughts end and the answer begins; the message says why."""
+
+
+class Marks(NamedTuple):
+    """How thoughts begin and end, as regular expressions.
+
+    A text without `word`, in small letters, holds no marks that count. `plain` marks stand in
+    ordinary texts too: in an answer about XML, say. They count where they open a text. A closing
+    one that is a tag also counts on a line of its own, if nothing opens it.
+    """
+
+    word: str
+    opening: str
+    closing: str
+    plain: bool = False
+
+
+# One line a form. Behind it: a model whose template or output has it.
+MARKS = (
+    Marks("think", r"<think(?:ing)?\s*>", r"<\s*[/\\]\s*think(?:ing)?\s*>"),  # DeepSeek R1, Qwen 3
+    Marks("seed:think", r"<seed:think>", r"</seed:think>"),  # Seed-OSS
+    Marks("think:opensource", r"<think:opensource>", r"</think:opensource>"),  # Hunyuan 3
+    Marks("longcat_think", r"<longcat_think>", r"</longcat_think>"),  # LongCat
+    Marks("ifm|think", r"<ifm\|think\w*>", r"</ifm\|think\w*>"),  # K2 Horizon
+    Marks("think]", r"\[THINK\]", r"\[/THINK\]"),  # Magistral
+    Marks("think▷", r"◁think▷", r"◁/think▷"),  # Kimi
+    Marks("[unused1", r"\[unused16\]", r"\[unused17\]"),  # Pangu
+    Marks("<|inner_", r"<\|inner_prefix\|>", r"<\|inner_suffix\|>"),  # Apertus
+    Marks("_thinking|>", r"<\|START_THINKING\|>", r"<\|END_THINKING\|>"),  # Command A
+    Marks("channel", r"<\|channel>", r"<channel\|>"),  # Gemma 4
+    # Harmony (gpt-oss): thoughts end where another channel begins.
+    Marks("<|channel|>", r"<\|channel\|>analysis", r"<\|channel\|>(?:final|comm)[^<]*"
+          r"(?:<\|constrain\|>[^<]*)?<\|message\|>"),
+    # The same from servers that leave special tokens out.
+    Marks("analysis", r"(?-i:analysis(?=[A-Z]))", r"assistantfinal", plain=True),
+    Marks("thought\n", r"(?-i:thought\n)", r"<channel\|>", plain=True),  # Gemma 4
+    Marks("thought", r"<thoughts?>", r"</thoughts?>", plain=True),  # EXAONE Deep, Gemini
+    Marks("reasoning>", r"<reasoning>", r"</reasoning>", plain=True),  # Reka Flash
+    Marks("reflection>", r"<reflection>", r"</reflection>", plain=True),  # Reflection Llama
+    Marks("scratchpad>", r"<scratchpad>", r"</scratchpad>", plain=True),  # asked for in prompts
+    Marks("my thought process:", r"Here(?:'s| is) my thought process:",
+          r"Here(?:'s| is) my response:", plain=True),  # Granite 3
+)  # fmt: skip
+
+
+class _Form(NamedTuple):
+    marks: Marks
+    opening: re.Pattern[str]
+    closing: re.Pattern[str]
+    # A closing mark of a plain form on a line of its own.
+    lone: re.Pattern[str] | None
+
+    @property
+    def is_tag(self) -> bool:
+        return not self.marks.plain or self.lone is not None
+
+
+def _compile(marks: Marks) -> _Form:
+    flags = re.IGNORECASE | re.DOTALL
+    lone = None
+    if marks.plain and marks.opening.startswith("<"):
+        lone = re.compile(rf"^[^\S\n]*{marks.closing}[^\S\n]*$", flags | re.MULTILINE)
+    return _Form(marks, re.compile(marks.opening, flags), re.compile(marks.closing, flags), lone)
+
+
+_FORMS = [_compile(marks) for marks in MARKS]
+
+
+def _forms_in(text: str) -> list[_Form]:
+    """The forms of which a text may hold a mark: mostly none, which is found out fast."""
+    lower = text.lower()
+    return [form for form in _FORMS if form.marks.word in lower]
+
+
+def has_thinking_mark(text: str) -> bool:
+    """Whether a text holds a tag that would be taken for a mark of thoughts in an answer.
+
+    >>> has_thinking_mark("Cut at </think>."), has_thinking_mark("I think.")
+    (True, False)
+    """
+    return any(
+        form.is_tag and (form.opening.search(text) or form.closing.search(text)) is not None
+        for form in _forms_in(text)
+    )
+
+
+def find_answer(text: str) -> int:
+    r"""Where the answer begins in a text that may open with thoughts; 0 if there are none.
+
+    Raises `UnclearThoughts` if thoughts are opened and not closed, or if the last closing mark is
+    quoted, so that it may be a part of the answer.
+
+    >>> text = "<think>Two?</think> No.</think>\nThree."
+    >>> text[find_answer(text) :]
+    '\nThree.'
+    """
+    forms = _forms_in(text)
+    closing = [mark for form in forms if (mark := _last_closing(form, text)) is not None]
+    start = 0
+    if closing:
+        last = max(closing, key=lambda mark: mark.end())
+        if _is_quoted(text, last):
+            raise UnclearThoughts(
+                f"{last.group()!r} stands in quotes: what is answer and what is thought is unclear"
+            )
+        start = last.end()
+    for form in forms:
+        if (opened := _opening(form, text, start)) is not None:
+            raise UnclearThoughts(f"thoughts are opened by {opened.group()!r} and not closed")
+    return start
+
+
+def find_thinking_marks(text: str) -> list[tuple[int, int]]:
+    """The spans of the marks that count in a text, some of them."""
+    forms = _forms_in(text)
+    found = [_last_closing(form, text) for form in forms]
+    found += [_opening(form, text, 0) for form in forms]
+    for form in forms:
+        if not form.marks.plain:
+            found += [*form.opening.finditer(text), *form.closing.finditer(text)]
+    return [mark.span() for mark in found if mark is not None]
+
+
+def _opening(form: _Form, text: str, start: int) -> re.Match[str] | None:
+    """The first opening mark that counts at or behind a position."""
+    if not form.marks.plain:
+        return form.opening.search(text, start)
+    while start < len(text) and text[start].isspace():
+        start += 1
+    return form.opening.match(text, start)
+
+
+def _last_closing(form: _Form, text: str) -> re.Match[str] | None:
+    """The last closing mark that counts."""
+    marks = form.closing.finditer(text)
+    if form.marks.plain and _opening(form, text, 0) is None:
+        if form.lone is None:
+            return None
+        first = form.opening.search(text)
+        marks = form.lone.finditer(text, 0, len(text) if first is None else first.start())
+    last = None
+    for last in marks:  # noqa: B007 - the last one is wanted
+        pass
+    return last
+
+
+def _is_quoted(text: str, mark: re.Match[str]) -> bool:
+    """Whether a mark is spoken of: in quotes on its line, or inside a block of code."""
+    before, after = text[: mark.start()], text[mark.end() :]
+    line = before[before.rfind("\n") + 1 :]
+    rest = after.partition("\n")[0]
+    if line.count("`") % 2 and "`" in rest:
+        return True
+    if any(line.count(quote) % 2 and rest.startswith(quote) for quote in "\"'"):
+        return True
+    return all(len(re.findall(r"^[^\S\n]*```", part, re.M)) % 2 for part in (before, after))
