@@ -56,13 +56,20 @@ class Attempt(TypedDict):
 
 
 class Usage(TypedDict):
-    """What model calls used, as the endpoint reports it; `cost_usd` if prices are known."""
+    """What model calls used, as the endpoint reports it; `cost_usd` if prices are known.
+
+    `cached_tokens` were read from the endpoint's prompt cache and `cache_write_tokens` written to
+    it: both are part of the prompt's. `reasoning_tokens`, which the model thought, are part of the
+    completion's; what was stored before they were counted lacks them, which means 0.
+    """
 
     calls: int
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
     cost_usd: NotRequired[float | None]
+    cache_write_tokens: NotRequired[int]
+    reasoning_tokens: NotRequired[int]
 
 
 class Failure(TypedDict):
@@ -99,7 +106,11 @@ def add_usage(left: Usage, right: Usage | None) -> Usage:
         "prompt_tokens": left.get("prompt_tokens", 0) + right["prompt_tokens"],
         "cached_tokens": left.get("cached_tokens", 0) + right["cached_tokens"],
         "completion_tokens": left.get("completion_tokens", 0) + right["completion_tokens"],
+        "reasoning_tokens": left.get("reasoning_tokens", 0) + right.get("reasoning_tokens", 0),
     }
+    written = left.get("cache_write_tokens", 0) + right.get("cache_write_tokens", 0)
+    if written:
+        total["cache_write_tokens"] = written
     if "cost_usd" in left or "cost_usd" in right:
         costs = [_cost(left), _cost(right)]
         total["cost_usd"] = None if None in costs else sum(c for c in costs if c is not None)
@@ -112,7 +123,13 @@ def _cost(usage: Usage) -> float | None:
 
 def no_usage() -> Usage:
     """A usage of zero."""
-    return {"calls": 0, "prompt_tokens": 0, "cached_tokens": 0, "completion_tokens": 0}
+    return {
+        "calls": 0,
+        "prompt_tokens": 0,
+        "cached_tokens": 0,
+        "completion_tokens": 0,
+        "reasoning_tokens": 0,
+    }
 
 
 def append_or_reset(left: list[Any] | None, right: list[Any] | None) -> list[Any]:

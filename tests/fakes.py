@@ -16,7 +16,13 @@ from aiohttp import web
 
 from nodes.llm import Call, Reply
 
-USAGE = {"calls": 1, "prompt_tokens": 10, "cached_tokens": 4, "completion_tokens": 5}
+USAGE = {
+    "calls": 1,
+    "prompt_tokens": 10,
+    "cached_tokens": 4,
+    "completion_tokens": 5,
+    "reasoning_tokens": 2,
+}
 WORDS = """
     amber basil cedar delta ember fjord grove heron inlet jetty kelp lotus maple north olive
     pearl quartz river slate thorn umber violet willow yarrow zephyr acorn birch clover dune

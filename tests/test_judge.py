@@ -56,6 +56,7 @@ def times(n: int) -> Usage:
         "prompt_tokens": 10 * n,
         "cached_tokens": 4 * n,
         "completion_tokens": 5 * n,
+        "reasoning_tokens": 2 * n,
     }
 
 

@@ -115,9 +115,12 @@ class EndpointClient:
         resolve: Resolve = resolve_from_environment,
         *,
         max_retries: int = 2,
+        timeout: float = TIMEOUT_S,
         on_headers: OnHeaders | None = None,
     ) -> None:
         """`max_retries` bounds the retries of transient faults; 0 for a caller with its own.
+
+        A request may take `timeout` seconds.
 
         `on_headers` gets the headers of every answer, good or bad: endpoints say there how much
         more they take.
@@ -125,6 +128,7 @@ class EndpointClient:
         self._resolve = resolve
         self._on_headers = on_headers
         self._max_retries = max_retries
+        self._timeout = timeout
         self._capabilities: dict[tuple[str, str], Capabilities] = {}
         self._targets: dict[tuple[str, bool], Target] = {}
         self._sessions: WeakKeyDictionary[
@@ -199,7 +203,7 @@ class EndpointClient:
         """The session of the running event loop, opened at the first call in it."""
         loop = asyncio.get_running_loop()
         if loop not in self._sessions:
-            session = HttpSession()
+            session = HttpSession(self._timeout)
             closer = _close_with_loop(session)
             self._sessions[loop] = session, closer
             await anext(closer)
@@ -215,11 +219,11 @@ class EndpointClient:
 class HttpSession:
     """The connections of one event loop, in which it must be opened, used and closed."""
 
-    def __init__(self) -> None:
+    def __init__(self, timeout: float) -> None:
         self._session = aiohttp.ClientSession(
             # Callers bound how many calls are in flight.
             connector=aiohttp.TCPConnector(limit=0),
-            timeout=aiohttp.ClientTimeout(total=TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S),
+            timeout=aiohttp.ClientTimeout(total=timeout, sock_connect=CONNECT_TIMEOUT_S),
         )
         self._proxies: dict[str, str | None] = {}
 

@@ -23,6 +23,16 @@ Mode = Literal["json_schema", "tools", "json_object", "text"]
 # From the strictest way to ask for an answer's shape to the one every endpoint understands.
 MODES: tuple[Mode, ...] = ("json_schema", "tools", "json_object", "text")
 OPTIONAL_FIELDS = ("seed", "temperature", "max_tokens")
+# What the error of a service tier without resources is called, by status.
+NO_RESOURCES_NAMES = {
+    429: frozenset({"resource_unavailable", "resource unavailable"}),
+    498: frozenset({"capacity_exceeded"}),
+    503: frozenset({"unavailable"}),
+}
+# Names of the tier that a call is made in unless it asks for another.
+USUAL_TIERS = ("", "default", "standard", "auto", "on_demand", "on-demand")
+# Where a usage tells the prompt tokens that were written to the prompt cache.
+CACHE_WRITE_FIELDS = ("cache_write_tokens", "cache_creation_tokens", "cache_creation_input_tokens")
 # A count of tokens above this is not a count.
 MAX_TOKEN_COUNT = 1 << 40
 API_KEY_PATTERN = re.compile(r"\b(?:sk|key|gsk|pk)[-_][\w*.-]{6,}")
@@ -105,6 +115,8 @@ def request_body(call: Call, capabilities: Capabilities) -> dict[str, Any]:
         body |= _answer_fields(call, call.answer, capabilities.mode)
     elif not call.text:
         body |= {"logprobs": True, "top_logprobs": 20}
+    if call.tier is not None:
+        body["service_tier"] = call.tier
     refused = capabilities.refused_fields
     if "max_tokens" in refused:
         body["max_completion_tokens"] = body["max_tokens"]
@@ -152,19 +164,31 @@ def parse_reply(body: Any) -> Reply:
         refusal=message.get("refusal") or None,
         usage=_usage(body.get("usage")),
         odds=_first_token_odds(choice.get("logprobs")),
+        tier=_service_tier(body),
     )
+
+
+def _service_tier(body: dict[str, Any]) -> str | None:
+    """The service tier that a completion names; None for the usual one, whatever its name."""
+    tier = body.get("service_tier")
+    tier = tier.strip().lower() if isinstance(tier, str) else ""
+    return None if tier in USUAL_TIERS else tier[:40]
 
 
 def _usage(reported: Any) -> Usage:
     usage = reported if isinstance(reported, dict) else {}
     details = usage.get("prompt_tokens_details")
-    cached = details.get("cached_tokens") if isinstance(details, dict) else 0
-    return {
+    details = details if isinstance(details, dict) else {}
+    read: Usage = {
         "calls": 1,
         "prompt_tokens": _token_count(usage.get("prompt_tokens")),
-        "cached_tokens": _token_count(cached),
+        "cached_tokens": _token_count(details.get("cached_tokens")),
         "completion_tokens": _token_count(usage.get("completion_tokens")),
     }
+    written = max(
+        _token_count(part.get(name)) for part in (usage, details) for name in CACHE_WRITE_FIELDS
+    )
+    return {**read, "cache_write_tokens": written} if written else read
 
 
 def _token_count(reported: Any) -> int:
@@ -199,7 +223,7 @@ def classify_error(
         body = json.loads(error.text)
         text = f"{body.get('error') or body}" if isinstance(body, dict) else f"{body}"
     except ValueError:
-        text = error.text
+        body, text = None, error.text
     # Endpoints quote the key they were sent.
     text = API_KEY_PATTERN.sub("(key)", text)
     if status in (400, 422):
@@ -218,12 +242,29 @@ def classify_error(
         return ProviderStopped(
             "the endpoint's quota is used up: see your plan and billing at the provider"
         )
-    if status < 500 and status not in _KIND_OF_STATUS:
+    if status < 500 and status not in (*_KIND_OF_STATUS, *NO_RESOURCES_NAMES):
         return CallFailed(call.stage, "bad_request", f"status {status}: {text[:300]}")
     kind = _KIND_OF_STATUS.get(status, "server")
+    if call.tier is not None and _lacks_resources(status, body):
+        kind = "no_resources"
     fault = Transient(call.stage, kind, f"status {status}: {text[:300]}")
     fault.retry_after = retry_after(error.headers)
     return fault
+
+
+def _lacks_resources(status: int, body: Any) -> bool:
+    """Whether an error says that a cheaper service tier has no room now.
+
+    OpenAI and Azure say so with 429 and a code of its own, Groq with 498, Gemini with 503.
+    """
+    body = body[0] if isinstance(body, list) and body else body
+    error = body.get("error") if isinstance(body, dict) else None
+    if not isinstance(error, dict):
+        return False
+    names = {str(error.get(key)).strip().lower() for key in ("code", "type", "status")}
+    if names & NO_RESOURCES_NAMES.get(status, frozenset()):
+        return True
+    return status == 429 and "resource unavailable" in str(error.get("message")).lower()
 
 
 def _classify_bad_request(

@@ -29,7 +29,7 @@ from refloom.runs.cost import Budget, Prices
 from refloom.runs.event_log import event
 from refloom.runs.journal import Journal, ReusedCalls
 from refloom.runs.rate_limit import CircuitBreaker, Limiter, Permit
-from refloom.settings import Settings, StageSettings, is_embedded
+from refloom.settings import DEFAULT_TIER, Settings, StageSettings, is_embedded
 
 MAX_TRIES = 6
 MAX_BACKOFF_S = 60.0
@@ -71,16 +71,21 @@ async def open_client(
         prices=prices,
         cost=prior_cost,
         tokens=prior_tokens,
+        tiers=settings.service_tiers,
     )
     endpoint_client = EndpointClient(
-        endpoints.resolve, max_retries=0, on_headers=limiter.apply_headers
+        endpoints.resolve,
+        max_retries=0,
+        timeout=settings.call_timeout,
+        on_headers=limiter.apply_headers,
     )
     client = CachedClient(
         complete or endpoint_client,
         journal,
         limiter,
         budget,
-        timeout=settings.timeout,
+        timeout=settings.call_timeout,
+        tiers=settings.service_tiers,
         addresses=addresses,
         stages=settings.stages,
         prices=prices,
@@ -113,12 +118,15 @@ class CachedClient:
         addresses: tuple[str, str],
         stages: Mapping[Any, StageSettings],
         prices: Prices,
+        tiers: tuple[str, ...] = (DEFAULT_TIER,),
         reused: ReusedCalls | None = None,
         shared: Journal | None = None,
         on_fault: FaultCallback = lambda fault: None,
     ) -> None:
         """`send` makes one try of a call, which may take `timeout` seconds.
 
+        Calls are made in the first of the service `tiers`; if that has no resources, in the next
+        one, or again when there is none.
         `addresses` name the writer's and the judge's endpoint, for the keys; `stages` holds
         parameters that replace those of a stage's calls. `reused` are the calls of another run,
         used as this run's own. `shared` is a journal of several runs: their calls are looked up
@@ -133,6 +141,7 @@ class CachedClient:
         self._addresses = addresses
         self._stages = stages
         self._prices = prices
+        self._tiers = tiers
         self._reused = reused
         self._shared = shared
         self._on_fault = on_fault
@@ -165,7 +174,7 @@ class CachedClient:
         if reply is None:
             reply = await self._single_flight(key, call)
         # Priced here and not in the journal, which outlives the prices of a day.
-        cost = self._prices.cost(call.model, reply.usage)
+        cost = self._prices.cost(call.model, reply.usage, reply.tier)
         return replace(reply, usage={**reply.usage, "cost_usd": cost})
 
     def _key(self, call: Call) -> bytes:
@@ -226,10 +235,13 @@ class CachedClient:
         """Try a call until it is answered, at most `MAX_TRIES` times, and record the answer.
 
         The permit is held until the answer is on disk, so a kill loses no more calls than are in
-        flight; it is not held between tries. While the endpoint is down, tries do not count.
-        Raises the last `Transient`, or `ProviderStopped` when no call can succeed.
+        flight; it is not held between tries. While the endpoint is down, or has no resources for
+        the service tier, tries do not count. Raises the last `Transient`, or `ProviderStopped` when
+        no call can succeed.
         """
-        tries = timeouts = 0
+        tries = timeouts = refusals = 0
+        if self._tiers[0] != DEFAULT_TIER and not is_embedded(call.model):
+            call = replace(call, tier=self._tiers[0])
         while True:
             async with self.limiter.acquire(call, timeouts) as permit:
                 result = await self._try(call, permit)
@@ -243,6 +255,15 @@ class CachedClient:
                     self.budget.check_usage(result.usage)
                     return result
                 permit.limiter.record_fault(permit, result, _now())
+            if result.kind == "no_resources":
+                self.counts["retried"] += 1
+                self._report(call, result)
+                if len(self._tiers) > 1 and call.tier is not None:
+                    call = replace(call, tier=None)
+                else:
+                    refusals += 1
+                    await asyncio.sleep(_resources_delay(refusals, result))
+                continue
             timeouts += result.kind == "timeout"
             tries += not permit.limiter.breaker.down
             delay = _retry_delay(tries, result, permit.limiter.breaker)
@@ -257,20 +278,20 @@ class CachedClient:
 
         The most it may cost is reserved before, and replaced by what it did cost after.
         """
-        reservation, usage = await self.budget.reserve(call), None
+        reservation, usage, tier = await self.budget.reserve(call), None, None
         permit.start = _now()
         try:
             async with asyncio.timeout(self._timeout) as permit.deadline:
                 if self.stopping or self.closed:
                     raise Interrupted
                 reply = await self._send(call)
-            usage = reply.usage
+            usage, tier = reply.usage, reply.tier
         except TimeoutError:
             return Transient(call.stage, "timeout", "the endpoint did not answer in time")
         except Transient as fault:
             return fault
         finally:
-            self.budget.settle(reservation, usage)
+            self.budget.settle(reservation, usage, tier)
         return reply
 
     def _report(self, call: Call, fault: CallFailed) -> None:
@@ -285,6 +306,12 @@ class CachedClient:
             task.cancel()
         await asyncio.gather(*pending, return_exceptions=True)
         self.limiter.close()
+
+
+def _resources_delay(refusals: int, fault: Transient) -> float:
+    """The seconds until a call is tried again for which its service tier had no resources."""
+    wait = 2.0**refusals if fault.retry_after is None else fault.retry_after
+    return min(wait, MAX_BACKOFF_S) * random.uniform(1.0, 1.5)
 
 
 def _retry_delay(tries: int, fault: Transient, breaker: CircuitBreaker) -> float:
@@ -316,6 +343,7 @@ def reply_to_dict(reply: Reply) -> dict[str, Any]:
         "refusal": reply.refusal,
         "odds": reply.odds,
         **({"reasoning": reply.reasoning} if reply.reasoning else {}),
+        **({"tier": reply.tier} if reply.tier else {}),
     }
 
 

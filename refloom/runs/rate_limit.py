@@ -50,6 +50,8 @@ FIRST_COOLDOWN_S = 1.0
 # How long an endpoint may be down before the run stops: after, and before, its first answer.
 MAX_OUTAGE_S = 300.0
 MAX_OUTAGE_AT_START_S = 60.0
+# How long a service tier may be without resources before the run stops.
+MAX_NO_RESOURCES_S = 3600.0
 # Failures to connect before the first answer that stop the run.
 MAX_REFUSED_AT_START = 3
 
@@ -207,6 +209,8 @@ class ModelLimiter:
         # Whether any call has been answered yet.
         self.responsive = False
         self._paused_until = 0.0
+        # The first refusal for lack of resources since the last answer.
+        self._no_resources_since: float | None = None
         self._window = float(concurrency)
         self._last_decrease = float("-inf")
         self._requests = RateBucket(rpm) if rpm else None
@@ -261,6 +265,7 @@ class ModelLimiter:
         kind = kind_of(permit.call)
         self.responsive = True
         self.breaker.record_success()
+        self._no_resources_since = None
         self._window = min(self.concurrency, self._window + 1 / self._window)
         self._slowest[kind] = max(self._slowest[kind], now - permit.start)
         self._answers[kind] += 1
@@ -273,7 +278,8 @@ class ModelLimiter:
     def record_fault(self, permit: Permit, fault: Transient, now: float) -> None:
         """Learn from a fault: the limit may fall, and calls may be paused.
 
-        Raises `ProviderStopped` when the endpoint has been unreachable for too long.
+        Raises `ProviderStopped` when the endpoint has been unreachable, or without resources for
+        the service tier, for too long.
         """
         if fault.kind in CONGESTION_FAULTS:
             # Calls that were in flight together report the same congestion: it counts once.
@@ -284,19 +290,38 @@ class ModelLimiter:
                 self.pause(now, fault.retry_after)
         if self._tokens:
             self._tokens.correct(-permit.expected_tokens)
+        if fault.kind == "no_resources":
+            self._check_resources(fault, now)
+            return
         call = permit.call
         self.breaker.record_failure((call.stage, call.order, call.seed), now)
         self.breaker.check_outage(self.responsive, fault, now)
+
+    def _check_resources(self, fault: Transient, now: float) -> None:
+        """Raise `ProviderStopped` if the service tier has had no resources for too long."""
+        if self._no_resources_since is None:
+            self._no_resources_since = now
+        if now - self._no_resources_since > MAX_NO_RESOURCES_S:
+            raise ProviderStopped(
+                f"the endpoint has had no resources for --service-tier flex for "
+                f"{MAX_NO_RESOURCES_S / 60:.0f} minutes ({fault.message}). Finished work is kept; "
+                "the same command resumes the run, and with --service-tier flex,default at the "
+                "full price where it must"
+            ) from fault
 
     def pause(self, now: float, seconds: float) -> None:
         """Begin no call for so many seconds, up to `MAX_PAUSE_S`."""
         self._paused_until = max(self._paused_until, now + min(seconds, MAX_PAUSE_S))
 
     def cancel_overdue(self, now: float) -> None:
-        """End calls that are overdue by their deadline; each retry is allowed twice the time."""
+        """End calls that are overdue by their deadline; each retry is allowed twice the time.
+
+        A call in a service tier of its own may be slow: it is left its whole time.
+        """
         for permit in self.in_flight:
             kind = kind_of(permit.call)
-            if permit.deadline is None or self._answers[kind] < OVERDUE_MIN_SAMPLES:
+            late = permit.call.tier is None and self._answers[kind] >= OVERDUE_MIN_SAMPLES
+            if permit.deadline is None or not late:
                 continue
             allowed = max(OVERDUE_MIN_S, OVERDUE_FACTOR * self._slowest[kind]) * 2**permit.timeouts
             if now - permit.start > allowed and not permit.deadline.expired():
