@@ -310,8 +310,9 @@ class CachedClient:
 
 def _resources_delay(refusals: int, fault: Transient) -> float:
     """The seconds until a call is tried again for which its service tier had no resources."""
-    wait = 2.0**refusals if fault.retry_after is None else fault.retry_after
-    return min(wait, MAX_BACKOFF_S) * random.uniform(1.0, 1.5)
+    if fault.retry_after is None:
+        return random.uniform(0.5, 1.0) * min(2.0**refusals, MAX_BACKOFF_S)
+    return min(fault.retry_after, MAX_RETRY_AFTER_S) + random.uniform(0, 0.5)
 
 
 def _retry_delay(tries: int, fault: Transient, breaker: CircuitBreaker) -> float:

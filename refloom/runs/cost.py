@@ -29,7 +29,9 @@ from refloom.settings import DEFAULT_TIER, FLEX_TIER, is_embedded
 MILLION = 1_000_000
 MAX_PRICE = 1e9
 PRICE_KEYS = ("input", "cached_input", "cache_write", "output")
-_DATE = re.compile(r"-\d{4}-\d{2}-\d{2}$", re.ASCII)
+_DATE = re.compile(r"-(\d{4}-\d{2}-\d{2}|\d{8})$", re.ASCII)
+# Prefixes of --model that name a model's own maker, whose price is that of the name alone.
+_MAKER = re.compile(r"^(anthropic|deepseek|google_genai|mistralai|xai):")
 
 # Dollars are summed as whole picodollars, so that reserving and giving back leaves exactly nothing.
 PICO = 10**12
@@ -117,9 +119,12 @@ class Prices:
         return cls(table | _parse_prices(text, str(path)))
 
     def get(self, model: str) -> Price | None:
-        """The price of a model; a name with a date has that of the name without, if none itself."""
-        price = self._table.get(model) or self._table.get(_DATE.sub("", model))
-        return price or (FREE if is_embedded(model) else None)
+        """The price of a model; without one of its own, that without its date or its maker."""
+        bare = _MAKER.sub("", model)
+        for name in (model, _DATE.sub("", model), bare, _DATE.sub("", bare)):
+            if name in self._table:
+                return self._table[name]
+        return FREE if is_embedded(model) else None
 
     def cost(self, model: str, usage: Usage, tier: str | None = None) -> float | None:
         """The dollars of a usage in a service tier; None if the model has no price."""
