@@ -219,7 +219,7 @@ class EndpointClient:
 class HttpSession:
     """The connections of one event loop, in which it must be opened, used and closed."""
 
-    def __init__(self, timeout: float) -> None:
+    def __init__(self, timeout: float = TIMEOUT_S) -> None:
         self._session = aiohttp.ClientSession(
             # Callers bound how many calls are in flight.
             connector=aiohttp.TCPConnector(limit=0),
