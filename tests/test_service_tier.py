@@ -21,14 +21,9 @@ from test_estimate import estimated
 from nodes.context import Context
 from nodes.generate import Generated
 from nodes.llm import Call, CallOrigin, Reply, make_call
-from nodes.llm.protocol import (
-    Capabilities,
-    ErrorResponse,
-    Transient,
-    classify_error,
-    parse_reply,
-    request_body,
-)
+from nodes.llm.capabilities import Capabilities
+from nodes.llm.completion import parse_reply
+from nodes.llm.protocol import Transient, request_body
 from nodes.state import add_usage, no_usage
 from refloom.runs.cost import Price, Prices
 from refloom.runs.estimate import format_estimate
@@ -117,40 +112,6 @@ def test_what_was_written_to_the_prompt_cache_is_read_where_it_is_told(usage, wr
     body = json.loads(completion("so", {"model": "m"}).text)
     reply = parse_reply(body | {"usage": {"prompt_tokens": 10, "completion_tokens": 1, **usage}})
     assert reply.usage.get("cache_write_tokens") == written
-
-
-NO_RESOURCES = {
-    "OpenAI": (429, {"error": {"code": "resource_unavailable", "type": "x", "message": "later"}}),
-    "by its words": (429, {"error": {"code": None, "message": "429 Resource Unavailable"}}),
-    "Groq": (498, {"error": {"code": "capacity_exceeded", "type": "x", "message": "full"}}),
-    "Gemini": (503, [{"error": {"code": 503, "status": "UNAVAILABLE", "message": "high demand"}}]),
-}
-
-
-@pytest.mark.parametrize("name", NO_RESOURCES)
-def test_a_tier_without_resources_is_told_from_a_rate_limit_and_an_outage(name):
-    status, body = NO_RESOURCES[name]
-    refused = ErrorResponse(status, json.dumps(body), {"retry-after": "7"})
-    fault = classify_error(refused, FLEX, Capabilities())
-    assert isinstance(fault, Transient)
-    assert (fault.kind, fault.retry_after) == ("no_resources", 7.0)
-    other = classify_error(refused, CALL, Capabilities())
-    assert getattr(other, "kind", None) != "no_resources"
-
-
-@pytest.mark.parametrize(
-    ("status", "code", "kind"),
-    [
-        (429, "rate_limit_exceeded", "rate_limit"),
-        (503, "server_is_overloaded", "overloaded"),
-        (500, "resource_unavailable", "server"),
-    ],
-)
-def test_a_rate_limit_and_an_outage_stay_what_they_are_in_a_tier(status, code, kind):
-    body = json.dumps({"error": {"code": code, "type": "x", "message": "later"}})
-    fault = classify_error(ErrorResponse(status, body, {}), FLEX, Capabilities())
-    assert isinstance(fault, Transient)
-    assert fault.kind == kind
 
 
 # --- whole runs --------------------------------------------------------------------------------

@@ -75,6 +75,7 @@ INSERT_CALL = (
     f"INSERT OR IGNORE INTO calls ({', '.join(CALL_COLUMNS)}) "
     f"VALUES ({', '.join('?' * len(CALL_COLUMNS))})"
 )
+INSERT_META = "INSERT OR REPLACE INTO meta VALUES (?, ?)"
 SELECT_REPLY = (
     "SELECT reply FROM calls WHERE key = ? UNION ALL SELECT reply FROM borrowed WHERE key = ?"
 )
@@ -156,7 +157,7 @@ class Journal:
 
     async def put_meta(self, key: str, value: Any) -> None:
         """Store a JSON value under `key`."""
-        await self.put("INSERT OR REPLACE INTO meta VALUES (?, ?)", key, json.dumps(value))
+        await self.put(INSERT_META, key, json.dumps(value))
 
     def close(self) -> None:
         """Write what is left, close the file and release the directory. Blocks."""
