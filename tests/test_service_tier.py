@@ -203,6 +203,7 @@ def test_the_field_is_sent_and_a_full_tier_is_no_outage(tmp_path):
     said = summary_of(tmp_path / "out")
     assert said["counts"]["failed"] == 0
     assert set(said["calls"]["by_tier"]) == {"flex", "default"}
+    assert f"calls by tier: default {said['calls']['by_tier']['default']}, flex" in done.stdout
     status = refloom("status", tmp_path / "out", cwd=tmp_path).stdout
     assert f"calls by tier: default {said['calls']['by_tier']['default']}, flex" in status
     report = refloom("report", tmp_path / "out", cwd=tmp_path)

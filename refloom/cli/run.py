@@ -231,6 +231,8 @@ def _print_summary(summary: RunSummary, out: Path) -> None:
     if usage["reasoning_tokens"]:
         share = usage["reasoning_tokens"] / max(usage["completion_tokens"], 1)
         print_line(f"{share:.0%} of {usage['completion_tokens']:,} completion tokens were thinking")
+    if summary.settings.service_tier != DEFAULT_TIER:
+        print_line(_describe_tiers(summary.totals))
     if (out / "accepted.jsonl").is_file():
         print_line(f"rows: {out / 'accepted.jsonl'}")
     if summary.settings.review != "never" and counts["pending"]:
@@ -289,6 +291,13 @@ def status(args: Namespace, flags: dict[str, Any]) -> int:
     return 0
 
 
+def _describe_tiers(totals: dict[str, Any]) -> str:
+    """The calls and dollars of each service tier that answers name."""
+    costs = {t: f" (${c:.4f})" for t, c in totals["cost_by_tier"].items() if c is not None}
+    by_tier = totals["calls"]["by_tier"].items()
+    return "calls by tier: " + ", ".join(f"{t} {n}{costs.get(t, '')}" for t, n in by_tier)
+
+
 def _print_status(run: dict[str, Any]) -> None:
     print_line(run["status"] + (f" (pid {run['pid']})" if "pid" in run else ""))
     for group in ("counts", "criteria", "calls", "usage"):
@@ -300,11 +309,8 @@ def _print_status(run: dict[str, Any]) -> None:
         cost = run["cost_by_stage"].get(stage)
         stages.append(f"{stage} {calls}" + (f" (${cost:.4f})" if cost else ""))
     print_line("  calls by stage: " + (", ".join(stages) or "none"))
-    tiers = run["calls"].get("by_tier", {})
-    if tiers.keys() - {DEFAULT_TIER}:
-        costs = {t: f" (${c:.4f})" for t, c in run["cost_by_tier"].items() if c is not None}
-        parts = (f"{tier} {calls}{costs.get(tier, '')}" for tier, calls in tiers.items())
-        print_line("  calls by tier: " + ", ".join(parts))
+    if run["calls"].get("by_tier", {}).keys() - {DEFAULT_TIER}:
+        print_line(f"  {_describe_tiers(run)}")
     if run["cost_usd"] is None:
         print_line("  cost: unknown; a model has no price (--prices FILE gives it one)")
     else:
