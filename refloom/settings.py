@@ -41,6 +41,7 @@ COLUMNS = (
 MAY_DIFFER = frozenset(
     {
         *("concurrency", "rpm", "tpm", "timeout", "max_cost", "max_tokens", "prices"),
+        "service_tier",
         *("engine", "workers", "ray_address"),
         *("max_failure_rate", "target", "limit", "quiet"),
         *("memory", "reuse", "preset"),
@@ -50,8 +51,13 @@ MAY_DIFFER = frozenset(
 # The settings of the commands that only ask a judge.
 JUDGE_SETTINGS = (
     *("judge_model", "judge_method", "base_url", "judge_base_url", "concurrency", "rpm", "tpm"),
-    *("timeout", "max_cost", "max_tokens", "prices", "random_seed", "quiet"),
+    *("timeout", "service_tier", "max_cost", "max_tokens", "prices", "random_seed", "quiet"),
 )
+
+# The service tier of a call whose answer names none, and the one with prices of its own.
+DEFAULT_TIER, FLEX_TIER = "default", "flex"
+# Seconds that a call may take in them unless --timeout says otherwise.
+TIMEOUT_S = {DEFAULT_TIER: 600.0, FLEX_TIER: 900.0}
 
 _SECRET = re.compile("key|token|secret|passw|auth|credential|cookie", re.IGNORECASE)
 
@@ -238,12 +244,18 @@ class Settings(ContextOptions, BaseSettings):
     )
     rpm: int | None = Field(None, ge=1, description="calls a minute at most, to each model")
     tpm: int | None = Field(None, ge=1, description="tokens a minute at most, to each model")
-    timeout: float = Field(
-        600,
+    timeout: float | None = Field(
+        None,
         gt=0,
         allow_inf_nan=False,
-        description="seconds a call may take at most (ended sooner, and made again, when it takes "
-        "ten times as long as others of its kind)",
+        description="seconds a call may take at most (default: 600, and 900 in tier flex; in other "
+        "tiers ended sooner, and made again, when it takes ten times as long as others of its "
+        "kind)",
+    )
+    service_tier: Literal["default", "flex", "flex,default"] = Field(
+        "default",
+        description="flex: about half the price, slower, and waits while the endpoint has no "
+        "resources for it; flex,default: such a call is made at the full price (OpenAI, Gemini)",
     )
     max_cost: float | None = Field(
         None, gt=0, allow_inf_nan=False, description="US dollars the run may cost in all"
@@ -291,6 +303,16 @@ class Settings(ContextOptions, BaseSettings):
         """Calls in flight at most. An embedded model gains nothing from more than one."""
         local = is_embedded(self.model) and is_embedded(self.judge)
         return self.concurrency or (1 if local else 16)
+
+    @property
+    def service_tiers(self) -> tuple[str, ...]:
+        """The service tiers that calls may be made in, the preferred one first."""
+        return tuple(self.service_tier.split(","))
+
+    @property
+    def call_timeout(self) -> float:
+        """Seconds that a call may take at most."""
+        return self.timeout or max(TIMEOUT_S[tier] for tier in self.service_tiers)
 
     @property
     def worker_count(self) -> int:

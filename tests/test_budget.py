@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import tomllib
+from dataclasses import asdict
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -25,6 +28,7 @@ from refloom.runs.cost import (
     check_priced,
 )
 
+TIERED = Price(1.0, 2.0, 0.5, 1.25, Price(0.5, 1.0))
 PRICES = Prices({"m": Price(1.0, 2.0, 0.5), "dear": Price(10.0, 20.0)})
 
 
@@ -126,6 +130,64 @@ def test_without_a_cached_price_cached_tokens_cost_as_much_as_others():
     assert PRICES.cost("dear", usage(1_000_000, 0, 400_000)) == pytest.approx(10.0)
 
 
+def test_written_and_cached_tokens_are_each_a_part_of_the_prompt():
+    price = Price(1.0, 2.0, 0.5, 1.25)
+    spent = {**usage(1_000_000, 0, 400_000), "cache_write_tokens": 200_000}
+    assert price.cost(spent) == pytest.approx(0.4 + 0.2 + 0.25)
+    assert Price(1.0, 2.0).cost(spent) == pytest.approx(1.0)
+    # An endpoint may count what it wrote beside the prompt.
+    spent = {**usage(100, 0, 60), "cache_write_tokens": 1_000_000}
+    assert price.cost(spent) == pytest.approx((60 * 0.5 + 40 * 1.25) / 1e6)
+    assert price.max_cost(1_000_000, 0) == pytest.approx(1.25)
+
+
+def test_thinking_is_part_of_the_completion_and_not_billed_twice():
+    thought = {**usage(0, 1_000_000), "reasoning_tokens": 900_000}
+    assert PRICES.cost("m", thought) == pytest.approx(2.0)
+
+
+def test_a_tier_without_prices_of_its_own_costs_the_full_price():
+    prices = Prices({"m": TIERED, "plain": Price(1.0, 2.0)})
+    for tier in (None, "default", "priority", "flex"):
+        halved = 0.5 if tier == "flex" else 1.0
+        assert prices.cost("m", usage(1_000_000), tier) == pytest.approx(halved)
+        assert prices.cost("plain", usage(1_000_000), tier) == pytest.approx(1.0)
+
+
+def test_a_price_comes_back_from_what_a_journal_keeps():
+    assert Price.from_dict(json.loads(json.dumps(asdict(TIERED)))) == TIERED
+    # As versions before the tiers wrote it.
+    assert Price.from_dict({"input": 1.0, "output": 2.0, "cached_input": None}) == Price(1.0, 2.0)
+
+
+def test_a_model_of_its_maker_has_the_price_of_its_name_and_others_have_none():
+    prices = Prices.load(None)
+    haiku = prices.get("claude-haiku-4-5")
+    assert haiku is not None
+    assert haiku.cache_write == pytest.approx(1.25 * haiku.input)
+    assert prices.get("anthropic:claude-haiku-4-5-20251001") == haiku
+    assert prices.get("google_genai:gemini-2.5-flash") == prices.get("gemini-2.5-flash")
+    assert prices.get("groq:openai/gpt-oss-120b") is not None
+    for unknown in ("openai/gpt-oss-120b", "gpt-oss-120b", "bedrock_converse:claude-haiku-4-5"):
+        assert prices.get(unknown) is None
+
+
+def test_bundled_flex_prices_are_below_the_full_ones():
+    table = tomllib.loads(files("refloom.runs").joinpath("prices.toml").read_text("utf-8"))
+    prices = Prices.load(None)
+    tiered = [price for name in table if (price := prices.get(name)) and price.flex]
+    assert len(tiered) > 20
+    for price in tiered:
+        assert price.flex.input <= 0.51 * price.input
+        assert price.flex.output <= 0.51 * price.output
+
+
+def test_a_file_of_the_users_may_have_prices_of_a_tier(tmp_path):
+    text = '["m"]\ninput = 1\noutput = 2\ncached_input = 0.5\ncache_write = 1.25\n'
+    text += "flex = { input = 0.5, output = 1 }\n"
+    assert Prices.load(lines(tmp_path, text)).get("m") == TIERED
+
+
 def test_a_file_of_the_users_goes_over_the_bundled_one(tmp_path):
     text = '"gpt-4o-mini" = { input = 1, output = 2 }\n["my/model:1"]\ninput = 0\noutput = 0.5\n'
     prices = Prices.load(lines(tmp_path, text))
@@ -148,6 +210,12 @@ def test_a_file_of_the_users_goes_over_the_bundled_one(tmp_path):
         ('["x"]\ninput = true\noutput = 1', "input = True"),
         ('["x"]\ninput = "1"\noutput = 1', "input = '1'"),
         ('["x"]\ninput = 1\noutput = 1\ncached = 1', "unknown key 'cached'; known are input"),
+        ('["x"]\ninput = 1\noutput = 1\nflex = 1', "'x', flex has no prices but 1"),
+        ('["x"]\ninput = 1\noutput = 1\nflex = { input = 1 }', "'x', flex has no 'output'"),
+        (
+            '["x"]\ninput = 1\noutput = 1\nflex = { input = 1, output = 1, flex = 1 }',
+            "'x', flex has an unknown key 'flex'",
+        ),
         ("[gpt-4.1]\ninput = 1\noutput = 1", 'needs quotes: ["gpt-4.1"]'),
     ],
 )
@@ -218,6 +286,25 @@ async def test_a_reservation_is_settled_only_once():
     budget.settle(kept, None)
     with pytest.raises(ValueError, match="once"):
         budget.settle(kept, usage(1))
+
+
+@pytest.mark.parametrize(("tiers", "share"), [(("flex",), 0.5), (("flex", "default"), 1.0)])
+async def test_a_call_is_reserved_at_the_dearest_tier_allowed(tiers, share):
+    budget = Budget(max_cost=1.0, max_tokens=None, prices=Prices({"m": TIERED}), tiers=tiers)
+    full = TIERED if "default" in tiers else TIERED.flex
+    kept = await budget.reserve(call(1000))
+    assert kept.pico == round(full.max_cost(TOKENS_PER_CALL, 1000) * 1e12)
+    budget.settle(kept, usage(0, 1000), "flex")
+    assert budget.spent_cost == pytest.approx(1000 * 1.0 / 1e6)
+
+
+async def test_a_tier_that_answers_unasked_is_billed_and_reserved_from_then_on():
+    prices = Prices({"m": TIERED})
+    budget = Budget(max_cost=1.0, max_tokens=None, prices=prices, tiers=("flex",))
+    kept = await budget.reserve(call(1000))
+    budget.settle(kept, usage(0, 1000), None)
+    assert budget.spent_cost == pytest.approx(1000 * 2.0 / 1e6)
+    assert (await budget.reserve(call(1000))).pico > 1.9 * kept.pico
 
 
 async def test_the_prompt_and_the_schema_are_counted_in_bytes():

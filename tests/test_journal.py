@@ -27,7 +27,10 @@ from refloom.runs.journal import (
 )
 
 ROOT = Path(__file__).parent.parent
-CALL = "INSERT INTO calls VALUES (?, ?, ?, ?, ?, ?, ?)"
+CALL = (
+    "INSERT INTO calls (key, stage, model, reply, prompt_tokens, cached_tokens, completion_tokens) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?)"
+)
 SAMPLE = "INSERT OR IGNORE INTO samples VALUES (?, ?, ?, ?, ?)"
 
 

@@ -25,6 +25,7 @@ from refloom.runs.rate_limit import (
     DECREASE,
     MAX_OUTAGE_AT_START_S,
     MAX_OUTAGE_S,
+    MAX_WAIT_S,
     OVERDUE_MIN_S,
     OVERDUE_MIN_SAMPLES,
     PROBE_LIMIT,
@@ -263,7 +264,9 @@ def unbounded() -> Budget:
     return Budget(max_cost=None, max_tokens=None, prices=Prices({}))
 
 
-def client_of(send, limiter: Limiter, budget: Budget | None = None, timeout=600) -> CachedClient:
+def client_of(
+    send, limiter: Limiter, budget: Budget | None = None, timeout=600, **more
+) -> CachedClient:
     return CachedClient(
         send,
         NoJournal(),
@@ -273,6 +276,7 @@ def client_of(send, limiter: Limiter, budget: Budget | None = None, timeout=600)
         addresses=("writer", "judge"),
         stages={},
         prices=Prices({}),
+        **more,
     )
 
 
@@ -718,3 +722,99 @@ def test_a_call_that_the_budget_does_not_cover_is_not_sent():
     assert all(isinstance(f, BudgetSpent) for f in found)
     assert endpoint.begun == []
     assert limiter.in_flight == 0
+
+
+# --- service tiers -----------------------------------------------------------------------------
+
+
+class Tiered(Busy):
+    """An endpoint that has resources for the flex tier only after a while."""
+
+    def __init__(self, full_until: float, **more: float) -> None:
+        super().__init__(**more)
+        self.full_until = full_until
+        self.tiers: list[str | None] = []
+
+    async def __call__(self, one: Call) -> Reply:
+        self.tiers.append(one.tier)
+        if one.tier == "flex" and asyncio.get_running_loop().time() < self.full_until:
+            # Gemini says "overloaded" where OpenAI says that it has no resources.
+            raise transient("overloaded" if len(self.tiers) % 3 == 0 else "no_resources")
+        return replace(await super().__call__(one), tier=one.tier)
+
+
+def test_a_tier_without_resources_is_waited_for_and_costs_no_try():
+    endpoint, limiter = Tiered(MAX_WAIT_S["no_resources"] - 100), open_limiter(8)
+    found, passed = jumping(many(endpoint, 20, limiter, tiers=("flex",)))
+    assert found == [replace(ANSWERED, tier="flex")] * 20
+    assert set(endpoint.tiers) == {"flex"}
+    # No answer for so long is no outage: all calls go on together.
+    assert not of_model(limiter).breaker.down
+    assert passed < MAX_WAIT_S["no_resources"]
+    # Asked for at most about once a minute and call.
+    assert len(endpoint.tiers) < 20 * (MAX_WAIT_S["no_resources"] / 30 + 10)
+
+
+def test_after_an_hour_without_resources_the_run_stops_and_says_how_to_go_on():
+    endpoint = Tiered(1e9)
+    found, passed = jumping(many(endpoint, 3, open_limiter(3), tiers=("flex",)))
+    assert all(isinstance(one, ProviderStopped) for one in found)
+    assert "the same command resumes the run" in str(found[0])
+    assert "--service-tier flex,default" in str(found[0])
+    assert MAX_WAIT_S["no_resources"] < passed < MAX_WAIT_S["no_resources"] + 200
+
+
+def test_an_answer_begins_the_hour_anew():
+    endpoint = Tiered(0.0)
+
+    async def two_dry_spells():
+        client = client_of(endpoint, open_limiter(2), tiers=("flex",))
+        for i in range(2):
+            endpoint.full_until = (
+                asyncio.get_running_loop().time() + 0.6 * MAX_WAIT_S["no_resources"]
+            )
+            await outcome(client, call((i,)))
+        await client.aclose()
+
+    _, passed = jumping(two_dry_spells())
+    assert passed > MAX_WAIT_S["no_resources"]
+
+
+def test_with_a_tier_to_fall_back_to_a_call_waits_for_nothing():
+    endpoint = Tiered(1e9)
+    found, passed = jumping(many(endpoint, 5, open_limiter(5), tiers=("flex", "default")))
+    assert found == [ANSWERED] * 5
+    assert sorted(endpoint.tiers, key=str) == [None] * 5 + ["flex"] * 5
+    assert passed < 2
+
+
+def test_the_wait_that_a_full_tier_asks_for_is_kept():
+    send = Sending(transient("no_resources", 45.0))
+
+    async def once():
+        client = client_of(send, open_limiter(1), tiers=("flex",))
+        await outcome(client, call())
+        await client.aclose()
+
+    jumping(once())
+    assert 45.0 <= send.waits[0] < 46.0
+    # A long one is cut, and costs no sample.
+    send = Sending(transient("no_resources", 2000.0))
+    jumping(once())
+    assert 300.0 <= send.waits[0] < 301.0
+
+
+@pytest.mark.parametrize(("tiers", "late"), [(("default",), True), (("flex",), False)])
+def test_a_call_in_a_cheaper_tier_is_never_ended_early_for_being_late(tiers, late):
+    endpoint, limiter = Hanging(), open_limiter(4)
+    endpoint.takes_of[30] = 10 * OVERDUE_MIN_S
+    found, passed = jumping(many(endpoint, 60, limiter, tiers=tiers))
+    assert found == [ANSWERED] * 60
+    assert (passed > 12 * OVERDUE_MIN_S) == late
+
+
+def test_calls_to_an_embedded_model_have_no_tier():
+    endpoint = Tiered(0.0)
+    client = client_of(endpoint, open_limiter(1), tiers=("flex",))
+    jumping(outcome(client, call(model="local")))
+    assert endpoint.tiers == [None]

@@ -73,7 +73,7 @@ class Call:
 
     The last fields are for the wire and no part of what is asked: `unreadable` counts the replies
     to this call that could not be read, and `wire_tokens` is the `max_tokens` that is sent, where
-    an endpoint has taught that it must be another.
+    an endpoint has taught that it must be another. `tier` is the service tier that is asked for.
     """
 
     stage: Stage
@@ -90,6 +90,7 @@ class Call:
     text: bool = False
     unreadable: int = 0
     wire_tokens: int | None = None
+    tier: str | None = None
 
     @property
     def kind(self) -> Literal["structured", "text", "question"]:
@@ -109,7 +110,8 @@ class Reply:
     """What came back. `odds` are the first token's candidates with their probabilities.
 
     `finish` is the endpoint's finish reason: `stop`, `length`, `content_filter`. `reasoning` is
-    what the model thought, where that came in a field of its own.
+    what the model thought, where that came in a field of its own. `tier` is the service tier that
+    the answer names.
     """
 
     text: str | None
@@ -118,6 +120,7 @@ class Reply:
     refusal: str | None = None
     odds: dict[str, float] | None = None
     reasoning: str | None = None
+    tier: str | None = None
 
 
 class Complete(Protocol):

@@ -12,6 +12,8 @@ from nodes.llm import Reply
 from nodes.llm.fast_json import loads
 from nodes.state import Usage
 
+# Names of the tier that a call is made in unless it asks for another.
+USUAL_TIERS = ("", "default", "standard", "auto", "on_demand", "on-demand")
 # A count of tokens above this is not a count.
 MAX_TOKEN_COUNT = 1 << 40
 
@@ -102,7 +104,15 @@ def parse_reply(body: Any) -> Reply:
         usage=_usage(_reported_usage(body, choice)),
         odds=_first_token_odds(choice.get("logprobs") or message.get("logprobs")),
         reasoning=_reasoning(message) or "".join(thought) or None,
+        tier=_service_tier(body),
     )
+
+
+def _service_tier(body: dict[str, Any]) -> str | None:
+    """The service tier that a completion names; None for the usual one, whatever its name."""
+    tier = body.get("service_tier")
+    tier = tier.strip().lower() if isinstance(tier, str) else ""
+    return None if tier in USUAL_TIERS else tier[:40]
 
 
 def _choice(body: Any) -> dict[str, Any]:

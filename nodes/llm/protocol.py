@@ -60,6 +60,8 @@ def request_body(call: Call, capabilities: Capabilities) -> dict[str, Any]:
         body |= _answer_fields(call, call.answer, capabilities.mode)
     elif not call.text:
         body |= {"logprobs": True, "top_logprobs": TOP_LOGPROBS}
+    if call.tier is not None:
+        body["service_tier"] = call.tier
     for refused in capabilities.refused_fields & body.keys():
         value = body.pop(refused)
         if refused == "max_tokens":

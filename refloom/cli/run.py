@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from refloom.cli.options import add_setting, print_json, print_line, warn_of_skipped_rows
 from refloom.data.read import ReadReport, Source, describe_report, read_references, read_seeds
-from refloom.settings import Settings, load_settings
+from refloom.settings import DEFAULT_TIER, Settings, load_settings
 
 if TYPE_CHECKING:
     from refloom.runs.journal import Journal
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 # References and seeds that a dry run measures.
 DRY_RUN_SAMPLE = 1000
+# Counts of tokens that status shows only where there are any.
+RARE_TOKENS = ("cache_write_tokens", "reasoning_tokens")
 # A run that is stopped raises what stopped it.
 EXIT_STATUS = {"done": 0, "short": 3, "interrupted": 130}
 
@@ -226,6 +228,11 @@ def _print_summary(summary: RunSummary, out: Path) -> None:
         print_line(
             f"{share:.0%} of {usage['prompt_tokens']:,} prompt tokens were in the endpoint's cache"
         )
+    if usage["reasoning_tokens"]:
+        share = usage["reasoning_tokens"] / max(usage["completion_tokens"], 1)
+        print_line(f"{share:.0%} of {usage['completion_tokens']:,} completion tokens were thinking")
+    if summary.settings.service_tier != DEFAULT_TIER:
+        print_line(_describe_tiers(summary.totals))
     if (out / "accepted.jsonl").is_file():
         print_line(f"rows: {out / 'accepted.jsonl'}")
     if summary.settings.review != "never" and counts["pending"]:
@@ -284,16 +291,26 @@ def status(args: Namespace, flags: dict[str, Any]) -> int:
     return 0
 
 
+def _describe_tiers(totals: dict[str, Any]) -> str:
+    """The calls and dollars of each service tier that answers name."""
+    costs = {t: f" (${c:.4f})" for t, c in totals["cost_by_tier"].items() if c is not None}
+    by_tier = totals["calls"]["by_tier"].items()
+    return "calls by tier: " + ", ".join(f"{t} {n}{costs.get(t, '')}" for t, n in by_tier)
+
+
 def _print_status(run: dict[str, Any]) -> None:
     print_line(run["status"] + (f" (pid {run['pid']})" if "pid" in run else ""))
     for group in ("counts", "criteria", "calls", "usage"):
-        pairs = (f"{k} {v}" for k, v in run.get(group, {}).items() if k != "by_stage")
+        values = {k: v for k, v in run.get(group, {}).items() if isinstance(v, int)}
+        pairs = (f"{k} {v}" for k, v in values.items() if v or k not in RARE_TOKENS)
         print_line(f"  {group}: " + ", ".join(pairs))
     stages = []
     for stage, calls in run["calls"].get("by_stage", {}).items():
         cost = run["cost_by_stage"].get(stage)
         stages.append(f"{stage} {calls}" + (f" (${cost:.4f})" if cost else ""))
     print_line("  calls by stage: " + (", ".join(stages) or "none"))
+    if run["calls"].get("by_tier", {}).keys() - {DEFAULT_TIER}:
+        print_line(f"  {_describe_tiers(run)}")
     if run["cost_usd"] is None:
         print_line("  cost: unknown; a model has no price (--prices FILE gives it one)")
     else:

@@ -19,7 +19,13 @@ from typing import Any
 from refloom.data.licenses import CombinedLicense, combine_licenses
 from refloom.data.read import NOT_STATED
 from refloom.data.record_stats import CriterionStats, RecordStats, measure_diversity, quantiles
-from refloom.settings import MAY_DIFFER, Settings, default_judge_method, is_embedded
+from refloom.settings import (
+    DEFAULT_TIER,
+    MAY_DIFFER,
+    Settings,
+    default_judge_method,
+    is_embedded,
+)
 
 RunJson = Mapping[str, Any]
 MAX_CRITERIA_SHOWN = 30
@@ -161,6 +167,7 @@ def _card_values(run: RunJson, stats: RecordStats) -> dict[str, Any]:
         "more_criteria": len(stats.top_criteria(len(stats.criteria))) - len(criteria),
         "benchmarks": ", ".join(map(_short_name, settings["benchmark"])),
         "cost": _format_cost(run["cost_usd"], counts["accepted"]),
+        "tiers": _format_tiers(run),
         "command": command,
         "fence": "`" * max(3, 1 + longest_backtick_run),
         "all_settings": json.dumps(_public_settings(settings), indent=1, ensure_ascii=True),
@@ -185,6 +192,15 @@ def _format_cost(cost: float | None, accepted: int) -> str:
         return "dollars unknown, since a model has no price"
     each = f", ${cost / accepted:.4f} a row" if accepted and cost else ""
     return f"${cost:.2f}{each}"
+
+
+def _format_tiers(run: RunJson) -> str:
+    """The calls and dollars of each service tier; empty if all calls were in the default one."""
+    calls, costs = run["calls"].get("by_tier", {}), run.get("cost_by_tier", {})
+    if not set(calls) - {DEFAULT_TIER}:
+        return ""
+    dollars = {tier: f" (${cost:.2f})" for tier, cost in costs.items() if cost is not None}
+    return ", ".join(f"{tier} {n:,} calls{dollars.get(tier, '')}" for tier, n in calls.items())
 
 
 def _rounded_percent(share: float) -> str:

@@ -32,6 +32,7 @@ RUN_SETTINGS = (
     "should_share",
     "concurrency",
     "timeout",
+    "service_tier",
     "memory",
 )
 ENVIRONMENT = {"base_url": ("OPENAI_BASE_URL",)}

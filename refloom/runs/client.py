@@ -29,7 +29,7 @@ from refloom.runs.cost import Budget, Prices
 from refloom.runs.event_log import event
 from refloom.runs.journal import INSERT_META, Journal, ReusedCalls
 from refloom.runs.rate_limit import CircuitBreaker, Limiter, Permit
-from refloom.settings import Settings, StageSettings, is_embedded
+from refloom.settings import DEFAULT_TIER, Settings, StageSettings, is_embedded
 
 MAX_TRIES = 6
 # Faults that are no try of a call: the endpoint answers, and asks to wait.
@@ -79,6 +79,7 @@ async def open_client(
         prices=prices,
         cost=prior_cost,
         tokens=prior_tokens,
+        tiers=settings.service_tiers,
     )
 
     def remember(model: str, sentence: str) -> None:
@@ -88,7 +89,7 @@ async def open_client(
     endpoint_client = EndpointClient(
         endpoints.resolve,
         max_retries=0,
-        timeout=settings.timeout,
+        timeout=settings.call_timeout,
         on_headers=limiter.apply_headers,
         on_learned=remember,
         attempt=attempt,
@@ -99,7 +100,8 @@ async def open_client(
         journal,
         limiter,
         budget,
-        timeout=settings.timeout,
+        timeout=settings.call_timeout,
+        tiers=settings.service_tiers,
         addresses=addresses,
         stages=settings.stage_settings(),
         prices=prices,
@@ -136,6 +138,7 @@ class CachedClient:
         addresses: tuple[str, str],
         stages: Mapping[Any, StageSettings],
         prices: Prices,
+        tiers: tuple[str, ...] = (DEFAULT_TIER,),
         reused: ReusedCalls | None = None,
         shared: Journal | None = None,
         on_fault: FaultCallback = lambda fault: None,
@@ -144,6 +147,8 @@ class CachedClient:
     ) -> None:
         """`send` makes one try of a call, which may take `timeout` seconds.
 
+        Calls are made in the first of the service `tiers`; if that has no resources, in the next
+        one, or again when there is none.
         `addresses` name the writer's and the judge's endpoint, for the keys; `stages` holds
         parameters that replace those of a stage's calls. `reused` are the calls of another run,
         used as this run's own. `shared` is a journal of several runs: their calls are looked up
@@ -159,6 +164,7 @@ class CachedClient:
         self._addresses = addresses
         self._stages = stages
         self._prices = prices
+        self._tiers = tiers
         self._reused = reused
         self._shared = shared
         self._on_fault = on_fault
@@ -192,7 +198,7 @@ class CachedClient:
         if reply is None:
             reply = await self._single_flight(key, call)
         # Priced here and not in the journal, which outlives the prices of a day.
-        cost = self._prices.cost(call.model, reply.usage)
+        cost = self._prices.cost(call.model, reply.usage, reply.tier)
         return replace(reply, usage={**reply.usage, "cost_usd": cost})
 
     def _key(self, call: Call) -> bytes:
@@ -254,10 +260,12 @@ class CachedClient:
 
         The permit is held until the answer is on disk, so a kill loses no more calls than are in
         flight; it is not held between tries. While the endpoint is down, tries do not count, and
-        neither does being asked to wait.
+        neither does being asked to wait, for a service tier too.
         Raises the last `Transient`, or `ProviderStopped` when no call can succeed.
         """
         tries = timeouts = limited = 0
+        if self._tiers[0] != DEFAULT_TIER and not is_embedded(call.model):
+            call = replace(call, tier=self._tiers[0])
         while True:
             async with self.limiter.acquire(call, timeouts) as permit:
                 result = await self._try(self._fit(call), permit)
@@ -267,6 +275,11 @@ class CachedClient:
                     self.budget.check_usage(result.usage)
                     return result
                 permit.limiter.record_fault(permit, result, _now())
+            if result.kind == "no_resources" and call.tier is not None and len(self._tiers) > 1:
+                self.counts["retried"] += 1
+                self._report(call, result)
+                call = replace(call, tier=None)
+                continue
             timeouts += result.kind == "timeout"
             if result.kind in UNCOUNTED_FAULTS:
                 # The endpoint is well and the call is sound: it only has to wait.
@@ -298,12 +311,12 @@ class CachedClient:
         key = self._key(call)
         reply = await self._cached(key, call)
         if reply is None:
-            reservation, usage = self.budget.reserve_now(call), None
+            reservation, usage, tier = self.budget.reserve_now(call), None, None
             try:
                 reply = await send(call)
-                usage = reply.usage
+                usage, tier = reply.usage, reply.tier
             finally:
-                self.budget.settle(reservation, usage)
+                self.budget.settle(reservation, usage, tier)
             await self._record(key, call, reply)
         return reply
 
@@ -312,21 +325,24 @@ class CachedClient:
 
         The most it may cost is reserved before, and replaced by what it did cost after.
         """
-        reservation, usage = await self.budget.reserve(call), None
+        reservation, usage, tier = await self.budget.reserve(call), None, None
         permit.start = _now()
         try:
             async with asyncio.timeout(self._timeout) as permit.deadline:
                 if self.stopping or self.closed:
                     raise Interrupted
                 reply = await self._send(call)
-            usage = reply.usage
+            usage, tier = reply.usage, reply.tier
             self._observe(call, reply)
         except TimeoutError:
             return Transient(call.stage, "timeout", "the endpoint did not answer in time")
         except Transient as fault:
+            if fault.kind == "overloaded" and call.tier is not None:
+                # So says Gemini where its flex tier has no room.
+                fault.kind = "no_resources"
             return fault
         finally:
-            self.budget.settle(reservation, usage)
+            self.budget.settle(reservation, usage, tier)
         return reply
 
     def _report(self, call: Call, fault: CallFailed) -> None:
@@ -353,8 +369,8 @@ def _retry_delay(tries: int, fault: Transient, breaker: CircuitBreaker) -> float
         return max(breaker.until - _now(), 0.0) + random.uniform(0.1, 1.0)
     if fault.retry_after is None:
         return random.uniform(0, min(0.5 * 2 ** min(tries, 10), MAX_BACKOFF_S))
-    if fault.retry_after <= MAX_RETRY_AFTER_S:
-        return fault.retry_after + random.uniform(0, 0.5)
+    if fault.retry_after <= MAX_RETRY_AFTER_S or fault.kind == "no_resources":
+        return min(fault.retry_after, MAX_RETRY_AFTER_S) + random.uniform(0, 0.5)
     if fault.kind == "rate_limit":
         raise ProviderStopped(
             f"the endpoint asks to wait {fault.retry_after:.0f} s ({fault.message}). "
@@ -372,6 +388,7 @@ def reply_to_dict(reply: Reply) -> dict[str, Any]:
         "refusal": reply.refusal,
         "odds": reply.odds,
         **({"reasoning": reply.reasoning} if reply.reasoning else {}),
+        **({"tier": reply.tier} if reply.tier else {}),
     }
 
 

@@ -24,12 +24,14 @@ from nodes.llm import Answer, Call
 from nodes.llm.protocol import schema_of
 from nodes.state import Usage
 from refloom.errors import BudgetSpent, InputError
-from refloom.settings import is_embedded
+from refloom.settings import DEFAULT_TIER, FLEX_TIER, is_embedded
 
 MILLION = 1_000_000
 MAX_PRICE = 1e9
-PRICE_KEYS = ("input", "cached_input", "output")
-_DATE = re.compile(r"-\d{4}-\d{2}-\d{2}$", re.ASCII)
+PRICE_KEYS = ("input", "cached_input", "cache_write", "output")
+_DATE = re.compile(r"-(\d{4}-\d{2}-\d{2}|\d{8})$", re.ASCII)
+# Prefixes of --model that name a model's own maker, whose price is that of the name alone.
+_MAKER = re.compile(r"^(anthropic|deepseek|google_genai|mistralai|xai):")
 
 # Dollars are summed as whole picodollars, so that reserving and giving back leaves exactly nothing.
 PICO = 10**12
@@ -42,24 +44,46 @@ _MAX_TOKENS_FIELDS = ("max_tokens", "max_completion_tokens")
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """What a model's tokens cost, in dollars per million."""
+    """What a model's tokens cost, in dollars per million; `flex` is the price in that tier.
+
+    Without prices of their own, tokens that are read from the prompt cache or written to it cost as
+    much as other input, and calls in any tier as much as those in the default one.
+    """
 
     input: float
     output: float
     cached_input: float | None = None
+    cache_write: float | None = None
+    flex: Price | None = None
+
+    @classmethod
+    def from_dict(cls, entry: Mapping[str, Any]) -> Price:
+        """A price from plain values, as `dataclasses.asdict` gives them."""
+        flex = entry.get("flex")
+        return cls(**{**entry, "flex": None if flex is None else cls(**flex)})
+
+    def in_tier(self, tier: str | None) -> Price:
+        """The price of calls in a service tier."""
+        return self.flex if tier == FLEX_TIER and self.flex is not None else self
 
     def cost(self, usage: Usage) -> float:
-        """The dollars of a usage; its cached tokens are part of its prompt's."""
-        cached_price = self.input if self.cached_input is None else self.cached_input
+        """The dollars of a usage; its cached and cache-written tokens are part of its prompt's."""
         prompt = usage["prompt_tokens"]
         cached = min(usage["cached_tokens"], prompt)
-        prompt_cost = (prompt - cached) * self.input + cached * cached_price
+        written = min(usage.get("cache_write_tokens", 0), prompt - cached)
+        prompt_cost = (prompt - cached - written) * self.input
+        prompt_cost += cached * _or_else(self.cached_input, self.input)
+        prompt_cost += written * _or_else(self.cache_write, self.input)
         return (prompt_cost + usage["completion_tokens"] * self.output) / MILLION
 
     def max_cost(self, prompt_tokens: int, completion_tokens: int) -> float:
         """The most dollars so many tokens can cost, whatever of the prompt is cached."""
-        prompt_price = max(self.input, self.cached_input or 0.0)
+        prompt_price = max(self.input, self.cached_input or 0.0, self.cache_write or 0.0)
         return (prompt_tokens * prompt_price + completion_tokens * self.output) / MILLION
+
+
+def _or_else(price: float | None, default: float) -> float:
+    return default if price is None else price
 
 
 FREE = Price(0.0, 0.0)
@@ -95,14 +119,17 @@ class Prices:
         return cls(table | _parse_prices(text, str(path)))
 
     def get(self, model: str) -> Price | None:
-        """The price of a model; a name with a date has that of the name without, if none itself."""
-        price = self._table.get(model) or self._table.get(_DATE.sub("", model))
-        return price or (FREE if is_embedded(model) else None)
+        """The price of a model; without one of its own, that without its date or its maker."""
+        bare = _MAKER.sub("", model)
+        for name in (model, _DATE.sub("", model), bare, _DATE.sub("", bare)):
+            if name in self._table:
+                return self._table[name]
+        return FREE if is_embedded(model) else None
 
-    def cost(self, model: str, usage: Usage) -> float | None:
-        """The dollars of a usage; None if the model has no price."""
+    def cost(self, model: str, usage: Usage, tier: str | None = None) -> float | None:
+        """The dollars of a usage in a service tier; None if the model has no price."""
         price = self.get(model)
-        return None if price is None else price.cost(usage)
+        return None if price is None else price.in_tier(tier).cost(usage)
 
 
 def check_priced(prices: Prices, models: Iterable[str], max_cost: float | None) -> None:
@@ -140,12 +167,16 @@ def _parse_prices(text: str, name: str) -> dict[str, Price]:
     }
 
 
-def _parse_price(entry: Any, where: str, model: str) -> Price:
+def _parse_price(entry: Any, where: str, model: str, *, tier: bool = False) -> Price:
+    """The price in a table of a price file, or in the part of it for a `tier`."""
     fix = f"Write {example_line(model)}, in dollars per million tokens"
     if not isinstance(entry, dict):
         raise InputError(f"{where} has no prices but {entry!r}. {fix}")
+    flex = None
     for key, value in entry.items():
-        if key in PRICE_KEYS:
+        if key == FLEX_TIER and not tier:
+            flex = _parse_price(value, f"{where}, {key}", model, tier=True)
+        elif key in PRICE_KEYS:
             number = isinstance(value, int | float) and not isinstance(value, bool)
             if not number or not 0 <= value <= MAX_PRICE:
                 raise InputError(
@@ -159,12 +190,14 @@ def _parse_price(entry: Any, where: str, model: str) -> Price:
             )
         else:
             raise InputError(
-                f"{where} has an unknown key {key!r}; known are {', '.join(PRICE_KEYS)}"
+                f"{where} has an unknown key {key!r}; known are "
+                f"{', '.join(PRICE_KEYS if tier else (*PRICE_KEYS, FLEX_TIER))}"
             )
     for key in ("input", "output"):
         if key not in entry:
             raise InputError(f"{where} has no {key!r}. {fix}")
-    return Price(**{key: float(value) for key, value in entry.items()})
+    numbers = {key: float(value) for key, value in entry.items() if key in PRICE_KEYS}
+    return Price(**numbers, flex=flex)
 
 
 @dataclass(slots=True, eq=False)
@@ -202,14 +235,21 @@ class Budget:
         prices: Prices,
         cost: float = 0.0,
         tokens: int = 0,
+        tiers: tuple[str, ...] = (DEFAULT_TIER,),
     ) -> None:
-        """`cost` (dollars) and `tokens` are what earlier sessions of the run have used."""
+        """`cost` (dollars) and `tokens` are what earlier sessions of the run have used.
+
+        Calls are made in one of the service `tiers`: the dearest is reserved.
+        """
         self._max_pico = None if max_cost is None else math.floor(max_cost * PICO)
         self._max_tokens = max_tokens
         self._capped = max_cost is not None or max_tokens is not None
         self._prices = prices
         self._price_of_model: dict[str, Price | None] = {}
         self._tokens_per_byte: dict[str, float] = {}
+        # Those allowed, and those in which a model has answered in spite of that.
+        self._tiers = frozenset(tiers)
+        self._tiers_of_model: dict[str, frozenset[str]] = {}
         self._spent_pico, self._spent_tokens = round(cost * PICO), tokens
         self._reserved_pico = self._reserved_tokens = 0
         self._all_priced = True
@@ -269,8 +309,13 @@ class Budget:
         self._reserved_tokens += reservation.tokens
         return reservation
 
-    def settle(self, reservation: Reservation, usage: Usage | None) -> None:
-        """Replace a reservation by what the call used; None: it failed, and nothing was billed."""
+    def settle(
+        self, reservation: Reservation, usage: Usage | None, tier: str | None = None
+    ) -> None:
+        """Replace a reservation by what the call used; None: it failed, and nothing was billed.
+
+        `tier` is the service tier that the answer names.
+        """
         if reservation.settled:
             raise ValueError("a reservation is settled once")
         reservation.settled = True
@@ -282,7 +327,9 @@ class Budget:
             if price is None:
                 self._all_priced = False
             else:
-                self._spent_pico += round(price.cost(usage) * PICO)
+                self._spent_pico += round(price.in_tier(tier).cost(usage) * PICO)
+            tiers = self._tiers_of_model.get(reservation.model, self._tiers)
+            self._tiers_of_model[reservation.model] = tiers | {tier or DEFAULT_TIER}
             if reservation.size:
                 ratio = (usage["prompt_tokens"] - TOKENS_PER_CALL) / reservation.size
                 if ratio > self._tokens_per_byte.get(reservation.model, TOKENS_PER_BYTE):
@@ -315,7 +362,11 @@ class Budget:
         price = self._price(call.model)
         if price is None:
             check_priced(self._prices, [call.model], self._max_pico)
-        pico = round(price.max_cost(prompt, completion) * PICO) if price else 0
+        pico = 0
+        if price is not None:
+            tiers = self._tiers_of_model.get(call.model, self._tiers)
+            dearest = max(price.in_tier(tier).max_cost(prompt, completion) for tier in tiers)
+            pico = round(dearest * PICO)
         return Reservation(call.model, size, prompt + completion, pico)
 
     def _exceeds_cap(self, wanted: Reservation, *, beside_reserved: bool = False) -> bool:

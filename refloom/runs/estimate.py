@@ -27,7 +27,7 @@ from memory.index import draw_other
 from memory.references import Reference
 from nodes.hooks import RunHooks
 from nodes.learn import MAX_CHARACTERISTICS
-from nodes.llm import Call, Reply
+from nodes.llm import MAX_GROWTHS, Call, Reply
 from nodes.llm.protocol import schema_of
 from nodes.state import Usage, no_usage
 from refloom.data.read import ReadReport
@@ -66,6 +66,10 @@ WHY = {
     "asked_again": "every answer can be read; no call is repeated",
     "duplicates": "every proposed instruction is new",
     "reasoning_tokens": "a model that thinks before it answers bills more completion tokens",
+    "room_of_a_cut_answer": "times max_tokens at most: an answer that is cut, as by thinking, is "
+    "asked for again with twice the room, three times at most; a budget reserves what is asked for",
+    "service_tier": "whose prices are taken, the full ones where a model has no others; in high "
+    "those of the dearest tier allowed",
     "known_already": "calls that a journal or a memory would save are counted",
     "schemas_unbilled": "an answer's JSON schema is billed with its prompt",
 }
@@ -131,9 +135,13 @@ async def estimate(
     cases = {}
     for name, case in zip(CASES, (low, facts, high), strict=True):
         volume = _volume(settings, references.taken, seeds.taken, case)
-        cases[name] = volume | _total(settings, volume, case["attempts"], costs, prices, assume)
+        # In `high` no call finds room in a cheaper tier.
+        tier = settings.service_tiers[-1 if name == "high" else 0]
+        total = _total(settings, volume, case["attempts"], costs, prices, assume, tier)
+        cases[name] = volume | total
     facts["references_used"] = cases["expected"]["references_used"]
     values = {**asdict(assume), **facts}
+    values |= {"room_of_a_cut_answer": 2**MAX_GROWTHS, "service_tier": settings.service_tier}
     return {
         "references": _counts(references) | {"measured": len(measured)},
         "seeds": _counts(seeds) | {"measured": len(texts)},
@@ -468,8 +476,9 @@ def _total(
     costs: UnitCosts,
     prices: Prices,
     assume: Assumptions,
+    tier: str,
 ) -> dict[str, Any]:
-    """Calls, tokens and dollars by stage and in total."""
+    """Calls, tokens and dollars by stage and in total, at the prices of a service tier."""
     candidates, all_attempts = volume["candidates"], math.ceil(volume["candidates"] * attempts)
     units = {
         "reference": volume["references_used"],
@@ -491,7 +500,7 @@ def _total(
             "cached_tokens": 0,
             "completion_tokens": math.ceil(cost.completion_bytes * assume.tokens_per_byte),
         }
-        dollars = prices.cost(model, usage) if usage["calls"] else 0.0
+        dollars = prices.cost(model, usage, tier) if usage["calls"] else 0.0
         stages[stage] = {"model": model, **usage, "cost_usd": dollars}
     total: dict[str, Any] = {k: sum(s[k] for s in stages.values()) for k in TOKENS}
     dollars_by_stage = [s["cost_usd"] for s in stages.values()]

@@ -49,6 +49,12 @@ CREATE TABLE IF NOT EXISTS learned (
   reference_id TEXT PRIMARY KEY, failed INTEGER NOT NULL, counts TEXT NOT NULL
 ) WITHOUT ROWID;
 """
+# Columns of `calls` that journals of earlier versions lack until a run goes on with them.
+ADDED_CALL_COLUMNS = {
+    "cache_write_tokens": "INTEGER NOT NULL DEFAULT 0",
+    "reasoning_tokens": "INTEGER NOT NULL DEFAULT 0",
+    "tier": "TEXT",
+}
 REVIEWS_TABLE = """
 CREATE TABLE IF NOT EXISTS reviews (
   round INTEGER, position INTEGER, slot INTEGER, id TEXT NOT NULL, asked TEXT NOT NULL,
@@ -56,6 +62,19 @@ CREATE TABLE IF NOT EXISTS reviews (
 );
 CREATE INDEX IF NOT EXISTS reviews_id ON reviews (id);
 """
+# The tokens of a usage that are counted by call.
+TOKEN_FIELDS = (
+    "prompt_tokens",
+    "cached_tokens",
+    "cache_write_tokens",
+    "completion_tokens",
+    "reasoning_tokens",
+)
+CALL_COLUMNS = ("key", "stage", "model", "reply", *TOKEN_FIELDS, "tier")
+INSERT_CALL = (
+    f"INSERT OR IGNORE INTO calls ({', '.join(CALL_COLUMNS)}) "
+    f"VALUES ({', '.join('?' * len(CALL_COLUMNS))})"
+)
 INSERT_META = "INSERT OR REPLACE INTO meta VALUES (?, ?)"
 SELECT_REPLY = (
     "SELECT reply FROM calls WHERE key = ? UNION ALL SELECT reply FROM borrowed WHERE key = ?"
@@ -110,9 +129,9 @@ class Journal:
     async def record(self, key: bytes, stage: str, model: str, reply: dict[str, Any]) -> None:
         """Commit the reply of a paid call, and return once it is on disk."""
         usage = reply["usage"]
-        tokens = (usage[k] for k in ("prompt_tokens", "cached_tokens", "completion_tokens"))
-        sql = "INSERT OR IGNORE INTO calls VALUES (?, ?, ?, ?, ?, ?, ?)"
-        await self.put(sql, key, self.stage or stage, model, dumps(reply).decode(), *tokens)
+        tokens = (usage.get(name, 0) for name in TOKEN_FIELDS)
+        values = (key, self.stage or stage, model, dumps(reply).decode(), *tokens)
+        await self.put(INSERT_CALL, *values, reply.get("tier"))
         self._key_prefixes.add(_prefix(key))
 
     async def borrow(self, key: bytes, stage: str, model: str, reply: str) -> None:
@@ -162,12 +181,21 @@ def _connect(path: Path) -> sqlite3.Connection:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         connection.executescript(TABLES + REVIEWS_TABLE)
+        known = call_columns(connection)
+        for name, kind in ADDED_CALL_COLUMNS.items():
+            if name not in known:
+                connection.execute(f"ALTER TABLE calls ADD COLUMN {name} {kind}")
         connection.execute(
             "INSERT OR IGNORE INTO meta VALUES ('format', ?)", (str(JOURNAL_FORMAT),)
         )
     except sqlite3.Error as error:
         raise JournalError(f"{path}: is not a refloom journal ({error})") from error
     return connection
+
+
+def call_columns(connection: sqlite3.Connection) -> set[str]:
+    """The columns that a journal's table of calls has."""
+    return {row[1] for row in connection.execute("PRAGMA table_info(calls)")}
 
 
 def check_format(connection: sqlite3.Connection, path: Path) -> None:

@@ -7,7 +7,7 @@ import json
 import platform
 import sqlite3
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -22,7 +22,10 @@ from refloom.data.write import replace_lines
 from refloom.errors import JournalError
 from refloom.runs.cost import Price, Prices
 from refloom.runs.journal import (
+    ADDED_CALL_COLUMNS,
+    TOKEN_FIELDS,
     Journal,
+    call_columns,
     check_run,
     count_pending,
     iter_records,
@@ -30,14 +33,13 @@ from refloom.runs.journal import (
     open_read_only,
     read_records,
 )
-from refloom.settings import Settings
+from refloom.settings import DEFAULT_TIER, Settings
 
 ROW_STATUSES = ("accepted", "rejected", "failed")
 # The run has ended by itself: with all rows that were asked for, or without.
 ENDED_STATUSES = ("done", "short")
 # Packages whose versions run.json has.
 PACKAGES = ("refloom", "langgraph", "langchain-openai", "faiss-cpu", "sentence-transformers")
-TOKEN_FIELDS = ("prompt_tokens", "cached_tokens", "completion_tokens")
 
 
 def journal_totals(connection: Any, ended: bool) -> dict[str, Any]:
@@ -79,14 +81,20 @@ def journal_totals(connection: Any, ended: bool) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class StageUsage:
-    """The usage of a stage's calls to a model; `cost_usd` is None if the model has no price."""
+    """The usage of a stage's calls to a model in a service tier.
+
+    `cost_usd` is None if the model has no price.
+    """
 
     stage: str
     model: str
+    tier: str
     calls: int
     prompt_tokens: int
     cached_tokens: int
+    cache_write_tokens: int
     completion_tokens: int
+    reasoning_tokens: int
     cost_usd: float | None
 
 
@@ -97,34 +105,44 @@ def usage_by_stage(
     prices = stored_prices(connection)
     if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (table,)).fetchone():
         return []
-    column = "{}" if table == "calls" else "json_extract(reply, '$.usage.{}')"
-    sums = ", ".join(f"sum({column.format(name)})" for name in TOKEN_FIELDS)
-    sql = f"SELECT stage, model, count(*), {sums} FROM {table} GROUP BY stage, model"
+    columns = {name: f"json_extract(reply, '$.usage.{name}')" for name in TOKEN_FIELDS}
+    columns["tier"] = "json_extract(reply, '$.tier')"
+    if table == "calls":
+        absent = ADDED_CALL_COLUMNS.keys() - call_columns(connection)
+        columns = {name: "NULL" if name in absent else name for name in columns}
+    tier_column = f"coalesce({columns.pop('tier')}, '{DEFAULT_TIER}')"
+    sums = ", ".join(f"sum({column})" for column in columns.values())
+    sql = f"SELECT stage, model, {tier_column}, count(*), {sums} FROM {table} GROUP BY 1, 2, 3"
     usages = []
-    for stage, model, calls, *counts in connection.execute(sql):
+    for stage, model, tier, calls, *counts in connection.execute(sql):
         tokens = dict(zip(TOKEN_FIELDS, (n or 0 for n in counts), strict=True))
-        cost = prices.cost(model, {"calls": calls, **tokens})  # type: ignore[typeddict-item]
-        usages.append(StageUsage(stage, model, calls, cost_usd=cost, **tokens))
+        usage: Any = {"calls": calls, **tokens}
+        cost = prices.cost(model, usage, tier)
+        usages.append(StageUsage(stage, model, tier, cost_usd=cost, **usage))
     return usages
 
 
 def _usage_totals(connection: Any) -> dict[str, Any]:
-    """Calls, tokens and dollars in total, and dollars by stage and by model."""
+    """Calls, tokens and dollars in total; calls and dollars by stage, model and service tier."""
     usages = usage_by_stage(connection)
-    by_stage: defaultdict[str, list[StageUsage]] = defaultdict(list)
-    by_model: defaultdict[str, list[StageUsage]] = defaultdict(list)
+    groups: dict[str, dict[str, list[StageUsage]]] = {"stage": {}, "model": {}, "tier": {}}
     for usage in usages:
-        by_stage[usage.stage].append(usage)
-        by_model[usage.model].append(usage)
-    calls = {stage: sum(usage.calls for usage in part) for stage, part in by_stage.items()}
-    paid = sum(calls.values())
+        for name, group in groups.items():
+            group.setdefault(getattr(usage, name), []).append(usage)
+    calls = {
+        name: {value: sum(usage.calls for usage in part) for value, part in group.items()}
+        for name, group in groups.items()
+    }
+    paid = sum(usage.calls for usage in usages)
     tokens = {name: sum(getattr(usage, name) for usage in usages) for name in TOKEN_FIELDS}
     return {
-        "calls": {"paid": paid, "by_stage": calls},
+        "calls": {"paid": paid, "by_stage": calls["stage"], "by_tier": calls["tier"]},
         "usage": {"calls": paid, **tokens},
         "cost_usd": total_cost(usages),
-        "cost_by_stage": {stage: total_cost(part) for stage, part in by_stage.items()},
-        "cost_by_model": {model: total_cost(part) for model, part in by_model.items()},
+        **{
+            f"cost_by_{name}": {value: total_cost(part) for value, part in group.items()}
+            for name, group in groups.items()
+        },
     }
 
 
@@ -132,7 +150,7 @@ def stored_prices(connection: Any) -> Prices:
     """The prices of a run's models in its last session."""
     row = connection.execute("SELECT value FROM meta WHERE key = 'prices'").fetchone()
     entries = json.loads(row[0]) if row else {}
-    return Prices({model: Price(**entry) for model, entry in entries.items()})
+    return Prices({model: Price.from_dict(entry) for model, entry in entries.items()})
 
 
 def total_cost(usages: Iterable[StageUsage]) -> float | None:

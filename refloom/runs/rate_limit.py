@@ -281,7 +281,8 @@ class ModelLimiter:
     def record_fault(self, permit: Permit, fault: Transient, now: float) -> None:
         """Learn from a fault: the limit may fall, and calls may be paused.
 
-        Raises `ProviderStopped` when the endpoint has been unreachable for too long.
+        Raises `ProviderStopped` when the endpoint has been unreachable, or without resources for
+        the service tier, for too long.
         """
         if fault.kind in CONGESTION_FAULTS:
             # Calls that were in flight together report the same congestion: it counts once.
@@ -295,7 +296,9 @@ class ModelLimiter:
         call, waits = permit.call, fault.kind in MAX_WAIT_S
         # A preflight is alone and asks for next to nothing: what fails it is the endpoint's.
         which = now if call.stage == "preflight" else (call.stage, call.order, call.seed)
-        self.breaker.record_failure(which, now, outage=not waits)
+        # A service tier that is full says nothing about calls in another.
+        if fault.kind != "no_resources":
+            self.breaker.record_failure(which, now, outage=not waits)
         if waits:
             self._check_wait(fault, now)
         else:
@@ -308,9 +311,11 @@ class ModelLimiter:
             self._waiting_since = now
         seconds = now - self._waiting_since
         if seconds > MAX_WAIT_S[fault.kind]:
+            more = ", and --service-tier flex,default does not wait for the cheaper tier"
             raise ProviderStopped(
                 f"the endpoint has asked to wait for {seconds:.0f} s (last: {fault.message}). "
                 "Finished work is kept; the same command resumes the run"
+                + (more if fault.kind == "no_resources" else "")
             ) from fault
 
     def pause(self, now: float, seconds: float) -> None:
@@ -318,10 +323,14 @@ class ModelLimiter:
         self._paused_until = max(self._paused_until, now + min(seconds, MAX_PAUSE_S))
 
     def cancel_overdue(self, now: float) -> None:
-        """End calls that are overdue by their deadline; each retry is allowed twice the time."""
+        """End calls that are overdue by their deadline; each retry is allowed twice the time.
+
+        A call in a service tier of its own may be slow: it is left its whole time.
+        """
         for permit in self.in_flight:
             kind = kind_of(permit.call)
-            if permit.deadline is None or self._answers[kind] < OVERDUE_MIN_SAMPLES:
+            late = permit.call.tier is None and self._answers[kind] >= OVERDUE_MIN_SAMPLES
+            if permit.deadline is None or not late:
                 continue
             allowed = max(OVERDUE_MIN_S, OVERDUE_FACTOR * self._slowest[kind]) * 2**permit.timeouts
             if now - permit.start > allowed and not permit.deadline.expired():

@@ -13,8 +13,9 @@ from refloom.evaluation.report.charts import bootstrap_mean_of, stacked_bar
 from refloom.evaluation.report.collect import ReferenceSample, ReferenceStats, RunData
 from refloom.evaluation.report.diversity import Coverage, FloatArray, RunDiversity, Spread
 from refloom.evaluation.stats import EMPTY, Interval, proportion
+from refloom.runs.journal import TOKEN_FIELDS
 from refloom.runs.outputs import StageUsage
-from refloom.settings import default_judge_method
+from refloom.settings import DEFAULT_TIER, default_judge_method
 
 MAX_CRITERIA = 30
 MAX_REFERENCES = 40
@@ -370,9 +371,22 @@ def _usage_rows(run: RunData) -> dict[str, str]:
         "prompt tokens": format_count(usage.get("prompt_tokens")),
         "of them cached": format_count(usage.get("cached_tokens")),
         "completion tokens": format_count(usage.get("completion_tokens")),
+        "of them thinking": format_count(usage.get("reasoning_tokens") or None),
+        **_tier_rows(run_json),
         "dollars": format_dollars(run_json.get("cost_usd")),
         "time": format_duration(run_json.get("seconds")),
         "decided by people": run.stats.review_summary,
+    }
+
+
+def _tier_rows(run_json: Mapping[str, Any]) -> dict[str, str]:
+    """Calls and dollars of each service tier, if there is one but the default."""
+    calls, costs = run_json["calls"].get("by_tier") or {}, run_json.get("cost_by_tier") or {}
+    if not calls.keys() - {DEFAULT_TIER}:
+        return {}
+    return {
+        f"in tier {tier}": f"{format_count(number)} calls, {format_dollars(costs.get(tier))}"
+        for tier, number in calls.items()
     }
 
 
@@ -395,20 +409,21 @@ def _trial_rows(criteria: Mapping[str, Any]) -> dict[str, str]:
 
 
 def stage_costs(run: RunData) -> dict[str, Any]:
-    """Calls, tokens and dollars by stage and model, and in total."""
+    """Calls, tokens and dollars by stage, model and service tier, and in total."""
     stages = run.stages
     costs = [stage.cost_usd for stage in stages]
     known = [cost for cost in costs if cost is not None]
-    total = StageUsage(
-        "total",
-        "",
-        sum(s.calls for s in stages),
-        sum(s.prompt_tokens for s in stages),
-        sum(s.cached_tokens for s in stages),
-        sum(s.completion_tokens for s in stages),
-        sum(known) if len(known) == len(costs) else None,
-    )
-    return {"lines": stages, "total": total, "models": len({s.model for s in stages}) > 1}
+    counts: dict[str, Any] = {
+        name: sum(getattr(stage, name) for stage in stages) for name in ("calls", *TOKEN_FIELDS)
+    }
+    cost = sum(known) if len(known) == len(costs) else None
+    total = StageUsage("total", "", "", cost_usd=cost, **counts)
+    return {
+        "lines": stages,
+        "total": total,
+        "models": len({s.model for s in stages}) > 1,
+        "tiers": any(s.tier != DEFAULT_TIER for s in stages),
+    }
 
 
 def short_name(value: object) -> str:

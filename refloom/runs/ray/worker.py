@@ -52,7 +52,10 @@ class Worker:
         settings = Settings(**config["settings"])
         os.environ.update({name: key for name, key in config["keys"].items() if key})
         self._connection = EndpointClient(
-            Endpoints(settings).resolve, max_retries=0, on_headers=self._send_headers
+            Endpoints(settings).resolve,
+            max_retries=0,
+            timeout=settings.call_timeout,
+            on_headers=self._send_headers,
         )
         self._send = complete
         self._calls: dict[int, Call] = {}
