@@ -22,6 +22,7 @@ from typing import Any
 
 from nodes.llm import Answer, Call
 from nodes.llm.protocol import schema_of
+from nodes.llm.provider import provider_of
 from nodes.state import Usage
 from refloom.errors import BudgetSpent, InputError
 from refloom.settings import is_embedded
@@ -95,8 +96,13 @@ class Prices:
         return cls(table | _parse_prices(text, str(path)))
 
     def get(self, model: str) -> Price | None:
-        """The price of a model; a name with a date has that of the name without, if none itself."""
+        """The price of a model; a name with a date has that of the name without, if none itself.
+
+        So has one that begins with a provider.
+        """
         price = self._table.get(model) or self._table.get(_DATE.sub("", model))
+        if price is None and provider_of(model) is not None:
+            return self.get(model.partition(":")[2])
         return price or (FREE if is_embedded(model) else None)
 
     def cost(self, model: str, usage: Usage) -> float | None:
