@@ -39,8 +39,7 @@ from nodes.inputs import (
     SynthesizerOutput,
 )
 from nodes.llm import Complete
-from nodes.llm.endpoint import EndpointClient
-from nodes.llm.provider import ProviderClient, RoutedClient
+from nodes.llm.chat_model import ModelClient
 from nodes.propose import propose
 from nodes.refine import refine
 from nodes.retrieve import retrieve
@@ -55,14 +54,6 @@ Indexer = CompiledStateGraph[IndexerState, None, IndexerInput, IndexerOutput]
 def describe_node(node: Any) -> dict[str, str]:
     """What Studio shows of a node: the first line of its docstring."""
     return {"description": str(node.__doc__).splitlines()[0]}
-
-
-def default_client() -> Complete:
-    """The endpoint of the environment, and the providers that `REFLOOM_PROVIDERS` lists.
-
-    A client of a server names the model, and must not choose who is paid.
-    """
-    return RoutedClient(EndpointClient(), ProviderClient(), only_listed=True)
 
 
 def build_graph(
@@ -84,7 +75,7 @@ def build_graph(
     if search is None:
         search = shared_search() if embed is None else DefaultSearch(embed)
         draw_other = draw_other or search.draw_other
-    complete, embed = complete or default_client(), embed or shared_embedder()
+    complete, embed = complete or ModelClient(only_listed=True), embed or shared_embedder()
     characteristics, hooks = characteristics or Characteristics(), hooks or RunHooks()
     loop = build_sample(complete=complete, embed=embed, contamination=contamination, inner=True)
 
@@ -138,7 +129,7 @@ def build_sample(
     On its own it checks its input first and may ask a person at the end; as the `inner` loop of the
     synthesizer it does neither.
     """
-    complete, embed = complete or default_client(), embed or shared_embedder()
+    complete, embed = complete or ModelClient(only_listed=True), embed or shared_embedder()
     schemas = {} if inner else {"input_schema": SampleInput, "output_schema": SampleOutput}
     builder = StateGraph(SampleState, context_schema=Context, **schemas)
     generating = partial(generate, complete=complete)

@@ -23,8 +23,7 @@ from memory.store import ReferenceFile
 from nodes.context import Context
 from nodes.hooks import Admit, RunHooks
 from nodes.llm import Call, Complete, Reply
-from nodes.llm.endpoint import EndpointClient
-from nodes.llm.provider import ProviderClient, RoutedClient
+from nodes.llm.chat_model import ModelClient
 from nodes.record import Record
 from nodes.state import Seed, Slot
 from refloom.runs.client import Endpoints, reply_to_dict
@@ -50,11 +49,8 @@ class Worker:
         self.channel = RpcChannel(self._answer)
         settings = Settings(**config["settings"])
         os.environ.update({name: key for name, key in config["keys"].items() if key})
-        self._connection = RoutedClient(
-            EndpointClient(
-                Endpoints(settings).resolve, max_retries=0, on_headers=self._send_headers
-            ),
-            ProviderClient(max_retries=0, timeout=settings.timeout),
+        self._connection = ModelClient(
+            Endpoints(settings).resolve, max_retries=0, on_headers=self._send_headers
         )
         self._send = complete or self._connection
         self._calls: dict[int, Call] = {}
