@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import warnings
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -195,6 +196,10 @@ class ModelClient(EndpointClient):
             fields = {key: value for key, value in wanted.items() if _field(model, key)}
             model = init(own_name, model_provider=provider, **fields)
             _make_clients(model)
+            # LangChain's reading of an error that aiohttp brings, of which nothing is used here.
+            warnings.filterwarnings(
+                "ignore", "coroutine 'ClientResponse.json' was never awaited", RuntimeWarning
+            )
         except Exception as error:
             raise ProviderStopped(
                 f"model {name!r} cannot be set up: {_first_line(error)}{_check_keys(provider)}"
@@ -262,14 +267,20 @@ def _asked(model: Any, call: Call, known: Capabilities) -> tuple[Any, list[Any]]
 
 
 def _own_fields(model: Any, call: Call) -> dict[str, Any]:
-    """A stage's `extra_body` as fields of the model; what has none goes into `model_kwargs`."""
+    """A stage's `extra_body` as fields of the model; what has none goes where its class puts such.
+
+    Raises `ProviderStopped` if the class has no place for it.
+    """
     own = {field: v for name, v in call.extra_body.items() if (field := _field(model, name))}
     rest = {name: v for name, v in call.extra_body.items() if not _field(model, name)}
-    if rest and not _field(model, "model_kwargs"):
+    if not rest:
+        return own
+    place = _field(model, "extra_body", "model_kwargs")
+    if not place:
         raise ProviderStopped(
             f"[stages.{call.stage}] extra_body: {call.model!r} takes no {', '.join(rest)}"
         )
-    return {**own, "model_kwargs": {**model.model_kwargs, **rest}} if rest else own
+    return {**own, place: {**(getattr(model, place) or {}), **rest}}
 
 
 def _field(model: Any, *names: str) -> str:
@@ -370,7 +381,7 @@ def _finish(metadata: Mapping[str, Any]) -> str:
     for key in _FINISH_KEYS:
         reason = metadata.get(key)
         if isinstance(reason, str):
-            lower = reason.casefold().removeprefix("finish_reason_")
+            lower = reason.casefold().rpartition(".")[2].removeprefix("finish_reason_")
             return "refusal" if lower == "refusal" else _FINISH.get(lower, "stop")
     return "stop"
 
