@@ -123,7 +123,7 @@ def test_the_address_in_a_key_is_the_providers_own(monkeypatch) -> None:
     monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:1/v1")
     assert address_of("anthropic:claude-x") == "anthropic"
     assert address_of("claude-x") is None
-    monkeypatch.setenv("ANTHROPIC_BASE_URL", "http://127.0.0.1:2")
+    monkeypatch.setenv("ANTHROPIC_BASE_URL", "http://me:secret@127.0.0.1:2")
     assert address_of("anthropic:claude-x") == "anthropic http://127.0.0.1:2"
 
 

@@ -7,12 +7,14 @@ A name is a provider's if what stands before its first colon is one that LangCha
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
 
 # The providers that clients of the graph may name, by commas.
 LISTED_VARIABLE = "REFLOOM_PROVIDERS"
+_USER_INFO = re.compile(r"//[^/@]*@")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +106,7 @@ def provider_of(model: str) -> str | None:
 def address_of(model: str) -> str | None:
     """What stands for the address in the key of a provider's call; None for an endpoint's model.
 
-    It is the provider, with the address that a variable of its own names.
+    It is the provider, with the address that a variable of its own names, without a password.
 
     >>> address_of("groq:llama")
     'groq'
@@ -113,7 +115,7 @@ def address_of(model: str) -> str | None:
     if provider is None:
         return None
     set_here = filter(None, map(os.environ.get, PROVIDERS[provider].addresses))
-    return " ".join([provider, *set_here][:2])
+    return _USER_INFO.sub("//", " ".join([provider, *set_here][:2]))
 
 
 def find_missing(model: str) -> str | None:
