@@ -34,7 +34,7 @@ PRESETS = ("quick", "thorough", "refed")
 # The fields of a reference or seed that --map and --seeds-map can point at a column.
 COLUMNS = (
     *("instruction", "input", "response", "output", "messages", "conversations"),
-    *("id", "source", "license", "tags"),
+    *("context", "system", "history", "id", "source", "license", "tags"),
 )
 
 # Settings that may change when a run resumes. A change of any other would change the rows.

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from fakes import Endpoint, completion, error, letters, verdicts
+from fakes import Endpoint, completion, error, letters, stage_of, verdicts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from langchain_core.callbacks import BaseCallbackHandler
@@ -22,7 +22,7 @@ from nodes.context import Context
 from nodes.generate import Generated
 from nodes.judge import Critiqued
 from nodes.learn import Extracted
-from nodes.llm import Call, CallFailed, CallOrigin, ProviderStopped, Reply, make_call
+from nodes.llm import Call, CallFailed, CallOrigin, ProviderStopped, Reply, ask, make_call
 from nodes.llm.completion import parse_reply
 from nodes.llm.endpoint import Endpoint as Address
 from nodes.llm.endpoint import EndpointClient, resolve_from_environment
@@ -397,6 +397,151 @@ async def test_a_fault_that_stays_when_its_field_is_gone_fails_the_call(message:
         async with connected(endpoint.url) as complete:
             with pytest.raises(CallFailed):
                 await complete(CALL)
+
+
+# What it takes
+
+
+def cut_below(tokens: int, thinks: bool = True) -> Script:
+    """A model whose answers take so many tokens, thoughts among them."""
+
+    def script(body: dict[str, Any], number: int) -> Any:
+        if body["max_tokens"] < tokens:
+            return completion(None if thinks else '{"resp', body, "length")
+        return GOOD
+
+    return script
+
+
+async def test_a_model_that_thinks_has_room_from_then_on() -> None:
+    call = replace(CALL, max_tokens=100)
+    learned: list[str] = []
+    with Endpoint(cut_below(350)) as endpoint:
+
+        async def there(model: str, judge: bool) -> Address:
+            return Address(endpoint.url, KEY)
+
+        complete = EndpointClient(
+            there, max_retries=0, on_learned=lambda model, sentence: learned.append(sentence)
+        )
+        assert (await ask(complete, call, Generated)).answer.response == "so"
+        assert (await ask(complete, replace(call, seed=8), Generated)).answer.response == "so"
+        # Another stage has not been seen to need it.
+        await ask(complete, replace(call, stage="refine"), Generated)
+        await complete.aclose()
+    sizes = [body["max_tokens"] for body in endpoint.bodies]
+    assert sizes == [100, 200, 400, 400, 100, 200, 400]
+    assert {body["seed"] for body in endpoint.bodies[:3]} == {call.seed}
+    assert "thinks before it answers" in learned[0]
+
+
+async def test_a_long_answer_of_a_model_that_does_not_think_costs_the_others_nothing() -> None:
+    call = replace(CALL, max_tokens=100)
+    with Endpoint(cut_below(150, thinks=False)) as endpoint:
+        async with connected(endpoint.url) as complete:
+            await ask(complete, call, Generated)
+            await ask(complete, call, Generated)
+    assert [body["max_tokens"] for body in endpoint.bodies] == [100, 200, 100, 200]
+
+
+async def test_an_answer_of_nothing_whose_tokens_are_used_up_is_a_cut_one() -> None:
+    def script(body: dict[str, Any], number: int) -> Any:
+        usage = {"prompt_tokens": 9, "completion_tokens": body["max_tokens"], "total_tokens": 9}
+        return whole({"content": ""}, usage=usage)
+
+    assert (await answered(script)).finish == "length"
+
+
+LARGEST = {
+    "of the answer": (
+        "Invalid max_tokens value, the valid range of max_tokens is [1, 2048]",
+        [3000, 2048, 2048],
+    ),
+    "of the window": (
+        "This model's maximum context length is 4096 tokens. However, you requested 4600 tokens "
+        "(1600 in the messages, 3000 in the completion).",
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize(("message", "sizes"), LARGEST.values(), ids=LARGEST)
+async def test_a_limit_that_the_endpoint_names_is_tried_kept_and_remembered(
+    message: str, sizes: list[int] | None
+) -> None:
+    def script(body: dict[str, Any], number: int) -> Any:
+        return error(400, message) if body["max_tokens"] > 2490 else GOOD
+
+    if "2048" in message:
+
+        def script(body: dict[str, Any], number: int) -> Any:
+            return error(400, message) if body["max_tokens"] > 2048 else GOOD
+
+    with Endpoint(script) as endpoint:
+        async with connected(endpoint.url) as complete:
+            await complete(CALL)
+            await complete(CALL)
+            known = complete.known()[0]
+    found = [body["max_tokens"] for body in endpoint.bodies]
+    if sizes:
+        assert found == sizes
+        assert known["largest_answer"] == 2048
+    else:
+        assert found[:2] == [3000, 4096 - 1600 - 32]
+        assert known["window"] == 4096
+        assert known["largest_answer"] is None
+    assert all("max_completion_tokens" not in body for body in endpoint.bodies)
+
+
+async def test_a_prompt_that_leaves_no_room_says_what_to_do() -> None:
+    message = "request (9000 tokens) exceeds the available context size (8192 tokens)"
+    failed = await failure(lambda body, n: error(400, message))
+    assert isinstance(failed, CallFailed)
+    assert (failed.kind, "larger context" in failed.message) == ("too_long", True)
+
+
+async def test_a_500_of_one_mode_has_it_probed() -> None:
+    def script(body: dict[str, Any], number: int) -> Any:
+        return error(500, "internal error") if mode_of(body) == "json_schema" else GOOD
+
+    with Endpoint(script) as endpoint:
+        async with connected(endpoint.url) as complete:
+            await complete(CALL)
+            await complete(CALL)
+    assert [mode_of(b) for b in endpoint.asked()] == ["json_schema", "tools", "tools"]
+
+
+async def test_a_500_of_everything_is_trouble_of_the_endpoint() -> None:
+    failed = await failure(lambda body, n: error(500, "internal error"))
+    assert isinstance(failed, Transient)
+
+
+async def test_a_mode_that_is_taken_and_ignored_is_given_up_after_two_unreadable_answers() -> None:
+    def script(body: dict[str, Any], number: int) -> Any:
+        if mode_of(body) in ("json_schema", "tools"):
+            return whole({"content": "Certainly! Here is what you asked for."})
+        return {"ok": True} if stage_of(body) == "probe" else GOOD
+
+    with Endpoint(script) as endpoint:
+        async with connected(endpoint.url) as complete:
+            assert (await ask(complete, CALL, Generated)).answer.response == "so"
+            assert complete.known()[0]["mode"] == "json_object"
+    modes = [mode_of(body) for body in endpoint.asked()]
+    assert modes == ["json_schema", "json_schema", "json_object"]
+
+
+async def test_two_answers_that_could_not_be_read_are_no_proof_against_a_mode() -> None:
+    def script(body: dict[str, Any], number: int) -> Any:
+        if stage_of(body) == "probe":
+            return {"ok": True}
+        return GOOD if len(body["messages"]) > 3 else whole({"content": "{}"})
+
+    with Endpoint(script) as endpoint:
+        async with connected(endpoint.url) as complete:
+            with contextlib.suppress(CallFailed):
+                await ask(complete, CALL, Generated)
+            await complete(CALL)
+    assert {mode_of(body) for body in endpoint.bodies} == {"json_schema"}
 
 
 # Faults

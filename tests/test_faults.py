@@ -59,7 +59,9 @@ def raw(provider: str, text: Any) -> dict[str, Any]:
 
 def litellm(name: str, provider: str, inner: str, code: str) -> dict[str, Any]:
     """A LiteLLM proxy: the upstream's error as text, behind the names of two exceptions."""
-    return error(f"litellm.{name}: {provider}Exception - {inner}. Received Model Group=m", code=code)
+    return error(
+        f"litellm.{name}: {provider}Exception - {inner}. Received Model Group=m", code=code
+    )
 
 
 def llamacpp(code: int, message: str, type: str, **more: Any) -> dict[str, Any]:
@@ -1204,3 +1206,323 @@ def test_the_table_knows_each_kind_by_three_forms() -> None:
     kinds = [fault.kind for *_, fault in ROWS]
     assert len(ROWS) >= 120
     assert all(kinds.count(form.kind) >= 3 for form in FORMS)
+
+
+# What an endpoint quotes is not its own words.
+
+TRAPS = (
+    "seed", "api key not valid", "rate limit", "response_format json_schema is not supported",
+    "Please try again in 36s", "This model's maximum context length is 10 tokens",
+    "the model does not exist", "insufficient balance", "temperature is not supported",
+    "content filter", "overloaded", "Loading model", "Unsupported parameter: 'max_tokens'",
+    '{"error": {"code": "invalid_api_key", "type": "insufficient_quota"}}', "<html>", "`", '"', "'{",
+    '{"code":"invalid_api_key"}', "unexpected 'seed' in \\n your prompt, \"tools\" unknown",
+)  # fmt: skip
+PROMPTS = st.one_of(
+    st.sampled_from(TRAPS), st.text(), st.lists(st.sampled_from(TRAPS)).map(" ".join),
+    st.builds("{} {} {}".format, st.text(), st.sampled_from(TRAPS), st.text()),
+)  # fmt: skip
+STATUSES = st.sampled_from([200, 400, 403, 404, 422, 429, 500, 503])
+
+
+@given(PROMPTS, STATUSES)
+@example('{"error": {"code": "invalid_api_key"}}', 400)
+@example("rate limit", 403)
+def test_a_quoted_prompt_changes_nothing(prompt: str, status: int) -> None:
+    for form in ("Invalid request: ... {} ...", "Error code 400: {}", "{}"):
+        quoting, silent = (form.format(text) for text in (prompt, ""))
+        for wrap in (error, lambda text: {"detail": text}, lambda text: f"No: {text}"):
+            assert read(status, wrap(quoting), prompt) == read(status, wrap(silent))
+
+
+@given(PROMPTS, st.text(), st.sampled_from(["litellm.X: YException - {}", "500 error: {}"]))
+def test_an_error_in_a_prompt_is_not_the_endpoint_s(prompt: str, more: str, form: str) -> None:
+    text = json.dumps({"error": {"code": "invalid_api_key", "message": prompt}}) + more
+    assert read(400, error(form.format(text)), "Mend this:\n" + text) == read(400, error(form))
+
+
+@pytest.mark.parametrize("trap", TRAPS)
+def test_a_part_of_a_prompt_is_known_as_quoted(trap: str) -> None:
+    prompt = f"Once upon a time there was {trap} in the deep wood, said the old man."
+    half = prompt[14:-14]
+    fault = read(400, error(f"Could not read this: {half}"), "Be brief.", prompt)
+    assert fault == guessed("bad_request")
+
+
+@pytest.mark.parametrize("trap", [trap for trap in TRAPS if len(trap.split()) > 1])
+@pytest.mark.parametrize("marks", ["``", '""', "''", "“”", "{}", "[]"], ids=repr)
+def test_what_stands_in_marks_is_no_word_of_the_endpoint(trap: str, marks: str) -> None:
+    plain = trap.replace("'", "").replace('"', "").replace("`", "")
+    quoted = f"{marks[0]}he said that {plain} is so{marks[1]}"
+    assert read(400, error(f"Invalid text: {quoted} came.")) == guessed("bad_request")
+    assert read(400, error(f"Invalid text: {quoted[:-1]}")) == guessed("bad_request")
+
+
+def test_a_name_in_marks_stays() -> None:
+    for name in ("'seed'", '"seed"', "`seed`", "seed"):
+        assert read(400, error(f"{name} is not supported")) == guessed("unsupported", "seed")
+
+
+@pytest.mark.parametrize(
+    "key", ["failed_generation_text", "input", "body", "messages", "received", "prompt", "content"]
+)
+def test_fields_that_may_quote_are_not_read(key: str) -> None:
+    quoted = {"code": "invalid_api_key", "message": "rate limit exceeded", "param": "seed"}
+    for value in (quoted, json.dumps(quoted), [quoted], "seed is not supported"):
+        assert read(400, error("No.") | {key: value}) == guessed("bad_request")
+        assert read(400, {"error": {"message": "No.", key: value}}) == guessed("bad_request")
+
+
+@given(
+    st.lists(st.sampled_from([*TRAPS, *(f"'{name}'" for name in ("seed", "tools"))]) | st.text()),
+    st.sampled_from([200, 400, 403, 404, 409, 413, 422, 500, 503]),
+)
+def test_words_alone_are_never_certain(parts: list[str], status: int) -> None:
+    text = " ".join(parts).replace("{", "(").replace("[", "(")
+    for body in (error(text), {"detail": text}, {"message": text}, error(text, INVALID, 400)):
+        assert not read(status, body).certain
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if not row[3].certain], ids=lambda row: row[0])
+def test_words_of_a_known_form_are_not_certain_elsewhere(row: tuple[Any, ...]) -> None:
+    status = row[1] if row[1] not in (401, 402, 429, 498, 529) else 400
+    assert not read(status, row[2]).certain
+
+
+# Waits.
+
+WAITS = {
+    "Please try again in 6m23.5s.": 383.5,
+    "try again in 20ms": 0.02,
+    "Please retry after 36 seconds": 36.0,
+    "Please retry in 36.2s.": 36.2,
+    "Try again in 1 minute": 60.0,
+    "You can try again in a minute.": 60.0,
+    "wait 2 minutes and 3 seconds": 123.0,
+    "Retry in 1h2m3s": 3723.0,
+    "try again in 2 days": 172800.0,
+    "limits reset in 5 min": 300.0,
+    "(reset after 30s)": 30.0,
+    "Rate limit of 10 per 60s exceeded. Please wait 35 seconds before retrying.": 35.0,
+    "Limit: 10 / min. Please try again in 36s.": 36.0,
+    "请 36 秒后重试": 36.0,
+    "请在2分钟之后重试": 120.0,
+    "Limit 3 per 60s.": None,
+    "Try again later.": None,
+    "Please try again. See page 3 min.": None,
+    "failed after 3 retries": None,
+    "unable to answer in less than 60 second(s)": None,
+    "": None,
+}
+
+
+@pytest.mark.parametrize(("words", "wait"), WAITS.items(), ids=WAITS)
+def test_a_wait_is_read_from_words(words: str, wait: float | None) -> None:
+    assert read_wait({}, None, words) == wait
+
+
+HEADERS: list[tuple[dict[str, str], float | None]] = [
+    ({"retry-after-ms": "250", "Retry-After": "9"}, 0.25),
+    ({"Retry-After": "3"}, 3.0),
+    ({"RETRY-AFTER": " 0.25 "}, 0.25),
+    ({"Retry-After": "-1"}, 0.0),
+    ({"Retry-After": "12s"}, 12.0),
+    ({"x-ms-retry-after-ms": "1500"}, 1.5),
+    *(({"Retry-After": text}, None) for text in ("", "soon", "nan", "inf", "1e999", "9" * 400)),
+    # Groq and OpenAI: a reset counts where nothing is left.
+    ({"x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "6m0s"}, 360.0),
+    ({"x-ratelimit-remaining-tokens": "9", "x-ratelimit-reset-tokens": "6m0s"}, None),
+    ({"x-ratelimit-reset-tokens": "6m0s"}, None),
+    (
+        {
+            **{"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "2s"},
+            **{"x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "7.66s"},
+        },
+        7.66,
+    ),
+    ({"X-RateLimit-Reset": "7"}, 7.0),
+    ({"X-RateLimit-Reset": "88ms"}, 0.088),
+    ({"X-RateLimit-Reset": "1.5", "Retry-After": "3"}, 3.0),
+]
+
+
+@pytest.mark.parametrize(("headers", "wait"), HEADERS, ids=lambda value: str(value)[:60])
+def test_a_wait_is_read_from_headers(headers: dict[str, str], wait: float | None) -> None:
+    assert read_wait(headers, None, "") == wait
+
+
+def test_a_wait_may_be_a_time() -> None:
+    soon = time.time() + 60
+    anthropic_reset = {
+        "anthropic-ratelimit-tokens-remaining": "0",
+        "anthropic-ratelimit-tokens-reset": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(soon)),
+    }
+    for headers in (
+        {"Retry-After": formatdate(soon, usegmt=True)},
+        {"Retry-After": formatdate(soon)},
+        {"X-RateLimit-Reset": f"{soon * 1000:.0f}"},
+        {"X-RateLimit-Reset": f"{soon:.0f}"},
+        anthropic_reset,
+    ):
+        wait = read_wait(headers, None, "")
+        assert wait is not None and 50 < wait < 61, headers
+    assert read_wait({"Retry-After": formatdate(0)}, None, "") == 0.0
+    assert read_wait({"Retry-After": "Mon, 01 Jan 99999 00:00:00 GMT"}, None, "") is None
+
+
+DETAILS: list[tuple[Any, float | None]] = [
+    (google(429, "X", "m", google_detail("RetryInfo", retryDelay="0.5s")), 0.5),
+    (google(429, "X", "m", google_detail("RetryInfo", retryDelay={"seconds": 4})), 4.0),
+    ({"error": "loading", "estimated_time": 20.5}, 20.5),
+    ({"error": {"retry_after": 7}}, 7.0),
+    ({"error": {"message": "x", "retry_after_ms": "250"}}, 0.25),
+    ({"detail": {"retryAfter": "9"}}, 9.0),
+    (openrouter(429, "x", headers={"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": "5"}), 5.0),
+    (openrouter(429, "x", **raw("Google", google(429, "X", "m", {"retryDelay": "11s"}))), 11.0),
+    ({"input": {"retry_after": 7}}, None),
+    ({"error": {"retry_after": float("nan")}}, None),
+    ({"error": {"retry_after": True}}, None),
+    ([], None),
+]
+
+
+@pytest.mark.parametrize(("value", "wait"), DETAILS)
+def test_a_wait_is_read_from_details(value: Any, wait: float | None) -> None:
+    assert read_wait({}, value, "") == wait
+
+
+def test_headers_go_before_details_and_details_before_words() -> None:
+    body = {"error": {"message": "Slow down, try again in 3 s", "retry_after": 2}}
+    assert read(429, body, **{"retry-after": "1"}).wait == 1.0
+    assert read(429, body).wait == 2.0
+    assert read(429, error("Slow down, try again in 3 s")).wait == 3.0
+
+
+def test_only_what_passes_is_waited_for() -> None:
+    assert read(400, error("the prompt is too long, try again in 3 s")).wait is None
+    left = {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "9s"}
+    assert read(429, error("no"), **left).wait == 9.0
+    assert read(500, error("no"), **left).wait is None
+
+
+# The line that is said.
+
+HTML = {"Content-Type": "text/html; charset=utf-8"}
+PAGE = "<!DOCTYPE html><head><style>a{}</style><title>Open&nbsp;WebUI</title><body>Sign in"
+LINES: list[tuple[int, dict[str, str], Any, str]] = [
+    (400, {}, error("No\n such  thing"), "status 400: No such thing"),
+    (
+        200, HTML, PAGE, "status 200: what came is a web page (text/html), not JSON: 'Open WebUI "
+        "Sign in'; is --base-url the API's address?",
+    ),
+    (
+        404, {"content-type": "text/plain"}, "404 page not found", "status 404: what came is no "
+        "JSON (text/plain): '404 page not found'; is --base-url the API's address?",
+    ),
+    (502, {}, b"", "status 502: an empty body came"),
+    (301, {"Location": "https://b.example/v1"}, "", "status 301: it redirects to "
+     "https://b.example/v1; is --base-url the API's address?"),
+    (200, {}, {"choices": []}, 'status 200: no error was said: {"choices": []}'),
+    (200, {}, openrouter(401, "No auth"), "status 200 (401 inside): No auth"),
+    (
+        400, {}, openrouter(400, "Provider returned error", **raw("X", error("Too odd"))),
+        "status 400: Provider returned error; Too odd",
+    ),
+    (400, {}, error("litellm.BadRequestError: XException - " + json.dumps(error("odd"))),
+     "status 400: odd; litellm.BadRequestError: XException"),
+    (401, {}, error("Incorrect API key provided: sk-abcdef123456."),
+     "status 401: Incorrect API key provided: (key)"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("status", "headers", "body", "line"), LINES, ids=[r[3] for r in LINES])
+def test_the_line_names_what_came(
+    status: int, headers: dict[str, str], body: Any, line: str
+) -> None:
+    assert read_fault(status, headers, body).message == line
+
+
+KEYS_IN_WORDS = [
+    "sk-proj-abcDEF123456", "sk-ant-api03-abcdef", "gsk_abcdef123456", "hf_abcdefGHIJK",
+    "xai-abcdef123456", "AIzaSyA1234567890abcdef", "Bearer abcdef.123", "nvapi-abcdef123",
+    "api key 0123456789abcdef0123", "key: abc***9xyz", "key=Zm9vYmFyOTk", "f" * 32,
+    "eyJhbGciOiJIUzI1NiJ9.eyJzdWIi.abc", "provided: na***ys9",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("words", KEYS_IN_WORDS)
+def test_a_key_is_never_said(words: str) -> None:
+    secret = words.split()[-1].removeprefix("key=")
+    for body in (error(f"No: {words}, so"), f"No: {words} so", {"odd": words}):
+        line = read_fault(400, {}, body).message
+        assert secret not in line and "(key)" in line
+    assert secret not in redact_keys(words)
+
+
+@pytest.mark.parametrize("words", ["the key: please give one", "token limit", "a key-word", "sk-"])
+def test_other_words_are_no_keys(words: str) -> None:
+    assert redact_keys(words) == words
+
+
+# Whatever comes.
+
+NAMES = st.sampled_from(
+    "error errors message detail details code type param loc status reason metadata raw choices "
+    "headers ctx le description fieldViolations retry_after retryDelay n_ctx innererror".split()
+) | st.text(max_size=3)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from(TRAPS),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(NAMES, inner, max_size=5),
+    max_leaves=30,
+)
+
+
+@given(
+    st.integers(0, 999) | STATUSES, st.dictionaries(st.text(), st.text(), max_size=3),
+    JSON | st.binary() | st.text() | st.sampled_from(TRAPS), st.lists(PROMPTS, max_size=2),
+    st.sampled_from([{}, {"retry-after": "x"}, {"content-type": "text/html"}, {"location": "/"}]),
+)  # fmt: skip
+def test_anything_is_read(
+    status: int, headers: dict[str, str], body: Any, sent: list[str], more: dict[str, str]
+) -> None:
+    fault = read_fault(status, headers | more, body, sent=sent)
+    assert fault.message.startswith("status ") and len(fault.message) <= 300
+    assert fault.message.isprintable()
+    assert fault.wait is None or 0 <= fault.wait < float("inf")
+    assert (fault.feature is not None) <= (fault.kind in ("unsupported", "bad_generation"))
+
+
+HOSTILE = {
+    "deep list": "[" * 100_000,
+    "deep object": '{"error":' * 100_000,
+    "deep print": error("error: " + "[{" * 3000),
+    "many digits": '{"error": {"code": ' + "9" * 5000 + "}}",
+    "great number": {"error": {"code": 10**5000, "param": 10**5000, "n_ctx": 10**5000}},
+    "lone surrogate": error("\ud800 the seed"),
+    "long word": error("a" * 1_000_000),
+    "many marks": error("'\"`{[" * 50_000),
+    "many spaces": error("max_tokens" + " " * 200_000 + "x"),
+    "many names": error("models " * 30_000),
+    "many numbers": error("try again in " + "1 m " * 50_000),
+    "many tags": "<html>" + "<a " * 100_000,
+    "many comments": "<html>" + "<!--" * 100_000,
+    "bad bytes": b"\xff\xfe" * 1000,
+}
+
+
+@pytest.mark.parametrize("body", HOSTILE.values(), ids=HOSTILE)
+def test_a_hostile_body_is_read_at_once(body: Any) -> None:
+    sent = ["the quick brown fox jumps over the lazy dog " * 2000]
+    start = time.perf_counter()
+    for status in (200, 400, 429):
+        read_fault(status, {}, body, sent=sent)
+    assert time.perf_counter() - start < 3
+
+
+def test_an_ordinary_error_takes_no_time() -> None:
+    sent = ["word " * 20_000]
+    read(429, error("Rate limit reached"), *sent)
+    start = time.perf_counter()
+    for _ in range(20):
+        read(400, error("Something odd happened with this request " * 5), *sent)
+    assert time.perf_counter() - start < 1

@@ -103,19 +103,23 @@ class ModelClient(EndpointClient):
         self._only_listed = only_listed
         self._models: dict[str, asyncio.Future[Any]] = {}
 
-    async def __call__(self, call: Call) -> Reply:
-        """See `nodes.llm.Complete`. Raises `BadInput` for a provider that is not listed."""
-        address = address_of(call.model)
-        if address is not None:
-            unlisted = find_unlisted(call.model) if self._only_listed else None
-            if unlisted is not None:
-                raise BadInput(f"{'judge_model' if call.judge else 'model'}: {unlisted}")
-            # A provider's client knows where to send it.
-            target = Target(Endpoint(), address, "", {})
-            self._targets.setdefault((call.model, call.judge), target)
-            best = Capabilities(mode=_best_mode(await self._model(call.model)))
-            self._capabilities.setdefault((address, call.model), best)
-        return await super().__call__(call)
+    async def list_models(self, model: str, judge: bool) -> list[dict[str, Any]] | None:
+        """See `EndpointClient`; a provider's list is not asked for."""
+        return None if provider_of(model) else await super().list_models(model, judge)
+
+    async def _target_of(self, model: str, judge: bool) -> Target:
+        """The target of a model's calls. Raises `BadInput` for a provider that is not listed."""
+        address = address_of(model)
+        if address is None or (model, judge) in self._targets:
+            return await super()._target_of(model, judge)
+        unlisted = find_unlisted(model) if self._only_listed else None
+        if unlisted is not None:
+            raise BadInput(f"{'judge_model' if judge else 'model'}: {unlisted}")
+        if self._remote_attempt is None:
+            best = Capabilities(mode=_best_mode(await self._model(model)))
+            self._capabilities.setdefault((address, model), best)
+        # A provider's client knows where to send it.
+        return self._targets.setdefault((model, judge), Target(Endpoint(), address, "", {}))
 
     async def aclose(self) -> None:
         """Close the session of the running event loop, and the models' own connections."""
@@ -128,7 +132,7 @@ class ModelClient(EndpointClient):
 
     async def _send(self, target: Target, call: Call, known: Capabilities) -> Reply | Fault:
         """Send one request, to a provider or an endpoint: its reply, or the fault."""
-        if provider_of(call.model) is None:
+        if provider_of(call.model) is None or self._remote_attempt is not None:
             return await super()._send(target, call, known)
         model = await self._model(call.model)
         if call.answer is not None and known.mode == "json_object":

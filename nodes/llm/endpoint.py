@@ -70,6 +70,8 @@ TRANSIENT_KINDS = ("rate_limit", "no_resources", "loading", "overloaded", "serve
 ALL_CAPABILITIES = Capabilities()
 # The address and name of a model.
 ModelKey = tuple[str, str]
+# Makes one request in a given way: see `EndpointClient.attempt`.
+Attempt = Callable[[Call, Capabilities], Awaitable[Reply | Fault]]
 # Makes the call of a probe by the `Complete` it is handed.
 SendProbe = Callable[[Call, Complete], Awaitable[Reply]]
 # Called with a model and a sentence about it.
@@ -141,13 +143,16 @@ class EndpointClient:
         timeout: float = TIMEOUT_S,
         on_headers: OnHeaders | None = None,
         on_learned: OnLearned | None = None,
+        attempt: Attempt | None = None,
     ) -> None:
         """`max_retries` bounds the retries of transient faults; 0 for a caller with its own.
 
         `timeout` bounds one request, in seconds. `on_headers` gets the headers of every answer,
         good or bad: endpoints say there how much more they take. `on_learned` gets the model and a
-        sentence whenever something new is known of its endpoint.
+        sentence whenever something new is known of its endpoint. `attempt` makes the requests in
+        another process.
         """
+        self._remote_attempt = attempt
         self._resolve = resolve
         self._on_headers = on_headers
         self._on_learned = on_learned
@@ -167,10 +172,7 @@ class EndpointClient:
 
     async def __call__(self, call: Call) -> Reply:
         """See `nodes.llm.Complete`. Raises `Transient` after the last retry."""
-        target = self._targets.get((call.model, call.judge))
-        if target is None:
-            target = target_of(await self._resolve(call.model, call.judge))
-            self._targets[call.model, call.judge] = target
+        target = await self._target_of(call.model, call.judge)
         call = self.fit(call)
         for retry in range(self._max_retries):
             try:
@@ -181,6 +183,24 @@ class EndpointClient:
                 wait = random.uniform(0.25, 0.5) * 2**retry
             await asyncio.sleep(min(wait, MAX_RETRY_WAIT_S))
         return await self._request(target, call)
+
+    async def attempt(self, call: Call, known: Capabilities) -> Reply | Fault:
+        """One request in a given way, whatever is known: its reply, or the fault.
+
+        Nothing is learned of it. Raises `Transient` if no answer comes.
+        """
+        return await self._send(await self._target_of(call.model, call.judge), call, known)
+
+    async def list_models(self, model: str, judge: bool) -> list[dict[str, Any]] | None:
+        """The endpoint's list of models, as it gives it; None if it has none."""
+        target = await self._target_of(model, judge)
+        try:
+            body = await (await self._session()).get(target, "/models")
+        except (ErrorResponse, aiohttp.ClientError, TimeoutError):
+            return None
+        entries = body.get("data", body.get("models")) if isinstance(body, dict) else body
+        listed = entries if isinstance(entries, list) else []
+        return [entry for entry in listed if isinstance(entry, dict)] or None
 
     def fit(self, call: Call) -> Call:
         """The call with the `max_tokens` that goes on the wire, by what is known so far."""
@@ -211,6 +231,13 @@ class EndpointClient:
             values = {k: v for k, v in entry.items() if k not in ("address", "model")}
             key = str(entry["address"]), str(entry["model"])
             self._capabilities[key] = Capabilities.from_dict(values)
+
+    async def _target_of(self, model: str, judge: bool) -> Target:
+        target = self._targets.get((model, judge))
+        if target is None:
+            target = target_of(await self._resolve(model, judge))
+            self._targets[model, judge] = target
+        return target
 
     def _known(self, target: Target, call: Call) -> Capabilities:
         return self._capabilities.get((target.name, call.model), ALL_CAPABILITIES)
@@ -469,6 +496,8 @@ class EndpointClient:
 
     async def _send(self, target: Target, call: Call, known: Capabilities) -> Reply | Fault:
         """Send one request: its reply, or the fault. Raises `Transient` if no answer comes."""
+        if self._remote_attempt is not None:
+            return await self._remote_attempt(call, known)
         body = request_body(call, known)
         try:
             answer, headers = await self._post(target, body)
@@ -690,6 +719,29 @@ class HttpSession:
             return loads(content), headers
         except ValueError as error:
             raise ErrorResponse(status, content, headers) from error
+
+    async def get(self, target: Target, path: str) -> Any:
+        """The JSON of a page beside the chat completions, such as `/models`.
+
+        Raises as `post` does.
+        """
+        parts = urlsplit(target.url)
+        base = parts.path.removesuffix("/chat/completions")
+        url = urlunsplit(parts._replace(path=base + path))
+        async with self._session.get(
+            url,
+            headers=target.headers,
+            proxy=self._proxy(url),
+            ssl=await _ssl_context() if url.startswith("https:") else True,
+            allow_redirects=False,
+        ) as response:
+            content = await response.read()
+        try:
+            if response.status == 200:
+                return loads(content)
+        except ValueError as error:
+            raise ErrorResponse(response.status, content, response.headers) from error
+        raise ErrorResponse(response.status, content, response.headers)
 
     def _proxy(self, url: str) -> str | None:
         """The proxy that the environment names for an address, looked up once."""

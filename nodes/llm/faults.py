@@ -32,7 +32,7 @@ PASSING: tuple[FaultKind, ...] = (
 )  # fmt: skip
 MAX_MESSAGE = 300
 # What is read of an error: an endpoint may send anything.
-MAX_BODY, MAX_TEXT, MAX_WORDS, MAX_DEPTH, MAX_ITEMS = 400_000, 200_000, 4_000, 8, 40
+MAX_BODY, MAX_TEXT, MAX_WORDS, MAX_DEPTH, MAX_ITEMS = 400_000, 50_000, 4_000, 8, 40
 # So many words in a row that also stand in the request are a quotation of it.
 QUOTED_RUN = 4
 # Quoted or in brackets, more words than these are no name but a text.
@@ -425,7 +425,7 @@ _AMOUNT = (
     r"(\d{1,12}(?:\.\d{1,9})?)\s*(ms|milliseconds?|s|secs?|seconds?|m|mins?|minutes?|h|hrs?|hours?"
     r"|d|days?|秒|分钟|小时)(?![a-z])"
 )
-_DURATION = re.compile(rf"{_AMOUNT}(?:\s*(?:,|and)?\s*{_AMOUNT})*", re.IGNORECASE)
+_DURATION = re.compile(rf"{_AMOUNT}(?:[, ]{{0,3}}(?:and )?{_AMOUNT}){{0,4}}", re.IGNORECASE)
 _WAIT = re.compile(
     r"(?:try(?:ing)?(?: \w+)? again|retry\w*|reset\w*|available|wait\w*|back off)\b[^.\d\n]{0,40}?"
     rf"(?P<wait>{_DURATION.pattern}|\b(?:an?|one) (?:minute|hour)\b)"
@@ -460,7 +460,7 @@ _IDENTIFIER = re.compile(r"[`\"'“”«»\\]*[^\s`\"'“”«»]{1,200}[`\"'“
 _ONLY_OBJECT = re.compile(r"^(?!.*(?:should|must) be[^.]*json_object).*json_object", re.DOTALL)
 _UNKNOWN_NAME = re.compile(r"Unknown name \W{1,3}([\w$]+)\W{1,3}(?: ?at '([^'\s]+)')?")
 _PAGE = re.compile(r"\s*<(?:!doctype|html|head|body|\?xml|center|h1)", re.IGNORECASE)
-_UNSEEN = re.compile(r"<(script|style)\b[\s\S]*?</\1>|<!--[\s\S]*?-->", re.IGNORECASE)
+_UNSEEN = re.compile(r"<(script|style)\b[\s\S]*?(?:</\1>|\Z)|<!--[\s\S]*?(?:-->|\Z)", re.IGNORECASE)
 _GAP = " … "
 
 
@@ -735,24 +735,23 @@ def _joins(left: str, right: str) -> bool:
 
 def _quoted_spans(text: str, sent: Sequence[str]) -> Iterator[tuple[int, int]]:
     """Where a text repeats `QUOTED_RUN` or more words of the request, without overlaps."""
-    tokens = list(_TOKEN.finditer(text))
-    if len(tokens) < QUOTED_RUN or not sent:
-        return
-    words = [token.group().casefold() for token in tokens]
-    asked = " | ".join(" ".join(_words_of(part)) for part in sent)
-    asked = f" {asked} "
-    until = -1
-    first = 0
-    for at in range(len(words) - QUOTED_RUN + 1):
-        if f" {' '.join(words[at : at + QUOTED_RUN])} " not in asked:
-            continue
-        if at > until and until >= 0:
-            yield tokens[first].start(), tokens[until].end()
-        if at > until:
-            first = at
-        until = at + QUOTED_RUN - 1
+    tokens = list(_TOKEN.finditer(text)) if sent else []
+    runs = _runs([token.group().casefold() for token in tokens])
+    known = set(runs)
+    quoted = {run for part in sent for run in _runs(_words_of(part)) if run in known}
+    first, until = 0, -1
+    for at, run in enumerate(runs):
+        if run in quoted:
+            if at > until >= 0:
+                yield tokens[first].start(), tokens[until].end()
+            first = first if until >= at else at
+            until = at + QUOTED_RUN - 1
     if until >= 0:
         yield tokens[first].start(), tokens[until].end()
+
+
+def _runs(words: list[str]) -> list[tuple[str, ...]]:
+    return list(zip(*(words[at:] for at in range(QUOTED_RUN)), strict=False))
 
 
 def _words_of(text: str) -> list[str]:
@@ -868,21 +867,22 @@ def _by_status(found: _Evidence, value: Any, text: str | None) -> Fault:
     if 300 <= status < 400:
         return Fault("address", "", certain=True)
     if status < 300:
-        return Fault(_kind_of_success(found, value, text), "")
+        return Fault(_kind_of_success(value, text), "")
     kind: FaultKind = "bad_request" if status < 500 else "server"
     kind = KIND_OF_STATUS.get(status, kind)
     no_api = status in (404, 405) and text is not None
     return Fault(kind, "", certain=no_api or status in PLAIN_STATUSES)
 
 
-def _kind_of_success(found: _Evidence, value: Any, text: str | None) -> FaultKind:
+def _kind_of_success(value: Any, text: str | None) -> FaultKind:
     """What a reply with status 200 is that holds no completion and no known error."""
     if text is not None:
         cut = not text.strip() or text.lstrip()[:1] in ("{", "[") or text.startswith(("data:", ":"))
         return "server" if cut else "address"
-    if not value or not isinstance(value, Mapping) or found.texts:
+    if not value or not isinstance(value, Mapping):
         return "server"
-    return "server" if {"choices", "error", "object"} & {str(key) for key in value} else "address"
+    known = {"choices", "object", "error", "errors", "detail", "message", "code"}
+    return "server" if known & {str(key).lower() for key in value} else "address"
 
 
 def _with_counts(fault: Fault, found: _Evidence) -> Fault:
@@ -951,7 +951,7 @@ def _what_came(text: str, headers: Mapping[str, str]) -> str:
     if not text.strip():
         return "an empty body came"
     if _PAGE.match(text):
-        text = html.unescape(re.sub(r"<[^>]*>", " ", _UNSEEN.sub(" ", text[:20_000])))
+        text = html.unescape(re.sub(r"<[^<>]*>", " ", _UNSEEN.sub(" ", text[:20_000])))
         kind = f"a web page ({content_type or 'HTML'}), not JSON"
     else:
         kind = f"no JSON ({content_type or 'no content type'})"

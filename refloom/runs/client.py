@@ -22,7 +22,7 @@ from typing import Any
 
 from nodes.llm import Answer, Call, CallFailed, Complete, ProviderStopped, Reply
 from nodes.llm.chat_model import ModelClient
-from nodes.llm.endpoint import Endpoint, OnLearned
+from nodes.llm.endpoint import Attempt, Endpoint, OnLearned
 from nodes.llm.protocol import Transient, schema_of
 from nodes.llm.provider import address_of, find_missing, keys_of, provider_of
 from refloom import local
@@ -57,6 +57,7 @@ async def open_client(
     prior_cost: float,
     prior_tokens: int,
     complete: Complete | None = None,
+    attempt: Attempt | None = None,
     reused: ReusedCalls | None = None,
     shared: Journal | None = None,
     on_fault: FaultCallback = lambda fault: None,
@@ -65,9 +66,9 @@ async def open_client(
     """Open the client of a run or of a judge, with the limits and caps that the settings set.
 
     `prior_cost` (dollars) and `prior_tokens` are what earlier sessions have used. `complete`
-    replaces the endpoints; `reused`, `shared` and `on_fault` are those of `CachedClient`,
-    `on_learned` that of `EndpointClient`. At the end calls in flight are cancelled, connections
-    closed, and what was learned of the endpoints is journaled.
+    replaces the endpoints; `attempt` and `on_learned` are those of `EndpointClient`, `reused`,
+    `shared` and `on_fault` those of `CachedClient`. At the end calls in flight are cancelled,
+    connections closed, and what was learned of the endpoints is journaled.
     """
     addresses = endpoints.addresses
     limiter = Limiter(settings.max_in_flight, settings.rpm, settings.tpm, addresses=addresses)
@@ -89,6 +90,7 @@ async def open_client(
         timeout=settings.timeout,
         on_headers=limiter.apply_headers,
         on_learned=remember,
+        attempt=attempt,
     )
     endpoint_client.remember(await asyncio.to_thread(journal.meta, "endpoints") or [])
     client = CachedClient(
@@ -399,7 +401,10 @@ class Endpoints:
                     "accent?). Set it again"
                 )
         # The names of the writer's and the judge's endpoint in the keys of their calls.
-        self.addresses = (self._base_url or "default", self._judge_base_url or "default")
+        self.addresses = (
+            address_of(settings.model) or self._base_url or "default",
+            address_of(settings.judge) or self._judge_base_url or "default",
+        )
         self._key = os.environ.get("OPENAI_API_KEY", "")
         # The writer's key is not sent to another address.
         writer_key = self._key if settings.judge_base_url is None else ""
