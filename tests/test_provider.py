@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -34,6 +35,7 @@ from refloom.runs.client import CachedClient, Endpoints
 from refloom.runs.cost import Budget, Price, Prices
 from refloom.runs.journal import Journal
 from refloom.runs.rate_limit import Limiter
+from refloom.serve.request_limits import RequestRefused, _check_settings
 from refloom.settings import OTHER_VARIABLES, Settings
 
 KEY = "a-key-of-a-provider"
@@ -439,3 +441,24 @@ async def test_the_key_of_a_call_holds_provider_and_address(tmp_path, monkeypatc
     monkeypatch.setenv("GROQ_API_BASE", "http://127.0.0.1:1")
     assert here._key(call()) != at_groq
     journal.close()
+
+
+def test_a_server_refuses_it_before_a_run_begins(monkeypatch) -> None:
+    for setting in ("model", "judge_model"):
+        with pytest.raises(RequestRefused, match=f"context.{setting}: 'groq:m' .* must list it"):
+            _check_settings({"context": {"model": "m", setting: "groq:m"}})
+    monkeypatch.setenv(LISTED_VARIABLE, "groq")
+    _check_settings({"context": {"model": "groq:m"}})
+
+
+def test_one_event_loop_after_another_gets_its_answers() -> None:
+    """Packages keep connections for the process, and a connection works in one loop only."""
+
+    async def ask(endpoint: Endpoint) -> str | None:
+        client = ModelClient(init=openai_at(endpoint), max_retries=0)
+        replies = [await client(text_call(seed=seed)) for seed in range(2)]
+        await client.aclose()
+        return replies[-1].text
+
+    with Endpoint(lambda body, number: "So.") as endpoint:
+        assert [asyncio.run(ask(endpoint)) for _ in range(3)] == ["So."] * 3
