@@ -138,6 +138,9 @@ class ModelClient(EndpointClient):
         if call.answer is not None and known.mode == "json_object":
             message = "LangChain asks for a shape by a schema or a tool"
             return Fault("unsupported", message, feature=known.mode, certain=True)
+        if call.kind == "question" and not _gives_odds(model):
+            message = f"{type(model).__name__} gives no log-probabilities"
+            return Fault("unsupported", message, feature="logprobs", certain=True)
         try:
             runnable, messages = _asked(model, call, known)
         except (NotImplementedError, ValueError) as error:
@@ -149,6 +152,14 @@ class ModelClient(EndpointClient):
             return read_error(error, call)
         message = answer["raw"] if isinstance(answer, Mapping) else answer
         return read_message(message, structured=call.answer is not None)
+
+    def _suspects(
+        self, target: Target, call: Call, known: Capabilities, fault: Fault
+    ) -> tuple[str, ...]:
+        """See `EndpointClient`; what a model's class does not have needs no probe."""
+        if provider_of(call.model) and fault.certain and fault.feature == "logprobs":
+            return ()
+        return super()._suspects(target, call, known, fault)
 
     def _error(self, target: Target, call: Call, fault: Fault) -> Exception:
         """What a fault means: as of an endpoint, but for what there is to check."""
@@ -238,6 +249,11 @@ def _best_mode(model: Any) -> Mode:
     return "json_schema" if by_schema else "tools"
 
 
+def _gives_odds(model: Any) -> bool:
+    """Whether a model's class can ask for log-probabilities in the form that is read here."""
+    return bool(_field(model, "logprobs") and _field(model, "top_logprobs"))
+
+
 def _asked(model: Any, call: Call, known: Capabilities) -> tuple[Any, list[Any]]:
     """The model with a call's parameters and the shape of its answer, and the messages."""
     values = {
@@ -251,10 +267,6 @@ def _asked(model: Any, call: Call, known: Capabilities) -> tuple[Any, list[Any]]
         if name not in known.refused_fields and (field := _field(model, *_FIELD_NAMES[name]))
     }
     if call.kind == "question":
-        if not (_field(model, "logprobs") and _field(model, "top_logprobs")):
-            raise ProviderStopped(
-                f"{call.model!r} gives no log-probabilities; use --judge-method verdict"
-            )
         fewer = "top_logprobs" in known.refused_fields
         fields |= {"logprobs": True, "top_logprobs": FEWER_TOP_LOGPROBS if fewer else TOP_LOGPROBS}
     fields |= _own_fields(model, call)
