@@ -39,7 +39,7 @@ from nodes.inputs import (
     SynthesizerOutput,
 )
 from nodes.llm import Complete
-from nodes.llm.endpoint import EndpointClient
+from nodes.llm.chat_model import ModelClient
 from nodes.propose import propose
 from nodes.refine import refine
 from nodes.retrieve import retrieve
@@ -75,7 +75,7 @@ def build_graph(
     if search is None:
         search = shared_search() if embed is None else DefaultSearch(embed)
         draw_other = draw_other or search.draw_other
-    complete, embed = complete or EndpointClient(), embed or shared_embedder()
+    complete, embed = complete or ModelClient(only_listed=True), embed or shared_embedder()
     characteristics, hooks = characteristics or Characteristics(), hooks or RunHooks()
     loop = build_sample(complete=complete, embed=embed, contamination=contamination, inner=True)
 
@@ -129,7 +129,7 @@ def build_sample(
     On its own it checks its input first and may ask a person at the end; as the `inner` loop of the
     synthesizer it does neither.
     """
-    complete, embed = complete or EndpointClient(), embed or shared_embedder()
+    complete, embed = complete or ModelClient(only_listed=True), embed or shared_embedder()
     schemas = {} if inner else {"input_schema": SampleInput, "output_schema": SampleOutput}
     builder = StateGraph(SampleState, context_schema=Context, **schemas)
     generating = partial(generate, complete=complete)

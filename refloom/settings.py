@@ -376,7 +376,7 @@ def default_judge_method(judge: str) -> JudgeMethod:
 
 
 # Variables that are not settings of a run but are read elsewhere.
-OTHER_VARIABLES = {"REFLOOM_INDEX", "REFLOOM_API_KEYS", "REFLOOM_OFFLINE"}
+OTHER_VARIABLES = {"REFLOOM_INDEX", "REFLOOM_API_KEYS", "REFLOOM_OFFLINE", "REFLOOM_PROVIDERS"}
 
 
 def load_settings(flags: dict[str, Any], config: Path | None = None) -> Settings:

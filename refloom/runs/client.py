@@ -21,8 +21,10 @@ from hashlib import sha256
 from typing import Any
 
 from nodes.llm import Answer, Call, CallFailed, Complete, ProviderStopped, Reply
-from nodes.llm.endpoint import Attempt, Endpoint, EndpointClient, OnLearned
+from nodes.llm.chat_model import ModelClient
+from nodes.llm.endpoint import Attempt, Endpoint, OnLearned
 from nodes.llm.protocol import Transient, schema_of
+from nodes.llm.provider import address_of, find_missing, keys_of, provider_of
 from refloom import local
 from refloom.errors import BudgetSpent, InputError
 from refloom.runs.cost import Budget, Prices
@@ -86,7 +88,7 @@ async def open_client(
         journal.put_soon(INSERT_META, "endpoints", json.dumps(endpoint_client.known()))
         on_learned(model, sentence)
 
-    endpoint_client = EndpointClient(
+    endpoint_client = ModelClient(
         endpoints.resolve,
         max_retries=0,
         timeout=settings.call_timeout,
@@ -203,7 +205,8 @@ class CachedClient:
 
     def _key(self, call: Call) -> bytes:
         """The hash of a JSON list; the schema in it is serialized once per answer type."""
-        before = (self._addresses[call.judge], call.model, call.messages)
+        address = address_of(call.model) or self._addresses[call.judge]
+        before = (address, call.model, call.messages)
         after = (call.temperature, call.max_tokens * call.room, call.seed, call.extra_body)
         asked = '"text"' if call.text else _schema_json(call.answer)
         parts = (_json_items(before), asked, _json_items(after))
@@ -420,15 +423,19 @@ class Endpoints:
                     "accent?). Set it again"
                 )
         # The names of the writer's and the judge's endpoint in the keys of their calls.
-        self.addresses = (self._base_url or "default", self._judge_base_url or "default")
+        self.addresses = (
+            address_of(settings.model) or self._base_url or "default",
+            address_of(settings.judge) or self._judge_base_url or "default",
+        )
         self._key = os.environ.get("OPENAI_API_KEY", "")
         # The writer's key is not sent to another address.
         writer_key = self._key if settings.judge_base_url is None else ""
         self._judge_key = os.environ.get("JUDGE_API_KEY") or writer_key
+        self._provider_keys = keys_of((settings.model, settings.judge))
 
     def api_keys(self) -> list[str]:
         """The API keys in use, so that a log can redact them."""
-        return [key for key in (self._key, self._judge_key) if key]
+        return [key for key in (self._key, self._judge_key, *self._provider_keys) if key]
 
     async def check(self, settings: Settings) -> None:
         """Raise `ProviderStopped` if a model of the run has no endpoint at all."""
@@ -437,7 +444,15 @@ class Endpoints:
                 await self.resolve(model, judge)
 
     async def resolve(self, model: str, judge: bool) -> Endpoint:
-        """See `nodes.llm.endpoint.Resolve`. Raises `ProviderStopped` if there is no endpoint."""
+        """See `nodes.llm.endpoint.Resolve`. Raises `ProviderStopped` if there is no endpoint.
+
+        A provider's model needs none, but a package: raises `InputError` if that is missing.
+        """
+        if provider_of(model) is not None:
+            missing = await asyncio.to_thread(find_missing, model)
+            if missing is not None:
+                raise InputError(missing)
+            return Endpoint()
         if is_embedded(model):
             return await asyncio.to_thread(local.endpoint, model)
         base_url, key = (

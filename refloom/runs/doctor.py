@@ -11,6 +11,7 @@ from typing import Any, Literal
 from nodes.llm import Answer, Call, ProviderStopped, Reply
 from nodes.llm.answers import UnreadableAnswer, has_thinking_mark, read_answer
 from nodes.llm.capabilities import MODES, Capabilities, Mode
+from nodes.llm.chat_model import ModelClient
 from nodes.llm.endpoint import EndpointClient
 from nodes.llm.faults import Fault
 from nodes.llm.protocol import Transient
@@ -100,7 +101,7 @@ async def examine(settings: Settings) -> DoctorReport:
             names = ("x-ratelimit-limit-requests", "x-ratelimit-limit-tokens")
             limits.update({name: headers[name] for name in names if name in headers})
 
-        client = EndpointClient(endpoints.resolve, max_retries=0, on_headers=keep_limits)
+        client = ModelClient(endpoints.resolve, max_retries=0, on_headers=keep_limits)
         price = prices.get(model)
         found = ModelReport(
             model,

@@ -25,6 +25,7 @@ from memory.references import distinct
 from memory.store import ReferenceFile, load_or_write_references
 from nodes.hooks import RunHooks
 from nodes.llm import CallFailed, Complete
+from nodes.llm.provider import variables_of
 from nodes.record import Record
 from refloom.data.benchmarks import load_benchmarks
 from refloom.data.read import ReadReport, Source, read_references, read_seeds
@@ -151,7 +152,10 @@ async def open_pool(
     settings = parts.settings
     worker_config = {
         "settings": settings.model_dump(mode="json"),
-        "keys": {name: os.environ.get(name, "") for name in API_KEY_VARIABLES},
+        "keys": {
+            name: os.environ.get(name, "")
+            for name in (*API_KEY_VARIABLES, *variables_of((settings.model, settings.judge)))
+        },
         "references": str(parts.references.path.absolute()),
         "resumed": parts.recorder.resumed,
     }

@@ -20,6 +20,7 @@ from nodes.inputs import (
     read_input,
     read_sample_input,
 )
+from nodes.llm.provider import find_unlisted
 from refloom.serve.api_keys import identify_request, load_key_hashes
 
 MAX_BODY_BYTES = 8 << 20
@@ -221,11 +222,15 @@ def _check_settings(run: Mapping[str, Any]) -> None:
         if not isinstance(values, dict) or not values:
             continue
         try:
-            Context.model_validate(values)
+            context = Context.model_validate(values)
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             field = ".".join([name, *map(str, first["loc"])])
             raise RequestRefused(422, f"{field}: {first['msg']}") from error
+        for setting in ("model", "judge_model"):
+            unlisted = find_unlisted(getattr(context, setting))
+            if unlisted is not None:
+                raise RequestRefused(422, f"{name}.{setting}: {unlisted}")
 
 
 def _check_input(graph_input: dict[str, Any]) -> None:

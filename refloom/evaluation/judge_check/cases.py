@@ -25,6 +25,7 @@ from memory.store import ReferenceFile
 from nodes.context import Context
 from nodes.judge import fold_text
 from nodes.learn import learned_key
+from nodes.llm.provider import provider_of
 from nodes.record import Record
 from nodes.state import Criterion
 from nodes.trial import SENTENCE_BREAK, cut_in_half, off_topic_response
@@ -272,8 +273,8 @@ def judge_identity(settings: Settings) -> tuple[str, str]:
 
 
 def _identity(model: str, address: str | None) -> tuple[str, str]:
-    # An embedded model runs in this process and has no endpoint.
-    return model, "" if is_embedded(model) else address or ""
+    # An embedded model runs in this process and has no endpoint; a provider's has its own.
+    return model, "" if is_embedded(model) or provider_of(model) else address or ""
 
 
 def run_judge_method(test_set: JudgeTestSet) -> str:

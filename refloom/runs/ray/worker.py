@@ -24,7 +24,7 @@ from nodes.context import Context
 from nodes.hooks import Admit, RunHooks
 from nodes.llm import Call, Complete, Reply
 from nodes.llm.capabilities import Capabilities
-from nodes.llm.endpoint import EndpointClient
+from nodes.llm.chat_model import ModelClient
 from nodes.llm.faults import Fault
 from nodes.record import Record
 from nodes.state import Seed, Slot
@@ -51,7 +51,7 @@ class Worker:
         self.channel = RpcChannel(self._answer)
         settings = Settings(**config["settings"])
         os.environ.update({name: key for name, key in config["keys"].items() if key})
-        self._connection = EndpointClient(
+        self._connection = ModelClient(
             Endpoints(settings).resolve,
             max_retries=0,
             timeout=settings.call_timeout,
