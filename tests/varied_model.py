@@ -91,6 +91,8 @@ WORDS = """
 """.split()  # noqa: SIM905
 # Of random seed 0 every reference can be learned from, though not at the first ask.
 DRAW = 24
+# What is asked for with more room than this is not cut.
+ROOMS = {"extract": 1200, "propose": 1500, "generate": 3000, "refine": 4000}
 # So that every rule that can be mended has a response to find wanting.
 POOR = 7
 QUALITIES = (
@@ -148,7 +150,7 @@ def respond(body: dict[str, Any], count: int = 0) -> web.Response:
         return _completion(body, "I would rather answer in prose.")
     if fault == 1:
         return _completion(body, '{"unasked": ["for"]}')
-    if fault == 2:
+    if fault == 2 and _room(body) <= ROOMS.get(stage, 2000):
         return _completion(body, answer[: len(answer) // 2], finish="length")
     if fault == 3:
         return _completion(body, "")
@@ -157,6 +159,11 @@ def respond(body: dict[str, Any], count: int = 0) -> web.Response:
     if fault == 5:
         return _completion(body, f"<think>So it is.</think>\n```json\n{answer}\n```")
     return _completion(body, answer)
+
+
+def _room(body: dict[str, Any]) -> int:
+    """The most tokens that an answer may have."""
+    return int(body.get("max_tokens") or body.get("max_completion_tokens") or 1 << 20)
 
 
 def with_a_plain_judge(body: dict[str, Any], count: int = 0) -> web.Response:
@@ -250,7 +257,7 @@ def _text(key: str, prompt: str, odds: int) -> str:
         f"{good} Sign it with [insert your name here].",
         f"{good} {PAIRS[number(key) % len(PAIRS)][1]}",
         f"{good} This meets the criteria, as the reference response does.",
-        "",
+        f"{good} TODO: say more.",
         "No.",
         f"{good}\n```\nprint(1)",
         f"{good} {' '.join(sentence(30, key, i) + '.' for i in range(12))}",
@@ -260,11 +267,17 @@ def _text(key: str, prompt: str, odds: int) -> str:
 
 
 def _generate(body: dict[str, Any], prompt: str) -> dict[str, Any]:
-    return {"response": _text(f"{body.get('seed')} {prompt}", prompt, 18)}
+    return {"response": _text(_data_of(body, prompt), prompt, 18)}
+
+
+def _data_of(body: dict[str, Any], prompt: str) -> str:
+    """The seed and the data of a request to a writer: a prompt's words make no difference."""
+    tags = ("instruction", "response", "verdict", "feedback")
+    return f"{body.get('seed')} {[blocks(prompt, tag) for tag in tags]}"
 
 
 def _refine(body: dict[str, Any], prompt: str) -> dict[str, Any]:
-    key = f"{body.get('seed')} {prompt}"
+    key = _data_of(body, prompt)
     answer: dict[str, Any] = {"plan": ["change this"], "response": _text(key, prompt, 30)}
     if "original_strengths" in json.dumps(body):
         answer = {
