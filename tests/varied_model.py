@@ -135,8 +135,17 @@ def stage_of(body: dict[str, Any]) -> str:
     if body.get("tools"):
         return str(body["tools"][0]["function"]["name"])
     named = re.search(r"JSON object, named (\w+)", prompt_of(body))
-    assert named is not None, prompt_of(body)[:300]
-    return named.group(1)
+    if named is not None:
+        return named.group(1)
+    # Plain text: only a refinement shows verdicts or feedback.
+    shown = re.search(r"^<(?:verdict|feedback)[ >-]", prompt_of(body), re.MULTILINE)
+    return "refine" if shown else "generate"
+
+
+def is_text(body: dict[str, Any]) -> bool:
+    """Whether a request asks for plain text."""
+    shaped = any(name in body for name in ("response_format", "tools", "logprobs"))
+    return not shaped and "JSON object, named" not in prompt_of(body)
 
 
 def respond(body: dict[str, Any], count: int = 0) -> web.Response:
@@ -144,8 +153,11 @@ def respond(body: dict[str, Any], count: int = 0) -> web.Response:
     stage = stage_of(body)
     if stage == "question":
         return _completion(body, "Yes", logprobs=_logprobs(body))
-    answer = json.dumps(ANSWERS[stage](body, prompt_of(body)))
+    found = ANSWERS[stage](body, prompt_of(body))
+    answer = _plain(found) if is_text(body) else json.dumps(found)
     fault = number(body.get("seed"), stage, DRAW) % 24
+    if fault in (0, 1) and is_text(body):
+        return _completion(body, "<think>So it is, but for what?</think>\n")
     if fault == 0:
         return _completion(body, "I would rather answer in prose.")
     if fault == 1:
@@ -157,8 +169,15 @@ def respond(body: dict[str, Any], count: int = 0) -> web.Response:
     if fault == 4:
         return _completion(body, None, refusal="I cannot help with that.")
     if fault == 5:
-        return _completion(body, f"<think>So it is.</think>\n```json\n{answer}\n```")
+        fence = "" if is_text(body) else "json"
+        return _completion(body, f"<think>So it is.</think>\n```{fence}\n{answer}\n```")
     return _completion(body, answer)
+
+
+def _plain(found: dict[str, Any]) -> str:
+    """A response as plain text, with its plan before it, if it has one."""
+    plan = "\n".join(found.get("plan", ()))
+    return f"<plan>\n{plan}\n</plan>\n{found['response']}" if plan else str(found["response"])
 
 
 def _room(body: dict[str, Any]) -> int:

@@ -23,14 +23,13 @@ from nodes.llm import Answer, Call, CallFailed, ProviderStopped
 from nodes.llm.fast_json import dumps, loads
 from nodes.llm.protocol import Transient
 from nodes.propose import Proposed
-from nodes.refine import Refined
 from refloom.errors import BudgetSpent, JournalError
 from refloom.runs.client import Interrupted
 
 # Answer types and errors by name, as they cross to another process.
 ANSWER_TYPES: dict[str, type[Answer]] = {
     answer.__name__: answer
-    for answer in (Extracted, Proposed, Generated, Critiqued, Refined, Feedback, Improved)
+    for answer in (Extracted, Proposed, Generated, Critiqued, Feedback, Improved)
 }
 
 
