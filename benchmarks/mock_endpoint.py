@@ -78,7 +78,7 @@ def _fit(value: Any, prompt: str, draw: random.Random) -> Any:
     return value
 
 
-def written(prompt: str) -> str:
+def plain_response(prompt: str) -> str:
     """A response in plain text, always the same one for a prompt; a plan before a refined one."""
     draw = random.Random(zlib.crc32(prompt.encode()))
     plan = f"<plan>\n{_text(draw, 15)}\n</plan>\n" if _VERDICT.search(prompt) else ""
@@ -89,7 +89,7 @@ def completion(body: dict[str, Any]) -> bytes:
     """The chat completion that answers a request."""
     prompt = "".join(message["content"] for message in body["messages"])
     shape = body.get("response_format", {}).get("json_schema", {}).get("schema")
-    text = orjson.dumps(made(shape, prompt)).decode() if shape else written(prompt)
+    text = orjson.dumps(made(shape, prompt)).decode() if shape else plain_response(prompt)
     read, written = len(prompt) // 4, len(text) // 4
     message = {"role": "assistant", "content": text}
     usage = {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
