@@ -90,12 +90,15 @@ _REMARK = re.compile(
     r"|hope (?:this|that|it) helps?"
     r"|if (?:you(?:['’]d| would| have| need| want| still)|there(?:['’]s| is| are)|anything)\b"
     r"[^.!?]{0,120}?\b(?:let me know|feel free|just ask|(?:please )?ask\b|i(?:['’]m| am) here|"
-    r"i(?:['’]d| would| can| will|['’]ll)\b|reach out|do(?: not|n['’]t) hesitate)"
+    r"i(?:['’]d| would| can| will|['’]ll) (?:be |also |gladly )*(?:happy|glad|help|assist|provide|"
+    r"explain|write|give|go|expand|adjust|add|share|turn|draft|create|revise)\b|reach out|"
+    r"do(?: not|n['’]t) hesitate)"
     r"|(?:would you like|do you want|shall i|should i|do you need|want) "
     r"(?:me to|more (?:details|examples|help|information)|any (?:more|further|other)|another|"
     r"a(?:nother)? (?:shorter|longer|different)|to see|help|provide|add|write|explain|go)\b"
     r"|is there anything else\b"
-    r"|(?:i(?:['’]m| am)|we(?:['’]re| are)) (?:always |just )?(?:here|happy|glad) to (?:help|assist)"
+    r"|(?:i(?:['’]m| am)|we(?:['’]re| are)) (?:always |just )?(?:here|happy|glad) to "
+    r"(?:help|assist)"
     r"|i(?:['’]d| would) be (?:happy|glad) to (?:help|assist|provide|explain|adjust|revise)",
     re.IGNORECASE,
 )
@@ -141,9 +144,9 @@ _MARKS = " \t*_#>\"'“”‘’()[]-–—`"
 
 
 def opening_chatter(response: str, instruction: str) -> str:
-    """What the first line says of the response, as it stands there; "" if nothing.
+    r"""What the first line says of the response, as it stands there; "" if nothing.
 
-    >>> opening_chatter("Sure! Here is the list:\\n- rye", "Name a grain.")
+    >>> opening_chatter("Sure! Here is the list:\n- rye", "Name a grain.")
     'Sure! Here is the list:'
     >>> opening_chatter("Here is where the tide turns.", "Describe a bay.")
     ''
@@ -164,9 +167,9 @@ def opening_chatter(response: str, instruction: str) -> str:
 
 
 def closing_chatter(response: str, instruction: str) -> str:
-    """What the last line says of the response, as it stands there; "" if nothing.
+    r"""What the last line says of the response, as it stands there; "" if nothing.
 
-    >>> closing_chatter("Bake it.\\n\\nI hope this helps!", "How is bread made?")
+    >>> closing_chatter("Bake it.\n\nI hope this helps!", "How is bread made?")
     'I hope this helps!'
     >>> closing_chatter("Let me know if you can come.", "Write a letter to a friend.")
     ''

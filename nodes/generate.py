@@ -14,13 +14,12 @@ from nodes.llm import Answer, CallOrigin, Complete, ask, ask_text, make_call
 from nodes.state import SampleState
 from prompts import render
 
-
 _CODE = (
     r"(?:code|json|yaml|toml|xml|csv|sql|html|css|latex|markdown|functions?|scripts?|programs?|"
     r"snippets?|quer(?:y|ies)|regex|regular expression|class|one-liner|dockerfile|makefile|"
     r"unit tests?|command)"
 )
-# "Only the code", "nothing but JSON", "no explanation"; or a piece of code is all that is asked for.
+# "Only the code", "nothing but JSON", "no explanation"; or all that is asked for is code.
 _CODE_ALONE = re.compile(
     rf"\b(?:only|just|solely)(?: [\w+#-]+){{0,4}}? {_CODE}\b"
     rf"|\b{_CODE}(?: [\w+#-]+){{0,2}}? (?:only|alone)\b"

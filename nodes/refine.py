@@ -94,9 +94,9 @@ async def _ask(
 
 
 def _steps(plan: str) -> list[str]:
-    """The lines of a plan, without the marks of a list.
+    r"""The lines of a plan, without the marks of a list.
 
-    >>> _steps("- say why\\n\\n2. close with a sum")
+    >>> _steps("- say why\n\n2. close with a sum")
     ['say why', 'close with a sum']
     """
     lines = (re.sub(r"^\s*(?:[-*•]|\d+[.)])\s+", "", line).strip() for line in plan.splitlines())

@@ -54,7 +54,7 @@ CLOSERS = {
     "hope this answers": "I hope that this explanation answers your question.",
     "hope and happy": "Hope this helps, and happy baking!",
     "feel free": "Feel free to ask if you need anything else.",
-    "feel free after matter": "The bag has to be dry. If you have more questions, feel free to ask.",
+    "feel free after matter": "The bag is dry. If you have more questions, feel free to ask.",
     "reach out": "Don't hesitate to reach out if something is unclear.",
     "would you like": "Would you like me to explain how to freeze it?",
     "shall i": "Shall I write a shorter version?",
@@ -152,6 +152,7 @@ NO_CLOSERS = {
         "Would you buy bread that was baked the day before?",
     ),
     "if": (ASK, "If you need it for longer, freeze it in slices."),
+    "if, and my own way": (ASK, "If you want it crisp, I would toast it."),
     "if you want": (ASK, "If you want a crisp crust, warm it for five minutes."),
     "version": ("What is new in this program?", "This version runs on both systems."),
     "hope": (ASK, "There is hope for a stale loaf: steam it."),
@@ -171,7 +172,10 @@ NO_CLOSERS = {
     "new list": ("Reverse the list 1, 2.", "The new list is `[2, 1]`."),
     "greeting": ("Create a greeting for a buyer.", "If you need help, do not hesitate to write."),
     "edit": ("How do I undo a commit?", "The edits remain in your working tree."),
-    "shall": ("Write the last line of a sonnet.", "Shall I not love thee when the leaves are down?"),
+    "shall": (
+        "Write the last line of a sonnet.",
+        "Shall I not love thee when the leaves are down?",
+    ),
     "latex": ("State Euler's identity.", r"\[ e^{i\pi} + 1 = 0 \]"),
     "story": ("Write a short story about a ghost.", "Let me know, said the ghost, when you wake."),
 }

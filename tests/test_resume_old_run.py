@@ -154,9 +154,7 @@ def test_a_new_run_pays_only_for_what_the_prompts_changed(desk):
     desk.call(*RUN, "--out", "new", "--reuse", "half")
     whole, half = (Counter(s for s, _ in calls_in(desk.folder / d)) for d in ("whole", "half"))
     missing = whole - half
-    check_paid_only_what_changed(
-        desk, desk.folder / "new", missing["extract"] + missing["propose"]
-    )
+    check_paid_only_what_changed(desk, desk.folder / "new", missing["extract"] + missing["propose"])
 
 
 def test_reusing_a_finished_run_pays_for_responses_and_their_judging_alone(desk):
