@@ -13,7 +13,7 @@ import tomllib
 from hashlib import sha256
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
@@ -34,7 +34,7 @@ PRESETS = ("quick", "thorough", "refed")
 # The fields of a reference or seed that --map and --seeds-map can point at a column.
 COLUMNS = (
     *("instruction", "input", "response", "output", "messages", "conversations"),
-    *("id", "source", "license", "tags"),
+    *("context", "system", "history", "id", "source", "license", "tags"),
 )
 
 # Settings that may change when a run resumes. A change of any other would change the rows.
@@ -137,10 +137,37 @@ class StageSettings(BaseModel):
     extra_body: dict[str, Any] = Field(default_factory=dict)
 
 
+def parse_stage_tokens(value: Any) -> Any:
+    """Map stages to tokens, from `generate=8000,refine=9000`, a list of such texts, or a dict."""
+    if isinstance(value, str):
+        value = value.split(",")
+    if isinstance(value, list | tuple):
+        pairs = [part.partition("=")[::2] for text in value for part in text.split(",") if part]
+        value = {name.strip(): tokens.strip() for name, tokens in pairs}
+        if len(value) < len(pairs):
+            raise PydanticCustomError("stages", "a stage is set twice")
+    if isinstance(value, dict):
+        for name, tokens in value.items():
+            if name not in get_args(StageName):
+                raise PydanticCustomError(
+                    "stages",
+                    "{name} is no stage; give STAGE=N with one of {known}",
+                    {"name": repr(name), "known": ", ".join(get_args(StageName))},
+                )
+            if isinstance(tokens, str) and not tokens.isdecimal():
+                raise PydanticCustomError(
+                    "stages", "{name} has no number of tokens; give STAGE=N", {"name": repr(name)}
+                )
+    return value
+
+
 # Seeds in flight at least, unless there is one call at a time.
 SEED_WINDOW = 64
 _USER_INFO = re.compile(r"//[^/@]*@")
 Address = Annotated[str | None, AfterValidator(check_url)]
+StageTokens = Annotated[
+    dict[StageName, Annotated[int, Field(ge=1)]], NoDecode, BeforeValidator(parse_stage_tokens)
+]
 # Text in the environment and on the command line, a table in a TOML file.
 Columns = Annotated[dict[str, str], NoDecode, BeforeValidator(parse_columns)]
 
@@ -235,6 +262,11 @@ class Settings(ContextOptions, BaseSettings):
         None, description=f"settings that go together: {', '.join(PRESETS)}"
     )
     quiet: bool = Field(False, description="say nothing on stderr but errors")
+    max_tokens_per_call: StageTokens = Field(
+        default_factory=dict,
+        description="tokens an answer of a stage may have, thoughts among them: generate=8000 .. "
+        "(default: what the stage needs, and more for a model that is seen to think)",
+    )
     stages: dict[StageName, StageSettings] = Field(
         default_factory=dict,
         description="temperature, max_tokens and extra_body by stage (config file only)",
@@ -279,6 +311,14 @@ class Settings(ContextOptions, BaseSettings):
     def candidate_limit(self) -> int | None:
         """Candidates at most, so that a run whose judge rejects everything ends too."""
         return self.max_candidates or (10 * self.target if self.target else None)
+
+    def stage_settings(self) -> dict[StageName, StageSettings]:
+        """Return how the calls of each stage are made."""
+        stages = dict(self.stages)
+        for name, tokens in self.max_tokens_per_call.items():
+            stage = stages.get(name, StageSettings())
+            stages[name] = stage.model_copy(update={"max_tokens": tokens})
+        return stages
 
     def context(self) -> Context:
         """Return the settings that the graph reads."""

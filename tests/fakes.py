@@ -15,6 +15,7 @@ import numpy as np
 from aiohttp import web
 
 from nodes.llm import Call, Reply
+from nodes.llm.endpoint import PROBE_PROMPT
 
 USAGE = {"calls": 1, "prompt_tokens": 10, "cached_tokens": 4, "completion_tokens": 5}
 WORDS = """
@@ -82,6 +83,8 @@ def answer(stage: str, prompt: str, seed: int) -> dict[str, Any]:
         return {"feedback": [words(f"{seed} first", 3), words(f"{seed} second", 3)]}
     if stage == "compare":
         return {"reason": "neither is better", "winner": "tie"}
+    if stage in ("probe", "preflight"):
+        return {"ok": True}
     return verdicts(prompt)
 
 
@@ -169,6 +172,10 @@ class Endpoint:
     def stages(self) -> list[str]:
         return [stage_of(body) for body in self.bodies]
 
+    def asked(self) -> list[dict[str, Any]]:
+        """What was asked but for probes."""
+        return [body for body in self.bodies if stage_of(body) != "probe"]
+
     def _serve(self) -> None:
         asyncio.set_event_loop(self._loop)
         self._loop.run_until_complete(self._run())
@@ -221,6 +228,8 @@ def stage_of(body: dict[str, Any]) -> str:
 
     A text request has no name: a refinement is one that shows verdicts or feedback.
     """
+    if body["messages"][-1]["content"].startswith(PROBE_PROMPT):
+        return "probe"
     if is_text(body):
         data = body["messages"][-1]["content"]
         shown = re.search(r"^<(?:verdict|feedback)(?:-\w+)?(?: [^>]*)?>$", data, re.MULTILINE)

@@ -294,6 +294,14 @@ def write(path: Path, rows: list[object]) -> Path:
         ({"Question": "One?", "Best Answer": "1"}, ["One?"]),
         ({"task_id": 3, "text": "One?", "code": "1"}, ["One?"]),
         ({"goal": "One?", "sol1": "1"}, ["One?"]),
+        ({"turns": '["One?", "Two?"]'}, ["One?", "Two?"]),
+        ({"messages": '[{"role": "User", "content": "One?"}]'}, ["One?"]),
+        (
+            {"messages": [{"role": "HUMAN", "content": [{"type": "text", "text": "One?"}]}]},
+            ["One?"],
+        ),
+        ({"prompt": "[1, 2] is what?"}, ["[1, 2] is what?"]),
+        ({"prompt": '["one", "two"]'}, ['["one", "two"]']),
         ("One?", ["One?"]),
     ],
 )  # fmt: skip

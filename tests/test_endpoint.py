@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 import gc
 import json
 import socket
@@ -10,7 +11,9 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from fakes import Endpoint, completion, error, letters, verdicts
+from fakes import Endpoint, completion, error, letters, stage_of, verdicts
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.runnables import RunnableLambda
 
@@ -20,10 +23,11 @@ from nodes.feedback import Feedback
 from nodes.generate import Generated
 from nodes.judge import Critiqued
 from nodes.learn import Extracted
-from nodes.llm import Call, CallFailed, CallOrigin, ProviderStopped, Reply, make_call
+from nodes.llm import Call, CallFailed, CallOrigin, ProviderStopped, Reply, ask, make_call
+from nodes.llm.completion import parse_reply
 from nodes.llm.endpoint import Endpoint as Address
 from nodes.llm.endpoint import EndpointClient, resolve_from_environment
-from nodes.llm.protocol import Transient, parse_reply, schema_of
+from nodes.llm.protocol import Transient, schema_of
 from nodes.propose import Proposed
 
 KEY = "sk-secret-0123456789"
@@ -77,7 +81,7 @@ REFUSALS = {
 
 
 def refusing(*modes: str) -> Script:
-    """An endpoint that refuses some ways of asking for JSON, and says so."""
+    """An endpoint that refuses some ways of asking for JSON, and says so in words."""
 
     def script(body: dict[str, Any], number: int) -> Any:
         mode = mode_of(body)
@@ -117,6 +121,8 @@ async def test_an_answer_that_was_cut_is_asked_for_with_more_room() -> None:
 
 
 async def bounded(room: int) -> int:
+    """The `max_tokens` of two calls at an endpoint whose answers have 50 tokens at most."""
+
     async def there(model: str, judge: bool) -> Address:
         return Address(endpoint.url, KEY, max_tokens=50)
 
@@ -133,8 +139,9 @@ async def test_an_endpoint_may_bound_every_answer() -> None:
     assert await bounded(room=1) == 50
 
 
-async def test_an_endpoint_bounds_an_answer_that_was_cut_as_well() -> None:
-    assert await bounded(room=2) == 50
+async def test_a_cut_answer_that_can_have_no_more_room_is_not_asked_for_again_as_it_was() -> None:
+    with pytest.raises(CallFailed, match="cut off at 50 tokens"):
+        await bounded(room=2)
 
 
 async def test_extra_fields_of_a_call_are_sent_and_have_the_last_word() -> None:
@@ -189,8 +196,13 @@ async def test_a_refused_way_of_asking_is_found_out_once_and_remembered(
         async with connected(endpoint.url) as complete:
             replies = [await complete(CALL) for _ in range(3)]
     assert [json.loads(reply.text or "") for reply in replies] == [GOOD] * 3
-    tried = WAYS[refused]
-    assert [mode_of(body) for body in endpoint.bodies] == [*tried, tried[-1], tried[-1]]
+    first, last = "json_schema", WAYS[refused][-1]
+    again = [] if first == last else [last]
+    assert [mode_of(body) for body in endpoint.asked()] == [first, *again, last, last]
+    # Words are no proof: a tiny call without any of it passed, and one in each refused way did not.
+    probed = [mode_of(body) for body in endpoint.bodies if body not in endpoint.asked()]
+    assert probed == (["text", *WAYS[refused]] if again else [])
+    assert all(body["max_tokens"] <= 64 for body in endpoint.bodies if body not in endpoint.asked())
 
 
 async def test_what_many_calls_find_out_at_once_lowers_the_way_once() -> None:
@@ -198,8 +210,10 @@ async def test_what_many_calls_find_out_at_once_lowers_the_way_once() -> None:
         async with connected(endpoint.url) as complete:
             await asyncio.gather(*(complete(CALL) for _ in range(12)))
             await complete(CALL)
-    assert {mode_of(body) for body in endpoint.bodies} == {"json_schema", "tools"}
+    assert {mode_of(body) for body in endpoint.asked()} == {"json_schema", "tools"}
     assert mode_of(endpoint.bodies[-1]) == "tools"
+    # All twelve share one probe.
+    assert len(endpoint.bodies) - len(endpoint.asked()) == 3
 
 
 async def test_what_one_model_refuses_is_not_held_against_another() -> None:
@@ -207,7 +221,7 @@ async def test_what_one_model_refuses_is_not_held_against_another() -> None:
         async with connected(endpoint.url) as complete:
             await complete(CALL)
             await complete(replace(CALL, model="other"))
-    assert [(body["model"], mode_of(body)) for body in endpoint.bodies] == [
+    assert [(body["model"], mode_of(body)) for body in endpoint.asked()] == [
         ("writer", "json_schema"),
         ("writer", "tools"),
         ("other", "json_schema"),
@@ -240,7 +254,7 @@ async def test_where_the_request_has_no_schema_the_prompt_has_it(way: str) -> No
     assert json.dumps(schema_of(Generated)) in system["content"]
     assert user == MESSAGES[1]
     assert ("response_format" in body) == (way == "json_object")
-    assert endpoint.stages() == ["generate"] * len(endpoint.bodies)
+    assert set(endpoint.stages()) == {"generate", "probe"}
 
 
 OTHER_FAULTS = {
@@ -255,24 +269,65 @@ OTHER_FAULTS = {
     "context length": (
         400,
         "This model's maximum context length is 8192 tokens. However, you requested 9001 tokens "
-        "(8000 in the messages, 900 in the functions, 101 in max_tokens, json_schema).",
+        "(8190 in the messages, 811 in the completion).",
         "context_length_exceeded",
     ),
-    "server": (500, "response_format json_schema grammar failed", None),
+    "server, in words of the way": (500, "response_format json_schema grammar failed", None),
+    "refused, in words of the way": (400, "response_format json_schema is not supported", None),
+    "refused, in words of a field": (400, "Unsupported parameter: seed", None),
     "other": (400, "messages must not be empty", None),
 }
 
 
 @pytest.mark.parametrize("fault", OTHER_FAULTS.values(), ids=OTHER_FAULTS)
-async def test_no_other_fault_lowers_the_way_of_asking(fault: tuple[int, str, str | None]) -> None:
+async def test_no_fault_of_one_call_lowers_the_way_of_asking(
+    fault: tuple[int, str, str | None],
+) -> None:
     status, message, code = fault
     with Endpoint(lambda body, n: error(status, message, code) if n == 0 else GOOD) as endpoint:
         async with connected(endpoint.url) as complete:
             with pytest.raises(CallFailed):
                 await complete(CALL)
             await complete(CALL)
-    assert [mode_of(body) for body in endpoint.bodies] == ["json_schema"] * 2
-    assert all("seed" in body and "max_tokens" in body for body in endpoint.bodies)
+    assert [mode_of(body) for body in endpoint.asked()] == ["json_schema"] * 2
+    assert all("seed" in body and "max_tokens" in body for body in endpoint.asked())
+
+
+@settings(max_examples=25)
+@given(st.text("abc seed max_tokens response_format tools json_schema `'", max_size=60))
+def test_no_words_of_an_error_change_the_requests_that_follow(words: str) -> None:
+    """Only a field that names a feature, or a probe that fails with it and passes without."""
+
+    async def ask_twice() -> None:
+        def script(body: dict[str, Any], number: int) -> Any:
+            if number % 2 == 0 and body["messages"] == list(MESSAGES):
+                return error(400, f"not supported: {words}")
+            return GOOD
+
+        with Endpoint(script) as endpoint:
+            async with connected(endpoint.url) as complete:
+                for _ in range(4):
+                    with contextlib.suppress(CallFailed, ProviderStopped):
+                        await complete(CALL)
+        bodies = endpoint.asked()
+        assert all(body == bodies[0] for body in bodies)
+
+    asyncio.run(ask_twice())
+
+
+async def test_a_field_that_a_detail_names_is_left_out_without_a_probe() -> None:
+    def script(body: dict[str, Any], number: int) -> Any:
+        if "seed" not in body:
+            return GOOD
+        detail = {"message": "no", "param": "seed", "code": "unsupported_parameter"}
+        return web.json_response({"error": detail}, status=400)
+
+    with Endpoint(script) as endpoint:
+        async with connected(endpoint.url) as complete:
+            await complete(CALL)
+            await complete(CALL)
+    assert endpoint.asked() == endpoint.bodies
+    assert ["seed" in body for body in endpoint.bodies] == [True, False, False]
 
 
 async def test_a_refusal_of_the_last_way_is_a_failed_call() -> None:
@@ -298,15 +353,16 @@ async def test_a_refused_field_is_left_out_from_then_on(field: str) -> None:
         async with connected(endpoint.url) as complete:
             for _ in range(3):
                 await complete(CALL)
-    assert [field in body for body in endpoint.bodies] == [True, False, False, False]
-    assert {mode_of(body) for body in endpoint.bodies} == {"json_schema"}
+    assert [field in body for body in endpoint.asked()] == [True, False, False, False]
+    assert {mode_of(body) for body in endpoint.asked()} == {"json_schema"}
     others = set(FIELDS) - {field}
-    assert all(others <= set(body) for body in endpoint.bodies)
+    assert all(others <= set(body) for body in endpoint.asked())
+    assert 2 <= len(endpoint.bodies) - len(endpoint.asked()) <= 3
 
 
 async def test_an_endpoint_without_max_tokens_is_told_the_same_by_another_name() -> None:
     def script(body: dict[str, Any], number: int) -> Any:
-        return error(400, "no max_tokens please") if "max_tokens" in body else GOOD
+        return error(400, "max_tokens is not supported") if "max_tokens" in body else GOOD
 
     with Endpoint(script) as endpoint:
         async with connected(endpoint.url) as complete:
@@ -324,7 +380,7 @@ async def test_an_endpoint_that_refuses_everything_optional_is_still_asked() -> 
     with Endpoint(script) as endpoint:
         async with connected(endpoint.url) as complete:
             assert (await complete(CALL)).text == json.dumps(GOOD)
-    assert len(endpoint.bodies) == 7
+    assert len(endpoint.bodies) < 40
     assert set(endpoint.bodies[-1]) == {"model", "messages", "max_completion_tokens"}
 
 
@@ -341,6 +397,151 @@ async def test_a_fault_that_stays_when_its_field_is_gone_fails_the_call(message:
         async with connected(endpoint.url) as complete:
             with pytest.raises(CallFailed):
                 await complete(CALL)
+
+
+# What it takes
+
+
+def cut_below(tokens: int, thinks: bool = True) -> Script:
+    """A model whose answers take so many tokens, thoughts among them."""
+
+    def script(body: dict[str, Any], number: int) -> Any:
+        if body["max_tokens"] < tokens:
+            return completion(None if thinks else '{"resp', body, "length")
+        return GOOD
+
+    return script
+
+
+async def test_a_model_that_thinks_has_room_from_then_on() -> None:
+    call = replace(CALL, max_tokens=100)
+    learned: list[str] = []
+    with Endpoint(cut_below(350)) as endpoint:
+
+        async def there(model: str, judge: bool) -> Address:
+            return Address(endpoint.url, KEY)
+
+        complete = EndpointClient(
+            there, max_retries=0, on_learned=lambda model, sentence: learned.append(sentence)
+        )
+        assert (await ask(complete, call, Generated)).answer.response == "so"
+        assert (await ask(complete, replace(call, seed=8), Generated)).answer.response == "so"
+        # Another stage has not been seen to need it.
+        await ask(complete, replace(call, stage="refine"), Generated)
+        await complete.aclose()
+    sizes = [body["max_tokens"] for body in endpoint.bodies]
+    assert sizes == [100, 200, 400, 400, 100, 200, 400]
+    assert {body["seed"] for body in endpoint.bodies[:3]} == {call.seed}
+    assert "thinks before it answers" in learned[0]
+
+
+async def test_a_long_answer_of_a_model_that_does_not_think_costs_the_others_nothing() -> None:
+    call = replace(CALL, max_tokens=100)
+    with Endpoint(cut_below(150, thinks=False)) as endpoint:
+        async with connected(endpoint.url) as complete:
+            await ask(complete, call, Generated)
+            await ask(complete, call, Generated)
+    assert [body["max_tokens"] for body in endpoint.bodies] == [100, 200, 100, 200]
+
+
+async def test_an_answer_of_nothing_whose_tokens_are_used_up_is_a_cut_one() -> None:
+    def script(body: dict[str, Any], number: int) -> Any:
+        usage = {"prompt_tokens": 9, "completion_tokens": body["max_tokens"], "total_tokens": 9}
+        return whole({"content": ""}, usage=usage)
+
+    assert (await answered(script)).finish == "length"
+
+
+LARGEST = {
+    "of the answer": (
+        "Invalid max_tokens value, the valid range of max_tokens is [1, 2048]",
+        [3000, 2048, 2048],
+    ),
+    "of the window": (
+        "This model's maximum context length is 4096 tokens. However, you requested 4600 tokens "
+        "(1600 in the messages, 3000 in the completion).",
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize(("message", "sizes"), LARGEST.values(), ids=LARGEST)
+async def test_a_limit_that_the_endpoint_names_is_tried_kept_and_remembered(
+    message: str, sizes: list[int] | None
+) -> None:
+    def script(body: dict[str, Any], number: int) -> Any:
+        return error(400, message) if body["max_tokens"] > 2490 else GOOD
+
+    if "2048" in message:
+
+        def script(body: dict[str, Any], number: int) -> Any:
+            return error(400, message) if body["max_tokens"] > 2048 else GOOD
+
+    with Endpoint(script) as endpoint:
+        async with connected(endpoint.url) as complete:
+            await complete(CALL)
+            await complete(CALL)
+            known = complete.known()[0]
+    found = [body["max_tokens"] for body in endpoint.bodies]
+    if sizes:
+        assert found == sizes
+        assert known["largest_answer"] == 2048
+    else:
+        assert found[:2] == [3000, 4096 - 1600 - 32]
+        assert known["window"] == 4096
+        assert known["largest_answer"] is None
+    assert all("max_completion_tokens" not in body for body in endpoint.bodies)
+
+
+async def test_a_prompt_that_leaves_no_room_says_what_to_do() -> None:
+    message = "request (9000 tokens) exceeds the available context size (8192 tokens)"
+    failed = await failure(lambda body, n: error(400, message))
+    assert isinstance(failed, CallFailed)
+    assert (failed.kind, "larger context" in failed.message) == ("too_long", True)
+
+
+async def test_a_500_of_one_mode_has_it_probed() -> None:
+    def script(body: dict[str, Any], number: int) -> Any:
+        return error(500, "internal error") if mode_of(body) == "json_schema" else GOOD
+
+    with Endpoint(script) as endpoint:
+        async with connected(endpoint.url) as complete:
+            await complete(CALL)
+            await complete(CALL)
+    assert [mode_of(b) for b in endpoint.asked()] == ["json_schema", "tools", "tools"]
+
+
+async def test_a_500_of_everything_is_trouble_of_the_endpoint() -> None:
+    failed = await failure(lambda body, n: error(500, "internal error"))
+    assert isinstance(failed, Transient)
+
+
+async def test_a_mode_that_is_taken_and_ignored_is_given_up_after_two_unreadable_answers() -> None:
+    def script(body: dict[str, Any], number: int) -> Any:
+        if mode_of(body) in ("json_schema", "tools"):
+            return whole({"content": "Certainly! Here is what you asked for."})
+        return {"ok": True} if stage_of(body) == "probe" else GOOD
+
+    with Endpoint(script) as endpoint:
+        async with connected(endpoint.url) as complete:
+            assert (await ask(complete, CALL, Generated)).answer.response == "so"
+            assert complete.known()[0]["mode"] == "json_object"
+    modes = [mode_of(body) for body in endpoint.asked()]
+    assert modes == ["json_schema", "json_schema", "json_object"]
+
+
+async def test_two_answers_that_could_not_be_read_are_no_proof_against_a_mode() -> None:
+    def script(body: dict[str, Any], number: int) -> Any:
+        if stage_of(body) == "probe":
+            return {"ok": True}
+        return GOOD if len(body["messages"]) > 3 else whole({"content": "{}"})
+
+    with Endpoint(script) as endpoint:
+        async with connected(endpoint.url) as complete:
+            with contextlib.suppress(CallFailed):
+                await ask(complete, CALL, Generated)
+            await complete(CALL)
+    assert {mode_of(body) for body in endpoint.bodies} == {"json_schema"}
 
 
 # Faults
@@ -465,15 +666,29 @@ async def test_a_body_that_is_no_json_is_a_transient_failure() -> None:
     )
     assert isinstance(failed, Transient)
     assert failed.kind == "server"
-    assert "not valid JSON" in failed.message
+    assert "{oo" in failed.message
 
 
 # The reply
 
 
-async def test_a_page_instead_of_a_completion_is_a_passing_fault_of_the_server() -> None:
-    with pytest.raises(Transient, match="is not valid JSON"):
-        await answered(lambda body, n: web.Response(text="<p>", content_type="text/html"))
+async def test_a_page_instead_of_a_completion_is_a_wrong_address() -> None:
+    page = web.Response(text="<html><title>Welcome</title></html>", content_type="text/html")
+    with pytest.raises(ProviderStopped, match=r"Welcome.*--base-url"):
+        await answered(lambda body, n: page)
+
+
+async def test_a_page_after_completions_is_a_passing_fault_of_the_server() -> None:
+    def script(body: dict[str, Any], number: int) -> Any:
+        page = "<html><title>Maintenance</title></html>"
+        return web.Response(text=page, content_type="text/html") if number else GOOD
+
+    with Endpoint(script) as endpoint:
+        async with connected(endpoint.url) as complete:
+            await complete(CALL)
+            with pytest.raises(Transient, match="Maintenance") as failed:
+                await complete(CALL)
+    assert failed.value.kind == "server"
 
 
 @pytest.mark.parametrize("raw", [None, "text", [1], {"error": {"message": "upstream"}}])
@@ -579,8 +794,10 @@ async def test_log_probabilities_without_others_hold_the_token_that_came() -> No
     assert reply.odds == {"no": 1.0}
 
 
-async def test_an_endpoint_may_give_no_log_probabilities() -> None:
-    assert (await answered(lambda body, n: whole({"content": "No"}), QUESTION)).odds is None
+async def test_an_endpoint_that_gives_no_log_probabilities_cannot_judge_by_them() -> None:
+    stopped = await failure(lambda body, n: whole({"content": "No"}), QUESTION)
+    assert isinstance(stopped, ProviderStopped)
+    assert "--judge-method verdict" in str(stopped)
 
 
 async def test_an_endpoint_that_refuses_log_probabilities_cannot_judge_by_them() -> None:
@@ -614,7 +831,7 @@ def test_one_connection_serves_two_loops_one_after_the_other() -> None:
         for _ in range(2):
             assert asyncio.run(twice()) == [json.dumps(GOOD)] * 2
     # What was found out in the first loop is known in the second.
-    assert [mode_of(body) for body in endpoint.bodies] == ["json_schema", *["tools"] * 4]
+    assert [mode_of(body) for body in endpoint.asked()] == ["json_schema", *["tools"] * 4]
 
 
 def test_nothing_is_left_open_after_closing() -> None:

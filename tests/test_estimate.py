@@ -289,3 +289,12 @@ def test_a_long_list_is_measured_in_part_from_end_to_end():
     assert SAMPLE <= len(few) <= 2 * SAMPLE
     assert (few[0], few[-1]) == (0, 950)
     assert spread_sample(range(3)) == [0, 1, 2]
+
+
+async def test_references_longer_than_an_input_of_the_graph_may_be_are_estimated():
+    given = [
+        {**reference, "id": "x" * 300 + str(i), "response": words(f"long {i}", 40_000)}
+        for i, reference in enumerate(references(2))
+    ]
+    found = await estimate(settings_of(), report(2), report(2), given, PRICES)
+    assert found["expected"]["by_stage"]["generate"]["calls"] > 0

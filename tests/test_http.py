@@ -25,12 +25,12 @@ def good(body, number):
     return {"response": "so"}
 
 
-async def posted(script, body, headers=None):
+async def posted(script, body):
     http = HttpSession()
     try:
         with Endpoint(script) as endpoint:
-            url = f"{endpoint.url}/chat/completions"
-            return await http.post(url, headers or {}, body), endpoint.bodies
+            target = target_of(Address(endpoint.url, "k"))
+            return await http.post(target, body), endpoint.bodies
     finally:
         await http.close()
 
@@ -60,7 +60,7 @@ async def test_a_refusal_brings_what_was_said_and_the_headers():
             lambda body, n: web.Response(status=429, text="slow", headers={"Retry-After": "3"}),
             {"model": "m", "messages": []},
         )
-    assert (refused.value.status, refused.value.text) == (429, "slow")
+    assert (refused.value.status, refused.value.content) == (429, b"slow")
     assert refused.value.headers["retry-after"] == "3"
     assert "slow" not in str(refused.value)
 
@@ -73,6 +73,47 @@ def test_the_address_and_headers_of_a_request(monkeypatch):
     assert target.headers["Authorization"] == "Bearer key"
     assert not any(name.startswith("OpenAI") for name in target.headers)
     assert target_of(Address(None, "key")).url == "https://api.openai.com/v1/chat/completions"
+
+
+def test_a_query_of_an_address_stays_behind_the_path():
+    base = "https://x.openai.azure.com/openai/deployments/gpt?api-version=2024-10-21"
+    target = target_of(Address(base, "key"))
+    path = "https://x.openai.azure.com/openai/deployments/gpt/chat/completions"
+    assert target.url == f"{path}?api-version=2024-10-21"
+    # Azure takes a bearer only for a token of its directory.
+    assert target.headers["api-key"] == "key"
+    assert "Authorization" not in target.headers
+    assert "?" not in target.name
+
+
+def test_an_address_that_names_the_page_itself_is_taken_as_it_is():
+    target = target_of(Address("http://there/v1/chat/completions", "key"))
+    assert target.url == "http://there/v1/chat/completions"
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+async def test_an_address_that_moved_on_its_host_is_followed_with_the_same_request(status):
+    def script(body, number):
+        if number == 0:
+            return web.Response(status=status, headers={"Location": "/v1/chat/completions?b=1"})
+        return good(body, number)
+
+    http = HttpSession()
+    with Endpoint(script) as endpoint:
+        target = target_of(Address(endpoint.url, "k"))
+        for _ in range(2):
+            await http.post(target, {"model": "m", "messages": []})
+    await http.close()
+    # It is remembered: the second request goes there at once.
+    assert [body["messages"] for body in endpoint.bodies] == [[]] * 3
+    assert target.url.endswith("?b=1")
+
+
+async def test_a_key_is_not_sent_on_to_another_host():
+    moved = web.Response(status=301, headers={"Location": "http://elsewhere.invalid/v1"})
+    with pytest.raises(ErrorResponse) as refused:
+        await posted(lambda body, n: moved, {"model": "m", "messages": []})
+    assert refused.value.status == 301
 
 
 def test_a_user_in_an_address_becomes_a_header():
@@ -97,9 +138,8 @@ async def test_a_proxy_of_the_environment_is_used_and_what_it_spares_is_not(monk
         assert http._proxy("http://model.invalid/v1/chat/completions") == host
         assert http._proxy("http://spared.invalid/v1/chat/completions") is None
         assert http._proxy("https://model.invalid/v1/chat/completions") is None
-        await http.post(
-            "http://model.invalid/v1/chat/completions", {}, {"model": "m", "messages": []}
-        )
+        target = target_of(Address("http://model.invalid/v1", "k"))
+        await http.post(target, {"model": "m", "messages": []})
         await http.close()
     assert len(endpoint.bodies) == 1
 
@@ -125,7 +165,7 @@ async def there(model, judge):
 async def go():
     client = EndpointClient(there)
     message = {"role": "user", "content": "x"}
-    await client(Call("generate", (message,), None, "m", False, 0, 0.0, 1))
+    await client(Call("generate", (message,), None, "m", False, 0, 0.0, 1, text=True))
     await client.aclose()
 asyncio.run(go())
 heavy = ("openai", "langchain_openai", "faiss", "torch")

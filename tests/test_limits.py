@@ -341,13 +341,30 @@ def test_waits_are_drawn_up_to_a_bound_that_doubles():
         assert len({round(w, 6) for w in send.waits}) > 1
 
 
-@pytest.mark.parametrize("kind", ["server", "timeout", "rate_limit", "connection"])
+@pytest.mark.parametrize("kind", ["server", "timeout", "overloaded", "connection"])
 def test_a_fault_that_does_not_pass_is_raised_after_the_last_try(kind):
     send = Sending(*(transient(kind) for _ in range(20)))
     with pytest.raises(Transient) as raised:
         jumping(send.with_retries())
     assert raised.value.kind == kind
     assert (len(send.times), send.retried) == (MAX_TRIES, MAX_TRIES - 1)
+
+
+@pytest.mark.parametrize("kind", ["rate_limit", "no_resources", "loading"])
+def test_a_call_that_is_asked_to_wait_waits_as_long_as_it_takes(kind):
+    send = Sending(*(transient(kind) for _ in range(20)))
+    found, passed = jumping(send.with_retries())
+    assert found == ANSWERED
+    assert len(send.times) == 21
+    assert passed < 21 * 61
+
+
+@pytest.mark.parametrize(("kind", "hours"), [("rate_limit", 1), ("loading", 1 / 3)])
+def test_a_run_that_is_only_ever_asked_to_wait_stops_and_can_be_resumed(kind, hours):
+    send = Sending(*(transient(kind, 50.0) for _ in range(200)))
+    with pytest.raises(ProviderStopped, match="asked to wait .*the same command resumes"):
+        jumping(send.with_retries())
+    assert send.times[-1] - send.times[0] == pytest.approx(hours * 3600, abs=120)
 
 
 @pytest.mark.parametrize(

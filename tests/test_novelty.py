@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import random
 import re
@@ -330,6 +331,21 @@ def test_dedup_reads_every_kind_of_file(tmp_path, kind):
     given.write_text("\n".join(lines.get(kind, texts)) + "\n", encoding="utf-8")
     assert deduplicate(given, tmp_path / "out.jsonl").written == 2
     assert read(tmp_path / "out.jsonl") == [{"instruction": WHY}, {"instruction": "Name a colour."}]
+
+
+def test_dedup_reads_packed_files_messages_in_parts_and_contexts(tmp_path):
+    parts = [{"role": "user", "content": [{"type": "text", "text": WHY}]}]
+    rows = [
+        {"messages": parts, "score": 1.5},
+        {"instruction": NEAR, "input": float("nan"), "output": 42},
+        {"instruction": "Sum up.", "context": "Rain falls on the hills.", "response": "Rain."},
+        {"instruction": "Sum up.", "context": "Nine ships left on Monday.", "response": "Ships."},
+    ]
+    given = tmp_path / "in.JSONL.gz"
+    given.write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode()))
+    found = deduplicate(given, tmp_path / "out.jsonl")
+    assert read(tmp_path / "out.jsonl") == [rows[0], *rows[2:]]
+    assert found.dropped == [(2, 1, NEAR, "rouge-l")]
 
 
 def test_dedup_writes_no_other_kind_of_file(tmp_path):

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import bz2
 import csv
+import gzip
 import json
+import lzma
+import os
+from decimal import Decimal
 from pathlib import Path
 
 import pyarrow
@@ -13,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memory.references import content_id
-from refloom.data.read import Source
+from refloom.data.read import Source, describe_report
 from refloom.errors import InputError
 
 HARD = "Say “so”,\nthen: \\frac{1}{2}\t潮汐 😀 \u202e \u2028 <|im_end|> {{ x }}"
@@ -172,13 +177,10 @@ def test_a_text_file_holds_no_references(tmp_path):
         {"instruction": None, "response": "So."},
         {"instruction": "", "response": "So."},
         {"instruction": " \n", "response": "So."},
-        {"instruction": 7, "response": "So."},
         {"instruction": ["Why?"], "response": "So."},
         {"instruction": "Why?", "response": None},
         {"instruction": "Why?", "response": " "},
-        {"instruction": "Why?", "response": 7},
         {"instruction": "Why?", "response": {"text": "So."}},
-        {"instruction": "Why?", "input": 3, "output": "So."},
         {"prompt": [{"role": "user", "content": "Why?"}], "completion": "So."},
         {"messages": None},
         {"messages": []},
@@ -199,7 +201,6 @@ def test_a_text_file_holds_no_references(tmp_path):
         {"instruction": "Why?", "instances": []},
         {"instruction": "Why?", "instances": None},
         {"instruction": "Why?", "instances": ["So."]},
-        {"instruction": "Why?", "instances": [{"output": 7}]},
         pytest.param(
             {"instruction": "Why?", "instances": {"output": "So."}},
         ),
@@ -360,11 +361,11 @@ def test_what_comes_before_a_bad_line_is_yielded_before_it_is_found(tmp_path):
     [
         (b"{", "is not valid JSON"),
         (b"", "is not valid JSON"),
-        (b'{"instruction": "Why?"}', "must hold a list"),
         (b'"Why?"', "must hold a list"),
         (b'[{"instruction": "Why?"},]', "is not valid JSON"),
         (b"[" * 100_000, "is not valid JSON"),
-        (b'{"instruction": "Why?"}\n{"instruction": "How?"}\n', "is not valid JSON"),
+        (b'{"instruction": "Why?"}\n{"instruction"\n', "line 2 is not valid JSON"),
+        (b'{"instruction": "Why?"} and more', "is not valid JSON"),
     ],
     ids=lambda v: repr(v[:30]),
 )
@@ -397,7 +398,6 @@ def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path, name, content):
         ("g.txt", b"Why?\ncaf\xe9\n"),
         ("g.csv", b"instruction,response\nWhy?,So.\ncaf\xe9,So.\n"),
         ("g.json", b'["Why?",\n"caf\xe9"\n]'),
-        ("g.txt", "Why?\n".encode("utf-16")),
     ],
 )
 def test_text_that_is_no_utf_8_is_bad_in_every_kind_of_file(tmp_path, name, content):
@@ -758,7 +758,7 @@ def test_licences_are_counted_and_one_may_be_set_for_all():
 
 
 def test_what_is_left_out_is_counted_by_reason():
-    rows = [{"x": 1}, {"y": 2}, {**PAIR, "response": ""}, {**PAIR, "instruction": 3}, 7, PAIR]
+    rows = [{"x": 1}, {"y": 2}, {**PAIR, "response": ""}, {**PAIR, "instruction": [3]}, 7, PAIR]
     source = Source(rows, as_reference=True)
     source.scan()
     assert source.report.kinds == {
@@ -833,3 +833,553 @@ def test_of_very_many_licences_the_later_are_counted_together_and_long_ones_cut(
     assert len(source.report.licences) == 1001
     assert max(map(len, source.report.licences)) < 510
     assert sum(source.report.licences.values()) == 1200
+
+
+# Files of another name, packing or encoding.
+
+HOW = {**PAIR, "instruction": "How?"}
+LINES = "".join(json.dumps(row) + "\n" for row in (PAIR, HOW))
+BOTH = [("Why?", "So."), ("How?", "So.")]
+LIST = json.dumps([PAIR, HOW])
+TABLE = "instruction,response\nWhy?,So.\nHow?,So.\n"
+
+
+def zstd(data: bytes) -> bytes:
+    sink = pyarrow.BufferOutputStream()
+    with pyarrow.CompressedOutputStream(sink, "zstd") as stream:
+        stream.write(data)
+    return sink.getvalue().to_pybytes()
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress, zstd])
+@pytest.mark.parametrize(("name", "text"), [("g.jsonl", LINES), ("g.json", LIST), ("g.csv", TABLE)])
+def test_packed_files_are_read_whatever_they_are_called(tmp_path, pack, name, text):
+    for called in (f"{name}.gz", f"{name}.ZST", name):
+        path = tmp_path / called
+        path.write_bytes(pack(text.encode()))
+        assert pairs(references(path)) == BOTH
+
+
+def test_a_file_called_packed_that_is_not_is_read(tmp_path):
+    path = tmp_path / "g.jsonl.gz"
+    path.write_text(LINES)
+    assert pairs(references(path)) == BOTH
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress, zstd])
+def test_a_packed_file_that_is_cut_short_is_bad(tmp_path, pack):
+    path = tmp_path / "g.jsonl.gz"
+    rows = "".join(json.dumps({**PAIR, "id": content_id(str(i))}) + "\n" for i in range(5000))
+    path.write_bytes(pack(rows.encode())[:-2000])
+    with pytest.raises(InputError, match=r"g\.jsonl\.gz: cannot be (read|unpacked)"):
+        references(path)
+
+
+def test_a_packed_parquet_file_is_to_be_unpacked(tmp_path):
+    path = tmp_path / "g.parquet.gz"
+    path.write_bytes(gzip.compress(write(tmp_path / "g.parquet", [PAIR]).read_bytes()))
+    with pytest.raises(InputError, match="unpack it first"):
+        references(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "magic", "told"),
+    [("g.jsonl", b"PAR1", "parquet"), ("g.csv", b"PK\x03\x04", "workbook")],
+)
+def test_a_file_of_bytes_under_the_name_of_a_text_is_named(tmp_path, name, magic, told):
+    path = tmp_path / name
+    path.write_bytes(magic + b"\x00\x01\xff" * 20)
+    with pytest.raises(InputError, match=told):
+        references(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("g.JSONL", LINES),
+        ("g.ndjson", LINES),
+        ("g.Json", LIST),
+        ("g.CSV", TABLE),
+        ("g.tsv", TABLE.replace(",", "\t")),
+        ("g.json", LINES),
+        ("g.json", "\n" + LINES.replace("\n", "\n\n")),
+        ("g.jsonl", LIST),
+        ("g.jsonl", json.dumps([PAIR, HOW], indent=2)),
+        ("g.jsonl", json.dumps(PAIR, indent=2) + json.dumps(HOW, indent=2)),
+        ("g.json", LINES.replace("\n", " ")),
+        ("g.jsonl", "\ufeff" + json.dumps([PAIR, HOW], indent=2)),
+    ],
+)
+def test_names_in_capitals_and_json_in_lines_or_a_list_are_read(tmp_path, name, text):
+    path = tmp_path / name
+    path.write_text(text, "utf-8")
+    assert pairs(references(path)) == BOTH
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json"])
+def test_one_object_is_one_row_however_it_is_laid_out(tmp_path, suffix):
+    path = tmp_path / f"g{suffix}"
+    for indent in (None, 2):
+        path.write_text(json.dumps({**PAIR, "examples": [{"x": "y"}]}, indent=indent))
+        assert pairs(references(path)) == [("Why?", "So.")]
+
+
+def test_a_bad_line_of_a_json_file_of_lines_is_named_or_skipped_if_asked(tmp_path):
+    path = tmp_path / "g.json"
+    path.write_text(LINES + '{"instruction": \n' + json.dumps(PAIR))
+    with pytest.raises(InputError, match="line 3 is not valid JSON"):
+        references(path)
+    source = Source(path, as_reference=True, skip_bad_lines=True)
+    assert len(list(source)) == 3
+    assert [s["line"] for s in source.report.skipped] == [3]
+
+
+def test_a_bad_first_line_of_many_is_named_or_skipped_if_asked(tmp_path):
+    path = tmp_path / "g.jsonl"
+    path.write_text('{"instruction": \n' + LINES)
+    with pytest.raises(InputError, match="line 1 is not valid JSON"):
+        references(path)
+    assert pairs(references(path, skip_bad_lines=True)) == BOTH
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("g.jsonl", LINES), ("g.json", LIST), ("g.csv", TABLE), ("g.txt", "Why?\n潮\n")],
+)
+def test_utf_16_with_a_byte_order_mark_is_read(tmp_path, encoding, name, text):
+    path = tmp_path / name
+    mark = "" if encoding in ("utf-16", "utf-32") else "\ufeff"
+    path.write_bytes((mark + text).encode(encoding))
+    wanted = ["Why?", "潮"] if name == "g.txt" else ["Why?", "How?"]
+    assert [s["instruction"] for s in seeds(path)] == wanted
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_utf_16_without_a_byte_order_mark_is_told_by_name(tmp_path, encoding):
+    path = tmp_path / "g.csv"
+    path.write_bytes(TABLE.encode(encoding))
+    name = encoding.upper().replace("-LE", "LE").replace("-BE", "BE")
+    with pytest.raises(InputError, match=f"looks like {name} .*iconv -f {name} -t UTF-8"):
+        references(path, skip_bad_lines=True)
+
+
+def test_utf_16_that_is_cut_short_is_bad(tmp_path):
+    path = tmp_path / "g.jsonl"
+    path.write_bytes(LINES.encode("utf-16")[:-1])
+    with pytest.raises(InputError, match=r"g\.jsonl: is not valid utf-16"):
+        references(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding", "told"),
+    [
+        ("Is a café “open”?", "cp1252", "it looks like Windows-1252. Convert"),
+        ("Is a café open?", "latin-1", "it looks like Windows-1252 or Latin-1. Convert"),
+        ("カフェは開いていますか", "shift_jis", "find out its encoding"),
+    ],
+)
+def test_a_file_in_another_encoding_is_told_by_name(tmp_path, text, encoding, told):
+    path = tmp_path / "my table.csv"
+    path.write_bytes(f"instruction,response\n{text},So.\n".encode(encoding))
+    with pytest.raises(InputError, match="line 2 is not UTF-8") as refusal:
+        references(path)
+    assert told in str(refusal.value)
+    assert f"'{path}' > '{tmp_path / 'my table-utf8.csv'}'`" in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+# Lists in objects, and splits.
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"data": [PAIR, HOW]},
+        {"version": "1.0", "data": [PAIR, HOW]},
+        {"pairs": [PAIR, HOW]},
+        {"result": {"count": 2, "items": [PAIR, HOW]}},
+        {"train": [PAIR, HOW], "test": [PAIR]},
+        {"meta": {"authors": [{"name": "A"}]}, "data": [PAIR, HOW]},
+        {"rows": [{"row_idx": 0, "row": PAIR}, {"row_idx": 1, "row": HOW}]},
+    ],
+    ids=lambda v: ",".join(v),
+)
+@pytest.mark.parametrize("name", ["g.json", "g.jsonl"])
+def test_a_list_in_an_object_is_read(tmp_path, value, name):
+    path = tmp_path / name
+    path.write_text(json.dumps(value, indent=1))
+    assert pairs(references(path)) == BOTH
+
+
+def test_of_several_lists_train_is_read_and_the_others_are_named(tmp_path):
+    path = tmp_path / "g.json"
+    path.write_text(json.dumps({"train": [PAIR], "test": [HOW]}))
+    source = Source(path, as_reference=True)
+    assert pairs(source) == [("Why?", "So.")]
+    (note,) = source.report.notes
+    assert "train is read, of train (1 rows), test (1 rows)" in note
+    said = describe_report("references", "g", source.report, takes_first=True)
+    assert any(note in line for line in said)
+    assert pairs(references(f"{path}@test")) == [("How?", "So.")]
+    with pytest.raises(InputError, match=r"g\.json: has no dev, only train"):
+        references(f"{path}@dev")
+
+
+def test_several_lists_without_train_are_named_and_one_is_asked_for(tmp_path):
+    path = tmp_path / "g.json"
+    path.write_text(json.dumps({"dev": [PAIR], "test": [HOW]}))
+    with pytest.raises(InputError, match=r"dev \(1 rows\), test \(1 rows\)\. Name one, as .*@dev"):
+        references(path)
+
+
+def test_a_file_of_one_list_has_no_splits(tmp_path):
+    for path in (write(tmp_path / "g.json", [PAIR]), write(tmp_path / "g.csv", [PAIR])):
+        with pytest.raises(InputError, match="leave out @train"):
+            references(f"{path}@train")
+
+
+@pytest.mark.filterwarnings("default")
+def test_splits_that_were_saved_are_named_if_none_is_train(tmp_path):
+    import datasets
+
+    rows = datasets.Dataset.from_list([PAIR])
+    datasets.DatasetDict({"dev": rows, "test": rows}).save_to_disk(tmp_path / "saved")
+    with pytest.raises(InputError, match=r"several lists of rows: dev .*, test"):
+        references(str(tmp_path / "saved"))
+    assert pairs(references(f"{tmp_path / 'saved'}@dev")) == [("Why?", "So.")]
+
+
+# Tables.
+
+
+@pytest.mark.parametrize("separator", [";", "\t", "|"])
+def test_the_separator_of_a_table_is_found_in_its_header(tmp_path, separator):
+    path = tmp_path / "g.csv"
+    row = ["Why, then?", f'So{separator} and so,\n"so".']
+    with path.open("w", encoding="utf-8-sig", newline="") as file:
+        csv.writer(file, delimiter=separator).writerows([["instruction", "response"], row])
+    assert pairs(references(path)) == [tuple(row)]
+
+
+def test_a_line_that_names_the_separator_is_no_header(tmp_path):
+    path = tmp_path / "g.csv"
+    path.write_text("sep=;\ninstruction;response\nWhy?;So.\n")
+    assert pairs(references(path)) == [("Why?", "So.")]
+
+
+def test_a_header_with_one_column_stays_one(tmp_path):
+    path = tmp_path / "g.csv"
+    path.write_text("instruction\nWhy; how?\n")
+    assert [s["instruction"] for s in seeds(path)] == ["Why; how?"]
+
+
+def test_too_many_cells_are_told_with_the_separator(tmp_path):
+    path = tmp_path / "g.csv"
+    path.write_text("instruction;response\nWhy?;So;.\n")
+    with pytest.raises(InputError, match="3 cells for 2 columns; quote cells with semicolons"):
+        references(path)
+
+
+def test_cells_that_say_they_are_empty_are_so_and_answers_stay(tmp_path):
+    path = tmp_path / "g.csv"
+    path.write_text(
+        "id,instruction,input,output\nnan,Why?,NaN,None\nNone,How?,null,null\n3,Who?,<NA>,nan\n"
+    )
+    source = Source(path, as_reference=True)
+    assert pairs(source) == [("Why?", "None"), ("How?", "null")]
+    assert source.report.kinds == {"without a response": 1}
+    assert references(path)[0]["id"] == content_id("Why?", "None")
+
+
+# What is no file.
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("https://example.org/rows.jsonl", "is an address"),
+        ("hf://datasets/a/b", "is an address"),
+        ("-", "is a stream"),
+        ("/dev/stdin", "is a stream"),
+        ("/dev/fd/63", "is a stream"),
+    ],
+)
+def test_an_address_and_a_stream_are_told_that_files_are_read(name, told):
+    with pytest.raises(InputError, match=f"{name}: {told}"):
+        references(name)
+
+
+def test_a_pipe_is_a_stream(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    with pytest.raises(InputError, match=r"pipe\.jsonl: is a stream"):
+        references(tmp_path / "pipe.jsonl")
+
+
+# What is part of a question, and what is not used.
+
+
+@pytest.mark.parametrize(
+    ("more", "instruction"),
+    [
+        ({"context": "Rain falls."}, "Why?\n\nRain falls."),
+        ({"context": ["Rain falls.", "", "It is wet."]}, "Why?\n\nRain falls.\n\nIt is wet."),
+        ({"context": ""}, "Why?"),
+        ({"context": None}, "Why?"),
+        ({"context": float("nan")}, "Why?"),
+        ({"context": "Why?"}, "Why?"),
+        ({"input": "1", "context": "2"}, "Why?\n\n1\n\n2"),
+    ],
+)
+def test_a_context_is_part_of_the_question(more, instruction):
+    source = Source([{**PAIR, **more}], as_reference=True)
+    assert pairs(source) == [(instruction, "So.")]
+    assert source.report.unread == {}
+    assert [s["instruction"] for s in seeds([{**PAIR, **more}])] == [instruction]
+
+
+def test_a_context_beside_a_prompt_is_part_of_the_question():
+    row = {"prompt": "Why?", "completion": "So.", "context": "Rain falls."}
+    assert pairs(references([row])) == [("Why?\n\nRain falls.", "So.")]
+
+
+BEFORE = [{"role": "user", "content": "Wet?"}, {"role": "assistant", "content": "Yes."}]
+
+
+@pytest.mark.parametrize(
+    "history",
+    [
+        [["Wet?", "Yes."]],
+        ["Wet?", "Yes."],
+        BEFORE,
+        [{"from": "human", "value": "Wet?"}, {"from": "gpt", "value": "Yes."}],
+        json.dumps([["Wet?", "Yes."]]),
+    ],
+    ids=str,
+)
+def test_a_history_and_a_system_prompt_are_what_was_said_before(history):
+    row = {**PAIR, "system": "Be brief.", "history": history}
+    (found,) = references([row])
+    system = {"role": "system", "content": "Be brief."}
+    assert found["history"] == [system, *BEFORE]
+    assert (found["instruction"], found["response"]) == ("Why?", "So.")
+    (seed,) = seeds([row])
+    assert seed["instruction"] == "Be brief.\n\nuser: Wet?\n\nassistant: Yes.\n\nuser: Why?"
+
+
+@pytest.mark.parametrize("history", [None, [], "", float("nan")], ids=str)
+def test_an_empty_history_is_none(history):
+    row = {**PAIR, "system": " ", "history": history}
+    assert references([row]) == references([PAIR])
+    assert seeds([row]) == seeds([PAIR])
+
+
+def test_a_system_prompt_beside_a_conversation_comes_before_it():
+    row = {"conversations": ["Why?", "So.", "And?", "Then."], "system": "Be brief."}
+    first, second = references([row], turns="all")
+    assert first["history"] == [{"role": "system", "content": "Be brief."}]
+    assert [t["content"] for t in second["history"]] == ["Be brief.", "Why?", "So."]
+    row = {**NESTED["messages after a system message"], "system": "Be brief."}
+    assert [t["content"] for t in references([row])[0]["history"]] == ["Be kind."]
+
+
+def test_columns_with_text_that_are_not_used_are_named_once():
+    rows = [
+        {**PAIR, "id": "a", "notes": "Look here.", "category": "qa", "n": 3, "page_id": "x"},
+        {**PAIR, "notes": "", "rejected": [{"content": "No."}], "history": {"odd": "text"}},
+        {**PAIR, "notes": "And here.", "copy": "Why?"},
+    ]
+    source = Source(rows, as_reference=True)
+    report = source.scan()
+    assert report.unread == {"notes": 2, "rejected": 1, "history": 1}
+    (line,) = [
+        line
+        for line in describe_report("references", "g", report, takes_first=True)
+        if "not used" in line
+    ]
+    assert "`notes` (2)" in line
+    assert "`rejected` (1)" in line
+
+
+def test_mapped_columns_are_used():
+    row = {"q": "Why?", "a": "So.", "c": "Rain.", "sys": {"text": "Be brief."}, "prompt": "Other"}
+    columns = {"instruction": "q", "response": "a", "context": "c", "system": "sys.text"}
+    source = Source([row], as_reference=True, columns=columns)
+    (found,) = source
+    assert found["instruction"] == "Why?\n\nRain."
+    assert found["history"] == [{"role": "system", "content": "Be brief."}]
+    assert source.report.unread == {"prompt": 1}
+
+
+# Values that are not text as they are.
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (42, "42"),
+        (0, "0"),
+        (2.5, "2.5"),
+        (True, "true"),
+        (Decimal("1.50"), "1.50"),
+        ("None", "None"),
+        ("null", "null"),
+        ([{"type": "text", "text": "So."}], "So."),
+        (
+            [{"type": "input_text", "text": "So,"}, {"type": "output_text", "text": "so."}],
+            "So,\nso.",
+        ),
+        ([{"type": "thinking", "thinking": "Hm."}, {"type": "text", "text": "So."}], "So."),
+        ({"type": "text", "text": "So."}, "So."),
+    ],
+    ids=str,
+)
+def test_numbers_and_parts_of_text_are_text(value, text):
+    assert pairs(references([{"instruction": "Why?", "output": value}])) == [("Why?", text)]
+    said = turns("role", "content", ("user", "Why?"), ("assistant", value))
+    assert pairs(references([{"messages": said}])) == [("Why?", text)]
+    said = turns("from", "value", ("human", "Why?"), ("gpt", value))
+    assert pairs(references([{"conversations": said}])) == [("Why?", text)]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet"])
+def test_nan_is_an_empty_cell(tmp_path, suffix):
+    nan = float("nan")
+    rows = [{**PAIR, "id": nan, "input": nan, "messages": nan}]
+    found = references(write(tmp_path / f"g{suffix}", rows))
+    assert found == [{"id": content_id("Why?", "So."), **PAIR}]
+
+
+@pytest.mark.parametrize("key", ["messages", "conversations"])
+def test_columns_of_another_table_are_empty_in_a_row_of_a_csv_file(tmp_path, key):
+    rows = [
+        {"instruction": "Why?", "output": "", "response": "So.", key: ""},
+        {"instruction": "", "output": "", "response": "", key: json.dumps(["x"])},
+        {"instruction": "", "output": "", "response": "", key: json.dumps(BEFORE)},
+    ]
+    source = Source(write(tmp_path / "g.csv", rows), as_reference=True)
+    assert pairs(source) == [("Why?", "So."), ("Wet?", "Yes.")]
+
+
+@pytest.mark.parametrize("kind", ["image_url", "input_image", "image", "input_audio", "video"])
+def test_rows_with_more_than_text_are_left_out_as_multi_modal(kind):
+    parts = [{"type": kind, kind: "x"}, {"type": "text", "text": "Why?"}]
+    rows = [
+        {"messages": turns("role", "content", ("user", parts), ("assistant", "So."))},
+        {**PAIR, "instruction": "<image>\nWhy?", "image": "x.png"},
+        {**PAIR, "images": [{"bytes": b"x", "path": None}]},
+        {**PAIR, "image": "", "images": []},
+    ]
+    source = Source(rows, as_reference=True)
+    assert pairs(source) == [("Why?", "So.")]
+    assert source.report.kinds == {"that are multi-modal": 3}
+    assert "only text is read" in source.report.skipped[0]["why"]
+
+
+# Turns.
+
+
+@pytest.mark.parametrize(
+    ("user", "assistant"),
+    [
+        ("User", "Assistant"),
+        ("HUMAN", "AI"),
+        ("human", "model"),
+        ("prompter", "assistant"),
+        ("user", "bot"),
+        ("Human", "ChatGPT"),
+        ("customer", "chatbot"),
+    ],
+)
+def test_who_speaks_is_known_by_many_names_in_any_case(user, assistant):
+    for key, keys in (("messages", ("role", "content")), ("conversations", ("from", "value"))):
+        said = turns(*keys, ("system", "Be brief."), (user, "Why?"), (assistant, "So."))
+        assert pairs(references([{key: said}])) == [("Why?", "So.")]
+
+
+def test_turns_in_parts_of_gemini_are_read():
+    said = [
+        {"role": "user", "parts": [{"text": "Why?"}]},
+        {"role": "model", "parts": [{"text": "So."}]},
+    ]
+    assert pairs(references([{"messages": said}])) == [("Why?", "So.")]
+
+
+def test_roles_that_are_not_known_are_named():
+    source = Source([{"messages": turns("role", "content", ("alice", "Why?"))}], as_reference=True)
+    assert list(source) == []
+    assert source.report.skipped[0]["why"] == "it has no user turn, only alice"
+
+
+def test_an_answer_that_is_a_call_of_a_tool_is_told():
+    call = {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}
+    question = {"role": "user", "content": "Why?"}
+    rows = [
+        {"messages": [question, call, {"role": "tool", "content": "42"}]},
+        {"conversations": turns("from", "value", ("human", "Why?"), ("function_call", "{}"))},
+        {"messages": [question, {**call, "content": "So."}]},
+    ]
+    source = Source(rows, as_reference=True)
+    assert pairs(source) == [("Why?", "So.")]
+    assert source.report.kinds == {"with tools": 2}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": turns("role", "content", ("user", "Why?"), ("assistant", "So."))},
+        {
+            "messages": {
+                "messages": turns("role", "content", ("user", "Why?"), ("assistant", "So."))
+            }
+        },
+        {"conversations": turns("from", "value", ("human", "Why?"), ("gpt", "So."))},
+        {"conversations": ["Why?", "So."]},
+        {"instruction": "Why?", "instances": [{"input": "", "output": "So."}]},
+        {
+            "prompt": turns("role", "content", ("user", "Why?")),
+            "completion": turns("role", "content", ("assistant", "So.")),
+        },
+    ],
+    ids=lambda row: ",".join(row),
+)
+def test_json_text_in_a_cell_is_parsed(tmp_path, row):
+    cells = {key: v if isinstance(v, str) else json.dumps(v) for key, v in row.items()}
+    assert pairs(references(write(tmp_path / "g.csv", [cells]))) == [("Why?", "So.")]
+
+
+def test_a_prompt_that_only_looks_like_a_list_stays_text():
+    for prompt in ("[1, 2] is what?", "[1, 2]", '["user"]', "[]", '[{"a": 1}]'):
+        row = {"prompt": prompt, "completion": "So."}
+        assert pairs(references([row])) == [(prompt, "So.")]
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        "[{'role': 'user', 'content': 'Why?'}, {'role': 'assistant', 'content': 'So.'}]",
+        "[{'role': 'user', 'content': 'Why?'}\n {'role': 'assistant', 'content': 'So.'}]",
+        "array([{'role': 'user', 'content': 'Why?'}], dtype=object)",
+    ],
+)
+@pytest.mark.parametrize("key", ["messages", "conversations"])
+def test_a_printout_of_a_list_is_told_and_how_to_write_it(tmp_path, key, cell):
+    path = write(tmp_path / "g.csv", [{key: cell}])
+    with pytest.raises(InputError, match=r"Python's printout of a list.*json\.dumps") as refusal:
+        Source(path, as_reference=True).scan()
+    assert "\n" not in str(refusal.value)
+
+
+# Ids.
+
+
+def test_an_id_that_is_too_long_for_a_seed_is_cut_and_told_apart():
+    one, other, short = seeds(
+        [{**PAIR, "id": "x" * 300 + end} for end in "ab"] + [{**PAIR, "id": 7}]
+    )
+    assert len(one["id"]) == len(other["id"]) == 200
+    assert one["id"] != other["id"]
+    assert short["id"] == "7"
+    (seed,) = seeds(Source([{**PAIR, "id": "x" * 300 + "a"}], as_reference=True))
+    assert seed["id"] == one["id"]
+    assert references([{**PAIR, "id": "x" * 300}])[0]["id"] == "x" * 300

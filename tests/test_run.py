@@ -155,6 +155,14 @@ async def test_ids_are_the_seeds_own_and_records_have_their_own(tmp_path):
     assert [row["slot"] for row in found] == [[0, 0, 0], [0, 0, 1], [0, 1, 0], [0, 1, 1]]
 
 
+async def test_ids_too_long_for_a_seed_cost_no_sample(tmp_path):
+    seeds = [{"id": "x" * 300 + end, "instruction": SEEDS[0]} for end in "ab"]
+    said = await finish_run(tmp_path, ScriptedModel(), seeds, per_seed=1)
+    assert said["counts"]["failed"] == 0
+    found = {row["seed_id"] for row in all_rows(tmp_path)}
+    assert {id_[:100] for id_ in found} == {"x" * 100}
+
+
 async def test_without_seeds_every_reference_is_its_own_seed(tmp_path):
     said = await finish_run(tmp_path, ScriptedModel(), None, references_per_seed=1)
     assert said["counts"]["seeds"] == 3

@@ -57,6 +57,10 @@ class Inside:
         return batch.result()
 
 
+# Nobody is there: workers answer by a scripted model.
+ADDRESS = "http://model.invalid/v1"
+
+
 class Office:
     """Hires workers that send by a scripted model, each over a watched one of its own."""
 
@@ -92,7 +96,10 @@ def office():
 
 async def together(out, office: Office, *args: Any, **more: Any) -> dict[str, Any]:
     run = build_run(
-        out, office.complete, *args, **{"engine": "ray", "workers": 2, "concurrency": 4, **more}
+        out,
+        office.complete,
+        *args,
+        **{"engine": "ray", "workers": 2, "concurrency": 4, "base_url": ADDRESS, **more},
     )
     office.run, run.tools.worker_starter = run, office
     async with asyncio.timeout(60):
@@ -102,7 +109,7 @@ async def together(out, office: Office, *args: Any, **more: Any) -> dict[str, An
 
 async def alone(out, complete: Any, *args: Any, **more: Any) -> dict[str, Any]:
     async with asyncio.timeout(60):
-        await build_run(out, complete, *args, **more).run()
+        await build_run(out, complete, *args, **{"base_url": ADDRESS, **more}).run()
     return summary_of(out)
 
 
@@ -348,7 +355,8 @@ async def test_a_cluster_with_less_room_makes_the_rows_with_the_workers_it_has(t
 
         return one
 
-    run = build_run(tmp_path, staff.complete, SEEDS, engine="ray", workers=3, concurrency=4)
+    ray = {"engine": "ray", "workers": 3, "concurrency": 4, "base_url": ADDRESS}
+    run = build_run(tmp_path, staff.complete, SEEDS, **ray)
     run.tools.worker_starter = crowded
     async with asyncio.timeout(30):
         await run.run()

@@ -262,9 +262,13 @@ async def _ask(complete: Complete, call: Call, read: Callable[[Reply], T]) -> As
             return AskResult(read(_usable(reply)), usage)
         except CallFailed as failed:
             failed.usage = usage = add_usage(usage, failed.usage)
-            if failed.kind != "bad_generation":
+            if failed.kind not in ("bad_generation", "cut"):
                 raise
-            kind, message = "malformed", failed.message
+            # A cut answer that can have no more room may be shorter in another draw.
+            kind, message = (
+                "malformed" if failed.kind == "bad_generation" else "long",
+                failed.message,
+            )
         except _Unusable as fault:
             kind, message = fault.kind, fault.message
         except UnreadableAnswer as error:
@@ -277,14 +281,14 @@ async def _ask(complete: Complete, call: Call, read: Callable[[Reply], T]) -> As
             continue
         draw += 1
         if draw == MAX_ASKS or kind == "cut":
-            raise CallFailed(call.stage, kind, message, usage)
+            raise CallFailed(call.stage, "cut" if kind == "long" else kind, message, usage)
         unreadable += kind == "malformed"
         # With the same seed the journal would give the same answer again.
         current = replace(
             call,
             seed=(call.seed + draw) & 0x7FFFFFFF,
             unreadable=unreadable,
-            room=current.room,
+            room=call.room if kind == "long" else current.room,
         )
         if kind == "malformed" and text and call.answer is not None:
             current = replace(current, messages=(*call.messages, *_correction(text, message)))

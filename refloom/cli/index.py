@@ -87,6 +87,8 @@ def dedup(args: Namespace, flags: dict[str, Any]) -> int:
         )
     skipped = summary.report.skipped_count
     warn_of_skipped_rows(summary.report)
+    for note in summary.report.notes:
+        sys.stderr.write(note + "\n")
     print_line(
         f"{summary.written} rows in {args.out}; {len(summary.dropped)} near-duplicates"
         + (f", {skipped} rows left out" if skipped else "")

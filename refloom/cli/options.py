@@ -32,13 +32,13 @@ def add_setting(group: Any, name: str) -> None:
             help=("do not " if default else "") + help_text,
         )
         return
-    if field.annotation == tuple[str, ...]:
+    if field.annotation == tuple[str, ...] or name == "max_tokens_per_call":
         group.add_argument(
             f"--{flag}",
             dest=name,
             default=argparse.SUPPRESS,
             nargs="+",
-            metavar="FILE",
+            metavar="STAGE=N" if name == "max_tokens_per_call" else "FILE",
             help=help_text,
         )
         return

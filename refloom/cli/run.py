@@ -161,6 +161,7 @@ def run_with_progress(
             session.on_begin = partial(_print_inputs, references, seeds)
             progress = Progress(show_rows=show_rows)
             session.on_record, session.on_fault = progress, progress.count_error
+            session.on_notice = progress.notice
             with progress.begin(session.stats):
                 asyncio.run(_run_until_signalled(session))
     except asyncio.CancelledError:

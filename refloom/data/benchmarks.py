@@ -12,7 +12,14 @@ from typing import Any
 from memory.contamination import Contamination, word_tokens
 from refloom.data.files import read_rows
 from refloom.data.read import ReadReport
-from refloom.data.shapes import UnknownShape, parse_pair, valid_text
+from refloom.data.shapes import (
+    UnknownShape,
+    is_user,
+    parse_cell,
+    parse_pair,
+    read_text,
+    valid_text,
+)
 from refloom.errors import InputError
 
 # Keys under which a row keeps all of its turns, and those under which it keeps one prompt.
@@ -21,7 +28,6 @@ _PROMPTS = (
     *("question", "problem", "query", "text", "prompt", "instruction", "input", "goal", "ctx"),
     *("sentence", "task"),
 )
-_USERS = ("user", "human")
 
 
 def load_benchmarks(
@@ -82,8 +88,9 @@ def _prompts_of_shape(row: Any) -> tuple[str, list[str]]:
         raise UnknownShape(f"a row must be an object or text, this is {type(row).__name__}")
     lowered = {str(key).lower(): value for key, value in row.items()}
     for key in _TURNS:
-        if isinstance(lowered.get(key), list):
-            return key, _user_turns(key, lowered[key])
+        turns = _find_turns(lowered, key)
+        if turns is not None:
+            return key, _user_turns(key, turns)
     try:
         shape, instruction, _ = parse_pair(row)
         return shape, [instruction]
@@ -94,6 +101,21 @@ def _prompts_of_shape(row: Any) -> tuple[str, list[str]]:
         raise
 
 
+def _find_turns(row: Mapping[str, Any], key: str) -> list[Any] | None:
+    """The turns under a key, as a list or as its JSON text; None if there are none."""
+    value = row.get(key)
+    if isinstance(value, list) or not isinstance(value, str):
+        return value if isinstance(value, list) else None
+    try:
+        turns = parse_cell(row, key)
+    except UnknownShape:
+        return None
+    # A prompt may be a list of numbers or texts as it stands.
+    kinds = Mapping if key == "prompt" else Mapping | str
+    is_turns = isinstance(turns, list) and turns and all(isinstance(t, kinds) for t in turns)
+    return turns if is_turns else None
+
+
 def _user_turns(key: str, turns: list[Any]) -> list[str]:
     """The texts of the user's turns. Of plain texts in `conversations`, every other one is."""
     if turns and all(isinstance(turn, str) for turn in turns):
@@ -102,11 +124,8 @@ def _user_turns(key: str, turns: list[Any]) -> list[str]:
     for turn in turns:
         if not isinstance(turn, Mapping):
             raise UnknownShape(f"{key!r} holds neither texts nor objects")
-        text = turn.get("content", turn.get("value"))
-        if turn.get("role", turn.get("from")) in _USERS:
-            if not isinstance(text, str):
-                raise UnknownShape(f"a user's turn in {key!r} is {type(text).__name__}, not text")
-            texts.append(text)
+        if is_user(turn.get("role", turn.get("from"))):
+            texts.append(read_text(turn, "content" if "content" in turn else "value") or "")
     if not texts:
         raise UnknownShape("no turn is a user's")
     return texts

@@ -30,7 +30,18 @@ PRIVATE = frozenset(
     {"base_url", "judge_base_url", "memory", "reuse", "prices", "quiet", "ray_address"}
 )
 # A name with such a suffix is a file's; other names with a slash are the hub's.
-PATH_SUFFIXES = (".gguf", ".jsonl", ".json", ".parquet", ".csv", ".txt", ".toml")
+PATH_SUFFIXES = (
+    ".gguf",
+    ".jsonl",
+    ".json",
+    ".parquet",
+    ".csv",
+    ".tsv",
+    ".txt",
+    ".toml",
+    ".gz",
+    ".zst",
+)
 # Settings that may hold the path of a file.
 PATH_SETTINGS = ("model", "judge_model", "embedding_model", "benchmark")
 _MARKDOWN_SIGNS = re.compile(r"([\\`*_\[\]|~#$])")
@@ -188,7 +199,9 @@ def _short_name(path: object) -> str:
     """The name of a file without its folders; the hub's `owner/name` stays."""
     text = str(path)
     pure = PurePath(text)
-    is_file = pure.is_absolute() or pure.suffix in PATH_SUFFIXES or text.startswith((".", "~"))
+    is_file = (
+        pure.is_absolute() or pure.suffix.lower() in PATH_SUFFIXES or text.startswith((".", "~"))
+    )
     return pure.name if is_file else text
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from memory.novelty import CosineFilter, NoveltyFilter
-from refloom.data.files import read_rows
+from refloom.data.files import file_format, read_rows
 from refloom.data.read import ReadReport
 from refloom.data.shapes import UnknownShape, parse_pair, valid_text
 from refloom.data.write import replace_lines, replace_parquet
@@ -116,7 +116,8 @@ def _instruction_rows(
     source: str | Path, report: ReadReport, skip_bad_lines: bool
 ) -> Iterator[_Row]:
     """The rows with an instruction. Raises `InputError` at the end if there was none."""
-    for line, row in read_rows(source, report.skip if skip_bad_lines else None):
+    skip = report.skip if skip_bad_lines else None
+    for line, row in read_rows(source, skip, report.notes.append):
         try:
             if isinstance(row, str):
                 report.shapes["text"] += 1
@@ -186,7 +187,7 @@ def _to_json_value(value: Any) -> str:
 
 def _parquet_schema(source: str | Path) -> Any:
     """The schema of a parquet file, so that the copy has the same types; None for other files."""
-    if Path(source).suffix != ".parquet":
+    if file_format(Path(source)) != ".parquet":
         return None
     import pyarrow.parquet
 

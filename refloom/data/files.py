@@ -8,107 +8,292 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from refloom.data.encodings import PACKED_SUFFIXES, Skip, report_line, text_lines
+from refloom.data.shapes import SHAPE_KEYS
 from refloom.errors import InputError
 
 NumberedRows = Iterator[tuple[int, Any]]
-# Called for each skipped line with the file, the line number and what is wrong.
-Skip = Callable[[str, int, str], None]
+# Called with a sentence on what was taken of a source that holds more than one list.
+Note = Callable[[str], None]
 MAX_CSV_FIELD_BYTES = 1 << 28
 # NAME[:CONFIG][@SPLIT]
 _DATASET_NAME = re.compile(r"(?P<name>[^:@]+)(?::(?P<config>[\w.-]+))?(?:@(?P<split>[\w.-]+))?")
+_FILE_SPLIT = re.compile(r"(?P<name>.+)@(?P<split>[\w.-]+)", re.DOTALL)
 FILE_FORMATS = (".jsonl", ".json", ".parquet", ".csv", ".txt")
+# Other suffixes of the same kinds.
+_SAME_FORMATS = {".ndjson": ".jsonl", ".jsonlines": ".jsonl", ".tsv": ".csv", ".tab": ".csv"}
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+_STREAMS = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")
+_SPACE = re.compile(r"[ \t\r\n]*")
+_SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+# Excel reads such a first line, and some programs write it.
+_SEPARATOR_LINE = re.compile(r'"?sep=([,;\t|])"?[ \r\n]*')
+# What tables write for a cell without a value. Of an answer, only the first are no text.
+_NO_VALUES = frozenset({"NaN", "nan", "<NA>"})
+_NO_WORDS = frozenset({"null", "NULL", "None"})
+_MAY_BE_ABSENT = frozenset({"id", "input", "context", "system", "system_prompt", "history"})
+# Keys of an object under which it keeps rows.
+_WRAPPERS = frozenset(
+    {"data", "rows", "items", "examples", "records", "samples", "results", "dataset", "entries"}
+    | {"train", "test", "validation", "valid", "val", "dev", "eval"}
+)
 
 
-def read_rows(source: str | Path | list[Any], skip: Skip | None) -> NumberedRows:
+def read_rows(
+    source: str | Path | list[Any], skip: Skip | None, note: Note | None = None
+) -> NumberedRows:
     """Stream the rows of a file, a dataset or a list, with their line numbers.
 
     Args:
-        source: A file, a folder or name for the `datasets` library, or rows.
+        source: A file, a folder or name for the `datasets` library, or rows. `FILE@NAME` is one
+            list of a file that holds several, `NAME@SPLIT` one split of a dataset.
         skip: Called for lines that cannot be parsed; without it they raise `InputError`.
+        note: Called with what was left aside of a source that holds several lists.
 
     Raises:
         InputError: The source does not exist or cannot be read.
     """
     if isinstance(source, list):
         return iter(enumerate(source, 1))
+    note = note or (lambda _: None)
     path = Path(source)
+    _check_is_file(str(source), path)
     match = _DATASET_NAME.fullmatch(str(source))
     if path.is_dir() or (match and not path.exists() and Path(match["name"]).is_dir()):
-        return _read_dataset(str(source))
+        return _read_dataset(str(source), note)
+    split = None
     if not path.exists():
-        if path.suffix in FILE_FORMATS or path.is_absolute():
+        part = _FILE_SPLIT.fullmatch(str(source))
+        if part and Path(part["name"]).is_file():
+            path, split = Path(part["name"]), part["split"]
+        elif file_format(path) in FILE_FORMATS or path.is_absolute():
             raise InputError(f"{path}: no such file")
-        return _read_dataset(str(source))
-    readers = {".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv, ".txt": _read_txt}
-    if path.suffix == ".parquet":
+        else:
+            return _read_dataset(str(source), note)
+    return _read_file(path, skip, split, note)
+
+
+def file_format(path: Path) -> str:
+    """The suffix of a file in small letters, without that of a packed file.
+
+    >>> file_format(Path("rows.JSONL.gz")), file_format(Path("rows.tsv"))
+    ('.jsonl', '.csv')
+    """
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in PACKED_SUFFIXES:
+        suffixes.pop()
+    suffix = suffixes[-1] if suffixes else ""
+    return _SAME_FORMATS.get(suffix, suffix)
+
+
+def _check_is_file(source: str, path: Path) -> None:
+    """Raise `InputError` for an address, standard input, a pipe or a device."""
+    if _URL.match(source):
+        raise InputError(
+            f"{source}: is an address, and only files are read. Download it and name the file, "
+            "or name a dataset of the hub as OWNER/NAME"
+        )
+    is_stream = source == "-" or source.startswith(_STREAMS)
+    if is_stream or (path.exists() and not path.is_file() and not path.is_dir()):
+        raise InputError(
+            f"{source}: is a stream, and inputs are read more than once. Save it to a file, "
+            "and name the file"
+        )
+
+
+def _read_file(path: Path, skip: Skip | None, split: str | None, note: Note) -> NumberedRows:
+    kind = file_format(path)
+    if kind in (".jsonl", ".json"):
+        return _read_json(path, skip, split, note, by_line=kind == ".jsonl")
+    if split is not None:
+        raise InputError(f"{path}: is one list of rows; leave out @{split}")
+    if kind == ".csv":
+        return _read_csv(path, skip)
+    if kind == ".txt":
+        return _read_txt(path, skip)
+    if kind == ".parquet":
+        if path.suffix.lower() in PACKED_SUFFIXES:
+            raise InputError(f"{path}: packed parquet files are not read; unpack it first")
         return _read_parquet(path)
-    reader = readers.get(path.suffix)
-    if reader is None:
-        raise InputError(f"{path}: unknown kind of file; known kinds are {', '.join(FILE_FORMATS)}")
-    return reader(path, skip)
+    raise InputError(
+        f"{path}: unknown kind of file; known kinds are {', '.join(FILE_FORMATS)} and "
+        f"{', '.join(_SAME_FORMATS)}, also packed ({', '.join(PACKED_SUFFIXES)})"
+    )
 
 
-def _text_lines(path: Path, skip: Skip | None) -> Iterator[tuple[int, str]]:
-    """Lines as text. Those that are not UTF-8 or have NUL bytes count as bad lines."""
+def _read_json(
+    path: Path, skip: Skip | None, split: str | None, note: Note, *, by_line: bool
+) -> NumberedRows:
+    """Rows of JSON: one a line, or one after the other, or in a list, whatever the file's name is.
+
+    A .jsonl file is streamed if its first line is a row of several, any other is read whole.
+    """
+    if by_line:
+        start = _first_lines(path, skip)
+        if not start or (len(start) > 1 and _is_json(start[0])):
+            return _read_lines(path, skip)
+    bad_lines: list[tuple[str, int, str]] = []
+    hold = None if skip is None else lambda *line: bad_lines.append(line)
+    text = "".join(line for _, line in text_lines(path, hold))
     try:
-        with path.open("rb") as file:
-            for number, raw in enumerate(file, 1):
-                try:
-                    text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-                except UnicodeDecodeError as error:
-                    _report_line(path, number, f"is not UTF-8 text ({error.reason})", skip)
-                    continue
-                if "\0" in text:
-                    _report_line(path, number, "has a NUL byte", skip)
-                    continue
-                yield number, text
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+        documents = _parse_documents(text)
+    except (ValueError, RecursionError) as error:
+        if by_line or _is_json(text.strip().partition("\n")[0]):
+            return _read_lines(path, skip)
+        raise InputError(f"{path}: is not valid JSON ({str(error)[:120]})") from error
+    for line in bad_lines:
+        report_line(Path(line[0]), *line[1:], skip)
+    if len(documents) > 1:
+        return iter(documents)
+    return _find_rows(path, *documents[0], split, note)
 
 
-def _report_line(path: Path, line: int, problem: str, skip: Skip | None) -> None:
-    """Skip a bad line, or raise `InputError` if bad lines are not skipped."""
-    if skip is None:
-        raise InputError(f"{path}: line {line} {problem}. Fix it, or pass --skip-bad-lines")
-    skip(str(path), line, problem)
+def _first_lines(path: Path, skip: Skip | None) -> list[str]:
+    """The first two lines that are not blank. Bad ones are passed over, if bad lines are."""
+    found: list[str] = []
+    for _, text in text_lines(path, None if skip is None else lambda *_: None):
+        if text.strip():
+            found.append(text)
+        if len(found) == 2:
+            break
+    return found
 
 
-def _read_jsonl(path: Path, skip: Skip | None) -> NumberedRows:
-    for number, text in _text_lines(path, skip):
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _read_lines(path: Path, skip: Skip | None) -> NumberedRows:
+    for number, text in text_lines(path, skip):
         if not text.strip():
             continue
         try:
             yield number, json.loads(text)
         except (ValueError, RecursionError) as error:
-            _report_line(path, number, f"is not valid JSON ({str(error)[:120]})", skip)
+            report_line(path, number, f"is not valid JSON ({str(error)[:120]})", skip)
 
 
-def _read_json(path: Path, skip: Skip | None) -> NumberedRows:
-    text = "".join(line for _, line in _text_lines(path, skip))
-    try:
-        rows = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: is not valid JSON ({str(error)[:120]})") from error
-    if not isinstance(rows, list):
-        raise InputError(f"{path}: must hold a list of rows; name it .jsonl if each line is a row")
-    yield from enumerate(rows, 1)
+def _parse_documents(text: str) -> list[tuple[int, Any]]:
+    """The JSON values of a text, one after the other, with the lines they start in.
+
+    Raises `ValueError` if there is none or anything else is between them.
+    """
+    decoder = json.JSONDecoder()
+    documents: list[tuple[int, Any]] = []
+    at, line = 0, 1
+    while not documents or at < len(text):
+        start = _end_of_space(text, at)
+        line += text.count("\n", at, start)
+        value, end = decoder.raw_decode(text, start)
+        documents.append((line, value))
+        at = _end_of_space(text, end)
+        line += text.count("\n", start, at)
+    return documents
+
+
+def _end_of_space(text: str, start: int) -> int:
+    match = _SPACE.match(text, start)
+    return match.end() if match else start
+
+
+def _find_rows(path: Path, line: int, value: Any, split: str | None, note: Note) -> NumberedRows:
+    """The rows of a JSON value: a list, one of an object's lists, or the object itself."""
+    lists = _wrapped_lists(value) if isinstance(value, Mapping) else {}
+    if not lists and split is not None:
+        raise InputError(f"{path}: is one list of rows; leave out @{split}")
+    if isinstance(value, list):
+        return iter(enumerate(value, 1))
+    if not isinstance(value, Mapping):
+        raise InputError(f"{path}: must hold a list of rows; name it .txt if each line is a text")
+    if not lists:
+        return iter([(line, value)])
+    name = _choose_list(str(path), {name: len(rows) for name, rows in lists.items()}, split, note)
+    rows = lists[name]
+    # The hub's own server puts each row into an object with its number.
+    if all(isinstance(row, Mapping) and isinstance(row.get("row"), Mapping) for row in rows):
+        rows = [row["row"] for row in rows]
+    return iter(enumerate(rows, 1))
+
+
+def _wrapped_lists(value: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """The lists of rows that an object holds, by name; none if it is itself a row.
+
+    >>> list(_wrapped_lists({"version": 1, "result": {"data": [{"prompt": "Why?"}]}}))
+    ['result']
+    >>> _wrapped_lists({"question": "Why so?", "sources": [{"url": "x"}]})
+    {}
+    """
+    if SHAPE_KEYS & value.keys():
+        return {}
+    is_row = any(isinstance(text, str) and " " in text for text in value.values())
+    found: dict[str, list[Any]] = {}
+    for key, inner in value.items():
+        known = str(key).lower() in _WRAPPERS
+        if is_row and not known:
+            continue
+        if isinstance(inner, list):
+            # Under a usual name a list may be empty, or of texts.
+            kinds = Mapping | str if known else Mapping
+            if (inner or known) and all(isinstance(row, kinds) for row in inner):
+                found[key] = inner
+        elif isinstance(inner, Mapping):
+            within = _wrapped_lists(inner)
+            alone = len(within) == 1
+            found |= {(key if alone else f"{key}.{name}"): rows for name, rows in within.items()}
+    return found
+
+
+def _choose_list(
+    source: str, sizes: Mapping[str, int | None], split: str | None, note: Note
+) -> str:
+    """The name of the list to read: the one asked for, the only one, `train`, or the only usual.
+
+    Raises `InputError` that names all if none of these is there.
+    """
+    listed = ", ".join(
+        name if size is None else f"{name} ({size:,} rows)" for name, size in sizes.items()
+    )
+    usual = [name for name in sizes if name.lower() in _WRAPPERS]
+    if split is not None:
+        if split not in sizes:
+            raise InputError(f"{source}: has no {split}, only {listed}")
+        return split
+    if len(sizes) == 1:
+        return next(iter(sizes))
+    if "train" in sizes:
+        name = "train"
+    elif len(usual) == 1:
+        name = usual[0]
+    else:
+        first = next(iter(sizes))
+        raise InputError(
+            f"{source}: holds several lists of rows: {listed}. Name one, as {source}@{first}"
+        )
+    note(f"{source}: {name} is read, of {listed}; {source}@NAME reads another")
+    return name
 
 
 def _read_csv(path: Path, skip: Skip | None) -> NumberedRows:
     csv.field_size_limit(MAX_CSV_FIELD_BYTES)
     number = 0
+    separator = _find_separator(path, skip)
 
     def lines() -> Iterator[str]:
         nonlocal number
-        for number, line in _text_lines(path, skip):  # noqa: B007 - the loop below reads it
-            yield line
+        for number, line in text_lines(path, skip):
+            if number > 1 or not _SEPARATOR_LINE.fullmatch(line):
+                yield line
 
     # Strict, or an unclosed quote would swallow the rest of the file.
-    rows = csv.reader(lines(), strict=True)
+    rows = csv.reader(lines(), strict=True, delimiter=separator)
     header: list[str] | None = None
     while True:
         first_line = number + 1
@@ -118,26 +303,56 @@ def _read_csv(path: Path, skip: Skip | None) -> NumberedRows:
             return
         except csv.Error as error:
             start = f", in the row that starts in line {first_line}" if number > first_line else ""
-            _report_line(path, number, f"is not valid CSV ({error}{start})", skip)
+            report_line(path, number, f"is not valid CSV ({error}{start})", skip)
             continue
         if not cells:
             continue
         if header is None:
-            header = cells
-            repeated = [name for name in header if name and header.count(name) > 1]
-            if repeated:
-                raise InputError(
-                    f"{path}: has two columns {repeated[0]!r}; give each a different name"
-                )
+            header = _check_header(path, cells)
         elif len(cells) > len(header):
-            problem = f"has {len(cells)} cells for {len(header)} columns; quote cells with commas"
-            _report_line(path, number, problem, skip)
+            problem = (
+                f"has {len(cells)} cells for {len(header)} columns; quote cells with "
+                f"{_SEPARATORS[separator]} in them"
+            )
+            report_line(path, number, problem, skip)
         else:
-            yield number, {name: cell for name, cell in zip(header, cells, strict=False) if name}
+            yield (
+                number,
+                {
+                    name: None if _is_absent(name, cell) else cell
+                    for name, cell in zip(header, cells, strict=False)
+                    if name
+                },
+            )
+
+
+def _check_header(path: Path, cells: list[str]) -> list[str]:
+    """The names of the columns. Raises `InputError` if two are the same."""
+    header = [name.strip() for name in cells]
+    repeated = [name for name in header if name and header.count(name) > 1]
+    if repeated:
+        raise InputError(f"{path}: has two columns {repeated[0]!r}; give each a different name")
+    return header
+
+
+def _find_separator(path: Path, skip: Skip | None) -> str:
+    """What stands between the cells of the header: a comma, unless another makes more of them."""
+    for _, line in text_lines(path, None if skip is None else lambda *_: None):
+        if match := _SEPARATOR_LINE.fullmatch(line):
+            return match[1]
+        if line.strip():
+            counts = {s: len(next(csv.reader([line], delimiter=s))) for s in _SEPARATORS}
+            return max(counts, key=counts.__getitem__)
+    return ","
+
+
+def _is_absent(name: str, cell: str) -> bool:
+    """Whether a cell says that it has no value."""
+    return cell in _NO_VALUES or (cell in _NO_WORDS and name in _MAY_BE_ABSENT)
 
 
 def _read_txt(path: Path, skip: Skip | None) -> NumberedRows:
-    for number, text in _text_lines(path, skip):
+    for number, text in text_lines(path, skip):
         if text.strip():
             yield number, text.strip()
 
@@ -159,20 +374,23 @@ def _read_parquet(path: Path) -> NumberedRows:
         ) from error
 
 
-def _read_dataset(source: str) -> NumberedRows:
+def _read_dataset(source: str, note: Note) -> NumberedRows:
     """Rows by the `datasets` library: a folder, or a name on the Hugging Face hub."""
     import datasets
 
     match = None if Path(source).is_dir() else _DATASET_NAME.fullmatch(source)
     name, config, split = match.group("name", "config", "split") if match else (source, None, None)
-    split = split or "train"
     try:
         if any((Path(name) / marker).is_file() for marker in ("state.json", "dataset_dict.json")):
-            saved = datasets.load_from_disk(name)
-            rows = saved[split] if isinstance(saved, datasets.DatasetDict) else saved
+            rows = datasets.load_from_disk(name)
+            if isinstance(rows, datasets.DatasetDict):
+                sizes = {part: len(rows[part]) for part in rows}
+                rows = rows[_choose_list(name, sizes, split, note)]
         else:
-            rows = datasets.load_dataset(name, config, split=split, streaming=True)
+            rows = datasets.load_dataset(name, config, split=split or "train", streaming=True)
         yield from enumerate(rows, 1)
+    except InputError:
+        raise
     except Exception as error:
         reason = " ".join(str(error).split())[:160]
         raise InputError(f"{source}: is neither a file nor a dataset ({reason})") from error

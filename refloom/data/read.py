@@ -22,6 +22,9 @@ from refloom.data.shapes import (
     Exchange,
     UnknownShape,
     check_exchange,
+    check_media,
+    find_unread_columns,
+    join_history,
     parse_exchanges,
     rename_columns,
 )
@@ -33,6 +36,9 @@ OTHERS = "others, which are too many to name"
 MAX_SKIPPED_LISTED = 1000
 MAX_LICENSES = 1000
 MAX_LICENSE_CHARS = 500
+# The graph takes no longer id of a seed.
+MAX_ID_CHARS = 200
+MAX_COLUMNS_LISTED = 20
 
 
 @dataclass(slots=True)
@@ -41,7 +47,8 @@ class ReadReport:
 
     `taken` counts items, `kinds` skipped rows by the reason, and `shapes` and `licences` items.
     `skipped` lists the first skipped rows, `several_turns` counts rows of more than one exchange,
-    and `digest` is a hash of all items.
+    `unread` counts the rows with text in a column that is not read, `notes` say what else of the
+    source was left aside, and `digest` is a hash of all items.
     """
 
     name: str | None = None
@@ -52,6 +59,8 @@ class ReadReport:
     shapes: Counter[str] = field(default_factory=Counter)
     several_turns: int = 0
     licences: Counter[str] = field(default_factory=Counter)
+    unread: Counter[str] = field(default_factory=Counter)
+    notes: list[str] = field(default_factory=list)
     digest: str = ""
 
     def skip(self, name: str, line: int, why: str, kind: str = "that cannot be parsed") -> None:
@@ -102,6 +111,14 @@ def describe_report(
     """
     shapes = ", ".join(f"{n} {shape}" for shape, n in report.shapes.most_common())
     lines = [f"{what}: {report.taken} of {name}" + (f" ({shapes})" if shapes else "")]
+    lines += [f"  {note}" for note in report.notes]
+    if report.unread:
+        each = ", ".join(
+            f"`{column}` ({rows})" for column, rows in report.unread.most_common(MAX_COLUMNS_LISTED)
+        )
+        rest = len(report.unread) - MAX_COLUMNS_LISTED
+        others = f" and {rest} more" if rest > 0 else ""
+        lines.append(f"  columns with text that are not used (rows): {each}{others}")
     if report.several_turns and not takes_first:
         lines.append(f"  {report.several_turns} rows of several turns: every exchange is used")
     if report.several_turns and takes_first:
@@ -177,16 +194,19 @@ class Source:
         if isinstance(self._source, Source):
             for reference in distinct(self._source):
                 report.taken += 1
-                yield {"id": reference["id"], "instruction": reference["instruction"]}
+                text = reference["instruction"]
+                yield {"id": _shorten_id(reference["id"]), "instruction": text}
             return
         skip = report.skip if self._skip_bad_lines else None
-        for line, original_row in read_rows(self._source, skip):
+        for line, original_row in read_rows(self._source, skip, report.notes.append):
             try:
                 row = rename_columns(original_row, self._columns)
                 shape, exchanges = self._parse_row(row)
                 for number, exchange in enumerate(self._select_exchanges(exchanges, report)):
                     item = self._build_item(row, number, check_exchange(exchange))
                     report.count_item(shape, str(item.get("license") or _license(row) or ""))
+                    if not number:
+                        self._count_unread(shape, original_row, exchange, report)
                     yield item
             except UnknownShape as error:
                 # Exchanges before the bad turn of a conversation have been yielded.
@@ -195,7 +215,20 @@ class Source:
     def _parse_row(self, row: Any) -> tuple[str, Iterator[Exchange]]:
         if isinstance(row, str) and not self._as_reference:
             return "text", iter([Exchange(row.strip(), None)])
+        if isinstance(row, Mapping):
+            check_media(row)
         return parse_exchanges(row)
+
+    def _count_unread(self, shape: str, row: Any, exchange: Exchange, report: ReadReport) -> None:
+        """Count the columns of a row, by their own names, that hold text and are not read."""
+        if not isinstance(row, Mapping) or shape == "text":
+            return
+        if self._columns:
+            mapped = {part for c in self._columns.values() for part in (c, c.partition(".")[0])}
+            row = {key: value for key, value in row.items() if key not in mapped}
+        said = (exchange.instruction, exchange.response or "")
+        for column in find_unread_columns(shape, row, said):
+            report.unread[column] += 1
 
     def _select_exchanges(
         self, exchanges: Iterator[Exchange], report: ReadReport
@@ -227,8 +260,8 @@ class Source:
         if self._as_reference:
             reference = _to_reference(row, exchange, self._licence)
             return {**reference, "id": row_id or reference_hash(reference)}
-        text = exchange.instruction
-        return {"id": row_id or content_id(text), "instruction": text}
+        text = join_history(exchange)
+        return {"id": _shorten_id(row_id or content_id(text)), "instruction": text}
 
     def scan(self) -> ReadReport:
         """Read everything once, so that errors show before any call is paid for.
@@ -285,6 +318,10 @@ def read_seeds(source: Input, settings: Settings, *, skip_bad_lines: bool = Fals
 
 def _to_reference(row: Any, exchange: Exchange, licence: str | None) -> Reference:
     """Build a reference, without its id."""
+    if exchange.calls_tool:
+        raise UnknownShape(
+            "it is answered by a call of a tool, and tools are not read", "with tools"
+        )
     if exchange.response is None or not exchange.response.strip():
         raise UnknownShape("it has no response", "without a response")
     reference: Reference = {
@@ -314,3 +351,15 @@ def _license(row: Any) -> str | None:
 def _row_id(row: Any) -> str | None:
     value = row.get("id") if isinstance(row, Mapping) else None
     return str(value) if isinstance(value, str | int) and str(value).strip() else None
+
+
+def _shorten_id(id_: str) -> str:
+    """An id that the graph takes: a longer one is cut, and ends in a hash of the whole.
+
+    >>> _shorten_id("a7"), len(_shorten_id("a" * 5000))
+    ('a7', 200)
+    """
+    if len(id_) <= MAX_ID_CHARS:
+        return id_
+    digest = content_id(id_)
+    return f"{id_[: MAX_ID_CHARS - len(digest) - 1]}-{digest}"

@@ -21,17 +21,19 @@ from hashlib import sha256
 from typing import Any
 
 from nodes.llm import Answer, Call, CallFailed, Complete, ProviderStopped, Reply
-from nodes.llm.endpoint import Endpoint, EndpointClient
+from nodes.llm.endpoint import Attempt, Endpoint, EndpointClient, OnLearned
 from nodes.llm.protocol import Transient, schema_of
 from refloom import local
 from refloom.errors import BudgetSpent, InputError
 from refloom.runs.cost import Budget, Prices
 from refloom.runs.event_log import event
-from refloom.runs.journal import Journal, ReusedCalls
+from refloom.runs.journal import INSERT_META, Journal, ReusedCalls
 from refloom.runs.rate_limit import CircuitBreaker, Limiter, Permit
 from refloom.settings import Settings, StageSettings, is_embedded
 
 MAX_TRIES = 6
+# Faults that are no try of a call: the endpoint answers, and asks to wait.
+UNCOUNTED_FAULTS = ("rate_limit", "no_resources", "loading")
 MAX_BACKOFF_S = 60.0
 # An endpoint that asks for a longer wait than this ends the run, which is resumed later.
 MAX_RETRY_AFTER_S = 300.0
@@ -53,15 +55,18 @@ async def open_client(
     prior_cost: float,
     prior_tokens: int,
     complete: Complete | None = None,
+    attempt: Attempt | None = None,
     reused: ReusedCalls | None = None,
     shared: Journal | None = None,
     on_fault: FaultCallback = lambda fault: None,
+    on_learned: OnLearned = lambda model, sentence: None,
 ) -> AsyncIterator[CachedClient]:
     """Open the client of a run or of a judge, with the limits and caps that the settings set.
 
     `prior_cost` (dollars) and `prior_tokens` are what earlier sessions have used. `complete`
-    replaces the endpoints; `reused`, `shared` and `on_fault` are those of `CachedClient`. At the
-    end calls in flight are cancelled and connections closed.
+    replaces the endpoints; `attempt` and `on_learned` are those of `EndpointClient`, `reused`,
+    `shared` and `on_fault` those of `CachedClient`. At the end calls in flight are cancelled,
+    connections closed, and what was learned of the endpoints is journaled.
     """
     addresses = endpoints.addresses
     limiter = Limiter(settings.max_in_flight, settings.rpm, settings.tpm, addresses=addresses)
@@ -72,9 +77,20 @@ async def open_client(
         cost=prior_cost,
         tokens=prior_tokens,
     )
+
+    def remember(model: str, sentence: str) -> None:
+        journal.put_soon(INSERT_META, "endpoints", json.dumps(endpoint_client.known()))
+        on_learned(model, sentence)
+
     endpoint_client = EndpointClient(
-        endpoints.resolve, max_retries=0, on_headers=limiter.apply_headers
+        endpoints.resolve,
+        max_retries=0,
+        timeout=settings.timeout,
+        on_headers=limiter.apply_headers,
+        on_learned=remember,
+        attempt=attempt,
     )
+    endpoint_client.remember(await asyncio.to_thread(journal.meta, "endpoints") or [])
     client = CachedClient(
         complete or endpoint_client,
         journal,
@@ -82,17 +98,21 @@ async def open_client(
         budget,
         timeout=settings.timeout,
         addresses=addresses,
-        stages=settings.stages,
+        stages=settings.stage_settings(),
         prices=prices,
         reused=reused,
         shared=shared,
         on_fault=on_fault,
+        fit=endpoint_client.fit,
+        observe=endpoint_client.observe,
     )
+    endpoint_client.send_probe = client.send_probe
     try:
         yield client
     finally:
         await client.aclose()
         await endpoint_client.aclose()
+        await journal.put_meta("endpoints", endpoint_client.known())
 
 
 class CachedClient:
@@ -116,6 +136,8 @@ class CachedClient:
         reused: ReusedCalls | None = None,
         shared: Journal | None = None,
         on_fault: FaultCallback = lambda fault: None,
+        fit: Callable[[Call], Call] = lambda call: call,
+        observe: Callable[[Call, Reply], None] = lambda call, reply: None,
     ) -> None:
         """`send` makes one try of a call, which may take `timeout` seconds.
 
@@ -123,7 +145,8 @@ class CachedClient:
         parameters that replace those of a stage's calls. `reused` are the calls of another run,
         used as this run's own. `shared` is a journal of several runs: their calls are looked up
         there too, and what is paid for goes there first. `on_fault` is called with every fault of a
-        call, retried or not.
+        call, retried or not. `fit` gives a call the room that its endpoint is known to need or to
+        allow, and `observe` learns that from replies.
         """
         self.limiter = limiter
         self.budget = budget
@@ -136,6 +159,7 @@ class CachedClient:
         self._reused = reused
         self._shared = shared
         self._on_fault = on_fault
+        self._fit, self._observe = fit, observe
         self._pending: dict[bytes, asyncio.Future[Reply]] = {}
         # Calls of this session: `paid`, `reused` and `retried`.
         self.counts: Counter[str] = Counter()
@@ -226,31 +250,57 @@ class CachedClient:
         """Try a call until it is answered, at most `MAX_TRIES` times, and record the answer.
 
         The permit is held until the answer is on disk, so a kill loses no more calls than are in
-        flight; it is not held between tries. While the endpoint is down, tries do not count.
+        flight; it is not held between tries. While the endpoint is down, tries do not count, and
+        neither does being asked to wait.
         Raises the last `Transient`, or `ProviderStopped` when no call can succeed.
         """
-        tries = timeouts = 0
+        tries = timeouts = limited = 0
         while True:
             async with self.limiter.acquire(call, timeouts) as permit:
-                result = await self._try(call, permit)
+                result = await self._try(self._fit(call), permit)
                 if isinstance(result, Reply):
                     permit.limiter.record_reply(permit, result, _now())
-                    row = (key, call.stage, call.model, reply_to_dict(result))
-                    if self._shared is not None:
-                        await self._shared.record(*row)
-                    await self._journal.record(*row)
-                    self.counts["paid"] += 1
+                    await self._record(key, call, result)
                     self.budget.check_usage(result.usage)
                     return result
                 permit.limiter.record_fault(permit, result, _now())
             timeouts += result.kind == "timeout"
-            tries += not permit.limiter.breaker.down
-            delay = _retry_delay(tries, result, permit.limiter.breaker)
+            if result.kind in UNCOUNTED_FAULTS:
+                # The endpoint is well and the call is sound: it only has to wait.
+                limited += 1
+            else:
+                tries += not permit.limiter.breaker.down
+            delay = _retry_delay(max(tries, limited), result, permit.limiter.breaker)
             if tries >= MAX_TRIES:
                 raise result
             self.counts["retried"] += 1
             self._report(call, result)
             await asyncio.sleep(delay)
+
+    async def _record(self, key: bytes, call: Call, reply: Reply) -> None:
+        """Commit a reply that was paid for; with a shared journal there first."""
+        row = (key, call.stage, call.model, reply_to_dict(reply))
+        if self._shared is not None:
+            await self._shared.record(*row)
+        await self._journal.record(*row)
+        self.counts["paid"] += 1
+
+    async def send_probe(self, call: Call, send: Complete) -> Reply:
+        """See `nodes.llm.endpoint.SendProbe`: a probe is journaled, paid and never sent twice.
+
+        It waits for no other call's room under a cap, since the call that led to it has such room.
+        """
+        key = self._key(call)
+        reply = await self._cached(key, call)
+        if reply is None:
+            reservation, usage = self.budget.reserve_now(call), None
+            try:
+                reply = await send(call)
+                usage = reply.usage
+            finally:
+                self.budget.settle(reservation, usage)
+            await self._record(key, call, reply)
+        return reply
 
     async def _try(self, call: Call, permit: Permit) -> Reply | Transient:
         """Send a call once: its reply, or the fault that may pass.
@@ -265,6 +315,7 @@ class CachedClient:
                     raise Interrupted
                 reply = await self._send(call)
             usage = reply.usage
+            self._observe(call, reply)
         except TimeoutError:
             return Transient(call.stage, "timeout", "the endpoint did not answer in time")
         except Transient as fault:
@@ -296,7 +347,7 @@ def _retry_delay(tries: int, fault: Transient, breaker: CircuitBreaker) -> float
         # Behind the calls not tried yet: one call's own trouble must not look like an outage.
         return max(breaker.until - _now(), 0.0) + random.uniform(0.1, 1.0)
     if fault.retry_after is None:
-        return random.uniform(0, min(0.5 * 2**tries, MAX_BACKOFF_S))
+        return random.uniform(0, min(0.5 * 2 ** min(tries, 10), MAX_BACKOFF_S))
     if fault.retry_after <= MAX_RETRY_AFTER_S:
         return fault.retry_after + random.uniform(0, 0.5)
     if fault.kind == "rate_limit":

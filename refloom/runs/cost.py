@@ -254,6 +254,21 @@ class Budget:
             raise
         return reservation
 
+    def reserve_now(self, call: Call) -> Reservation:
+        """Reserve the most a call may use beside all reservations, without waiting.
+
+        The reservation must be settled. Raises `BudgetSpent` if there is no room now.
+        """
+        if not self._capped:
+            return Reservation(call.model)
+        reservation = self._estimate(call)
+        if self._exceeds_cap(reservation, beside_reserved=True):
+            queued = _QueuedCall(call, reservation, asyncio.get_running_loop().create_future())
+            raise BudgetSpent(self._refusal_message(queued))
+        self._reserved_pico += reservation.pico
+        self._reserved_tokens += reservation.tokens
+        return reservation
+
     def settle(self, reservation: Reservation, usage: Usage | None) -> None:
         """Replace a reservation by what the call used; None: it failed, and nothing was billed."""
         if reservation.settled:

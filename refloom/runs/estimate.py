@@ -214,8 +214,15 @@ async def _try_graph(
         studied.add(other["id"])
         return other
 
+    near: list[Reference] = []
+
+    # As in a run: an input of the graph may not be as long as what a file may hold.
+    async def search(text: str, k: int, turn: tuple[int, int] | None = None) -> list[Reference]:
+        return near
+
     graph = build_graph(
         complete=model,
+        search=search,
         embed=model.embed,
         draw_other=other_reference,
         hooks=RunHooks(interrupts=False),
@@ -224,9 +231,7 @@ async def _try_graph(
     for number, text in enumerate(texts):
         near = _near(references, text, number, settings.references_per_seed)
         studied |= {r["id"] for r in (near[:1] if context.pipeline == "refed" else near)}
-        state = await graph.ainvoke(
-            cast(Any, {"seed": {"instruction": text}, "references": near}), context=context
-        )
+        state = await graph.ainvoke(cast(Any, {"seed": {"instruction": text}}), context=context)
         for record in state["samples"]:
             judged = [c for c in record["criteria"] if c["judged_by"] == "judge"]
             judge_criteria.append(len(judged))

@@ -21,7 +21,6 @@ from pathlib import Path
 from queue import SimpleQueue
 from urllib.parse import quote
 
-from nodes.llm.protocol import API_KEY_PATTERN
 from refloom.errors import InputError
 
 # Loggers whose warnings are copied into the log.
@@ -50,7 +49,7 @@ _PATTERNS = (
     ),
     (re.compile(r"(?i)\b(bearer\s+)[\w.~+/=-]{6,}"), rf"\1{REDACTED}"),
     # A key may also follow the letter of an escape, in a text quoted within another.
-    (re.compile(API_KEY_PATTERN.pattern.replace(r"\b", r"(?:\b|(?<=\\[nrt]))", 1)), REDACTED),
+    (re.compile(r"(?:\b|(?<=\\[nrt]))(?:sk|key|gsk|pk)[-_][\w*.-]{6,}"), REDACTED),
     (re.compile(r"(?<![A-Za-z0-9])(?:hf_|xai-|AIza|lsv2_)[\w-]{16,}"), REDACTED),
 )
 

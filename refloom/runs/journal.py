@@ -56,6 +56,7 @@ CREATE TABLE IF NOT EXISTS reviews (
 );
 CREATE INDEX IF NOT EXISTS reviews_id ON reviews (id);
 """
+INSERT_META = "INSERT OR REPLACE INTO meta VALUES (?, ?)"
 SELECT_REPLY = (
     "SELECT reply FROM calls WHERE key = ? UNION ALL SELECT reply FROM borrowed WHERE key = ?"
 )
@@ -137,7 +138,7 @@ class Journal:
 
     async def put_meta(self, key: str, value: Any) -> None:
         """Store a JSON value under `key`."""
-        await self.put("INSERT OR REPLACE INTO meta VALUES (?, ?)", key, json.dumps(value))
+        await self.put(INSERT_META, key, json.dumps(value))
 
     def close(self) -> None:
         """Write what is left, close the file and release the directory. Blocks."""

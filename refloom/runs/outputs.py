@@ -148,6 +148,7 @@ class RunSummary:
     """The summary of a run, as run.json has it.
 
     `session` has the calls of this session, `totals` those of the journal: calls, usage and cost.
+    `endpoints` is what was learned of each model's endpoint.
     """
 
     settings: Settings
@@ -160,6 +161,7 @@ class RunSummary:
     status: str = "running"
     counts: dict[str, int] = field(default_factory=dict)
     totals: dict[str, Any] = field(default_factory=dict)
+    endpoints: list[dict[str, Any]] = field(default_factory=list)
     stopped: Exception | None = None
     paid_before: int = 0
 
@@ -242,6 +244,7 @@ def count_journal(journal: Journal, summary: RunSummary, status: str) -> None:
     }
     totals["calls"] |= {k: summary.session.get(k, 0) for k in ("reused", "retried")}
     summary.totals = totals
+    summary.endpoints = journal.meta("endpoints") or []
 
 
 def write_files(out: Path, summary: RunSummary, status: str) -> None:
@@ -256,6 +259,7 @@ def write_files(out: Path, summary: RunSummary, status: str) -> None:
         "counts": summary.counts,
         **summary.totals,
         "seconds": round(summary.seconds, 2),
+        "endpoints": summary.endpoints,
         "stopped": None if summary.stopped is None else str(summary.stopped),
         "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "skipped": [*summary.references.skipped, *summary.seeds.skipped],

@@ -293,6 +293,12 @@ class Progress:
             count(self._errors, kind)
         self._last_activity = self._clock()
 
+    def notice(self, text: str) -> None:
+        """Show a line of its own, once."""
+        self._rows.append(f"{one_line(text)}\n")
+        if self._thread is None:
+            self._write_rows()
+
     def summary(self) -> str:
         """Return the samples of this session by status, as text."""
         return ", ".join(f"{s} {self._counts[s]}" for s in ("accepted", "rejected", "failed"))

@@ -37,6 +37,8 @@ PROBE_LIMIT = 4
 # Multiplicative decrease of the concurrency limit when the endpoint is congested.
 DECREASE = 0.7
 CONGESTION_FAULTS = ("rate_limit", "timeout", "overloaded")
+# Faults that say that the endpoint is there and will answer: no outage, for so long.
+MAX_WAIT_S = {"rate_limit": 3600.0, "no_resources": 3600.0, "loading": 1200.0}
 # A call is overdue after this many times the slowest call of its kind, but never sooner than the
 # minimum, nor before so many calls of its kind have been answered.
 OVERDUE_FACTOR = 10
@@ -47,7 +49,8 @@ SWEEP_INTERVAL_S = 1.0
 # The circuit breaker opens after so many consecutive failures of at least two calls.
 BREAKER_FAILURES = 5
 FIRST_COOLDOWN_S = 1.0
-# How long an endpoint may be down before the run stops: after, and before, its first answer.
+# How long an endpoint may be down before the run stops: one that answers, if only with errors, and
+# one that has never said anything.
 MAX_OUTAGE_S = 300.0
 MAX_OUTAGE_AT_START_S = 60.0
 # Failures to connect before the first answer that stop the run.
@@ -207,6 +210,8 @@ class ModelLimiter:
         # Whether any call has been answered yet.
         self.responsive = False
         self._paused_until = 0.0
+        # Since when every call was asked to wait; None after an answer.
+        self._waiting_since: float | None = None
         self._window = float(concurrency)
         self._last_decrease = float("-inf")
         self._requests = RateBucket(rpm) if rpm else None
@@ -260,6 +265,7 @@ class ModelLimiter:
         """Learn from an answer: the limit may grow, times and tokens of its kind are updated."""
         kind = kind_of(permit.call)
         self.responsive = True
+        self._waiting_since = None
         self.breaker.record_success()
         self._window = min(self.concurrency, self._window + 1 / self._window)
         self._slowest[kind] = max(self._slowest[kind], now - permit.start)
@@ -284,9 +290,23 @@ class ModelLimiter:
                 self.pause(now, fault.retry_after)
         if self._tokens:
             self._tokens.correct(-permit.expected_tokens)
-        call = permit.call
-        self.breaker.record_failure((call.stage, call.order, call.seed), now)
-        self.breaker.check_outage(self.responsive, fault, now)
+        call, waits = permit.call, fault.kind in MAX_WAIT_S
+        self.breaker.record_failure((call.stage, call.order, call.seed), now, outage=not waits)
+        if waits:
+            self._check_wait(fault, now)
+        else:
+            self.breaker.check_outage(self.responsive, fault, now)
+
+    def _check_wait(self, fault: Transient, now: float) -> None:
+        """Raise `ProviderStopped` if the endpoint has only asked to wait for too long."""
+        if self._waiting_since is None:
+            self._waiting_since = now
+        seconds = now - self._waiting_since
+        if seconds > MAX_WAIT_S[fault.kind]:
+            raise ProviderStopped(
+                f"the endpoint has asked to wait for {seconds:.0f} s (last: {fault.message}). "
+                "Finished work is kept; the same command resumes the run"
+            ) from fault
 
     def pause(self, now: float, seconds: float) -> None:
         """Begin no call for so many seconds, up to `MAX_PAUSE_S`."""
@@ -313,7 +333,7 @@ class CircuitBreaker:
     down: bool = False
     until: float = 0.0
     _consecutive: int = 0
-    _since: float = 0.0
+    _since: float | None = None
     _cooldown: float = FIRST_COOLDOWN_S
     _calls: set[object] = field(default_factory=set)
 
@@ -321,14 +341,18 @@ class CircuitBreaker:
         """Close the breaker: an answer has come."""
         if self._consecutive:
             self.down, self._consecutive, self._cooldown = False, 0, FIRST_COOLDOWN_S
+            self._since = None
             self._calls.clear()
 
-    def record_failure(self, call: object, now: float) -> None:
+    def record_failure(self, call: object, now: float, *, outage: bool = True) -> None:
         """Count a failure of a call, known by any hashable value.
 
-        One call that always fails says nothing about the endpoint.
+        One call that always fails says nothing about the endpoint. Without `outage` the endpoint
+        has only asked to wait: it is there.
         """
-        if not self._consecutive:
+        if not outage:
+            self._since = None
+        elif self._since is None:
             self._since = now
         self._consecutive += 1
         if len(self._calls) < 2:
@@ -344,8 +368,9 @@ class CircuitBreaker:
             raise ProviderStopped(
                 f"the endpoint cannot be reached: {fault.message}. Check --base-url"
             ) from fault
-        seconds = now - self._since
-        if self.down and seconds > (MAX_OUTAGE_S if responsive else MAX_OUTAGE_AT_START_S):
+        seconds = 0.0 if self._since is None else now - self._since
+        answered = responsive or fault.kind not in ("connection", "timeout")
+        if self.down and seconds > (MAX_OUTAGE_S if answered else MAX_OUTAGE_AT_START_S):
             raise ProviderStopped(
                 f"the endpoint has answered no call for {seconds:.0f} s (last error: "
                 f"{fault.message}). Finished work is kept; the same command resumes the run"

@@ -177,7 +177,8 @@ class Run:
     """One session of a run in the directory `out`, from its inputs to its files.
 
     `on_record` gets each finished sample, `on_fault` the kind of each failed call, `on_begin` the
-    summary once the inputs are read. `shared` is the journal of an experiment, which all its runs
+    summary once the inputs are read, `on_notice` a line whenever something is learned of an
+    endpoint. `shared` is the journal of an experiment, which all its runs
     pay into and whose totals budgets count.
     """
 
@@ -189,6 +190,7 @@ class Run:
     tools: Tools = field(default_factory=Tools)
     on_fault: OnFault | None = None
     on_begin: Callable[[RunSummary], None] | None = None
+    on_notice: Callable[[str], None] | None = None
     summary: RunSummary | None = None
     shared: Journal | None = None
     _calls: CachedClient | None = None
@@ -272,10 +274,12 @@ class Run:
             inputs.prices,
             prior_cost=cost,
             prior_tokens=tokens,
-            complete=pool.send if pool else self.tools.complete,
+            complete=None if pool else self.tools.complete,
+            attempt=pool.attempt if pool else None,
             reused=inputs.reused,
             shared=self.shared,
             on_fault=self._report_fault,
+            on_learned=self._report_learned,
         ) as calls:
             self._calls = calls
             if self._stopping:
@@ -336,6 +340,11 @@ class Run:
     def _report_fault(self, fault: CallFailed) -> None:
         if self.on_fault is not None:
             self.on_fault(fault.kind)
+
+    def _report_learned(self, model: str, sentence: str) -> None:
+        event("endpoint", model=model, message=sentence)
+        if self.on_notice is not None:
+            self.on_notice(f"the endpoint of {model} {sentence}")
 
     def stats(self) -> RunStats:
         """How the run stands now, for a display. Plain reads, from any thread."""

@@ -19,7 +19,7 @@ import numpy as np
 from nodes.record import Record
 from nodes.state import Attempt
 from nodes.verdicts import passes
-from refloom.data.files import read_rows
+from refloom.data.files import file_format, read_rows
 from refloom.errors import InputError
 from refloom.evaluation.stats import (
     EMPTY,
@@ -77,7 +77,7 @@ def read_human_verdicts(path: Path, directory: Path) -> HumanVerdicts:
     Raises `InputError` naming file and line for a row that cannot be used, `JournalError` if there
     is no run.
     """
-    if path.suffix not in FILE_SUFFIXES:
+    if file_format(path) not in FILE_SUFFIXES:
         raise InputError(f"{path}: verdicts are read from {' or '.join(FILE_SUFFIXES)} files only")
     verdicts = [_parse_row(path, line, row) for line, row in read_rows(path, _raise_bad_line)]
     if not verdicts:

@@ -18,14 +18,28 @@ from memory.contamination import Contamination
 from nodes.context import Context
 from nodes.hooks import Admit
 from nodes.llm import Call, Reply
+from nodes.llm.capabilities import Capabilities
+from nodes.llm.faults import Fault
 from nodes.record import Record
 from nodes.state import Seed
 from refloom.errors import WorkersLost
 from refloom.runs.client import reply_to_dict
 from refloom.runs.event_log import event
-from refloom.runs.ray.rpc import RpcChannel, Transport, WorkerDied, call_from_dict, call_to_dict
+from refloom.runs.ray.rpc import (
+    RpcChannel,
+    Transport,
+    WorkerDied,
+    call_from_dict,
+    call_to_dict,
+    outcome_from_dict,
+)
 from refloom.runs.retrieval import ReferenceQuota, Retrieved, SeedKey, seed_key
 from refloom.runs.scheduler import SampleRecorder
+
+# The fields of a call that the run may have changed since a worker asked for it.
+CHANGED_FIELDS = ("temperature", "max_tokens", "extra_body", "wire_tokens")
+# The stages of calls that the run makes by itself, in the course of a worker's call.
+OWN_STAGES = ("probe", "preflight")
 
 
 class SeedReplay:
@@ -138,8 +152,8 @@ _caller: ContextVar[tuple[_PoolWorker, int] | None] = ContextVar("caller", defau
 class WorkerPool:
     """An `Executor` over workers that `start_worker` starts; a dead one is replaced.
 
-    Its `send` is the `Complete` below journal and limits: a call goes back to the worker that asked
-    for it, or to another if that is dead.
+    Its `attempt` makes the requests below journal and limits: a call goes back to the worker that
+    asked for it, or to another if that is dead.
     """
 
     def __init__(self, workers: int) -> None:
@@ -263,21 +277,23 @@ class WorkerPool:
                 )
             return min(self._workers, key=lambda worker: worker.seeds)
 
-    async def send(self, call: Call) -> Reply:
-        """Send a call by the worker that asked for it, or by another if that is dead."""
-        caller = _caller.get()
-        if caller is not None and caller[0] in self._workers:
+    async def attempt(self, call: Call, known: Capabilities) -> Reply | Fault:
+        """See `EndpointClient.attempt`: by the worker that asked for the call, if it lives."""
+        caller, way = _caller.get(), known.to_dict()
+        if caller is not None and caller[0] in self._workers and call.stage not in OWN_STAGES:
             worker, number = caller
             values = call_to_dict(call)
-            changed = {k: values[k] for k in ("temperature", "max_tokens", "extra_body")}
+            changed = {name: values[name] for name in CHANGED_FIELDS}
             try:
-                return Reply(**await worker.channel.ask("send", number, changed))
+                answer = await worker.channel.ask("attempt", number, changed, way)
+                return outcome_from_dict(answer)
             except WorkerDied:
                 event("worker", number=worker.number, state="call sent again")
         while True:
             worker = await self._least_busy()
             try:
-                return Reply(**await worker.channel.ask("send", None, call_to_dict(call)))
+                answer = await worker.channel.ask("attempt", None, call_to_dict(call), way)
+                return outcome_from_dict(answer)
             except WorkerDied:
                 continue
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Awaitable, Callable
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any, Protocol
 
 from memory.references import IndexUnusable
@@ -19,17 +19,19 @@ from nodes.generate import Generated
 from nodes.inputs import BadInput
 from nodes.judge import Critiqued
 from nodes.learn import Extracted
-from nodes.llm import Answer, Call, CallFailed, ProviderStopped
+from nodes.llm import Answer, Call, CallFailed, ProviderStopped, Reply
+from nodes.llm.endpoint import Probed
 from nodes.llm.fast_json import dumps, loads
+from nodes.llm.faults import Fault
 from nodes.llm.protocol import Transient
 from nodes.propose import Proposed
 from refloom.errors import BudgetSpent, JournalError
-from refloom.runs.client import Interrupted
+from refloom.runs.client import Interrupted, reply_to_dict
 
 # Answer types and errors by name, as they cross to another process.
 ANSWER_TYPES: dict[str, type[Answer]] = {
     answer.__name__: answer
-    for answer in (Extracted, Proposed, Generated, Critiqued, Feedback, Improved)
+    for answer in (Extracted, Proposed, Generated, Critiqued, Feedback, Improved, Probed)
 }
 
 
@@ -58,6 +60,18 @@ def call_from_dict(values: dict[str, Any]) -> Call:
     answer = ANSWER_TYPES[values["answer"]] if values["answer"] else None
     messages, order = tuple(values["messages"]), tuple(values["order"])
     return Call(**{**values, "answer": answer, "messages": messages, "order": order})
+
+
+def outcome_to_dict(outcome: Reply | Fault) -> dict[str, Any]:
+    """What a request brought, as plain JSON values; `outcome_from_dict` is the inverse."""
+    if isinstance(outcome, Reply):
+        return {"reply": reply_to_dict(outcome)}
+    return {"fault": asdict(outcome)}
+
+
+def outcome_from_dict(values: dict[str, Any]) -> Reply | Fault:
+    """See `outcome_to_dict`."""
+    return Reply(**values["reply"]) if "reply" in values else Fault(**values["fault"])
 
 
 def error_to_dict(error: Exception) -> dict[str, Any]:

@@ -23,12 +23,14 @@ from memory.store import ReferenceFile
 from nodes.context import Context
 from nodes.hooks import Admit, RunHooks
 from nodes.llm import Call, Complete, Reply
+from nodes.llm.capabilities import Capabilities
 from nodes.llm.endpoint import EndpointClient
+from nodes.llm.faults import Fault
 from nodes.record import Record
 from nodes.state import Seed, Slot
-from refloom.runs.client import Endpoints, reply_to_dict
+from refloom.runs.client import Endpoints
 from refloom.runs.rate_limit import RATE_LIMIT_HEADERS
-from refloom.runs.ray.rpc import RpcChannel, call_from_dict, call_to_dict
+from refloom.runs.ray.rpc import RpcChannel, call_from_dict, call_to_dict, outcome_to_dict
 from refloom.runs.retrieval import Retrieved, RunRetrieval, SeedKey, seed_key
 from refloom.runs.scheduler import LocalExecutor
 from refloom.settings import Settings
@@ -52,7 +54,7 @@ class Worker:
         self._connection = EndpointClient(
             Endpoints(settings).resolve, max_retries=0, on_headers=self._send_headers
         )
-        self._send = complete or self._connection
+        self._send = complete
         self._calls: dict[int, Call] = {}
         self._numbers = itertools.count()
         path = Path(config["references"])
@@ -77,17 +79,22 @@ class Worker:
         self._executor = LocalExecutor(graph, settings.context(), retrieval)
 
     async def _answer(self, what: str, values: list[Any]) -> Any:
-        """Answer the run: run a seed, or send a call."""
+        """Answer the run: run a seed, or make a request."""
         if what == "run_seed":
             return await self._executor.run_seed(values[0])
-        if what == "send":
-            number, fields = values
+        if what == "attempt":
+            number, fields, way = values
             if number is not None:
                 # The run may have changed parameters; the rest of the call is here already.
                 fields = call_to_dict(self._calls[number]) | fields
             call = call_from_dict(fields)
-            return reply_to_dict(await self._send(call))
+            return outcome_to_dict(await self._attempt(call, Capabilities.from_dict(way)))
         raise ValueError(f"unknown request {what!r}")
+
+    async def _attempt(self, call: Call, known: Capabilities) -> Reply | Fault:
+        if self._send is not None:
+            return await self._send(call)
+        return await self._connection.attempt(call, known)
 
     async def _complete(self, call: Call) -> Reply:
         number = next(self._numbers)

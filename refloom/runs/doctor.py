@@ -1,0 +1,345 @@
+"""What an endpoint and a model can do, found out by a few small calls before a run relies on it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from nodes.llm import Answer, Call, ProviderStopped, Reply
+from nodes.llm.answers import UnreadableAnswer, has_thinking_mark, read_answer
+from nodes.llm.capabilities import MODES, Capabilities, Mode
+from nodes.llm.endpoint import EndpointClient
+from nodes.llm.faults import Fault
+from nodes.llm.protocol import Transient
+from refloom.runs.client import Endpoints
+from refloom.runs.cost import Prices, example_line
+from refloom.settings import Settings
+
+# At most so many calls and seconds for a model.
+MAX_CALLS = 12
+MAX_SECONDS = 20.0
+ANSWER_TOKENS = 64
+# A model that thinks needs room for that before it answers anything.
+THINKING_TOKENS = 2048
+# More than any model gives, so that the endpoint names its limit.
+TOO_MANY_TOKENS = 100_000_000
+# Prompts of fewer tokens than about 1,024 are in no provider's cache.
+CACHED_PROMPT = "The tide comes in and goes out again, twice in a day and a bit. " * 90
+TEXT_PROMPT = "Say in one sentence why bread rises."
+SHAPE_PROMPT = "Answer with a JSON object in which ok is true."
+WINDOW_KEYS = ("max_model_len", "context_length", "context_window", "max_context_length", "n_ctx")
+# Calls four at a time that take this much longer than one alone wait for each other.
+QUEUED_RATIO = 3.0
+SMALL_WINDOW = 8192
+
+
+class Fit(Answer):
+    """The answer by which a mode is tried."""
+
+    ok: bool
+
+
+@dataclass
+class ModelReport:
+    """What was found out of a model; None is what the time did not tell."""
+
+    model: str
+    role: Literal["writer", "judge"]
+    base_url: str | None
+    reachable: bool | None = None
+    key: bool | None = None
+    known: bool | None = None
+    mode: Mode | None = None
+    modes: dict[str, bool | None] = field(default_factory=lambda: dict.fromkeys(MODES))
+    logprobs: bool | None = None
+    seed: bool | None = None
+    thinking: dict[str, Any] | None = None
+    window: int | None = None
+    largest_answer: int | None = None
+    cache: bool | None = None
+    latency_s: dict[str, float | None] = field(default_factory=lambda: {"1": None, "4": None})
+    tokens_per_s: float | None = None
+    price: dict[str, float] | None = None
+
+
+@dataclass
+class DoctorReport:
+    """What `refloom doctor --json` prints."""
+
+    fit: bool = False
+    calls: int = 0
+    seconds: float = 0.0
+    models: list[ModelReport] = field(default_factory=list)
+    advice: list[dict[str, str]] = field(default_factory=list)
+    error: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """This as plain JSON values."""
+        return asdict(self)
+
+
+async def examine(settings: Settings) -> DoctorReport:
+    """Examine the models of the settings, the writer's and, if it is another, the judge's.
+
+    Raises `InputError` or `ProviderStopped` if a model has no endpoint at all.
+    """
+    started = time.monotonic()
+    endpoints, prices = Endpoints(settings), Prices.load(settings.prices)
+    report = DoctorReport()
+    models = {(endpoints.addresses[False], settings.model): False}
+    models.setdefault((endpoints.addresses[True], settings.judge), True)
+    for (address, model), judge in models.items():
+        limits: dict[str, str] = {}
+
+        def keep_limits(
+            model: str, judge: bool, headers: Mapping[str, str], limits: dict[str, str] = limits
+        ) -> None:
+            names = ("x-ratelimit-limit-requests", "x-ratelimit-limit-tokens")
+            limits.update({name: headers[name] for name in names if name in headers})
+
+        client = EndpointClient(endpoints.resolve, max_retries=0, on_headers=keep_limits)
+        price = prices.get(model)
+        found = ModelReport(
+            model,
+            "judge" if judge else "writer",
+            None if address == "default" else address,
+            price=None if price is None else {"input": price.input, "output": price.output},
+        )
+        examination = Examination(client, found, judge)
+        try:
+            async with asyncio.timeout(MAX_SECONDS):
+                await examination.run()
+        except TimeoutError:
+            examination.error = examination.error or (
+                f"{model}: the {MAX_SECONDS:.0f} s were over before all was found out"
+            )
+        except ProviderStopped as stop:
+            examination.error = str(stop)
+        finally:
+            await client.aclose()
+        report.models.append(found)
+        report.calls += examination.calls
+        report.error = report.error or examination.error
+        report.advice += advise(found, limits)
+    report.fit = all(is_fit(found) for found in report.models)
+    report.seconds = round(time.monotonic() - started, 2)
+    return report
+
+
+def is_fit(found: ModelReport) -> bool:
+    """Whether a run can use a model: it answers, in some mode or in one that may be found yet."""
+    answers = found.reachable and found.key and found.known is not False
+    return bool(answers) and any(works is not False for works in found.modes.values())
+
+
+class Examination:
+    """The calls by which one model is examined, and what they have told so far."""
+
+    def __init__(self, client: EndpointClient, found: ModelReport, judge: bool) -> None:
+        self._client, self.found, self._judge = client, found, judge
+        self._known = Capabilities()
+        self.calls = 0
+        self.error: str | None = None
+
+    async def run(self) -> None:
+        """Make the calls, from what a run needs most to what is good to know."""
+        found = self.found
+        if not await self._reach():
+            return
+        await self._read_models()
+        seconds, outcomes = await self._timed(*(self._mode(mode) for mode in MODES))
+        found.modes = dict(zip(MODES, outcomes, strict=True))
+        found.mode = next((mode for mode in MODES if found.modes[mode]), None)
+        if None not in outcomes:
+            found.latency_s["4"] = seconds
+        await self._log_probabilities()
+        await self._limits()
+        await self._cache()
+
+    async def _reach(self) -> bool:
+        """Whether the model answers plain text; learns of key, seed, thinking and pace."""
+        found = self.found
+        for refused in (
+            (),
+            ("seed",),
+            ("seed", "temperature"),
+            ("seed", "temperature", "max_tokens"),
+        ):
+            self._known = Capabilities(refused_fields=frozenset(refused))
+            start = time.monotonic()
+            outcome = await self._call(TEXT_PROMPT, text=True)
+            if isinstance(outcome, Reply):
+                found.reachable = found.key = found.known = True
+                found.seed = not refused
+                self._measure(outcome, time.monotonic() - start)
+                return True
+            if outcome is None:
+                found.reachable = False
+                return False
+            found.reachable = outcome.kind != "address"
+            found.key = False if outcome.kind in ("key", "credit") else found.key
+            if outcome.kind == "model":
+                found.key, found.known = True, False
+            if outcome.kind not in ("unsupported", "bad_request"):
+                self.error = f"{found.model}: {outcome.kind.replace('_', ' ')}: {outcome.message}"
+                return False
+            message = outcome.message
+        self.error = f"{found.model}: refuses every plain request: {message}"
+        return False
+
+    def _measure(self, reply: Reply, seconds: float) -> None:
+        found, usage = self.found, reply.usage
+        found.latency_s["1"] = round(seconds, 3)
+        if usage["completion_tokens"] and seconds > 0:
+            found.tokens_per_s = round(usage["completion_tokens"] / seconds, 1)
+        tokens = usage.get("reasoning_tokens", 0)
+        unseen = reply.finish == "length" and not (reply.text or "").strip()
+        if reply.reasoning or tokens or unseen:
+            found.thinking = {
+                "where": "field" if reply.reasoning else "hidden",
+                "tokens": tokens or usage["completion_tokens"],
+            }
+        elif has_thinking_mark(reply.text or ""):
+            found.thinking = {"where": "content", "tokens": usage["completion_tokens"]}
+
+    async def _read_models(self) -> None:
+        """What the endpoint's list of models says of this one."""
+        found = self.found
+        self.calls += 1
+        listed = await self._client.list_models(found.model, self._judge)
+        for entry in listed or ():
+            if found.model in (entry.get("id"), entry.get("name"), entry.get("model")):
+                meta = entry.get("meta")
+                values = entry | (meta if isinstance(meta, dict) else {})
+                sizes = [values[key] for key in WINDOW_KEYS if isinstance(values.get(key), int)]
+                found.window = sizes[0] if sizes else None
+
+    async def _timed(self, *calls: Any) -> tuple[float, list[Any]]:
+        start = time.monotonic()
+        outcomes = await asyncio.gather(*calls)
+        return round(time.monotonic() - start, 3), list(outcomes)
+
+    async def _mode(self, mode: Mode) -> bool | None:
+        """Whether an answer of a shape comes in a mode; None if its thoughts took the room."""
+        known = Capabilities(mode=mode, refused_fields=self._known.refused_fields)
+        room = THINKING_TOKENS if self.found.thinking else ANSWER_TOKENS
+        outcome = await self._call(SHAPE_PROMPT, answer=Fit, known=known, max_tokens=room)
+        if outcome is None:
+            return None
+        if isinstance(outcome, Fault):
+            return False if outcome.kind in ("unsupported", "bad_request", "server") else None
+        try:
+            read_answer(outcome.text or outcome.reasoning or "", Fit, name="probe")
+        except UnreadableAnswer:
+            return None if outcome.finish == "length" else False
+        return True
+
+    async def _log_probabilities(self) -> None:
+        outcome = await self._call("Is water wet? Answer Yes or No.", max_tokens=1)
+        if isinstance(outcome, Reply):
+            self.found.logprobs = outcome.odds is not None
+        elif outcome is not None and outcome.kind in ("unsupported", "bad_request"):
+            self.found.logprobs = False
+
+    async def _limits(self) -> None:
+        """The limits that an endpoint names when it is asked for far too much."""
+        found = self.found
+        outcome = await self._call("Say ok.", text=True, max_tokens=TOO_MANY_TOKENS)
+        if isinstance(outcome, Fault):
+            found.window = outcome.window or found.window
+            found.largest_answer = outcome.largest_answer
+
+    async def _cache(self) -> None:
+        """Whether a prompt that was just sent is served from the endpoint's cache."""
+        for repeated in (False, True):
+            outcome = await self._call(CACHED_PROMPT + "How often? Answer in a word.", text=True)
+            if not isinstance(outcome, Reply):
+                return
+            if repeated:
+                self.found.cache = outcome.usage["cached_tokens"] > 0
+
+    async def _call(
+        self,
+        prompt: str,
+        *,
+        text: bool = False,
+        answer: type[Answer] | None = None,
+        known: Capabilities | None = None,
+        max_tokens: int = ANSWER_TOKENS,
+    ) -> Reply | Fault | None:
+        """One call; None if no answer came or there are no calls left."""
+        if self.calls >= MAX_CALLS:
+            return None
+        self.calls += 1
+        call = Call(
+            stage="probe",
+            messages=({"role": "user", "content": prompt},),
+            answer=answer,
+            model=self.found.model,
+            judge=self._judge,
+            seed=1,
+            temperature=0.0,
+            max_tokens=max_tokens,
+            text=text,
+        )
+        try:
+            return await self._client.attempt(call, known or self._known)
+        except Transient as fault:
+            self.error = self.error or f"{self.found.model}: {fault.message}"
+            return None
+
+
+def advise(found: ModelReport, limits: Mapping[str, str]) -> list[dict[str, str]]:
+    """Flags that suit what was found, each with its reason."""
+    fit, window = is_fit(found), found.window or SMALL_WINDOW
+    one, four = found.latency_s["1"] or 0.0, found.latency_s["4"] or 0.0
+    requests, tokens = (limits.get(f"x-ratelimit-limit-{n}", "") for n in ("requests", "tokens"))
+    line = example_line(found.model)
+    advice = (
+        (
+            not found.reachable,
+            ("--base-url", "URL", "no chat completions were reached at this address"),
+        ),
+        (
+            found.known is False,
+            (f"--{'judge-' * (found.role == 'judge')}model", "NAME", "the model is not known"),
+        ),
+        (
+            fit and found.thinking is not None,
+            (
+                "--max-tokens-per-call",
+                "generate=12000",
+                "the model thinks before it answers, and its thoughts take the answer's room",
+            ),
+        ),
+        (
+            fit and requests.isdecimal() and requests != "0",
+            ("--rpm", requests, "the endpoint names this limit"),
+        ),
+        (
+            fit and tokens.isdecimal() and tokens != "0",
+            ("--tpm", tokens, "the endpoint names this limit"),
+        ),
+        (
+            fit and four > max(QUEUED_RATIO * one, 1.0),
+            ("--concurrency", "2", f"four calls at once took {four} s, one alone {one} s"),
+        ),
+        (
+            fit and window < SMALL_WINDOW,
+            ("--references-per-seed", "1", f"a window of {window:,} tokens is small"),
+        ),
+        (
+            fit and found.price is None,
+            ("--prices", "FILE.toml", f"no price is known; a line of it: {line}"),
+        ),
+        (
+            fit and found.role == "judge" and found.logprobs is False,
+            ("--judge-method", "verdict", "the endpoint gives no log-probabilities"),
+        ),
+    )
+    return [
+        dict(zip(("flag", "value", "why"), said, strict=True)) for suits, said in advice if suits
+    ]
