@@ -18,6 +18,8 @@ from typing import Any
 
 from aiohttp import web
 
+from nodes.llm.endpoint import PROBE_PROMPT
+
 # A name that no machine has: requests reach the endpoint as their proxy, whatever its port is.
 BASE_URL = "http://refloom.test/v1"
 JUDGE_BASE_URL = "http://judge.test/v1"
@@ -127,6 +129,8 @@ def prompt_of(body: dict[str, Any]) -> str:
 
 def stage_of(body: dict[str, Any]) -> str:
     """The stage of a request: its schema's or tool's name, or what the prompt says of both."""
+    if body["messages"][-1]["content"].startswith(PROBE_PROMPT):
+        return "probe"
     if body.get("logprobs"):
         return "question"
     shape = body.get("response_format", {})
@@ -151,6 +155,8 @@ def is_text(body: dict[str, Any]) -> bool:
 def respond(body: dict[str, Any], count: int = 0) -> web.Response:
     """The answer to a request, for `fakes.Endpoint`; `count` makes no difference."""
     stage = stage_of(body)
+    if stage == "probe":
+        return _completion(body, "ok" if is_text(body) else '{"ok": true}')
     if stage == "question":
         return _completion(body, "Yes", logprobs=_logprobs(body))
     found = ANSWERS[stage](body, prompt_of(body))
