@@ -109,7 +109,7 @@ def sent_by_stage(desk: Desk) -> Counter[str]:
 def check_paid_only_what_changed(desk: Desk, new: Path, missing: int) -> None:
     """Responses were asked for anew and judged; of all else `missing` calls were not there.
 
-    And a few more: since the earlier version a cut answer is asked for again with the same seed.
+    And a few more: a cut or an unreadable answer is asked for again in another way since.
     """
     sent = [canonical(body) for body in desk.endpoint.bodies]
     assert len(set(sent)) == len(sent)
@@ -124,7 +124,8 @@ def check_paid_only_what_changed(desk: Desk, new: Path, missing: int) -> None:
         for body in desk.endpoint.bodies
         if stage_of(body) == "critique"
     ]
-    assert sum(response not in responses for response in judged) <= 3, "trials are not paid again"
+    few = sum(response not in responses for response in judged)
+    assert few <= 8, "trials are not paid again, but for answers that were cut or unreadable"
 
 
 def test_the_killed_run_is_in_the_middle_of_things(desk):
