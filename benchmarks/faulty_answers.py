@@ -74,6 +74,27 @@ def answer(body: dict[str, Any], reject: float) -> dict[str, Any]:
     return content
 
 
+def spoilt_text(kind: str, content: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """The message and finish reason of a plain text with a fault of content.
+
+    Where a structured answer would be no JSON or of another shape, a text holds thoughts alone.
+    """
+    text = fakes.as_text(content)
+    thoughts = f"<think>{MARK} so it is, but for what?</think>\n"
+    ways: dict[str, tuple[dict[str, Any], str]] = {
+        "ok": ({"content": text}, "stop"),
+        "think": ({"content": f"<think>{MARK} hm</think>\n{text}"}, "stop"),
+        "fenced": ({"content": f"```\n{text}\n```"}, "stop"),
+        "invalid_json": ({"content": thoughts}, "stop"),
+        "wrong_shape": ({"content": thoughts.strip()}, "stop"),
+        "empty": ({"content": ""}, "stop"),
+        "null": ({"content": None}, "stop"),
+        "refusal": ({"content": None, "refusal": f"I will not. {MARK}"}, "stop"),
+        "length": ({"content": f"{MARK} {text}"[: len(text) // 2]}, "length"),
+    }
+    return ways[kind]
+
+
 def spoilt(kind: str, content: dict[str, Any]) -> tuple[dict[str, Any], str]:
     """The message and finish reason of an answer with a fault of content."""
     text = json.dumps(content)
@@ -95,7 +116,7 @@ def spoilt(kind: str, content: dict[str, Any]) -> tuple[dict[str, Any], str]:
 
 def completion(kind: str, body: dict[str, Any], content: dict[str, Any]) -> web.Response:
     """A chat completion; its usage follows from the lengths of the texts."""
-    message, finish = spoilt(kind, content)
+    message, finish = (spoilt_text if fakes.is_text(body) else spoilt)(kind, content)
     prompt = sum(len(m["content"]) for m in body["messages"]) // 4
     written = len(message["content"] or "") // 4
     choice = {"index": 0, "message": {"role": "assistant", **message}, "finish_reason": finish}

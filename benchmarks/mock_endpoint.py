@@ -1,4 +1,4 @@
-"""A small endpoint that answers by the schema it is asked for, where no faster one is at hand.
+"""A small endpoint that answers in the shape it is asked for, where no faster one is at hand.
 
     python benchmarks/mock_endpoint.py [--latency-ms 200]
 
@@ -28,6 +28,8 @@ WORDS = """
 LENGTHS = {"instruction": 30, "instructions": 30, "response": 80, "topic": 3}
 _CRITERION = re.compile(r'<criterion(?:-\w+)? id="([^"]+)"')
 _RESPONSE = re.compile(r"<response(?:-\w+)?>\s*([^<]{1,40})")
+# What only a refinement shows, which is asked for as plain text.
+_VERDICT = re.compile(r"^<(?:verdict|feedback)[ >-]", re.MULTILINE)
 _HOW_MANY = re.compile(r"(\d{1,3}) (?:new )?instructions")
 
 
@@ -76,11 +78,18 @@ def _fit(value: Any, prompt: str, draw: random.Random) -> Any:
     return value
 
 
+def plain_response(prompt: str) -> str:
+    """A response in plain text, always the same one for a prompt; a plan before a refined one."""
+    draw = random.Random(zlib.crc32(prompt.encode()))
+    plan = f"<plan>\n{_text(draw, 15)}\n</plan>\n" if _VERDICT.search(prompt) else ""
+    return plan + _text(draw, LENGTHS["response"])
+
+
 def completion(body: dict[str, Any]) -> bytes:
     """The chat completion that answers a request."""
     prompt = "".join(message["content"] for message in body["messages"])
     shape = body.get("response_format", {}).get("json_schema", {}).get("schema")
-    text = orjson.dumps(made(shape, prompt)).decode() if shape else _text(random.Random(0), 20)
+    text = orjson.dumps(made(shape, prompt)).decode() if shape else plain_response(prompt)
     read, written = len(prompt) // 4, len(text) // 4
     message = {"role": "assistant", "content": text}
     usage = {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}

@@ -3,7 +3,8 @@
     python benchmarks/own_cost.py --endpoint http://127.0.0.1:8900/v1 --n 1000 --in-flight 64 \\
         --out DIR [--json]
 
-The endpoint should answer at once or after a fixed time and mind the shape it is asked for. The
+The endpoint should answer at once or after a fixed time and mind the shape it is asked for; the
+response is asked for as plain text. The
 pipeline is the product's own, as a process: extract, generate, critique, each seed with a reference
 not seen before, journal on; references are kept and the preflight is made before the clock starts.
 The floor makes the same three calls in the same order, in a process of its own, right before. The
@@ -53,9 +54,13 @@ def shape(name: str, *keys: str) -> dict[str, object]:
 
 SHAPES = {
     "extract": shape("extract", "topic", "skills"),
-    "generate": shape("generate", "response"),
     "critique": shape("critique", "reason", "verdict"),
 }
+
+
+def fence(tag: str, text: str) -> str:
+    """A text between tags, by which an endpoint knows what is asked for."""
+    return f"<{tag}>\n{text}\n</{tag}>"
 
 
 async def floor(endpoint: str, references: list[dict[str, str]], in_flight: int, out: Path) -> None:
@@ -67,26 +72,28 @@ async def floor(endpoint: str, references: list[dict[str, str]], in_flight: int,
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector) as session:
 
-        async def call(stage: str, prompt: str) -> dict[str, str]:
-            body = {
-                "model": "mock-model",
-                "messages": [{"role": "user", "content": prompt}],
-                "response_format": SHAPES[stage],
-            }
+        async def ask(prompt: str, **more: object) -> str:
+            messages = [{"role": "user", "content": prompt}]
+            body = {"model": "mock-model", "messages": messages, **more}
             async with session.post(f"{endpoint}/chat/completions", json=body) as reply:
                 reply.raise_for_status()
                 reply_body = json.loads(await reply.read())
-            return json.loads(reply_body["choices"][0]["message"]["content"])
+            return reply_body["choices"][0]["message"]["content"]
+
+        async def ask_json(stage: str, prompt: str) -> dict[str, str]:
+            return json.loads(await ask(prompt, response_format=SHAPES[stage]))
 
         with (out / "floor.jsonl").open("w") as file:
 
             async def one(reference: dict[str, str]) -> None:
                 async with limit:
                     pair = f"{reference['instruction']}\n\n{reference['response']}"
-                    learned = await call("extract", pair)
-                    reply_body = await call("generate", f"{learned}\n\n{reference['instruction']}")
-                    judged = await call("critique", reply_body["response"])
-                    file.write(json.dumps({"id": reference["id"], **reply_body, **judged}) + "\n")
+                    learned = await ask_json("extract", pair)
+                    instruction = fence("instruction", reference["instruction"])
+                    response = await ask(f"{learned}\n\n{instruction}")
+                    judged = await ask_json("critique", fence("response", response))
+                    row = {"id": reference["id"], "response": response, **judged}
+                    file.write(json.dumps(row) + "\n")
 
             await asyncio.gather(*map(one, references))
 

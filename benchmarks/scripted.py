@@ -112,7 +112,7 @@ class KnownModel:
         part, said = getattr(self, f"_{call.stage}")(
             prompt, partial(drawn, self.world.seed, call.seed)
         )
-        text = json.dumps(said)
+        text = said if isinstance(said, str) else json.dumps(said)
         tokens = {
             "prompt_tokens": len(prompt) // LETTERS_A_TOKEN,
             "completion_tokens": len(text) // LETTERS_A_TOKEN,
@@ -136,15 +136,15 @@ class KnownModel:
         made = [words(INSTRUCTION_WORDS, draw("propose"), i) for i in range(count)]
         return "propose", {"instructions": made}
 
-    def _generate(self, prompt: str, draw: Any) -> tuple[str, dict[str, Any]]:
-        return "generate", {"response": self._written(draw, draw("good") < self.world.passes)}
+    def _generate(self, prompt: str, draw: Any) -> tuple[str, str]:
+        return "generate", self._written(draw, draw("good") < self.world.passes)
 
-    def _refine(self, prompt: str, draw: Any) -> tuple[str, dict[str, Any]]:
+    def _refine(self, prompt: str, draw: Any) -> tuple[str, str]:
         self.refined[tagged(prompt, "instruction")[-1]] += 1
         was = self.good[tagged(prompt, "response")[-1]]
         good = draw("spoils") >= self.world.spoils if was else draw("mends") < self.world.mends
-        plan = [words(REASON_WORDS, draw("plan"), i) for i in range(2)]
-        return "refine", {"plan": plan, "response": self._written(draw, good)}
+        plan = "\n".join(words(REASON_WORDS, draw("plan"), i) for i in range(2))
+        return "refine", f"<plan>\n{plan}\n</plan>\n{self._written(draw, good)}"
 
     def _written(self, draw: Any, good: bool) -> str:
         """A response whose truth is kept; some bad ones stop in mid-sentence."""

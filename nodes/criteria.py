@@ -15,6 +15,7 @@ from typing import Literal
 from memory.contamination import Hit
 from memory.novelty import find_copied_run
 from memory.references import Reference
+from nodes.chatter import closing_chatter, opening_chatter
 from nodes.state import Criterion, Outcome, Verdict
 
 COPIED_RUN_WORDS = 20
@@ -123,6 +124,21 @@ def no_prompt_talk(candidate: RuleInput) -> Verdict:
     )
 
 
+def no_chatter(candidate: RuleInput) -> Verdict:
+    """Fail a first or last line about the response itself, unless every reference has one."""
+    references = candidate.references
+    for chatter, reason in (
+        (opening_chatter, "Its first line speaks of the response, not of the matter."),
+        (closing_chatter, "Its last line speaks of the response, not of the matter."),
+    ):
+        found = chatter(candidate.response, candidate.instruction)
+        if found and not (
+            references and all(chatter(r["response"], r["instruction"]) for r in references)
+        ):
+            return verdict("no-chatter", "fail", reason, found)
+    return verdict("no-chatter", "pass")
+
+
 def not_copied(candidate: RuleInput) -> Verdict:
     """Fail a long run of words taken from a reference, unless the instruction holds it too."""
     for reference in candidate.references:
@@ -190,6 +206,7 @@ RULES: dict[str, Rule] = {
     "not-copied": Rule("copies no long run of words from a reference", True, not_copied),
     NOT_CONTAMINATED_ID: Rule("holds no prompt of a benchmark", True, not_contaminated),
     "no-prompt-talk": Rule("does not speak of its prompt", True, no_prompt_talk),
+    "no-chatter": Rule("neither opens nor closes with talk about itself", True, no_chatter),
     "on-topic": Rule("is about what the instruction is about", True, on_topic),
     "length": Rule("is of a length like the references'", False, fitting_length),
 }

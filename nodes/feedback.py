@@ -36,7 +36,7 @@ class Feedback(Answer):
 class Improved(Answer):
     """A refinement after the authors' order: analysis, plan, response.
 
-    An endpoint that was told of plan and response only, and knows no more, is read as well.
+    Only the paper's pipeline asks for it. An answer of a plan and a response alone is read as well.
     """
 
     original_strengths: list[str] = Field(default_factory=list)

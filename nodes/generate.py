@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from langgraph.runtime import Runtime
@@ -9,15 +10,52 @@ from langgraph.runtime import Runtime
 from nodes.context import Context
 from nodes.events import emit
 from nodes.inputs import check_list_sizes
-from nodes.llm import Answer, CallOrigin, Complete, ask, make_call
+from nodes.llm import Answer, CallOrigin, Complete, ask, ask_text, make_call
 from nodes.state import SampleState
 from prompts import render
 
+_CODE = (
+    r"(?:code|json|yaml|toml|xml|csv|sql|html|css|latex|markdown|functions?|scripts?|programs?|"
+    r"snippets?|quer(?:y|ies)|regex|regular expression|class|one-liner|dockerfile|makefile|"
+    r"unit tests?|command)"
+)
+# "Only the code", "nothing but JSON", "no explanation"; or all that is asked for is code.
+_CODE_ALONE = re.compile(
+    rf"\b(?:only|just|solely)(?: [\w+#-]+){{0,4}}? {_CODE}\b"
+    rf"|\b{_CODE}(?: [\w+#-]+){{0,2}}? (?:only|alone)\b"
+    rf"|\bnothing (?:else )?(?:but|except|other than|besides)(?: [\w+#-]+){{0,4}}? {_CODE}\b"
+    rf"|\b{_CODE}\b[^.!?\n]{{0,40}}\bnothing (?:else|more)\b"
+    r"|\b(?:no|without(?: any)?|omit|skip) (?:\w+ ){0,2}?(?:explanations?|commentary|prose)\b"
+    r"|\b(?:do not|don['’]t|never) (?:\w+ ){0,3}?(?:explain|explanations?|commentary)\b"
+    r"|(?:^|[.!?:;,]\s+|\n\s*|\b(?:please|to) )(?:write|implement|code|create|generate|produce|"
+    r"give|return|output|provide|show|build)(?: me| us)?(?: an?| the| some| one)?"
+    rf"(?: (?!on\b|of\b|about\b|for\b|to\b|in\b|that\b|how\b)[\w+#.-]+){{0,4}}? {_CODE}\b",
+    re.IGNORECASE,
+)
+_NO_FENCE = re.compile(
+    r"\b(?:no|without|do(?: not|n['’]t) (?:use|add|include|put|wrap)|never|not)\b[^.!?\n]{0,40}"
+    r"(?:\bfences?\b|\bfenced\b|\bbackticks?\b|\bcode ?blocks?\b|\bmarkdown\b|```)",
+    re.IGNORECASE,
+)
+
 
 class Generated(Answer):
-    """What a generation brings."""
+    """What a generation brings in the paper's pipeline, which asks for JSON as its authors do."""
 
     response: str
+
+
+def asks_for_code_alone(instruction: str) -> bool:
+    """Whether an instruction asks for code and nothing else, so that a fence around it is meant.
+
+    >>> asks_for_code_alone("Reverse a list in Python. Give only the code, please.")
+    True
+    >>> asks_for_code_alone("Return only JSON, and do not wrap it in backticks.")
+    False
+    >>> asks_for_code_alone("How do I reverse a list?")
+    False
+    """
+    return bool(_CODE_ALONE.search(instruction)) and not _NO_FENCE.search(instruction)
 
 
 def origin_of(state: SampleState) -> CallOrigin:
@@ -38,15 +76,24 @@ async def generate(
     context = runtime.context or Context()
     # Arms that are compared share their drafts, so no draft may depend on its arm's criteria.
     criteria = [c for c in state["criteria"] if c["reference_id"] and not context.paired]
+    plain, instruction = context.pipeline != "refed", state["instruction"]
     messages = render(
         "generate",
         template=context.generate_prompt,
+        plain=plain,
         reference=next(iter(state["references"]), None),
         criteria=criteria,
-        instruction=state["instruction"],
+        instruction=instruction,
     )
-    call = make_call("generate", messages, Generated, context, origin_of(state))
-    result = await ask(complete, call, Generated)
-    message = f"A draft of {len(result.answer.response.split())} words."
-    emit(runtime, "candidate", message, instruction=state["instruction"])
-    return {"candidate": result.answer.response, "usage": result.usage}
+    origin = origin_of(state)
+    if plain:
+        call = make_call("generate", messages, None, context, origin, text=True)
+        text = await ask_text(complete, call, code_only=asks_for_code_alone(instruction))
+        response, usage = text.answer.text, text.usage
+    else:
+        call = make_call("generate", messages, Generated, context, origin)
+        generated = await ask(complete, call, Generated)
+        response, usage = generated.answer.response, generated.usage
+    message = f"A draft of {len(response.split())} words."
+    emit(runtime, "candidate", message, instruction=instruction)
+    return {"candidate": response, "usage": usage}

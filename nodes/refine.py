@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+import re
 from typing import Any
 
 from langgraph.runtime import Runtime
@@ -10,20 +10,13 @@ from langgraph.runtime import Runtime
 from nodes.context import Context
 from nodes.events import emit
 from nodes.feedback import Improved, analysis_fields
-from nodes.generate import origin_of
+from nodes.generate import asks_for_code_alone, origin_of
 from nodes.inputs import check_list_sizes
-from nodes.llm import Answer, AskResult, Complete, ask, make_call
+from nodes.llm import AskResult, Complete, PlainText, ask, ask_text, make_call
 from nodes.state import Attempt, Criterion, SampleState, Verdict
 from nodes.text_diff import diff_parts
 from nodes.verdicts import best_of
 from prompts import render
-
-
-class Refined(Answer):
-    """What a refinement brings: the plan first, so that it is made before it is followed."""
-
-    plan: list[str]
-    response: str
 
 
 async def refine(
@@ -41,17 +34,22 @@ async def refine(
     best = state["attempts"][best_of(state["attempts"], state["criteria"], context)]
     failed = [(v, criteria[v["criterion_id"]]) for v in best["verdicts"] if v["verdict"] == "fail"]
     result = await _ask(state, context, complete, best, failed)
-    changes = diff_parts(best["response"], result.answer.response)
+    answer = result.answer
+    if isinstance(answer, Improved):
+        candidate, plan = answer.response, answer.plan
+    else:
+        candidate, plan = answer.text, _steps(answer.plan or "")
+    changes = diff_parts(best["response"], candidate)
     if best.get("feedback"):
         aim = f", by {len(best['feedback'])} points of feedback"
     else:
         texts = ", ".join(criterion["text"] for _, criterion in failed)
         aim = f", so that the response {texts}"
     message = f"Refined in {len(changes)} places{aim}."
-    emit(runtime, "refinement", message, plan=result.answer.plan, changes=changes)
-    update = {"candidate": result.answer.response, "usage": result.usage}
-    if isinstance(result.answer, Improved):
-        update["analysed"] = analysis_fields(result.answer)
+    emit(runtime, "refinement", message, plan=plan, changes=changes)
+    update = {"candidate": candidate, "usage": result.usage}
+    if isinstance(answer, Improved):
+        update["analysed"] = analysis_fields(answer)
     return update
 
 
@@ -61,11 +59,24 @@ async def _ask(
     complete: Complete,
     best: Attempt,
     failed: list[tuple[Verdict, Criterion]],
-) -> AskResult[Refined] | AskResult[Improved]:
-    draw = len(state["attempts"])
-    make = partial(make_call, "refine", context=context, place=origin_of(state), draw=draw)
+) -> AskResult[PlainText] | AskResult[Improved]:
+    """Ask for plain text, its plan first, so that it is made before it is followed.
+
+    The paper's pipeline asks for JSON, as its authors do.
+    """
+    origin, draw = origin_of(state), len(state["attempts"])
+    refed = context.pipeline == "refed"
     failures = [_describe_failure(*pair) for pair in failed]
-    if not context.refines_once:
+    if context.refines_once:
+        messages = render(
+            "refine_by_feedback",
+            instruction=state["instruction"],
+            response=best["response"],
+            feedback=best.get("feedback", []),
+            failed=failures,
+            borrowed=refed,
+        )
+    else:
         messages = render(
             "refine",
             template=context.refine_prompt,
@@ -74,19 +85,22 @@ async def _ask(
             response=best["response"],
             failed=failures,
         )
-        return await ask(complete, make(messages, Refined), Refined)
-    refed = context.pipeline == "refed"
-    messages = render(
-        "refine_by_feedback",
-        instruction=state["instruction"],
-        response=best["response"],
-        feedback=best.get("feedback", []),
-        failed=failures,
-        borrowed=refed,
-    )
     if refed:
-        return await ask(complete, make(messages, Improved), Improved)
-    return await ask(complete, make(messages, Refined), Refined)
+        call = make_call("refine", messages, Improved, context, origin, draw)
+        return await ask(complete, call, Improved)
+    call = make_call("refine", messages, None, context, origin, draw, text=True)
+    code_only = asks_for_code_alone(state["instruction"])
+    return await ask_text(complete, call, code_only=code_only, planned=True)
+
+
+def _steps(plan: str) -> list[str]:
+    r"""The lines of a plan, without the marks of a list.
+
+    >>> _steps("- say why\n\n2. close with a sum")
+    ['say why', 'close with a sum']
+    """
+    lines = (re.sub(r"^\s*(?:[-*•]|\d+[.)])\s+", "", line).strip() for line in plan.splitlines())
+    return [line for line in lines if line]
 
 
 def _describe_failure(verdict: Verdict, criterion: Criterion) -> dict[str, str]:

@@ -44,6 +44,7 @@ _SAMPLE_VALUES = {
         "history": [],
         "count": 1,
         "most": 4,
+        "plain": True,
     },
 }
 # What Jinja and Python raise for malformed or malicious templates.

@@ -81,6 +81,7 @@ def answer(stage: str, prompt: str, seed: int) -> dict[str, Any]:
     if stage == "propose":
         count = int(re.findall(r"(\d+) instructions", prompt)[0])
         return {"instructions": [words(f"{seed} {i}", 12) + "?" for i in range(count)]}
+    # In a text call both are written as plain text, see `as_text`.
     if stage == "generate":
         return {"response": words(prompt, 40).capitalize() + "."}
     if stage == "refine":
@@ -94,11 +95,18 @@ def answer(stage: str, prompt: str, seed: int) -> dict[str, Any]:
     return verdicts(prompt)
 
 
+def as_text(said: dict[str, Any]) -> str:
+    """A response in plain text, with its plan between marks before it, if there is one."""
+    plan = "".join(f"{step}\n" for step in said.get("plan", ()))
+    return f"<plan>\n{plan}</plan>\n{said['response']}" if plan else str(said["response"])
+
+
 class ScriptedModel:
     """A `Complete` whose answers are functions of the call; keeps every call it was given.
 
     `stages` maps a stage to a function from the call to an answer (a dict), a text, or a Reply;
-    an exception it returns is raised. Stages without one are answered agreeably.
+    an exception it returns is raised. Stages without one are answered agreeably. In a text call a
+    dict is a response with its plan.
     """
 
     def __init__(self, **stages: Callable[[Call], Any]) -> None:
@@ -118,8 +126,9 @@ class ScriptedModel:
             raise said
         if isinstance(said, Reply):
             return said
-        text = said if isinstance(said, str) else json.dumps(said)
-        return Reply(text, "stop", dict(USAGE))
+        if isinstance(said, dict):
+            said = as_text(said) if call.kind == "text" else json.dumps(said)
+        return Reply(said, "stop", dict(USAGE))
 
     def asked(self, stage: str) -> list[str]:
         """The prompts of a stage, in the order they came."""
@@ -228,12 +237,27 @@ def is_a_preflight(body: dict[str, Any]) -> bool:
     return [m["content"] for m in body.get("messages", [])] == [PREFLIGHT]
 
 
+def is_text(body: dict[str, Any]) -> bool:
+    """Whether a request asks for plain text: not for JSON, and not for log-probabilities."""
+    shaped = any(key in body for key in ("response_format", "tools", "logprobs"))
+    return not shaped and not any(
+        "JSON object, named" in message["content"] for message in body["messages"]
+    )
+
+
 def stage_of(body: dict[str, Any]) -> str:
-    """The stage a request carries: the name of its schema, tool, or what its text says."""
+    """The stage a request carries: the name of its schema or tool, or what its text says.
+
+    A text request has no name: a refinement is one that shows verdicts or feedback.
+    """
     if body["messages"][-1]["content"].startswith(PROBE_PROMPT):
         return "probe"
     if is_a_preflight(body):
         return "preflight"
+    if is_text(body):
+        data = body["messages"][-1]["content"]
+        shown = re.search(r"^<(?:verdict|feedback)(?:-\w+)?(?: [^>]*)?>$", data, re.MULTILINE)
+        return "refine" if shown else "generate"
     shape = body.get("response_format", {})
     if shape.get("type") == "json_schema":
         return str(shape["json_schema"]["name"])
@@ -245,7 +269,9 @@ def stage_of(body: dict[str, Any]) -> str:
 
 def completion(said: Any, body: dict[str, Any], finish: str = "stop") -> web.Response:
     """A chat completion around an answer; by a tool call if the request had tools."""
-    text = said if isinstance(said, str) or said is None else json.dumps(said)
+    if isinstance(said, dict):
+        said = as_text(said) if is_text(body) and "response" in said else json.dumps(said)
+    text = said
     message: dict[str, Any] = {"role": "assistant", "content": text}
     if body.get("tools"):
         function = {"name": body["tools"][0]["function"]["name"], "arguments": text}

@@ -22,7 +22,6 @@ from benchmarks.tabled import figure, median, spread, table
 from nodes.context import Context
 from nodes.criteria import RuleInput, answers_instruction
 from nodes.critique import apply_rules
-from nodes.generate import Generated
 from nodes.judge import Critiqued
 from nodes.llm import CallOrigin, make_call
 from prompts import render
@@ -154,13 +153,14 @@ def test_per_row_of_nothing_is_nothing():
 
 
 def call_of(stage, answer, seed, **said):
-    return make_call(stage, render(stage, **said), answer, Context(), CallOrigin(str(seed)))
+    origin, messages = CallOrigin(str(seed)), render(stage, **said)
+    return make_call(stage, messages, answer, Context(), origin, text=answer is None)
 
 
 async def drafts(model: KnownModel, n: int) -> list[str]:
-    said = {"reference": None, "criteria": [], "instruction": "Why?"}
-    calls = [call_of("generate", Generated, i, **said) for i in range(n)]
-    return [json.loads((await model(call)).text)["response"] for call in calls]
+    said = {"plain": True, "reference": None, "criteria": [], "instruction": "Why?"}
+    calls = [call_of("generate", None, i, **said) for i in range(n)]
+    return [(await model(call)).text or "" for call in calls]
 
 
 async def verdict_of(model: KnownModel, response: str, seed: int) -> str:

@@ -19,6 +19,7 @@ from langchain_core.runnables import RunnableLambda
 
 from graph.builder import build_graph
 from nodes.context import Context
+from nodes.feedback import Feedback
 from nodes.generate import Generated
 from nodes.judge import Critiqued
 from nodes.learn import Extracted
@@ -28,7 +29,6 @@ from nodes.llm.endpoint import Endpoint as Address
 from nodes.llm.endpoint import EndpointClient, resolve_from_environment
 from nodes.llm.protocol import Transient, schema_of
 from nodes.propose import Proposed
-from nodes.refine import Refined
 from nodes.state import no_usage
 
 KEY = "sk-secret-0123456789"
@@ -158,7 +158,7 @@ ANSWERS = {
     Proposed: ["instructions"],
     Generated: ["response"],
     Critiqued: ["verdicts"],
-    Refined: ["plan", "response"],
+    Feedback: ["feedback"],
 }
 
 

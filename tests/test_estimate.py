@@ -126,6 +126,12 @@ async def test_when_all_drafts_pass_the_calls_are_those_of_a_run(tmp_path, given
     assert low["accepted"] == said["counts"]["accepted"]
 
 
+async def test_a_response_costs_its_own_length_and_no_schema():
+    by_stage = (await estimated())["low"]["by_stage"]["generate"]
+    length = byte_length(references(1)[0]["response"])
+    assert by_stage["completion_tokens"] == pytest.approx(by_stage["calls"] * length / 4, rel=0.1)
+
+
 OWN = [
     {},
     {"try_criteria": True, "per_seed": 2},

@@ -278,7 +278,7 @@ class Waiting(ScriptedModel):
         self.heard = asyncio.Semaphore(1)
 
     async def __call__(self, call: Call) -> Reply:
-        if call.answer is None:
+        if call.kind == "question":
             await asyncio.wait_for(self.heard.acquire(), 5)
         return await super().__call__(call)
 
@@ -291,7 +291,7 @@ async def test_by_log_odds_each_verdict_is_told_before_the_next_question_is_aske
     asked = []
     async for event in graph.astream(given, context=context, stream_mode="custom"):
         if event["event"] == "verdict":
-            asked.append(sum(call.answer is None for call in model.calls))
+            asked.append(sum(call.kind == "question" for call in model.calls))
             model.heard.release()
     assert asked == [1, 2, 3, 4]
 
@@ -367,7 +367,7 @@ async def test_a_sample_that_is_rejected_or_failed_is_told_with_why():
     (event,) = of(await told(synthesizer(model), GIVEN, context), "sample")
     assert event["status"] == "rejected"
     assert event["message"].startswith("rejected (criteria): ")
-    model = ScriptedModel(generate=lambda call: "nonsense")
+    model = ScriptedModel(generate=lambda call: "<think>nonsense</think>")
     (event,) = of(await told(synthesizer(model), GIVEN, context), "sample")
     assert event["status"] == "failed" and event["message"].startswith("failed: ")
 

@@ -166,5 +166,5 @@ def test_a_run_has_the_keys_and_the_requests_it_always_had(name, tmp_path):
 def test_every_stage_has_golden_keys():
     known = json.loads(GOLDEN.read_text(encoding="utf-8"))
     stages = {stage for scenario in known.values() for stage in scenario["keys"]}
-    assert stages == {*ANSWERS, "judge-check"}
+    assert stages == {*ANSWERS, "judge-check", "probe"}
     assert "question" in known["logodds"]["requests"]

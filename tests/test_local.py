@@ -34,7 +34,8 @@ async def test_a_real_model_answers_in_shape_and_gives_log_odds():
 
     connection = EndpointClient(resolve)
     context = Context(model="smollm2", judge_method="logodds")
-    messages = render("generate", reference=None, criteria=[], instruction="Say hello.")
+    said = {"plain": False, "reference": None, "criteria": []}
+    messages = render("generate", instruction="Say hello.", **said)
     call = make_call("generate", messages, Generated, context, CallOrigin("x"))
     asked = await ask(connection, call, Generated)
     assert isinstance(asked.answer.response, str)

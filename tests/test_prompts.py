@@ -35,6 +35,7 @@ VALUES: dict[str, dict[str, Any]] = {
         "avoid": [],
     },
     "generate": {
+        "plain": True,
         "reference": REFERENCE,
         "criteria": CRITERIA[1:],
         "instruction": "Why do neap tides happen?",
@@ -81,6 +82,8 @@ VALUES: dict[str, dict[str, Any]] = {
         "borrowed": True,
     },
 }
+# What an earlier version sent in the paper's pipeline, as hashes.
+PAPERS_WORDS = {"generate": "e7530ca140af", "refine_by_feedback": "01dd9d3d9502"}
 # What changes the shape of a prompt, not only its words.
 HISTORY = [
     {"role": "system", "content": "Answer in one line."},
@@ -96,6 +99,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         {"references": [], "subject_areas": [], "relevant_skills": []},
     ),
     "generate without a reference": ("generate", {"reference": None, "criteria": []}),
+    "refine by feedback on the response itself": ("refine_by_feedback", {"borrowed": False}),
     "refine two": (
         "refine",
         {"failed": [{"criterion_id": c["id"], "text": "Found: no."} for c in CRITERIA]},
@@ -122,6 +126,20 @@ def test_a_prompt_reads_as_it_was_approved(name: str, snapshot: SnapshotAssertio
 def test_a_prompt_takes_its_other_shapes(variant: str, snapshot: SnapshotAssertion) -> None:
     name, changes = VARIANTS[variant]
     assert data_of(rendered(name, **changes)) == snapshot
+
+
+@pytest.mark.parametrize("name", ["generate", "refine_by_feedback"])
+def test_the_papers_pipeline_asks_in_the_words_it_always_had(name: str) -> None:
+    sent = rendered(name, **({"plain": False} if name == "generate" else {"borrowed": True}))
+    assert sha256(sent.encode()).hexdigest()[:12] == PAPERS_WORDS[name]
+
+
+def test_a_refinement_asks_for_its_plan_between_marks_and_then_for_the_text() -> None:
+    for words in (rendered("refine"), rendered("refine_by_feedback", borrowed=False)):
+        system = words.partition("[user]\n")[0]
+        assert "plan between <plan> and </plan>" in system
+        assert system.index("</plan>") < system.index("the whole improved response as plain text")
+        assert "- response:" not in system
 
 
 def test_every_prompt_is_tried_here() -> None:

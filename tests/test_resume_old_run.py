@@ -1,14 +1,15 @@
 """Runs that an earlier version of refloom has begun or finished can still be used.
 
 `data/half_done_run` and `data/finished_run` were written by refloom 0.1.0, see data/README.md. They
-are not made anew when refloom changes: that it reads them is what is tested. Only another prompt,
-with which refloom refuses to go on with a run, is a reason to make them again.
+are not made anew when refloom changes: that it reads them is what is tested. That version asked for
+responses inside JSON, so refloom refuses to go on with its runs, and reuses all else they paid for.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
@@ -18,7 +19,17 @@ from typing import Any
 import pytest
 from fakes import Endpoint
 from processes import CommandResult, refloom
-from varied_model import BASE_URL, calls_in, canonical, proxied, respond, stage_of
+from reviewing import ReviewProcess
+from varied_model import (
+    BASE_URL,
+    blocks,
+    calls_in,
+    canonical,
+    prompt_of,
+    proxied,
+    respond,
+    stage_of,
+)
 
 DATA = Path(__file__).parent / "data"
 OLD_HALF, OLD_WHOLE = DATA / "half_done_run" / "out", DATA / "finished_run" / "out"
@@ -91,12 +102,30 @@ def rows(directory: Path) -> dict[str, list[dict[str, Any]]]:
     return every
 
 
-def check_paid_only_the_rest(desk: Desk) -> None:
-    """Each request is one that the killed run had not paid for, and was sent once."""
+def sent_by_stage(desk: Desk) -> Counter[str]:
+    return Counter(stage_of(body) for body in desk.endpoint.bodies)
+
+
+def check_paid_only_what_changed(desk: Desk, new: Path, missing: int) -> None:
+    """Responses were asked for anew and judged; of all else `missing` calls were not there.
+
+    And a few more: a cut or an unreadable answer is asked for again in another way since.
+    """
     sent = [canonical(body) for body in desk.endpoint.bodies]
     assert len(set(sent)) == len(sent)
-    missing = len(desk.needed - desk.paid)
-    assert len(sent) == missing, f"{missing} calls were missing, {len(sent)} were sent"
+    by_stage = sent_by_stage(desk)
+    assert by_stage["generate"] >= 20
+    assert by_stage["extract"] + by_stage["propose"] <= missing + 8
+    found = list(chain.from_iterable(rows(new).values()))
+    assert len(found) == 22
+    responses = {attempt["response"] for row in found for attempt in row["attempts"]}
+    judged = [
+        blocks(prompt_of(body), "response")[-1]
+        for body in desk.endpoint.bodies
+        if stage_of(body) == "critique"
+    ]
+    few = sum(response not in responses for response in judged)
+    assert few <= 8, "trials are not paid again, but for answers that were cut or unreadable"
 
 
 def test_the_killed_run_is_in_the_middle_of_things(desk):
@@ -109,31 +138,41 @@ def test_the_killed_run_is_in_the_middle_of_things(desk):
     assert not (OLD_HALF / "accepted.jsonl").exists()
 
 
-def test_a_killed_run_of_an_earlier_version_is_taken_up(desk):
-    ended = desk.call(*RUN, "--out", "half")
-    assert "done: 15 accepted, 6 rejected, 1 failed" in ended.stdout
-    check_paid_only_the_rest(desk)
-    assert keys(desk.folder / "half") == desk.needed
-    assert rows(desk.folder / "half") == rows(OLD_WHOLE)
+@pytest.mark.parametrize("name", ["half", "whole"])
+def test_a_run_of_an_earlier_version_is_refused_with_its_prompts_named(desk, name):
+    environment = proxied(desk.endpoint.url)
+    ended = refloom(*RUN, "--out", name, cwd=desk.folder, **environment)
+    assert ended.returncode == 2
+    assert ended.stderr.splitlines() == [
+        f"refloom: {name}: holds a run with other prompts: generate, refine, refine_by_feedback. "
+        "Give another --out with --reuse of this one; only what they changed is paid again"
+    ]
+    assert desk.endpoint.bodies == []
+    assert keys(desk.folder / name) == (desk.paid if name == "half" else desk.needed)
 
 
-def test_a_new_run_reuses_what_a_killed_one_of_an_earlier_version_has_paid_for(desk):
+def test_a_new_run_pays_only_for_what_the_prompts_changed(desk):
     desk.call(*RUN, "--out", "new", "--reuse", "half")
-    check_paid_only_the_rest(desk)
-    assert rows(desk.folder / "new") == rows(OLD_WHOLE)
+    whole, half = (Counter(s for s, _ in calls_in(desk.folder / d)) for d in ("whole", "half"))
+    missing = whole - half
+    check_paid_only_what_changed(desk, desk.folder / "new", missing["extract"] + missing["propose"])
 
 
-def test_reusing_a_finished_run_of_an_earlier_version_pays_nothing(desk):
+def test_reusing_a_finished_run_pays_for_responses_and_their_judging_alone(desk):
     desk.call(*RUN, "--out", "new", "--reuse", "whole")
-    assert desk.endpoint.bodies == []
-    assert rows(desk.folder / "new") == rows(OLD_WHOLE)
+    check_paid_only_what_changed(desk, desk.folder / "new", 0)
+    first = sent_by_stage(desk)
+    # The new run is one of this version: it goes on, and is reused, for nothing.
+    desk.call(*RUN, "--out", "new")
+    desk.call(*RUN, "--out", "again", "--reuse", "new")
+    assert rows(desk.folder / "again") == rows(desk.folder / "new")
     # Other settings, the same calls as far as they go; the two runs can be compared.
-    desk.call(*RUN, "--out", "once", "--reuse", "whole", "--max-attempts", "1")
-    assert desk.endpoint.bodies == []
-    found = json.loads(desk.call("compare", "whole", "once", "--json").stdout)
+    desk.call(*RUN, "--out", "once", "--reuse", "new", "--max-attempts", "1")
+    assert sent_by_stage(desk) == first
+    found = json.loads(desk.call("compare", "new", "once", "--json").stdout)
     (pair,) = found["pairs"]
-    assert (pair["a"], pair["b"], pair["n"]) == ("whole", "once", 21)
-    assert {stage_of(body) for body in desk.endpoint.bodies} == {"compare"}
+    assert (pair["a"], pair["b"]) == ("new", "once")
+    assert set(sent_by_stage(desk) - first) == {"compare"}
 
 
 def test_a_finished_run_of_an_earlier_version_is_read(desk):
@@ -157,8 +196,17 @@ def test_a_finished_run_of_an_earlier_version_is_read(desk):
     assert desk.endpoint.bodies == []
 
 
-def test_going_on_with_a_finished_run_of_an_earlier_version_changes_nothing(desk):
-    desk.call(*RUN, "--out", "whole")
-    assert rows(desk.folder / "whole")["accepted"] == rows(OLD_WHOLE)["accepted"]
-    # What failed is tried again; here it fails at an answer that was paid for.
-    assert desk.endpoint.bodies == []
+def test_every_command_that_reads_a_run_reads_one_of_an_earlier_version(desk):
+    for name, status in (("half", "interrupted"), ("whole", "done")):
+        said = json.loads(desk.call("status", name, "--json").stdout)
+        assert said["status"] == status
+    desk.call(*RUN, "--out", "new", "--reuse", "whole")
+    desk.endpoint.bodies.clear()
+    found = json.loads(desk.call("compare", "whole", "new", "--json").stdout)
+    assert found["pairs"][0]["n"] > 15
+    desk.call("judge-check", "whole", "--limit", "2", "--quiet")
+    assert {stage_of(body) for body in desk.endpoint.bodies} == {"compare", "critique"}
+    card = desk.call("push", "whole", "me/rows", "--dry-run").stdout
+    assert "instruction tuning" in card
+    with ReviewProcess(desk.folder / "whole") as process:
+        assert process.ask("/review/config")

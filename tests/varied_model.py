@@ -18,6 +18,8 @@ from typing import Any
 
 from aiohttp import web
 
+from nodes.llm.endpoint import PROBE_PROMPT
+
 # A name that no machine has: requests reach the endpoint as their proxy, whatever its port is.
 BASE_URL = "http://refloom.test/v1"
 JUDGE_BASE_URL = "http://judge.test/v1"
@@ -91,6 +93,8 @@ WORDS = """
 """.split()  # noqa: SIM905
 # Of random seed 0 every reference can be learned from, though not at the first ask.
 DRAW = 24
+# What is asked for with more room than this is not cut.
+ROOMS = {"extract": 1200, "propose": 1500, "generate": 3000, "refine": 4000}
 # So that every rule that can be mended has a response to find wanting.
 POOR = 7
 QUALITIES = (
@@ -125,6 +129,8 @@ def prompt_of(body: dict[str, Any]) -> str:
 
 def stage_of(body: dict[str, Any]) -> str:
     """The stage of a request: its schema's or tool's name, or what the prompt says of both."""
+    if body["messages"][-1]["content"].startswith(PROBE_PROMPT):
+        return "probe"
     if body.get("logprobs"):
         return "question"
     shape = body.get("response_format", {})
@@ -133,30 +139,56 @@ def stage_of(body: dict[str, Any]) -> str:
     if body.get("tools"):
         return str(body["tools"][0]["function"]["name"])
     named = re.search(r"JSON object, named (\w+)", prompt_of(body))
-    assert named is not None, prompt_of(body)[:300]
-    return named.group(1)
+    if named is not None:
+        return named.group(1)
+    # Plain text: only a refinement shows verdicts or feedback.
+    shown = re.search(r"^<(?:verdict|feedback)[ >-]", prompt_of(body), re.MULTILINE)
+    return "refine" if shown else "generate"
+
+
+def is_text(body: dict[str, Any]) -> bool:
+    """Whether a request asks for plain text."""
+    shaped = any(name in body for name in ("response_format", "tools", "logprobs"))
+    return not shaped and "JSON object, named" not in prompt_of(body)
 
 
 def respond(body: dict[str, Any], count: int = 0) -> web.Response:
     """The answer to a request, for `fakes.Endpoint`; `count` makes no difference."""
     stage = stage_of(body)
+    if stage == "probe":
+        return _completion(body, "ok" if is_text(body) else '{"ok": true}')
     if stage == "question":
         return _completion(body, "Yes", logprobs=_logprobs(body))
-    answer = json.dumps(ANSWERS[stage](body, prompt_of(body)))
+    found = ANSWERS[stage](body, prompt_of(body))
+    answer = _plain(found) if is_text(body) else json.dumps(found)
     fault = number(body.get("seed"), stage, DRAW) % 24
+    if fault in (0, 1) and is_text(body):
+        return _completion(body, "<think>So it is, but for what?</think>\n")
     if fault == 0:
         return _completion(body, "I would rather answer in prose.")
     if fault == 1:
         return _completion(body, '{"unasked": ["for"]}')
-    if fault == 2:
+    if fault == 2 and _room(body) <= ROOMS.get(stage, 2000):
         return _completion(body, answer[: len(answer) // 2], finish="length")
     if fault == 3:
         return _completion(body, "")
     if fault == 4:
         return _completion(body, None, refusal="I cannot help with that.")
     if fault == 5:
-        return _completion(body, f"<think>So it is.</think>\n```json\n{answer}\n```")
+        fence = "" if is_text(body) else "json"
+        return _completion(body, f"<think>So it is.</think>\n```{fence}\n{answer}\n```")
     return _completion(body, answer)
+
+
+def _plain(found: dict[str, Any]) -> str:
+    """A response as plain text, with its plan before it, if it has one."""
+    plan = "\n".join(found.get("plan", ()))
+    return f"<plan>\n{plan}\n</plan>\n{found['response']}" if plan else str(found["response"])
+
+
+def _room(body: dict[str, Any]) -> int:
+    """The most tokens that an answer may have."""
+    return int(body.get("max_tokens") or body.get("max_completion_tokens") or 1 << 20)
 
 
 def with_a_plain_judge(body: dict[str, Any], count: int = 0) -> web.Response:
@@ -250,7 +282,7 @@ def _text(key: str, prompt: str, odds: int) -> str:
         f"{good} Sign it with [insert your name here].",
         f"{good} {PAIRS[number(key) % len(PAIRS)][1]}",
         f"{good} This meets the criteria, as the reference response does.",
-        "",
+        f"{good} TODO: say more.",
         "No.",
         f"{good}\n```\nprint(1)",
         f"{good} {' '.join(sentence(30, key, i) + '.' for i in range(12))}",
@@ -260,11 +292,17 @@ def _text(key: str, prompt: str, odds: int) -> str:
 
 
 def _generate(body: dict[str, Any], prompt: str) -> dict[str, Any]:
-    return {"response": _text(f"{body.get('seed')} {prompt}", prompt, 18)}
+    return {"response": _text(_data_of(body, prompt), prompt, 18)}
+
+
+def _data_of(body: dict[str, Any], prompt: str) -> str:
+    """The seed and the data of a request to a writer: a prompt's words make no difference."""
+    tags = ("instruction", "response", "verdict", "feedback")
+    return f"{body.get('seed')} {[blocks(prompt, tag) for tag in tags]}"
 
 
 def _refine(body: dict[str, Any], prompt: str) -> dict[str, Any]:
-    key = f"{body.get('seed')} {prompt}"
+    key = _data_of(body, prompt)
     answer: dict[str, Any] = {"plan": ["change this"], "response": _text(key, prompt, 30)}
     if "original_strengths" in json.dumps(body):
         answer = {

@@ -292,11 +292,15 @@ class FakeModel:
         """Answer at once; see `nodes.llm.Complete`."""
         prompt = "\n".join(message["content"] for message in call.messages)
         prompt_bytes = sum(byte_length(message["content"]) for message in call.messages)
-        if call.answer is None:
+        if call.kind == "question":
             # One token.
             cost = StageCost(1, prompt_bytes, 1 / self._assume.tokens_per_byte)
             yes = 0.99 if self._passes(prompt) else 0.01
             reply = Reply("Yes", "stop", no_usage(), odds={"yes": yes, "no": 1 - yes})
+        elif call.answer is None:
+            text = self._text(call)
+            cost = StageCost(1, prompt_bytes, byte_length(text))
+            reply = Reply(text, "stop", no_usage())
         else:
             text = json.dumps(self._answer(call, prompt), ensure_ascii=False)
             schema_bytes = byte_length(json.dumps(schema_of(call.answer)))
@@ -345,17 +349,28 @@ class FakeModel:
         """What stands in a field of an answer without rules of its own."""
         assert call.answer is not None
         if name == "response":
-            response = self._filler(self._response_bytes - 1) + "."
-            self._on_topic.add(response)
-            if call.stage == "generate":
-                self._drafts.add(response)
-            return response
+            return self._response(call)
         if call.stage == "feedback":
             return [self._filler(self._assume.reason_bytes) for _ in range(MAX_CHARACTERISTICS)]
         if call.answer.model_fields[name].annotation is str:
             return self._filler(self._assume.reason_bytes)
         count = self._assume.verdicts_fed_back
         return [self._filler(self._assume.phrase_bytes) for _ in range(count)]
+
+    def _text(self, call: Call) -> str:
+        """A response in plain text; a refinement has its plan before it."""
+        response = self._response(call)
+        if call.stage != "refine":
+            return response
+        steps = [self._filler(self._assume.phrase_bytes)] * self._assume.verdicts_fed_back
+        return "\n".join(["<plan>", *steps, "</plan>", response])
+
+    def _response(self, call: Call) -> str:
+        response = self._filler(self._response_bytes - 1) + "."
+        self._on_topic.add(response)
+        if call.stage == "generate":
+            self._drafts.add(response)
+        return response
 
     def _verdicts(self, prompt: str) -> list[dict[str, str]]:
         ids = re.findall(r'<criterion(?:-\w+)? id="([^"]+)"', prompt)

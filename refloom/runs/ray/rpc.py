@@ -34,9 +34,8 @@ def _answer_types() -> dict[str, type[Answer]]:
     from nodes.judge import Critiqued
     from nodes.learn import Extracted
     from nodes.propose import Proposed
-    from nodes.refine import Refined
 
-    answers = (Extracted, Proposed, Generated, Critiqued, Refined, Feedback, Improved, Probed)
+    answers = (Extracted, Proposed, Generated, Critiqued, Feedback, Improved, Probed)
     return {answer.__name__: answer for answer in answers}
 
 
