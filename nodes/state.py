@@ -17,12 +17,16 @@ RejectionReason = Literal["criteria", "no_progress", "copied", "contaminated", "
 
 
 class Seed(TypedDict):
-    """What new data should be about; `round` and `position` are its place in a run."""
+    """What new data should be about; `round` and `position` are its place in a run.
+
+    A seed that is proposed for again has the draws of the round `proposed_in`.
+    """
 
     instruction: str
     id: NotRequired[str]
     round: NotRequired[int]
     position: NotRequired[int]
+    proposed_in: NotRequired[int]
 
 
 class Criterion(TypedDict):

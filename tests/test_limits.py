@@ -252,6 +252,9 @@ ANSWERED = replace(REPLY, usage=REPLY.usage | {"cost_usd": None})
 class NoJournal:
     """A journal that remembers nothing and takes no time."""
 
+    def is_unusable(self, key: bytes) -> bool:
+        return False
+
     async def reply(self, key: bytes) -> str | None:
         return None
 

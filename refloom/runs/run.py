@@ -40,13 +40,13 @@ from refloom.runs.outputs import RunSummary, count_journal, prior_usage, write_f
 from refloom.runs.progress import RunStats
 from refloom.runs.ray.pool import WorkerPool, WorkerStarter
 from refloom.runs.retrieval import ReferenceQuota, RunRetrieval
+from refloom.runs.retry import Retries, begin_session
 from refloom.runs.scheduler import (
     Executor,
     LocalExecutor,
     SampleRecorder,
     SeedRunner,
     SlotScheduler,
-    has_earlier_work,
     record_learned,
 )
 from refloom.settings import Settings
@@ -130,6 +130,7 @@ def local_executor(parts: ExecutorInputs, embed: Embed | None) -> LocalExecutor:
         characteristics=parts.learned,
         hooks=RunHooks(
             turn=recorder.scheduler.turn,
+            repeat_turn=recorder.scheduler.repeat_turn,
             are_known=recorder.scheduler.are_known,
             start=recorder.start,
             finish=recorder.finish,
@@ -234,6 +235,7 @@ class Run:
         assert summary is not None
         summary.seconds = await asyncio.to_thread(journal.meta, "seconds") or 0.0
         await summary.store(journal)
+        await begin_session(journal, self.settings)
         await self._write(journal, summary, "running")
         summary.status = "stopped"
         event(
@@ -251,6 +253,8 @@ class Run:
             summary.seconds += time.monotonic() - started
             await journal.put_meta("seconds", summary.seconds)
             await self._write(journal, summary, summary.status)
+            # Written last: a run that is killed here has not ended, and nothing is tried again.
+            await journal.put_meta("status", summary.status)
             event("end", status=summary.status, counts=summary.counts, stopped=summary.stopped)
 
     async def _write(self, journal: Journal, summary: RunSummary, status: str) -> None:
@@ -286,6 +290,9 @@ class Run:
                 seeds=summary.seeds.taken,
                 target=settings.target,
                 max_candidates=settings.candidate_limit,
+                retries=await asyncio.to_thread(
+                    Retries.load, journal, wanted=settings.retry_failed
+                ),
             )
             await self._run_seeds(journal, inputs, calls, scheduler, pool)
         if calls.stopped_by is not None:
@@ -309,18 +316,19 @@ class Run:
         )
         if not settings.answer_seeds:
             await asyncio.to_thread(scheduler.add_known, references)
+        await scheduler.resume(settings.context())
         recorder = SampleRecorder(journal, scheduler, calls, settings, self.on_record)
-        recorder.resumed = await asyncio.to_thread(has_earlier_work, journal)
         quota = ReferenceQuota(
             journal,
             references=len(references),
             seeds=scheduler.seeds,
             quota=settings.reference_quota,
+            again=scheduler.retries.rounds,
         )
         await quota.begin()
         async with contextlib.AsyncExitStack() as stack:
             store = await stack.enter_async_context(open_store(memory))
-            learned = Characteristics(store, record_learned(journal))
+            learned = Characteristics(store, record_learned(journal, recorder.draws))
             stack.push_async_callback(learned.aclose)
             parts = ExecutorInputs(settings, inputs, references, recorder, quota, store, learned)
             executor: Executor
@@ -359,7 +367,7 @@ class Run:
             stats,
             accepted=scheduler.accepted,
             rejected=scheduler.rejected,
-            failed=scheduler.failed,
+            failed=scheduler.failed + len(scheduler.retries),
             candidates=scheduler.candidates,
             accepted_before=scheduler.accepted_before,
             paid=summary.paid_before + calls.counts["paid"],
