@@ -156,7 +156,13 @@ def test_a_finished_run_of_an_earlier_version_is_read(desk):
 
 
 def test_going_on_with_a_finished_run_of_an_earlier_version_changes_nothing(desk):
+    desk.call(*RUN, "--out", "whole", "--no-retry-failed")
+    assert rows(desk.folder / "whole") == rows(OLD_WHOLE)
+    assert desk.endpoint.bodies == []
+
+
+def test_what_failed_in_a_finished_run_of_an_earlier_version_is_tried_again(desk):
     desk.call(*RUN, "--out", "whole")
     assert rows(desk.folder / "whole")["accepted"] == rows(OLD_WHOLE)["accepted"]
-    # What failed is tried again; here it fails at an answer that was paid for.
-    assert desk.endpoint.bodies == []
+    (failed,) = rows(OLD_WHOLE)["failed"]
+    assert {stage_of(body) for body in desk.endpoint.bodies} == {failed["error"]["stage"]}

@@ -91,8 +91,8 @@ class Call:
     text: bool = False
     unreadable: int = 0
     wire_tokens: int | None = None
-    source: str = ""
-    draw: int = 0
+    source: str = field(default="", compare=False)
+    draw: int = field(default=0, compare=False)
 
     @property
     def kind(self) -> Literal["structured", "text", "question"]:

@@ -213,7 +213,8 @@ class Retries:
                 retries.moved[moved_to, position] = (round_, position, slot)
         return retries
 
-    def __len__(self) -> int:
+    @property
+    def waiting(self) -> int:
         """How many failed samples have not been tried again yet."""
         return len(self.in_place) + len(self.moved)
 

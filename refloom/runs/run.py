@@ -367,7 +367,7 @@ class Run:
             stats,
             accepted=scheduler.accepted,
             rejected=scheduler.rejected,
-            failed=scheduler.failed + len(scheduler.retries),
+            failed=scheduler.failed + scheduler.retries.waiting,
             candidates=scheduler.candidates,
             accepted_before=scheduler.accepted_before,
             paid=summary.paid_before + calls.counts["paid"],

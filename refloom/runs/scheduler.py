@@ -89,7 +89,7 @@ class SlotScheduler:
     ) -> None:
         self._journal = journal
         self.seeds = seeds
-        self.retries = retries or Retries()
+        self.retries = Retries() if retries is None else retries
         self._order = SeedOrder(seeds, self.retries.rounds)
         self._target = target
         self._max_candidates = max_candidates
@@ -123,7 +123,7 @@ class SlotScheduler:
             self._remember(text, context)
         self.accepted = self.accepted_before = before.accepted
         self.rejected, self.pending = before.rejected, before.pending
-        self.failed = before.failed - len(self.retries)
+        self.failed = before.failed - self.retries.waiting
         self.duplicates = before.duplicates
         self.candidates = self.accepted + self.rejected + self.pending + self.failed
         self.candidates += len(self.retries.in_place)
