@@ -422,6 +422,14 @@ async def test_a_target_is_gone_on_with_behind_what_is_proposed_for_again(tmp_pa
     assert alone == list(range(alone[0], alone[0] + 3))
     assert all(round_ == {0, 1, 2} for round_ in positions[alone[-1] + 1 :])
     check(tmp_path)
+    # Rounds of the first seed alone stay such.
+    kept = all_rows(tmp_path)
+    said = await finish_run(tmp_path, model, SEEDS[:4], target=40, **FEW)
+    assert said["status"] == "done"
+    assert [row for row in all_rows(tmp_path) if row in kept] == kept
+    slots = [row["slot"] for row in all_rows(tmp_path)]
+    assert {p for r, p, _ in slots if r in alone} == {0}
+    check(tmp_path)
 
 
 # --- references ----------------------------------------------------------------------------------
@@ -610,6 +618,23 @@ async def test_rows_that_are_tried_again_do_not_depend_on_concurrency(tmp_path):
             await finish_run(out, Faulty(mended=True), SEEDS, concurrency=concurrency, **few)
     assert stable_rows(tmp_path / "1") == stable_rows(tmp_path / "32")
     check(tmp_path / "32")
+
+
+async def test_a_sample_that_is_tried_again_may_wait_for_review(tmp_path):
+    model = Broken("generate", of_some(fault()))
+    few = {**FEW, "review": "all"}
+    said = await finish_run(tmp_path, model, SEEDS, **few)
+    failed, pending = said["counts"]["failed"], said["counts"]["pending"]
+    assert failed and pending
+    model.broken = False
+    said = await finish_run(tmp_path, model, SEEDS, **few)
+    assert said["counts"]["failed"] == 0
+    assert said["counts"]["pending"] == failed + pending
+    check(tmp_path)
+    model.sent = []
+    again = await finish_run(tmp_path, model, SEEDS, **few)
+    assert model.sent == []
+    assert again["counts"] == said["counts"]
 
 
 # --- another run's calls --------------------------------------------------------------------------
