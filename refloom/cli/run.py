@@ -240,7 +240,8 @@ def _print_summary(summary: RunSummary, out: Path) -> None:
         )
     if counts["failed"]:
         print_line(f"why samples failed: {out / 'failed.jsonl'}")
-    if (line := _describe_next(summary.status, summary.retriable)) is not None:
+    retry_failed = summary.settings.retry_failed
+    if (line := _describe_next(summary.status, summary.retriable, retry_failed)) is not None:
         print_line(line)
 
 
@@ -251,9 +252,11 @@ def _describe_failures(summary: RunSummary) -> str:
     return f"nothing was accepted, and {failed} samples failed: {reasons}"
 
 
-def _describe_next(status: str, retriable: int) -> str | None:
+def _describe_next(status: str, retriable: int, retry_failed: bool) -> str | None:
     """What the same command would do with a run, if that is more than to show it."""
     if status in ("done", "short", "stopped") and retriable:
+        if not retry_failed:
+            return f"without --no-retry-failed, {retriable} failed samples would be tried again"
         samples = "1 failed sample is" if retriable == 1 else f"{retriable} failed samples are"
         return f"{samples} tried again by the same command, once the cause is mended"
     if status == "interrupted":
@@ -325,5 +328,6 @@ def _print_status(run: dict[str, Any]) -> None:
         print_line(f"  cost: ${run['cost_usd']:.4f}")
     if run.get("stopped"):
         print_line(f"  stopped: {run['stopped']}")
-    if (line := _describe_next(run["status"], run.get("retriable", 0))) is not None:
+    retry_failed = run.get("settings", {}).get("retry_failed", True)
+    if (line := _describe_next(run["status"], run["retriable"], retry_failed)) is not None:
         print_line(f"  {line}")

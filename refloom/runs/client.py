@@ -196,7 +196,8 @@ class CachedClient:
         while True:
             key = self._key(call)
             if not self._journal.is_unusable(key):
-                if self._reused is None or not self._reused.is_unusable(key):
+                elsewhere = self._reused is not None and self._reused.is_unusable(key)
+                if not elsewhere or await self._journal.reply(key) is not None:
                     return call, key
                 # Resuming this run must not need the other's directory.
                 await self._journal.pass_over(key)

@@ -139,16 +139,16 @@ def _plan(connection: sqlite3.Connection, target: int | None) -> list[Statement]
         )
     }
     statements = [drop]
-    seen: Counter[int] = Counter()
+    last = -1
     rows = connection.execute(f"{_FAILED} ORDER BY round, position, slot", NEVER)
     for round_, position, slot in rows:
         if (round_, position, slot) in under_way:
             continue
         moved_to = None
         if not _has_instructions(connection, (round_, position)):
-            # A seed that failed in two rounds is proposed for in two rounds.
-            moved_to = behind + seen[position]
-            seen[position] += 1
+            # In the order of slots: a seed that failed in two rounds is proposed for in two.
+            behind, last = behind + (position <= last), position
+            moved_to = behind
             sql = "INSERT OR REPLACE INTO retrieved SELECT ?, position, taken FROM retrieved "
             sql += "WHERE round = ? AND position = ?"
             statements.append(Statement(sql, (moved_to, round_, position)))

@@ -296,7 +296,8 @@ class SlotScheduler:
             await self._gate.wait(self._number(seed))
             earlier = await self._earlier_turn(seed)
             await self._advance(seed, [], earlier.slots if earlier else 0)
-        if any(slot[:2] == key for slot in self.queue):
+        # In a first session all slots of a seed have started, or no further slot will.
+        if self.resumed and any(slot[:2] == key for slot in self.queue):
             self.queue = deque(slot for slot in self.queue if slot[:2] != key)
             await self._notify()
 
