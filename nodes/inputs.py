@@ -197,7 +197,7 @@ class _RunSeed(SeedInput):
 
     round: NotRequired[Annotated[int, Field(ge=0)]]
     position: NotRequired[Annotated[int, Field(ge=0)]]
-    proposed_in: NotRequired[Annotated[int, Field(ge=0)]]
+    draw_round: NotRequired[Annotated[int, Field(ge=0)]]
 
 
 class _RunInput(TypedDict):
@@ -232,8 +232,8 @@ def read_input(state: Any) -> tuple[Seed, list[Reference]]:
         "round": seed.get("round", 0),
         "position": seed.get("position", 0),
     }
-    if "proposed_in" in seed:
-        result["proposed_in"] = seed["proposed_in"]
+    if "draw_round" in seed:
+        result["draw_round"] = seed["draw_round"]
     return result, _with_ids(read["references"])
 
 

@@ -196,7 +196,7 @@ async def _ask(
 def origin_of_proposals(seed: Seed) -> CallOrigin:
     """Where in a run the proposals of a seed come from."""
     round_, position = seed.get("round", 0), seed.get("position", 0)
-    draws = str(seed.get("proposed_in", round_))
+    draws = str(seed.get("draw_round", round_))
     return CallOrigin(seed.get("id", ""), draws, (round_, position))
 
 

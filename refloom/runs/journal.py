@@ -50,7 +50,7 @@ CREATE TABLE IF NOT EXISTS learned (
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS retries (
   number INTEGER, round INTEGER, position INTEGER, slot INTEGER, moved_to INTEGER,
-  proposed_in INTEGER NOT NULL, done INTEGER NOT NULL, PRIMARY KEY (number, round, position, slot)
+  draw_round INTEGER NOT NULL, done INTEGER NOT NULL, PRIMARY KEY (number, round, position, slot)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS unusable (
   key BLOB PRIMARY KEY, number INTEGER NOT NULL

@@ -79,11 +79,28 @@ def has_ended(journal: Journal) -> bool:
     return status in ENDED
 
 
+_LAST_ROUND = (
+    "(SELECT coalesce(max(round), 0) FROM "
+    "(SELECT round FROM samples UNION ALL SELECT round FROM reviews))"
+)
+# What was to be tried again and was not begun is decided anew. What is moved to a round of which
+# there are samples keeps its place.
+_NOT_BEGUN = f"NOT done AND (moved_to IS NULL OR moved_to > {_LAST_ROUND})"
+_MOVED = f"SELECT moved_to, position FROM retries WHERE {_NOT_BEGUN} AND moved_to IS NOT NULL"
+_DROP_NOT_BEGUN = [
+    Statement(f"DELETE FROM retrieved WHERE (round, position) IN ({_MOVED})"),
+    Statement(f"DELETE FROM turns WHERE (round, position) IN ({_MOVED})"),
+    Statement(f"DELETE FROM retries WHERE {_NOT_BEGUN}"),
+]
+
+
 async def begin_session(journal: Journal, settings: Settings) -> None:
     """Write down that the run is running, and what is tried again if it had ended before."""
     put_status = Statement("INSERT OR REPLACE INTO meta VALUES ('status', '\"running\"')")
     planned: list[Statement] = []
-    if settings.retry_failed and await asyncio.to_thread(has_ended, journal):
+    if not settings.retry_failed:
+        planned = _DROP_NOT_BEGUN
+    elif await asyncio.to_thread(has_ended, journal):
         planned = await asyncio.to_thread(plan_retries, journal, settings.target)
     await journal.put_all([*planned, put_status])
     await asyncio.to_thread(journal.load_unusable)
@@ -110,50 +127,57 @@ def plan_retries(journal: Journal, target: int | None) -> list[Statement]:
     """The statements that write down which samples of an ended run are tried again. Blocks.
 
     Nothing is, if the target is met. What an earlier session was to try and did not is decided
-    anew, but for seeds that have had their turn since.
+    anew.
     """
     with open_read_only(journal.path) as connection:
         return _plan(connection, target)
 
 
 def _plan(connection: sqlite3.Connection, target: int | None) -> list[Statement]:
-    has_turn = "SELECT 1 FROM turns WHERE round = moved_to AND turns.position = retries.position"
-    drop = Statement(f"DELETE FROM retries WHERE NOT done AND NOT EXISTS ({has_turn})")
     if target is not None and _count_wanted(connection) >= target:
-        return [drop]
-    under_way = set(
-        connection.execute(
-            f"SELECT round, position, slot FROM retries WHERE NOT done AND EXISTS ({has_turn})"
-        )
-    )
-    number, behind = connection.execute(
-        "SELECT (SELECT coalesce(max(number), 0) FROM retries) + 1, "
-        "(SELECT coalesce(max(round), -1) FROM (SELECT round FROM turns UNION ALL "
-        "SELECT round FROM samples UNION ALL SELECT round FROM reviews "
-        "UNION ALL SELECT moved_to FROM retries WHERE done)) + 1"
-    ).fetchone()
-    proposed_in = {
-        (moved_to, position): round_
-        for moved_to, position, round_ in connection.execute(
-            "SELECT moved_to, position, proposed_in FROM retries WHERE moved_to IS NOT NULL"
-        )
-    }
-    statements = [drop]
+        return _DROP_NOT_BEGUN
+    draw_rounds: dict[SeedKey, int] = {}
+    under_way: set[Slot] = set()
+    (number,) = connection.execute("SELECT coalesce(max(number), 0) FROM unusable").fetchone()
+    (last_round,) = connection.execute(f"SELECT {_LAST_ROUND}").fetchone()
+    for tried, round_, position, slot, moved_to, draws, done in connection.execute(
+        "SELECT number, round, position, slot, moved_to, draw_round, done FROM retries"
+    ):
+        number = max(number, tried)
+        if moved_to is not None and (done or moved_to <= last_round):
+            draw_rounds[moved_to, position] = draws
+            if not done:
+                under_way.add((round_, position, slot))
+    rounds = {round_ for round_, _ in draw_rounds}
+    behind = max({last_round} | rounds) + 1
+    statements = [*_DROP_NOT_BEGUN]
+    # Turns were taken ahead of what was begun. They are taken anew, at no cost, behind the seeds
+    # that are proposed for again, whose place must not depend on how far ahead they were.
+    ahead = [
+        Statement(f"DELETE FROM {t} WHERE round >= ?", (behind,)) for t in ("turns", "retrieved")
+    ]
+    moves = False
     last = -1
-    rows = connection.execute(f"{_FAILED} ORDER BY round, position, slot", NEVER)
-    for round_, position, slot in rows:
+    for round_, position, slot in connection.execute(
+        f"{_FAILED} ORDER BY round, position, slot", NEVER
+    ):
         if (round_, position, slot) in under_way:
             continue
         moved_to = None
+        draws = draw_rounds.get((round_, position))
+        if draws is None:
+            draws = round_ - sum(other < round_ for other in rounds)
         if not _has_instructions(connection, (round_, position)):
+            if not moves:
+                moves = True
+                statements += ahead
             # In the order of slots: a seed that failed in two rounds is proposed for in two.
             behind, last = behind + (position <= last), position
             moved_to = behind
             sql = "INSERT OR REPLACE INTO retrieved SELECT ?, position, taken FROM retrieved "
             sql += "WHERE round = ? AND position = ?"
             statements.append(Statement(sql, (moved_to, round_, position)))
-        draws = proposed_in.get((round_, position), round_)
-        values = (number, round_, position, slot, moved_to, draws, 0)
+        values = (number + 1, round_, position, slot, moved_to, draws, 0)
         statements.append(Statement("INSERT INTO retries VALUES (?, ?, ?, ?, ?, ?, ?)", values))
     return statements
 
@@ -194,22 +218,20 @@ class Retries:
     moved: dict[SeedKey, Slot] = field(default_factory=dict)
 
     @classmethod
-    def load(cls, journal: Journal, *, wanted: bool) -> Retries:
-        """Read them. With `wanted` false nothing is tried again that has not begun. Blocks."""
-        has_turn = "SELECT 1 FROM turns WHERE round = moved_to AND turns.position = r.position"
-        sql = f"SELECT round, position, slot, moved_to, proposed_in, done, EXISTS ({has_turn}) "
+    def load(cls, journal: Journal, *, wanted: bool = True) -> Retries:
+        """Read them. With `wanted` false nothing is left to be tried again. Blocks."""
         retries = cls()
-        for round_, position, slot, moved_to, draws, done, has_turn in journal.read(
-            f"{sql} FROM retries AS r ORDER BY number, round, position, slot"
+        for round_, position, slot, moved_to, draws, done in journal.read(
+            "SELECT round, position, slot, moved_to, draw_round, done FROM retries "
+            "ORDER BY number, round, position, slot"
         ):
-            if not (done or has_turn or wanted):
-                continue
-            if moved_to is None:
-                if not done:
-                    retries.in_place.add((round_, position, slot))
-                continue
-            retries.rounds.setdefault(moved_to, {})[position] = draws
-            if not done:
+            positions = {} if moved_to is None else retries.rounds.setdefault(moved_to, {})
+            if done or not wanted:
+                positions |= {position: draws} if done else {}
+            elif moved_to is None:
+                retries.in_place.add((round_, position, slot))
+            else:
+                positions[position] = draws
                 retries.moved[moved_to, position] = (round_, position, slot)
         return retries
 
@@ -223,9 +245,16 @@ class Retries:
         return {(slot[0], slot[1]) for slot in self.in_place} | set(self.moved)
 
     def with_draws(self, seed: Seed) -> Seed:
-        """A seed with the round whose draws it takes, if it is proposed for again."""
-        draws = self.rounds.get(seed["round"], {}).get(seed["position"])
-        return seed if draws is None else {**seed, "proposed_in": draws}
+        """A seed with the round whose draws it takes.
+
+        Of seeds that are proposed for again those of their first round; the rounds of all seeds
+        count on as if there were no others.
+        """
+        round_ = seed["round"]
+        draws = self.rounds.get(round_, {}).get(seed["position"])
+        if draws is None:
+            draws = round_ - sum(other < round_ for other in self.rounds)
+        return seed if draws == round_ else {**seed, "draw_round": draws}
 
     def replace(self, slot: Slot) -> list[Statement]:
         """The statements that go with a finished sample that takes the place of a failed one."""

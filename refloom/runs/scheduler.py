@@ -420,12 +420,9 @@ class SampleRecorder:
     def _unusable_draws(self, record: Record) -> list[bytes]:
         """The keys of the draws by which a sample failed, if their replies could not be used."""
         round_, position, number = record["slot"]
-        seed: Seed = {
-            "instruction": "",
-            "id": record["seed_id"],
-            "round": round_,
-            "position": position,
-        }
+        seed = self.scheduler.retries.with_draws(
+            {"instruction": "", "id": record["seed_id"], "round": round_, "position": position}
+        )
         source = origin_of({"seed": seed, "slot": number}).source
         error = record.get("error") or {"kind": None, "stage": None}
         if RETRY_BY_KIND.get(error["kind"]) != "next draw":
@@ -433,7 +430,7 @@ class SampleRecorder:
             return []
         keys = self.draws.take_unusable(source, error["stage"])
         if error["stage"] == "propose":
-            source = origin_of_proposals(self.scheduler.retries.with_draws(seed)).source
+            source = origin_of_proposals(seed).source
             keys += self.draws.take_unusable(source, "propose")
         return keys
 
