@@ -410,6 +410,17 @@ async def test_candidates_that_fail_count_towards_the_most():
     }
 
 
+async def propose_again(order, seed, texts: list[str] | None, context: Context) -> int:
+    """Repeat the seed's turn, or take one; gives the number of its slots."""
+    if texts is None:
+        return 1
+    repeated = await order.repeat_turn(seed)
+    if repeated is not None:
+        return len(repeated)
+    async with order.turn(seed, context) as admit:
+        return sum([len(await admit([t], 1)) for t in texts])
+
+
 def earlier_work(plan: Plan, journal: Turns, done: list[tuple[int, int, int]]) -> EarlierWork:
     ends = [plan.status(slot) for slot in done]
     return EarlierWork(
@@ -452,14 +463,7 @@ def test_a_run_that_is_taken_up_again_ends_as_it_would_have(plan, timing, data):
                 await order.replay(seed, turned)
                 seen.begun += [(0, position, s) for s in kept]
                 return
-            texts = plan.proposals[position]
-            slots = 1
-            repeated = None if texts is None else await order.repeat_turn(seed)
-            if repeated is not None:
-                slots = len(repeated)
-            elif texts is not None:
-                async with order.turn(seed, context) as admit:
-                    slots = sum([len(await admit([t], 1)) for t in texts])
+            slots = await propose_again(order, seed, plan.proposals[position], context)
             await asyncio.gather(*(one_slot((0, position, s), kept) for s in range(slots)))
             await order.end_seed(seed)
 
