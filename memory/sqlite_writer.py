@@ -1,6 +1,6 @@
 """Group commit: one thread writes to a SQLite file, off the event loop.
 
-Statements that arrive while a group is committed form the next group. Waiters are woken once a
+What is written while a group is committed forms the next group. Waiters are woken once a
 group, because waking the event loop from a thread costs more than a write.
 """
 
@@ -12,7 +12,7 @@ import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -25,10 +25,16 @@ GROUP_DELAY_S = 0.003
 
 
 class Statement(NamedTuple):
-    """A statement, and the future of its waiter, if there is one."""
+    """A statement of SQL and its values."""
 
     sql: str
-    values: tuple[Any, ...]
+    values: tuple[Any, ...] = ()
+
+
+class Write(NamedTuple):
+    """Statements that are committed together, and the future of their waiter, if there is one."""
+
+    statements: Sequence[Statement]
     done: asyncio.Future[None] | None
 
 
@@ -48,7 +54,7 @@ class SqliteWriter:
         """
         self.connection = connection
         self._to_error = to_error
-        self._pending: deque[Statement] = deque()
+        self._pending: deque[Write] = deque()
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._awake = self._closing = False
         self._failure: BaseException | None = None
@@ -57,10 +63,14 @@ class SqliteWriter:
 
     async def put(self, sql: str, *values: Any) -> None:
         """Write, and return once this and all earlier statements are on disk."""
+        await self.put_all([Statement(sql, values)])
+
+    async def put_all(self, statements: Sequence[Statement]) -> None:
+        """Write several statements, all of them or none, and return once they are on disk."""
         if self._failure is not None:
             raise self._to_error(self._failure)
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._pending.append(Statement(sql, values, done))
+        self._pending.append(Write(statements, done))
         if not self._awake:
             self._awake = True
             self._wake.put(None)
@@ -68,7 +78,7 @@ class SqliteWriter:
 
     def put_soon(self, sql: str, *values: Any) -> None:
         """Write without waiting, for data that can be recovered at no cost."""
-        self._pending.append(Statement(sql, values, None))
+        self._pending.append(Write([Statement(sql, values)], None))
 
     def close(self) -> None:
         """Write what is pending and close the connection. Blocks."""
@@ -92,35 +102,36 @@ class SqliteWriter:
             if closing:
                 return
 
-    def _write(self, group: list[Statement]) -> None:
+    def _write(self, group: list[Write]) -> None:
         try:
             self._commit(group)
         except (ValueError, OverflowError):
             # A value that SQLite refuses must not fail the others of its group.
-            for statement in group:
-                self._write_alone(statement)
+            for write in group:
+                self._write_alone(write)
         except sqlite3.Error as error:
             self._failure = error
             _settle(group, self._to_error(error))
         else:
             _settle(group, None)
 
-    def _write_alone(self, statement: Statement) -> None:
+    def _write_alone(self, write: Write) -> None:
         try:
-            self._commit([statement])
+            self._commit([write])
         except (ValueError, OverflowError, sqlite3.Error) as error:
-            _settle([statement], self._to_error(error))
+            _settle([write], self._to_error(error))
         else:
-            _settle([statement], None)
+            _settle([write], None)
 
-    def _commit(self, group: list[Statement]) -> None:
+    def _commit(self, group: list[Write]) -> None:
         # Each call into SQLite releases the GIL and waits to get it back, so make few of them.
-        if len(group) == 1:
-            self.connection.execute(group[0].sql, group[0].values)
+        statements = [statement for write in group for statement in write.statements]
+        if len(statements) == 1:
+            self.connection.execute(*statements[0])
             return
         self.connection.execute("BEGIN")
         try:
-            for sql, alike in groupby(group, key=lambda statement: statement.sql):
+            for sql, alike in groupby(statements, key=lambda statement: statement.sql):
                 self.connection.executemany(sql, [statement.values for statement in alike])
             self.connection.execute("COMMIT")
         except BaseException:
@@ -129,12 +140,12 @@ class SqliteWriter:
             raise
 
 
-def _settle(group: list[Statement], error: Exception | None) -> None:
+def _settle(group: list[Write], error: Exception | None) -> None:
     """Resolve the futures of a group, with one wake-up for each event loop."""
     waiting: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
-    for statement in group:
-        if statement.done is not None:
-            waiting.setdefault(statement.done.get_loop(), []).append(statement.done)
+    for write in group:
+        if write.done is not None:
+            waiting.setdefault(write.done.get_loop(), []).append(write.done)
     for loop, futures in waiting.items():
         # A closed loop has no waiters.
         with suppress(RuntimeError):

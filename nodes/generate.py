@@ -62,7 +62,8 @@ def origin_of(state: SampleState) -> CallOrigin:
     """Where in a run the calls of a sample come from."""
     seed, slot = state["seed"], state.get("slot", 0)
     round_, position = seed.get("round", 0), seed.get("position", 0)
-    return CallOrigin(seed.get("id", ""), f"{round_}/{slot}", (round_, position, slot))
+    draws = f"{seed.get('draw_round', round_)}/{slot}"
+    return CallOrigin(seed.get("id", ""), draws, (round_, position, slot))
 
 
 async def generate(

@@ -46,6 +46,10 @@ async def _own_turn(seed: Seed, context: Context) -> AsyncIterator[Admit]:
     yield admit
 
 
+async def _no_earlier_turn(seed: Seed) -> list[str] | None:
+    return None
+
+
 async def _none_known(seed: Seed, texts: Sequence[str]) -> list[bool]:
     return [False] * len(texts)
 
@@ -64,6 +68,9 @@ class RunHooks:
 
     turn: Callable[[Seed, Context], AbstractAsyncContextManager[Admit]] = _own_turn
     """Waits for the seed's turn to admit its instructions; the next seed waits until it is left."""
+    repeat_turn: Callable[[Seed], Awaitable[list[str] | None]] = _no_earlier_turn
+    """Repeats the turn that the seed had in an earlier session of the run: the instructions it
+    admitted. None if it has had none, or none that admitted any; then it takes a turn."""
     are_known: Callable[[Seed, Sequence[str]], Awaitable[list[bool]]] = _none_known
     """Says, before the seed's turn, which texts the run already has something too near to."""
     start: Callable[[Slot], Awaitable[bool]] = _start_at_once

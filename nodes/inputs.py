@@ -197,6 +197,7 @@ class _RunSeed(SeedInput):
 
     round: NotRequired[Annotated[int, Field(ge=0)]]
     position: NotRequired[Annotated[int, Field(ge=0)]]
+    draw_round: NotRequired[Annotated[int, Field(ge=0)]]
 
 
 class _RunInput(TypedDict):
@@ -225,12 +226,15 @@ def read_input(state: Any) -> tuple[Seed, list[Reference]]:
     value = {"seed": state.get("seed"), "references": state.get("references") or []}
     read = _validate(_RUN_INPUT, value)
     seed = read["seed"]
-    return {
+    result: Seed = {
         "id": seed.get("id") or content_id(seed["instruction"]),
         "instruction": seed["instruction"],
         "round": seed.get("round", 0),
         "position": seed.get("position", 0),
-    }, _with_ids(read["references"])
+    }
+    if "draw_round" in seed:
+        result["draw_round"] = seed["draw_round"]
+    return result, _with_ids(read["references"])
 
 
 def read_sample_input(state: Any) -> tuple[str, list[Reference], list[str]]:

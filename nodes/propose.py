@@ -18,7 +18,7 @@ from nodes.failures import failure_from
 from nodes.feedback import FEATURES, counts_by_feature, feature_phrases
 from nodes.hooks import RunHooks
 from nodes.llm import Answer, CallFailed, CallOrigin, Complete, ask, make_call
-from nodes.state import State, Usage, add_usage, no_usage
+from nodes.state import Seed, State, Usage, add_usage, no_usage
 from prompts import render
 
 # An instruction may always be this long, in characters.
@@ -51,12 +51,15 @@ async def propose(
     """
     context = runtime.context or Context()
     seed = state["seed"]
+    if context.pipeline == "refed" and not context.answer_seeds:
+        return await _propose_by_feature(state, context, complete, hooks)
+    repeated = await hooks.repeat_turn(seed)
+    if repeated is not None:
+        return {"instructions": [*repeated]}
     if context.answer_seeds:
         async with hooks.turn(seed, context) as admit:
             admitted = await admit([seed["instruction"]], 1, last=True)
         return {"instructions": [*admitted] or [None]}
-    if context.pipeline == "refed":
-        return await _propose_by_feature(state, context, complete, hooks)
     usage = no_usage()
     try:
         first = await _ask(state, context, complete, count=context.per_seed)
@@ -98,8 +101,10 @@ async def _propose_by_feature(
     for feature, result in zip(counts, results, strict=True):
         if isinstance(result, _Proposals):
             features |= {text: feature for text in result.texts if text and text not in features}
-    async with hooks.turn(state["seed"], context) as admit:
-        admitted = await admit([*features], context.per_seed, last=True)
+    admitted = await hooks.repeat_turn(state["seed"])
+    if admitted is None:
+        async with hooks.turn(state["seed"], context) as admit:
+            admitted = await admit([*features], context.per_seed, last=True)
     return {"instructions": admitted, "features": features, "usage": usage}
 
 
@@ -176,11 +181,8 @@ async def _ask(
         avoid=avoid,
         **phrases,
     )
-    round_ = seed.get("round", 0)
-    origin = CallOrigin(seed.get("id", ""), str(round_), (round_, seed.get("position", 0)))
-    result = await ask(
-        complete, make_call("propose", messages, Proposed, context, origin, draw), Proposed
-    )
+    call = make_call("propose", messages, Proposed, context, origin_of_proposals(seed), draw)
+    result = await ask(complete, call, Proposed)
     examples = [seed["instruction"], *(r["instruction"] for r in state["references"])]
     texts = [text.strip() for text in result.answer.instructions if text.strip()]
     # The paper's authors check none of them.
@@ -189,6 +191,13 @@ async def _ask(
         for text in texts
     ]
     return _Proposals(checked[:count], result.usage)
+
+
+def origin_of_proposals(seed: Seed) -> CallOrigin:
+    """Where in a run the proposals of a seed come from."""
+    round_, position = seed.get("round", 0), seed.get("position", 0)
+    draws = str(seed.get("draw_round", round_))
+    return CallOrigin(seed.get("id", ""), draws, (round_, position))
 
 
 def reads_as_instruction(text: str, examples: Sequence[str]) -> bool:

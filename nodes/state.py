@@ -17,12 +17,17 @@ RejectionReason = Literal["criteria", "no_progress", "copied", "contaminated", "
 
 
 class Seed(TypedDict):
-    """What new data should be about; `round` and `position` are its place in a run."""
+    """What new data should be about; `round` and `position` are its place in a run.
+
+    Its calls take the draws of the round `draw_round`, if that is not its own: rounds of seeds that
+    are proposed for again do not count for draws.
+    """
 
     instruction: str
     id: NotRequired[str]
     round: NotRequired[int]
     position: NotRequired[int]
+    draw_round: NotRequired[int]
 
 
 class Criterion(TypedDict):

@@ -43,7 +43,7 @@ MAY_DIFFER = frozenset(
         *("concurrency", "rpm", "tpm", "timeout", "max_cost", "max_tokens", "prices"),
         "service_tier",
         *("engine", "workers", "ray_address"),
-        *("max_failure_rate", "target", "limit", "quiet"),
+        *("max_failure_rate", "target", "limit", "quiet", "retry_failed"),
         *("memory", "reuse", "preset"),
     }
 )
@@ -266,6 +266,11 @@ class Settings(ContextOptions, BaseSettings):
     )
     max_failure_rate: float = Field(
         0.5, ge=0, le=1, description="stop when more than this share of 20 or more samples failed"
+    )
+    retry_failed: bool = Field(
+        True,
+        description="try failed samples again when the same command goes on with a run that has "
+        "ended",
     )
     max_candidates: int | None = Field(
         None, ge=1, description="stop after so many candidates (default with --target: 10 times it)"

@@ -253,6 +253,9 @@ ANSWERED = replace(REPLY, usage=REPLY.usage | {"cost_usd": None})
 class NoJournal:
     """A journal that remembers nothing and takes no time."""
 
+    def is_unusable(self, key: bytes) -> bool:
+        return False
+
     async def reply(self, key: bytes) -> str | None:
         return None
 
@@ -366,7 +369,7 @@ def test_a_call_that_is_asked_to_wait_waits_as_long_as_it_takes(kind):
 @pytest.mark.parametrize(("kind", "hours"), [("rate_limit", 1), ("loading", 1 / 3)])
 def test_a_run_that_is_only_ever_asked_to_wait_stops_and_can_be_resumed(kind, hours):
     send = Sending(*(transient(kind, 50.0) for _ in range(200)))
-    with pytest.raises(ProviderStopped, match="asked to wait .*the same command resumes"):
+    with pytest.raises(ProviderStopped, match=r"asked to wait .*the same command resumes"):
         jumping(send.with_retries())
     assert send.times[-1] - send.times[0] == pytest.approx(hours * 3600, abs=120)
 

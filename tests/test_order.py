@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from memory.novelty import NoveltyFilter
 from nodes.context import Context
-from refloom.runs.scheduler import SlotScheduler
+from refloom.runs.scheduler import EarlierWork, SlotScheduler
 
 PROPOSALS = [
     "why do tides rise twice a day",
@@ -33,6 +33,7 @@ class Turns:
     def __init__(self) -> None:
         self.turns: dict[tuple[int, int], tuple[str, int, int]] = {}
         self.order: list[tuple[int, int]] = []
+        self.finished: list[tuple[int, int, int]] = []
 
     def put_soon(self, sql: str, *values) -> None:
         assert "turns" in sql
@@ -40,6 +41,8 @@ class Turns:
         self.turns[values[:2]] = values[2:]
 
     def read(self, sql: str, *values) -> list:
+        if "samples" in sql:
+            return [(slot[2], "accepted") for slot in self.finished if slot[:2] == values]
         return [self.turns[values]] if values in self.turns else []
 
 
@@ -407,6 +410,27 @@ async def test_candidates_that_fail_count_towards_the_most():
     }
 
 
+async def propose_again(order, seed, texts: list[str] | None, context: Context) -> int:
+    """Repeat the seed's turn, or take one; gives the number of its slots."""
+    if texts is None:
+        return 1
+    repeated = await order.repeat_turn(seed)
+    if repeated is not None:
+        return len(repeated)
+    async with order.turn(seed, context) as admit:
+        return sum([len(await admit([t], 1)) for t in texts])
+
+
+def earlier_work(plan: Plan, journal: Turns, done: list[tuple[int, int, int]]) -> EarlierWork:
+    ends = [plan.status(slot) for slot in done]
+    return EarlierWork(
+        [text for admitted, _, _ in journal.turns.values() for text in json.loads(admitted)],
+        sum(duplicates for _, duplicates, _ in journal.turns.values()),
+        pending=0,
+        **{status: ends.count(status) for status in ("accepted", "rejected", "failed")},
+    )
+
+
 @given(plans, st.integers(0, 2**32), st.data())
 def test_a_run_that_is_taken_up_again_ends_as_it_would_have(plan, timing, data):
     """Some seeds of the first session are finished; they are replayed, the others made anew."""
@@ -419,6 +443,9 @@ def test_a_run_that_is_taken_up_again_ends_as_it_would_have(plan, timing, data):
         journal.turns = {k: v for k, v in first.journal.turns.items() if k[1] < cut}
         context = Context(model="m")
         order = new_order(plan, journal, context)
+        done = journal.finished = [slot for slot in begun if slot[:2] in journal.turns]
+        order.resumed = True
+        order.count_earlier(earlier_work(plan, journal, done), context)
         seen = Seen(order, journal)
         sleep = random.Random(timing + 1)
 
@@ -433,18 +460,17 @@ def test_a_run_that_is_taken_up_again_ends_as_it_would_have(plan, timing, data):
                 await asyncio.sleep(0)
             turned = await order.completed_turn(seed, kept)
             if turned is not None:
-                await order.replay(seed, context, turned, kept)
+                await order.replay(seed, turned)
                 seen.begun += [(0, position, s) for s in kept]
                 return
-            texts = plan.proposals[position]
-            slots = 1
-            if texts is not None:
-                async with order.turn(seed, context) as admit:
-                    slots = sum([len(await admit([t], 1)) for t in texts])
+            slots = await propose_again(order, seed, plan.proposals[position], context)
             await asyncio.gather(*(one_slot((0, position, s), kept) for s in range(slots)))
+            await order.end_seed(seed)
 
         async def one_slot(slot, kept) -> None:
-            if await order.start(slot):
+            if slot[2] in kept:
+                seen.begun.append(slot)
+            elif await order.start(slot):
                 seen.begun.append(slot)
                 for _ in range(sleep.randint(0, 9)):
                     await asyncio.sleep(0)

@@ -703,7 +703,7 @@ async def test_a_finished_run_is_done_at_once_when_taken_up_again(tmp_path):
     before = await finish_run(tmp_path, MixedModel(), SEEDS, per_seed=2)
     kept = stable_rows(tmp_path)
     model = ScriptedModel()
-    after = await finish_run(tmp_path, model, SEEDS, per_seed=2)
+    after = await finish_run(tmp_path, model, SEEDS, per_seed=2, retry_failed=False)
     assert model.calls == []
     assert stable_rows(tmp_path) == kept
     assert after["counts"] == before["counts"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -379,3 +380,30 @@ async def test_workers_make_every_arm(tmp_path, office, given):
     many = await together(tmp_path / "many", office(MixedModel()), SEEDS, **given)
     assert stable_rows(tmp_path / "many") == stable_rows(tmp_path / "one")
     assert many["calls"]["by_stage"] == one["calls"]["by_stage"]
+
+
+@pytest.mark.parametrize("at", [0, 3, 9])
+async def test_what_failed_is_tried_again_by_workers_as_by_one_process(tmp_path, office, at):
+    """A seed has lost its proposals, drafts have failed; a worker is killed on the way."""
+
+    def broken() -> MixedModel:
+        model = MixedModel()
+        propose = model.stages["propose"]
+        lost = CallFailed("propose", "timeout", "no")
+        model.stages["propose"] = lambda call: lost if call.seed % 3 == 0 else propose(call)
+        model.stages["generate"] = lambda call: (
+            "" if call.seed % 2 else CallFailed("generate", "server", "no")
+        )
+        return model
+
+    few = {"per_seed": 3, "references_per_seed": 1, "max_failure_rate": 1.0}
+    await alone(tmp_path / "one", broken(), SEEDS, **few)
+    assert len(rows(tmp_path / "one", "failed")) > 8
+    shutil.copytree(tmp_path / "one", tmp_path / "many")
+    one = await alone(tmp_path / "one", MixedModel(), SEEDS, **few)
+    staff = office(MixedModel())
+    staff.on_call = lambda far, number: far.kill() if number == at else None
+    many = await together(tmp_path / "many", staff, SEEDS, **few)
+    assert one["counts"]["accepted"] > 4
+    assert stable_rows(tmp_path / "many") == stable_rows(tmp_path / "one")
+    assert many["counts"] == one["counts"]

@@ -74,6 +74,7 @@ class Call:
     The last fields are for the wire and no part of what is asked: `unreadable` counts the replies
     to this call that could not be read, and `wire_tokens` is the `max_tokens` that is sent, where
     an endpoint has taught that it must be another. `tier` is the service tier that is asked for.
+    `source` says who asks, and `draw` is the number of the draw among those of its question.
     """
 
     stage: Stage
@@ -91,6 +92,8 @@ class Call:
     unreadable: int = 0
     wire_tokens: int | None = None
     tier: str | None = None
+    source: str = field(default="", compare=False)
+    draw: int = field(default=0, compare=False)
 
     @property
     def kind(self) -> Literal["structured", "text", "question"]:
@@ -177,6 +180,11 @@ class CallOrigin:
     slot: str = ""
     order: tuple[int, ...] = ()
 
+    @property
+    def source(self) -> str:
+        """Who asks, as a call says it."""
+        return f"{self.seed_id}\x1f{self.slot}"
+
 
 def draw_seed(random_seed: int, seed_id: str, slot: str, stage: str, draw: int) -> int:
     """The `seed` of a request: 31 bits, always the same for a draw of a slot."""
@@ -207,6 +215,7 @@ def make_call(
         max_tokens=MAX_TOKENS_BY_STAGE.get(stage, DEFAULT_MAX_TOKENS) if answer or text else 1,
         order=place.order,
         text=text,
+        source=place.source,
     )
 
 
@@ -290,6 +299,7 @@ async def _ask(complete: Complete, call: Call, read: Callable[[Reply], T]) -> As
         current = replace(
             call,
             seed=(call.seed + draw) & 0x7FFFFFFF,
+            draw=draw,
             unreadable=unreadable,
             room=call.room if kind == "long" else current.room,
         )

@@ -31,6 +31,7 @@ DRY_RUN_SAMPLE = 1000
 RARE_TOKENS = ("cache_write_tokens", "reasoning_tokens")
 # A run that is stopped raises what stopped it.
 EXIT_STATUS = {"done": 0, "short": 3, "interrupted": 130}
+NOTHING_ACCEPTED = 3
 
 
 def add_commands(add: Any) -> None:
@@ -172,8 +173,14 @@ def run_with_progress(
     finally:
         if session.summary is not None and session.summary.counts:
             _print_summary(session.summary, out)
-    assert session.summary is not None
-    return EXIT_STATUS[session.summary.status]
+    summary = session.summary
+    assert summary is not None
+    counts, ended = summary.counts, summary.status in ("done", "short")
+    if ended and counts["failed"] and not counts["accepted"] and not counts["pending"]:
+        sys.stdout.flush()
+        sys.stderr.write(f"refloom: {_describe_failures(summary)}\n")
+        return NOTHING_ACCEPTED
+    return EXIT_STATUS[summary.status]
 
 
 async def _run_until_signalled(session: Any) -> Any:
@@ -241,6 +248,28 @@ def _print_summary(summary: RunSummary, out: Path) -> None:
         )
     if counts["failed"]:
         print_line(f"why samples failed: {out / 'failed.jsonl'}")
+    retry_failed = summary.settings.retry_failed
+    if (line := _describe_next(summary.status, summary.retriable, retry_failed)) is not None:
+        print_line(line)
+
+
+def _describe_failures(summary: RunSummary) -> str:
+    """The line that says that all was in vain, and why: the commonest reasons."""
+    reasons = "; ".join(f"{number} at {reason}" for number, reason in summary.failures)
+    failed = summary.counts["failed"]
+    return f"nothing was accepted, and {failed} samples failed: {reasons}"
+
+
+def _describe_next(status: str, retriable: int, retry_failed: bool) -> str | None:
+    """What the same command would do with a run, if that is more than to show it."""
+    if status in ("done", "short", "stopped") and retriable:
+        if not retry_failed:
+            return f"without --no-retry-failed, {retriable} failed samples would be tried again"
+        samples = "1 failed sample is" if retriable == 1 else f"{retriable} failed samples are"
+        return f"{samples} tried again by the same command, once the cause is mended"
+    if status == "interrupted":
+        return "the same command resumes the run"
+    return None
 
 
 def dry_run(settings: Settings, references: Source, seeds: Source | None) -> int:
@@ -317,3 +346,6 @@ def _print_status(run: dict[str, Any]) -> None:
         print_line(f"  cost: ${run['cost_usd']:.4f}")
     if run.get("stopped"):
         print_line(f"  stopped: {run['stopped']}")
+    retry_failed = run.get("settings", {}).get("retry_failed", True)
+    if (line := _describe_next(run["status"], run["retriable"], retry_failed)) is not None:
+        print_line(f"  {line}")

@@ -20,7 +20,7 @@ from functools import cache
 from hashlib import sha256
 from typing import Any
 
-from nodes.llm import Answer, Call, CallFailed, Complete, ProviderStopped, Reply
+from nodes.llm import MAX_ASKS, Answer, Call, CallFailed, Complete, ProviderStopped, Reply
 from nodes.llm.chat_model import ModelClient
 from nodes.llm.endpoint import Attempt, Endpoint, OnLearned
 from nodes.llm.protocol import Transient, schema_of
@@ -31,6 +31,7 @@ from refloom.runs.cost import Budget, Prices
 from refloom.runs.event_log import event
 from refloom.runs.journal import INSERT_META, Journal, ReusedCalls
 from refloom.runs.rate_limit import CircuitBreaker, Limiter, Permit
+from refloom.runs.retry import DrawLog
 from refloom.settings import DEFAULT_TIER, Settings, StageSettings, is_embedded
 
 MAX_TRIES = 6
@@ -178,6 +179,8 @@ class CachedClient:
         self.stopped_by: Exception | None = None
         # Set when no row is wanted any more: calls end as in a stop, but the run is done.
         self.closed = False
+        # The draws of questions in progress, where somebody tries again what failed.
+        self.draws: DrawLog | None = None
 
     def stop(self, reason: Exception | None = None) -> None:
         """Begin no further call; those in flight end and are recorded. The first reason counts."""
@@ -195,10 +198,18 @@ class CachedClient:
                 max_tokens=call.max_tokens if stage.max_tokens is None else stage.max_tokens,
                 extra_body=stage.extra_body,
             )
-        key = self._key(call)
-        reply = await self._cached(key, call)
-        if reply is None:
-            reply = await self._single_flight(key, call)
+        asked = call
+        call, key = await self._next_draw(call)
+        try:
+            reply = await self._cached(key, call)
+            if reply is None:
+                reply = await self._single_flight(key, call)
+        except CallFailed as failed:
+            if self.draws is not None:
+                self.draws.add(asked, key, failed)
+            raise
+        if self.draws is not None:
+            self.draws.add(asked, key, reply)
         # Priced here and not in the journal, which outlives the prices of a day.
         cost = self._prices.cost(call.model, reply.usage, reply.tier)
         return replace(reply, usage={**reply.usage, "cost_usd": cost})
@@ -211,6 +222,22 @@ class CachedClient:
         asked = '"text"' if call.text else _schema_json(call.answer)
         parts = (_json_items(before), asked, _json_items(after))
         return sha256(f"[{', '.join(parts)}]".encode()).digest()
+
+    async def _next_draw(self, call: Call) -> tuple[Call, bytes]:
+        """The call and its key, with the seed of the first draw that is not passed over.
+
+        A draw is passed over if its replies ended a sample that is now tried again, in this run or
+        in one that it reuses.
+        """
+        while True:
+            key = self._key(call)
+            if not self._journal.is_unusable(key):
+                elsewhere = self._reused is not None and self._reused.is_unusable(key)
+                if not elsewhere or await self._journal.reply(key) is not None:
+                    return call, key
+                # Resuming this run must not need the other's directory.
+                await self._journal.pass_over(key)
+            call = replace(call, seed=(call.seed + MAX_ASKS) & 0x7FFFFFFF)
 
     async def _cached(self, key: bytes, call: Call) -> Reply | None:
         """The answer of a call that was paid for in this run, or in one it shares or reuses."""

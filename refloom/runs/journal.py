@@ -11,14 +11,14 @@ import json
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from memory.sqlite_writer import SqliteWriter
+from memory.sqlite_writer import SqliteWriter, Statement
 from nodes.llm.fast_json import dumps
 from refloom.errors import JournalError
 
@@ -48,6 +48,13 @@ CREATE TABLE IF NOT EXISTS samples (
 CREATE TABLE IF NOT EXISTS learned (
   reference_id TEXT PRIMARY KEY, failed INTEGER NOT NULL, counts TEXT NOT NULL
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS retries (
+  number INTEGER, round INTEGER, position INTEGER, slot INTEGER, moved_to INTEGER,
+  draw_round INTEGER NOT NULL, done INTEGER NOT NULL, PRIMARY KEY (number, round, position, slot)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS unusable (
+  key BLOB PRIMARY KEY, number INTEGER NOT NULL
+) WITHOUT ROWID;
 """
 # Columns of `calls` that journals of earlier versions lack until a run goes on with them.
 ADDED_CALL_COLUMNS = {
@@ -76,6 +83,9 @@ INSERT_CALL = (
     f"VALUES ({', '.join('?' * len(CALL_COLUMNS))})"
 )
 INSERT_META = "INSERT OR REPLACE INTO meta VALUES (?, ?)"
+# Always passed over: another run had no use for the replies of the call.
+UNUSABLE_ELSEWHERE = -1
+INSERT_UNUSABLE = "INSERT OR IGNORE INTO unusable VALUES (?, ?)"
 SELECT_REPLY = (
     "SELECT reply FROM calls WHERE key = ? UNION ALL SELECT reply FROM borrowed WHERE key = ?"
 )
@@ -98,13 +108,14 @@ class Journal:
                 for table in ("calls", "borrowed")
                 for (key,) in self._reader.execute(f"SELECT key FROM {table}")
             }
+            self._read_lock = threading.Lock()
+            self.load_unusable()
         except sqlite3.Error as error:
             self._lock.release()
             raise JournalError(f"{self.path}: is damaged ({error})") from error
         except BaseException:
             self._lock.release()
             raise
-        self._read_lock = threading.Lock()
         self._writing = SqliteWriter(self._writer, self._write_error)
 
     def _write_error(self, error: BaseException) -> JournalError:
@@ -113,6 +124,10 @@ class Journal:
     async def put(self, sql: str, *values: Any) -> None:
         """Execute a statement, and return once it is on disk. Raises `JournalError`."""
         await self._writing.put(sql, *values)
+
+    async def put_all(self, statements: Sequence[Statement]) -> None:
+        """Execute several statements, all of them or none. Raises `JournalError`."""
+        await self._writing.put_all(statements)
 
     def put_soon(self, sql: str, *values: Any) -> None:
         """Execute a statement without waiting: for what could be found out again at no cost."""
@@ -140,6 +155,28 @@ class Journal:
             "INSERT OR IGNORE INTO borrowed VALUES (?, ?, ?, ?)", key, stage, model, reply
         )
         self._key_prefixes.add(_prefix(key))
+
+    def load_unusable(self) -> None:
+        """Read which calls are passed over, once it is written what is tried again. Blocks."""
+        self._unusable: dict[bytes, int] = dict(self.read("SELECT key, number FROM unusable"))
+        ((number,),) = self.read("SELECT coalesce(max(number), 0) FROM retries")
+        self._retry_number = int(number)
+
+    def is_unusable(self, key: bytes) -> bool:
+        """Whether a call's replies ended a sample, or a reference, that is now tried again."""
+        return self._unusable.get(key, self._retry_number) < self._retry_number
+
+    def mark_unusable(self, keys: Sequence[bytes]) -> list[Statement]:
+        """The statements that pass these calls over from the next retry on, not before.
+
+        A session that is killed and taken up meets the same replies again.
+        """
+        return [Statement(INSERT_UNUSABLE, (key, self._retry_number)) for key in keys]
+
+    async def pass_over(self, key: bytes) -> None:
+        """Pass a call over from now on, since another run that is reused had no use for it."""
+        await self.put(INSERT_UNUSABLE, key, UNUSABLE_ELSEWHERE)
+        self._unusable[key] = UNUSABLE_ELSEWHERE
 
     async def flush(self) -> None:
         """Return once everything put before is on disk, whether or not anyone waits for it."""
@@ -225,6 +262,14 @@ class ReusedCalls:
         path = directory / "journal.sqlite"
         self._connection = connect_read_only(path, check_same_thread=False)
         self._lock = threading.Lock()
+        self._unusable: set[bytes] = set()
+        if has_table(self._connection, "unusable"):
+            rows = self._connection.execute("SELECT key FROM unusable")
+            self._unusable = {key for (key,) in rows}
+
+    def is_unusable(self, key: bytes) -> bool:
+        """Whether that run had no use for the replies of a call."""
+        return key in self._unusable
 
     def reply(self, key: bytes) -> str | None:
         """The reply of a call as JSON, or None. Blocks."""
@@ -300,10 +345,15 @@ def iter_records(connection: sqlite3.Connection, *statuses: str) -> Iterator[str
     yield from (record for (record,) in connection.execute(sql, statuses))
 
 
+def has_table(connection: sqlite3.Connection, name: str) -> bool:
+    """Whether an open journal has a table: those of older versions lack some."""
+    sql = "SELECT 1 FROM sqlite_master WHERE name = ?"
+    return connection.execute(sql, (name,)).fetchone() is not None
+
+
 def count_pending(connection: sqlite3.Connection) -> int:
     """How many samples of an open journal wait for a person's review."""
-    # Journals of older versions have no reviews.
-    if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'reviews'").fetchone():
+    if not has_table(connection, "reviews"):
         return 0
     sql = (
         "SELECT count(*) FROM reviews LEFT JOIN samples USING (round, position, slot) "

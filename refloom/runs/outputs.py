@@ -28,11 +28,13 @@ from refloom.runs.journal import (
     call_columns,
     check_run,
     count_pending,
+    has_table,
     iter_records,
     lock_holder,
     open_read_only,
     read_records,
 )
+from refloom.runs.retry import common_failures, count_retriable
 from refloom.settings import DEFAULT_TIER, Settings
 
 ROW_STATUSES = ("accepted", "rejected", "failed")
@@ -53,6 +55,10 @@ def journal_totals(connection: Any, ended: bool) -> dict[str, Any]:
         "SELECT coalesce(sum(slots), 0), coalesce(sum(duplicates), 0) FROM turns"
     ).fetchone()
     finished = sum(by_status.values())
+    if has_table(connection, "retries"):
+        # A seed that was proposed for again has its slots in another round.
+        sql = "SELECT count(*) FROM retries WHERE done AND moved_to IS NOT NULL"
+        slots -= connection.execute(sql).fetchone()[0]
     # Slots that were admitted but never started, because the target was reached, are not pending;
     # samples that wait for review are.
     waiting = count_pending(connection)
@@ -165,7 +171,9 @@ class RunSummary:
     """The summary of a run, as run.json has it.
 
     `session` has the calls of this session, `totals` those of the journal: calls, usage and cost.
-    `endpoints` is what was learned of each model's endpoint.
+    `endpoints` is what was learned of each model's endpoint, `retriable` how many failed samples
+    the same command tries again, `failures` the commonest reasons with how many samples failed for
+    each.
     """
 
     settings: Settings
@@ -181,6 +189,8 @@ class RunSummary:
     endpoints: list[dict[str, Any]] = field(default_factory=list)
     stopped: Exception | None = None
     paid_before: int = 0
+    retriable: int = 0
+    failures: list[tuple[int, str]] = field(default_factory=list)
 
     def check_same(self, journal: Journal, references: Source, seeds: Source) -> None:
         """Raise `JournalError` if the directory has another run, naming what differs. Blocks.
@@ -251,6 +261,8 @@ def count_journal(journal: Journal, summary: RunSummary, status: str) -> None:
     """Fill the summary with the journal's totals. Blocks."""
     with open_read_only(journal.path) as connection:
         totals = journal_totals(connection, status in ENDED_STATUSES)
+        summary.retriable = count_retriable(connection, summary.settings.target)
+        summary.failures = common_failures(connection)
     sources = (summary.references, summary.seeds)
     summary.counts = {
         "seeds": summary.seeds.taken,
@@ -336,6 +348,8 @@ def prior_usage(journal: Journal) -> tuple[int, float, int]:
 def read_status(out: Path) -> dict[str, Any]:
     """What `refloom status` shows: run.json with the counts of the journal. Blocks.
 
+    `retriable` is how many failed samples the same command tries again once the run has ended.
+
     Raises `JournalError` if there is no run.
     """
     run_json = _read_run_json(out / "run.json")
@@ -344,8 +358,10 @@ def read_status(out: Path) -> dict[str, Any]:
         run_json["status"], run_json["pid"] = "running", pid
     elif run_json["status"] == "running":
         run_json["status"] = "interrupted"
+    target = run_json["settings"].get("target") if "settings" in run_json else None
     with open_read_only(out / "journal.sqlite") as connection:
-        return refresh_counts(run_json, connection)
+        retriable = count_retriable(connection, target)
+        return refresh_counts(run_json, connection) | {"retriable": retriable}
 
 
 def refresh_counts(run_json: dict[str, Any], journal: sqlite3.Connection) -> dict[str, Any]:

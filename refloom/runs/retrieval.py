@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -24,6 +25,30 @@ SeedKey = tuple[int, int]
 def seed_key(seed: Seed) -> SeedKey:
     """The key of a seed, which orders the work of a run."""
     return seed["round"], seed["position"]
+
+
+class SeedOrder:
+    """Numbers the seeds of a run in the order of their turns: round after round, by position.
+
+    A round in which seeds are proposed for again has only those seeds.
+    """
+
+    def __init__(self, seeds: int, again: Mapping[int, Collection[int]] | None = None) -> None:
+        """`seeds` is the number of seeds in a round, `again` the positions in such other rounds."""
+        self._seeds = seeds
+        self._again = {round_: sorted(positions) for round_, positions in (again or {}).items()}
+
+    def number(self, key: SeedKey) -> int:
+        """The number of a seed's turn, from 0."""
+        round_, position = key
+        earlier = [positions for other, positions in self._again.items() if other < round_]
+        before = (round_ - len(earlier)) * self._seeds + sum(map(len, earlier))
+        own = self._again.get(round_)
+        return before + (position if own is None else bisect_left(own, position))
+
+    def ends_round(self, key: SeedKey) -> bool:
+        """Whether a seed is the last of a round of all seeds."""
+        return key[0] not in self._again and key[1] == self._seeds - 1
 
 
 class OrderedGate:
@@ -100,12 +125,18 @@ class ReferenceQuota:
     """
 
     def __init__(
-        self, journal: Journal, *, references: int, seeds: int, quota: float | None
+        self,
+        journal: Journal,
+        *,
+        references: int,
+        seeds: int,
+        quota: float | None,
+        again: Mapping[int, Collection[int]] | None = None,
     ) -> None:
-        """`seeds` is the number of seeds in a round; `quota` None: no limit."""
+        """`seeds` and `again` are those of `SeedOrder`; `quota` None: no limit."""
         self._journal = journal
         self._references = references
-        self._seeds = seeds
+        self._number = SeedOrder(seeds, again).number
         self._quota = quota
         self._gate = OrderedGate()
         self._counts: Counter[int] = Counter()
@@ -157,9 +188,6 @@ class ReferenceQuota:
     def leave(self, key: SeedKey) -> None:
         """See `QuotaClient`."""
         self._gate.leave(self._number(key))
-
-    def _number(self, key: SeedKey) -> int:
-        return key[0] * self._seeds + key[1]
 
     def _count(self, key: SeedKey, retrieved: Retrieved) -> None:
         self._counts.update(retrieved.counted)

@@ -41,13 +41,13 @@ from refloom.runs.preflight import preflight
 from refloom.runs.progress import RunStats
 from refloom.runs.ray.pool import WorkerPool, WorkerStarter
 from refloom.runs.retrieval import ReferenceQuota, RunRetrieval
+from refloom.runs.retry import Retries, begin_session
 from refloom.runs.scheduler import (
     Executor,
     LocalExecutor,
     SampleRecorder,
     SeedRunner,
     SlotScheduler,
-    has_earlier_work,
     record_learned,
 )
 from refloom.settings import Settings
@@ -134,6 +134,7 @@ def local_executor(parts: ExecutorInputs, embed: Embed | None) -> LocalExecutor:
         characteristics=parts.learned,
         hooks=RunHooks(
             turn=recorder.scheduler.turn,
+            repeat_turn=recorder.scheduler.repeat_turn,
             are_known=recorder.scheduler.are_known,
             start=recorder.start,
             finish=recorder.finish,
@@ -260,6 +261,9 @@ class Run:
             summary.seconds += time.monotonic() - started
             await journal.put_meta("seconds", summary.seconds)
             await self._write(journal, summary, summary.status)
+            if self._scheduler is not None:
+                # Written last: a run that is killed here has not ended, and nothing is tried again.
+                await journal.put_meta("status", summary.status)
             event("end", status=summary.status, counts=summary.counts, stopped=summary.stopped)
 
     async def _write(self, journal: Journal, summary: RunSummary, status: str) -> None:
@@ -291,18 +295,27 @@ class Run:
             self._calls = calls
             if self._stopping:
                 calls.stop()
+            if self.tools.complete is None:
+                journals = (journal, self.shared, inputs.reused)
+                await preflight(calls, settings, inputs.endpoints.addresses, *journals)
+            if calls.stopping:
+                if calls.stopped_by is not None:
+                    raise calls.stopped_by
+                return "interrupted"
+            # After the preflight: one that ends the run must not turn a killed run into an ended
+            # one, whose failed samples are tried again.
+            await begin_session(journal, settings)
             scheduler = self._scheduler = SlotScheduler(
                 journal,
                 settings.context(),
                 seeds=summary.seeds.taken,
                 target=settings.target,
                 max_candidates=settings.candidate_limit,
+                retries=await asyncio.to_thread(
+                    Retries.load, journal, wanted=settings.retry_failed
+                ),
             )
-            if self.tools.complete is None:
-                journals = (journal, self.shared, inputs.reused)
-                await preflight(calls, settings, inputs.endpoints.addresses, *journals)
-            if not calls.stopping:
-                await self._run_seeds(journal, inputs, calls, scheduler, pool)
+            await self._run_seeds(journal, inputs, calls, scheduler, pool)
         if calls.stopped_by is not None:
             raise calls.stopped_by
         if calls.stopping:
@@ -324,18 +337,19 @@ class Run:
         )
         if not settings.answer_seeds:
             await asyncio.to_thread(scheduler.add_known, references)
+        await scheduler.resume(settings.context())
         recorder = SampleRecorder(journal, scheduler, calls, settings, self.on_record)
-        recorder.resumed = await asyncio.to_thread(has_earlier_work, journal)
         quota = ReferenceQuota(
             journal,
             references=len(references),
             seeds=scheduler.seeds,
             quota=settings.reference_quota,
+            again=scheduler.retries.rounds,
         )
         await quota.begin()
         async with contextlib.AsyncExitStack() as stack:
             store = await stack.enter_async_context(open_store(memory))
-            learned = Characteristics(store, record_learned(journal))
+            learned = Characteristics(store, record_learned(journal, recorder.draws))
             stack.push_async_callback(learned.aclose)
             parts = ExecutorInputs(settings, inputs, references, recorder, quota, store, learned)
             executor: Executor
@@ -379,7 +393,7 @@ class Run:
             stats,
             accepted=scheduler.accepted,
             rejected=scheduler.rejected,
-            failed=scheduler.failed,
+            failed=scheduler.failed + scheduler.retries.waiting,
             candidates=scheduler.candidates,
             accepted_before=scheduler.accepted_before,
             paid=summary.paid_before + calls.counts["paid"],

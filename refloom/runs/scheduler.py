@@ -1,7 +1,8 @@
 """The order of work: slots are admitted in one order, so that rows do not depend on timing.
 
 The order is (round, seed position, number in the seed). The novelty of a seed's instructions is
-decided in its turn, against everything admitted before, whatever became of it.
+decided in its turn, against everything admitted before, whatever became of it. What earlier
+sessions admitted and accepted counts before anything is begun.
 
 `SlotScheduler` keeps the order, `SampleRecorder` connects it with the graph and the journal,
 `SeedRunner` sends seeds through an `Executor`, a bounded number at a time.
@@ -12,21 +13,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice
 from typing import TYPE_CHECKING, Any, Protocol
 
 from memory.characteristics import Learned
 from memory.novelty import NoveltyFilter
 from memory.references import IndexUnusable, Reference, exact_instruction_key
+from memory.sqlite_writer import Statement
 from memory.weights import WeightsUnavailable
 from nodes.context import Context
+from nodes.generate import origin_of
 from nodes.hooks import Admit
-from nodes.llm import ProviderStopped
+from nodes.llm import CallOrigin, ProviderStopped
 from nodes.llm.fast_json import dumps
+from nodes.propose import origin_of_proposals
 from nodes.record import Record, record_of
 from nodes.state import SampleState, Seed, Slot
 from refloom.data.read import Source
@@ -39,8 +43,10 @@ from refloom.runs.retrieval import (
     ReferenceQuota,
     RunRetrieval,
     SeedKey,
+    SeedOrder,
     seed_key,
 )
+from refloom.runs.retry import RETRY_BY_KIND, DrawLog, Retries, describe_failure
 from refloom.runs.review_queue import INSERT_REVIEW, review_entry
 from refloom.settings import Settings
 
@@ -67,7 +73,8 @@ class CompletedTurn:
 class SlotScheduler:
     """Admits the slots of a run in order, and starts one only while a row is still missing.
 
-    `seeds` is the number of seeds in a round, `target` the number of accepted rows to reach.
+    `seeds` is the number of seeds in a round, `target` the number of accepted rows to reach,
+    `retries` what is tried again.
     """
 
     def __init__(
@@ -78,9 +85,12 @@ class SlotScheduler:
         seeds: int,
         target: int | None,
         max_candidates: int | None,
+        retries: Retries | None = None,
     ) -> None:
         self._journal = journal
         self.seeds = seeds
+        self.retries = Retries() if retries is None else retries
+        self._order = SeedOrder(seeds, self.retries.rounds)
         self._target = target
         self._max_candidates = max_candidates
         self._novelty = NoveltyFilter(context.novelty_threshold)
@@ -92,8 +102,31 @@ class SlotScheduler:
         self.candidates = self.accepted = self.rejected = self.failed = self.duplicates = 0
         self.pending = 0
         self.accepted_before = 0
+        # Whether an earlier session of the run recorded anything.
+        self.resumed = False
         self._new_in_round = 0
         self._rounds_ended = False
+
+    async def resume(self, context: Context) -> None:
+        """Count what earlier sessions finished, and remember what they admitted.
+
+        A failed sample that is tried again counts as neither failed nor new.
+        """
+        self.resumed = await asyncio.to_thread(has_earlier_work, self._journal)
+        if self.resumed:
+            before = await asyncio.to_thread(read_earlier_work, self._journal)
+            await asyncio.to_thread(self.count_earlier, before, context)
+
+    def count_earlier(self, before: EarlierWork, context: Context) -> None:
+        """Count and remember what earlier sessions did. Blocks."""
+        for text in before.admitted:
+            self._remember(text, context)
+        self.accepted = self.accepted_before = before.accepted
+        self.rejected, self.pending = before.rejected, before.pending
+        self.failed = before.failed - self.retries.waiting
+        self.duplicates = before.duplicates
+        self.candidates = self.accepted + self.rejected + self.pending + self.failed
+        self.candidates += len(self.retries.in_place)
 
     def add_known(self, references: Iterable[Reference]) -> None:
         """Add references: no instruction may be too near to them. Blocks."""
@@ -101,8 +134,12 @@ class SlotScheduler:
             self._novelty.add(reference["instruction"], reference["id"])
 
     def exhausted(self) -> bool:
-        """Whether no further seed is needed."""
-        return self._rounds_ended or self._may_not_start()
+        """Whether no further seed is needed, but for what is tried again."""
+        return self._rounds_ended or self.target_reached() or self._limit_reached()
+
+    def round_is_over(self, round_: int) -> bool:
+        """Whether the seeds of a round are not needed, since an earlier one brought nothing new."""
+        return self._rounds_ended and round_ not in self.retries.rounds
 
     def target_reached(self) -> bool:
         """Whether the target is reached by rows that are accepted or wait for review."""
@@ -114,10 +151,9 @@ class SlotScheduler:
             return None
         return max(self._target - self.accepted - self.pending, 0)
 
-    def _may_not_start(self) -> bool:
-        """Whether no further slot may start. Slots admitted before an empty round still run."""
-        limit = self._max_candidates
-        return self.target_reached() or (limit is not None and self.candidates >= limit)
+    def _limit_reached(self) -> bool:
+        """Whether there are as many candidates as there may be."""
+        return self._max_candidates is not None and self.candidates >= self._max_candidates
 
     @asynccontextmanager
     async def turn(self, seed: Seed, context: Context) -> AsyncIterator[Admit]:
@@ -126,6 +162,7 @@ class SlotScheduler:
         With `answer_seeds` only seeds with equal text are duplicates.
         """
         await self._gate.wait(self._number(seed))
+        over = self.round_is_over(seed["round"])
         admitted: list[str] = []
         duplicates = 0
 
@@ -137,7 +174,7 @@ class SlotScheduler:
             for text in texts:
                 if len(new) == limit:
                     break
-                if not self._rounds_ended and text is not None and self._is_new(text, context):
+                if not over and text is not None and self._is_new(text, context):
                     new.append(text)
                 else:
                     duplicates += 1
@@ -146,6 +183,22 @@ class SlotScheduler:
 
         yield admit
         await self._end_turn(seed, admitted, duplicates, len(admitted))
+
+    async def repeat_turn(self, seed: Seed) -> list[str] | None:
+        """See `RunHooks.repeat_turn`. Only slots that are not finished, or tried again, start."""
+        turn = await self._earlier_turn(seed)
+        if turn is None or not turn.admitted:
+            return None
+        await self._repeat(seed, turn)
+        return turn.admitted
+
+    async def _repeat(self, seed: Seed, turn: CompletedTurn) -> None:
+        key = seed_key(seed)
+        await self._gate.wait(self._number(seed))
+        statuses = await asyncio.to_thread(slot_statuses, self._journal, *key)
+        slots = [(*key, slot) for slot in range(turn.slots)]
+        open_slots = [s for s in slots if s[2] not in statuses or s in self.retries.in_place]
+        await self._advance(seed, open_slots, turn.slots)
 
     async def are_known(self, seed: Seed, texts: Sequence[str]) -> list[bool]:
         """See `RunHooks.are_known`: whether each text is too near to one admitted so far."""
@@ -167,62 +220,86 @@ class SlotScheduler:
             self._novelty.add(text, "")
 
     async def _end_turn(self, seed: Seed, admitted: list[str], duplicates: int, slots: int) -> None:
-        self._journal.put_soon(
+        turn = Statement(
             "INSERT OR REPLACE INTO turns VALUES (?, ?, ?, ?, ?)",
-            *seed_key(seed),
-            json.dumps(admitted),
-            duplicates,
-            slots,
+            (*seed_key(seed), json.dumps(admitted), duplicates, slots),
         )
-        await self._advance(seed, slots, duplicates)
-
-    async def _advance(self, seed: Seed, slots: int, duplicates: int) -> None:
-        self.queue.extend((*seed_key(seed), slot) for slot in range(slots))
+        replaced = [] if slots else self.retries.replace((*seed_key(seed), 0))
+        if replaced:
+            # All that the seed has now is not new: it is no failed sample any more.
+            await self._journal.put_all([turn, *replaced])
+        else:
+            self._journal.put_soon(turn.sql, *turn.values)
         self.duplicates += duplicates
-        self._new_in_round += slots
-        number = self._number(seed)
-        if (number + 1) % self.seeds == 0:
+        await self._advance(seed, [(*seed_key(seed), slot) for slot in range(slots)], slots)
+
+    async def _advance(self, seed: Seed, open_slots: Sequence[Slot], slots: int) -> None:
+        """Queue the slots that are to start, and let the next seed in."""
+        self.queue.extend(open_slots)
+        if seed["round"] not in self.retries.rounds:
+            self._new_in_round += slots
+        if self._order.ends_round(seed_key(seed)):
             # A round without a new instruction is the last, however far ahead proposals are.
             self._rounds_ended = self._rounds_ended or not self._new_in_round
             self._new_in_round = 0
-        self._gate.leave(number)
+        self._gate.leave(self._number(seed))
         await self._notify()
 
-    async def completed_turn(self, seed: Seed, statuses: Collection[int]) -> CompletedTurn | None:
-        """A seed's turn in the journal, if all its slots are finished there."""
+    async def _earlier_turn(self, seed: Seed) -> CompletedTurn | None:
+        """The turn that a seed has in the journal, whatever became of its slots."""
+        if not self.resumed:
+            return None
         rows = await asyncio.to_thread(
             self._journal.read,
             "SELECT admitted, duplicates, slots FROM turns WHERE round = ? AND position = ?",
             *seed_key(seed),
         )
-        if not rows or any(slot not in statuses for slot in range(rows[0][2])):
-            return None
-        return CompletedTurn(json.loads(rows[0][0]), rows[0][1], rows[0][2])
+        return CompletedTurn(json.loads(rows[0][0]), rows[0][1], rows[0][2]) if rows else None
 
-    async def replay(
-        self, seed: Seed, context: Context, turn: CompletedTurn, statuses: dict[int, str]
-    ) -> None:
+    async def completed_turn(self, seed: Seed, statuses: Collection[int]) -> CompletedTurn | None:
+        """A seed's turn in the journal, if all its slots are finished there and stay so."""
+        turn = await self._earlier_turn(seed)
+        if turn is None or any(
+            slot not in statuses or (*seed_key(seed), slot) in self.retries.in_place
+            for slot in range(turn.slots)
+        ):
+            return None
+        return turn
+
+    async def replay(self, seed: Seed, turn: CompletedTurn) -> None:
         """Repeat a finished turn without a call."""
         await self._gate.wait(self._number(seed))
-        for text in turn.admitted:
-            self._remember(text, context)
-        await self._advance(seed, turn.slots, turn.duplicates)
-        for slot in range(turn.slots):
-            if await self.start((*seed_key(seed), slot)):
-                await self.count_finished_before(statuses[slot])
+        await self._advance(seed, [], turn.slots)
 
     def _number(self, seed: Seed) -> int:
-        return seed["round"] * self.seeds + seed["position"]
+        return self._order.number(seed_key(seed))
 
     async def skip_failed_seed(self, seed: Seed) -> bool:
         """Take the turn of a seed that failed before its turn: it gets one slot, which fails.
 
-        False if it gets none, because the rounds have ended.
+        False if it gets none, because the rounds have ended. A seed that had its turn in an earlier
+        session keeps what that admitted.
         """
+        earlier = await self._earlier_turn(seed)
+        if earlier is not None and earlier.admitted:
+            await self._repeat(seed, earlier)
+            return True
         await self._gate.wait(self._number(seed))
-        slots = 0 if self._rounds_ended else 1
+        slots = 0 if self.round_is_over(seed["round"]) else 1
         await self._end_turn(seed, [], 0, slots)
         return bool(slots)
+
+    async def end_seed(self, seed: Seed) -> None:
+        """The seed has ended: nobody waits for its turn, or for slots that did not start."""
+        key = seed_key(seed)
+        if not self._gate.has_passed(self._number(seed)):
+            await self._gate.wait(self._number(seed))
+            earlier = await self._earlier_turn(seed)
+            await self._advance(seed, [], earlier.slots if earlier else 0)
+        # In a first session all slots of a seed have started, or no further slot will.
+        if self.resumed and any(slot[:2] == key for slot in self.queue):
+            self.queue = deque(slot for slot in self.queue if slot[:2] != key)
+            await self._notify()
 
     async def start(self, slot: Slot) -> bool:
         """See `RunHooks.start`: slots start in order while accepted + in flight < target."""
@@ -235,13 +312,18 @@ class SlotScheduler:
             if may_start:
                 self.queue.popleft()
                 self.in_flight += 1
-                self.candidates += 1
+                self.candidates += slot not in self.retries.in_place
+            elif slot in self.queue:
+                # What is tried again may stand behind it.
+                self.queue.remove(slot)
             self._changed.notify_all()
         return may_start
 
     def _may_start(self, slot: Slot) -> bool | None:
         """Whether a slot may start; None if that is not decided yet."""
-        if self._may_not_start():
+        if self.target_reached():
+            return False
+        if self._limit_reached() and slot not in self.retries.in_place:
             return False
         if not self.queue or self.queue[0] != slot:
             return None
@@ -251,14 +333,7 @@ class SlotScheduler:
 
     async def count_finished(self, record: Record) -> None:
         """Count a sample that has ended."""
-        await self._count(record["status"])
-
-    async def count_finished_before(self, status: str) -> None:
-        """Count a sample that an earlier session finished."""
-        self.accepted_before += status == "accepted"
-        await self._count(status)
-
-    async def _count(self, status: str) -> None:
+        status = record["status"]
         self.in_flight -= 1
         self.accepted += status == "accepted"
         self.rejected += status == "rejected"
@@ -287,51 +362,77 @@ class SampleRecorder:
         self.calls = calls
         self.context = settings.context()
         self._started_slots: set[Slot] = set()
-        # Whether an earlier session finished anything; if not, nothing needs to be looked up.
-        self.resumed = True
+        self._reasons: Counter[str] = Counter()
         self._max_failure_rate = settings.max_failure_rate
         self._concurrency = settings.max_in_flight
         self._on_record = on_record
+        self.draws = calls.draws = DrawLog()
 
     def open_slots(self, key: SeedKey) -> dict[Slot, bool]:
         """The unfinished slots of a seed, and whether each has started."""
         waiting = {slot: False for slot in self.scheduler.queue if slot[:2] == key}
         return waiting | {slot: True for slot in sorted(self._started_slots) if slot[:2] == key}
 
+    @property
+    def resumed(self) -> bool:
+        """Whether an earlier session recorded anything; if not, nothing needs to be looked up."""
+        return self.scheduler.resumed
+
     async def start(self, slot: Slot) -> bool:
-        """See `RunHooks.start`; a slot that is finished in the journal does not start again."""
+        """See `RunHooks.start`; a finished slot starts only if it is tried again."""
+        if self.resumed and slot not in self.scheduler.retries.in_place:
+            statuses = await asyncio.to_thread(slot_statuses, self.journal, slot[0], slot[1])
+            if slot[2] in statuses:
+                return False
         started = await self.scheduler.start(slot)
         if started:
             self._started_slots.add(slot)
-        if not started or not self.resumed:
-            return started
-        statuses = await asyncio.to_thread(slot_statuses, self.journal, slot[0], slot[1])
-        if slot[2] in statuses:
-            self._started_slots.discard(slot)
-            await self.scheduler.count_finished_before(statuses[slot[2]])
-            return False
-        return True
+        return started
 
     async def finish(self, record: Record, references: Sequence[Reference] = ()) -> None:
-        """See `RunHooks.finish`; a pending sample goes to the review queue."""
+        """See `RunHooks.finish`; a pending sample goes to the review queue.
+
+        What it takes the place of goes in the same transaction.
+        """
+        slot: Slot = (record["slot"][0], record["slot"][1], record["slot"][2])
+        statements = self.scheduler.retries.replace(slot)
         if record["status"] == "pending":
             entry = review_entry(record, references)
-            await self.journal.put(INSERT_REVIEW, *record["slot"], record["id"], entry)
+            statements.append(Statement(INSERT_REVIEW, (*slot, record["id"], entry)))
         else:
-            await self.journal.put(
-                "INSERT OR IGNORE INTO samples VALUES (?, ?, ?, ?, ?)",
-                *record["slot"],
-                record["status"],
-                # A lone surrogate, which UTF-8 cannot hold, becomes a question mark.
-                dumps(record).decode(),
+            # A lone surrogate, which UTF-8 cannot hold, becomes a question mark.
+            values = (*slot, record["status"], dumps(record).decode())
+            statements.append(
+                Statement("INSERT OR IGNORE INTO samples VALUES (?, ?, ?, ?, ?)", values)
             )
-        self._started_slots.discard(tuple(record["slot"]))
+        statements += self.journal.mark_unusable(self._unusable_draws(record))
+        await self.journal.put_all(statements)
+        self._started_slots.discard(slot)
         await self.scheduler.count_finished(record)
         fields = {k: record[k] for k in ("id", "seed_id", "slot", "status", "reason", "cost_usd")}
         event("sample", **fields, attempts=len(record["attempts"]), error=record.get("error"))
+        if record["status"] == "failed":
+            self._reasons[describe_failure(record["error"])] += 1
         self._check_failure_rate()
         if self._on_record is not None:
             self._on_record(record)
+
+    def _unusable_draws(self, record: Record) -> list[bytes]:
+        """The keys of the draws by which a sample failed, if their replies could not be used."""
+        round_, position, number = record["slot"]
+        seed = self.scheduler.retries.with_draws(
+            {"instruction": "", "id": record["seed_id"], "round": round_, "position": position}
+        )
+        source = origin_of({"seed": seed, "slot": number}).source
+        error = record.get("error") or {"kind": None, "stage": None}
+        if RETRY_BY_KIND.get(error["kind"]) != "next draw":
+            self.draws.forget(source)
+            return []
+        keys = self.draws.take_unusable(source, error["stage"])
+        if error["stage"] == "propose":
+            source = origin_of_proposals(seed).source
+            keys += self.draws.take_unusable(source, "propose")
+        return keys
 
     def _check_failure_rate(self) -> None:
         scheduler = self.scheduler
@@ -344,10 +445,49 @@ class SampleRecorder:
             self.calls.stop(
                 TooManyFailed(
                     f"{scheduler.failed} of {ended} samples failed, more than --max-failure-rate "
-                    f"{self._max_failure_rate} allows; failed.jsonl says why. Fix the cause and "
-                    "run the same command again, or raise --max-failure-rate"
+                    f"{self._max_failure_rate} allows; failed.jsonl says why{self._commonest()}. "
+                    "Fix the cause and run the same command again, which tries them again, or "
+                    "raise --max-failure-rate"
                 )
             )
+
+    def _commonest(self) -> str:
+        """The commonest reason of this session's failures, in brackets."""
+        commonest = self._reasons.most_common(1)
+        return f" (mostly {commonest[0][0]})" if commonest else ""
+
+
+@dataclass(frozen=True, slots=True)
+class EarlierWork:
+    """What earlier sessions of a run admitted and finished."""
+
+    admitted: list[str]
+    duplicates: int
+    accepted: int
+    rejected: int
+    failed: int
+    pending: int
+
+
+def read_earlier_work(journal: Journal) -> EarlierWork:
+    """What the journal has of earlier sessions. Blocks."""
+    admitted: list[str] = []
+    duplicates = 0
+    sql = "SELECT admitted, duplicates FROM turns ORDER BY round, position"
+    for texts, dropped in journal.read(sql):
+        admitted += json.loads(texts)
+        duplicates += dropped
+    counts = dict(journal.read("SELECT status, count(*) FROM samples GROUP BY status"))
+    sql = "SELECT count(*) FROM reviews LEFT JOIN samples USING (round, position, slot) "
+    ((pending,),) = journal.read(sql + "WHERE samples.record IS NULL")
+    return EarlierWork(
+        admitted,
+        duplicates,
+        accepted=counts.get("accepted", 0),
+        rejected=counts.get("rejected", 0),
+        failed=counts.get("failed", 0),
+        pending=pending,
+    )
 
 
 def has_earlier_work(journal: Journal) -> bool:
@@ -358,8 +498,13 @@ def has_earlier_work(journal: Journal) -> bool:
 
 
 def slot_statuses(journal: Journal, round_: int, position: int) -> dict[int, str]:
-    """The status of each finished slot of a seed; `pending` if it waits for review. Blocks."""
+    """The status of each finished slot of a seed. Blocks.
+
+    `pending` if it waits for review, `moved` if its seed was proposed for again in another round.
+    """
     rows = journal.read(
+        "SELECT slot, 'moved' FROM retries WHERE round = ?1 AND position = ?2 AND done "
+        "AND moved_to IS NOT NULL UNION ALL "
         "SELECT slot, 'pending' FROM reviews WHERE round = ?1 AND position = ?2 UNION ALL "
         "SELECT slot, status FROM samples WHERE round = ?1 AND position = ?2",
         round_,
@@ -368,12 +513,21 @@ def slot_statuses(journal: Journal, round_: int, position: int) -> dict[int, str
     return {int(slot): str(status) for slot, status in rows}
 
 
-def record_learned(journal: Journal) -> Callable[[str, Learned | None], None]:
-    """A callback that journals, without waiting, which references could be learned from."""
+def record_learned(
+    journal: Journal, draws: DrawLog | None = None
+) -> Callable[[str, Learned | None], None]:
+    """A callback that journals, without waiting, which references could be learned from.
+
+    And, from `draws`, which replies a reference failed by.
+    """
     failures: dict[str, bool] = {}
 
     def record(reference_id: str, learned: Learned | None) -> None:
         failed = learned is None
+        if draws is not None:
+            keys = draws.take_unusable(CallOrigin(f"reference {reference_id}").source)
+            for statement in journal.mark_unusable(keys if failed else []):
+                journal.put_soon(statement.sql, *statement.values)
         # What failed once may be learned later; what was learned stays learned.
         if failures.get(reference_id, True) and failures.get(reference_id) != failed:
             failures[reference_id] = failed
@@ -445,13 +599,15 @@ class SeedRunner:
 
         The first error that is more than one seed's is raised once what is in flight has ended.
         """
-        resumed = self._recorder.resumed
+        ahead = self._scheduler.retries.seeds()
         try:
             async for seed in self._seeds_in_order():
                 await self._until_fewer_than(self._max_seeds)
-                if self._is_stopping() or self._scheduler.exhausted():
+                if self._is_stopping() or (not ahead and self._scheduler.exhausted()):
                     break
-                task = asyncio.create_task(self._run_seed(seed, resumed))
+                needed = seed_key(seed) in ahead or not self._scheduler.exhausted()
+                ahead.discard(seed_key(seed))
+                task = asyncio.create_task(self._run_seed(seed, needed))
                 self._tasks.add(task)
                 task.add_done_callback(self._on_seed_done)
             await self._until_fewer_than(lambda: 1)
@@ -477,27 +633,34 @@ class SeedRunner:
                     await self._task_ended.wait()
 
     async def _seeds_in_order(self) -> AsyncIterator[Seed]:
-        round_ = 0
-        while True:
-            seeds = enumerate(self._seeds)
+        again = self._scheduler.retries.rounds
+        # Without a target there is one round of all seeds; with one, `exhausted` ends the rounds.
+        endless = self._settings.target and not self._settings.answer_seeds
+        last = max(again, default=0)
+        for round_ in count():
+            if round_ > last and not endless:
+                return
+            if round_ and round_ not in again and not endless:
+                continue
+            rows: Iterator[tuple[int, Reference]] = enumerate(self._seeds)
+            if round_ in again:
+                rows = (row for row in rows if row[0] in again[round_])
             # Read in batches in a thread, off the event loop.
-            while batch := await asyncio.to_thread(self._prefetch, round_, seeds):
+            while batch := await asyncio.to_thread(self._prefetch, round_, rows):
                 for seed in batch:
                     yield seed
-            # Without a target there is one round; with one, `exhausted` ends the rounds.
-            if not self._settings.target or self._settings.answer_seeds:
-                return
-            round_ += 1
 
     def _prefetch(self, round_: int, rows: Iterator[tuple[int, Reference]]) -> list[Seed]:
         """Read the next seeds, and let the executor prepare for them. Blocks."""
-        seeds: list[Seed] = [
-            {
-                "id": row["id"],
-                "instruction": row["instruction"],
-                "round": round_,
-                "position": position,
-            }
+        seeds = [
+            self._scheduler.retries.with_draws(
+                {
+                    "id": row["id"],
+                    "instruction": row["instruction"],
+                    "round": round_,
+                    "position": position,
+                }
+            )
             for position, row in islice(rows, SEED_BATCH)
         ]
         self._executor.prefetch(seeds)
@@ -522,12 +685,13 @@ class SeedRunner:
             self._error = self._error or error
             self._calls.stop(error)
 
-    async def _run_seed(self, seed: Seed, resumed: bool) -> None:
+    async def _run_seed(self, seed: Seed, needed: bool) -> None:
         key = seed_key(seed)
         try:
-            if resumed and await self._replay_finished(seed, key):
+            if self._recorder.resumed and await self._replay_finished(seed, key):
                 return
-            await self._executor.run_seed(seed)
+            if needed:
+                await self._executor.run_seed(seed)
         except (Interrupted, *RUN_ENDING_ERRORS):
             raise
         except Exception as error:  # noqa: BLE001 - any other error fails one seed
@@ -535,15 +699,17 @@ class SeedRunner:
         finally:
             self._executor.forget(key)
             self._quota.leave(key)
+            self._recorder.draws.forget(origin_of_proposals(seed).source)
+        await self._scheduler.end_seed(seed)
 
     async def _replay_finished(self, seed: Seed, key: SeedKey) -> bool:
-        """Count a seed that is finished in the journal; False if it is not."""
+        """Pass by a seed that is finished in the journal; False if it is not."""
         statuses = await asyncio.to_thread(slot_statuses, self._recorder.journal, *key)
         turn = await self._scheduler.completed_turn(seed, statuses)
         if turn is None:
             return False
         await self._quota.replay(key)
-        await self._scheduler.replay(seed, self._recorder.context, turn, statuses)
+        await self._scheduler.replay(seed, turn)
         return True
 
     async def _fail_seed(self, seed: Seed, error: Exception) -> None:
@@ -556,5 +722,8 @@ class SeedRunner:
             "failure": {"stage": "retrieve", "kind": "bad_input", "message": message},
         }
         for slot, started in slots.items():
+            if not started and slot in self._scheduler.retries.in_place:
+                # Its failed row says more.
+                continue
             if started or await self._recorder.start(slot):
                 await self._recorder.finish(record_of(state, slot, self._recorder.context))

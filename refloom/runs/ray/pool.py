@@ -64,6 +64,7 @@ class SeedReplay:
         """Take the step a worker asks for, or repeat its result."""
         steps: dict[str, Callable[..., Awaitable[Any]]] = {
             "are_known": self._are_known,
+            "repeat": self._repeat,
             "admit": self._admit_texts,
             "close": self._close,
             "start": self._start,
@@ -88,6 +89,9 @@ class SeedReplay:
 
     async def _are_known(self, texts: list[str]) -> list[bool]:
         return await self._recorder.scheduler.are_known(self._seed, texts)
+
+    async def _repeat(self) -> list[str] | None:
+        return await self._recorder.scheduler.repeat_turn(self._seed)
 
     async def _admit_texts(self, texts: list[str | None], limit: int, last: bool) -> list[str]:
         if self._turn is None:

@@ -58,12 +58,13 @@ class Worker:
             on_headers=self._send_headers,
         )
         self._send = complete
+        self._resumed = bool(config["resumed"])
         self._calls: dict[int, Call] = {}
         self._numbers = itertools.count()
         path = Path(config["references"])
         embed = embed or Embedder(settings.embedding_model)
         index = ReferenceIndex(ReferenceFile(path), embed, path.parent, settings.embedding_model)
-        retrieval = RunRetrieval(index, _RemoteQuota(self.channel, bool(config["resumed"])))
+        retrieval = RunRetrieval(index, _RemoteQuota(self.channel, self._resumed))
         graph = build_graph(
             complete=self._complete,
             search=retrieval,
@@ -72,6 +73,7 @@ class Worker:
             characteristics=Characteristics(_RemoteStore(self.channel), self._send_counts),
             hooks=RunHooks(
                 turn=self._turn,
+                repeat_turn=self._repeat_turn,
                 are_known=self._are_known,
                 start=self._start,
                 finish=self._finish,
@@ -133,6 +135,12 @@ class Worker:
         yield admit
         if not over:
             await self.channel.ask("close", seed_key(seed))
+
+    async def _repeat_turn(self, seed: Seed) -> list[str] | None:
+        if not self._resumed:
+            return None
+        admitted: list[str] | None = await self.channel.ask("repeat", seed_key(seed))
+        return admitted
 
     async def _are_known(self, seed: Seed, texts: Sequence[str]) -> list[bool]:
         known: list[bool] = await self.channel.ask("are_known", seed_key(seed), list(texts))
