@@ -23,7 +23,7 @@ from nodes.feedback import Feedback
 from nodes.generate import Generated
 from nodes.judge import Critiqued
 from nodes.learn import Extracted
-from nodes.llm import Call, CallFailed, CallOrigin, ProviderStopped, Reply, ask, make_call
+from nodes.llm import Call, CallFailed, CallOrigin, ProviderStopped, Reply, ask, ask_text, make_call
 from nodes.llm.completion import parse_reply
 from nodes.llm.endpoint import Endpoint as Address
 from nodes.llm.endpoint import EndpointClient, resolve_from_environment
@@ -543,6 +543,77 @@ async def test_two_answers_that_could_not_be_read_are_no_proof_against_a_mode() 
                 await ask(complete, CALL, Generated)
             await complete(CALL)
     assert {mode_of(body) for body in endpoint.bodies} == {"json_schema"}
+
+
+def in_reasoning(text: str, probed: str) -> Script:
+    """An endpoint that says everything in the field for thoughts, and nothing in the content."""
+
+    def script(body: dict[str, Any], number: int) -> Any:
+        said = probed if stage_of(body) == "probe" else text
+        return whole({"content": None, "reasoning_content": said})
+
+    return script
+
+
+TEXT_CALL = replace(CALL, answer=None, text=True)
+
+
+async def test_an_endpoint_that_answers_in_the_field_for_thoughts_is_read_there() -> None:
+    with Endpoint(in_reasoning("So it is.", "ok")) as endpoint:
+        async with connected(endpoint.url) as complete:
+            for _ in range(2):
+                assert (await ask_text(complete, TEXT_CALL)).answer.text == "So it is."
+    # One tiny call decided it, once.
+    assert endpoint.stages().count("probe") == 1
+
+
+async def test_thoughts_are_never_taken_for_a_text() -> None:
+    with Endpoint(in_reasoning("Hm, the user wants ..", "The user wants me to say ok.")) as there:
+        async with connected(there.url) as complete:
+            with pytest.raises(CallFailed) as failed:
+                await ask_text(complete, TEXT_CALL)
+    assert failed.value.kind == "empty"
+
+
+async def test_words_of_a_wrong_key_after_good_answers_are_confirmed_before_all_ends() -> None:
+    def script(body: dict[str, Any], number: int) -> Any:
+        odd = number == 1 or revoked
+        return error(400, "API key not valid. Pass a valid API key.") if odd else GOOD
+
+    revoked = False
+    with Endpoint(script) as endpoint:
+        async with connected(endpoint.url) as complete:
+            await complete(CALL)
+            with pytest.raises(CallFailed):
+                await complete(CALL)
+            await complete(CALL)
+            revoked = True
+            with pytest.raises(ProviderStopped):
+                await complete(CALL)
+
+
+async def test_an_error_of_thoughts_that_took_the_room_is_met_with_more_room() -> None:
+    def script(body: dict[str, Any], number: int) -> Any:
+        message = "Could not finish the message because max_tokens was reached."
+        return GOOD if body["max_tokens"] > 5000 else error(400, message)
+
+    with Endpoint(script) as endpoint:
+        async with connected(endpoint.url) as complete:
+            await ask(complete, CALL, Generated)
+    assert [body["max_tokens"] for body in endpoint.bodies] == [3000, 6000]
+    assert endpoint.bodies[0]["seed"] == endpoint.bodies[1]["seed"]
+
+
+@pytest.mark.parametrize("first", [": OPENROUTER PROCESSING\n\n", "id: 1\n", ""])
+async def test_an_event_stream_that_nobody_asked_for_is_read(first: str) -> None:
+    def script(body: dict[str, Any], number: int) -> Any:
+        chunks = [{"content": '{"resp'}, {"content": 'onse": "so"}'}]
+        lines = [f"data: {json.dumps({'choices': [{'index': 0, 'delta': c}]})}" for c in chunks]
+        end = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
+        stream = "\n\n".join([*lines, f"data: {json.dumps(end)}", "data: [DONE]", ""])
+        return web.Response(text=first + stream, content_type="text/event-stream")
+
+    assert (await answered(script)).text == '{"response": "so"}'
 
 
 # Faults

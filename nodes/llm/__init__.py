@@ -51,6 +51,9 @@ DEFAULT_MAX_TOKENS = 2000
 MAX_ASKS = 3
 # How many times a cut answer is asked for again, each time with twice the room.
 MAX_GROWTHS = 3
+# Failed calls that are asked again, and as what: a generation that the endpoint threw away, one
+# that it gave up for want of room, and a cut one that can have no more room, but may be shorter.
+KIND_OF_FAILED_ASK = {"bad_generation": "malformed", "unfinished": "cut", "cut": "long"}
 
 
 class Answer(BaseModel):
@@ -232,7 +235,7 @@ async def ask(complete: Complete, call: Call, answer: type[A]) -> AskResult[A]:
     def read(reply: Reply) -> A:
         if (reply.text or "").strip():
             return read_answer(reply.text or "", answer, name=call.stage, marks_in_prompt=marks)
-        return read_answer(reply.reasoning or "", answer, name=call.stage)
+        return read_answer(reply.reasoning or "", answer, name=call.stage, at_end=True)
 
     return await _ask(complete, call, read)
 
@@ -274,13 +277,9 @@ async def _ask(complete: Complete, call: Call, read: Callable[[Reply], T]) -> As
             return AskResult(read(_usable(reply)), usage)
         except CallFailed as failed:
             failed.usage = usage = add_usage(usage, failed.usage)
-            if failed.kind not in ("bad_generation", "cut"):
+            if failed.kind not in KIND_OF_FAILED_ASK:
                 raise
-            # A cut answer that can have no more room may be shorter in another draw.
-            kind, message = (
-                "malformed" if failed.kind == "bad_generation" else "long",
-                failed.message,
-            )
+            kind, message = KIND_OF_FAILED_ASK[failed.kind], failed.message
         except _Unusable as fault:
             kind, message = fault.kind, fault.message
         except UnreadableAnswer as error:

@@ -33,7 +33,7 @@ class Capabilities:
 
     `window` bounds prompt and answer together, `largest_answer` the answer, both in tokens; None
     is not known. `rooms` is how many times its `max_tokens` a stage's answer needs, because the
-    model thinks before it answers.
+    model thinks before it answers. `answers_in` is the field that holds a plain text.
     """
 
     mode: Mode = "json_schema"
@@ -42,6 +42,16 @@ class Capabilities:
     largest_answer: int | None = None
     rooms: Mapping[str, int] = field(default_factory=dict)
     tokens_per_char: float | None = None
+    answers_in: Literal["content", "reasoning"] | None = None
+
+    @property
+    def way(self) -> tuple[Mode, frozenset[str]]:
+        """How to ask: what a refusal may be about."""
+        return self.mode, self.refused_fields
+
+    def with_way(self, other: Capabilities) -> Capabilities:
+        """These with the way to ask of others."""
+        return replace(self, mode=other.mode, refused_fields=other.refused_fields)
 
     def without(self, feature: str) -> Capabilities:
         """These without an optional field, or with the next mode in place of a refused one."""
@@ -84,8 +94,7 @@ class Capabilities:
             if 0 < ratio < 2 and ratio > (self.tokens_per_char or 0):
                 known = replace(known, tokens_per_char=ratio)
         if reply.finish == "length" and call.kind != "question" and _thinks(reply):
-            room = -(-call.most_tokens // call.max_tokens)
-            needed = min(2 * room, MAX_ROOM)
+            needed = min(2 * -(-call.most_tokens // call.max_tokens), MAX_ROOM)
             if needed > known.rooms.get(call.stage, 1):
                 known = replace(known, rooms={**known.rooms, call.stage: needed})
         return known
@@ -98,6 +107,7 @@ class Capabilities:
             "window": self.window,
             "largest_answer": self.largest_answer,
             "rooms": dict(self.rooms),
+            "answers_in": self.answers_in,
         }
 
     @classmethod

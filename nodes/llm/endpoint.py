@@ -26,7 +26,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import unquote, urlsplit, urlunsplit
 from urllib.request import getproxies, proxy_bypass
 from weakref import WeakKeyDictionary
@@ -71,6 +71,9 @@ PROBE_PROMPT = "Reply with the word ok. If you are asked for a JSON object, set 
 PROBE_TOKENS = 64
 # Faults that pass by themselves.
 TRANSIENT_KINDS = ("rate_limit", "no_resources", "loading", "overloaded", "server", "timeout")
+
+# Faults that end every call.
+STOPPING_KINDS = ("key", "model", "credit", "address")
 
 ALL_CAPABILITIES = Capabilities()
 # The address and name of a model.
@@ -268,10 +271,35 @@ class EndpointClient:
             if isinstance(answer, Reply):
                 if smaller is not None:
                     self._learn_limit(target, call, smaller)
+                if call.kind == "text" and answer.reasoning and not (answer.text or "").strip():
+                    answer = await self._text_of(target, call, answer)
                 return self._accept(target, sent, answer)
             smaller = await self._adapt(target, sent, known, answer) or smaller
             message = answer.message
         raise CallFailed(call.stage, "bad_request", message)
+
+    async def _text_of(self, target: Target, call: Call, reply: Reply) -> Reply:
+        """A reply of thoughts only, as text if this endpoint puts every answer into that field.
+
+        A tiny call decides: what it answers has no thoughts in it, and stands in that field alone.
+        """
+        known = self._known(target, call)
+        if known.answers_in is None:
+            async with self._probes.lock(target.name, call.model):
+                known = self._known(target, call)
+                if known.answers_in is None:
+                    probe = await self._send_probe(target, call, known, None)
+                    if not isinstance(probe, Reply):
+                        return reply
+                    said = (probe.reasoning or "").strip(" .!\n").lower()
+                    alone = not (probe.text or "").strip() and said == "ok"
+                    place: Literal["reasoning", "content"] = "reasoning" if alone else "content"
+                    known = replace(self._known(target, call), answers_in=place)
+                    sentence = "answers in the field for thoughts: that is read as the answer"
+                    self._learn(target, call, known, sentence if alone else "")
+        if known.answers_in == "reasoning" and reply.finish == "stop":
+            return replace(reply, text=reply.reasoning, reasoning=None)
+        return reply
 
     def _learn_limit(self, target: Target, call: Call, smaller: SmallerAnswer) -> None:
         """Remember the limit that a call has kept: it passed with nothing else changed."""
@@ -334,24 +362,38 @@ class EndpointClient:
 
         Raises what the fault means if nothing can be done about it.
         """
-        if fault.kind in ("too_long", "answer_too_large"):
+        too_much = fault.kind == "rate_limit" and fault.window is not None
+        if fault.kind in ("too_long", "answer_too_large") or too_much:
             return smaller_answer(call, known, fault)
-        if self._known(target, call) != known:
+        if fault.kind == "bad_generation" and fault.feature == "max_tokens":
+            # Thoughts took all of the room, and the endpoint makes an error of it.
+            raise CallFailed(call.stage, "unfinished", fault.message)
+        answered = (target.name, call.model) in self._answered
+        if fault.kind in STOPPING_KINDS and not fault.certain and answered:
+            await self._confirm(target, call, known, fault)
+        if self._known(target, call).way != known.way:
             # Many calls at once may have been refused the same: the first changes what is known.
             return None
         suspects = self._suspects(target, call, known, fault)
         if suspects:
             async with self._probes.lock(target.name, call.model):
-                if self._known(target, call) != known:
+                if self._known(target, call).way != known.way:
                     return None
                 if fault.certain and fault.feature in suspects:
                     refused = {fault.feature: known.without(fault.feature)}
                 else:
                     refused = await self._probe(target, call, known, suspects)
                 for feature, without in refused.items():
-                    self._learn(target, call, without, _refusal(feature, without, fault))
+                    latest = self._known(target, call).with_way(without)
+                    self._learn(target, call, latest, _refusal(feature, latest, fault))
                     return None
         raise self._error(target, call, fault)
+
+    async def _confirm(self, target: Target, call: Call, known: Capabilities, fault: Fault) -> None:
+        """Raise `CallFailed` if what would end the run in words is the trouble of one call only."""
+        outcome = await self._send_probe(target, call, known, None, afresh=True)
+        if isinstance(outcome, Reply):
+            raise CallFailed(call.stage, "bad_request", fault.message)
 
     def _suspects(
         self, target: Target, call: Call, known: Capabilities, fault: Fault
@@ -430,16 +472,27 @@ class EndpointClient:
                 continue
             if fault.kind in TRANSIENT_KINDS:
                 raise _transient(call, fault)
-            if fault.kind in ("key", "model", "credit", "address"):
+            if fault.kind in STOPPING_KINDS:
                 raise self._error(target, call, fault)
             return False
         return False
 
     async def _send_probe(
-        self, target: Target, call: Call, known: Capabilities, schema: type[Answer] | None
+        self,
+        target: Target,
+        call: Call,
+        known: Capabilities,
+        schema: type[Answer] | None,
+        *,
+        afresh: bool = False,
     ) -> Reply | Fault:
-        """Make a tiny call in a given way; its reply, or its fault."""
-        way = (target.name, call.model, known.mode, *sorted(known.refused_fields))
+        """Make a tiny call in a given way; its reply, or its fault.
+
+        What a journal has is the answer, unless it is made `afresh`.
+        """
+        way = [target.name, call.model, known.mode, *sorted(known.refused_fields)]
+        if afresh:
+            way.append(str(random.getrandbits(64)))
         probe = Call(
             stage="probe",
             messages=({"role": "user", "content": PROBE_PROMPT},),
@@ -477,7 +530,7 @@ class EndpointClient:
             return
         async with self._probes.lock(target.name, call.model):
             done = (target.name, call.model, "shape", known.mode)
-            if self._known(target, call) != known or done in self._probes.passed:
+            if self._known(target, call).way != known.way or done in self._probes.passed:
                 return
             for mode in MODES[MODES.index(known.mode) :]:
                 reply = await self._send_probe(target, call, replace(known, mode=mode), Probed)
@@ -494,7 +547,8 @@ class EndpointClient:
                     continue
                 if mode != known.mode:
                     sentence = f"does not keep to a shape by {known.mode}: it is asked by {mode}"
-                    self._learn(target, call, replace(known, mode=mode), sentence)
+                    latest = replace(self._known(target, call), mode=mode)
+                    self._learn(target, call, latest, sentence)
                     return
                 break
             self._probes.passed.add(done)
@@ -726,7 +780,7 @@ class HttpSession:
                 break
         if status != 200:
             raise ErrorResponse(status, content, headers)
-        if content.lstrip()[:6] in (b"data: ", b"data:{", b"event:"):
+        if is_event_stream(content, headers):
             return read_event_stream(content), headers
         try:
             return loads(content), headers
@@ -769,6 +823,12 @@ class HttpSession:
     async def close(self) -> None:
         """Close the connections."""
         await self._session.close()
+
+
+def is_event_stream(content: bytes, headers: Mapping[str, str]) -> bool:
+    """Whether an answer came as server-sent events, which may begin with a comment."""
+    begun = content.lstrip()[:6].startswith((b"data:", b"event:", b"id:", b"retry:", b":"))
+    return begun or "event-stream" in headers.get("Content-Type", "")
 
 
 async def _close_with_loop(session: HttpSession) -> AsyncGenerator[None, None]:
