@@ -14,10 +14,10 @@ from nodes.context import Context
 from nodes.criteria import RuleInput, apply_rules, verdict
 from nodes.events import emit
 from nodes.feedback import give_feedback
-from nodes.generate import origin_of
 from nodes.inputs import check_list_sizes
 from nodes.judge import JudgeResult, judge
 from nodes.llm import Complete
+from nodes.origin import origin_of
 from nodes.state import Attempt, Criterion, SampleState, Verdict, add_usage, no_usage
 from nodes.verdicts import next_step, vote
 

@@ -10,7 +10,8 @@ from langgraph.runtime import Runtime
 from nodes.context import Context
 from nodes.events import emit
 from nodes.inputs import check_list_sizes
-from nodes.llm import Answer, CallOrigin, Complete, ask, ask_text, make_call
+from nodes.llm import Answer, Complete, ask, ask_text, make_call
+from nodes.origin import origin_of
 from nodes.state import SampleState
 from prompts import render
 
@@ -56,14 +57,6 @@ def asks_for_code_alone(instruction: str) -> bool:
     False
     """
     return bool(_CODE_ALONE.search(instruction)) and not _NO_FENCE.search(instruction)
-
-
-def origin_of(state: SampleState) -> CallOrigin:
-    """Where in a run the calls of a sample come from."""
-    seed, slot = state["seed"], state.get("slot", 0)
-    round_, position = seed.get("round", 0), seed.get("position", 0)
-    draws = f"{seed.get('draw_round', round_)}/{slot}"
-    return CallOrigin(seed.get("id", ""), draws, (round_, position, slot))
 
 
 async def generate(

@@ -17,8 +17,9 @@ from nodes.events import emit
 from nodes.failures import failure_from
 from nodes.feedback import FEATURES, counts_by_feature, feature_phrases
 from nodes.hooks import RunHooks
-from nodes.llm import Answer, CallFailed, CallOrigin, Complete, ask, make_call
-from nodes.state import Seed, State, Usage, add_usage, no_usage
+from nodes.llm import Answer, CallFailed, Complete, ask, make_call
+from nodes.origin import origin_of_proposals
+from nodes.state import State, Usage, add_usage, no_usage
 from prompts import render
 
 # An instruction may always be this long, in characters.
@@ -191,13 +192,6 @@ async def _ask(
         for text in texts
     ]
     return _Proposals(checked[:count], result.usage)
-
-
-def origin_of_proposals(seed: Seed) -> CallOrigin:
-    """Where in a run the proposals of a seed come from."""
-    round_, position = seed.get("round", 0), seed.get("position", 0)
-    draws = str(seed.get("draw_round", round_))
-    return CallOrigin(seed.get("id", ""), draws, (round_, position))
 
 
 def reads_as_instruction(text: str, examples: Sequence[str]) -> bool:

@@ -10,9 +10,10 @@ from langgraph.runtime import Runtime
 from nodes.context import Context
 from nodes.events import emit
 from nodes.feedback import Improved, analysis_fields
-from nodes.generate import asks_for_code_alone, origin_of
+from nodes.generate import asks_for_code_alone
 from nodes.inputs import check_list_sizes
 from nodes.llm import AskResult, Complete, PlainText, ask, ask_text, make_call
+from nodes.origin import origin_of
 from nodes.state import Attempt, Criterion, SampleState, Verdict
 from nodes.text_diff import diff_parts
 from nodes.verdicts import best_of

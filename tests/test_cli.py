@@ -280,7 +280,7 @@ BAD = {
     "a directory without data": (["--references", "empty-dir"], "empty-dir"),
     "an empty file": (["--references", "empty.jsonl"], "no usable row"),
     "rows of no shape": (["--references", "odd.jsonl"], "known shape"),
-    "wrong types": (["--references", "types.jsonl"], "'instruction' is int, not text"),
+    "wrong types": (["--references", "types.jsonl"], "'instruction' is dict, not text"),
     "no JSON at line 2": (["--references", "broken.jsonl"], "broken.jsonl: line 2"),
     "a wrong number": (["--per-seed", "-1"], "--per-seed"),
     "no number": (["--per-seed", "many"], "--per-seed"),
@@ -315,7 +315,7 @@ def test_bad_input_is_one_line_and_status_two_and_nothing_is_paid(tmp_path, refe
     (tmp_path / "empty-dir").mkdir()
     (tmp_path / "empty.jsonl").write_text("")
     (tmp_path / "odd.jsonl").write_text('{"colour": "red"}\n')
-    (tmp_path / "types.jsonl").write_text('{"instruction": 5, "response": "x"}\n')
+    (tmp_path / "types.jsonl").write_text('{"instruction": {"a": 5}, "response": "x"}\n')
     (tmp_path / "broken.jsonl").write_text('{"instruction": "a", "response": "b"}\n{"inst\n')
     pair = json.dumps({"instruction": "a", "response": "b"}) + "\n"
     (tmp_path / "seven.jsonl").write_text(6 * pair + "{\n" + pair)

@@ -304,3 +304,18 @@ async def test_references_longer_than_an_input_of_the_graph_may_be_are_estimated
     ]
     found = await estimate(settings_of(), report(2), report(2), given, PRICES)
     assert found["expected"]["by_stage"]["generate"]["calls"] > 0
+
+
+async def test_the_dry_run_takes_the_price_of_the_tier():
+    table = Prices({"m": Price(1.0, 2.0, 0.5, None, Price(0.5, 1.0))})
+    full = await estimated(prices=table)
+    flex = await estimated(prices=table, service_tier="flex")
+    either = await estimated(prices=table, service_tier="flex,default")
+    for case in ("low", "expected", "high"):
+        dollars = full[case]["total"]["cost_usd"]
+        assert flex[case]["total"]["cost_usd"] == pytest.approx(dollars / 2)
+        falls_back = 1.0 if case == "high" else 0.5
+        assert either[case]["total"]["cost_usd"] == pytest.approx(dollars * falls_back)
+    said = format_estimate(flex)
+    assert 'service_tier = "flex": whose prices are taken' in said
+    assert "room_of_a_cut_answer = 8: times max_tokens at most" in said

@@ -22,6 +22,7 @@ from processes import command, env_of, refloom
 from runs import build_run, finish_run, references, rows, summary_of
 
 from nodes.llm import Call, Reply
+from nodes.llm.capabilities import Capabilities
 from refloom.errors import BudgetSpent
 from refloom.runs.client import Endpoints, open_client
 from refloom.runs.cost import Prices
@@ -186,14 +187,14 @@ def test_a_model_inside_this_process_and_a_scripted_one_are_not_asked(tmp_path):
 
 
 async def test_with_workers_the_run_itself_sends_it(tmp_path):
-    async def worker(call: Call) -> Reply:
+    async def worker(call: Call, known: Capabilities) -> Reply:
         raise AssertionError("no worker has begun")
 
     with Endpoint() as endpoint, closing(Journal(tmp_path)) as journal:
         settings = settings_for(endpoint)
         endpoints = Endpoints(settings)
         (call,) = preflight_calls(settings, endpoints.addresses)
-        caps = {"prior_cost": 0.0, "prior_tokens": 0, "complete": worker}
+        caps = {"prior_cost": 0.0, "prior_tokens": 0, "attempt": worker}
         async with open_client(settings, journal, endpoints, Prices({}), **caps) as calls:
             assert (await calls(call)).text == "ok"
     assert len(endpoint.preflights) == 1

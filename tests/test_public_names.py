@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import Endpoint
+from fakes import Endpoint, error, stage_of
 from processes import refloom
 from varied_model import BASE_URL, proxied, respond
 
@@ -168,8 +168,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("names")
     shutil.copy(DATA / "half_done_run" / "references.jsonl", folder)
     shutil.copytree(DATA / "finished_run" / "out", folder / "whole")
+
+    def filtering(body: dict[str, Any], number: int) -> Any:
+        """Some drafts are filtered, so that there are failed rows as well."""
+        if stage_of(body) == "generate" and body["seed"] % 5 == 0:
+            return error(400, "no", "content_filter")
+        return respond(body, number)
+
     # Each reference is its own seed, so nothing has to be embedded.
-    with Endpoint(respond) as endpoint:
+    with Endpoint(filtering) as endpoint:
         ended = refloom(*ROWS, "--out", "new", cwd=folder, **proxied(endpoint.url))
     assert ended.returncode == 0, ended.stderr
     return folder

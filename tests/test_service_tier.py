@@ -16,7 +16,6 @@ from aiohttp import web
 from fakes import USAGE, Endpoint, ScriptedModel, answer, completion, error, stage_of
 from processes import refloom
 from runs import SEEDS, finish_run, references, rows, run_flags, stable_rows, summary_of
-from test_estimate import estimated
 
 from nodes.context import Context
 from nodes.generate import Generated
@@ -25,8 +24,6 @@ from nodes.llm.capabilities import Capabilities
 from nodes.llm.completion import parse_reply
 from nodes.llm.protocol import Transient, request_body
 from nodes.state import add_usage, no_usage
-from refloom.runs.cost import Price, Prices
-from refloom.runs.estimate import format_estimate
 from refloom.runs.journal import ADDED_CALL_COLUMNS, Journal, call_columns, open_read_only
 from refloom.runs.outputs import read_status, usage_by_stage
 from refloom.settings import Settings
@@ -227,21 +224,6 @@ def test_the_tier_decides_no_row():
     assert (
         Settings(model="m", service_tier="flex").fingerprint() == Settings(model="m").fingerprint()
     )
-
-
-async def test_the_dry_run_takes_the_price_of_the_tier():
-    table = Prices({"m": Price(1.0, 2.0, 0.5, None, Price(0.5, 1.0))})
-    full = await estimated(prices=table)
-    flex = await estimated(prices=table, service_tier="flex")
-    either = await estimated(prices=table, service_tier="flex,default")
-    for case in ("low", "expected", "high"):
-        dollars = full[case]["total"]["cost_usd"]
-        assert flex[case]["total"]["cost_usd"] == pytest.approx(dollars / 2)
-        falls_back = 1.0 if case == "high" else 0.5
-        assert either[case]["total"]["cost_usd"] == pytest.approx(dollars * falls_back)
-    said = format_estimate(flex)
-    assert 'service_tier = "flex": whose prices are taken' in said
-    assert "room_of_a_cut_answer = 8: times max_tokens at most" in said
 
 
 # --- thinking ----------------------------------------------------------------------------------

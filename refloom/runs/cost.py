@@ -30,8 +30,9 @@ from refloom.settings import DEFAULT_TIER, FLEX_TIER, is_embedded
 MILLION = 1_000_000
 MAX_PRICE = 1e9
 PRICE_KEYS = ("input", "cached_input", "cache_write", "output")
+# Providers who make what they sell: their price is that of the name alone.
+MAKERS = ("anthropic", "deepseek", "google_genai", "mistralai", "xai")
 _DATE = re.compile(r"-(\d{4}-\d{2}-\d{2}|\d{8})$", re.ASCII)
-# Prefixes of --model that name a model's own maker, whose price is that of the name alone.
 
 # Dollars are summed as whole picodollars, so that reserving and giving back leaves exactly nothing.
 PICO = 10**12
@@ -119,8 +120,8 @@ class Prices:
         return cls(table | _parse_prices(text, str(path)))
 
     def get(self, model: str) -> Price | None:
-        """The price of a model; without one of its own, that without its date or its provider."""
-        bare = model.partition(":")[2] if provider_of(model) is not None else model
+        """The price of a model; without one of its own, that without its date or its maker."""
+        bare = model.partition(":")[2] if provider_of(model) in MAKERS else model
         for name in (model, _DATE.sub("", model), bare, _DATE.sub("", bare)):
             if name in self._table:
                 return self._table[name]

@@ -94,13 +94,13 @@ _DROP_NOT_BEGUN = [
 ]
 
 
-async def begin_session(journal: Journal, settings: Settings) -> None:
-    """Write down that the run is running, and what is tried again if it had ended before."""
+async def begin_session(journal: Journal, settings: Settings, *, ended: bool) -> None:
+    """Write down that the run is running, and what is tried again if it had `ended` before."""
     put_status = Statement("INSERT OR REPLACE INTO meta VALUES ('status', '\"running\"')")
     planned: list[Statement] = []
     if not settings.retry_failed:
         planned = _DROP_NOT_BEGUN
-    elif await asyncio.to_thread(has_ended, journal):
+    elif ended:
         planned = await asyncio.to_thread(plan_retries, journal, settings.target)
     await journal.put_all([*planned, put_status])
     await asyncio.to_thread(journal.load_unusable)

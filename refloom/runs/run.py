@@ -41,7 +41,7 @@ from refloom.runs.preflight import preflight
 from refloom.runs.progress import RunStats
 from refloom.runs.ray.pool import WorkerPool, WorkerStarter
 from refloom.runs.retrieval import ReferenceQuota, RunRetrieval
-from refloom.runs.retry import Retries, begin_session
+from refloom.runs.retry import Retries, begin_session, has_ended
 from refloom.runs.scheduler import (
     Executor,
     LocalExecutor,
@@ -244,13 +244,15 @@ class Run:
         assert summary is not None
         summary.seconds = await asyncio.to_thread(journal.meta, "seconds") or 0.0
         await summary.store(journal)
+        # Read before run.json says that it is running.
+        ended = await asyncio.to_thread(has_ended, journal)
         await self._write(journal, summary, "running")
         summary.status = "stopped"
         event(
             "begin", out=str(self.out), seeds=summary.seeds.taken, settings=self.settings.redacted()
         )
         try:
-            summary.status = await self._run_calls(journal, summary, inputs)
+            summary.status = await self._run_calls(journal, summary, inputs, ended)
         except asyncio.CancelledError:
             summary.status = "interrupted"
             raise
@@ -273,8 +275,13 @@ class Run:
         await asyncio.to_thread(count_journal, journal, summary, status)
         await asyncio.to_thread(write_files, self.out, summary, status)
 
-    async def _run_calls(self, journal: Journal, summary: RunSummary, inputs: RunInputs) -> str:
-        """Open the client, make rows, and give the status the run ends with."""
+    async def _run_calls(
+        self, journal: Journal, summary: RunSummary, inputs: RunInputs, ended: bool
+    ) -> str:
+        """Open the client, make rows, and give the status the run ends with.
+
+        `ended` says whether an earlier session brought the run to an end.
+        """
         settings, account = self.settings, self.shared or journal
         summary.paid_before, cost, tokens = await asyncio.to_thread(prior_usage, account)
         pool = WorkerPool(settings.worker_count) if settings.engine == "ray" else None
@@ -304,7 +311,7 @@ class Run:
                 return "interrupted"
             # After the preflight: one that ends the run must not turn a killed run into an ended
             # one, whose failed samples are tried again.
-            await begin_session(journal, settings)
+            await begin_session(journal, settings, ended=ended)
             scheduler = self._scheduler = SlotScheduler(
                 journal,
                 settings.context(),

@@ -26,11 +26,10 @@ from memory.references import IndexUnusable, Reference, exact_instruction_key
 from memory.sqlite_writer import Statement
 from memory.weights import WeightsUnavailable
 from nodes.context import Context
-from nodes.generate import origin_of
 from nodes.hooks import Admit
 from nodes.llm import CallOrigin, ProviderStopped
 from nodes.llm.fast_json import dumps
-from nodes.propose import origin_of_proposals
+from nodes.origin import origin_of, origin_of_proposals
 from nodes.record import Record, record_of
 from nodes.state import SampleState, Seed, Slot
 from refloom.data.read import Source
