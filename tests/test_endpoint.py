@@ -592,6 +592,21 @@ async def test_words_of_a_wrong_key_after_good_answers_are_confirmed_before_all_
                 await complete(CALL)
 
 
+@pytest.mark.parametrize(("worst", "draws"), [(2, 1), (3, 2)])
+async def test_a_generation_that_the_endpoint_threw_away_is_asked_for_again_as_it_was(
+    worst: int, draws: int
+) -> None:
+    def script(body: dict[str, Any], number: int) -> Any:
+        detail = {"message": "Failed", "code": "json_validate_failed", "failed_generation": "{"}
+        return web.json_response({"error": detail}, status=400) if number < worst else GOOD
+
+    with Endpoint(script) as endpoint:
+        async with connected(endpoint.url) as complete:
+            await ask(complete, CALL, Generated)
+    assert {mode_of(body) for body in endpoint.bodies} == {"json_schema"}
+    assert len({body["seed"] for body in endpoint.bodies}) == draws
+
+
 async def test_an_error_of_thoughts_that_took_the_room_is_met_with_more_room() -> None:
     def script(body: dict[str, Any], number: int) -> Any:
         message = "Could not finish the message because max_tokens was reached."

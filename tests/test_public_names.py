@@ -170,8 +170,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(DATA / "finished_run" / "out", folder / "whole")
 
     def filtering(body: dict[str, Any], number: int) -> Any:
-        """Some drafts are filtered, so that there are failed rows as well."""
-        if stage_of(body) == "generate" and body["seed"] % 5 == 0:
+        """Some refinements are filtered, so that there are failed rows as well."""
+        if stage_of(body) == "refine" and body["seed"] % 3 == 0:
             return error(400, "no", "content_filter")
         return respond(body, number)
 

@@ -65,6 +65,8 @@ REDIRECTS = (301, 302, 303, 307, 308)
 MAX_REDIRECTS = 5
 # How often the request of one call is changed, by what the endpoint says of it.
 MAX_ADAPTATIONS = 12
+# How often a call is sent again whose generation the endpoint threw away, before the next draw.
+MAX_REPEATS = 2
 # A call of which so many replies could not be read has the mode probed before it is sent again.
 UNREADABLE_BEFORE_PROBE = 2
 PROBE_PROMPT = "Reply with the word ok. If you are asked for a JSON object, set ok to true in it."
@@ -262,7 +264,7 @@ class EndpointClient:
         """
         if call.unreadable >= UNREADABLE_BEFORE_PROBE and call.answer is not None:
             await self._probe_mode_by_shape(target, call)
-        smaller, message = None, ""
+        smaller, message, repeats = None, "", MAX_REPEATS
         for _ in range(MAX_ADAPTATIONS):
             known = self._known(target, call)
             sent = call if smaller is None else replace(call, wire_tokens=smaller.tokens)
@@ -274,6 +276,10 @@ class EndpointClient:
                 if call.kind == "text" and answer.reasoning and not (answer.text or "").strip():
                     answer = await self._text_of(target, call, answer)
                 return self._accept(target, sent, answer)
+            if answer.kind == "bad_generation" and answer.feature is None and repeats:
+                # The endpoint threw a generation away: there was no reply, so it is sent as it was.
+                repeats -= 1
+                continue
             smaller = await self._adapt(target, sent, known, answer) or smaller
             message = answer.message
         raise CallFailed(call.stage, "bad_request", message)

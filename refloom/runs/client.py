@@ -38,6 +38,8 @@ MAX_TRIES = 6
 # Faults that are no try of a call: the endpoint answers, and asks to wait.
 UNCOUNTED_FAULTS = ("rate_limit", "no_resources", "loading")
 MAX_BACKOFF_S = 60.0
+# A model that is being loaded is looked after more often: nobody else waits for it.
+MAX_LOADING_DELAY_S = 10.0
 # An endpoint that asks for a longer wait than this ends the run, which is resumed later.
 MAX_RETRY_AFTER_S = 300.0
 # The longest wait after a failure to connect, until the endpoint has answered: a wrong address is
@@ -397,6 +399,8 @@ def _retry_delay(tries: int, fault: Transient, breaker: CircuitBreaker) -> float
     if breaker.down:
         # Behind the calls not tried yet: one call's own trouble must not look like an outage.
         return max(breaker.until - _now(), 0.0) + random.uniform(0.1, 1.0)
+    if fault.retry_after is None and fault.kind == "loading":
+        return random.uniform(0, min(0.5 * 2 ** min(tries, 10), MAX_LOADING_DELAY_S))
     if fault.retry_after is None:
         return random.uniform(0, min(0.5 * 2 ** min(tries, 10), MAX_BACKOFF_S))
     if fault.retry_after <= MAX_RETRY_AFTER_S or fault.kind == "no_resources":
