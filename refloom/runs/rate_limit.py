@@ -49,6 +49,7 @@ SWEEP_INTERVAL_S = 1.0
 # The circuit breaker opens after so many consecutive failures of at least two calls.
 BREAKER_FAILURES = 5
 FIRST_COOLDOWN_S = 1.0
+MAX_COOLDOWN_S = 20.0
 # How long an endpoint may be down before the run stops: one that answers, if only with errors, and
 # one that has never said anything.
 MAX_OUTAGE_S = 300.0
@@ -373,7 +374,7 @@ class CircuitBreaker:
             self._calls.add(call)
         if self._consecutive >= BREAKER_FAILURES and len(self._calls) > 1 and now >= self.until:
             self.down, self.until = True, now + self._cooldown
-            self._cooldown = min(2 * self._cooldown, MAX_PAUSE_S)
+            self._cooldown = min(2 * self._cooldown, MAX_COOLDOWN_S)
 
     def check_outage(
         self, responsive: bool, fault: Transient, now: float, *, slow: bool = False
