@@ -98,7 +98,9 @@ def answer(stage: str, prompt: str, seed: int) -> dict[str, Any]:
 def as_text(said: dict[str, Any]) -> str:
     """A response in plain text, with its plan between marks before it, if there is one."""
     plan = "".join(f"{step}\n" for step in said.get("plan", ()))
-    return f"<plan>\n{plan}</plan>\n{said['response']}" if plan else str(said["response"])
+    # A probe and a preflight are answered in a word.
+    response = str(said.get("response", "ok"))
+    return f"<plan>\n{plan}</plan>\n{response}" if plan else response
 
 
 class ScriptedModel:
