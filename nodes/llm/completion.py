@@ -218,7 +218,11 @@ def _finish(choice: dict[str, Any], body: dict[str, Any]) -> str:
             reason = reason.get("type")
         if isinstance(reason, str) and reason:
             spelling = reason.rpartition(".")[2].lower().replace("-", "_").replace(" ", "_")
-            return _FINISH.get(spelling, "stop")
+            if spelling in _FINISH:
+                return _FINISH[spelling]
+            if any(word in spelling for word in ("length", "limit", "max_token")):
+                return "length"
+            return "error" if "error" in spelling or "interrupt" in spelling else "stop"
     return "stop"
 
 

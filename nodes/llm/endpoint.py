@@ -174,6 +174,8 @@ class EndpointClient:
         self._probes = Probes()
         # Models that have answered, with and without log-probabilities.
         self._answered: set[ModelKey] = set()
+        # The same with the kind of the request and the way it was made: what is known to work.
+        self._proven: set[tuple[Any, ...]] = set()
         self._gave_odds: set[ModelKey] = set()
         self._targets: dict[tuple[str, bool], Target] = {}
         self._sessions: WeakKeyDictionary[
@@ -326,12 +328,12 @@ class EndpointClient:
             elif key not in self._gave_odds and reply.finish != "content_filter":
                 raise _no_log_probabilities()
         self._answered.add(key)
-        if (
-            not (reply.text or "").strip()
-            and 0 < call.most_tokens <= (reply.usage["completion_tokens"])
-        ):
-            # Some endpoints say `stop` of an answer whose tokens all went into thoughts.
-            reply = replace(reply, finish="length")
+        self._proven.add((*key, call.kind, self._known(target, call).way))
+        used, most = reply.usage["completion_tokens"], call.most_tokens
+        empty = not (reply.text or "").strip()
+        if call.kind != "question" and (used == most or (empty and used > most > 0)):
+            # Some endpoints say `stop`, or nothing, of an answer that had no more room.
+            reply = replace(reply, finish="length" if reply.finish == "stop" else reply.finish)
         self._observe(target, call, reply)
         return reply
 
@@ -375,7 +377,7 @@ class EndpointClient:
             # Thoughts took all of the room, and the endpoint makes an error of it.
             raise CallFailed(call.stage, "unfinished", fault.message)
         answered = (target.name, call.model) in self._answered
-        if fault.kind in STOPPING_KINDS and not fault.certain and answered:
+        if fault.kind in STOPPING_KINDS and answered:
             await self._confirm(target, call, known, fault)
         if self._known(target, call).way != known.way:
             # Many calls at once may have been refused the same: the first changes what is known.
@@ -396,10 +398,10 @@ class EndpointClient:
         raise self._error(target, call, fault)
 
     async def _confirm(self, target: Target, call: Call, known: Capabilities, fault: Fault) -> None:
-        """Raise `CallFailed` if what would end the run in words is the trouble of one call only."""
+        """Raise `Transient` if a tiny call passes: what would end the run is passing."""
         outcome = await self._send_probe(target, call, known, None, afresh=True)
         if isinstance(outcome, Reply):
-            raise CallFailed(call.stage, "bad_request", fault.message)
+            raise _transient(call, replace(fault, kind="server"))
 
     def _suspects(
         self, target: Target, call: Call, known: Capabilities, fault: Fault
@@ -413,7 +415,7 @@ class EndpointClient:
                 return mode
             return (feature,) if feature in fields else mode + fields
         # An endpoint that has answered this mode refuses the call for another cause.
-        unproven = (target.name, call.model) not in self._answered
+        unproven = (target.name, call.model, call.kind, known.way) not in self._proven
         if fault.kind == "bad_request" and unproven:
             return mode + fields
         return mode if fault.kind == "server" and unproven else ()

@@ -282,6 +282,8 @@ FORMS: tuple[Form, ...] = (
     Form("rate_limit", r"rate[ _-]?limit|too many (?:requests|concurrent)|throttl|slow down"),
     Form("rate_limit", r"(?:requests|tokens|queries) ?(?:per|/) ?(?:min|sec|day|hour)"),
     Form("rate_limit", r"quota exceeded for|service tier capacity exceeded|concurrency limit"),
+    Form("rate_limit", words=r"\b(?:request|rpm|tpm|hourly|minute|api call) limit|too quickly"),
+    Form("rate_limit", words=r"maximum number of concurrent"),
     Form("rate_limit", r"out of call volume quota"),  # Azure
     Form("rate_limit", r"请求过于频繁|限流|速率限制|频率"),
     Form("credit", r"insufficient (?:account )?(?:balance|credit|funds|quota)|insufficient_quota"),
@@ -909,6 +911,9 @@ def _by_status(evidence: _Evidence, value: Any, text: str | None) -> Fault:
         return Fault(_kind_of_success(value, text), "")
     kind: FaultKind = "bad_request" if status < 500 else "server"
     kind = KIND_OF_STATUS.get(status, kind)
+    if kind in ("key", "bad_request") and _wait_of_words(evidence.words) is not None:
+        # Whoever is refused for good is not asked to come back.
+        kind = "rate_limit"
     no_api = status in (404, 405) and text is not None
     return Fault(kind, "", certain=no_api or status in PLAIN_STATUSES)
 

@@ -31,7 +31,8 @@ class Marks(NamedTuple):
 
 # One line a form. Behind it: a model whose template or output has it.
 MARKS = (
-    Marks("think", r"<think(?:ing)?\s*>", r"<\s*[/\\]\s*think(?:ing)?\s*>"),  # DeepSeek R1, Qwen 3
+    # DeepSeek R1, Qwen 3
+    Marks("think", r"<think(?:ing)?(?:\s[^<>]*)?>", r"<\s*[/\\]\s*think(?:ing)?\s*>"),
     Marks("seed:think", r"<seed:think>", r"</seed:think>"),  # Seed-OSS
     Marks("think:opensource", r"<think:opensource>", r"</think:opensource>"),  # Hunyuan 3
     Marks("longcat_think", r"<longcat_think>", r"</longcat_think>"),  # LongCat
@@ -42,6 +43,9 @@ MARKS = (
     Marks("<|inner_", r"<\|inner_prefix\|>", r"<\|inner_suffix\|>"),  # Apertus
     Marks("_thinking|>", r"<\|START_THINKING\|>", r"<\|END_THINKING\|>"),  # Command A
     Marks("channel", r"<\|channel>", r"<channel\|>"),  # Gemma 4
+    Marks("_of_thought|>", r"<\|begin_of_thought\|>", r"<\|end_of_thought\|>"),  # Sky-T1
+    Marks("antthinking>", r"<antthinking>", r"</antthinking>"),  # Claude
+    Marks("think|>", r"<\|think\|>", r"<\|/think\|>"),
     # Harmony (gpt-oss): thoughts end where another channel begins.
     Marks("<|channel|>", r"<\|channel\|>analysis", r"<\|channel\|>(?:final|comm)[^<]*"
           r"(?:<\|constrain\|>[^<]*)?<\|message\|>"),
