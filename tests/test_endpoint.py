@@ -512,6 +512,38 @@ async def test_a_500_of_one_mode_has_it_probed() -> None:
     assert [mode_of(b) for b in endpoint.asked()] == ["json_schema", "tools", "tools"]
 
 
+@pytest.mark.parametrize("status", [400, 500])
+async def test_an_answer_in_text_proves_nothing_of_a_mode(status: int) -> None:
+    def script(body: dict[str, Any], number: int) -> Any:
+        return error(status, "Bad request") if mode_of(body) == "json_schema" else GOOD
+
+    with Endpoint(script) as endpoint:
+        async with connected(endpoint.url) as complete:
+            await complete(replace(CALL, answer=None, text=True))
+            await complete(CALL)
+            assert complete.known()[0]["mode"] == "tools"
+
+
+async def test_a_refusal_that_a_tiny_call_refutes_is_sent_again() -> None:
+    def script(body: dict[str, Any], number: int) -> Any:
+        return error(403, "Forbidden") if number == 1 else GOOD
+
+    with Endpoint(script) as endpoint:
+        async with connected(endpoint.url) as complete:
+            await complete(CALL)
+            with pytest.raises(Transient):
+                await complete(CALL)
+            await complete(CALL)
+
+
+async def test_a_text_that_used_up_its_tokens_is_cut_whatever_the_endpoint_says() -> None:
+    def script(body: dict[str, Any], number: int) -> Any:
+        usage = {"prompt_tokens": 9, "completion_tokens": body["max_tokens"], "total_tokens": 9}
+        return whole({"content": "Half a te"}, usage=usage)
+
+    assert (await answered(script)).finish == "length"
+
+
 async def test_a_500_of_everything_is_trouble_of_the_endpoint() -> None:
     failed = await failure(lambda body, n: error(500, "internal error"))
     assert isinstance(failed, Transient)

@@ -1858,3 +1858,17 @@ def test_an_ordinary_error_takes_no_time() -> None:
     for _ in range(20):
         read(400, error("Something odd happened with this request " * 5), *sent)
     assert time.perf_counter() - start < 3
+
+
+LIMITS_IN_OTHER_WORDS = (
+    "You have reached your request limit for this minute. Please retry after 2 seconds.",
+    "RPM limit exceeded",
+    "You are sending requests too quickly",
+    "exceeded the maximum number of concurrent requests",
+)
+
+
+@pytest.mark.parametrize("words", LIMITS_IN_OTHER_WORDS)
+def test_a_limit_in_other_words_is_a_rate_limit_whatever_its_status(words: str) -> None:
+    assert read_fault(403, {}, {"message": words}).kind == "rate_limit"
+    assert read_fault(403, {}, {"message": "Forbidden"}).kind == "key"
