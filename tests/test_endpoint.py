@@ -456,7 +456,8 @@ async def test_an_answer_of_nothing_whose_tokens_are_used_up_is_a_cut_one() -> N
 LARGEST = {
     "of the answer": (
         "Invalid max_tokens value, the valid range of max_tokens is [1, 2048]",
-        [3000, 2048, 2048],
+        # The first is sent again as it was: words alone teach nothing.
+        [3000, 3000, 2048, 2048],
     ),
     "of the window": (
         "This model's maximum context length is 4096 tokens. However, you requested 4600 tokens "
@@ -488,10 +489,22 @@ async def test_a_limit_that_the_endpoint_names_is_tried_kept_and_remembered(
         assert found == sizes
         assert known["largest_answer"] == 2048
     else:
-        assert found[:2] == [3000, 4096 - 1600 - 32]
+        assert found[:3] == [3000, 3000, 4096 - 1600 - 32]
         assert known["window"] == 4096
         assert known["largest_answer"] is None
     assert all("max_completion_tokens" not in body for body in endpoint.bodies)
+
+
+async def test_a_limit_in_words_that_passes_as_it_was_teaches_nothing() -> None:
+    def script(body: dict[str, Any], number: int) -> Any:
+        message = "max_tokens is too large. This model supports at most 16 completion tokens"
+        return GOOD if number else error(400, message)
+
+    with Endpoint(script) as endpoint:
+        async with connected(endpoint.url) as complete:
+            await complete(CALL)
+            await complete(CALL)
+    assert [body["max_tokens"] for body in endpoint.bodies] == [CALL.max_tokens] * 3
 
 
 async def test_a_prompt_that_leaves_no_room_says_what_to_do() -> None:

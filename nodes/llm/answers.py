@@ -140,9 +140,9 @@ def split_plan(text: str) -> tuple[str | None, str]:
     >>> split_plan("<plan>Be brief.</plan>\n\nNo.")
     ('Be brief.', 'No.')
     """
-    found = _PLAN.match(text)
-    if found is not None:
-        return found["plan"].strip(), text[found.end() :]
+    plan = _PLAN.match(text)
+    if plan is not None:
+        return plan["plan"].strip(), text[plan.end() :]
     if _PLAN_OPENED.match(text):
         raise UnreadableAnswer("the plan is opened by <plan> and not closed by </plan>")
     return None, text

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from nodes.llm import MAX_GROWTHS, Call, Reply
+from nodes.llm.thoughts import has_thinking_mark
 
 Mode = Literal["json_schema", "tools", "json_object", "text"]
 # From the strictest way to ask for an answer's shape to the one every endpoint understands.
@@ -18,11 +19,13 @@ MODES: tuple[Mode, ...] = ("json_schema", "tools", "json_object", "text")
 # Fields of a request that some endpoints refuse. Without `max_tokens` a request has
 # `max_completion_tokens`, without `top_logprobs` it asks for fewer candidates.
 OPTIONAL_FIELDS = ("seed", "temperature", "max_tokens", "top_logprobs", "service_tier")
+# How to ask: what a refusal may be about.
+Way = tuple[Mode, frozenset[str]]
 MAX_ROOM = 2**MAX_GROWTHS
-# Tokens a character of a prompt takes until an answer has shown better, and what a prompt takes
-# beside its text.
+# Tokens a character of a prompt takes until an answer has shown better, and what is left free for
+# what a prompt takes beside its text.
 TOKENS_PER_CHAR = 0.3
-TOKENS_PER_CALL = 32
+MARGIN_TOKENS = 32
 # The part of its `max_tokens` that an answer needs at least to be worth asking for.
 LEAST_SHARE = 8
 
@@ -45,8 +48,8 @@ class Capabilities:
     answers_in: Literal["content", "reasoning"] | None = None
 
     @property
-    def way(self) -> tuple[Mode, frozenset[str]]:
-        """How to ask: what a refusal may be about."""
+    def way(self) -> Way:
+        """How to ask."""
         return self.mode, self.refused_fields
 
     def with_way(self, other: Capabilities) -> Capabilities:
@@ -79,7 +82,7 @@ class Capabilities:
     def prompt_tokens(self, call: Call) -> int:
         """An estimate of a prompt's tokens, rather too high than too low."""
         characters = sum(len(message["content"]) for message in call.messages)
-        return TOKENS_PER_CALL + int(characters * 1.05 * (self.tokens_per_char or TOKENS_PER_CHAR))
+        return MARGIN_TOKENS + int(characters * 1.05 * (self.tokens_per_char or TOKENS_PER_CHAR))
 
     def observe(self, call: Call, reply: Reply) -> Capabilities:
         """What is known after a reply: the room that thinking needs, the tokens of a character.
@@ -124,6 +127,6 @@ def least_tokens(call: Call) -> int:
 
 def _thinks(reply: Reply) -> bool:
     """Whether a cut reply shows that its tokens went into thoughts."""
-    text = (reply.text or "").lstrip()
+    text = reply.text or ""
     thought = reply.reasoning or reply.usage.get("reasoning_tokens", 0)
-    return bool(thought) or not text or text.startswith(("<think", "[THINK]", "<|channel|>"))
+    return bool(thought) or not text.strip() or has_thinking_mark(text)

@@ -24,7 +24,7 @@ from pydantic import ValidationError
 from nodes.inputs import BadInput
 from nodes.llm import Call, ProviderStopped, Reply
 from nodes.llm.capabilities import Capabilities, Mode
-from nodes.llm.completion import parse_reply
+from nodes.llm.completion import NotACompletion, parse_reply
 from nodes.llm.endpoint import (
     Endpoint,
     EndpointClient,
@@ -60,17 +60,7 @@ _FIELD_NAMES = {
     "max_tokens": ("max_tokens", "max_output_tokens", "num_predict", "max_new_tokens"),
     "seed": ("seed", "random_seed"),
 }
-# The finish reasons of providers, in small letters; every other means that the answer ended.
-_FINISH = {
-    **dict.fromkeys(
-        ("length", "max_tokens", "max_output_tokens", "model_length",
-         "model_context_window_exceeded"), "length"
-    ),
-    **dict.fromkeys(
-        ("content_filter", "content_filtered", "guardrail_intervened", "safety", "recitation",
-         "blocklist", "prohibited_content", "spii", "image_safety", "language"), "content_filter"
-    ),
-}  # fmt: skip
+# Where providers put the reason why an answer ended.
 _FINISH_KEYS = ("finish_reason", "stop_reason", "stopReason", "done_reason", "finishReason")
 
 T = TypeVar("T")
@@ -124,11 +114,13 @@ class ModelClient(EndpointClient):
     async def aclose(self) -> None:
         """Close the session of the running event loop, and the models' own connections."""
         await super().aclose()
-        models = [made for made in self._models.values() if made.done() and not made.cancelled()]
+        models = [
+            model for model in self._models.values() if model.done() and not model.cancelled()
+        ]
         self._models.clear()
-        for made in models:
-            if made.exception() is None:
-                await _in_shared_loop(_close(made.result()))
+        for model in models:
+            if model.exception() is None:
+                await _in_shared_loop(_close(model.result()))
 
     async def _send(self, target: Target, call: Call, known: Capabilities) -> Reply | Fault:
         """Send one request, to a provider or an endpoint: its reply, or the fault."""
@@ -142,7 +134,7 @@ class ModelClient(EndpointClient):
             message = f"{type(model).__name__} gives no log-probabilities"
             return Fault("unsupported", message, feature="logprobs", certain=True)
         try:
-            runnable, messages = _asked(model, call, known)
+            runnable, messages = _prepare(model, call, known)
         except (NotImplementedError, ValueError) as error:
             message = _first_line(error)
             return Fault("unsupported", message, feature=known.mode, certain=True)
@@ -151,7 +143,10 @@ class ModelClient(EndpointClient):
         except Exception as error:  # noqa: BLE001 - every package raises its own
             return read_error(error, call)
         message = answer["raw"] if isinstance(answer, Mapping) else answer
-        return read_message(message, structured=call.answer is not None)
+        try:
+            return read_message(message, structured=call.answer is not None)
+        except NotACompletion as error:
+            return read_fault(200, {}, error.body)
 
     def _suspects(
         self, target: Target, call: Call, known: Capabilities, fault: Fault
@@ -182,14 +177,14 @@ class ModelClient(EndpointClient):
 
     async def _model(self, name: str) -> Any:
         """The chat model of a name, made once. Raises `ProviderStopped` if it cannot be."""
-        made = self._models.get(name)
-        if made is None or made.get_loop() is not asyncio.get_running_loop():
+        model = self._models.get(name)
+        if model is None or model.get_loop() is not asyncio.get_running_loop():
             # Imports take seconds: not on the event loop.
-            made = asyncio.ensure_future(asyncio.to_thread(self._make, name))
+            model = asyncio.ensure_future(asyncio.to_thread(self._make, name))
             # Retrieved here: asyncio warns of an exception that no waiter has seen.
-            made.add_done_callback(lambda made: made.cancelled() or made.exception())
-            self._models[name] = made
-        return await asyncio.shield(made)
+            model.add_done_callback(lambda model: model.cancelled() or model.exception())
+            self._models[name] = model
+        return await asyncio.shield(model)
 
     def _make(self, name: str) -> Any:
         provider, _, own_name = name.partition(":")
@@ -254,7 +249,7 @@ def _gives_odds(model: Any) -> bool:
     return bool(_field(model, "logprobs") and _field(model, "top_logprobs"))
 
 
-def _asked(model: Any, call: Call, known: Capabilities) -> tuple[Any, list[Any]]:
+def _prepare(model: Any, call: Call, known: Capabilities) -> tuple[Any, list[Any]]:
     """The model with a call's parameters and the shape of its answer, and the messages."""
     values = {
         "temperature": call.temperature,
@@ -271,15 +266,15 @@ def _asked(model: Any, call: Call, known: Capabilities) -> tuple[Any, list[Any]]
         fields |= {"logprobs": True, "top_logprobs": FEWER_TOP_LOGPROBS if fewer else TOP_LOGPROBS}
     fields |= _own_fields(model, call)
     # A copy shares the connections.
-    asked = model.model_copy(update=fields)
+    prepared = model.model_copy(update=fields)
     messages: list[Any] = list(call.messages)
     if call.answer is None:
-        return asked, messages
+        return prepared, messages
     method = _METHODS.get(known.mode)
     if method is None:
-        return asked, list(request_body(call, known)["messages"])
+        return prepared, list(request_body(call, known)["messages"])
     schema = {"title": call.stage, "description": "Give the answer.", **schema_of(call.answer)}
-    return asked.with_structured_output(schema, method=method, include_raw=True), messages
+    return prepared.with_structured_output(schema, method=method, include_raw=True), messages
 
 
 def _own_fields(model: Any, call: Call) -> dict[str, Any]:
@@ -326,13 +321,16 @@ async def _close(model: Any) -> None:
 
 
 def read_message(message: Any, *, structured: bool) -> Reply:
-    """LangChain's message as a `Reply`: what it holds as a chat completion would."""
+    """LangChain's message as a `Reply`: what it holds as a chat completion would.
+
+    Raises `NotACompletion` for an answer that ended with an error.
+    """
     metadata = message.response_metadata or {}
     texts, thoughts = _texts(message)
     text = _arguments(message) if structured else None
     finish = _finish(metadata)
     refusal = message.additional_kwargs.get("refusal")
-    if finish == "refusal":
+    if (finish or "").casefold() == "refusal":
         refusal, finish = "\n".join(texts) or "it gives no reason", "stop"
     usage = message.usage_metadata or {}
     reasoning = (usage.get("output_token_details") or {}).get("reasoning")
@@ -390,16 +388,12 @@ def _arguments(message: Any) -> str | None:
     return None
 
 
-def _finish(metadata: Mapping[str, Any]) -> str:
-    """`stop`, `length`, `content_filter` or `refusal`, whichever way the provider says it."""
+def _finish(metadata: Mapping[str, Any]) -> str | None:
+    """Why an answer ended, in the provider's own word."""
     if (metadata.get("prompt_feedback") or {}).get("block_reason"):
         return "content_filter"
-    for key in _FINISH_KEYS:
-        reason = metadata.get(key)
-        if isinstance(reason, str):
-            lower = reason.casefold().rpartition(".")[2].removeprefix("finish_reason_")
-            return "refusal" if lower == "refusal" else _FINISH.get(lower, "stop")
-    return "stop"
+    reasons = (metadata.get(key) for key in _FINISH_KEYS)
+    return next((reason for reason in reasons if isinstance(reason, str)), None)
 
 
 def _check_keys(provider: str) -> str:
@@ -448,11 +442,11 @@ def _status(error: BaseException) -> int | None:
     """The HTTP status of an error, under whichever name its package has it."""
     response = getattr(error, "response", None)
     if isinstance(response, dict):
-        found: list[Any] = [(response.get("ResponseMetadata") or {}).get("HTTPStatusCode")]
+        statuses: list[Any] = [(response.get("ResponseMetadata") or {}).get("HTTPStatusCode")]
     else:
-        found = [getattr(error, name, None) for name in ("status_code", "code", "http_status")]
-        found += [getattr(response, name, None) for name in ("status_code", "status")]
-    for status in found:
+        statuses = [getattr(error, name, None) for name in ("status_code", "code", "http_status")]
+        statuses += [getattr(response, name, None) for name in ("status_code", "status")]
+    for status in statuses:
         if isinstance(status, int) and not isinstance(status, bool) and 100 <= status < 600:
             return int(status)
     return None

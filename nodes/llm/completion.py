@@ -30,7 +30,8 @@ FINISH_REASONS = {
     """,
     "content_filter": """
         content_filter content_filtered content_filtering filtered safety recitation blocklist
-        prohibited_content spii sensitive refusal guardrail_intervened guardrails error_toxic
+        prohibited_content spii image_safety language sensitive refusal guardrail_intervened
+        guardrails error_toxic
     """,
     "error": """
         error error_limit network_error insufficient_system_resource abort aborted cancelled
@@ -89,8 +90,8 @@ def parse_reply(body: Any) -> Reply:
     for holder in (body, choice, message):
         if _error_in(holder):
             raise NotACompletion({"error": holder["error"]})
-    said, thought, refusals = _read_content(message.get("content"))
-    text = "\n".join(_arguments(message)) or said
+    content, thought, refusals = _read_content(message.get("content"))
+    text = "\n".join(_arguments(message)) or content
     if not text and isinstance(choice.get("text"), str):
         text = choice["text"]
     finish = _finish(choice, body)
@@ -117,12 +118,12 @@ def _service_tier(body: dict[str, Any]) -> str | None:
 
 def _choice(body: Any) -> dict[str, Any]:
     """The choice that has an answer in it, or else the first. Raises `NotACompletion`."""
-    told = body.get("choices") if isinstance(body, dict) else None
-    if isinstance(told, dict):
-        told = [told]
+    listed = body.get("choices") if isinstance(body, dict) else None
+    if isinstance(listed, dict):
+        listed = [listed]
     choices: list[dict[str, Any]] = []
-    if isinstance(told, list):
-        choices += (choice for choice in told if isinstance(choice, dict))
+    if isinstance(listed, list):
+        choices += (choice for choice in listed if isinstance(choice, dict))
     if not choices:
         raise NotACompletion(body)
     # Some put what is said and the tool call into choices of their own.
@@ -153,12 +154,12 @@ def _read_content(content: Any) -> tuple[str | None, list[str], list[str]]:
     """
     if content is None or isinstance(content, str):
         return content, [], []
-    said: list[str] = []
+    texts: list[str] = []
     thought: list[str] = []
     refused: list[str] = []
     for part in content if isinstance(content, list) else [content]:
         if isinstance(part, str):
-            said.append(part)
+            texts.append(part)
         elif isinstance(part, dict):
             kind = part.get("type")
             if kind in _REASONING_TYPES or part.get("thought") is True:
@@ -166,12 +167,12 @@ def _read_content(content: Any) -> tuple[str | None, list[str], list[str]]:
             elif kind == "refusal":
                 refused.append(str(part.get("refusal") or ""))
             elif kind == "tool_use":
-                said.append(_as_json(part.get("input")))
+                texts.append(_as_json(part.get("input")))
             elif kind is None and not isinstance(part.get("text"), str | dict):
-                said.append(_as_json(part))
+                texts.append(_as_json(part))
             else:
-                said.append(_text_of(part))
-    return "".join(said) or None, thought, refused
+                texts.append(_text_of(part))
+    return "".join(texts) or None, thought, refused
 
 
 def _text_of(value: Any) -> str:
@@ -195,14 +196,14 @@ def _as_json(value: Any) -> str:
 def _arguments(message: dict[str, Any]) -> list[str]:
     """The arguments of a message's tool calls as JSON texts."""
     calls = message.get("tool_calls") or message.get("function_call") or []
-    found = []
+    texts = []
     for call in calls if isinstance(calls, list) else [calls]:
         function = call.get("function", call) if isinstance(call, dict) else None
         if isinstance(function, dict):
             names = ("arguments", "parameters", "input")
             values = [function[name] for name in names if function.get(name)]
-            found += [_as_json(value) for value in values[:1]]
-    return found
+            texts += [_as_json(value) for value in values[:1]]
+    return texts
 
 
 def _reasoning(message: dict[str, Any]) -> str:
@@ -212,12 +213,13 @@ def _reasoning(message: dict[str, Any]) -> str:
 
 def _finish(choice: dict[str, Any], body: dict[str, Any]) -> str:
     """Why an answer ended: `stop`, `length`, `content_filter` or `error`."""
-    told = [choice.get(name) for name in _FINISH_FIELDS] + [body.get("done_reason")]
-    for reason in told:
+    reasons = [choice.get(name) for name in _FINISH_FIELDS] + [body.get("done_reason")]
+    for reason in reasons:
         if isinstance(reason, dict):
             reason = reason.get("type")
         if isinstance(reason, str) and reason:
             spelling = reason.rpartition(".")[2].lower().replace("-", "_").replace(" ", "_")
+            spelling = spelling.removeprefix("finish_reason_")
             if spelling in _FINISH:
                 return _FINISH[spelling]
             if any(word in spelling for word in ("length", "limit", "max_token")):
@@ -230,10 +232,10 @@ def _reported_usage(body: dict[str, Any], choice: dict[str, Any]) -> dict[str, A
     """The usage, from where an endpoint puts it."""
     groq = body.get("x_groq")
     places = [body, choice, groq if isinstance(groq, dict) else {}]
-    found = [
+    usages = [
         place[name] for place in places for name in ("usage", "usageMetadata") if name in place
     ]
-    return next((usage for usage in found if isinstance(usage, dict)), {})
+    return next((usage for usage in usages if isinstance(usage, dict)), {})
 
 
 def _usage(reported: dict[str, Any]) -> Usage:

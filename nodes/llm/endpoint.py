@@ -37,16 +37,17 @@ from yarl import URL
 from nodes.llm import Answer, Call, CallFailed, Complete, ProviderStopped, Reply, draw_seed
 from nodes.llm.answers import UnreadableAnswer, read_answer
 from nodes.llm.capabilities import (
+    MARGIN_TOKENS,
     MODES,
     OPTIONAL_FIELDS,
-    TOKENS_PER_CALL,
     Capabilities,
     Mode,
+    Way,
     least_tokens,
 )
 from nodes.llm.completion import NotACompletion, parse_reply, read_event_stream
 from nodes.llm.fast_json import dumps, loads
-from nodes.llm.faults import Fault, read_fault
+from nodes.llm.faults import PASSING, Fault, read_fault
 from nodes.llm.protocol import ErrorResponse, Transient, request_body
 
 OPENAI_URL = "https://api.openai.com/v1"
@@ -71,8 +72,6 @@ MAX_REPEATS = 2
 UNREADABLE_BEFORE_PROBE = 2
 PROBE_PROMPT = "Reply with the word ok. If you are asked for a JSON object, set ok to true in it."
 PROBE_TOKENS = 64
-# Faults that pass by themselves.
-TRANSIENT_KINDS = ("rate_limit", "no_resources", "loading", "overloaded", "server", "timeout")
 
 # Faults that end every call.
 STOPPING_KINDS = ("key", "model", "credit", "address")
@@ -172,11 +171,8 @@ class EndpointClient:
         self.send_probe: SendProbe = _send_directly
         self._capabilities: dict[ModelKey, Capabilities] = {}
         self._probes = Probes()
-        # Models that have answered, with and without log-probabilities.
-        self._answered: set[ModelKey] = set()
-        # The same with the kind of the request and the way it was made: what is known to work.
-        self._proven: set[tuple[Any, ...]] = set()
-        self._gave_odds: set[ModelKey] = set()
+        # Models that have answered, with the kind of the request and the way it was made.
+        self._proven: set[tuple[str, str, str, Way]] = set()
         self._targets: dict[tuple[str, bool], Target] = {}
         self._sessions: WeakKeyDictionary[
             asyncio.AbstractEventLoop, tuple[HttpSession, AsyncGenerator[None, None]]
@@ -266,7 +262,7 @@ class EndpointClient:
         """
         if call.unreadable >= UNREADABLE_BEFORE_PROBE and call.answer is not None:
             await self._probe_mode_by_shape(target, call)
-        smaller, message, repeats = None, "", MAX_REPEATS
+        smaller, message, repeats, confirmed = None, "", MAX_REPEATS, False
         for _ in range(MAX_ADAPTATIONS):
             known = self._known(target, call)
             sent = call if smaller is None else replace(call, wire_tokens=smaller.tokens)
@@ -281,6 +277,10 @@ class EndpointClient:
             if answer.kind == "bad_generation" and answer.feature is None and repeats:
                 # The endpoint threw a generation away: there was no reply, so it is sent as it was.
                 repeats -= 1
+                continue
+            if _is_too_much(answer) and not (answer.certain or confirmed):
+                # Words alone: what passes as it was had no limit to learn.
+                confirmed = True
                 continue
             smaller = await self._adapt(target, sent, known, answer) or smaller
             message = answer.message
@@ -299,8 +299,8 @@ class EndpointClient:
                     probe = await self._send_probe(target, call, known, None)
                     if not isinstance(probe, Reply):
                         return reply
-                    said = (probe.reasoning or "").strip(" .!\n").lower()
-                    alone = not (probe.text or "").strip() and said == "ok"
+                    thought = (probe.reasoning or "").strip(" .!\n").lower()
+                    alone = not (probe.text or "").strip() and thought == "ok"
                     place: Literal["reasoning", "content"] = "reasoning" if alone else "content"
                     known = replace(self._known(target, call), answers_in=place)
                     sentence = "answers in the field for thoughts: that is read as the answer"
@@ -321,14 +321,10 @@ class EndpointClient:
 
     def _accept(self, target: Target, call: Call, reply: Reply) -> Reply:
         """A completion as the reply to a call, with what it teaches."""
-        key = target.name, call.model
-        if call.kind == "question":
-            if reply.odds is not None:
-                self._gave_odds.add(key)
-            elif key not in self._gave_odds and reply.finish != "content_filter":
-                raise _no_log_probabilities()
-        self._answered.add(key)
-        self._proven.add((*key, call.kind, self._known(target, call).way))
+        gives_odds = reply.odds is not None or self._has_answered(target, call, kind="question")
+        if call.kind == "question" and not gives_odds and reply.finish != "content_filter":
+            raise _no_log_probabilities()
+        self._proven.add((target.name, call.model, call.kind, self._known(target, call).way))
         used, most = reply.usage["completion_tokens"], call.most_tokens
         empty = not (reply.text or "").strip()
         if call.kind != "question" and (used == most or (empty and used > most > 0)):
@@ -336,6 +332,13 @@ class EndpointClient:
             reply = replace(reply, finish="length" if reply.finish == "stop" else reply.finish)
         self._observe(target, call, reply)
         return reply
+
+    def _has_answered(self, target: Target, call: Call, kind: str | None = None) -> bool:
+        """Whether the model of a call has answered before, any request or one of a kind."""
+        return any(
+            (address, model) == (target.name, call.model) and kind in (None, proven_kind)
+            for address, model, proven_kind, _ in self._proven
+        )
 
     def _observe(self, target: Target, call: Call, reply: Reply) -> None:
         before = self._known(target, call)
@@ -370,14 +373,12 @@ class EndpointClient:
 
         Raises what the fault means if nothing can be done about it.
         """
-        too_much = fault.kind == "rate_limit" and fault.window is not None
-        if fault.kind in ("too_long", "answer_too_large") or too_much:
+        if _is_too_much(fault):
             return smaller_answer(call, known, fault)
         if fault.kind == "bad_generation" and fault.feature == "max_tokens":
             # Thoughts took all of the room, and the endpoint makes an error of it.
             raise CallFailed(call.stage, "unfinished", fault.message)
-        answered = (target.name, call.model) in self._answered
-        if fault.kind in STOPPING_KINDS and answered:
+        if fault.kind in STOPPING_KINDS and self._has_answered(target, call):
             await self._confirm(target, call, known, fault)
         if self._known(target, call).way != known.way:
             # Many calls at once may have been refused the same: the first changes what is known.
@@ -387,11 +388,13 @@ class EndpointClient:
             async with self._probes.lock(target.name, call.model):
                 if self._known(target, call).way != known.way:
                     return None
+                refused: tuple[str, Capabilities] | None
                 if fault.certain and fault.feature in suspects:
-                    refused = {fault.feature: known.without(fault.feature)}
+                    refused = fault.feature, known.without(fault.feature)
                 else:
                     refused = await self._probe(target, call, known, suspects)
-                for feature, without in refused.items():
+                if refused is not None:
+                    feature, without = refused
                     latest = self._known(target, call).with_way(without)
                     self._learn(target, call, latest, _refusal(feature, latest, fault))
                     return None
@@ -422,7 +425,7 @@ class EndpointClient:
 
     async def _probe(
         self, target: Target, call: Call, known: Capabilities, suspects: Sequence[str]
-    ) -> dict[str, Capabilities]:
+    ) -> tuple[str, Capabilities] | None:
         """The first of the suspects that the endpoint refuses, with what is known without it.
 
         A suspect is refused if a tiny call fails with it and passes without it. What was probed
@@ -430,21 +433,21 @@ class EndpointClient:
         """
         done = (target.name, call.model, call.answer, *suspects)
         if done in self._probes.passed:
-            return {}
+            return None
         least = await self._least(target, call, known)
         if least is None:
-            return {}
+            return None
         for suspect in suspects:
             if suspect in MODES:
                 mode = await self._first_mode(target, call, least, known.mode)
                 if mode not in (None, known.mode):
-                    return {suspect: replace(known, mode=mode)}
+                    return suspect, replace(known, mode=mode)
                 continue
             alone = replace(least, refused_fields=least.refused_fields - {suspect})
             if alone != least and not await self._passes(target, call, alone, None):
-                return {suspect: known.without(suspect)}
+                return suspect, known.without(suspect)
         self._probes.passed.add(done)
-        return {}
+        return None
 
     async def _least(self, target: Target, call: Call, known: Capabilities) -> Capabilities | None:
         """The barest way of asking that passes; None if none does, so that nothing can be told."""
@@ -478,7 +481,7 @@ class EndpointClient:
                 if repeated:
                     return False
                 continue
-            if fault.kind in TRANSIENT_KINDS:
+            if fault.kind in PASSING:
                 raise _transient(call, fault)
             if fault.kind in STOPPING_KINDS:
                 raise self._error(target, call, fault)
@@ -543,7 +546,7 @@ class EndpointClient:
             for mode in MODES[MODES.index(known.mode) :]:
                 reply = await self._send_probe(target, call, replace(known, mode=mode), Probed)
                 if not isinstance(reply, Reply):
-                    if reply.kind in TRANSIENT_KINDS:
+                    if reply.kind in PASSING:
                         raise _transient(call, reply)
                     continue
                 if reply.finish == "length":
@@ -604,11 +607,11 @@ class EndpointClient:
         """What a fault means that cannot be mended by asking another way."""
         stop = _stop_message(call, fault)
         if stop is not None:
-            if fault.kind == "address" and (target.name, call.model) in self._answered:
+            if fault.kind == "address" and self._has_answered(target, call):
                 # It has answered before: something in between is out of order.
                 return _transient(call, replace(fault, kind="server"))
             return ProviderStopped(stop)
-        if fault.kind in TRANSIENT_KINDS:
+        if fault.kind in PASSING:
             return _transient(call, fault)
         no_odds = fault.kind == "unsupported" and fault.feature in ("logprobs", "top_logprobs")
         if no_odds and call.kind == "question":
@@ -637,6 +640,12 @@ class EndpointClient:
             await closer.aclose()
 
 
+def _is_too_much(fault: Fault) -> bool:
+    """Whether a smaller answer may be taken; a limit of tokens a minute may be too small too."""
+    whole = fault.kind == "rate_limit" and fault.window is not None
+    return whole or fault.kind in ("too_long", "answer_too_large")
+
+
 @dataclass(frozen=True, slots=True)
 class SmallerAnswer:
     """The `max_tokens` with which a call may fit, and the window that bounds it, if that is one."""
@@ -655,7 +664,7 @@ def smaller_answer(call: Call, known: Capabilities, fault: Fault) -> SmallerAnsw
         tokens = fault.largest_answer or call.most_tokens // 2
     elif fault.window is not None:
         window = fault.window
-        tokens = window - (fault.prompt_tokens or known.prompt_tokens(call)) - TOKENS_PER_CALL
+        tokens = window - (fault.prompt_tokens or known.prompt_tokens(call)) - MARGIN_TOKENS
     else:
         tokens = 0
     if tokens >= call.most_tokens > 1:

@@ -15,6 +15,7 @@ import re
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -584,17 +585,14 @@ def _decode(body: object) -> tuple[Any, str | None]:
     if not isinstance(body, str):
         return body, None
     body = body[:MAX_BODY]
-    try:
-        return json.loads(body), None
-    except (ValueError, RecursionError):
-        pass
-    for line in body.splitlines() if body.startswith(("data:", "event:", ":")) else ():
+    texts = [body]
+    if body.startswith(("data:", "event:", ":")):
         # An event stream that nobody asked for: its error is one event.
-        if line.startswith("data:") and "error" in line:
-            try:
-                return json.loads(line.removeprefix("data:")), None
-            except (ValueError, RecursionError):
-                continue
+        events = (line for line in body.splitlines() if line.startswith("data:"))
+        texts += [event.removeprefix("data:") for event in events if "error" in event]
+    for text in texts:
+        with suppress(ValueError, RecursionError):
+            return json.loads(text), None
     return None, body
 
 
@@ -681,10 +679,8 @@ def _unwrap(text: str, sent: Sequence[str]) -> tuple[str, Any]:
 
 def _decode_at(text: str, start: int) -> tuple[Any, int]:
     """The JSON value or Python literal at a place of a text, and where it ends."""
-    try:
+    with suppress(ValueError, RecursionError):
         return json.JSONDecoder(strict=False).raw_decode(text, start)
-    except (ValueError, RecursionError):
-        pass
     end = max(text.rfind("}"), text.rfind("]")) + 1
     if not start < end <= start + MAX_WORDS:
         return None, start
@@ -975,14 +971,14 @@ def _message(
 ) -> str:
     """One line: the status, and the endpoint's words or what came in their place."""
     if 300 <= status < 400 and "location" in headers:
-        said = f"it redirects to {headers['location']}"
+        reason = f"it redirects to {headers['location']}"
     elif text is not None:
-        said = _what_came(text, headers)
+        reason = _what_came(text, headers)
     else:
-        said = "; ".join(evidence.texts) or f"no error was said: {_as_text(value)}"
+        reason = "; ".join(evidence.texts) or f"no error was said: {_as_text(value)}"
     inner = f" ({evidence.status} inside)" if evidence.status != status else ""
     tail = "; is --base-url the API's address?" if kind == "address" and text is not None else ""
-    line = redact_keys(" ".join(f"status {status}{inner}: {said}"[:20_000].split()))
+    line = redact_keys(" ".join(f"status {status}{inner}: {reason}"[:20_000].split()))
     line = line.encode("utf-8", "replace").decode("utf-8")
     line = "".join(character for character in line if character.isprintable())
     room = MAX_MESSAGE - len(tail)

@@ -87,9 +87,9 @@ def find_objects(text: str, at: int = 0) -> Iterator[FoundObject]:
     >>> [found.value for found in find_objects('Not {x}: {"a": 1,} or {\'b\': True}')]
     [{'a': 1}, {'b': True}]
     """
-    found, unended, first = False, 0, text.find("{", at)
+    any_ended, unended, first = False, 0, text.find("{", at)
     while unended < MAX_UNENDED and (begin := _START.search(text, at)) is not None:
-        start, found = begin.start(), True
+        start, any_ended = begin.start(), True
         end = _end_of_object(text, start)
         if end is None:
             unended += 1
@@ -99,7 +99,7 @@ def find_objects(text: str, at: int = 0) -> Iterator[FoundObject]:
         else:
             yield _read_object(text, start, end)
             at = end
-    if not found and first >= 0:
+    if not any_ended and first >= 0:
         yield FoundObject(first, len(text), fault=_fault(text, first, len(text)))
 
 
@@ -165,7 +165,8 @@ def _fault(text: str, start: int, end: int) -> str:
         at = start + _undoubled(piece, doubled, error.pos)
         line, column = text.count("\n", 0, at) + 1, at - text.rfind("\n", 0, at)
         meaning = next(
-            (said for begin, said in _MEANINGS.items() if error.msg.startswith(begin)), error.msg
+            (meaning for begin, meaning in _MEANINGS.items() if error.msg.startswith(begin)),
+            error.msg,
         )
         if text[:at].rstrip().endswith(",") and text[at : at + 1] in ("}", "]"):
             meaning = _MEANINGS["Illegal trailing comma"]

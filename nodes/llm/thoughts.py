@@ -131,12 +131,12 @@ def find_answer(text: str) -> int:
 def find_thinking_marks(text: str) -> list[tuple[int, int]]:
     """The spans of the marks that count in a text, some of them."""
     forms = _forms_in(text)
-    found = [_last_closing(form, text) for form in forms]
-    found += [_opening(form, text, 0) for form in forms]
+    marks = [_last_closing(form, text) for form in forms]
+    marks += [_opening(form, text, 0) for form in forms]
     for form in forms:
         if not form.marks.plain:
-            found += [*form.opening.finditer(text), *form.closing.finditer(text)]
-    return [mark.span() for mark in found if mark is not None]
+            marks += [*form.opening.finditer(text), *form.closing.finditer(text)]
+    return [mark.span() for mark in marks if mark is not None]
 
 
 def _opening(form: _Form, text: str, start: int) -> re.Match[str] | None:

@@ -156,13 +156,13 @@ def _read_json(
 
 def _first_lines(path: Path, skip: Skip | None) -> list[str]:
     """The first two lines that are not blank. Bad ones are passed over, if bad lines are."""
-    found: list[str] = []
+    texts: list[str] = []
     for _, text in text_lines(path, None if skip is None else lambda *_: None):
         if text.strip():
-            found.append(text)
-        if len(found) == 2:
+            texts.append(text)
+        if len(texts) == 2:
             break
-    return found
+    return texts
 
 
 def _is_json(text: str) -> bool:
@@ -253,7 +253,7 @@ def _wrapped_lists(value: Mapping[str, Any]) -> dict[str, list[Any]]:
     if SHAPE_KEYS & value.keys():
         return {}
     is_row = any(isinstance(text, str) and " " in text for text in value.values())
-    found: dict[str, list[Any]] = {}
+    lists: dict[str, list[Any]] = {}
     for key, inner in value.items():
         known = str(key).lower() in _WRAPPERS
         if is_row and not known:
@@ -262,12 +262,12 @@ def _wrapped_lists(value: Mapping[str, Any]) -> dict[str, list[Any]]:
             # Under a usual name a list may be empty, or of texts.
             kinds = Mapping | str if known else Mapping
             if (inner or known) and all(isinstance(row, kinds) for row in inner):
-                found[key] = inner
+                lists[key] = inner
         elif isinstance(inner, Mapping):
             within = _wrapped_lists(inner)
             alone = len(within) == 1
-            found |= {(key if alone else f"{key}.{name}"): rows for name, rows in within.items()}
-    return found
+            lists |= {(key if alone else f"{key}.{name}"): rows for name, rows in within.items()}
+    return lists
 
 
 def _choose_list(

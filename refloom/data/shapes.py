@@ -207,9 +207,9 @@ def _system_turns(row: DataRow) -> list[Turn]:
 
 def _from_pair(row: DataRow, instruction_key: str, response_key: str | None) -> Exchanges:
     instruction = read_text(row, instruction_key) or ""
-    given = read_text(row, "input") if instruction_key == "instruction" else None
-    if given and given.strip():
-        instruction = f"{instruction}\n\n{given}"
+    own_input = read_text(row, "input") if instruction_key == "instruction" else None
+    if own_input and own_input.strip():
+        instruction = f"{instruction}\n\n{own_input}"
     context = context_text(row.get("context"))
     if context and instruction.strip() and context not in instruction:
         instruction = f"{instruction}\n\n{context}"
@@ -298,10 +298,10 @@ def _pair_turns(turns: Iterable[_Said], row: DataRow) -> Exchanges:
             yield Exchange(question["content"], response, history[:-1], turn.calls_tool, True)
         elif not roles and turn.role.strip().lower() not in ("system", "developer"):
             history += _system_turns(row)
-        said: Turn = {"role": turn.role, "content": turn.content}
-        question = said if turn.role == "user" else None
+        spoken: Turn = {"role": turn.role, "content": turn.content}
+        question = spoken if turn.role == "user" else None
         roles.append(turn.role)
-        history.append(said)
+        history.append(spoken)
     if question is not None:
         yield Exchange(question["content"], None, history[:-1], in_conversation=True)
     if "user" not in roles:
@@ -377,12 +377,12 @@ def _filled_keys(row: DataRow) -> set[str]:
     if not blank:
         return keys
     # An empty response is one, if no other column has it; so is an instruction with an input.
-    kept = {"output", "response", "completion"}
+    counted = {"output", "response", "completion"}
     if row.get("instances") or (isinstance(row.get("input"), str) and row["input"].strip()):
-        kept.add("instruction")
+        counted.add("instruction")
     if "response" in keys - blank:
-        kept.discard("output")
-    return keys - (blank - kept)
+        counted.discard("output")
+    return keys - (blank - counted)
 
 
 def join_history(exchange: Exchange) -> str:

@@ -30,13 +30,11 @@ from refloom.errors import BudgetSpent, InputError
 from refloom.runs.cost import Budget, Prices
 from refloom.runs.event_log import event
 from refloom.runs.journal import INSERT_META, Journal, ReusedCalls
-from refloom.runs.rate_limit import CircuitBreaker, Limiter, Permit
+from refloom.runs.rate_limit import MAX_WAIT_S, CircuitBreaker, Limiter, Permit
 from refloom.runs.retry import DrawLog
 from refloom.settings import DEFAULT_TIER, Settings, StageSettings, is_embedded
 
 MAX_TRIES = 6
-# Faults that are no try of a call: the endpoint answers, and asks to wait.
-UNCOUNTED_FAULTS = ("rate_limit", "no_resources", "loading")
 MAX_BACKOFF_S = 60.0
 # A model that is being loaded is looked after more often: nobody else waits for it.
 MAX_LOADING_DELAY_S = 10.0
@@ -313,7 +311,7 @@ class CachedClient:
                 call = replace(call, tier=None)
                 continue
             timeouts += result.kind == "timeout"
-            if result.kind in UNCOUNTED_FAULTS:
+            if result.kind in MAX_WAIT_S:
                 # The endpoint is well and the call is sound: it only has to wait.
                 limited += 1
             else:

@@ -304,8 +304,7 @@ class Budget:
             return Reservation(call.model)
         reservation = self._estimate(call)
         if self._exceeds_cap(reservation, beside_reserved=True):
-            queued = _QueuedCall(call, reservation, asyncio.get_running_loop().create_future())
-            raise BudgetSpent(self._refusal_message(queued))
+            raise BudgetSpent(self._refusal_message(call, reservation))
         self._reserved_pico += reservation.pico
         self._reserved_tokens += reservation.tokens
         return reservation
@@ -396,16 +395,16 @@ class Budget:
 
     def _refuse_all(self, unfit: _QueuedCall) -> str:
         """Refuse the calls that wait and all later ones, because of one that can never fit."""
-        self._refusal = self._refusal_message(unfit)
+        self._refusal = self._refusal_message(unfit.call, unfit.reservation)
         for _, _, queued in self._queue:
             if not queued.admission.done():
                 queued.admission.set_exception(BudgetSpent(self._refusal))
         self._queue.clear()
         return self._refusal
 
-    def _refusal_message(self, unfit: _QueuedCall) -> str:
-        wanted, max_tokens = unfit.reservation, self._max_tokens
-        call = f"the next call ({unfit.call.stage}, {unfit.call.model})"
+    def _refusal_message(self, unfit: Call, wanted: Reservation) -> str:
+        max_tokens = self._max_tokens
+        call = f"the next call ({unfit.stage}, {unfit.model})"
         if max_tokens is not None and self._spent_tokens + wanted.tokens > max_tokens:
             return (
                 f"--max-tokens is {max_tokens:,}: {self._spent_tokens:,} are used and {call} may "

@@ -12,7 +12,7 @@ from nodes.llm import Answer, Call, ProviderStopped, Reply
 from nodes.llm.answers import UnreadableAnswer, has_thinking_mark, read_answer
 from nodes.llm.capabilities import MODES, Capabilities, Mode
 from nodes.llm.chat_model import ModelClient
-from nodes.llm.endpoint import EndpointClient
+from nodes.llm.endpoint import EndpointClient, Probed
 from nodes.llm.faults import Fault
 from nodes.llm.protocol import Transient
 from refloom.runs.client import Endpoints
@@ -35,12 +35,6 @@ WINDOW_KEYS = ("max_model_len", "context_length", "context_window", "max_context
 # Calls four at a time that take this much longer than one alone wait for each other.
 QUEUED_RATIO = 3.0
 SMALL_WINDOW = 8192
-
-
-class Fit(Answer):
-    """The answer by which a mode is tried."""
-
-    ok: bool
 
 
 @dataclass
@@ -227,13 +221,13 @@ class Examination:
         """Whether an answer of a shape comes in a mode; None if its thoughts took the room."""
         known = Capabilities(mode=mode, refused_fields=self._known.refused_fields)
         room = THINKING_TOKENS if self.found.thinking else ANSWER_TOKENS
-        outcome = await self._call(SHAPE_PROMPT, answer=Fit, known=known, max_tokens=room)
+        outcome = await self._call(SHAPE_PROMPT, answer=Probed, known=known, max_tokens=room)
         if outcome is None:
             return None
         if isinstance(outcome, Fault):
             return False if outcome.kind in ("unsupported", "bad_request", "server") else None
         try:
-            read_answer(outcome.text or outcome.reasoning or "", Fit, name="probe")
+            read_answer(outcome.text or outcome.reasoning or "", Probed, name="probe")
         except UnreadableAnswer:
             return None if outcome.finish == "length" else False
         return True

@@ -36,7 +36,7 @@ from refloom.data.read import Source
 from refloom.errors import JournalError, TooManyFailed, WorkersLost
 from refloom.runs.client import CachedClient, Interrupted
 from refloom.runs.event_log import event
-from refloom.runs.journal import Journal
+from refloom.runs.journal import Journal, count_pending, open_read_only
 from refloom.runs.retrieval import (
     OrderedGate,
     ReferenceQuota,
@@ -477,8 +477,8 @@ def read_earlier_work(journal: Journal) -> EarlierWork:
         admitted += json.loads(texts)
         duplicates += dropped
     counts = dict(journal.read("SELECT status, count(*) FROM samples GROUP BY status"))
-    sql = "SELECT count(*) FROM reviews LEFT JOIN samples USING (round, position, slot) "
-    ((pending,),) = journal.read(sql + "WHERE samples.record IS NULL")
+    with open_read_only(journal.path) as connection:
+        pending = count_pending(connection)
     return EarlierWork(
         admitted,
         duplicates,
