@@ -66,27 +66,26 @@ class Teacher:
     async def __call__(self, call: Call) -> Reply:
         prompt = "\n".join(m["content"] for m in call.messages)
         lot = drawn(self.number, call.stage, call.seed, prompt)
-        said = getattr(self, f"_{call.stage}")(prompt, lot)
-        return Reply(json.dumps(said), "stop", dict(USAGE))
+        answer = getattr(self, f"_{call.stage}")(prompt, lot)
+        text = answer if call.text else json.dumps(answer)
+        return Reply(text, "stop", dict(USAGE))
 
     def _extract(self, prompt: str, lot: float) -> dict[str, Any]:
         response = tagged(prompt, "response")[-1]
         text = QUALITIES[self._references.index(response)]
-        found = {"text": text, "quote": response[:30], "must": True}
-        return {"subject_areas": ["one"], "relevant_skills": ["one"], "characteristics": [found]}
+        quality = {"text": text, "quote": response[:30], "must": True}
+        return {"subject_areas": ["one"], "relevant_skills": ["one"], "characteristics": [quality]}
 
-    def _generate(self, prompt: str, lot: float) -> dict[str, Any]:
+    def _generate(self, prompt: str, lot: float) -> str:
         text = words(40, self.number, prompt)
         self._drafts.add(text)
-        return self._made(text, 0)
+        self.worth[text] = 0
+        return text
 
-    def _refine(self, prompt: str, lot: float) -> dict[str, Any]:
+    def _refine(self, prompt: str, lot: float) -> str:
         text = words(40, self.number, self.arm, prompt)
-        return {"plan": []} | self._made(text, int(lot < FOLLOWS[self.arm]))
-
-    def _made(self, text: str, worth: int) -> dict[str, Any]:
-        self.worth[text] = worth
-        return {"response": text}
+        self.worth[text] = int(lot < FOLLOWS[self.arm])
+        return text
 
     def _feedback(self, prompt: str, lot: float) -> dict[str, Any]:
         return {"feedback": ["mend it"]}
@@ -96,8 +95,8 @@ class Teacher:
         response = tagged(prompt, "response")[-1]
         verdict = "fail" if response in self._drafts else "pass"
         ids = re.findall(r'<criterion(?:-\w+)? id="([^"]+)"', prompt)
-        told = {"reason": "so", "evidence": response[:20], "verdict": verdict}
-        return {"verdicts": [{"criterion_id": id_, **told} for id_ in ids]}
+        judgement = {"reason": "so", "evidence": response[:20], "verdict": verdict}
+        return {"verdicts": [{"criterion_id": id_, **judgement} for id_ in ids]}
 
     def _compare(self, prompt: str, lot: float) -> dict[str, Any]:
         a, b = (self.worth[text] for text in tagged(prompt, "response"))
