@@ -378,7 +378,8 @@ class EndpointClient:
         if fault.kind == "bad_generation" and fault.feature == "max_tokens":
             # Thoughts took all of the room, and the endpoint makes an error of it.
             raise CallFailed(call.stage, "unfinished", fault.message)
-        if fault.kind in STOPPING_KINDS and self._has_answered(target, call):
+        by_words = fault.kind in STOPPING_KINDS and not fault.certain
+        if by_words and self._has_answered(target, call):
             await self._confirm(target, call, known, fault)
         if self._known(target, call).way != known.way:
             # Many calls at once may have been refused the same: the first changes what is known.

@@ -7,7 +7,7 @@ from argparse import Namespace
 from typing import TYPE_CHECKING, Any
 
 from refloom.cli.options import add_setting, print_json, print_line
-from refloom.settings import load_settings
+from refloom.settings import is_embedded, load_settings
 
 if TYPE_CHECKING:
     from refloom.runs.doctor import DoctorReport, ModelReport
@@ -39,7 +39,10 @@ def doctor(args: Namespace, flags: dict[str, Any]) -> int:
 
 def _print_report(report: DoctorReport) -> None:
     for found in report.models:
-        print_line(f"{found.role} {found.model} at {found.base_url or 'the default address'}")
+        place = f"at {found.base_url or 'the default address'}"
+        if is_embedded(found.model):
+            place = "in this process"
+        print_line(f"{found.role} {found.model} {place}")
         for name, value in _describe(found):
             print_line(f"  {name:16} {value}")
     if report.error:
