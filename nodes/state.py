@@ -30,26 +30,57 @@ class Seed(TypedDict):
     draw_round: NotRequired[int]
 
 
+class Trial(TypedDict):
+    """How a criterion did on `references` good texts and on spoiled ones: how many passed.
+
+    `own` counts the good texts that passed, `spoiled` those of each kind of spoiled text.
+    """
+
+    references: int
+    own: int
+    spoiled: dict[str, int]
+
+
 class Criterion(TypedDict):
-    """One condition on a response: `text` completes the sentence "The response ..."."""
+    """One condition: `text` completes the sentence "The response ..." or "The instruction ...".
+
+    `check` names the function that decides it, if `judged_by` is "check". `weight` is a person's;
+    a negative one marks a pitfall, which to hold is to fail. `trial` is None if it was not tried.
+    """
 
     id: str
     text: str
     must: bool
     reference_id: str | None
     quote: str | None
-    judged_by: Literal["judge", "rule"]
+    judged_by: Literal["judge", "rule", "check"]
     bar: NotRequired[float | None]
+    weight: NotRequired[float | None]
+    check: NotRequired[str | None]
+    trial: NotRequired[Trial | None]
+
+
+class JurorVerdict(TypedDict):
+    """What one model of a jury says of one criterion."""
+
+    model: str
+    verdict: Outcome
+    reason: str
+    evidence: str
 
 
 class Verdict(TypedDict):
-    """The result for one criterion; `score` is a log-odds or a cosine if there is one."""
+    """The result for one criterion; `score` is a log-odds or a cosine if there is one.
+
+    `jurors` is there if a jury judged.
+    """
 
     criterion_id: str
     verdict: Outcome
     reason: str
     evidence: str
     score: float | None
+    jurors: NotRequired[list[JurorVerdict]]
 
 
 class Attempt(TypedDict):
