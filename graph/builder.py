@@ -16,6 +16,7 @@ from graph.routing import (
     after_critique_alone,
     after_propose,
     after_sample,
+    after_screen,
 )
 from memory.characteristics import Characteristics
 from memory.contamination import Contamination
@@ -45,6 +46,7 @@ from nodes.refine import refine
 from nodes.retrieve import retrieve
 from nodes.review import review, review_one
 from nodes.sample import sample as run_sample
+from nodes.screen import screen
 from nodes.state import SampleState, State
 
 Graph = CompiledStateGraph[Any, Context, Any, Any]
@@ -67,7 +69,7 @@ def build_graph(
     contamination: Contamination | None = None,
     checkpointer: Any = None,
 ) -> Graph:
-    """The graph of one seed: retrieve, extract, propose, then one `sample` for each instruction.
+    """The graph of one seed: retrieve, extract, propose, screen, and a `sample` an instruction.
 
     What is left out defaults to the endpoint of the environment or the embedded model, the index of
     `REFLOOM_INDEX` or the demo references, a memory of this process, and a seed on its own.
@@ -92,6 +94,7 @@ def build_graph(
         draw_other=draw_other,
     )
     proposing = partial(propose, complete=complete, hooks=hooks)
+    screening = partial(screen, complete=complete, embed=embed, hooks=hooks)
     reviewing = partial(review, contamination=contamination)
     builder = StateGraph(
         State,
@@ -102,11 +105,13 @@ def build_graph(
     builder.add_node("retrieve", retrieving, metadata=describe_node(retrieve))
     builder.add_node("extract", skip_if_ended(extracting), metadata=describe_node(extract))
     builder.add_node("propose", skip_if_ended(proposing), metadata=describe_node(propose))
+    builder.add_node("screen", screening, metadata=describe_node(screen))
     builder.add_node("sample", sample, metadata=describe_node(run_sample))
     builder.add_edge(START, "retrieve")
     builder.add_edge("retrieve", "extract")
     builder.add_edge("extract", "propose")
-    builder.add_conditional_edges("propose", Route(after_propose), ["sample"])
+    builder.add_conditional_edges("propose", Route(after_propose), ["screen", "sample"])
+    builder.add_conditional_edges("screen", Route(after_screen), ["propose", "sample"])
     if hooks.interrupts:
         builder.add_node("review", reviewing, metadata=describe_node(review))
         builder.add_conditional_edges("sample", Route(after_sample), ["review", END])

@@ -18,7 +18,10 @@ Pipeline = Literal["loop", "refed"]
 JudgeMethod = Literal["verdict", "logodds"]
 Review = Literal["never", "rejected", "borderline", "all"]
 # Prompts that may be edited; each is a setting `NAME_prompt`.
-PROMPT_NAMES = ("extract", "propose", "generate", "critique", "question", "refine")
+PROMPT_NAMES = (
+    *("extract", "propose", "screen", "screen_question"),
+    *("generate", "critique", "question", "refine"),
+)
 MAX_NAME_LENGTH = 200
 # The nodes inside `sample`.
 LOOP_NODES = ("generate", "critique", "refine")
@@ -82,7 +85,7 @@ class ContextOptions(BaseModel):
         description="the model that judges (default: the writing model)",
         min_length=1,
         max_length=MAX_NAME_LENGTH,
-        json_schema_extra=at("extract", "sample", "critique"),
+        json_schema_extra=at("extract", "screen", "sample", "critique"),
     )
     judge_method: JudgeMethod | None = Field(
         default=None,
@@ -114,6 +117,13 @@ class ContextOptions(BaseModel):
         title="Answer seeds",
         description="answer the seeds themselves, propose nothing",
         json_schema_extra=at("propose"),
+    )
+    screen: bool = Field(
+        default=True,
+        title="Screen instructions",
+        description="hold new instructions to criteria, and drop those that fail before a response "
+        "is paid for",
+        json_schema_extra=at("extract", "propose", "screen"),
     )
     max_attempts: int = Field(
         default=3,
@@ -230,6 +240,15 @@ class Context(ContextOptions):
         "extract", "Finds what makes a reference good.", "extract"
     )
     propose_prompt: Prompt = prompt_field("propose", "Asks for new instructions.", "propose")
+    screen_prompt: Prompt = prompt_field(
+        "screen", "Asks for verdicts on instructions (judge method verdict).", "extract", "screen"
+    )
+    screen_question_prompt: Prompt = prompt_field(
+        "screen_question",
+        "Asks yes or no of an instruction (judge method logodds).",
+        "extract",
+        "screen",
+    )
     generate_prompt: Prompt = prompt_field("generate", "Writes a response.", "sample", "generate")
     critique_prompt: Prompt = prompt_field(
         "critique", "Asks for verdicts (judge method verdict).", "extract", "sample", "critique"
@@ -253,6 +272,19 @@ class Context(ContextOptions):
     def learns_from_references(self) -> bool:
         """Whether characteristics are extracted; if not, references only calibrate bars."""
         return self.paired or self.feedback in ("reference", "swapped")
+
+    @property
+    def screens(self) -> bool:
+        """Whether new instructions are held to criteria before a response is paid for."""
+        return self.screen and not self.answer_seeds and self.pipeline == "loop"
+
+    @property
+    def extracts_instruction_criteria(self) -> bool:
+        """Whether references are asked for criteria of instructions.
+
+        By log-odds only the built-in ones are asked: a small model's own are noise (measured).
+        """
+        return self.screens and self.learns_from_references and self.method == "verdict"
 
     @cached_property
     def edited(self) -> EditedPrompts:

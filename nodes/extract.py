@@ -23,6 +23,7 @@ from nodes.feedback import collect_feedback, feedback_key
 from nodes.inputs import BadInput, check_list_sizes
 from nodes.learn import MAX_CHARACTERISTICS, learn, learned_key
 from nodes.llm import CallFailed, CallOrigin, Complete
+from nodes.screening import ANSWERABLE_ID, MAX_INSTRUCTION_CRITERIA, built_in_criteria
 from nodes.state import Criterion, State, add_usage, no_usage
 
 # Criteria whose texts have a higher cosine say the same.
@@ -40,13 +41,19 @@ async def extract(
 ) -> dict[str, Any]:
     """Learn what makes each reference good, once ever, and merge it into criteria.
 
-    Reads `seed`, `references`; writes `learned`, `criteria`, or `failure` if no reference could be
-    learned from. In an arm without criteria there are only the rules.
+    Reads `seed`, `references`; writes `learned`, `criteria`, `instruction_criteria`, or `failure`
+    if no reference could be learned from. In an arm without criteria there are only the rules, and
+    instructions are held to the built-in criteria.
     """
     check_list_sizes(state)
     context = runtime.context or Context()
     if context.feedback in ("none", "sample") and not context.paired:
-        return {"learned": [], "criteria": rule_criteria()}
+        of_instruction = await merge_instruction_criteria([], context, embed)
+        return {
+            "learned": [],
+            "criteria": rule_criteria(),
+            "instruction_criteria": of_instruction,
+        }
     refed = context.pipeline == "refed"
     seed = state["seed"]
     origin = CallOrigin("", "", (seed.get("round", 0), seed.get("position", 0)))
@@ -84,7 +91,9 @@ async def extract(
     extracted = [c for c in criteria if c["reference_id"]]
     message = f"{len(extracted)} criteria from {len(learned)} references."
     emit(runtime, "criteria", message, criteria=extracted)
-    return {"learned": learned, "criteria": criteria}
+    # The seed's own references' in every arm, so that all arms make the same instructions.
+    of_instruction = await merge_instruction_criteria(learned, context, embed)
+    return {"learned": learned, "criteria": criteria, "instruction_criteria": of_instruction}
 
 
 async def _draw_others(
@@ -111,7 +120,8 @@ def _failure_update(entries: Sequence[Learned | CallFailed]) -> dict[str, Any]:
     """The state's update when no reference could be learned from."""
     errors = [entry for entry in entries if isinstance(entry, CallFailed)]
     usage = reduce(add_usage, (error.usage for error in errors), no_usage())
-    return {"failure": failure_from(errors[0]), "learned": [], "criteria": [], "usage": usage}
+    failure = {"failure": failure_from(errors[0]), "learned": [], "criteria": [], "usage": usage}
+    return failure | {"instruction_criteria": []}
 
 
 async def merge_criteria(
@@ -134,11 +144,45 @@ async def merge_criteria(
         for entry in learned
         if rank < len(entry["criteria"])
     ]
-    if len(learned) > 1 and len(extracted) > 1:
-        vectors = await embed([c["text"] for c in extracted])
-        distinct: list[int] = []
-        for i in range(len(extracted)):
-            if not distinct or float(np.max(vectors[distinct] @ vectors[i])) <= DUPLICATE_COSINE:
-                distinct.append(i)
-        extracted = [extracted[i] for i in distinct]
+    extracted = await _drop_alike(extracted, len(learned), embed)
     return [built_in, *extracted[: context.max_criteria], *rule_criteria()]
+
+
+async def merge_instruction_criteria(
+    learned: Sequence[Learned], context: Context, embed: Embed
+) -> list[Criterion]:
+    """What a seed's instructions are held to: the built-in criteria, and those of its references.
+
+    None where instructions are not screened. References take turns, as in `merge_criteria`.
+    """
+    if not context.screens:
+        return []
+    known = [entry.get("answerable_bar") for entry in learned]
+    bars = [bar for bar in known if bar is not None]
+    bar = sum(bars) / len(bars) if bars else None
+    built_in = built_in_criteria(context, {ANSWERABLE_ID: bar})
+    of_references: list[list[Criterion]] = [
+        entry.get("instruction_criteria") or [] for entry in learned
+    ]
+    extracted: list[Criterion] = [
+        criteria[rank]
+        for rank in range(MAX_CHARACTERISTICS)
+        for criteria in of_references
+        if rank < len(criteria)
+    ]
+    extracted = await _drop_alike(extracted, len(learned), embed)
+    return [*built_in, *extracted[:MAX_INSTRUCTION_CRITERIA]]
+
+
+async def _drop_alike(
+    criteria: list[Criterion], n_references: int, embed: Embed
+) -> list[Criterion]:
+    """The criteria of several references without those that say what an earlier one says."""
+    if n_references < 2 or len(criteria) < 2:
+        return criteria
+    vectors = await embed([c["text"] for c in criteria])
+    distinct: list[int] = []
+    for i in range(len(criteria)):
+        if not distinct or float(np.max(vectors[distinct] @ vectors[i])) <= DUPLICATE_COSINE:
+            distinct.append(i)
+    return [criteria[i] for i in distinct]

@@ -127,7 +127,7 @@ async def judge_by_verdict(
         usage = add_usage(usage, result.usage)
         missing_ids = {c["id"] for c in missing}
         for item in result.answer.verdicts:
-            read = _read_verdict(item, response)
+            read = read_judgement(item, response)
             if read is not None and read["criterion_id"] in missing_ids:
                 verdicts.setdefault(read["criterion_id"], read)
     unread = "The judge gave no verdict on this that could be read and checked."
@@ -136,8 +136,8 @@ async def judge_by_verdict(
     )
 
 
-def _read_verdict(item: Any, response: str) -> Verdict | None:
-    """A written verdict; None if it cannot be read or its evidence is not in the response."""
+def read_judgement(item: Any, text: str) -> Verdict | None:
+    """A written verdict; None if it cannot be read or its evidence is not in the text judged."""
     try:
         judgement = item if isinstance(item, Judgement) else Judgement.model_validate(item)
     except ValidationError:
@@ -150,7 +150,7 @@ def _read_verdict(item: Any, response: str) -> Verdict | None:
     evidence = judgement.evidence.strip()
     if outcome == "pass" or (outcome == "fail" and evidence):
         quote = fold_text(evidence)
-        if not quote or quote not in fold_text(response):
+        if not quote or quote not in fold_text(text):
             return None
     reason = judgement.reason.strip()
     return verdict(judgement.criterion_id, cast(Outcome, outcome), reason, evidence)

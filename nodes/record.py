@@ -46,6 +46,8 @@ def record_of(state: SampleState, slot: tuple[int, int, int], context: Context) 
         "reason": state.get("reason") if status == "rejected" else None,
         "reference_ids": [r["id"] for r in state.get("references", [])],
         "criteria": [criterion_of(c) for c in criteria],
+        "instruction_criteria": [criterion_of(c) for c in state.get("instruction_criteria") or []],
+        "instruction_verdicts": state.get("instruction_verdicts") or [],
         "attempts": attempts,
         "feedback": context.feedback,
         "model": context.model,

@@ -32,7 +32,9 @@ async def retrieve(
     context = runtime.context or Context()
     seed, references = read_input(state)
     # A thread may have been used before: None resets a key.
-    update: dict[str, Any] = dict.fromkeys(("failure", "contaminated", "usage", "samples"))
+    keys = ("failure", "second_failure", "contaminated", "usage", "samples", "instructions")
+    update: dict[str, Any] = dict.fromkeys(keys)
+    update |= {"proposals": [], "asks": 0}
     update |= {"seed": seed, "references": references}
     if contamination is not None:
         hit = await asyncio.to_thread(contamination.find_in_instruction, seed["instruction"])

@@ -11,6 +11,8 @@ from memory.references import Reference
 Outcome = Literal["pass", "fail", "not_applicable", "unknown"]
 # A sample that waits for a person is pending.
 Status = Literal["open", "accepted", "rejected", "failed", "pending"]
+# Why an instruction never became a candidate.
+DropReason = Literal["duplicate", "screened", "unfit", "surplus"]
 # A slot's place in a run: round, position of its seed, number within the seed.
 Slot = tuple[int, int, int]
 RejectionReason = Literal["criteria", "no_progress", "copied", "contaminated", "reviewer"]
@@ -89,6 +91,32 @@ class Attempt(TypedDict):
     response: str
     verdicts: list[Verdict]
     feedback: NotRequired[list[str]]
+
+
+class Near(TypedDict):
+    """What an instruction is too near to, with their ROUGE-L: a reference's, or that of a slot.
+
+    Both are None for the seed's own text and for another proposal of the seed.
+    """
+
+    instruction: str
+    reference_id: str | None
+    slot: list[int] | None
+    score: float
+
+
+class Proposal(TypedDict):
+    """A proposed instruction. `reason` says why it is dropped; None for one that stands.
+
+    `ask` numbers the proposals of a seed from 1. `why` is the reason in words.
+    """
+
+    instruction: str
+    ask: int
+    reason: DropReason | None
+    near: Near | None
+    verdicts: list[Verdict]
+    why: str
 
 
 class Usage(TypedDict):
@@ -192,7 +220,12 @@ class State(TypedDict, total=False):
     references: list[Reference]
     learned: list[dict[str, Any]]
     criteria: list[Criterion]
-    instructions: list[str | None]
+    instruction_criteria: list[Criterion]
+    asks: int
+    proposals: list[Proposal]
+    second_failure: Failure | None
+    instructions: list[str | None] | None
+    instruction_verdicts: dict[str, list[Verdict]]
     features: dict[str, str]
     samples: Annotated[list[dict[str, Any]], merge_by_id]
     failure: Failure | None
@@ -207,6 +240,8 @@ class SampleState(TypedDict, total=False):
     instruction: str
     references: list[Reference]
     criteria: list[Criterion]
+    instruction_criteria: list[Criterion]
+    instruction_verdicts: list[Verdict]
     topic_bar: float | None
     contaminated: Verdict | None
     response_feedback: list[str]

@@ -130,7 +130,9 @@ def parse_columns(value: Any) -> Any:
     return value
 
 
-StageName = Literal["extract", "propose", "generate", "critique", "refine", "feedback", "compare"]
+StageName = Literal[
+    "extract", "propose", "screen", "generate", "critique", "refine", "feedback", "compare"
+]
 
 
 class StageSettings(BaseModel):

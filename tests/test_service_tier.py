@@ -24,7 +24,7 @@ from nodes.llm.capabilities import Capabilities
 from nodes.llm.completion import parse_reply
 from nodes.llm.protocol import Transient, request_body
 from nodes.state import add_usage, no_usage
-from refloom.runs.journal import ADDED_CALL_COLUMNS, Journal, call_columns, open_read_only
+from refloom.runs.journal import ADDED_CALL_COLUMNS, Journal, columns_of, open_read_only
 from refloom.runs.outputs import read_status, usage_by_stage
 from refloom.settings import Settings
 
@@ -264,7 +264,7 @@ async def test_thinking_is_counted_in_calls_rows_run_and_card(tmp_path):
 
 def columns(path: Path) -> set[str]:
     with closing(sqlite3.connect(path)) as connection:
-        return call_columns(connection)
+        return columns_of(connection, "calls")
 
 
 @pytest.fixture

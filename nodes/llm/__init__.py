@@ -27,6 +27,7 @@ from prompts import Message
 Stage = Literal[
     "extract",
     "propose",
+    "screen",
     "generate",
     "critique",
     "refine",
@@ -35,13 +36,14 @@ Stage = Literal[
     "preflight",
     "probe",
 ]
-STAGES_OF_THE_JUDGE = ("critique", "compare", "feedback")
+STAGES_OF_THE_JUDGE = ("critique", "compare", "feedback", "screen")
 # Writing wants variety, judging wants none.
 TEMPERATURE_BY_STAGE = {
     "extract": 0.3,
     "generate": 0.7,
     "refine": 0.7,
     "critique": 0.0,
+    "screen": 0.0,
     "feedback": 0.3,
     "compare": 0.0,
 }

@@ -27,7 +27,7 @@ from memory.index import draw_other
 from memory.references import Reference
 from nodes.hooks import RunHooks
 from nodes.learn import MAX_CHARACTERISTICS
-from nodes.llm import MAX_GROWTHS, Call, Reply
+from nodes.llm import MAX_GROWTHS, STAGES_OF_THE_JUDGE, Call, Reply
 from nodes.llm.protocol import schema_of
 from nodes.state import Usage, no_usage
 from refloom.data.read import ReadReport
@@ -36,7 +36,7 @@ from refloom.settings import Settings
 
 CASES = ("low", "expected", "high")
 TOKENS = ("calls", "prompt_tokens", "completion_tokens")
-STAGES = ("extract", "propose", "generate", "critique", "refine", "feedback")
+STAGES = ("extract", "propose", "screen", "generate", "critique", "refine", "feedback")
 # At least so many seeds and references are tried, if there are so many.
 SAMPLE = 20
 # What an assumption is, for people. The first ones are `Assumptions`; the others follow from
@@ -55,7 +55,7 @@ WHY = {
     "seed_bytes": "mean of the seeds measured; new instructions are as long",
     "references_used": "the smaller of the references and seeds * references_per_seed",
     "calls_a_reference": "for a reference used: extraction, and the trial of its criteria on its "
-    "own response and on corrupted ones",
+    "own response and on corrupted ones, and on its instruction and spoiled forms of it",
     "judge_criteria": "per response, the built-in one among them",
     "calls_a_critique": "for an attempt: 1 by verdict, 1 a criterion by log-odds",
     "attempts": "a candidate, when attempts_passing of them pass; 1 in low, max_attempts in high",
@@ -64,7 +64,8 @@ WHY = {
     "seeds_ahead": "proposed for beyond what a target needs, at most; none in low",
     "cached_tokens": "no discount by an endpoint's prompt cache is counted",
     "asked_again": "every answer can be read; no call is repeated",
-    "duplicates": "every proposed instruction is new",
+    "duplicates": "every proposed instruction is new, and none fails its criteria: one that does "
+    "saves its response, and may have others proposed and screened once more",
     "reasoning_tokens": "a model that thinks before it answers bills more completion tokens",
     "room_of_a_cut_answer": "times max_tokens at most: an answer that is cut, as by thinking, is "
     "asked for again with twice the room, three times at most; a budget reserves what is asked for",
@@ -295,7 +296,8 @@ class FakeModel:
         if call.kind == "question":
             # One token.
             cost = StageCost(1, prompt_bytes, 1 / self._assume.tokens_per_byte)
-            yes = 0.99 if self._passes(prompt) else 0.01
+            passes = call.stage == "screen" or self._passes(prompt)
+            yes = 0.99 if passes else 0.01
             reply = Reply("Yes", "stop", no_usage(), odds={"yes": yes, "no": 1 - yes})
         elif call.answer is None:
             text = self._text(call)
@@ -326,20 +328,27 @@ class FakeModel:
         assume = self._assume
         if call.stage == "extract":
             phrases = [self._filler(assume.phrase_bytes) for _ in range(3)]
-            quote = self._quote(_tagged(prompt, "response")[-1])
-            return {
-                "subject_areas": phrases,
-                "relevant_skills": phrases,
-                "characteristics": [
-                    {"text": self._filler(assume.criterion_bytes), "quote": quote, "must": True}
+            fields = {"characteristics": "response", "instruction_characteristics": "instruction"}
+            assert call.answer is not None
+            return {"subject_areas": phrases, "relevant_skills": phrases} | {
+                field: [
+                    {
+                        "text": self._filler(assume.criterion_bytes),
+                        "quote": self._quote(_tagged(prompt, tag)[-1]),
+                        "must": True,
+                    }
                     for _ in range(min(assume.characteristics, MAX_CHARACTERISTICS))
-                ],
+                ]
+                for field, tag in fields.items()
+                if field in call.answer.model_fields
             }
         if call.stage == "propose":
             count = int(re.findall(r"(\d+) instructions", prompt)[0])
             texts = [self._filler(self._instruction_bytes) for _ in range(count)]
             self._on_topic.update(texts)
             return {"instructions": texts}
+        if call.stage == "screen":
+            return {"instructions": self._screened(prompt)}
         if call.stage == "critique":
             return {"verdicts": self._verdicts(prompt)}
         assert call.answer is not None
@@ -386,6 +395,26 @@ class FakeModel:
             for id_ in ids
         ]
 
+    def _screened(self, prompt: str) -> list[dict[str, Any]]:
+        """A reference's own instruction and all that is proposed pass, what is spoiled fails."""
+        ids = re.findall(r'<criterion(?:-\w+)? id="([^"]+)"', prompt)
+        reason = self._filler(self._assume.reason_bytes)
+        return [
+            {
+                "number": number,
+                "verdicts": [
+                    {
+                        "criterion_id": id_,
+                        "reason": reason,
+                        "evidence": self._quote(text),
+                        "verdict": "pass" if text in self._on_topic else "fail",
+                    }
+                    for id_ in ids
+                ],
+            }
+            for number, text in enumerate(_tagged(prompt, "instruction"), 1)
+        ]
+
     def _passes(self, prompt: str) -> bool:
         """Whether the next criterion asked about the prompt's response passes."""
         response = _tagged(prompt, "response")[-1]
@@ -417,6 +446,8 @@ def _unit_of(call: Call) -> str:
     of_candidate = len(call.order) > 2
     if call.stage == "critique":
         return "attempt" if of_candidate else "reference"
+    if call.stage == "screen":
+        return "reference" if call.source.startswith("reference ") else "turn"
     if call.stage == "feedback":
         return "draft" if of_candidate else "reference"
     units = {"extract": "reference", "propose": "turn", "refine": "refinement"}
@@ -508,7 +539,7 @@ def _total(
             spent[stage].add(cost, units[unit])
     stages: dict[str, dict[str, Any]] = {}
     for stage, cost in spent.items():
-        model = settings.judge if stage in ("critique", "feedback") else settings.model
+        model = settings.judge if stage in STAGES_OF_THE_JUDGE else settings.model
         usage: Usage = {
             "calls": round(cost.calls),
             "prompt_tokens": math.ceil(cost.prompt_bytes * assume.tokens_per_byte),

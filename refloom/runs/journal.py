@@ -24,7 +24,10 @@ from refloom.errors import JournalError
 
 JOURNAL_FORMAT = 1
 # Files that a run writes next to its journal, each by way of a `.new` file.
-WRITTEN_FILES = ("accepted.jsonl", "rejected.jsonl", "failed.jsonl", "run.json", "README.md")
+WRITTEN_FILES = (
+    *("accepted.jsonl", "rejected.jsonl", "failed.jsonl", "dropped.jsonl"),
+    *("run.json", "README.md"),
+)
 TABLES = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS calls (
@@ -36,7 +39,10 @@ CREATE TABLE IF NOT EXISTS borrowed (
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS turns (
   round INTEGER, position INTEGER, admitted TEXT NOT NULL, duplicates INTEGER NOT NULL,
-  slots INTEGER NOT NULL, PRIMARY KEY (round, position)
+  slots INTEGER NOT NULL, verdicts TEXT NOT NULL DEFAULT '[]', screened INTEGER NOT NULL DEFAULT 0,
+  unfit INTEGER NOT NULL DEFAULT 0, surplus INTEGER NOT NULL DEFAULT 0,
+  seed_id TEXT NOT NULL DEFAULT '', dropped TEXT NOT NULL DEFAULT '[]',
+  PRIMARY KEY (round, position)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS retrieved (
   round INTEGER, position INTEGER, taken TEXT NOT NULL, PRIMARY KEY (round, position)
@@ -56,11 +62,19 @@ CREATE TABLE IF NOT EXISTS unusable (
   key BLOB PRIMARY KEY, number INTEGER NOT NULL
 ) WITHOUT ROWID;
 """
-# Columns of `calls` that journals of earlier versions lack until a run goes on with them.
+# Columns that journals of earlier versions lack until a run goes on with them.
 ADDED_CALL_COLUMNS = {
     "cache_write_tokens": "INTEGER NOT NULL DEFAULT 0",
     "reasoning_tokens": "INTEGER NOT NULL DEFAULT 0",
     "tier": "TEXT",
+}
+ADDED_TURN_COLUMNS = {
+    "verdicts": "TEXT NOT NULL DEFAULT '[]'",
+    "screened": "INTEGER NOT NULL DEFAULT 0",
+    "unfit": "INTEGER NOT NULL DEFAULT 0",
+    "surplus": "INTEGER NOT NULL DEFAULT 0",
+    "seed_id": "TEXT NOT NULL DEFAULT ''",
+    "dropped": "TEXT NOT NULL DEFAULT '[]'",
 }
 REVIEWS_TABLE = """
 CREATE TABLE IF NOT EXISTS reviews (
@@ -81,6 +95,10 @@ CALL_COLUMNS = ("key", "stage", "model", "reply", *TOKEN_FIELDS, "tier")
 INSERT_CALL = (
     f"INSERT OR IGNORE INTO calls ({', '.join(CALL_COLUMNS)}) "
     f"VALUES ({', '.join('?' * len(CALL_COLUMNS))})"
+)
+INSERT_TURN = (
+    "INSERT OR REPLACE INTO turns (round, position, admitted, verdicts, slots, duplicates, "
+    "screened, unfit, surplus, seed_id, dropped) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
 INSERT_META = "INSERT OR REPLACE INTO meta VALUES (?, ?)"
 # Always passed over: another run had no use for the replies of the call.
@@ -218,10 +236,11 @@ def _connect(path: Path) -> sqlite3.Connection:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         connection.executescript(TABLES + REVIEWS_TABLE)
-        known = call_columns(connection)
-        for name, kind in ADDED_CALL_COLUMNS.items():
-            if name not in known:
-                connection.execute(f"ALTER TABLE calls ADD COLUMN {name} {kind}")
+        for table, columns in (("calls", ADDED_CALL_COLUMNS), ("turns", ADDED_TURN_COLUMNS)):
+            known = columns_of(connection, table)
+            for name, kind in columns.items():
+                if name not in known:
+                    connection.execute(f"ALTER TABLE {table} ADD COLUMN {name} {kind}")
         connection.execute(
             "INSERT OR IGNORE INTO meta VALUES ('format', ?)", (str(JOURNAL_FORMAT),)
         )
@@ -230,9 +249,9 @@ def _connect(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def call_columns(connection: sqlite3.Connection) -> set[str]:
-    """The columns that a journal's table of calls has."""
-    return {row[1] for row in connection.execute("PRAGMA table_info(calls)")}
+def columns_of(connection: sqlite3.Connection, table: str) -> set[str]:
+    """The columns that a table of a journal has."""
+    return {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}
 
 
 def check_format(connection: sqlite3.Connection, path: Path) -> None:

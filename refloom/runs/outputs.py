@@ -21,12 +21,13 @@ from refloom.data.record_stats import collect_stats
 from refloom.data.write import replace_lines
 from refloom.errors import JournalError
 from refloom.runs.cost import Price, Prices
+from refloom.runs.dropped import count_dropped, dropped_lines
 from refloom.runs.journal import (
     ADDED_CALL_COLUMNS,
     TOKEN_FIELDS,
     Journal,
-    call_columns,
     check_run,
+    columns_of,
     count_pending,
     has_table,
     iter_records,
@@ -38,6 +39,7 @@ from refloom.runs.retry import common_failures, count_retriable
 from refloom.settings import DEFAULT_TIER, Settings
 
 ROW_STATUSES = ("accepted", "rejected", "failed")
+TRIAL_OUTCOMES = ("proposed", "earned", "demoted", "dropped")
 # The run has ended by itself: with all rows that were asked for, or without.
 ENDED_STATUSES = ("done", "short")
 # Packages whose versions run.json has.
@@ -51,9 +53,7 @@ def journal_totals(connection: Any, ended: bool) -> dict[str, Any]:
     """
     rows = connection.execute("SELECT status, count(*) FROM samples GROUP BY status")
     by_status = dict.fromkeys(ROW_STATUSES, 0) | dict(rows.fetchall())
-    slots, duplicates = connection.execute(
-        "SELECT coalesce(sum(slots), 0), coalesce(sum(duplicates), 0) FROM turns"
-    ).fetchone()
+    (slots,) = connection.execute("SELECT coalesce(sum(slots), 0) FROM turns").fetchone()
     finished = sum(by_status.values())
     if has_table(connection, "retries"):
         # A seed that was proposed for again has its slots in another round.
@@ -76,11 +76,12 @@ def journal_totals(connection: Any, ended: bool) -> dict[str, Any]:
             "candidates": finished + pending,
             **by_status,
             "pending": pending,
-            "duplicates": duplicates,
+            **count_dropped(connection),
             "contaminated": contaminated,
         },
         "references_failed": failed,
-        "criteria": {k: criteria[k] for k in ("proposed", "earned", "demoted", "dropped")},
+        "criteria": {name: criteria[name] for name in TRIAL_OUTCOMES},
+        "instruction_criteria": {n: criteria[f"instruction_{n}"] for n in TRIAL_OUTCOMES},
         **_usage_totals(connection),
     }
 
@@ -114,7 +115,7 @@ def usage_by_stage(
     columns = {name: f"json_extract(reply, '$.usage.{name}')" for name in TOKEN_FIELDS}
     columns["tier"] = "json_extract(reply, '$.tier')"
     if table == "calls":
-        absent = ADDED_CALL_COLUMNS.keys() - call_columns(connection)
+        absent = ADDED_CALL_COLUMNS.keys() - columns_of(connection, "calls")
         columns = {name: "NULL" if name in absent else name for name in columns}
     tier_column = f"coalesce({columns.pop('tier')}, '{DEFAULT_TIER}')"
     sums = ", ".join(f"sum({column})" for column in columns.values())
@@ -309,6 +310,9 @@ def _write_outputs(out: Path, run_json: dict[str, Any]) -> None:
     ended = run_json["status"] != "running"
     for name in ROW_STATUSES if ended else ():
         replace_lines(out / f"{name}.jsonl", read_records(out / "journal.sqlite", name))
+    if ended:
+        with open_read_only(out / "journal.sqlite") as journal:
+            replace_lines(out / "dropped.jsonl", dropped_lines(journal))
     replace_lines(out / "run.json", [json.dumps(run_json, indent=2, ensure_ascii=False)])
     if ended and run_json["counts"]["candidates"]:
         with open_read_only(out / "journal.sqlite") as journal:

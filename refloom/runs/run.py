@@ -133,7 +133,8 @@ def local_executor(parts: ExecutorInputs, embed: Embed | None) -> LocalExecutor:
         embed=embed,
         characteristics=parts.learned,
         hooks=RunHooks(
-            turn=recorder.scheduler.turn,
+            compare=recorder.scheduler.compare,
+            end_turn=recorder.scheduler.end_turn,
             repeat_turn=recorder.scheduler.repeat_turn,
             are_known=recorder.scheduler.are_known,
             start=recorder.start,
@@ -344,7 +345,7 @@ class Run:
         )
         if not settings.answer_seeds:
             await asyncio.to_thread(scheduler.add_known, references)
-        await scheduler.resume(settings.context())
+        await scheduler.resume()
         recorder = SampleRecorder(journal, scheduler, calls, settings, self.on_record)
         quota = ReferenceQuota(
             journal,

@@ -1,0 +1,346 @@
+"""What every new instruction is held to, and its verdicts: by a judge's words or by log-odds.
+
+More than half of what the paper's data gains comes from the instruction side (Mehri et al., EACL
+2026, table 3), so instructions are judged before a response is paid for. Built-in criteria are
+always a must; those that references bring are `should`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from memory.embed import Embed, cosine
+from memory.references import Turn
+from nodes.context import Context
+from nodes.criteria import verdict
+from nodes.judge import QUESTIONS_PER_DRAW, Judgement, log_odds, read_judgement
+from nodes.llm import Answer, CallFailed, CallOrigin, Complete, ask, make_call
+from nodes.state import Criterion, Outcome, Usage, Verdict, add_usage, no_usage
+from nodes.verdicts import passes
+from prompts import render
+
+REQUEST_ID = "instruction-is-a-request"
+ANSWERABLE_ID = "instruction-is-answerable"
+SUBJECT_ID = "instruction-is-on-subject"
+BUILT_IN_IDS = (REQUEST_ID, ANSWERABLE_ID, SUBJECT_ID)
+# The most instruction criteria that a seed's references bring.
+MAX_INSTRUCTION_CRITERIA = 4
+# Draws reserved for one question about a set of instructions, and the draw from which each
+# instruction is judged by itself.
+ASKS_PER_SCREEN = 2
+DRAWS_PER_INSTRUCTION = 2
+FIRST_DRAW_ALONE = 128
+# Faults of a call about several instructions after which each is asked about by itself.
+FAULTS_OF_ONE = ("filtered", "refused", "too_long")
+# By log-odds an instruction is off the seed's subject at or below this cosine, unless its
+# references suggest a lower bar.
+SUBJECT_BAR = 0.3
+UNREADABLE = "The judge gave no verdict on this that could be read and checked."
+
+
+class InstructionJudgement(BaseModel):
+    """The written verdicts on one instruction. Read leniently: one bad one must not cost others."""
+
+    model_config = ConfigDict(json_schema_extra={"additionalProperties": False})
+
+    number: int
+    verdicts: list[Judgement | Any]
+
+
+class Screened(Answer):
+    """What screening brings: for every instruction a verdict for every criterion."""
+
+    instructions: list[InstructionJudgement | Any]
+
+    @classmethod
+    def model_json_schema(cls, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """The schema for endpoints: verdicts only, without the lenient alternatives."""
+        schema = super().model_json_schema(*args, **kwargs)
+        schema["properties"]["instructions"]["items"] = {"$ref": "#/$defs/InstructionJudgement"}
+        judgement = schema["$defs"]["InstructionJudgement"]["properties"]["verdicts"]
+        judgement["items"] = {"$ref": "#/$defs/Judgement"}
+        return schema
+
+
+@dataclass(frozen=True, slots=True)
+class ScreenResult:
+    """For each instruction its verdicts in the order of the criteria, and the usage of all calls.
+
+    `readable` is how many verdicts of the judge could be read.
+    """
+
+    verdicts: list[list[Verdict]]
+    usage: Usage
+    readable: int
+
+
+def built_in_criteria(context: Context, bars: Mapping[str, float | None]) -> list[Criterion]:
+    """What every instruction must meet. By log-odds two are rules, and the third has its bar.
+
+    Without a bar its question is left out: no fixed one tells good from poor (measured).
+    """
+    by_log_odds = context.method == "logodds"
+    texts = {
+        REQUEST_ID: "is a question or a request of a person who wants something done, and neither "
+        "an answer, nor advice, nor the beginning of one",
+        ANSWERABLE_ID: "can be answered in text from what it holds, without a file, a picture, a "
+        "link or an earlier message that is not there",
+        SUBJECT_ID: "is about the subject that the seed names",
+    }
+    criteria: list[Criterion] = []
+    for id_, text in texts.items():
+        judged = not by_log_odds or id_ == ANSWERABLE_ID
+        if by_log_odds and judged and bars.get(id_) is None:
+            continue
+        criterion: Criterion = {
+            "id": id_,
+            "text": text,
+            "must": True,
+            "reference_id": None,
+            "quote": None,
+            "judged_by": "judge" if judged else "rule",
+        }
+        criteria.append({**criterion, "bar": bars.get(id_)} if by_log_odds else criterion)
+    return criteria
+
+
+def meets_instruction_criteria(
+    verdicts: Sequence[Verdict], criteria: Sequence[Criterion], context: Context
+) -> bool:
+    """Whether all `must` criteria pass, and `should_share` of the others."""
+    passed = {v["criterion_id"]: passes(v) for v in verdicts}
+    if not all(passed.get(c["id"], False) for c in criteria if c["must"]):
+        return False
+    shoulds = [c["id"] for c in criteria if not c["must"]]
+    n_passed = sum(passed.get(id_, False) for id_ in shoulds)
+    return n_passed >= context.should_share * len(shoulds) - 1e-9
+
+
+async def judge_instructions(
+    complete: Complete,
+    context: Context,
+    origin: CallOrigin,
+    instructions: Sequence[str],
+    criteria: Sequence[Criterion],
+    *,
+    seed: str | None = None,
+    history: Sequence[Turn] = (),
+    draw: int = 0,
+) -> ScreenResult:
+    """The judge's written verdicts on instructions, in one call, and one more for what is unread.
+
+    If the endpoint refuses the call for its content, or it is too long, each instruction is asked
+    about by itself; one that is refused alone has unknown verdicts. `draw` numbers the sets of
+    instructions that are judged for one origin. Raises `CallFailed`.
+    """
+    questions = _Questions(complete, context, origin, criteria, seed, history)
+    first = draw * ASKS_PER_SCREEN
+    try:
+        return await questions.ask_about(instructions, first, ASKS_PER_SCREEN)
+    except CallFailed as error:
+        if error.kind not in FAULTS_OF_ONE:
+            raise
+        usage = error.usage
+    results: list[ScreenResult] = []
+    for i, instruction in enumerate(instructions):
+        alone = FIRST_DRAW_ALONE * (1 + draw) + i * DRAWS_PER_INSTRUCTION
+        try:
+            results.append(await questions.ask_about([instruction], alone, DRAWS_PER_INSTRUCTION))
+        except CallFailed as error:
+            if error.kind not in FAULTS_OF_ONE:
+                error.usage = add_usage(usage, error.usage)
+                raise
+            reason = f"The endpoint would not judge it: {error.message}"[:300]
+            unknown = [verdict(c["id"], "unknown", reason) for c in criteria]
+            results.append(ScreenResult([unknown], error.usage, len(unknown)))
+    return ScreenResult(
+        [verdicts for result in results for verdicts in result.verdicts],
+        reduce(add_usage, (result.usage for result in results), usage),
+        sum(result.readable for result in results),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Questions:
+    """What all calls about a set of instructions share."""
+
+    complete: Complete
+    context: Context
+    origin: CallOrigin
+    criteria: Sequence[Criterion]
+    seed: str | None
+    history: Sequence[Turn]
+
+    async def ask_about(self, instructions: Sequence[str], draw: int, asks: int) -> ScreenResult:
+        """Ask for all verdicts, then for those that could not be read. Raises `CallFailed`."""
+        ids = [c["id"] for c in self.criteria]
+        known: list[dict[str, Verdict]] = [{} for _ in instructions]
+        usage = no_usage()
+        for number in range(asks):
+            open_ = [i for i, verdicts in enumerate(known) if len(verdicts) < len(ids)]
+            if not open_:
+                break
+            missing = [c for c in self.criteria if any(c["id"] not in known[i] for i in open_)]
+            messages = render(
+                "screen",
+                template=self.context.screen_prompt,
+                criteria=missing,
+                seed=self.seed,
+                history=self.history,
+                instructions=[{"number": str(i + 1), "text": instructions[i]} for i in open_],
+            )
+            call = make_call("screen", messages, Screened, self.context, self.origin, draw + number)
+            try:
+                result = await ask(self.complete, call, Screened)
+            except CallFailed as error:
+                error.usage = usage = add_usage(usage, error.usage)
+                unreadable = error.kind in ("malformed", "empty", "cut")
+                if unreadable and any(known):
+                    break
+                raise
+            usage = add_usage(usage, result.usage)
+            for item in result.answer.instructions:
+                if isinstance(item, InstructionJudgement) and item.number - 1 in open_:
+                    i = item.number - 1
+                    for judgement in item.verdicts:
+                        read = read_judgement(judgement, instructions[i])
+                        if read is not None and read["criterion_id"] in ids:
+                            known[i].setdefault(read["criterion_id"], read)
+        readable = sum(map(len, known))
+        if not readable:
+            raise CallFailed("screen", "malformed", UNREADABLE, usage)
+        return ScreenResult(
+            [[v.get(id_) or verdict(id_, "unknown", UNREADABLE) for id_ in ids] for v in known],
+            usage,
+            readable,
+        )
+
+
+async def judge_instruction_by_log_odds(
+    complete: Complete,
+    context: Context,
+    origin: CallOrigin,
+    instruction: str,
+    criteria: Sequence[Criterion],
+    *,
+    seed: str,
+    embed: Embed,
+    draw: int = 0,
+    history: Sequence[Turn] = (),
+) -> tuple[list[Verdict], Usage]:
+    """Verdicts on one instruction: the rules, then one yes/no token for each judged criterion.
+
+    The judge is not asked if a rule fails. Raises `CallFailed`.
+    """
+    verdicts, usage = [], no_usage()
+    for criterion in criteria:
+        if criterion["id"] == REQUEST_ID:
+            verdicts.append(is_request(instruction))
+        elif criterion["id"] == SUBJECT_ID:
+            bar = criterion.get("bar")
+            verdicts.append(await is_on_subject(embed, instruction, seed, bar))
+    failed = any(v["verdict"] == "fail" for v in verdicts)
+    by_id = {v["criterion_id"]: v for v in verdicts}
+    for number, criterion in enumerate(criteria):
+        if criterion["id"] in by_id:
+            continue
+        if failed:
+            reason = "The judge was not asked, since a rule fails."
+            by_id[criterion["id"]] = verdict(criterion["id"], "unknown", reason)
+            continue
+        score, call_usage = await ask_of_instruction(
+            complete,
+            context,
+            origin,
+            instruction,
+            criterion["text"],
+            draw * QUESTIONS_PER_DRAW + number,
+            history,
+        )
+        usage = add_usage(usage, call_usage)
+        bar = criterion.get("bar") or 0.0
+        outcome: Outcome = "pass" if score > bar else "fail"
+        reason = f"log-odds {score:.2f}, bar {bar:.2f}"
+        by_id[criterion["id"]] = verdict(criterion["id"], outcome, reason, score=round(score, 4))
+    return [by_id[c["id"]] for c in criteria], usage
+
+
+async def ask_of_instruction(
+    complete: Complete,
+    context: Context,
+    origin: CallOrigin,
+    instruction: str,
+    text: str,
+    draw: int,
+    history: Sequence[Turn] = (),
+) -> tuple[float, Usage]:
+    """The log-odds that the judge says yes to a criterion of an instruction, and the usage."""
+    messages = render(
+        "screen_question",
+        template=context.screen_question_prompt,
+        instruction=instruction,
+        text=text,
+        history=history,
+    )
+    call = make_call("screen", messages, None, context, origin, draw)
+    return await log_odds(complete, replace(call, temperature=0.0))
+
+
+async def is_on_subject(embed: Embed, instruction: str, seed: str, bar: float | None) -> Verdict:
+    """Whether the cosine of an instruction with its seed is above the bar."""
+    similarity, bar = await cosine(embed, seed, instruction), SUBJECT_BAR if bar is None else bar
+    reason = f"cosine {similarity:.2f} with the seed, bar {bar:.2f}"
+    outcome: Outcome = "pass" if similarity > bar else "fail"
+    return verdict(SUBJECT_ID, outcome, reason, score=round(similarity, 4))
+
+
+# An answer in place of a request: a 1.5B model's log-odds tell the two apart no better than chance
+# (measured), so its form is looked at.
+_ASKS = re.compile(
+    r"^\W*(?:please|kindly|could|can|would|will|should|shall|may|might|do|does|did|is|are|was|were|"
+    r"am|has|have|had|what|what['’]s|which|who|whom|whose|why|when|where|how|i|i['’]m|i['’]d|my|"
+    r"we|our|given|suppose|imagine|if|help|let|give|tell|write|explain|describe|list|create|"
+    r"design|make|compare|show|find|name|suggest|recommend|translate|summari[sz]e|discuss|"
+    r"identify|provide|prove|solve|calculate|compute|draft|compose|generate|propose|rewrite|"
+    r"edit|convert|analy[sz]e|evaluate|outline|plan|develop|implement|build|choose|complete|"
+    r"classify|define|discover|determine|draw|estimate|extract|fix|implement|interpret|justify|"
+    r"prepare|rank|review|simplify|sketch|sort|state|teach|walk)\b",
+    re.IGNORECASE,
+)
+_ANSWERS = re.compile(
+    r"^\W*(?:sure|certainly|of course|absolutely|yes|no|great question|here (?:is|are)|here['’]s|"
+    r"to \w+[^.?!]*,? (?:you|one|we) (?:can|could|should|need|must|will|may|might)|"
+    r"the (?:answer|best way|first step|key|main|most)\b|"
+    r"(?:first|firstly|step 1|start by|begin by|begin with|in order to)\b|"
+    r"there are (?:several|many|a few|various|two|three|some)\b|"
+    r"(?:it|this|these|they|that|you) (?:is|are|can|could|should|will|may|might|need|must)\b)",
+    re.IGNORECASE,
+)
+_STEPS = re.compile(r"(?m)^\s*(?:\d+[.)]|[-*•])\s+\S")
+
+
+def is_request(instruction: str) -> Verdict:
+    """Whether a text has the form of a question or request, and not that of an answer.
+
+    >>> is_request("How do I iron a shirt?")["verdict"]
+    'pass'
+    >>> is_request("To iron a shirt without creases, you can follow these steps:")["verdict"]
+    'fail'
+    """
+    text = instruction.strip()
+    if "?" in text and not _ANSWERS.match(text):
+        return verdict(REQUEST_ID, "pass")
+    found = _ANSWERS.match(text)
+    if found and not re.search(r"\?\s*$", text):
+        return verdict(REQUEST_ID, "fail", "It begins as an answer does.", found.group(0).strip())
+    if not _ASKS.match(text) and text.endswith(":"):
+        return verdict(REQUEST_ID, "fail", "It announces an answer.", text[-60:])
+    if not _ASKS.match(text) and len(_STEPS.findall(text)) >= 2:
+        return verdict(REQUEST_ID, "fail", "It lists the parts of an answer.")
+    return verdict(REQUEST_ID, "pass")
