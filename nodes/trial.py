@@ -377,8 +377,8 @@ def spoil_instruction(instruction: str, response: str) -> dict[str, str]:
 def _first_clause(instruction: str) -> str:
     """The beginning, up to where it begins to say more: two words at least, else half of it."""
     for match in _CLAUSE_END.finditer(instruction):
-        clause = instruction[: match.start()].strip()
-        if len(clause.split()) >= 2:
+        clause, rest = instruction[: match.start()].strip(), instruction[match.end() :]
+        if len(clause.split()) >= 2 and rest.split():
             return clause + "."
     words = instruction.split()
     return " ".join(words[: len(words) // 2])
