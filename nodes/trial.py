@@ -30,6 +30,8 @@ from nodes.state import Criterion, Trial, Usage, Verdict, add_usage, no_usage
 
 # A gap of log-odds up to this is noise: two mismatched responses differ by as much.
 NOISE_LOG_ODDS = 1.0
+# An instruction and its spoiled forms, each judged in a call of its own.
+CALLS_OF_INSTRUCTION_TRIAL = 5
 SENTENCE_BREAK = re.compile(r"(?<=[.!?])\s+|\n+")
 
 # Good answers to other questions; the one that shares the fewest words with a reference is used.

@@ -48,7 +48,13 @@ TEMPERATURE_BY_STAGE = {
     "compare": 0.0,
 }
 DEFAULT_TEMPERATURE = 0.8
-MAX_TOKENS_BY_STAGE = {"extract": 1200, "propose": 1500, "generate": 3000, "refine": 4000}
+MAX_TOKENS_BY_STAGE = {
+    "extract": 1200,
+    "propose": 1500,
+    "screen": 4000,
+    "generate": 3000,
+    "refine": 4000,
+}
 DEFAULT_MAX_TOKENS = 2000
 MAX_ASKS = 3
 # How many times a cut answer is asked for again, each time with twice the room.
