@@ -442,6 +442,30 @@ def test_a_wrapper_that_is_not_the_answers_hides_it() -> None:
         read('{"draft": {"response": "no"}}')
 
 
+IN_TWO_WRAPPERS = {
+    "one fits": {"result": {"draft": "no"}, "answer": SO},
+    "both are equal": {"answer": SO, "result": json.dumps(SO)},
+    "one stands in the other": {"answer": SO | {"data": {"response": "no"}}},
+    "one stands beside the answer": SO | {"data": {"response": "no"}},
+}
+
+
+@pytest.mark.parametrize("value", IN_TWO_WRAPPERS.values(), ids=IN_TWO_WRAPPERS)
+@pytest.mark.parametrize("around", ["{}", "So: {}."])
+def test_of_two_wrappers_the_one_that_holds_the_shape_counts(value: object, around: str) -> None:
+    assert read(around.replace("{}", json.dumps(value))) == "so"
+
+
+@pytest.mark.parametrize("before", ["", '{"response": "a draft"}\n\n'])
+def test_two_answers_in_wrappers_that_differ_are_none(before: str) -> None:
+    for value in (
+        {"answer": SO, "result": {"response": "no"}},
+        {"function": {"arguments": SO}, "output": json.dumps({"response": "no"})},
+    ):
+        with pytest.raises(UnreadableAnswer, match="several answers stand in the object, in `"):
+            read(before + json.dumps(value))
+
+
 FITTING = {
     "an example before": 'As {"response": "your text"} asks: {"response": "so"}',
     "the same inside of a line after": '{"response": "so"}, that is {"response": "so"}.',

@@ -217,39 +217,57 @@ def _is_either(text: str, one: _Fit[M], last: _Fit[M]) -> bool:
 
 
 def _fit(value: Any, answer: type[M], wrappers: frozenset[str]) -> tuple[M | None, str]:
-    """The answer that a value holds, or why it holds none."""
+    """The answer that a value holds, or why it holds none.
+
+    What stands in an answer is a part of it. Two answers in wrappers of their own are none, unless
+    they are equal.
+    """
     fault = "no JSON object was found"
-    for inner in _unwrappings(value, wrappers):
+    fits: dict[tuple[str, ...], M] = {}
+    for path, inner in _unwrappings(value, wrappers):
+        if any(path[: len(outer)] == outer for outer in fits):
+            continue
         if isinstance(inner, list):
             # The only field's value, without the object around it.
             if len(answer.model_fields) > 1:
                 continue
             inner = dict.fromkeys(answer.model_fields, inner)
         try:
-            return answer.model_validate(_replace_surrogates(inner)), ""
+            fits[path] = answer.model_validate(_replace_surrogates(inner))
         except ValidationError as error:
             fault = _explain(error, inner, answer)
-    return None, fault
+    if not fits:
+        return None, fault
+    first, *others = fits.values()
+    if any(other != first for other in others):
+        keys = ", ".join(f"`{'.'.join(path)[:40]}`" for path in fits)
+        return None, f"several answers stand in the object, in {keys}; give one"
+    return first, ""
 
 
-def _unwrappings(value: Any, wrappers: frozenset[str], depth: int = 0) -> Iterator[Any]:
-    """A value, and what it holds if it is a wrapper: an answer's name, a call, JSON as a string."""
+def _unwrappings(
+    value: Any, wrappers: frozenset[str], path: tuple[str, ...] = (), depth: int = 0
+) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """A value, and what it holds if it is a wrapper: an answer's name, a call, JSON as a string.
+
+    With each come the keys that lead to it.
+    """
     if isinstance(value, str):
         decoded = _decode(value)
         if decoded is not None and depth < MAX_WRAPPERS:
-            yield from _unwrappings(decoded, wrappers, depth + 1)
+            yield from _unwrappings(decoded, wrappers, path, depth + 1)
     elif isinstance(value, list):
         if len(value) == 1 and depth < MAX_WRAPPERS:
-            yield from _unwrappings(value[0], wrappers, depth + 1)
-        yield value
+            yield from _unwrappings(value[0], wrappers, path, depth + 1)
+        yield path, value
     elif isinstance(value, dict):
-        yield value
+        yield path, value
         decoded = {key: _decode(item) for key, item in value.items()}
         if any(item is not None for item in decoded.values()):
-            yield {key: value[key] if item is None else item for key, item in decoded.items()}
+            yield path, {key: value[key] if item is None else item for key, item in decoded.items()}
         for key, item in value.items():
             if _fold(key) in wrappers and depth < MAX_WRAPPERS:
-                yield from _unwrappings(item, wrappers, depth + 1)
+                yield from _unwrappings(item, wrappers, (*path, key), depth + 1)
 
 
 def _decode(text: Any) -> Any:
@@ -280,7 +298,7 @@ def _names_a_key(
 ) -> bool:
     """Whether an object that does not fit was meant as the answer."""
     if found.fault is None:
-        values = [v for v in _unwrappings(found.value, wrappers) if isinstance(v, dict)]
+        values = [v for _, v in _unwrappings(found.value, wrappers) if isinstance(v, dict)]
         return any(answer.model_fields.keys() & value.keys() for value in values)
     first = re.search(r"\w+", written)
     return first is not None and (

@@ -375,7 +375,7 @@ FORMS: tuple[Form, ...] = (
     Form("server", r"out of memory|outofmemory|\b(?:cuda|nccl|cublas|hip|rocm) error",
          status=REFUSING),
     Form("server", r"\b(?:worker|engine|actor|replica|loop|runner)\w*(?: process| core)?"
-         r"(?: has| is| was)? (?:died|dead|crashed|errored|killed|no longer running|encountered an issue)",
+         r"(?: has| is| was)? (?:died|dead|crashed|errored|killed|no longer running|encountered)",
          status=REFUSING),
     Form("server", r"upstream connect error|server disconnected|closed (?:the )?connection",
          status=REFUSING),
