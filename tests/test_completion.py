@@ -555,7 +555,7 @@ NAMES = st.sampled_from([
     "reasoning_details", "error", "usage", "x_groq", "logprobs", "top_logprobs", "tokens",
     "token_logprobs", "token", "logprob", "finish_reason", "stop_reason", "prompt_tokens",
     "total_tokens", "index", "thought", "prompt_tokens_details", "completion_tokens_details",
-    "cached_tokens", "thinking",
+    "cached_tokens", "thinking", "output", "candidates", "parts", "done", "response",
 ])  # fmt: skip
 LEAVES = st.none() | st.booleans() | st.integers(-2, 9) | st.sampled_from(["", "so", "thinking"])
 ANYTHING = st.recursive(
@@ -565,14 +565,21 @@ ANYTHING = st.recursive(
 )
 
 
-@given(st.dictionaries(NAMES, ANYTHING, max_size=4), st.dictionaries(NAMES, ANYTHING, max_size=4))
+@given(
+    st.dictionaries(NAMES, ANYTHING, max_size=4),
+    st.dictionaries(NAMES, ANYTHING, max_size=4),
+    st.sampled_from([None, call_for(Said), call_for(None, text=True)]),
+    st.booleans(),
+)
 def test_any_object_at_all_is_a_reply_or_no_completion(
-    message: dict[str, Any], choice: dict[str, Any]
+    message: dict[str, Any], choice: dict[str, Any], call: Call | None, native: bool
 ) -> None:
     body = {**choice, "choices": [{**choice, "message": message, "delta": message}]}
+    if native:
+        body = {"message": message, "done": True, "type": "message", **choice}
     for read in (lambda: body, lambda: read_event_stream(stream(body, body))):
         try:
-            reply = parse_reply(read())
+            reply = parse_reply(read(), call)
         except NotACompletion:
             continue
         assert reply.text is None or isinstance(reply.text, str)
