@@ -14,7 +14,16 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from nodes.llm.faults import FORMS, Fault, FaultKind, Form, read_fault, read_wait, redact_keys
+from nodes.llm.faults import (
+    FORMS,
+    Fault,
+    FaultKind,
+    Form,
+    is_error_line,
+    read_fault,
+    read_wait,
+    redact_keys,
+)
 
 Row = tuple[int, Any, Fault]
 
@@ -1971,3 +1980,66 @@ LIMITS_IN_OTHER_WORDS = (
 def test_a_limit_in_other_words_is_a_rate_limit_whatever_its_status(words: str) -> None:
     assert read_fault(403, {}, {"message": words}).kind == "rate_limit"
     assert read_fault(403, {}, {"message": "Forbidden"}).kind == "key"
+
+
+ERROR_LINES = (
+    "Error: upstream timed out",
+    "error: upstream request timeout\n",
+    "[ERROR] The generation failed",
+    "**Error**: Rate limit exceeded. Please try again in 20 s.",
+    "⚠️ Error: something went wrong, please try again.",
+    "Error code: 429 - {'error': {'message': 'Rate limit reached', 'code': 'rate_limited'}}",
+    "API Error: Connection error.",
+    "APIError: 502 Bad Gateway",
+    "Error 503: Service Unavailable",
+    "Internal Server Error: no healthy upstream",
+    "Upstream error: the model is overloaded",
+    "Exception: CUDA out of memory",
+    "[Error] Insufficient balance",
+    "Error: invalid API key",
+    "Error: no response from the provider",
+    "Error: failed to generate a response",
+    "upstream request timeout",
+    "no healthy upstream",
+    "502 Bad Gateway",
+    "Internal Server Error.",
+    "upstream connect error or disconnect/reset before headers. reset reason: overflow",
+    "error code: 524",
+    "Request timed out.",
+    '{"error": {"message": "upstream timed out", "code": 504}}',
+    '{"error": "model is overloaded"}',
+)
+NO_ERROR_LINES = (
+    "",
+    "So.",
+    "Error: division by zero",
+    "Errors are how one learns.",
+    "Error bars show the spread of the measurements.",
+    "Failure is the mother of success.",
+    "Exception: nouns that end in -o take -es.",
+    "Error: upstream timed out\nSo it is retried.",
+    "To mend 'Error: upstream timed out', raise the limit.",
+    "The error 'upstream timed out' means that a server did not answer.",
+    "A bad gateway is a status.",
+    "Timeouts happen.",
+    '{"error": null, "result": 4}',
+    '{"error": "wrong colour"}',
+    '{"error": "timeout", "answer": "So."}',
+    "[1, 2]",
+    "Error: " + "the rate limit " * 40,
+)
+
+
+@pytest.mark.parametrize("text", ERROR_LINES)
+def test_a_line_that_only_says_an_error_is_known(text: str) -> None:
+    assert is_error_line(text)
+
+
+@pytest.mark.parametrize("text", NO_ERROR_LINES)
+def test_a_text_that_speaks_of_an_error_is_none(text: str) -> None:
+    assert not is_error_line(text)
+
+
+@given(st.text(max_size=300))
+def test_any_text_may_be_asked_for_an_error(text: str) -> None:
+    assert is_error_line(text) in (True, False)

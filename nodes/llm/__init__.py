@@ -22,6 +22,7 @@ from nodes.llm.answers import (
     read_text,
     split_plan,
 )
+from nodes.llm.faults import is_error_line
 from nodes.state import Usage, add_usage, no_usage
 from prompts import Message
 
@@ -243,13 +244,19 @@ async def ask(complete: Complete, call: Call, answer: type[A]) -> AskResult[A]:
 
 
 async def ask_text(
-    complete: Complete, call: Call, *, code_only: bool = False, planned: bool = False
+    complete: Complete,
+    call: Call,
+    *,
+    code_only: bool = False,
+    errors: bool = False,
+    planned: bool = False,
 ) -> AskResult[PlainText]:
     """Ask for plain text until it can be told from the model's thoughts: as `ask` does.
 
     A tag or fence around the whole answer is taken off; with `code_only`, a fence stays. With
     `planned` the answer may open with a plan between marks, which is split off. What came only in
-    a field for thoughts is never taken for the answer.
+    a field for thoughts is never taken for the answer, nor is a line that says an error of the
+    endpoint, but with `errors`: the instruction may ask for such a line.
     """
     marks, usual = _has_marks(call), _usual_marks(call)
 
@@ -264,6 +271,8 @@ async def ask_text(
                 text = read_text(text, marks_in_prompt=True, usual_marks=usual, code_only=code_only)
         if not text.strip():
             raise UnreadableAnswer("nothing is left of the answer without its thoughts")
+        if not errors and is_error_line(text):
+            raise UnreadableAnswer(f"an error came in place of the answer: {text.strip()[:200]!r}")
         return PlainText(text, plan)
 
     return await _ask(complete, call, read)

@@ -515,6 +515,35 @@ _UNKNOWN_NAME = re.compile(r"Unknown name \W{1,3}([\w$]+)\W{1,3}(?: ?at '([^'\s]
 _PAGE = re.compile(r"\s*<(?:!doctype|html|head|body|\?xml|center|h1)", re.IGNORECASE)
 _MARKUP = re.compile(r"<(script|style)\b[\s\S]*?(?:</\1>|\Z)|<!--[\s\S]*?(?:-->|\Z)", re.IGNORECASE)
 _GAP = " … "
+MAX_ERROR_LINE = 400
+# Kinds that tell of no trouble of an endpoint.
+_OF_A_REQUEST = ("bad_request", "unsupported", "address", "bad_generation")
+# The fields of an object that says an error and nothing else.
+_ENVELOPE = frozenset((
+    "error", "code", "status", "type", "message", "detail", "request_id", "success", "object",
+))  # fmt: skip
+_ERROR_OPENED = re.compile(
+    r"[\W_]*(?:(?:an? )?(?:api|upstream|internal|server|gateway|request|network|connection|provider"
+    r"|http|model|llm|proxy|fatal)[\s_]*){0,2}(?:error|exception|failure|failed)\b(?=\W|\Z)",
+    re.IGNORECASE,
+)
+_ERROR_WORDS = re.compile(
+    r"went wrong|try again|\b(?:unexpected|unknown|internal|upstream) error"
+    r"|\b(?:request|generation|completion|inference|call|stream)\w* (?:was |has )?(?:been )?"
+    r"(?:failed|aborted|cancell?ed|interrupted|terminated|closed)"
+    r"|\bfailed to (?:generate|fetch|connect|reach|get|call|process|complete)"
+    r"|\bno (?:response|completion|answer)\b|\bempty response|\b(?:upstream|backend|provider)\b"
+    r"|(?:error|code|status|http)\W{1,3}[45]\d\d\b|\A\W*error\W{1,3}[45]\d\d\b",
+    re.IGNORECASE,
+)
+# What stands alone where nothing else could be said.
+_GATEWAY_LINE = re.compile(
+    r"\W{0,3}(?:(?:http )?(?:error )?[45]\d\d:? )?(?:upstream (?:request timeout|connect error\b.*)"
+    r"|no healthy upstream|internal server error|bad gateway|gateway time-?out|stream timeout"
+    r"|service (?:temporarily )?unavailable|too many requests|(?:request|upstream|response|read) "
+    r"timed? ?out|error code: \d{3,4}|rate limit (?:exceeded|reached))\W{0,3}",
+    re.IGNORECASE,
+)
 
 
 @dataclass(slots=True)
@@ -594,6 +623,31 @@ def read_wait(
 def redact_keys(text: str) -> str:
     """The text without what looks like a key: endpoints quote the one they were sent."""
     return _KEYS.sub("(key)", text)
+
+
+def is_error_line(text: str) -> bool:
+    """Whether a whole text is one line that says a fault, as gateways put it in place of an answer.
+
+    It opens as an error does and goes on with the words of a known form, or it is a gateway's own
+    line, or an object that holds an error.
+
+    >>> is_error_line("Error: upstream timed out"), is_error_line("Error: division by zero")
+    (True, False)
+    """
+    line = text.strip()
+    if not line or "\n" in line or len(line) > MAX_ERROR_LINE:
+        return False
+    value, no_json = _decode(line)
+    if no_json is None:
+        is_error = isinstance(value, Mapping) and "error" in value and not value.keys() - _ENVELOPE
+        return is_error and read_fault(400, {}, value).kind not in _OF_A_REQUEST
+    if _GATEWAY_LINE.fullmatch(line):
+        return True
+    opened = _ERROR_OPENED.match(line)
+    if opened is None:
+        return False
+    kind = read_fault(400, {}, {"error": line}).kind
+    return kind not in _OF_A_REQUEST or _ERROR_WORDS.search(line, opened.end() - 1) is not None
 
 
 # Gathering the evidence.
