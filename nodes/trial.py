@@ -17,7 +17,7 @@ from memory.novelty import tokens
 from memory.references import Reference
 from nodes.context import Context
 from nodes.criteria import ANSWERS_ID, answers_instruction
-from nodes.judge import judge
+from nodes.judge import FAULTS_OF_CONTENT, judge
 from nodes.llm import CallFailed, CallOrigin, Complete
 from nodes.state import Criterion, Usage, Verdict, add_usage, no_usage
 
@@ -125,7 +125,7 @@ async def _judge_all(
         except CallFailed as error:
             usage = error.usage = add_usage(usage, error.usage)
             dispensable = draw > 0 or context.method == "verdict"
-            if error.kind not in ("filtered", "refused", "too_long") or not dispensable:
+            if error.kind not in FAULTS_OF_CONTENT or not dispensable:
                 raise
             results.append(None)
             continue

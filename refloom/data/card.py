@@ -16,6 +16,7 @@ from importlib.resources import files
 from pathlib import PurePath
 from typing import Any
 
+from nodes.context import is_embedded
 from refloom.data.licenses import CombinedLicense, combine_licenses
 from refloom.data.read import NOT_STATED
 from refloom.data.record_stats import CriterionStats, RecordStats, measure_diversity, quantiles
@@ -24,7 +25,6 @@ from refloom.settings import (
     MAY_DIFFER,
     Settings,
     default_judge_method,
-    is_embedded,
 )
 
 RunJson = Mapping[str, Any]

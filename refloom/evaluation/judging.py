@@ -12,12 +12,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
+from nodes.context import is_embedded
 from nodes.llm import Complete, ProviderStopped
 from refloom.runs.client import CachedClient, Endpoints, Interrupted, open_client
 from refloom.runs.cost import Prices, check_priced
 from refloom.runs.journal import Journal, ReusedCalls
 from refloom.runs.outputs import prior_usage, read_status
-from refloom.settings import Settings, is_embedded, load_settings
+from refloom.settings import Settings, load_settings
 
 # Settings taken from the evaluated run unless flags or the environment give others.
 RUN_SETTINGS = (

@@ -20,6 +20,7 @@ from functools import cache
 from hashlib import sha256
 from typing import Any
 
+from nodes.context import is_embedded
 from nodes.llm import MAX_ASKS, Answer, Call, CallFailed, Complete, ProviderStopped, Reply
 from nodes.llm.chat_model import ModelClient
 from nodes.llm.endpoint import Attempt, Endpoint, OnLearned
@@ -32,7 +33,7 @@ from refloom.runs.event_log import event
 from refloom.runs.journal import INSERT_META, Journal, ReusedCalls
 from refloom.runs.rate_limit import MAX_WAIT_S, CircuitBreaker, Limiter, Permit
 from refloom.runs.retry import DrawLog
-from refloom.settings import DEFAULT_TIER, Settings, StageSettings, is_embedded
+from refloom.settings import DEFAULT_TIER, Settings, StageSettings
 
 MAX_TRIES = 6
 MAX_BACKOFF_S = 60.0

@@ -12,11 +12,12 @@ import json
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
+from nodes.context import is_embedded
 from nodes.llm import STAGES_OF_THE_JUDGE, Call, CallFailed, draw_seed
 from prompts import PREFLIGHT
 from refloom.runs.client import CachedClient, Interrupted
 from refloom.runs.journal import Journal, ReusedCalls
-from refloom.settings import Settings, is_embedded
+from refloom.settings import Settings
 
 # Enough for a word, and few enough for a slow model; whether the answer is cut does not matter.
 PREFLIGHT_MAX_TOKENS = 16

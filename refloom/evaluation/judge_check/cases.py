@@ -22,7 +22,7 @@ from typing import Any
 from memory.characteristics import NAMESPACE, Learned, open_store
 from memory.references import IndexUnusable, Reference
 from memory.store import ReferenceFile
-from nodes.context import Context
+from nodes.context import Context, is_embedded
 from nodes.judge import fold_text
 from nodes.learn import learned_key
 from nodes.llm.provider import provider_of
@@ -32,7 +32,7 @@ from nodes.trial import SENTENCE_BREAK, cut_in_half, off_topic_response
 from refloom.errors import InputError
 from refloom.runs.journal import read_records
 from refloom.runs.outputs import read_status
-from refloom.settings import Settings, default_judge_method, is_embedded
+from refloom.settings import Settings, default_judge_method
 
 RankId = Callable[[str], bytes]
 
