@@ -27,7 +27,7 @@ from memory.index import draw_other
 from memory.references import Reference
 from nodes.hooks import RunHooks
 from nodes.learn import MAX_CHARACTERISTICS
-from nodes.llm import MAX_GROWTHS, Call, Reply
+from nodes.llm import MAX_GROWTHS, STAGES_OF_THE_JUDGE, Call, Reply
 from nodes.llm.protocol import schema_of
 from nodes.state import Usage, no_usage
 from refloom.data.read import ReadReport
@@ -57,7 +57,8 @@ WHY = {
     "calls_a_reference": "for a reference used: extraction, and the trial of its criteria on its "
     "own response and on corrupted ones",
     "judge_criteria": "per response, the built-in one among them",
-    "calls_a_critique": "for an attempt: 1 by verdict, 1 a criterion by log-odds",
+    "calls_a_critique": "for an attempt: 1 by verdict, 1 a criterion by log-odds; as many for each "
+    "juror, and more with criteria_per_call",
     "attempts": "a candidate, when attempts_passing of them pass; 1 in low, max_attempts in high",
     "accepted_share": "of candidates, by attempts_passing and max_attempts; all of them in low. "
     "With a target, a run that accepts fewer goes on to max_candidates",
@@ -148,7 +149,7 @@ async def estimate(
         # With what follows from other settings filled in.
         "settings": settings.redacted()
         | {
-            "judge_model": settings.judge,
+            "judge_model": settings.judge_names,
             "judge_method": settings.context().method,
             "concurrency": settings.max_in_flight,
             "max_candidates": settings.candidate_limit,
@@ -283,7 +284,8 @@ class FakeModel:
         self._instruction_bytes = round(fmean(map(byte_length, texts)))
         self._response_bytes = round(fmean(byte_length(r["response"]) for r in references))
         self._drafts: set[str] = set()
-        self._failed: Counter[str] = Counter()
+        # By model and draft: each juror fails as many.
+        self._failed: Counter[tuple[str, str]] = Counter()
         self._fillers = 0
         self.calls: Counter[str] = Counter()
         self.spent: defaultdict[tuple[str, str], StageCost] = defaultdict(StageCost)
@@ -295,7 +297,7 @@ class FakeModel:
         if call.kind == "question":
             # One token.
             cost = StageCost(1, prompt_bytes, 1 / self._assume.tokens_per_byte)
-            yes = 0.99 if self._passes(prompt) else 0.01
+            yes = 0.99 if self._passes(call, prompt) else 0.01
             reply = Reply("Yes", "stop", no_usage(), odds={"yes": yes, "no": 1 - yes})
         elif call.answer is None:
             text = self._text(call)
@@ -341,7 +343,7 @@ class FakeModel:
             self._on_topic.update(texts)
             return {"instructions": texts}
         if call.stage == "critique":
-            return {"verdicts": self._verdicts(prompt)}
+            return {"verdicts": self._verdicts(call, prompt)}
         assert call.answer is not None
         return {name: self._value(name, call) for name in call.answer.model_fields}
 
@@ -372,7 +374,7 @@ class FakeModel:
             self._drafts.add(response)
         return response
 
-    def _verdicts(self, prompt: str) -> list[dict[str, str]]:
+    def _verdicts(self, call: Call, prompt: str) -> list[dict[str, str]]:
         ids = re.findall(r'<criterion(?:-\w+)? id="([^"]+)"', prompt)
         reason = self._filler(self._assume.reason_bytes)
         evidence = self._quote(_tagged(prompt, "response")[-1])
@@ -381,17 +383,17 @@ class FakeModel:
                 "criterion_id": id_,
                 "reason": reason,
                 "evidence": evidence,
-                "verdict": "pass" if self._passes(prompt) else "fail",
+                "verdict": "pass" if self._passes(call, prompt) else "fail",
             }
             for id_ in ids
         ]
 
-    def _passes(self, prompt: str) -> bool:
+    def _passes(self, call: Call, prompt: str) -> bool:
         """Whether the next criterion asked about the prompt's response passes."""
         response = _tagged(prompt, "response")[-1]
         if response in self._drafts:
-            self._failed[response] += 1
-            return self._failed[response] > self._assume.verdicts_fed_back
+            self._failed[call.model, response] += 1
+            return self._failed[call.model, response] > self._assume.verdicts_fed_back
         return response in self._own or response in self._on_topic
 
     def _quote(self, response: str) -> str:
@@ -508,15 +510,20 @@ def _total(
             spent[stage].add(cost, units[unit])
     stages: dict[str, dict[str, Any]] = {}
     for stage, cost in spent.items():
-        model = settings.judge if stage in ("critique", "feedback") else settings.model
+        models: tuple[str, ...] = (settings.model,)
+        if stage in STAGES_OF_THE_JUDGE:
+            # A jury shares the calls of a critique; feedback is the first juror's.
+            models = settings.jurors if stage == "critique" else (settings.judge,)
         usage: Usage = {
             "calls": round(cost.calls),
             "prompt_tokens": math.ceil(cost.prompt_bytes * assume.tokens_per_byte),
             "cached_tokens": 0,
             "completion_tokens": math.ceil(cost.completion_bytes * assume.tokens_per_byte),
         }
-        dollars = prices.cost(model, usage, tier) if usage["calls"] else 0.0
-        stages[stage] = {"model": model, **usage, "cost_usd": dollars}
+        by_model = [prices.cost(m, usage, tier) if usage["calls"] else 0.0 for m in models]
+        known = [cost / len(models) for cost in by_model if cost is not None]
+        dollars = sum(known) if len(known) == len(models) else None
+        stages[stage] = {"model": ",".join(models), **usage, "cost_usd": dollars}
     total: dict[str, Any] = {k: sum(s[k] for s in stages.values()) for k in TOKENS}
     dollars_by_stage = [s["cost_usd"] for s in stages.values()]
     total["cost_usd"] = None if None in dollars_by_stage else sum(dollars_by_stage)
