@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections import Counter
 from collections.abc import Callable
@@ -12,7 +13,16 @@ from aiohttp import web
 from fakes import Endpoint, ScriptedModel, criterion_ids, letters, prompt_of, tagged, verdicts
 from processes import refloom
 from pydantic import ValidationError
-from runs import SEEDS, all_rows, finish_run, references, rows, stable_rows
+from runs import (
+    SEEDS,
+    CountingModel,
+    all_rows,
+    build_run,
+    finish_run,
+    references,
+    rows,
+    stable_rows,
+)
 
 from graph.builder import build_graph
 from memory.references import Reference
@@ -424,6 +434,27 @@ async def test_a_run_by_a_jury_is_resumed_and_repeats_itself(tmp_path):
     card = (tmp_path / "one" / "README.md").read_text(encoding="utf-8")
     assert "| jury | a, b, c (more than half of them had to pass a criterion)" in card
     assert "--judge-model a,b,c" in card and "--criteria-per-call 2" in card
+
+
+@pytest.mark.parametrize("in_flight", [1, 32])
+async def test_a_run_by_a_jury_that_is_cut_off_ends_as_an_undisturbed_one(tmp_path, in_flight):
+    more = {
+        "judge_model": JURY,
+        "criteria_per_call": 1,
+        "try_criteria": True,
+        "concurrency": in_flight,
+    }
+    said = await finish_run(tmp_path / "whole", jury_of(varied), SEEDS[:3], **more)
+    out = tmp_path / "cut"
+    for at in (5, 12, 30):
+        counting = CountingModel(jury_of(varied), at)
+        task = asyncio.ensure_future(build_run(out, counting, SEEDS[:3], **more).run())
+        counting.then = task.cancel
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    again = await finish_run(out, jury_of(varied), SEEDS[:3], **more)
+    assert stable_rows(out) == stable_rows(tmp_path / "whole")
+    assert again["calls"]["paid"] == said["calls"]["paid"]
 
 
 async def test_the_report_tells_how_far_jurors_agree(tmp_path):
