@@ -37,6 +37,7 @@ from refloom.data.record_stats import JuryVotes
 from refloom.errors import InputError
 from refloom.evaluation.agreement import jury_agreement
 from refloom.evaluation.judge_check import format_judge_check, judge_check
+from refloom.evaluation.judging import judge_settings_over
 from refloom.evaluation.report import report
 from refloom.runs.client import Endpoints
 from refloom.runs.cost import Price, Prices
@@ -514,6 +515,27 @@ async def test_a_judge_check_takes_a_jury(tmp_path):
     assert found["human"]["verdicts"] == "asked anew"
     assert [row["of"] for row in found["human"]["jurors"]] == ["a", "m"]
     assert found["flags"][-1] == "judges itself: one of 2 jurors is the generator (m)"
+
+
+async def test_a_jury_is_not_checked_by_log_odds(tmp_path):
+    settings = Settings(model="m", judge_model=JURY, quiet=True)
+    model = jury_of(varied)
+    with pytest.raises(InputError, match="a jury"):
+        await judge_check(tmp_path, settings, methods=["verdict", "logodds"], complete=model)
+    assert model.calls == []
+
+
+def test_a_jury_in_place_of_a_runs_judge_does_not_take_its_votes():
+    run_settings = {"model": "m", "judge_votes": 3, "criteria_per_call": 2}
+    assert judge_settings_over(run_settings, {}).judge_votes == 3
+    jury = judge_settings_over(run_settings, {"judge_model": JURY})
+    assert (jury.judge_votes, jury.criteria_per_call) == (1, 2)
+
+
+async def test_the_package_of_each_juror_is_looked_for(tmp_path):
+    more = {"judge_model": "a,perplexity:sonar", "base_url": "http://127.0.0.1:9/v1"}
+    with pytest.raises(InputError, match="'perplexity:sonar' needs the package"):
+        await finish_run(tmp_path, None, **more)
 
 
 async def test_each_juror_is_asked_once_before_the_run(tmp_path):

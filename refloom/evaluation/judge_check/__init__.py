@@ -20,6 +20,7 @@ from memory.embed import Embed, Embedder
 from nodes.llm import CallFailed, Complete, ProviderStopped
 from prompts import prompt_version
 from refloom.data.write import replace_lines
+from refloom.errors import InputError
 from refloom.evaluation.agreement import jury_agreement
 from refloom.evaluation.judge_check.cases import (
     JudgeTestSet,
@@ -132,7 +133,8 @@ async def judge_check(
         what is unknown is None.
 
     Raises:
-        InputError: `human` cannot be used, or no row is accepted. No call was made.
+        InputError: `human` cannot be used, no row is accepted, or a jury is to be tested by
+            log-odds. No call was made.
         JournalError: There is no run, or another process is using it.
         ProviderStopped, BudgetSpent: The calls were stopped. What was paid for is kept.
         ValueError: An unknown method, or a `limit` or `repeats` under 1.
@@ -140,6 +142,11 @@ async def judge_check(
     methods = list(dict.fromkeys(methods or [settings.context().method]))
     if set(methods) - set(METHODS) or limit < 1 or repeats < 1:
         raise ValueError(f"methods are {', '.join(METHODS)}; limit and repeats are 1 or more")
+    if "logodds" in methods and len(settings.jurors) > 1:
+        raise InputError(
+            f"a jury ({settings.judge_names}) gives written verdicts; to check one juror by "
+            "log-odds, name it with --judge-model"
+        )
     test_set = await asyncio.to_thread(build_test_set, directory, settings, limit)
     check = JudgeCheck(directory, settings, test_set, complete, embed)
     if human is not None:
