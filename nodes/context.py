@@ -123,6 +123,7 @@ class ContextOptions(BaseModel):
         description="criteria that the judge is asked about in one call at most; 1 judges each by "
         "itself (default: all; written verdicts only)",
         ge=1,
+        le=100,
         json_schema_extra=at("extract", "sample", "critique"),
     )
     references_per_seed: int = Field(
