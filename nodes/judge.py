@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Annotated, Any, cast
@@ -15,7 +17,7 @@ from memory.references import Turn
 from nodes.context import Context
 from nodes.criteria import ANSWERS_ID, verdict
 from nodes.llm import Answer, Call, CallFailed, CallOrigin, Complete, ask, make_call
-from nodes.state import Criterion, Outcome, Usage, Verdict, add_usage, no_usage
+from nodes.state import Criterion, JurorVerdict, Outcome, Usage, Verdict, add_usage, no_usage
 from prompts import render
 
 OnVerdict = Callable[[Verdict], None]
@@ -23,6 +25,12 @@ OnVerdict = Callable[[Verdict], None]
 # Draws reserved for one response, with each way to judge: asks, or questions.
 ASKS_PER_DRAW = 2
 QUESTIONS_PER_DRAW = 64
+# Draws reserved for each part of criteria that are asked about in several calls: more than all
+# asks, votes and attempts take.
+DRAWS_PER_PART = 1 << 16
+# Faults of what is asked about and not of the endpoint: another juror may take the same call.
+FAULTS_OF_CONTENT = ("filtered", "refused", "too_long")
+NO_JUROR_VERDICT = "The juror's endpoint would not take the call"
 _QUOTE_MARKS = str.maketrans({"“": '"', "”": '"', "„": '"', "«": '"', "»": '"', "‘": "'", "’": "'"})
 _SPACE_AND_QUOTES = re.compile(r"[\s\"'`]+")
 
@@ -83,12 +91,128 @@ async def judge(
         return await judge_by_log_odds(
             complete, context, origin, instruction, response, criteria, draw, history, on_verdict
         )
-    result = await judge_by_verdict(
-        complete, context, origin, instruction, response, criteria, draw, history
-    )
-    for read in result.verdicts:
-        on_verdict(read)
-    return result
+    most = context.criteria_per_call or len(criteria)
+    parts = [criteria[start : start + most] for start in range(0, len(criteria), most)]
+
+    async def ask_juror(juror: str, part: int) -> JudgeResult:
+        return await judge_by_verdict(
+            complete,
+            context,
+            origin,
+            instruction,
+            response,
+            parts[part],
+            draw,
+            history,
+            part=part,
+            juror=juror,
+        )
+
+    async def ask_jury(part: int) -> JudgeResult:
+        result = await judge_by_jury(
+            context.jurors, parts[part], [ask_juror(juror, part) for juror in context.jurors]
+        )
+        for read in result.verdicts:
+            on_verdict(read)
+        return result
+
+    results = await gather_results([ask_jury(part) for part in range(len(parts))])
+    return JudgeResult([v for r in results for v in r.verdicts], _sum_usage(results))
+
+
+async def judge_by_jury(
+    jurors: Sequence[str],
+    criteria: Sequence[Criterion],
+    asks: Sequence[Coroutine[Any, Any, JudgeResult]],
+) -> JudgeResult:
+    """Ask all jurors at once, and combine their verdicts; one judge's stay as they are.
+
+    `asks` are what the jurors say, in their order. A juror whose call is refused for its content
+    knows nothing of these criteria. Raises `CallFailed` if that is so of all, or for any other
+    fault.
+    """
+    if len(jurors) == 1:
+        return await asks[0]
+    refusals: dict[str, CallFailed] = {}
+
+    async def ask_one(juror: str, asked: Coroutine[Any, Any, JudgeResult]) -> JudgeResult:
+        try:
+            return await asked
+        except CallFailed as error:
+            if error.kind not in FAULTS_OF_CONTENT:
+                raise
+            refusals[juror] = error
+            reason = f"{NO_JUROR_VERDICT}: {error.message}"
+            unknown = [verdict(c["id"], "unknown", reason) for c in criteria]
+            return JudgeResult(unknown, error.usage)
+
+    results = await gather_results(list(map(ask_one, jurors, asks)))
+    usage = _sum_usage(results)
+    if len(refusals) == len(jurors):
+        first = refusals[jurors[0]]
+        raise CallFailed(first.stage, first.kind, first.message, usage)
+    return JudgeResult(combine(jurors, [result.verdicts for result in results]), usage)
+
+
+async def gather_results(
+    asks: Sequence[Coroutine[Any, Any, JudgeResult]],
+) -> list[JudgeResult]:
+    """Wait for all asks, so that what each used is known. Raises the first fault, in their order.
+
+    A `CallFailed` has the usage of all.
+    """
+    if len(asks) == 1:
+        return [await asks[0]]
+    outcomes = await asyncio.gather(*asks, return_exceptions=True)
+    results = [outcome for outcome in outcomes if isinstance(outcome, JudgeResult)]
+    faults = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+    # What ends the run goes before what costs a sample.
+    for fault in sorted(faults, key=lambda fault: isinstance(fault, CallFailed)):
+        if isinstance(fault, CallFailed):
+            usage = _sum_usage([*results, *(f for f in faults if isinstance(f, CallFailed))])
+            fault.usage = usage
+        raise fault
+    return results
+
+
+def _sum_usage(parts: Sequence[JudgeResult | CallFailed]) -> Usage:
+    usage = no_usage()
+    for part in parts:
+        usage = add_usage(usage, part.usage)
+    return usage
+
+
+def combine(jurors: Sequence[str], verdicts: Sequence[Sequence[Verdict]]) -> list[Verdict]:
+    """One verdict a criterion from what each juror says of all, in the order of the jurors.
+
+    A criterion passes if more than half say pass or not applicable. It is unknown if more than half
+    do not know, or if nobody says fail; else it fails, with the words of the first juror who says
+    so. The verdicts of a single judge stay as they are.
+    """
+    if len(jurors) == 1:
+        return list(verdicts[0])
+    return [_combine_one(jurors, votes) for votes in zip(*verdicts, strict=True)]
+
+
+def _combine_one(jurors: Sequence[str], votes: Sequence[Verdict]) -> Verdict:
+    counts = Counter(vote["verdict"] for vote in votes)
+    passing = counts["pass"] + counts["not_applicable"]
+    outcome: Outcome = "fail" if counts["fail"] else "unknown"
+    if 2 * passing > len(votes):
+        outcome = "pass" if counts["pass"] >= counts["not_applicable"] else "not_applicable"
+    elif 2 * counts["unknown"] > len(votes):
+        outcome = "unknown"
+    first = next(vote for vote in votes if vote["verdict"] == outcome)
+    said: list[JurorVerdict] = [
+        {
+            "model": juror,
+            "verdict": vote["verdict"],
+            "reason": vote["reason"],
+            "evidence": vote["evidence"],
+        }
+        for juror, vote in zip(jurors, votes, strict=True)
+    ]
+    return {**first, "jurors": said}
 
 
 async def judge_by_verdict(
@@ -100,11 +224,15 @@ async def judge_by_verdict(
     criteria: Sequence[Criterion],
     draw: int,
     history: Sequence[Turn] = (),
+    *,
+    part: int = 0,
+    juror: str | None = None,
 ) -> JudgeResult:
     """Ask for reason, evidence and verdict; ask once more for verdicts that cannot be used.
 
-    A verdict is unknown if it is missing, misspelt, or quotes words that the response does not
-    have.
+    `part` is the number of this call's criteria among the parts that are asked about apart, and
+    `juror` the model that is asked, if it is not the judge's. A verdict is unknown if it is
+    missing, misspelt, or quotes words that the response does not have.
     """
     verdicts: dict[str, Verdict] = {}
     usage = no_usage()
@@ -114,8 +242,8 @@ async def judge_by_verdict(
         if not missing:
             break
         messages = render("critique", template=context.critique_prompt, criteria=missing, **data)
-        number = draw * ASKS_PER_DRAW + attempt
-        call = make_call("critique", messages, Critiqued, context, origin, number)
+        number = part * DRAWS_PER_PART + draw * ASKS_PER_DRAW + attempt
+        call = make_call("critique", messages, Critiqued, context, origin, number, juror=juror)
         try:
             result = await ask(complete, call, Critiqued)
         except CallFailed as error:

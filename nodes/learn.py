@@ -79,11 +79,12 @@ def learned_key(reference: Reference, context: Context) -> str:
         reference_hash(reference),
         prompt_version("extract", "critique", "question", edited=context.edited),
         context.model,
-        context.judge,
+        context.judge_names,
         context.method,
         str(context.try_criteria),
         "reference" if context.learns_from_references else context.feedback,
         *screening,
+        *(() if context.criteria_per_call is None else (f"calls of {context.criteria_per_call}",)),
     )
 
 

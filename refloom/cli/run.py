@@ -217,7 +217,15 @@ def _describe_inputs(
 
 def _print_inputs(references: Source, seeds: Source | None, summary: RunSummary) -> None:
     lines = _describe_inputs(references, seeds, (summary.references, summary.seeds))
+    lines += _describe_jury(summary.settings)
     sys.stderr.write("\n".join(lines) + "\n")
+
+
+def _describe_jury(settings: Settings) -> list[str]:
+    """The line that names the juror that writes too, if there is one."""
+    if len(settings.jurors) == 1 or settings.model not in settings.jurors:
+        return []
+    return [f"jury: {settings.model} writes and judges; models are lenient with their own writing"]
 
 
 def _print_summary(summary: RunSummary, out: Path) -> None:
@@ -284,6 +292,7 @@ def dry_run(settings: Settings, references: Source, seeds: Source | None) -> int
         print_line(line)
     for report in reports:
         warn_of_skipped_rows(report)
+    sys.stderr.writelines(f"{line}\n" for line in _describe_jury(settings))
     estimated = asyncio.run(
         estimate(
             settings,

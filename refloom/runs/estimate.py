@@ -57,7 +57,8 @@ WHY = {
     "calls_a_reference": "for a reference used: extraction, and the trial of its criteria on its "
     "own response and on corrupted ones, and on its instruction and spoiled forms of it",
     "judge_criteria": "per response, the built-in one among them",
-    "calls_a_critique": "for an attempt: 1 by verdict, 1 a criterion by log-odds",
+    "calls_a_critique": "for an attempt: 1 by verdict, 1 a criterion by log-odds; as many for each "
+    "juror, and more with criteria_per_call",
     "attempts": "a candidate, when attempts_passing of them pass; 1 in low, max_attempts in high",
     "accepted_share": "of candidates, by attempts_passing and max_attempts; all of them in low. "
     "With a target, a run that accepts fewer goes on to max_candidates",
@@ -149,7 +150,7 @@ async def estimate(
         # With what follows from other settings filled in.
         "settings": settings.redacted()
         | {
-            "judge_model": settings.judge,
+            "judge_model": settings.judge_names,
             "judge_method": settings.context().method,
             "concurrency": settings.max_in_flight,
             "max_candidates": settings.candidate_limit,
@@ -284,7 +285,8 @@ class FakeModel:
         self._instruction_bytes = round(fmean(map(byte_length, texts)))
         self._response_bytes = round(fmean(byte_length(r["response"]) for r in references))
         self._drafts: set[str] = set()
-        self._failed: Counter[str] = Counter()
+        # By model and draft: each juror fails as many.
+        self._failed: Counter[tuple[str, str]] = Counter()
         self._fillers = 0
         self.calls: Counter[str] = Counter()
         self.spent: defaultdict[tuple[str, str], StageCost] = defaultdict(StageCost)
@@ -296,7 +298,7 @@ class FakeModel:
         if call.kind == "question":
             # One token.
             cost = StageCost(1, prompt_bytes, 1 / self._assume.tokens_per_byte)
-            passes = call.stage == "screen" or self._passes(prompt)
+            passes = call.stage == "screen" or self._passes(call, prompt)
             yes = 0.99 if passes else 0.01
             reply = Reply("Yes", "stop", no_usage(), odds={"yes": yes, "no": 1 - yes})
         elif call.answer is None:
@@ -350,7 +352,7 @@ class FakeModel:
         if call.stage == "screen":
             return {"instructions": self._screened(prompt)}
         if call.stage == "critique":
-            return {"verdicts": self._verdicts(prompt)}
+            return {"verdicts": self._verdicts(call, prompt)}
         assert call.answer is not None
         return {name: self._value(name, call) for name in call.answer.model_fields}
 
@@ -381,7 +383,7 @@ class FakeModel:
             self._drafts.add(response)
         return response
 
-    def _verdicts(self, prompt: str) -> list[dict[str, str]]:
+    def _verdicts(self, call: Call, prompt: str) -> list[dict[str, str]]:
         ids = re.findall(r'<criterion(?:-\w+)? id="([^"]+)"', prompt)
         reason = self._filler(self._assume.reason_bytes)
         evidence = self._quote(_tagged(prompt, "response")[-1])
@@ -390,7 +392,7 @@ class FakeModel:
                 "criterion_id": id_,
                 "reason": reason,
                 "evidence": evidence,
-                "verdict": "pass" if self._passes(prompt) else "fail",
+                "verdict": "pass" if self._passes(call, prompt) else "fail",
             }
             for id_ in ids
         ]
@@ -415,12 +417,12 @@ class FakeModel:
             for number, text in enumerate(_tagged(prompt, "instruction"), 1)
         ]
 
-    def _passes(self, prompt: str) -> bool:
+    def _passes(self, call: Call, prompt: str) -> bool:
         """Whether the next criterion asked about the prompt's response passes."""
         response = _tagged(prompt, "response")[-1]
         if response in self._drafts:
-            self._failed[response] += 1
-            return self._failed[response] > self._assume.verdicts_fed_back
+            self._failed[call.model, response] += 1
+            return self._failed[call.model, response] > self._assume.verdicts_fed_back
         return response in self._own or response in self._on_topic
 
     def _quote(self, response: str) -> str:
@@ -539,15 +541,21 @@ def _total(
             spent[stage].add(cost, units[unit])
     stages: dict[str, dict[str, Any]] = {}
     for stage, cost in spent.items():
-        model = settings.judge if stage in STAGES_OF_THE_JUDGE else settings.model
+        models: tuple[str, ...] = (settings.model,)
+        if stage in STAGES_OF_THE_JUDGE:
+            # A jury shares the calls of judging; feedback is the first juror's.
+            shared = stage in ("critique", "screen")
+            models = settings.jurors if shared else (settings.judge,)
         usage: Usage = {
             "calls": round(cost.calls),
             "prompt_tokens": math.ceil(cost.prompt_bytes * assume.tokens_per_byte),
             "cached_tokens": 0,
             "completion_tokens": math.ceil(cost.completion_bytes * assume.tokens_per_byte),
         }
-        dollars = prices.cost(model, usage, tier) if usage["calls"] else 0.0
-        stages[stage] = {"model": model, **usage, "cost_usd": dollars}
+        by_model = [prices.cost(m, usage, tier) if usage["calls"] else 0.0 for m in models]
+        known = [cost / len(models) for cost in by_model if cost is not None]
+        dollars = sum(known) if len(known) == len(models) else None
+        stages[stage] = {"model": ",".join(models), **usage, "cost_usd": dollars}
     total: dict[str, Any] = {k: sum(s[k] for s in stages.values()) for k in TOKENS}
     dollars_by_stage = [s["cost_usd"] for s in stages.values()]
     total["cost_usd"] = None if None in dollars_by_stage else sum(dollars_by_stage)

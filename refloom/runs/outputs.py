@@ -247,7 +247,7 @@ class RunSummary:
         """Store in the journal what the run's rows depend on."""
         await journal.put_meta("settings", self.settings.row_settings())
         await journal.put_meta("prompts", prompt_versions())
-        models = {self.settings.model, self.settings.judge}
+        models = self.settings.models
         prices = {m: asdict(p) for m in models if (p := self.prices.get(m)) is not None}
         # Prices of a judge that was asked about the rows later stay.
         known = await asyncio.to_thread(journal.meta, "prices")

@@ -85,7 +85,7 @@ def load_inputs(
     if settings.engine == "ray":
         ray.check_available(settings.ray_address)
     prices = Prices.load(settings.prices)
-    check_priced(prices, [settings.model, settings.judge], settings.max_cost)
+    check_priced(prices, settings.models, settings.max_cost)
     reference_report = references.scan()
     seeds = seeds or Source(references, as_reference=False, limit=settings.limit)
     if settings.feedback == "swapped" and reference_report.taken < 2:
@@ -156,7 +156,7 @@ async def open_pool(
         "settings": settings.model_dump(mode="json"),
         "keys": {
             name: os.environ.get(name, "")
-            for name in (*API_KEY_VARIABLES, *variables_of((settings.model, settings.judge)))
+            for name in (*API_KEY_VARIABLES, *variables_of(settings.models))
         },
         "references": str(parts.references.path.absolute()),
         "resumed": parts.recorder.resumed,
@@ -396,8 +396,8 @@ class Run:
             dollars = f", ${sum(known) * calls / before:,.2f}"
         self.on_notice(
             f"the memory knows {len(outdated):,} of the references by other prompts, models or "
-            "settings; vectors are used as they are, and each of these references that a seed needs "
-            f"is learned from once more: about {calls:,} calls{dollars} for all of them"
+            "settings; vectors are used as they are, and each of these that a seed needs is "
+            f"learned from once more: about {calls:,} calls{dollars} for all of them"
         )
 
     def _report_fault(self, fault: CallFailed) -> None:
@@ -425,8 +425,7 @@ class Run:
         )
         if summary is None or calls is None or scheduler is None:
             return stats
-        models = (settings.model, settings.judge)
-        priced = all(summary.prices.get(model) is not None for model in models)
+        priced = all(summary.prices.get(model) is not None for model in settings.models)
         return replace(
             stats,
             accepted=scheduler.accepted,

@@ -227,8 +227,9 @@ def _check_settings(run: Mapping[str, Any]) -> None:
             first = error.errors(include_url=False, include_input=False)[0]
             field = ".".join([name, *map(str, first["loc"])])
             raise RequestRefused(422, f"{field}: {first['msg']}") from error
-        for setting in ("model", "judge_model"):
-            unlisted = find_unlisted(getattr(context, setting))
+        jurors = context.jurors if context.judge_model else ()
+        for setting, model in (("model", context.model), *(("judge_model", j) for j in jurors)):
+            unlisted = find_unlisted(model)
             if unlisted is not None:
                 raise RequestRefused(422, f"{name}.{setting}: {unlisted}")
 

@@ -187,6 +187,7 @@ def _run_sections(
             if diversity.covered
             else [],
             "outcomes": tables.outcome_tables(run),
+            "jury": tables.jury_tables(run),
             "judged": run.judged,
             "stages": tables.stage_costs(run),
             "cards": [sample_card(record, sample) for record in run_records],
