@@ -254,6 +254,17 @@ class Context(ContextOptions):
         """Whether characteristics are extracted; if not, references only calibrate bars."""
         return self.paired or self.feedback in ("reference", "swapped")
 
+    @property
+    def holds_to_references(self) -> bool:
+        """Whether responses are held to criteria of references, and to a person's by the judge."""
+        return self.pipeline == "loop" and self.feedback in ("reference", "swapped")
+
+    @property
+    def extracts(self) -> bool:
+        """Whether references are asked what makes them good: for criteria, or to screen by."""
+        screens = getattr(self, "extracts_instruction_criteria", False)
+        return self.learns_from_references and (self.max_criteria > 0 or screens)
+
     @cached_property
     def edited(self) -> EditedPrompts:
         """Names and texts of the prompts that differ from refloom's own."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Annotated, Any, cast
@@ -109,6 +109,7 @@ async def judge_by_verdict(
     verdicts: dict[str, Verdict] = {}
     usage = no_usage()
     data = {"history": history, "instruction": instruction, "response": response}
+    pitfalls = {c["id"] for c in criteria if (c.get("weight") or 0) < 0}
     for attempt in range(ASKS_PER_DRAW):
         missing = [c for c in criteria if c["id"] not in verdicts]
         if not missing:
@@ -127,7 +128,7 @@ async def judge_by_verdict(
         usage = add_usage(usage, result.usage)
         missing_ids = {c["id"] for c in missing}
         for item in result.answer.verdicts:
-            read = _read_verdict(item, response)
+            read = _read_verdict(item, response, pitfalls)
             if read is not None and read["criterion_id"] in missing_ids:
                 verdicts.setdefault(read["criterion_id"], read)
     unread = "The judge gave no verdict on this that could be read and checked."
@@ -136,8 +137,11 @@ async def judge_by_verdict(
     )
 
 
-def _read_verdict(item: Any, response: str) -> Verdict | None:
-    """A written verdict; None if it cannot be read or its evidence is not in the response."""
+def _read_verdict(item: Any, response: str, pitfalls: Collection[str] = ()) -> Verdict | None:
+    """A written verdict; None if it cannot be read or its evidence is not in the response.
+
+    Who avoids a pitfall leaves nothing to quote.
+    """
     try:
         judgement = item if isinstance(item, Judgement) else Judgement.model_validate(item)
     except ValidationError:
@@ -148,7 +152,8 @@ def _read_verdict(item: Any, response: str) -> Verdict | None:
     if outcome == "not_applicable" and judgement.criterion_id == ANSWERS_ID:
         return None
     evidence = judgement.evidence.strip()
-    if outcome == "pass" or (outcome == "fail" and evidence):
+    absent = not evidence and (outcome == "fail" or judgement.criterion_id in pitfalls)
+    if outcome != "not_applicable" and not absent:
         quote = fold_text(evidence)
         if not quote or quote not in fold_text(response):
             return None
