@@ -24,6 +24,7 @@ from nodes.inputs import BadInput, check_list_sizes
 from nodes.learn import MAX_CHARACTERISTICS, learn, learned_key
 from nodes.llm import CallFailed, CallOrigin, Complete
 from nodes.own_criteria import OwnCriteria, OwnCriterion
+from nodes.own_trial import try_own_criteria
 from nodes.state import Criterion, State, add_usage, no_usage
 
 # Criteria whose texts have a higher cosine say the same.
@@ -50,10 +51,7 @@ async def extract(
     context = runtime.context or Context()
     seed, given = state["seed"], cast(Sequence[OwnCriterion], state.get("own_criteria") or ())
     known = own_criteria or OwnCriteria()
-    try:
-        own, of_instruction = known.select(seed, state["references"], given)
-    except ValueError as error:
-        raise BadInput(f"references: criteria: {error}") from error
+    own, of_instruction = _select_own(known, state)
     if context.feedback in ("none", "sample") and not context.paired:
         criteria = [*_checks_of(own), *rule_criteria()]
         return {"learned": [], "criteria": criteria, "instruction_criteria": of_instruction}
@@ -89,21 +87,32 @@ async def extract(
         sources = [{**entry, "criteria": []} for entry in learned]
         sources += [{**entry, "answers_bar": None} for entry in swapped]
     if own and context.try_criteria and context.holds_to_references:
+        trying = try_own_criteria(
+            known,
+            seed,
+            state["references"],
+            given,
+            context=context,
+            complete=complete,
+            characteristics=characteristics,
+            store=runtime.store,
+        )
         try:
-            own = await known.try_on_references(
-                seed,
-                state["references"],
-                given,
-                context=context,
-                complete=complete,
-                characteristics=characteristics,
-                store=runtime.store,
-            )
+            own = await trying
         except CallFailed as error:
             return _failure_update([error])
     criteria = await merge_criteria(sources, context, embed, own)
     _emit_criteria(runtime, criteria, learned)
     return {"learned": learned, "criteria": criteria, "instruction_criteria": of_instruction}
+
+
+def _select_own(known: OwnCriteria, state: State) -> tuple[list[Criterion], list[Criterion]]:
+    """The criteria of a person for the seed's responses, and for its instructions."""
+    given = cast(Sequence[OwnCriterion], state.get("own_criteria") or ())
+    try:
+        return known.select(state["seed"], state["references"], given)
+    except ValueError as error:
+        raise BadInput(f"references: criteria: {error}") from error
 
 
 def _studied(references: list[Reference], context: Context) -> list[Reference]:

@@ -6,35 +6,24 @@ comes of that is told, and kept with it.
 
 from __future__ import annotations
 
-import asyncio
 import heapq
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import reduce
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from typing_extensions import TypedDict
 
-from memory.characteristics import Characteristics, Learned
 from memory.references import Reference, content_id, reference_hash
 from nodes.checks import parse_check
-from nodes.context import Context
-from nodes.criteria import ANSWERS_ID, RULES
-from nodes.llm import CallFailed, CallOrigin, Complete
-from nodes.state import Criterion, Seed, Trial, Usage, Verdict, add_usage, no_usage
-from nodes.trial import corruptions, judge_own_and_spoiled, midpoint
-from nodes.verdicts import passes
-from prompts import prompt_version
+from nodes.state import Criterion, Seed
 
 MAX_TEXT_CHARS = 1000
 # Of a row, and of a seed.
 MAX_CRITERIA = 50
 # References that a criterion is tried on at most.
 MAX_EXAMPLES = 5
-# What a criterion may say of itself, and of whom it holds for.
-KEYS = ("text", "must", "of", "id", "check", "weight")
-PLACE_KEYS = ("tags", "seed_id")
+KEYS = ("text", "must", "of", "id", "tags", "seed_id", "check", "weight")
 
 OnWarning = Callable[[str], None]
 
@@ -47,7 +36,6 @@ _ADVERB = re.compile(
 _IRREGULAR = {"be": "is", "have": "has"}
 _ID = re.compile(r"[\w.:/-]{1,80}", re.ASCII)
 _RESERVED_ID = re.compile(r"generic-\d+")
-_Verdicts = dict[str, Verdict]
 
 
 class OwnCriterion(TypedDict):
@@ -59,13 +47,21 @@ class OwnCriterion(TypedDict):
     seed_id: str | None
 
 
-def read_own_criterion(value: Any, *, trusted: bool, placed: bool = False) -> OwnCriterion:
+class Chosen(NamedTuple):
+    """A criterion of a seed: of what, tried with which others, and on which references."""
+
+    criterion: Criterion
+    of: str
+    group: str
+    examples: Sequence[Reference]
+
+
+def read_own_criterion(value: Any, *, trusted: bool) -> OwnCriterion:
     """Read a criterion: a text, or an object with a `text`.
 
-    `trusted` ones may name any check, and `placed` ones for which rows they hold. Raises
-    `ValueError`, with a message that names the key.
+    `trusted` ones may name any check. Raises `ValueError`, with a message that names the key.
     """
-    fields = _read_fields(value, (*KEYS, *PLACE_KEYS) if placed else KEYS)
+    fields = _read_fields(value)
     must = _read(fields, "must", bool, "true or false", True)
     of = _read(fields, "of", str, "a text", "response")
     if of not in ("response", "instruction"):
@@ -102,14 +98,14 @@ def read_own_criterion(value: Any, *, trusted: bool, placed: bool = False) -> Ow
     return {"criterion": criterion, "of": of, "tags": sorted(set(tags)), "seed_id": seed_id}
 
 
-def _read_fields(value: Any, known: Sequence[str]) -> dict[str, Any]:
+def _read_fields(value: Any) -> dict[str, Any]:
     """The fields of a criterion that have a value; each is known."""
     fields = {"text": value} if isinstance(value, str) else value
     if not isinstance(fields, Mapping):
         raise ValueError(f"a criterion is a text or an object, not {_name_type(value)}")
     for key in fields:
-        if key not in known:
-            raise ValueError(f"unknown key {key!r}; the keys are {', '.join(known)}")
+        if key not in KEYS:
+            raise ValueError(f"unknown key {key!r}; the keys are {', '.join(KEYS)}")
     return {key: part for key, part in fields.items() if part is not None}
 
 
@@ -151,6 +147,9 @@ def _check_check(check: str, of: str, weight: float | None, trusted: bool) -> No
 
 
 def _check_id(id_: str) -> None:
+    # Imported here: what only reads criteria does not wait for NumPy.
+    from nodes.criteria import ANSWERS_ID, RULES
+
     if not _ID.fullmatch(id_):
         raise ValueError(f"id: {id_[:80]!r} is not 1 to 80 letters, digits, and _ - . : /")
     if id_ == ANSWERS_ID or id_ in RULES or _RESERVED_ID.fullmatch(id_):
@@ -229,7 +228,7 @@ class OwnCriteria:
 
         Of references none of which has its tags, any will do: then seeds have them.
         """
-        wanted = {_group_of(own): own["tags"] for own in self.criteria if not own["seed_id"]}
+        wanted = {group_of(own): own["tags"] for own in self.criteria if not own["seed_id"]}
         if not wanted:
             return
         nearest: dict[str, list[tuple[str, Reference]]] = {group: [] for group in wanted}
@@ -247,7 +246,7 @@ class OwnCriteria:
 
     def examples_of(self, own: OwnCriterion) -> Sequence[Reference]:
         """The references that a criterion of the file is tried on."""
-        return self._examples.get(_group_of(own), ())
+        return self._examples.get(group_of(own), ())
 
     def select(
         self, seed: Seed, references: Sequence[Reference], given: Sequence[OwnCriterion] = ()
@@ -257,102 +256,51 @@ class OwnCriteria:
         They are those of the file that hold for it, those `given` with it, and those that come with
         its references. Raises `ValueError` for one of a reference that cannot be used.
         """
-        chosen = self._select(seed, references, given)
         by_kind: dict[str, list[Criterion]] = {"response": [], "instruction": []}
-        for own, _ in chosen:
-            by_kind[own["of"]].append(own["criterion"])
+        for chosen in self.choose(seed, references, given):
+            by_kind[chosen.of].append(chosen.criterion)
         return by_kind["response"], by_kind["instruction"]
 
-    def _select(
+    def choose(
         self, seed: Seed, references: Sequence[Reference], given: Sequence[OwnCriterion]
-    ) -> list[tuple[OwnCriterion, str]]:
-        """The criteria of a seed, each with the name of the group that it is tried with."""
+    ) -> list[Chosen]:
+        """The criteria that hold for a seed, each id once."""
         tags = {tag for reference in references for tag in reference.get("tags") or ()}
         tags.update(seed.get("tags") or ())
-        chosen: dict[str, tuple[OwnCriterion, str]] = {}
+        chosen: dict[str, Chosen] = {}
 
-        def add(own: OwnCriterion, group: str) -> None:
+        def add(own: OwnCriterion, source: str, examples: Sequence[Reference]) -> None:
+            tagged = not own["tags"] or not tags.isdisjoint(own["tags"])
+            if not tagged or own["seed_id"] not in (None, seed.get("id")):
+                return
             criterion = own["criterion"]
             id_, before = criterion["id"], chosen.get(criterion["id"])
-            if before is not None and before[0]["criterion"]["text"] != criterion["text"]:
+            if before is not None and before.criterion["text"] != criterion["text"]:
                 # Two references may have given different criteria the same name.
                 id_ = f"{id_[:70]}-{content_id(criterion['text'])[:6]}"
             if id_ not in chosen and len(chosen) < MAX_CRITERIA:
-                chosen[id_] = {**own, "criterion": {**criterion, "id": id_}}, group
+                group = f"{source} {group_of(own)}"
+                chosen[id_] = Chosen({**criterion, "id": id_}, own["of"], group, examples)
 
         for own in self.criteria:
-            tagged = not own["tags"] or not tags.isdisjoint(own["tags"])
-            if tagged and own["seed_id"] in (None, seed.get("id")):
-                add(own, _group_of(own))
+            add(own, "file", self._examples.get(group_of(own), references))
         for own in given:
-            add(own, "given")
+            add(own, "input", references)
         for reference in references:
             for value in reference.get("criteria") or ():
                 own = read_own_criterion(value, trusted=False)
                 own["criterion"]["reference_id"] = reference["id"]
-                add(own, f"reference {reference['id']}")
+                add(own, f"reference {reference['id']}", [reference])
         return list(chosen.values())
 
-    async def try_on_references(
-        self,
-        seed: Seed,
-        references: Sequence[Reference],
-        given: Sequence[OwnCriterion],
-        *,
-        context: Context,
-        complete: Complete,
-        characteristics: Characteristics,
-        store: Any = None,
-    ) -> list[Criterion]:
-        """The criteria of a seed's responses, as `select` has them, each judge one with its trial.
-
-        Criteria that always go together are tried together, once ever. They stay what the person
-        said, whatever comes of it; by log-odds each gets its bar. Raises `CallFailed`.
-        """
-        chosen = [pair for pair in self._select(seed, references, given) if _is_judged(pair[0])]
-        groups: dict[str, list[Criterion]] = {}
-        for own, group in chosen:
-            groups.setdefault(group, []).append(own["criterion"])
-        tried: dict[str, Criterion] = {}
-        for group, criteria in groups.items():
-            examples = self._examples.get(group)
-            if examples is None:
-                own_ones = [r for r in references if group == f"reference {r['id']}"]
-                examples = sorted(own_ones or references, key=reference_hash)[:MAX_EXAMPLES]
-            if not examples:
-                continue
-            origin = CallOrigin("", "", (seed.get("round", 0), seed.get("position", 0)))
-            entry = await recall_trial(
-                criteria, examples, context, origin, complete, characteristics, store
-            )
-            for criterion in criteria:
-                tried[criterion["id"]] = {**criterion, **entry["criteria"][criterion["id"]]}
-                self._warn(tried[criterion["id"]])
-        response, _ = self.select(seed, references, given)
-        return [tried.get(criterion["id"], criterion) for criterion in response]
-
-    def _warn(self, criterion: Criterion) -> None:
-        text = warning_of(criterion)
-        if text is not None and text not in self._warnings:
+    def warn(self, text: str) -> None:
+        """Pass a warning on, once."""
+        if text not in self._warnings:
             self._warnings.add(text)
             self._on_warning(text)
 
 
-def warning_of(criterion: Criterion) -> str | None:
-    """The sentence to tell about a criterion that references fail."""
-    trial = criterion.get("trial")
-    if not trial or trial["own"] >= trial["references"]:
-        return None
-    words = criterion["quote"] or criterion["text"]
-    failed, n = trial["references"] - trial["own"], trial["references"]
-    return f'criterion "{words}": fails on {failed} of {n} of your references'
-
-
-def _is_judged(own: OwnCriterion) -> bool:
-    return own["of"] == "response" and own["criterion"]["judged_by"] == "judge"
-
-
-def _group_of(own: OwnCriterion) -> str:
+def group_of(own: OwnCriterion) -> str:
     """The name of those criteria of a file that hold for the same seeds."""
     return content_id("tags", *own["tags"], "seed", own["seed_id"] or "")
 
@@ -363,91 +311,3 @@ def _keep_first(first: list[tuple[str, Reference]], entry: tuple[str, Reference]
         return
     if all(entry[0] != other for other, _ in first):
         first[:] = heapq.nsmallest(MAX_EXAMPLES, [*first, entry], key=lambda pair: pair[0])
-
-
-async def recall_trial(
-    criteria: Sequence[Criterion],
-    examples: Sequence[Reference],
-    context: Context,
-    origin: CallOrigin,
-    complete: Complete,
-    characteristics: Characteristics,
-    store: Any = None,
-) -> Learned:
-    """The trial of criteria on references, made now if it is not stored: `bar` and `trial` by id.
-
-    Raises `CallFailed`.
-    """
-    key = content_id(
-        "own criteria",
-        *(part for c in criteria for part in (c["id"], c["text"], str(c.get("weight")))),
-        *map(reference_hash, examples),
-        prompt_version("critique", "question", edited=context.edited),
-        context.judge_model or context.model,
-        context.method,
-        str(getattr(context, "criteria_per_call", None)),
-    )
-
-    async def make() -> Learned:
-        return await _try_together(criteria, examples, context, origin, complete, key)
-
-    return await characteristics.load(key, make, store)
-
-
-async def _try_together(
-    criteria: Sequence[Criterion],
-    examples: Sequence[Reference],
-    context: Context,
-    origin: CallOrigin,
-    complete: Complete,
-    key: str,
-) -> Learned:
-    """Judge the examples' own responses and spoiled ones by the criteria."""
-
-    async def try_on(reference: Reference) -> tuple[list[_Verdicts | None], Usage] | CallFailed:
-        source = CallOrigin(f"criteria {key} {reference['id']}", "", origin.order)
-        try:
-            return await judge_own_and_spoiled(complete, context, source, reference, criteria)
-        except CallFailed as error:
-            return error
-
-    results = await asyncio.gather(*map(try_on, examples))
-    for result in results:
-        if isinstance(result, CallFailed):
-            usages = [r.usage if isinstance(r, CallFailed) else r[1] for r in results]
-            result.usage = reduce(add_usage, usages, no_usage())
-            raise result
-    judged = [result[0] for result in results if not isinstance(result, CallFailed)]
-    return {"criteria": {c["id"]: _trial_of(c["id"], judged, examples) for c in criteria}}
-
-
-def _trial_of(
-    id_: str, judged: Sequence[list[_Verdicts | None]], examples: Sequence[Reference]
-) -> dict[str, Any]:
-    """The bar and the trial of a criterion; responses that nobody would judge do not count."""
-    own: list[Verdict] = []
-    spoiled: dict[str, list[Verdict]] = {}
-    for reference, (first, *others) in zip(examples, judged, strict=True):
-        if first is not None:
-            own.append(first[id_])
-        names = corruptions(reference["instruction"], reference["response"])
-        for name, verdicts in zip(names, others, strict=True):
-            if verdicts is not None:
-                spoiled.setdefault(name, []).append(verdicts[id_])
-    scores = [v["score"] for v in own if v["score"] is not None]
-    worse = [v["score"] for vs in spoiled.values() for v in vs if v["score"] is not None]
-    bar = midpoint(sum(scores) / len(scores), worse) if scores else None
-
-    def passed(verdict: Verdict) -> bool:
-        if bar is None or verdict["score"] is None:
-            return passes(verdict)
-        return verdict["score"] > bar
-
-    trial: Trial | None = None
-    if own:
-        trial = {
-            "references": len(own),
-            "own": sum(map(passed, own)),
-            "spoiled": {name: sum(map(passed, verdicts)) for name, verdicts in spoiled.items()},
-        }
-    return {"bar": bar, "trial": trial}
