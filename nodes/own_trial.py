@@ -46,11 +46,11 @@ async def try_own_criteria(
             groups.setdefault(one.group, []).append(one)
     tried: dict[str, Criterion] = {}
     origin = CallOrigin("", "", (seed.get("round", 0), seed.get("position", 0)))
-    for group in groups.values():
+    for name, group in groups.items():
         criteria = [one.criterion for one in group]
         examples = sorted(group[0].examples, key=reference_hash)[:MAX_EXAMPLES]
         entry = await recall_trial(
-            criteria, examples, context, origin, complete, characteristics, store
+            name, criteria, examples, context, origin, complete, characteristics, store
         )
         for criterion in criteria:
             tried[criterion["id"]] = {**criterion, **entry["criteria"][criterion["id"]]}
@@ -71,6 +71,7 @@ def warning_of(criterion: Criterion) -> str | None:
 
 
 async def recall_trial(
+    group: str,
     criteria: Sequence[Criterion],
     examples: Sequence[Reference],
     context: Context,
@@ -81,7 +82,7 @@ async def recall_trial(
 ) -> Learned:
     """The trial of criteria on references, made now if it is not stored: `bar` and `trial` by id.
 
-    Raises `CallFailed`.
+    `group` names them in the source of their calls. Raises `CallFailed`.
     """
     key = content_id(
         "own criteria",
@@ -94,7 +95,8 @@ async def recall_trial(
     )
 
     async def make() -> Learned:
-        return await _try_together(criteria, examples, context, origin, complete, key)
+        source = CallOrigin(f"criteria of {group}", "", origin.order)
+        return await _try_together(criteria, examples, context, source, complete)
 
     return await characteristics.load(key, make, store)
 
@@ -105,12 +107,11 @@ async def _try_together(
     context: Context,
     origin: CallOrigin,
     complete: Complete,
-    key: str,
 ) -> Learned:
     """Judge the examples' own responses and spoiled ones by the criteria."""
 
     async def try_on(reference: Reference) -> tuple[list[_Verdicts | None], Usage] | CallFailed:
-        source = CallOrigin(f"criteria {key} {reference['id']}", "", origin.order)
+        source = CallOrigin(f"{origin.source}, {reference['id']}", "", origin.order)
         try:
             return await judge_own_and_spoiled(complete, context, source, reference, criteria)
         except CallFailed as error:

@@ -11,7 +11,7 @@ from typing import Any
 
 from memory.characteristics import Characteristics, open_store
 from memory.references import Reference, distinct
-from nodes.llm import CallOrigin, Complete
+from nodes.llm import CallFailed, CallOrigin, Complete
 from nodes.own_criteria import MAX_EXAMPLES, OwnCriteria, OwnCriterion, group_of
 from nodes.own_trial import recall_trial, warning_of
 from nodes.state import Criterion
@@ -29,7 +29,7 @@ async def check_criteria(
     """Try each criterion of responses for the judge, as a run would. Returns plain JSON.
 
     What is paid for is kept in the memory that the settings name, and a run with the same finds it
-    there. `complete` replaces the endpoint. Raises `CallFailed`, and what `judge_session` raises.
+    there. `complete` replaces the endpoint. Raises what `judge_session` raises.
     """
     known = OwnCriteria(criteria)
     counts, examples = await asyncio.to_thread(_look_at, known, references)
@@ -37,7 +37,9 @@ async def check_criteria(
     for own in criteria:
         if own["of"] == "response" and own["criterion"]["judged_by"] == "judge":
             groups.setdefault(group_of(own), []).append(own["criterion"])
-    context, tried = settings.context(), {}
+    context = settings.context()
+    tried: dict[str, Any] = {}
+    failed: dict[str, str] = {}
     async with contextlib.AsyncExitStack() as stack:
         # Its journal is of use to this command alone.
         folder = stack.enter_context(tempfile.TemporaryDirectory())
@@ -50,15 +52,19 @@ async def check_criteria(
         for group, together in groups.items():
             if examples[group]:
                 origin = CallOrigin("", "", (0, 0))
-                entry = await recall_trial(
-                    together, examples[group], context, origin, client, learned
-                )
-                tried |= entry["criteria"]
+                try:
+                    entry = await recall_trial(
+                        f"file {group}", together, examples[group], context, origin, client, learned
+                    )
+                except CallFailed as error:
+                    failed |= {criterion["id"]: error.message for criterion in together}
+                else:
+                    tried |= entry["criteria"]
         calls = client.counts["paid"]
     return {
         "references": counts[""],
         "calls": calls,
-        "criteria": [_describe(own, counts[group_of(own)], tried) for own in criteria],
+        "criteria": [_describe(own, counts[group_of(own)], tried, failed) for own in criteria],
     }
 
 
@@ -84,11 +90,15 @@ def _look_at(
     return counts, examples
 
 
-def _describe(own: OwnCriterion, applies: int, tried: dict[str, Any]) -> dict[str, Any]:
+def _describe(
+    own: OwnCriterion, applies: int, tried: dict[str, Any], failed: dict[str, str]
+) -> dict[str, Any]:
     criterion = own["criterion"]
     outcome = tried.get(criterion["id"], {"bar": None, "trial": None})
     criterion = {**criterion, **outcome}
     trial, warnings = criterion["trial"], []
+    if criterion["id"] in failed:
+        warnings.append(f"could not be tried: {failed[criterion['id']]}")
     if (failing := warning_of(criterion)) is not None:
         warnings.append(failing.rpartition('": ')[2])
     if not applies:
