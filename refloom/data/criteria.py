@@ -110,7 +110,7 @@ def _lines_of_tables(text: str, count: int) -> list[dict[str, int]]:
     """The lines of each table, by key; the parser tells none."""
     lines = text.split("\n")
     heads = [number for number, line in enumerate(lines, 1) if _HEADER.match(line)]
-    if len(heads) != count:
+    if not heads or len(heads) != count:
         # They stand in one list, or a text holds what looks like a head.
         return [{"": _find_key(lines, TABLE) or 1}] * count
     found = []

@@ -46,6 +46,7 @@ async def check_criteria(
         client = await stack.enter_async_context(judge_session(Path(folder), settings, complete))
         store = None
         if settings.memory is not None:
+            await asyncio.to_thread(settings.memory.mkdir, parents=True, exist_ok=True)
             store = await stack.enter_async_context(open_store(settings.memory))
         learned = Characteristics(store)
         stack.push_async_callback(learned.aclose)
