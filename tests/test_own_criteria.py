@@ -10,7 +10,16 @@ from typing import Any
 import pytest
 from fakes import Endpoint, ScriptedModel, letters, prompt_of, tagged, verdicts, words
 from processes import refloom
-from runs import all_rows, build_run, finish_run, references, rows
+from runs import (
+    CountingModel,
+    all_rows,
+    build_run,
+    finish_run,
+    references,
+    rows,
+    stable_rows,
+    summary_of,
+)
 
 from graph.builder import build_graph, build_sample
 from memory.references import reference_hash
@@ -166,6 +175,17 @@ def test_toml_and_json_lines_that_say_the_same_are_the_same(tmp_path):
     toml.write_text('[[criteria]]\ntext = "is short"  # or so\nmust = false\nweight = 2\n')
     lines = own_file(tmp_path, {"text": "is short", "must": False, "weight": 2})
     assert hash_criteria(load_criteria(toml)) == hash_criteria(load_criteria(lines))
+
+
+def test_the_example_of_the_documentation_can_be_read(tmp_path):
+    page = (Path(__file__).parent.parent / "docs" / "criteria.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"^```toml\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    (tmp_path / "mine.toml").write_text(example, encoding="utf-8")
+    own = load_criteria(tmp_path / "mine.toml")
+    said = [one["criterion"]["text"] for one in own]
+    assert said[0] == "says in its first sentence what the customer should do"
+    assert said[2] == "avoids this fault: blames the customer"
+    assert [one["of"] for one in own] == ["response"] * 5 + ["instruction"]
 
 
 def test_a_bad_file_ends_the_command_before_any_call(tmp_path):
@@ -619,6 +639,27 @@ async def test_a_run_goes_on_with_what_says_the_same_and_nothing_else(tmp_path):
     assert plain["fingerprint"] != first["fingerprint"]
     with pytest.raises(JournalError, match="other criteria"):
         await finish_run(tmp_path / "plain", ScriptedModel(), criteria=path)
+
+
+@pytest.mark.parametrize("concurrency", [1, 16])
+async def test_a_run_that_is_stopped_in_its_trials_makes_the_same_rows(tmp_path, concurrency):
+    given = references(8)
+    given[3]["criteria"] = ["names who says so", {"text": "is calm", "weight": -1}]
+    path = own_file(tmp_path, {"text": "Is even", "id": "odd"}, {"text": "is told", "tags": ["x"]})
+    seeds = [*SEEDS, {**SEEDS[0], "id": "t", "instruction": words("tagged", 8), "tags": ["x"]}]
+    more = {"given": given, "criteria": path, "try_criteria": True, "concurrency": concurrency}
+    whole = CountingModel(ScriptedModel(critique=half_failing))
+    await finish_run(tmp_path / "whole", whole, seeds, **more)
+    stopped = CountingModel(ScriptedModel(critique=half_failing))
+    out, at = tmp_path / "stopped", 0
+    while not at or summary_of(out)["status"] == "interrupted":
+        at += 13
+        run = build_run(out, stopped, seeds, **more)
+        stopped.at, stopped.then = at, run.stop
+        await run.run()
+    assert at > 52
+    assert stable_rows(out) == stable_rows(tmp_path / "whole")
+    assert stopped.answered == whole.answered and set(stopped.answered.values()) == {1}
 
 
 # The command that tries a file.
