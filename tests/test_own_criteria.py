@@ -30,7 +30,7 @@ from nodes.llm import Call
 from nodes.own_criteria import MAX_CRITERIA, OwnCriteria, fit_text, read_own_criterion
 from nodes.own_trial import warning_of
 from refloom.data.criteria import hash_criteria, load_criteria
-from refloom.data.read import Source
+from refloom.data.read import Source, describe_report
 from refloom.errors import InputError, JournalError
 from refloom.evaluation.own_criteria import check_criteria, format_check
 from refloom.settings import Settings
@@ -355,6 +355,9 @@ async def test_a_row_with_a_rubric_holds_the_seeds_that_retrieve_it(tmp_path):
         "r1": ["asks for the age"],
         "r2": ["names who says so", "is brief"],
     }
+    report = Source(given, as_reference=True).scan()
+    lines = describe_report("references", "given", report, takes_first=True)
+    assert "  3 carry criteria, for the seeds that retrieve them" in lines
     cause, tone = (criterion(by_seed["r0"], text) for text in ("the cause", "is kind"))
     assert (cause["must"], cause["weight"], cause["reference_id"]) == (True, 5, "r0")
     assert (tone["must"], tone["weight"]) == (False, 1)
