@@ -597,7 +597,48 @@ async def test_by_log_odds_a_criterion_gets_its_bar_and_stays_a_must(tmp_path):
     assert even["must"] and even["trial"]["own"] == 3
     assert even["trial"]["spoiled"] == {"cut": 0, "shuffled": 0, "another": 0}
     # The candidate is over 0 and under the bar.
-    assert row["status"] == "rejected"
+    (verdict,) = [v for v in row["attempts"][0]["verdicts"] if v["criterion_id"] == even["id"]]
+    assert verdict["score"] == pytest.approx(1.0, abs=0.01) and verdict["verdict"] == "fail"
+
+
+async def test_by_log_odds_a_pitfall_is_asked_for_and_no_is_what_passes(tmp_path):
+    own = {r["response"] for r in references()}
+
+    def odds(call: Call) -> float:
+        prompt = prompt_of(call)
+        response = tagged(prompt, "response")[-1]
+        if "recommends a brand" not in prompt:
+            return 2.0 if response in own or "Buy" in response else -2.0
+        assert "Is it true that the response recommends a brand?" in prompt
+        return -3.0 if "Acme" not in response else -1.0
+
+    def generate(call: Call) -> Any:
+        asked = tagged(prompt_of(call), "instruction")[-1]
+        return {"response": f"{asked[:-1]}. Buy it from Acme."}
+
+    def refine(call: Call) -> Any:
+        said = tagged(prompt_of(call), "verdict")
+        assert any("avoids this fault: recommends a brand" in text for text in said)
+        asked = tagged(prompt_of(call), "instruction")[-1]
+        return {"plan": ["name none"], "response": f"{asked[:-1]}. Buy it anywhere."}
+
+    path = own_file(tmp_path, {"text": "recommends a brand", "weight": -1})
+    model = ScriptedModel(odds=odds, generate=generate, refine=refine)
+    more = {"criteria": path, "try_criteria": True, "max_criteria": 0}
+    await finish_run(tmp_path / "out", model, SEEDS[:1], judge_method="logodds", **more)
+    (row,) = rows(tmp_path / "out", "accepted")
+    brand = criterion(row, "brand")
+    assert brand["trial"] == {
+        "references": 3,
+        "own": 3,
+        "spoiled": {"cut": 3, "shuffled": 3, "another": 3},
+    }
+    scores = [
+        next(v["score"] for v in attempt["verdicts"] if v["criterion_id"] == brand["id"])
+        for attempt in row["attempts"]
+    ]
+    # The bar is halfway between 3 and even odds.
+    assert scores == pytest.approx([1.0, 3.0], abs=0.01)
 
 
 def test_examples_are_those_with_a_tag_or_any():
