@@ -368,6 +368,17 @@ class Context(ContextOptions):
         """
         return self.screens and self.learns_from_references and self.method == "verdict"
 
+    @property
+    def holds_to_references(self) -> bool:
+        """Whether responses are held to criteria of references, and to a person's by the judge."""
+        return self.pipeline == "loop" and self.feedback in ("reference", "swapped")
+
+    @property
+    def extracts(self) -> bool:
+        """Whether references are asked what makes them good: for criteria, or to screen by."""
+        wanted = self.max_criteria > 0 or self.extracts_instruction_criteria
+        return self.learns_from_references and wanted
+
     @cached_property
     def edited(self) -> EditedPrompts:
         """Names and texts of the prompts that differ from refloom's own."""

@@ -6,7 +6,7 @@ import asyncio
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Annotated, Any, cast
@@ -17,6 +17,7 @@ from memory.references import Turn
 from nodes.context import Context
 from nodes.criteria import ANSWERS_ID, verdict
 from nodes.llm import Answer, Call, CallFailed, CallOrigin, Complete, ask, make_call
+from nodes.own_criteria import fault_of
 from nodes.state import Criterion, JurorVerdict, Outcome, Usage, Verdict, add_usage, no_usage
 from prompts import render
 
@@ -237,6 +238,7 @@ async def judge_by_verdict(
     verdicts: dict[str, Verdict] = {}
     usage = no_usage()
     data = {"history": history, "instruction": instruction, "response": response}
+    pitfalls = {c["id"] for c in criteria if fault_of(c) is not None}
     for attempt in range(ASKS_PER_DRAW):
         missing = [c for c in criteria if c["id"] not in verdicts]
         if not missing:
@@ -255,7 +257,7 @@ async def judge_by_verdict(
         usage = add_usage(usage, result.usage)
         missing_ids = {c["id"] for c in missing}
         for item in result.answer.verdicts:
-            read = read_judgement(item, response)
+            read = read_judgement(item, response, pitfalls)
             if read is not None and read["criterion_id"] in missing_ids:
                 verdicts.setdefault(read["criterion_id"], read)
     unread = "The judge gave no verdict on this that could be read and checked."
@@ -264,8 +266,11 @@ async def judge_by_verdict(
     )
 
 
-def read_judgement(item: Any, text: str) -> Verdict | None:
-    """A written verdict; None if it cannot be read or its evidence is not in the text judged."""
+def read_judgement(item: Any, text: str, pitfalls: Collection[str] = ()) -> Verdict | None:
+    """A written verdict; None if it cannot be read or its evidence is not in the text judged.
+
+    Who avoids a pitfall leaves nothing to quote.
+    """
     try:
         judgement = item if isinstance(item, Judgement) else Judgement.model_validate(item)
     except ValidationError:
@@ -276,7 +281,8 @@ def read_judgement(item: Any, text: str) -> Verdict | None:
     if outcome == "not_applicable" and judgement.criterion_id == ANSWERS_ID:
         return None
     evidence = judgement.evidence.strip()
-    if outcome == "pass" or (outcome == "fail" and evidence):
+    absent = not evidence and (outcome == "fail" or judgement.criterion_id in pitfalls)
+    if outcome != "not_applicable" and not absent:
         quote = fold_text(evidence)
         if not quote or quote not in fold_text(text):
             return None
@@ -308,14 +314,16 @@ async def judge_by_log_odds(
 ) -> JudgeResult:
     """Ask one yes/no token a criterion; it passes if its log-odds are above the criterion's bar.
 
-    One question after another, so that the endpoint's prefix cache serves all but the first.
+    Of a pitfall it is asked whether the response has the fault, and no is what passes: a small
+    model reads past a negation (measured). One question after another, so that the endpoint's
+    prefix cache serves all but the first.
     """
     verdicts, usage = [], no_usage()
     data = {"history": history, "instruction": instruction, "response": response}
     for number, criterion in enumerate(criteria):
-        messages = render(
-            "question", template=context.question_prompt, text=criterion["text"], **data
-        )
+        fault = fault_of(criterion)
+        text = criterion["text"] if fault is None else fault
+        messages = render("question", template=context.question_prompt, text=text, **data)
         question_draw = draw * QUESTIONS_PER_DRAW + number
         call = make_call("critique", messages, None, context, origin, question_draw)
         try:
@@ -324,6 +332,7 @@ async def judge_by_log_odds(
             error.usage = add_usage(usage, error.usage)
             raise
         usage = add_usage(usage, call_usage)
+        score = score if fault is None else -score
         bar = criterion.get("bar") or 0.0
         reason = f"log-odds {score:.2f}, bar {bar:.2f}"
         outcome: Outcome = "pass" if score > bar else "fail"

@@ -83,7 +83,9 @@ async def try_criteria(
         untried = [_with_bar(c, context, None) for c in criteria]
         return TrialResult(untried, None, topic_bar, counts, no_usage())
     tried = [answers_instruction(None), *criteria]
-    (own, *corrupted), usage = await _judge_all(complete, context, origin, reference, tried)
+    (own, *corrupted), usage = await judge_own_and_spoiled(
+        complete, context, origin, reference, tried
+    )
     if own is None:
         # The reference's own response could not be judged.
         unproven: list[Criterion] = [
@@ -109,7 +111,7 @@ async def try_criteria(
     return TrialResult(standing, answers_bar, topic_bar, counts, usage)
 
 
-async def _judge_all(
+async def judge_own_and_spoiled(
     complete: Complete,
     context: Context,
     origin: CallOrigin,

@@ -44,6 +44,8 @@ MAY_DIFFER = frozenset(
         "service_tier",
         *("engine", "workers", "ray_address"),
         *("max_failure_rate", "target", "limit", "quiet", "retry_failed"),
+        # Its content may not differ.
+        "criteria",
         *("memory", "reuse", "preset"),
     }
 )
@@ -214,6 +216,11 @@ class Settings(ContextOptions, BaseSettings):
     license: Annotated[str | None, AfterValidator(check_not_blank)] = Field(
         None, description="the licence of all references, whatever their rows say"
     )
+    criteria: Path | None = Field(
+        None,
+        description="a file of your own criteria, .toml or .jsonl, that rows are held to (see "
+        "docs/criteria.md)",
+    )
     memory: Path | None = Field(
         None, description="where index and characteristics are kept (default: inside --out)"
     )
@@ -360,9 +367,10 @@ class Settings(ContextOptions, BaseSettings):
         options["judge_method"] = self.judge_method or default_judge_method(self.judge_names)
         return Context.model_validate(options)
 
-    def fingerprint(self) -> str:
-        """Return a hash of the settings that decide the rows."""
-        return sha256(json.dumps(self.row_settings(), sort_keys=True).encode()).hexdigest()[:16]
+    def fingerprint(self, criteria: str = "") -> str:
+        """Return a hash of the settings that decide the rows, and of the content of `criteria`."""
+        values = self.row_settings() | ({"criteria": criteria} if criteria else {})
+        return sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
     def row_settings(self) -> dict[str, Any]:
         """Return the settings that must stay the same when a run resumes."""

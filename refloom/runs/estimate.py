@@ -29,6 +29,7 @@ from nodes.hooks import RunHooks
 from nodes.learn import MAX_CHARACTERISTICS
 from nodes.llm import MAX_GROWTHS, STAGES_OF_THE_JUDGE, Call, Reply
 from nodes.llm.protocol import schema_of
+from nodes.own_criteria import OwnCriteria, OwnCriterion
 from nodes.state import Usage, no_usage
 from refloom.data.read import ReadReport
 from refloom.runs.cost import Prices
@@ -56,6 +57,8 @@ WHY = {
     "references_used": "the smaller of the references and seeds * references_per_seed",
     "calls_a_reference": "for a reference used: extraction, and the trial of its criteria on its "
     "own response and on corrupted ones, and on its instruction and spoiled forms of it",
+    "calls_of_own_trials": "in all, for the criteria of --criteria FILE, on references and on "
+    "corrupted responses",
     "judge_criteria": "per response, the built-in one among them",
     "calls_a_critique": "for an attempt: 1 by verdict, 1 a criterion by log-odds; as many for each "
     "juror, and more with criteria_per_call",
@@ -119,6 +122,7 @@ async def estimate(
     *,
     seed_texts: Sequence[str] = (),
     assume: Assumptions | None = None,
+    own_criteria: Sequence[OwnCriterion] = (),
 ) -> dict[str, Any]:
     """Estimate a run by stage: `low` if every draft passes at once, `expected`, and `high`.
 
@@ -129,7 +133,9 @@ async def estimate(
     assume = assume or Assumptions()
     measured = spread_sample(sample)
     texts = spread_sample(seed_texts or [reference["instruction"] for reference in sample])
-    costs, judge_criteria = await _try_graph(settings, measured, texts, assume)
+    own = OwnCriteria(own_criteria)
+    own.choose_examples(measured)
+    costs, judge_criteria = await _try_graph(settings, measured, texts, assume, own)
     facts = _facts(settings, measured, texts, costs, judge_criteria, assume)
     first = facts["attempts"] if settings.context().refines_once else 1.0
     low = {**facts, "attempts": first, "accepted_share": 1.0, "seeds_ahead": 0}
@@ -209,6 +215,7 @@ async def _try_graph(
     references: Sequence[Reference],
     texts: Sequence[str],
     assume: Assumptions,
+    own_criteria: OwnCriteria,
 ) -> tuple[UnitCosts, int]:
     """Run the graph on a fake model; the cost of each unit, and the judge's criteria a response."""
     context = settings.context()
@@ -236,6 +243,7 @@ async def _try_graph(
         embed=model.embed,
         draw_other=other_reference,
         hooks=RunHooks(interrupts=False),
+        own_criteria=own_criteria,
     )
     judge_criteria: list[int] = []
     for number, text in enumerate(texts):
@@ -247,6 +255,8 @@ async def _try_graph(
             judge_criteria.append(len(judged))
     calls = model.calls
     units = {
+        # Of the criteria in a file, which are tried once.
+        "trial": 1,
         "reference": len(studied),
         "turn": len(texts),
         "draft": calls["generate"],
@@ -446,6 +456,8 @@ class FakeModel:
 def _unit_of(call: Call) -> str:
     """The unit of work a call belongs to; a candidate's calls name its slot in their order."""
     of_candidate = len(call.order) > 2
+    if call.source.startswith("criteria of file"):
+        return "trial"
     if call.stage == "critique":
         return "attempt" if of_candidate else "reference"
     if call.stage == "screen":
@@ -477,6 +489,7 @@ def _facts(
     failing = 1 - passing
     attempts = sum(failing**i for i in range(attempts_allowed))
     a_reference = sum(cost.calls for cost in costs["reference"].values())
+    a_trial = sum(cost.calls for cost in costs["trial"].values())
     a_critique = costs["attempt"].get("critique", StageCost()).calls
     return {
         "reference_instruction_bytes": round(
@@ -485,6 +498,7 @@ def _facts(
         "reference_response_bytes": round(fmean(byte_length(r["response"]) for r in references)),
         "seed_bytes": round(fmean(map(byte_length, texts))),
         "calls_a_reference": round(a_reference, 2),
+        "calls_of_own_trials": round(a_trial),
         "judge_criteria": judge_criteria,
         "calls_a_critique": round(a_critique, 2),
         "attempts": min(2, settings.max_attempts) if settings.context().refines_once else attempts,
@@ -529,6 +543,7 @@ def _total(
     """Calls, tokens and dollars by stage and in total, at the prices of a service tier."""
     candidates, all_attempts = volume["candidates"], math.ceil(volume["candidates"] * attempts)
     units = {
+        "trial": 1,
         "reference": volume["references_used"],
         "turn": volume["turns"],
         "draft": candidates,

@@ -18,6 +18,7 @@ from nodes.inputs import (
     BadInput,
     read_indexer_input,
     read_input,
+    read_input_criteria,
     read_sample_input,
 )
 from nodes.llm.provider import find_unlisted
@@ -244,6 +245,7 @@ def _check_input(graph_input: dict[str, Any]) -> None:
     try:
         if "seed" in graph_input:
             read_input(graph_input)
+            read_input_criteria(graph_input)
         elif "instruction" in graph_input:
             read_sample_input(graph_input)
         elif "references" in graph_input:
