@@ -29,6 +29,7 @@ from nodes.judge import (
     read_judgement,
 )
 from nodes.llm import Answer, CallFailed, CallOrigin, Complete, ask, make_call
+from nodes.own_criteria import fault_of
 from nodes.state import Criterion, Outcome, Usage, Verdict, add_usage, no_usage
 from nodes.verdicts import passes
 from prompts import render
@@ -228,6 +229,7 @@ class _Questions:
     async def ask_about(self, instructions: Sequence[str], draw: int, asks: int) -> ScreenResult:
         """Ask for all verdicts, then for those that could not be read. Raises `CallFailed`."""
         ids = [c["id"] for c in self.criteria]
+        pitfalls = {c["id"] for c in self.criteria if fault_of(c) is not None}
         known: list[dict[str, Verdict]] = [{} for _ in instructions]
         usage = no_usage()
         for number in range(asks):
@@ -264,7 +266,7 @@ class _Questions:
                 if isinstance(item, InstructionJudgement) and item.number - 1 in open_:
                     i = item.number - 1
                     for judgement in item.verdicts:
-                        read = read_judgement(judgement, instructions[i])
+                        read = read_judgement(judgement, instructions[i], pitfalls)
                         if read is not None and read["criterion_id"] in ids:
                             known[i].setdefault(read["criterion_id"], read)
         readable = sum(map(len, known))
@@ -309,12 +311,16 @@ async def judge_instruction_by_log_odds(
             reason = "The judge was not asked, since a rule fails."
             by_id[criterion["id"]] = verdict(criterion["id"], "unknown", reason)
             continue
-        texts = ANSWERABLE_QUESTIONS if criterion["id"] == ANSWERABLE_ID else (criterion["text"],)
+        fault = fault_of(criterion)
+        asks = criterion["text"] if fault is None else fault
+        texts = ANSWERABLE_QUESTIONS if criterion["id"] == ANSWERABLE_ID else (asks,)
         first = draw * QUESTIONS_PER_DRAW + number * len(ANSWERABLE_QUESTIONS)
         score, call_usage = await ask_of_instruction(
             complete, context, origin, instruction, texts, first, history
         )
         usage = add_usage(usage, call_usage)
+        # Of a pitfall it is asked whether the instruction has the fault.
+        score = score if fault is None else -score
         bar = criterion.get("bar") or 0.0
         outcome: Outcome = "pass" if score > bar else "fail"
         reason = f"log-odds {score:.2f}, bar {bar:.2f}"

@@ -52,12 +52,14 @@ from refloom.runs.rate_limit import Limiter
 from refloom.settings import Settings
 
 RECORD = {
+    *("instruction_criteria", "instruction_verdicts"),
     *("id", "seed_id", "slot", "instruction", "response", "status", "reason", "reference_ids"),
     *("criteria", "attempts", "feedback", "model", "judge_model", "prompt_version"),
     *("random_seed", "usage", "cost_usd", "created"),
 }
 COUNTS = {
     *("seeds", "candidates", "accepted", "rejected", "failed", "pending", "duplicates"),
+    *("screened", "unfit", "surplus"),
     *("contaminated", "references", "references_failed", "rows_skipped"),
 }
 

@@ -9,13 +9,25 @@ from typing import Any
 
 import pytest
 from fakes import ScriptedModel, answer, criterion_ids, letters, prompt_of, screened, tagged, words
-from runs import CountingModel, all_rows, build_run, finish_run, references, rows, stable_rows
+from runs import CountingModel, all_rows, references, rows, stable_rows, summary_of
+from runs import build_run as build_plain_run
 
 from graph.builder import build_graph
 from nodes.context import Context
 from nodes.llm import Call, CallFailed
 from nodes.screening import ANSWERABLE_ID, BUILT_IN_IDS, REQUEST_ID, is_request
 from nodes.trial import spoil_instruction
+from refloom.runs.run import Run
+
+
+def build_run(out: Path, model: Any, **settings: Any) -> Run:
+    return build_plain_run(out, model, **{"screen": True, **settings})
+
+
+async def finish_run(out: Path, model: Any, **settings: Any) -> dict[str, Any]:
+    async with asyncio.timeout(20):
+        await build_run(out, model, **settings).run()
+    return summary_of(out)
 
 
 def dropped(out: Path) -> list[dict[str, Any]]:
