@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.scripted import KnownModel, World, drawn, embed, make_references, tagged, words
+from benchmarks.scripted import KnownModel, World, drawn, embed, make_references, words
 from nodes.llm import Call, Reply
 from nodes.screening import ANSWERABLE_ID, REQUEST_ID, SUBJECT_ID
 from refloom.data.read import Source
