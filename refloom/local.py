@@ -121,7 +121,10 @@ def endpoint(model: str = "local") -> Endpoint:
     """
     path = pull() if model == "local" else Path(model)
     if not path.is_file():
-        raise ProviderStopped(f"{path}: no such GGUF file")
+        raise ProviderStopped(
+            f"{path}: no such GGUF file; a name that ends in .gguf means one on this machine, so "
+            "give a server of --base-url another name of the model (llama.cpp's takes any)"
+        )
     with _lock:
         if path not in _servers:
             _servers[path] = _start(path)

@@ -183,8 +183,8 @@ class Endpoint:
     """An OpenAI-compatible endpoint on loopback, in a thread of its own.
 
     `script(body, number)` gives an answer dict, a text, a ready response, or None for the
-    agreeable answer. Everything asked is kept in `bodies`, but for preflights: those are kept in
-    `preflights`, and answered by `preflight(body, number)`.
+    agreeable answer; it may be a coroutine function. Everything asked is kept in `bodies`, but for
+    preflights: those are kept in `preflights`, and answered by `preflight(body, number)`.
     """
 
     def __init__(
@@ -196,6 +196,8 @@ class Endpoint:
         self.bodies: list[dict[str, Any]] = []
         self.preflights: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
+        # What `GET /models` lists; nothing is no such list.
+        self.models: list[dict[str, Any]] = []
         self.in_flight = self.most_in_flight = 0
         self.latency = 0.0
         self._ready = threading.Event()
@@ -228,6 +230,7 @@ class Endpoint:
         self._stopping = asyncio.ensure_future(self._stop.wait())
         app = web.Application(client_max_size=1 << 26)
         app.router.add_post("/v1/chat/completions", self._chat)
+        app.router.add_get("/v1/models", self._list_models)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.05)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -236,6 +239,9 @@ class Endpoint:
         self._ready.set()
         await self._stop.wait()
         await runner.cleanup()
+
+    async def _list_models(self, request: web.Request) -> web.Response:
+        return web.json_response({"data": self.models}, status=200 if self.models else 404)
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
@@ -252,6 +258,8 @@ class Endpoint:
             # In the end nothing is waited for any more.
             await asyncio.wait([self._stopping], timeout=self.latency)
             said = script(body, number) if script else None
+            if asyncio.iscoroutine(said):
+                said = await said
             if isinstance(said, web.StreamResponse):
                 return said
             if said is None and not is_preflight:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 from typing import Any
@@ -10,6 +11,8 @@ import pytest
 from aiohttp import web
 from fakes import Endpoint, completion, error
 from processes import refloom
+
+import refloom.runs.doctor as examining
 
 PROSE = "Yeast makes gas."
 
@@ -34,8 +37,11 @@ def plain(body: dict[str, Any], number: int) -> Any:
     return {"ok": True} if is_shaped(body) else PROSE
 
 
-def examined(script, tmp_path, *flags: str) -> tuple[int, dict[str, Any], Endpoint]:
+def examined(
+    script, tmp_path, *flags: str, models: tuple[dict[str, Any], ...] = ()
+) -> tuple[int, dict[str, Any], Endpoint]:
     with Endpoint(script) as endpoint:
+        endpoint.models.extend(models)
         done = refloom(
             "doctor", "--model", "m", "--json", *flags, cwd=tmp_path, OPENAI_BASE_URL=endpoint.url,
             OPENAI_API_KEY="sk-secret-0123456789",
@@ -55,7 +61,7 @@ def test_a_sound_endpoint_is_fit(tmp_path):
     assert model["cache"] is False
     assert model["latency_s"]["1"] > 0 < model["latency_s"]["4"]
     assert report["calls"] <= 12
-    assert [entry["flag"] for entry in report["advice"]] == ["--prices"]
+    assert flags_of(report) == ["--prices"]
 
 
 def poor(body: dict[str, Any], number: int) -> Any:
@@ -86,7 +92,7 @@ def test_what_an_endpoint_refuses_ignores_and_bounds_is_said(tmp_path):
     }  # fmt: skip
     assert (writer["mode"], writer["seed"], writer["logprobs"]) == ("json_object", False, False)
     assert writer["largest_answer"] == 4096
-    flags = [entry["flag"] for entry in report["advice"]]
+    flags = flags_of(report)
     assert flags == ["--prices", "--prices", "--judge-method"]
 
 
@@ -100,7 +106,66 @@ def test_a_model_that_thinks_gets_room_and_advice(tmp_path):
     status, report, _ = examined(thinking, tmp_path)
     (model,) = report["models"]
     assert (status, model["mode"], model["thinking"]["where"]) == (0, "json_schema", "hidden")
-    assert "--max-tokens-per-call" in [entry["flag"] for entry in report["advice"]]
+    assert "--max-tokens-per-call" in flags_of(report)
+
+
+def flags_of(report: dict[str, Any]) -> list[str]:
+    return [entry["flag"] for entry in report["advice"]]
+
+
+def loading(body: dict[str, Any], number: int) -> Any:
+    return error(503, "Loading model") if number < 1 else plain(body, number)
+
+
+def test_a_model_that_loads_is_asked_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(examining, "WAITS_S", (0.05, 0.05))
+    status, report, endpoint = examined(loading, tmp_path)
+    assert (status, report["error"]) == (0, None)
+    assert len(endpoint.bodies) == report["calls"] - 1 <= 11
+
+
+def test_of_a_model_that_goes_on_loading_a_run_is_said_to_wait(tmp_path, monkeypatch):
+    monkeypatch.setattr(examining, "WAITS_S", (0.05, 0.05))
+    status, report, endpoint = examined(lambda body, n: error(503, "Loading model"), tmp_path)
+    assert (status, len(endpoint.bodies)) == (4, 3)
+    assert report["error"] == "m: loading: status 503: Loading model; a run would wait for it"
+    assert "--base-url" not in flags_of(report)
+
+
+def hanging(kinds: tuple[str, ...]) -> Any:
+    """A script that gives no answer in time to requests of some kinds."""
+
+    async def script(body: dict[str, Any], number: int) -> Any:
+        mode = mode_of(body)
+        if (mode if mode != "text" or not is_shaped(body) else "shaped text") in kinds:
+            await asyncio.sleep(3)
+        return plain(body, number)
+
+    return script
+
+
+def test_a_slow_model_is_not_taken_for_a_wrong_address(tmp_path, monkeypatch):
+    monkeypatch.setattr(examining, "MAX_SECONDS", 0.5)
+    status, report, _ = examined(hanging(("text",)), tmp_path)
+    assert (status, report["models"][0]["reachable"]) == (4, None)
+    assert "slow" in report["error"]
+    assert "--base-url" not in flags_of(report)
+
+
+def test_a_mode_that_takes_too_long_does_not_lose_the_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(examining, "MAX_SECONDS", 1.0)
+    status, report, _ = examined(hanging(("shaped text",)), tmp_path)
+    (model,) = report["models"]
+    assert model["modes"]["text"] is None
+    assert model["mode"] in ("json_schema", "tools", "json_object")
+    assert status == 0
+
+
+@pytest.mark.parametrize(("others", "window"), [((), 6144), (({"id": "other"},), None)])
+def test_the_window_is_read_of_a_server_of_one_model_whatever_its_name(others, window, tmp_path):
+    listed = {"id": "/models/a.gguf", "meta": {"n_ctx": 6144, "n_ctx_train": 32768}}
+    _, report, _ = examined(plain, tmp_path, models=(listed, *others))
+    assert report["models"][0]["window"] == window
 
 
 UNFIT = {
@@ -133,3 +198,10 @@ def test_a_closed_port_is_not_reachable(tmp_path):
     assert done.returncode == 4
     assert "not fit for a run" in done.stdout
     assert "--base-url" in done.stdout
+
+
+def test_a_name_that_means_a_file_here_is_said_to_be_one(tmp_path):
+    status, report, endpoint = examined(plain, tmp_path, "--model", "qwen.gguf")
+    assert (status, endpoint.bodies) == (4, [])
+    assert "another name" in report["error"]
+    assert "--base-url" not in flags_of(report)

@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 from fakes import Endpoint, completion, stage_of
 from processes import lines, refloom
-from varied_model import BASE_URL, proxied, respond
+from varied_model import BASE_URL, canonical, proxied, respond
 
 DATA = Path(__file__).parent / "data" / "half_done_run" / "references.jsonl"
 RUN = (
@@ -64,6 +64,15 @@ def test_the_rows_do_not_depend_on_when_the_room_was_learned(tmp_path):
     assert rows(tmp_path / "many") == rows(tmp_path / "one")
     assert said["counts"]["accepted"] > 0
     assert said["endpoints"][0]["rooms"]["generate"] > 1
+
+
+def test_an_answer_that_no_room_is_enough_for_is_not_paid_for_again(tmp_path):
+    with Endpoint(thinking) as endpoint:
+        flags = ("--concurrency", "1", "--out", "out")
+        ended = refloom(*RUN, *flags, cwd=tmp_path, **proxied(endpoint.url))
+    assert ended.returncode == 0, ended.stderr
+    asked = [canonical(body) for body in endpoint.asked()]
+    assert len(set(asked)) == len(asked) > 20
 
 
 @pytest.mark.parametrize("dollars", [0.05, 0.3])

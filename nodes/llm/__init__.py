@@ -294,11 +294,11 @@ async def _ask(complete: Complete, call: Call, read: Callable[[Reply], T]) -> As
     """Ask until `read` takes the reply. The order of asks rests on replies alone."""
     usage, current, draw, unreadable = no_usage(), call, 0, 0
     while True:
-        text = ""
+        text, spent = "", 0
         try:
             reply = await complete(current)
             usage = add_usage(usage, reply.usage)
-            text = reply.text or ""
+            text, spent = reply.text or "", reply.usage["completion_tokens"]
             return AskResult(read(_usable(reply)), usage)
         except CallFailed as failed:
             failed.usage = usage = add_usage(usage, failed.usage)
@@ -311,10 +311,15 @@ async def _ask(complete: Complete, call: Call, read: Callable[[Reply], T]) -> As
             kind, message = "malformed", str(error)
             if not text.strip():
                 kind, message = "empty", "the answer was empty, but for the model's thoughts"
-        if kind == "cut" and current.room < call.room * 2**MAX_GROWTHS:
-            # With the same seed its text does not depend on when the room was learned.
-            current = replace(current, room=current.room * 2)
-            continue
+        if kind == "cut":
+            room = current.room * 2
+            # It may have had more room than it asked for: with less than it spent it is cut again.
+            while room * call.max_tokens <= spent:
+                room *= 2
+            if room <= call.room * 2**MAX_GROWTHS:
+                # With the same seed its text does not depend on when the room was learned.
+                current = replace(current, room=room)
+                continue
         draw += 1
         if draw == MAX_ASKS or kind == "cut":
             raise CallFailed(call.stage, "cut" if kind == "long" else kind, message, usage)

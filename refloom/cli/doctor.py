@@ -56,7 +56,7 @@ def _print_report(report: DoctorReport) -> None:
 
 def _describe(found: ModelReport) -> list[tuple[str, str]]:
     modes = ", ".join(f"{mode} {WORDS[ok]}" for mode, ok in found.modes.items())
-    thinking = "no" if found.reachable else WORDS[None]
+    thinking = "no" if found.known else WORDS[None]
     if found.thinking:
         where = {"field": "in a field of its own", "content": "in the answer", "hidden": "hidden"}
         thinking = f"{where[found.thinking['where']]}, {found.thinking['tokens']} tokens"

@@ -13,7 +13,7 @@ from nodes.llm.answers import UnreadableAnswer, has_thinking_mark, read_answer
 from nodes.llm.capabilities import MODES, Capabilities, Mode
 from nodes.llm.chat_model import ModelClient
 from nodes.llm.endpoint import EndpointClient, Probed
-from nodes.llm.faults import Fault
+from nodes.llm.faults import PASSING, Fault
 from nodes.llm.protocol import Transient
 from nodes.llm.provider import address_of
 from refloom.runs.client import Endpoints
@@ -24,6 +24,8 @@ from refloom.settings import Settings
 MAX_CALLS = 12
 MAX_SECONDS = 20.0
 ANSWER_TOKENS = 64
+# Seconds before a model that is loading or busy is asked again.
+WAITS_S = (4.0, 8.0)
 # A model that thinks needs room for that before it answers anything.
 THINKING_TOKENS = 2048
 # More than any model gives, so that the endpoint names its limit.
@@ -110,9 +112,13 @@ async def examine(settings: Settings) -> DoctorReport:
             async with asyncio.timeout(MAX_SECONDS):
                 await examination.run()
         except TimeoutError:
-            examination.error = examination.error or (
-                f"{model}: the {MAX_SECONDS:.0f} s were over before all was found out"
-            )
+            over = f"the {MAX_SECONDS:.0f} s were over before all was found out"
+            if found.reachable is None:
+                over = (
+                    f"no answer within {MAX_SECONDS:.0f} s: the model is slow, busy or loading; "
+                    "a run would wait for it"
+                )
+            examination.error = examination.error or f"{model}: {over}"
         except ProviderStopped as stop:
             examination.error = str(stop)
         finally:
@@ -147,11 +153,13 @@ class Examination:
         if not await self._reach():
             return
         await self._read_models()
-        seconds, outcomes = await self._timed(*(self._mode(mode) for mode in MODES))
-        found.modes = dict(zip(MODES, outcomes, strict=True))
-        found.mode = next((mode for mode in MODES if found.modes[mode]), None)
-        if None not in outcomes:
-            found.latency_s["4"] = seconds
+        start = time.monotonic()
+        try:
+            await asyncio.gather(*(self._try_mode(mode) for mode in MODES))
+        finally:
+            found.mode = next((mode for mode in MODES if found.modes[mode]), None)
+        if None not in found.modes.values():
+            found.latency_s["4"] = round(time.monotonic() - start, 3)
         await self._log_probabilities()
         await self._limits()
         await self._cache()
@@ -166,12 +174,11 @@ class Examination:
             ("seed", "temperature", "max_tokens"),
         ):
             self._known = Capabilities(refused_fields=frozenset(refused))
-            start = time.monotonic()
-            outcome = await self._call(TEXT_PROMPT, text=True)
+            outcome, seconds = await self._ask_patiently()
             if isinstance(outcome, Reply):
                 found.reachable = found.key = found.known = True
                 found.seed = not refused
-                self._measure(outcome, time.monotonic() - start)
+                self._measure(outcome, seconds)
                 return True
             if outcome is None:
                 found.reachable = False
@@ -181,11 +188,23 @@ class Examination:
             if outcome.kind == "model":
                 found.key, found.known = True, False
             if outcome.kind not in ("unsupported", "bad_request"):
-                self.error = f"{found.model}: {outcome.kind.replace('_', ' ')}: {outcome.message}"
+                passes = "; a run would wait for it" if outcome.kind in PASSING else ""
+                kind = outcome.kind.replace("_", " ")
+                self.error = f"{found.model}: {kind}: {outcome.message}{passes}"
                 return False
             message = outcome.message
         self.error = f"{found.model}: refuses every plain request: {message}"
         return False
+
+    async def _ask_patiently(self) -> tuple[Reply | Fault | None, float]:
+        """The outcome of a plain request and its seconds; what passes is waited for a little."""
+        for wait in (*WAITS_S, None):
+            start = time.monotonic()
+            outcome = await self._call(TEXT_PROMPT, text=True)
+            if wait is None or not isinstance(outcome, Fault) or outcome.kind not in PASSING:
+                break
+            await asyncio.sleep(wait)
+        return outcome, time.monotonic() - start
 
     def _measure(self, reply: Reply, seconds: float) -> None:
         found, usage = self.found, reply.usage
@@ -208,16 +227,16 @@ class Examination:
         self.calls += 1
         listed = await self._client.list_models(found.model, self._judge)
         for entry in listed or ():
-            if found.model in (entry.get("id"), entry.get("name"), entry.get("model")):
+            # A server of one model answers to any name.
+            names = (entry.get("id"), entry.get("name"), entry.get("model"))
+            if listed == [entry] or found.model in names:
                 meta = entry.get("meta")
                 values = entry | (meta if isinstance(meta, dict) else {})
                 sizes = [values[key] for key in WINDOW_KEYS if isinstance(values.get(key), int)]
                 found.window = sizes[0] if sizes else None
 
-    async def _timed(self, *calls: Any) -> tuple[float, list[Any]]:
-        start = time.monotonic()
-        outcomes = await asyncio.gather(*calls)
-        return round(time.monotonic() - start, 3), list(outcomes)
+    async def _try_mode(self, mode: Mode) -> None:
+        self.found.modes[mode] = await self._mode(mode)
 
     async def _mode(self, mode: Mode) -> bool | None:
         """Whether an answer of a shape comes in a mode; None if its thoughts took the room."""
@@ -297,7 +316,7 @@ def advise(found: ModelReport, limits: Mapping[str, str]) -> list[dict[str, str]
     line = example_line(found.model)
     advice = (
         (
-            not found.reachable,
+            found.reachable is False,
             ("--base-url", "URL", "no chat completions were reached at this address"),
         ),
         (
