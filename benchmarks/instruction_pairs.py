@@ -1,6 +1,6 @@
 """How well a judge tells good instructions from poor ones, and what its bars let through.
 
-    python -m benchmarks.instruction_pairs [--model local] [--method logodds|verdict] [--references N]
+    python -m benchmarks.instruction_pairs [--model local] [--method logodds|verdict]
 
 Reads instruction_pairs.jsonl: 48 pairs of a good and a poor instruction for one seed, of four kinds
 of poor ones: an answer in its place, a vague one, one that needs what is not there, and one off the
