@@ -30,6 +30,8 @@ FENCED = '{{ fence("instruction", instruction) }}'
 CHANGED = {
     "extract": ("You study one reference", "You read one reference closely"),
     "propose": ("You write tasks", "You write demanding tasks"),
+    "screen": ("strictly and on evidence", "mildly, on evidence"),
+    "screen_question": ("You are a strict grader", "You are a mild grader"),
     "generate": ("Finish what you begin", "Finish all that you begin"),
     "critique": ("You judge one response", "You judge a single response"),
     "question": ("You are a strict grader", "You are a lenient grader"),
