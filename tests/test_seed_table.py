@@ -102,4 +102,3 @@ def test_a_journal_of_an_earlier_version_has_zeros_and_ids_from_its_rows(tmp_pat
         columns = {row[1] for row in connection.execute("PRAGMA table_info(turns)")}
     connection.close()
     assert "dropped" not in columns
-

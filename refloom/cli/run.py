@@ -340,7 +340,8 @@ def _describe_seeds(run: dict[str, Any]) -> str | None:
     ends = (f"{n} {name}" for name, n in first.items() if name not in ("seed_id", "rows") and n)
     why = ", ".join(ends) or "nothing was proposed"
     seeds = "1 seed has" if number == 1 else f"{number} seeds have"
-    return f"{seeds} left no row, such as {first['seed_id'] or 'one without an id'}: {why} (--json lists them)"
+    name = first["seed_id"] or "one without an id"
+    return f"{seeds} left no row, such as {name}: {why} (--json lists them)"
 
 
 def _print_status(run: dict[str, Any]) -> None:

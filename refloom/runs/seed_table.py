@@ -50,8 +50,7 @@ def seed_table(connection: sqlite3.Connection) -> dict[str, Any]:
     without = {
         at
         for at in begun
-        if not counts["accepted"][at]
-        and counts["rejected"][at] + counts["failed"][at] >= slots[at]
+        if not counts["accepted"][at] and counts["rejected"][at] + counts["failed"][at] >= slots[at]
     }
     listed = sorted(begun, key=lambda at: at not in without)[:MAX_SEEDS_LISTED]
     return {
