@@ -170,6 +170,40 @@ async def test_a_criterion_that_a_reviewer_marked_as_wrong_is_counted_for_it(tmp
     assert text.count("marked as wrong by a reviewer: 3") == 2
 
 
+def card_of(out: Path) -> str:
+    return " ".join((out / "README.md").read_text(encoding="utf-8").split())
+
+
+def test_the_card_says_by_what_instructions_were_screened_and_what_was_dropped(run_dir):
+    card = card_of(run_dir)
+    assert "they were screened, by the judge's written verdicts: whether each is a request" in card
+    assert "by criteria extracted from the references' own instructions" in card
+    assert "9 were dropped: 9 failed their criteria." in card
+    assert "Of 3 criteria proposed of the references' instructions 3 earned their place" in card
+    assert "A row has the trial of each criterion that was tried" in card
+    assert "--screen" not in card and "--no-screen" not in card
+
+
+async def test_the_card_of_a_run_that_did_not_screen_says_nothing_of_it(tmp_path):
+    for name, more in (("plain", {"screen": False}), ("answered", {"answer_seeds": True})):
+        await finish_run(tmp_path / name, ScriptedModel(), **more)
+        card = card_of(tmp_path / name).split("All settings:")[0]
+        assert "they were screened" not in card and "Screening" not in card
+        assert "the trial of each" not in card
+
+
+async def test_the_card_of_a_screen_by_log_odds_names_what_it_rests_on(tmp_path):
+    def propose(call):
+        turned = tagged(prompt_of(call), "seed")[-1].split()[::-1]
+        return {"instructions": [f"What of {' '.join(turned)}?"]}
+
+    model = ScriptedModel(propose=propose)
+    await finish_run(tmp_path, model, judge_method="logodds", try_criteria=False)
+    assert "screened, by rules, the cosine with the seed, and the judge's yes or no" in card_of(
+        tmp_path
+    )
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
 async def test_the_section_looks_right_in_a_browser(run_dir):
     from playwright.async_api import async_playwright
