@@ -121,8 +121,7 @@ class ContextOptions(BaseModel):
     screen: bool = Field(
         default=True,
         title="Screen instructions",
-        description="hold new instructions to criteria, and drop those that fail before a response "
-        "is paid for",
+        description="hold new instructions to criteria before a response is paid for",
         json_schema_extra=at("extract", "propose", "screen"),
     )
     max_attempts: int = Field(

@@ -40,6 +40,16 @@ _NO_FENCE = re.compile(
 )
 
 
+# What an instruction speaks of that may be answered by an error alone.
+_ERRORS = re.compile(
+    r"\b(?:errors?|exceptions?|tracebacks?|time(?:d|s)?[- ]?outs?|outages?|gateways?|upstream"
+    r"|unavailable|overload(?:ed)?|crash(?:es|ed)?|prints?|printed|raises?|throws?|rate[- ]limits?"
+    r"|(?:http|status|warning|log|console|terminal)(?: code| line| page| message| entry| output)s?"
+    r"|(?:write|give|show)s?\b[^.!?\n]{0,40}\bmessage)\b",
+    re.IGNORECASE,
+)
+
+
 class Generated(Answer):
     """What a generation brings in the paper's pipeline, which asks for JSON as its authors do."""
 
@@ -57,6 +67,17 @@ def asks_for_code_alone(instruction: str) -> bool:
     False
     """
     return bool(_CODE_ALONE.search(instruction)) and not _NO_FENCE.search(instruction)
+
+
+def asks_about_errors(instruction: str) -> bool:
+    """Whether a line that says an error may be the answer to an instruction.
+
+    >>> asks_about_errors("What does a gateway say if the server is down?")
+    True
+    >>> asks_about_errors("Why do tides come twice a day?")
+    False
+    """
+    return _ERRORS.search(instruction) is not None
 
 
 async def generate(
@@ -82,7 +103,8 @@ async def generate(
     origin = origin_of(state)
     if plain:
         call = make_call("generate", messages, None, context, origin, text=True)
-        text = await ask_text(complete, call, code_only=asks_for_code_alone(instruction))
+        code_only, errors = asks_for_code_alone(instruction), asks_about_errors(instruction)
+        text = await ask_text(complete, call, code_only=code_only, errors=errors)
         response, usage = text.answer.text, text.usage
     else:
         call = make_call("generate", messages, Generated, context, origin)

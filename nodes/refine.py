@@ -10,7 +10,7 @@ from langgraph.runtime import Runtime
 from nodes.context import Context
 from nodes.events import emit
 from nodes.feedback import Improved, analysis_fields
-from nodes.generate import asks_for_code_alone
+from nodes.generate import asks_about_errors, asks_for_code_alone
 from nodes.inputs import check_list_sizes
 from nodes.llm import AskResult, Complete, PlainText, ask, ask_text, make_call
 from nodes.origin import origin_of
@@ -91,7 +91,8 @@ async def _ask(
         return await ask(complete, call, Improved)
     call = make_call("refine", messages, None, context, origin, draw, text=True)
     code_only = asks_for_code_alone(state["instruction"])
-    return await ask_text(complete, call, code_only=code_only, planned=True)
+    errors = asks_about_errors(state["instruction"])
+    return await ask_text(complete, call, code_only=code_only, errors=errors, planned=True)
 
 
 def _steps(plan: str) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
@@ -38,9 +38,16 @@ DRAWS_PER_INSTRUCTION = 2
 FIRST_DRAW_ALONE = 128
 # Faults of a call about several instructions after which each is asked about by itself.
 FAULTS_OF_ONE = ("filtered", "refused", "too_long")
-# By log-odds an instruction is off the seed's subject at or below this cosine, unless its
-# references suggest a lower bar.
-SUBJECT_BAR = 0.3
+# By log-odds an instruction is off the seed's subject at or below this cosine: of 48 pairs made for
+# this, those off the subject came to at most 0.09 and good ones to at least 0.26.
+SUBJECT_BAR = 0.2
+# By log-odds what the small judge is asked whether an instruction can be answered: the mean of the
+# two told vague and unanswerable instructions from good ones better than each alone (measured).
+ANSWERABLE_QUESTIONS = (
+    "can be answered in text from what it holds, without a file, a picture, a link or an earlier "
+    "message that is not there",
+    "says clearly and specifically what is wanted",
+)
 UNREADABLE = "The judge gave no verdict on this that could be read and checked."
 
 
@@ -89,8 +96,7 @@ def built_in_criteria(context: Context, bars: Mapping[str, float | None]) -> lis
     texts = {
         REQUEST_ID: "is a question or a request of a person who wants something done, and neither "
         "an answer, nor advice, nor the beginning of one",
-        ANSWERABLE_ID: "can be answered in text from what it holds, without a file, a picture, a "
-        "link or an earlier message that is not there",
+        ANSWERABLE_ID: ANSWERABLE_QUESTIONS[0],
         SUBJECT_ID: "is about the subject that the seed names",
     }
     criteria: list[Criterion] = []
@@ -254,14 +260,10 @@ async def judge_instruction_by_log_odds(
             reason = "The judge was not asked, since a rule fails."
             by_id[criterion["id"]] = verdict(criterion["id"], "unknown", reason)
             continue
+        texts = ANSWERABLE_QUESTIONS if criterion["id"] == ANSWERABLE_ID else (criterion["text"],)
+        first = draw * QUESTIONS_PER_DRAW + number * len(ANSWERABLE_QUESTIONS)
         score, call_usage = await ask_of_instruction(
-            complete,
-            context,
-            origin,
-            instruction,
-            criterion["text"],
-            draw * QUESTIONS_PER_DRAW + number,
-            history,
+            complete, context, origin, instruction, texts, first, history
         )
         usage = add_usage(usage, call_usage)
         bar = criterion.get("bar") or 0.0
@@ -276,20 +278,29 @@ async def ask_of_instruction(
     context: Context,
     origin: CallOrigin,
     instruction: str,
-    text: str,
+    texts: Sequence[str],
     draw: int,
     history: Sequence[Turn] = (),
 ) -> tuple[float, Usage]:
-    """The log-odds that the judge says yes to a criterion of an instruction, and the usage."""
-    messages = render(
-        "screen_question",
-        template=context.screen_question_prompt,
-        instruction=instruction,
-        text=text,
-        history=history,
-    )
-    call = make_call("screen", messages, None, context, origin, draw)
-    return await log_odds(complete, replace(call, temperature=0.0))
+    """The mean log-odds that the judge says yes to texts about an instruction, and the usage."""
+    scores, usage = [], no_usage()
+    for number, text in enumerate(texts):
+        messages = render(
+            "screen_question",
+            template=context.screen_question_prompt,
+            instruction=instruction,
+            text=text,
+            history=history,
+        )
+        call = make_call("screen", messages, None, context, origin, draw + number)
+        try:
+            score, call_usage = await log_odds(complete, call)
+        except CallFailed as error:
+            error.usage = add_usage(usage, error.usage)
+            raise
+        usage = add_usage(usage, call_usage)
+        scores.append(score)
+    return sum(scores) / len(scores), usage
 
 
 async def is_on_subject(embed: Embed, instruction: str, seed: str, bar: float | None) -> Verdict:
@@ -302,27 +313,51 @@ async def is_on_subject(embed: Embed, instruction: str, seed: str, bar: float | 
 
 # An answer in place of a request: a 1.5B model's log-odds tell the two apart no better than chance
 # (measured), so its form is looked at.
-_ASKS = re.compile(
-    r"^\W*(?:please|kindly|could|can|would|will|should|shall|may|might|do|does|did|is|are|was|were|"
-    r"am|has|have|had|what|what['’]s|which|who|whom|whose|why|when|where|how|i|i['’]m|i['’]d|my|"
-    r"we|our|given|suppose|imagine|if|help|let|give|tell|write|explain|describe|list|create|"
-    r"design|make|compare|show|find|name|suggest|recommend|translate|summari[sz]e|discuss|"
-    r"identify|provide|prove|solve|calculate|compute|draft|compose|generate|propose|rewrite|"
-    r"edit|convert|analy[sz]e|evaluate|outline|plan|develop|implement|build|choose|complete|"
-    r"classify|define|discover|determine|draw|estimate|extract|fix|implement|interpret|justify|"
-    r"prepare|rank|review|simplify|sketch|sort|state|teach|walk)\b",
+_REQUEST_WORDS = """
+    please kindly could can would will should shall may might do does did is are was were am has
+    have had what which who whom whose why when where how i my we our given suppose imagine assume
+    consider if let lets
+    act add adapt adjust advise analyse analyze answer apply argue arrange ask assess assign assist
+    brainstorm break build calculate categorise categorize change check choose cite clarify classify
+    clean collect combine come compare compile complete compose compute conduct construct continue
+    convert convince copy correct count craft create critique cut debate decide decode deduce define
+    delete derive describe design detect determine develop devise diagnose differentiate discover
+    discuss distinguish divide do draft draw edit elaborate eliminate encode estimate evaluate
+    examine expand explain explore express extend extract fill find fix follow form format formulate
+    gather generate get give group guess guide help highlight hypothesise hypothesize identify
+    illustrate implement improve include infer inform insert interpret introduce invent invert
+    investigate join judge justify keep label lay learn lead list locate look make map match measure
+    mention merge modify name narrate note offer optimise optimize order organise organize outline
+    output paraphrase parse perform pick plan play point predict prepare present print produce
+    prove propose provide pull put rank rate read rearrange recall recite recommend reconstruct
+    redesign reduce reformulate refactor rephrase remove rename reorder replace report represent
+    research respond retell return revise reverse review rewrite role round run say search select
+    separate set share show simplify simulate sketch solve sort specify spell split state structure
+    study substitute subtract suggest sum summarise summarize supply swap take talk teach tell
+    test think trace transcribe transform translate try turn undo unscramble update use using
+    validate verify visualise visualize walk weigh write
+    alter confirm connect indicate link process re-order rearrange reorganise reorganize reply
+    resolve reword showcase view
+""".split()  # noqa: SIM905
+_REQUEST_START = re.compile(
+    rf"(?:^|[.!:;,\n]\s*|\band\s+|\bthen\s+)\W*(?:{'|'.join(_REQUEST_WORDS)})\b", re.IGNORECASE
+)
+_SENTENCE_ASKS = re.compile(rf"[.!:\n]\s*(?:{'|'.join(_REQUEST_WORDS)})\b", re.IGNORECASE)
+_REQUEST_PHRASE = re.compile(
+    r"\?|\b(?:i(?:['’]m| am| need| want|['’]d| would)|help me|tell me|can you|could you|how to)\b",
     re.IGNORECASE,
 )
-_ANSWERS = re.compile(
-    r"^\W*(?:sure|certainly|of course|absolutely|yes|no|great question|here (?:is|are)|here['’]s|"
-    r"to \w+[^.?!]*,? (?:you|one|we) (?:can|could|should|need|must|will|may|might)|"
-    r"the (?:answer|best way|first step|key|main|most)\b|"
-    r"(?:first|firstly|step 1|start by|begin by|begin with|in order to)\b|"
-    r"there are (?:several|many|a few|various|two|three|some)\b|"
-    r"(?:it|this|these|they|that|you) (?:is|are|can|could|should|will|may|might|need|must)\b)",
+_ANSWER_START = re.compile(
+    r"^\W*(?:sure|certainly|of course|absolutely|great question|here (?:is|are)\b|here['’]s|"
+    r"to \w+[^.?!]*,? (?:you|one|we) (?:can|could|should|need|must|will|may|might)\b|"
+    r"(?:firstly|step 1|start by|begin by|begin with)\b|first,|"
+    r"there (?:is|are)\b|"
+    r"(?:it|this|these|they|that) (?:is|are|can|could|should|will|may|might|need|must)\b|"
+    r"you (?:can|could|should|may|might)\b)",
     re.IGNORECASE,
 )
-_STEPS = re.compile(r"(?m)^\s*(?:\d+[.)]|[-*•])\s+\S")
+# In a text of more words something that is asked for would show.
+_SHORT_TOPIC_WORDS = 6
 
 
 def is_request(instruction: str) -> Verdict:
@@ -332,15 +367,15 @@ def is_request(instruction: str) -> Verdict:
     'pass'
     >>> is_request("To iron a shirt without creases, you can follow these steps:")["verdict"]
     'fail'
+    >>> is_request("Bread went up in price because the harvest had failed.")["verdict"]
+    'fail'
     """
     text = instruction.strip()
-    if "?" in text and not _ANSWERS.match(text):
+    asks = _REQUEST_PHRASE.search(text)
+    answer = _ANSWER_START.match(text)
+    if answer and not asks and not _SENTENCE_ASKS.search(text, answer.end()):
+        return verdict(REQUEST_ID, "fail", "It begins as an answer does.", answer.group(0).strip())
+    if asks or _REQUEST_START.search(text) or len(text.split()) <= _SHORT_TOPIC_WORDS:
         return verdict(REQUEST_ID, "pass")
-    found = _ANSWERS.match(text)
-    if found and not re.search(r"\?\s*$", text):
-        return verdict(REQUEST_ID, "fail", "It begins as an answer does.", found.group(0).strip())
-    if not _ASKS.match(text) and text.endswith(":"):
-        return verdict(REQUEST_ID, "fail", "It announces an answer.", text[-60:])
-    if not _ASKS.match(text) and len(_STEPS.findall(text)) >= 2:
-        return verdict(REQUEST_ID, "fail", "It lists the parts of an answer.")
-    return verdict(REQUEST_ID, "pass")
+    reason = "No part of it asks for anything."
+    return verdict(REQUEST_ID, "fail", reason, " ".join(text.split()[:12]))

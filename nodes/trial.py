@@ -20,16 +20,13 @@ from nodes.context import Context
 from nodes.criteria import ANSWERS_ID, answers_instruction
 from nodes.judge import QUESTIONS_PER_DRAW, judge
 from nodes.llm import CallFailed, CallOrigin, Complete
-from nodes.screening import (
-    ANSWERABLE_ID,
-    ask_of_instruction,
-    built_in_criteria,
-    judge_instructions,
-)
+from nodes.screening import ANSWERABLE_QUESTIONS, ask_of_instruction, judge_instructions
 from nodes.state import Criterion, Trial, Usage, Verdict, add_usage, no_usage
 
 # A gap of log-odds up to this is noise: two mismatched responses differ by as much.
 NOISE_LOG_ODDS = 1.0
+# An instruction and its spoiled forms, each judged in a call of its own.
+CALLS_OF_INSTRUCTION_TRIAL = 5
 SENTENCE_BREAK = re.compile(r"(?<=[.!?])\s+|\n+")
 
 # Good answers to other questions; the one that shares the fewest words with a reference is used.
@@ -246,9 +243,6 @@ async def _answerable_bar(
     spoiled: Mapping[str, str],
 ) -> tuple[float | None, Usage]:
     """Halfway between the log-odds of the instruction and of those that lack what is needed."""
-    (criterion,) = (
-        c for c in built_in_criteria(context, {ANSWERABLE_ID: 0.0}) if c["id"] == ANSWERABLE_ID
-    )
     lacking = [spoiled[name] for name in ("first_clause", "cut_out") if name in spoiled]
     if not lacking:
         return None, no_usage()
@@ -259,7 +253,7 @@ async def _answerable_bar(
             context,
             origin,
             text,
-            criterion["text"],
+            ANSWERABLE_QUESTIONS,
             draw * QUESTIONS_PER_DRAW,
             reference.get("history", ()),
         )

@@ -28,6 +28,10 @@ GROUPS = dict.fromkeys(("test_card", "test_export", "test_push", "test_training"
 ALONE = ("test_serve", "test_serve_doors", "test_experiment", "test_filters", "test_judge_check")
 ALONE += ("test_report", "test_review_page", "test_review_whole")
 
+# Two workers that each let torch and faiss use every processor wait for one another: that doubles
+# the time. Read when those are imported, here and in the processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 PREFIXES = ("OPENAI_", "JUDGE_", "REFLOOM_", "LANGSMITH_", "LANGCHAIN_")
 
 

@@ -225,9 +225,9 @@ class Endpoint:
 
     async def _run(self) -> None:
         self._stop = asyncio.Event()
+        self._stopping = asyncio.ensure_future(self._stop.wait())
         app = web.Application(client_max_size=1 << 26)
         app.router.add_post("/v1/chat/completions", self._chat)
-        # What still waits for its latency in the end is not waited for.
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.05)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -249,7 +249,8 @@ class Endpoint:
         self.in_flight += 1
         self.most_in_flight = max(self.in_flight, self.most_in_flight)
         try:
-            await asyncio.sleep(self.latency)
+            # In the end nothing is waited for any more.
+            await asyncio.wait([self._stopping], timeout=self.latency)
             said = script(body, number) if script else None
             if isinstance(said, web.StreamResponse):
                 return said

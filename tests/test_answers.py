@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from nodes.llm.answers import (
     UnreadableAnswer,
+    find_usual_marks,
     has_thinking_mark,
     read_answer,
     read_text,
@@ -442,6 +443,30 @@ def test_a_wrapper_that_is_not_the_answers_hides_it() -> None:
         read('{"draft": {"response": "no"}}')
 
 
+IN_TWO_WRAPPERS = {
+    "one fits": {"result": {"draft": "no"}, "answer": SO},
+    "both are equal": {"answer": SO, "result": json.dumps(SO)},
+    "one stands in the other": {"answer": SO | {"data": {"response": "no"}}},
+    "one stands beside the answer": SO | {"data": {"response": "no"}},
+}
+
+
+@pytest.mark.parametrize("value", IN_TWO_WRAPPERS.values(), ids=IN_TWO_WRAPPERS)
+@pytest.mark.parametrize("around", ["{}", "So: {}."])
+def test_of_two_wrappers_the_one_that_holds_the_shape_counts(value: object, around: str) -> None:
+    assert read(around.replace("{}", json.dumps(value))) == "so"
+
+
+@pytest.mark.parametrize("before", ["", '{"response": "a draft"}\n\n'])
+def test_two_answers_in_wrappers_that_differ_are_none(before: str) -> None:
+    for value in (
+        {"answer": SO, "result": {"response": "no"}},
+        {"function": {"arguments": SO}, "output": json.dumps({"response": "no"})},
+    ):
+        with pytest.raises(UnreadableAnswer, match="several answers stand in the object, in `"):
+            read(before + json.dumps(value))
+
+
 FITTING = {
     "an example before": 'As {"response": "your text"} asks: {"response": "so"}',
     "the same inside of a line after": '{"response": "so"}, that is {"response": "so"}.',
@@ -467,6 +492,8 @@ def test_the_last_object_that_fits_is_the_answer(text: str) -> None:
 CLOSINGS = [
     "</think>",
     "</thinking>",
+    "&lt;/think&gt;",
+    "<|end_of_thought|>",
     "</THINK>",
     "<\\think>",
     "</seed:think>",
@@ -486,6 +513,8 @@ CLOSINGS = [
 OPENINGS = [
     "<think>",
     "<thinking>",
+    "&lt;think&gt;",
+    "<|begin_of_thought|>",
     "<seed:think>",
     "<think:opensource>",
     "<longcat_think>",
@@ -505,6 +534,8 @@ PAIRS_AT_THE_START = [
     ("<reflection>", "</reflection>"),
     ("<scratchpad>", "</scratchpad>"),
     ("Here is my thought process:", "Here is my response:"),
+    ("<analysis>", "</analysis>"),
+    ('<details type="reasoning" done="true" duration="3">\n<summary>Hm</summary>', "</details>"),
 ]
 
 
@@ -624,6 +655,9 @@ def test_where_a_prompt_holds_marks_nothing_is_cut_and_no_mark_gets_through(text
         ("A model writes <think> first.", True),
         ("[THINK] is Mistral's", True),
         ("Mark it up with <reasoning> tags", True),
+        ("Put it in <analysis>..</analysis>", False),
+        ('<details type="reasoning">', False),
+        ("HTML that shows &lt;think&gt;", True),
         ("I think; on reflection, my reasoning", False),
         ("Here is my response: no", False),
         ("thought\nanalysisA", False),
@@ -658,6 +692,49 @@ def test_a_text_that_holds_a_mark_as_its_prompt_does_is_unreadable() -> None:
     assert read_text("I think so.", marks_in_prompt=True) == "I think so."
 
 
+USUAL = {
+    "<analysis>": "<analysis>\nHm.\n</analysis>\nSo.",
+    "Give it as <analysis>..</analysis>": "<analysis>Hm.</analysis>",
+    "Put <details type='reasoning'> first": '<details type="reasoning">Hm.</details>\nSo.',
+}
+
+
+@pytest.mark.parametrize(("prompt", "text"), USUAL.items())
+def test_usual_tags_that_the_prompt_holds_are_no_marks(prompt: str, text: str) -> None:
+    usual = find_usual_marks(prompt)
+    assert read_text(text, usual_marks=usual) == text
+    assert read_text(text, usual_marks=usual, marks_in_prompt=True) == text
+    assert read_text(f"<think>So?</think>{text}", usual_marks=usual) == text
+    assert read_answer(f'{text} {{"response": "so"}}', Said, usual_marks=usual).response == "so"
+
+
+ORDINARY = {
+    "not at the start": "As in:\n<analysis>\nHm.\n</analysis>\nSo.",
+    "closed only": "Hm.\n</analysis>\nSo.",
+    "a fold": "<details>\n<summary>More</summary>\nHm.\n</details>\nSo.",
+    "a fold that is open": '<details open="">\nHm.\n</details>\nSo.',
+}
+
+
+@pytest.mark.parametrize("text", ORDINARY.values(), ids=ORDINARY)
+def test_usual_tags_elsewhere_are_no_marks(text: str) -> None:
+    assert read_text(text) == text
+    assert read_text(f"<think>Hm.</think>{text}") == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<analysis>a</analysis>\n<analysis>b</analysis>\nSo.",
+        "<analysis>a</analysis> b</analysis>\nSo.",
+        '<details type="reasoning">Hm.</details>\n<details>\nSo.\n</details>',
+    ],
+)
+def test_usual_tags_that_follow_such_a_pair_leave_it_unclear(text: str) -> None:
+    with pytest.raises(UnreadableAnswer, match="what is answer and what is thought is unclear"):
+        read_text(text)
+
+
 def test_a_draft_in_a_text_of_thoughts_is_no_answer_but_an_object_at_its_end_is() -> None:
     for text in ('{"response": "so"}', 'Hm. So:\n```json\n{"response": "so"}\n```\n'):
         assert read_answer(text, Said, at_end=True).response == "so"
@@ -678,6 +755,12 @@ ROUND_ALL = {
     "an answer": ("<think>Hm.</think>\n<answer>\nSo.\n</answer>", "So."),
     "Command A": ("<|END_THINKING|><|START_RESPONSE|>So.<|END_RESPONSE|>", "So."),
     "GLM": ("</think><|begin_of_box|>So.<|end_of_box|>", "So."),
+    "Sky-T1": ("<|end_of_thought|>\n<|begin_of_solution|>\nSo.\n<|end_of_solution|>", "So."),
+    "Sky-T1 without its end": ("<|end_of_thought|>\n\n<|begin_of_solution|>So.", "So."),
+    "a closing tag": ("So.\n</response>", "So."),
+    "a closing tag of the prompt": ("<think>Hm.</think>So it is.</response-3fa9c1>\n", "So it is."),
+    "a closing tag behind a block": ("```py\na\n```\n\n</answer>", "```py\na\n```"),
+    "a closing tag and the end of a turn": ("So.\n</response><|im_end|>", "So."),
     "the end of a turn": ("So.<|im_end|>\n<|return|>", "So."),
     "a fence": ("```\nSo.\n```", "So."),
     "a fence of Markdown": ("```markdown\n# So\n\n- a\n```\n", "# So\n\n- a"),
@@ -701,6 +784,11 @@ LEFT = {
     "XML": "<response>\n  <status>200</status>\n</response>",
     "HTML": "<p>So.</p>",
     "a tag that is not closed": "<response>So.",
+    "a closing tag spoken of": "Close it with </response>",
+    "a closing tag of XML": "<a>\n<response>\n1\n</response>",
+    "a closing tag of another": "So.\n</div>",
+    "two closing tags": "a\n</answer>\nb\n</answer>",
+    "a box in a sentence": "It is <|begin_of_box|>4<|end_of_box|>",
     "braces, quotes and backslashes": 'a \\frac{1}{2} "b" \\n {c}\\',
     "quoted tag": "Use `<response>`.",
     "empty block": "```\n",

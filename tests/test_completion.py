@@ -5,7 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nodes.llm import Reply
+from nodes.context import Context
+from nodes.llm import Answer, Call, CallOrigin, Reply, make_call
+from nodes.llm.answers import UnreadableAnswer, read_answer
 from nodes.llm.completion import FINISH_REASONS, NotACompletion, parse_reply, read_event_stream
 
 GOOD = {"response": "so"}
@@ -36,7 +38,7 @@ TEXTS: dict[str, tuple[dict[str, Any], str | None]] = {
     "a call": ({"content": None, "tool_calls": [calling(SAID)]}, SAID),
     "a call and words": ({"content": "Here:", "tool_calls": [calling(SAID)]}, SAID),
     "a call with an object": ({"tool_calls": [calling(GOOD)]}, SAID),
-    "calls": ({"tool_calls": [calling("{}"), calling(SAID)]}, "{}\n" + SAID),
+    "calls": ({"tool_calls": [calling("{}"), calling(SAID)]}, "{},\n" + SAID),
     "a call of nothing": ({"content": "so", "tool_calls": [calling("")]}, "so"),
     "no calls": ({"content": "so", "tool_calls": []}, "so"),
     "a call without function": ({"tool_calls": [{"name": "extract", "parameters": GOOD}]}, SAID),
@@ -55,6 +57,124 @@ def test_a_text_is_read_in_every_form(message: dict[str, Any], text: str, name: 
 def test_the_text_of_a_completion_as_it_used_to_be_is_read() -> None:
     assert parse_reply({"choices": [{"text": "so", "finish_reason": "stop"}]}).text == "so"
     assert parse_reply({"choices": [{"message": "so"}]}).text == "so"
+
+
+def call_for(answer: type[Answer] | None, text: bool = False) -> Call:
+    return make_call("extract", [], answer, Context(), CallOrigin("s"), text=text)
+
+
+class Said(Answer):
+    response: str
+
+
+OTHER = json.dumps({"response": "other"})
+BESIDE: dict[str, tuple[str, list[Any], str]] = {
+    "words": ("Here:", [calling(SAID)], SAID),
+    "another object": ('I call {"tool": 1}.', [calling(SAID)], SAID),
+    "a call of something else": (SAID, [calling('{"query": "x"}')], SAID),
+    "a call that is no JSON": (f"So: {SAID}", [calling("x")], f"So: {SAID}"),
+    "the same": (SAID, [calling(SAID)], SAID),
+    "none of both": ('{"a": 1}', [calling('{"b": 1}')], '{"b": 1}'),
+    "thoughts that are not closed": (f"<think> {OTHER}", [calling(SAID)], SAID),
+}
+
+
+@pytest.mark.parametrize(("content", "calls", "text"), BESIDE.values(), ids=BESIDE)
+def test_of_words_and_a_call_the_one_with_the_shape_counts(
+    content: str, calls: list[Any], text: str
+) -> None:
+    message = {"content": content, "tool_calls": calls}
+    body = {"choices": [{"message": message, "finish_reason": "tool_calls"}]}
+    assert parse_reply(body, call_for(Said)).text == text
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"content": OTHER, "tool_calls": [calling(SAID)]},
+        {"content": f"```json\n{OTHER}\n```", "function_call": {"name": "x", "arguments": GOOD}},
+        {"content": None, "tool_calls": [calling(OTHER), calling(SAID)]},
+    ],
+)
+def test_two_answers_of_the_shape_that_differ_are_none(message: dict[str, Any]) -> None:
+    text = parse_reply({"choices": [{"message": message}]}, call_for(Said)).text
+    with pytest.raises(UnreadableAnswer, match="several JSON objects fit"):
+        read_answer(text or "", Said)
+
+
+STRAY: dict[str, tuple[Any, str | None]] = {
+    "a call": ({"content": "So.", "tool_calls": [calling(SAID)]}, "So."),
+    "a function call": ({"content": "So.", "function_call": {"arguments": "{}"}}, "So."),
+    "a call in parts": (
+        {"content": [{"type": "text", "text": "So."}, {"type": "tool_use", "input": GOOD}]}, "So.",
+    ),
+    "a call and nothing else": ({"content": None, "tool_calls": [calling(SAID)]}, None),
+    "a call in parts and nothing else": ({"content": [{"type": "tool_use", "input": GOOD}]}, None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("message", "text"), STRAY.values(), ids=STRAY)
+def test_a_call_of_a_tool_is_no_plain_text(message: dict[str, Any], text: str | None) -> None:
+    body = {"choices": [{"message": message, "finish_reason": "tool_calls"}]}
+    for call in (call_for(None, text=True), call_for(None)):
+        reply = parse_reply(body, call)
+        assert (reply.text, reply.finish) == (text, "stop")
+    apart = [{"message": {"tool_calls": [calling(SAID)]}}, {"message": {"content": "So."}}]
+    assert parse_reply({"choices": apart}, call_for(None, text=True)).text == "So."
+
+
+NATIVE: dict[str, tuple[dict[str, Any], str]] = {
+    "Ollama": (
+        {"model": "m", "message": {"role": "assistant", "content": "so", "thinking": "hm"}, "done":
+         True, "done_reason": "length", "prompt_eval_count": 9, "eval_count": 3}, "hm",
+    ),
+    "Ollama, a prompt": (
+        {"response": "so", "thinking": "hm", "done": True, "done_reason": "length",
+         "prompt_eval_count": 9, "eval_count": 3}, "hm",
+    ),
+    "DashScope": (
+        {"output": {"choices": [{"message": {"content": "so", "reasoning_content": "hm"},
+                                 "finish_reason": "length"}]},
+         "usage": {"input_tokens": 9, "output_tokens": 3, "total_tokens": 12}, "request_id": "1"},
+        "hm",
+    ),
+    "DashScope, a text": (
+        {"output": {"text": "so", "finish_reason": "length"},
+         "usage": {"input_tokens": 9, "output_tokens": 3}}, "",
+    ),
+    "Anthropic": (
+        {"type": "message", "role": "assistant", "stop_reason": "max_tokens", "content":
+         [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "so"}],
+         "usage": {"input_tokens": 9, "output_tokens": 3}}, "hm",
+    ),
+    "Gemini": (
+        {"candidates": [{"content": {"parts": [{"text": "hm", "thought": True}, {"text": "so"}],
+                                     "role": "model"}, "finishReason": "MAX_TOKENS"}],
+         "usageMetadata": {"promptTokenCount": 9, "candidatesTokenCount": 3}}, "hm",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("body", "thought"), NATIVE.values(), ids=NATIVE)
+def test_a_body_of_a_providers_own_interface_is_read(body: dict[str, Any], thought: str) -> None:
+    reply = parse_reply(body)
+    assert (reply.text, reply.finish, reply.reasoning or "") == ("so", "length", thought)
+    usage = reply.usage
+    assert (usage["prompt_tokens"], usage["completion_tokens"]) == (9, 3)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"message": {"content": "half"}, "done": False},
+        {"output": {"task_status": "FAILED"}},
+        {"code": "InvalidParameter", "message": "no", "request_id": "1"},
+        {"candidates": []},
+    ],
+)
+def test_a_body_of_such_an_interface_without_an_answer_is_no_completion(body: Any) -> None:
+    with pytest.raises(NotACompletion):
+        parse_reply(body)
 
 
 def test_a_call_in_a_choice_of_its_own_is_read() -> None:
@@ -435,7 +555,7 @@ NAMES = st.sampled_from([
     "reasoning_details", "error", "usage", "x_groq", "logprobs", "top_logprobs", "tokens",
     "token_logprobs", "token", "logprob", "finish_reason", "stop_reason", "prompt_tokens",
     "total_tokens", "index", "thought", "prompt_tokens_details", "completion_tokens_details",
-    "cached_tokens", "thinking",
+    "cached_tokens", "thinking", "output", "candidates", "parts", "done", "response",
 ])  # fmt: skip
 LEAVES = st.none() | st.booleans() | st.integers(-2, 9) | st.sampled_from(["", "so", "thinking"])
 ANYTHING = st.recursive(
@@ -445,14 +565,21 @@ ANYTHING = st.recursive(
 )
 
 
-@given(st.dictionaries(NAMES, ANYTHING, max_size=4), st.dictionaries(NAMES, ANYTHING, max_size=4))
+@given(
+    st.dictionaries(NAMES, ANYTHING, max_size=4),
+    st.dictionaries(NAMES, ANYTHING, max_size=4),
+    st.sampled_from([None, call_for(Said), call_for(None, text=True)]),
+    st.booleans(),
+)
 def test_any_object_at_all_is_a_reply_or_no_completion(
-    message: dict[str, Any], choice: dict[str, Any]
+    message: dict[str, Any], choice: dict[str, Any], call: Call | None, native: bool
 ) -> None:
     body = {**choice, "choices": [{**choice, "message": message, "delta": message}]}
+    if native:
+        body = {"message": message, "done": True, "type": "message", **choice}
     for read in (lambda: body, lambda: read_event_stream(stream(body, body))):
         try:
-            reply = parse_reply(read())
+            reply = parse_reply(read(), call)
         except NotACompletion:
             continue
         assert reply.text is None or isinstance(reply.text, str)

@@ -620,6 +620,26 @@ async def test_thoughts_are_never_taken_for_a_text() -> None:
     assert failed.value.kind == "empty"
 
 
+async def test_a_stray_call_of_a_tool_and_a_line_that_says_an_error_are_no_text() -> None:
+    def script(body: dict[str, Any], number: int) -> Any:
+        if number == 0:
+            return "Error: upstream timed out"
+        call = {"type": "function", "function": {"name": "search", "arguments": "{}"}}
+        return whole({"content": None if number == 1 else "So it is.", "tool_calls": [call]})
+
+    with Endpoint(script) as endpoint:
+        async with connected(endpoint.url) as complete:
+            assert (await ask_text(complete, TEXT_CALL)).answer.text == "So it is."
+    assert len(endpoint.bodies) == 3
+
+
+async def test_what_passes_said_with_status_400_is_transient() -> None:
+    with Endpoint(lambda body, number: error(400, "CUDA out of memory")) as endpoint:
+        async with connected(endpoint.url) as complete:
+            with pytest.raises(Transient, match="CUDA out of memory"):
+                await complete(TEXT_CALL)
+
+
 async def test_words_of_a_wrong_key_after_good_answers_are_confirmed_before_all_ends() -> None:
     def script(body: dict[str, Any], number: int) -> Any:
         odd = number == 1 or revoked

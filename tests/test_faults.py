@@ -14,7 +14,16 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from nodes.llm.faults import FORMS, Fault, FaultKind, Form, read_fault, read_wait, redact_keys
+from nodes.llm.faults import (
+    FORMS,
+    Fault,
+    FaultKind,
+    Form,
+    is_error_line,
+    read_fault,
+    read_wait,
+    redact_keys,
+)
 
 Row = tuple[int, Any, Fault]
 
@@ -1397,6 +1406,49 @@ FURTHER: dict[str, Row] = {
     "vLLM: 400 image": (
         400, vllm("This model does not support image input"), unsure("bad_request")
     ),
+    "Together: 429 credit_limit": (
+        429, error("Credit limit exceeded, please add a payment method.", INVALID, "credit_limit"),
+        sure("credit"),
+    ),
+    "SiliconFlow: 400 room in brackets": (
+        400, {"code": 20015, "message": "max_tokens (6000) is too large, max 4096", "data": None},
+        unsure("answer_too_large", largest_answer=4096),
+    ),
+    "SiliconFlow: 400 room in a second sentence": (
+        400, {"code": 20015, "message": "max_tokens: 6000 is too high. The maximum is 4,096."},
+        unsure("answer_too_large", largest_answer=4096),
+    ),
+    "SiliconFlow: 403 model": (
+        403, {"code": 30003, "message": "Model disabled.", "data": None}, unsure("model")
+    ),
+    "Bedrock: 400 only by a profile": (
+        400, {"message": "Invocation of model ID anthropic.claude-4 with on-demand throughput "
+              "isn\u2019t supported. Retry your request with the ID or ARN of an inference profile "
+              "that contains this model."}, unsure("model"),
+    ),
+    "Bedrock behind LiteLLM: 400 only by a profile": (
+        400, litellm("BadRequestError", "Bedrock", json.dumps({"message":
+             "Invocation of model ID x with on-demand throughput isn't supported."}), "400"),
+        unsure("model"),
+    ),
+    "OpenAI: 400 not verified": (
+        400, error("Your organization must be verified to use the model `gpt-5`. Please go to: the "
+                   "settings and click on Verify Organization.", INVALID, "unsupported_value",
+                   "model"), sure("model"),
+    ),
+    "OpenAI: 403 not verified, in words": (
+        403, error("Your organization must be verified to use the model `gpt-5`.", INVALID),
+        unsure("model"),
+    ),
+    "OpenAI: 400 not verified for streams": (
+        400, error("Your organization must be verified to stream this model.", INVALID,
+                   "unsupported_value", "stream"), sure("unsupported", "stream"),
+    ),
+    "Anthropic: 400 both together name the room": (
+        400, error("input length and `max_tokens` exceed context limit: 9000 + 4000 > 12000",
+                   INVALID, None, "max_tokens"),
+        sure("too_long", window=12000, prompt_tokens=9000),
+    ),
     "Envoy: 503": (503, "upstream connect error or disconnect/reset before headers",
                    unsure("overloaded")),
 }  # fmt: skip
@@ -1453,6 +1505,45 @@ IN_WORDS: dict[str, tuple[int, str, Fault]] = {
     "retired": (400, "The model x has been deprecated", unsure("model")),
     "GitHub": (403, "No access to model: x", unsure("model")),
     "Azure, name": (400, "The API deployment x does not exist", unsure("model")),
+    "Anthropic, both": (
+        400, "input length and max_tokens exceed context limit", unsure("too_long"),
+    ),
+    "Bedrock, input": (400, "Input too long", unsure("too_long")),
+    "llama.cpp, sequence": (
+        400, "Sequence length of 5000 exceeds 4096", unsure("too_long", window=4096)
+    ),
+    "a sequence with a maximum": (
+        400, "sequence length (5000) exceeds the maximum sequence length of 4096",
+        unsure("too_long", window=4096),
+    ),
+    "One API, balance": (403, "Account balance is not enough", unsure("credit")),
+    "One API, quota": (403, "user quota is not enough, remain quota: 0", unsure("credit")),
+    "a subscription": (403, "Your subscription has expired. Please renew it.", unsure("credit")),
+    "a subscription, short": (403, "subscription expired", unsure("credit")),
+    "a model that is off": (403, "The model x is currently disabled", unsure("model")),
+    "CUDA": (
+        400, "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1.00 GiB free",
+        unsure("server"),
+    ),
+    "CUDA, 500": (500, "torch.OutOfMemoryError: CUDA out of memory.", unsure("server")),
+    "CUDA, driver": (400, "CUDA error: an illegal memory access was met", unsure("server")),
+    "NCCL": (400, "NCCL error: unhandled system error", unsure("server")),
+    "a worker": (400, "worker died", unsure("server")),
+    "a worker, 500": (500, "The worker process has died unexpectedly", unsure("server")),
+    "vLLM, engine": (400, "EngineCore encountered an issue. See the stack trace", unsure("server")),
+    "vLLM, loop": (400, "Background loop has errored already.", unsure("server")),
+    "Ray": (400, "The actor died unexpectedly before it could finish", unsure("server")),
+    "Ollama, runner": (400, "llama runner process no longer running: 1", unsure("server")),
+    "Envoy": (400, "no healthy upstream", unsure("overloaded")),
+    "Envoy, reset": (
+        400, "upstream connect error or disconnect/reset before headers. reset reason: overflow",
+        unsure("server"),
+    ),
+    "aiohttp": (400, "Server disconnected", unsure("server")),
+    "requests": (400, "Remote end closed connection without response", unsure("server")),
+    "uvicorn": (400, "The server is shutting down", unsure("server")),
+    "OpenAI, 400": (400, "The server had an error while processing it. Sorry!", unsure("server")),
+    "a promise": (400, "Please try again later", unsure("server")),
     "LiteLLM, name": (403, "team not allowed to access model", unsure("model")),
 }  # fmt: skip
 WORDS_ROWS: dict[str, Row] = {
@@ -1516,6 +1607,22 @@ def test_the_table_knows_each_kind_by_three_forms() -> None:
     assert all(kinds.count(form.kind) >= 3 for form in FORMS)
 
 
+NOT_PASSING: dict[str, tuple[int, str, FaultKind]] = {
+    "what a model cannot be loaded for": (500, "Failed to load model: out of memory", "model"),
+    "a tool that is off": (400, "tools are disabled for this model", "unsupported"),
+    "a role": (400, "a worker is no role of a message", "bad_request"),
+    "a plan": (400, "the engine stops at a role it does not know", "bad_request"),
+    "a balance of braces": (400, "The template has not enough braces", "bad_request"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("status", "words", "kind"), NOT_PASSING.values(), ids=NOT_PASSING)
+def test_words_near_those_of_a_passing_fault_are_not_waited_for(
+    status: int, words: str, kind: FaultKind
+) -> None:
+    assert read(status, error(words)).kind == kind
+
+
 # What an endpoint quotes is not its own words.
 
 TRAPS = (
@@ -1524,7 +1631,8 @@ TRAPS = (
     "the model does not exist", "insufficient balance", "temperature is not supported",
     "content filter", "overloaded", "Loading model", "Unsupported parameter: 'max_tokens'",
     '{"error": {"code": "invalid_api_key", "type": "insufficient_quota"}}', "<html>", "`", '"',
-    "'{", '{"code":"invalid_api_key"}',
+    "'{", '{"code":"invalid_api_key"}', "CUDA out of memory", "worker died", "subscription expired",
+    "the model is disabled", "Sequence length of 5000 exceeds 4096", "try again later",
     "unexpected 'seed' in \\n your prompt, \"tools\" unknown",
 )  # fmt: skip
 PROMPTS = st.one_of(
@@ -1872,3 +1980,66 @@ LIMITS_IN_OTHER_WORDS = (
 def test_a_limit_in_other_words_is_a_rate_limit_whatever_its_status(words: str) -> None:
     assert read_fault(403, {}, {"message": words}).kind == "rate_limit"
     assert read_fault(403, {}, {"message": "Forbidden"}).kind == "key"
+
+
+ERROR_LINES = (
+    "Error: upstream timed out",
+    "error: upstream request timeout\n",
+    "[ERROR] The generation failed",
+    "**Error**: Rate limit exceeded. Please try again in 20 s.",
+    "⚠️ Error: something went wrong, please try again.",
+    "Error code: 429 - {'error': {'message': 'Rate limit reached', 'code': 'rate_limited'}}",
+    "API Error: Connection error.",
+    "APIError: 502 Bad Gateway",
+    "Error 503: Service Unavailable",
+    "Internal Server Error: no healthy upstream",
+    "Upstream error: the model is overloaded",
+    "Exception: CUDA out of memory",
+    "[Error] Insufficient balance",
+    "Error: invalid API key",
+    "Error: no response from the provider",
+    "Error: failed to generate a response",
+    "upstream request timeout",
+    "no healthy upstream",
+    "502 Bad Gateway",
+    "Internal Server Error.",
+    "upstream connect error or disconnect/reset before headers. reset reason: overflow",
+    "error code: 524",
+    "Request timed out.",
+    '{"error": {"message": "upstream timed out", "code": 504}}',
+    '{"error": "model is overloaded"}',
+)
+NO_ERROR_LINES = (
+    "",
+    "So.",
+    "Error: division by zero",
+    "Errors are how one learns.",
+    "Error bars show the spread of the measurements.",
+    "Failure is the mother of success.",
+    "Exception: nouns that end in -o take -es.",
+    "Error: upstream timed out\nSo it is retried.",
+    "To mend 'Error: upstream timed out', raise the limit.",
+    "The error 'upstream timed out' means that a server did not answer.",
+    "A bad gateway is a status.",
+    "Timeouts happen.",
+    '{"error": null, "result": 4}',
+    '{"error": "wrong colour"}',
+    '{"error": "timeout", "answer": "So."}',
+    "[1, 2]",
+    "Error: " + "the rate limit " * 40,
+)
+
+
+@pytest.mark.parametrize("text", ERROR_LINES)
+def test_a_line_that_only_says_an_error_is_known(text: str) -> None:
+    assert is_error_line(text)
+
+
+@pytest.mark.parametrize("text", NO_ERROR_LINES)
+def test_a_text_that_speaks_of_an_error_is_none(text: str) -> None:
+    assert not is_error_line(text)
+
+
+@given(st.text(max_size=300))
+def test_any_text_may_be_asked_for_an_error(text: str) -> None:
+    assert is_error_line(text) in (True, False)

@@ -157,6 +157,31 @@ def test_an_instruction_that_asks_for_more_than_code(instruction: str) -> None:
     assert not asks_for_code_alone(instruction)
 
 
+async def test_an_error_in_place_of_a_response_is_asked_again_unless_the_instruction_may_mean_it():
+    said = iter(["Error: upstream timed out", "[ERROR] The generation failed", "A draft."] * 2)
+    model = ScriptedModel(generate=lambda call: next(said))
+    await sample_of(model)
+    assert len(model.asked("generate")) == 3
+    assert "A draft." in model.asked("critique")[0]
+    model = ScriptedModel(generate=lambda call: next(said))
+    await sample_of(model, "Which line does a proxy log when its timeout is over?")
+    assert len(model.asked("generate")) == 1
+    assert "Error: upstream timed out" in model.asked("critique")[0]
+
+
+@pytest.mark.parametrize("failing", ["generate", "refine"])
+async def test_a_response_that_is_only_ever_an_error_fails_the_sample(failing: str):
+    said = {"generate": "A draft.", "refine": "<plan>try</plan>Better.", failing: "502 Bad Gateway"}
+    model = ScriptedModel(
+        generate=lambda call: said["generate"],
+        refine=lambda call: said["refine"],
+        critique=lambda call: verdicts(prompt_of(call), "fail"),
+    )
+    sample = await sample_of(model, max_attempts=2)
+    assert "502 Bad Gateway" not in {attempt["response"] for attempt in sample.get("attempts", [])}
+    assert len(model.asked(failing)) == 3
+
+
 def test_a_long_instruction_is_looked_through_in_no_time() -> None:
     assert not asks_for_code_alone("write me a very " * 20_000)
 

@@ -24,6 +24,7 @@ from runs import build_run, finish_run, references, rows, summary_of
 from nodes.llm import Call, Reply
 from nodes.llm.capabilities import Capabilities
 from refloom.errors import BudgetSpent
+from refloom.runs import rate_limit
 from refloom.runs.client import Endpoints, open_client
 from refloom.runs.cost import Prices
 from refloom.runs.journal import Journal
@@ -227,7 +228,10 @@ async def test_any_answer_will_do(tmp_path, answer):
 
 
 @pytest.mark.parametrize(("status", "times"), [(503, 7), (429, 2), (500, 2)])
-async def test_what_passes_is_waited_for(tmp_path, status, times):
+async def test_what_passes_is_waited_for(tmp_path, monkeypatch, status, times):
+    # The pauses of an endpoint that is down, but for the first, take no seconds here.
+    monkeypatch.setattr(rate_limit, "MAX_COOLDOWN_S", 0.05)
+
     def loading(body: dict[str, Any], number: int) -> Any:
         return "ok" if number == times else error(status, "loading", **{"retry-after": "0.01"})
 

@@ -16,11 +16,13 @@ from pydantic import BaseModel, ConfigDict
 from nodes.context import Context
 from nodes.llm.answers import (
     UnreadableAnswer,
+    find_usual_marks,
     has_thinking_mark,
     read_answer,
     read_text,
     split_plan,
 )
+from nodes.llm.faults import is_error_line
 from nodes.state import Usage, add_usage, no_usage
 from prompts import Message
 
@@ -48,7 +50,13 @@ TEMPERATURE_BY_STAGE = {
     "compare": 0.0,
 }
 DEFAULT_TEMPERATURE = 0.8
-MAX_TOKENS_BY_STAGE = {"extract": 1200, "propose": 1500, "generate": 3000, "refine": 4000}
+MAX_TOKENS_BY_STAGE = {
+    "extract": 1200,
+    "propose": 1500,
+    "screen": 4000,
+    "generate": 3000,
+    "refine": 4000,
+}
 DEFAULT_MAX_TOKENS = 2000
 MAX_ASKS = 3
 # How many times a cut answer is asked for again, each time with twice the room.
@@ -232,36 +240,47 @@ async def ask(complete: Complete, call: Call, answer: type[A]) -> AskResult[A]:
     came in a field of their own are read only if nothing else came and they fit the shape. Raises
     `CallFailed` with the usage of all asks.
     """
-    marks = _has_marks(call)
+    marks, usual = _has_marks(call), _usual_marks(call)
 
     def read(reply: Reply) -> A:
-        if (reply.text or "").strip():
-            return read_answer(reply.text or "", answer, name=call.stage, marks_in_prompt=marks)
-        return read_answer(reply.reasoning or "", answer, name=call.stage, at_end=True)
+        name, text = call.stage, reply.text or ""
+        if text.strip():
+            return read_answer(text, answer, name=name, marks_in_prompt=marks, usual_marks=usual)
+        return read_answer(reply.reasoning or "", answer, name=name, at_end=True)
 
     return await _ask(complete, call, read)
 
 
 async def ask_text(
-    complete: Complete, call: Call, *, code_only: bool = False, planned: bool = False
+    complete: Complete,
+    call: Call,
+    *,
+    code_only: bool = False,
+    errors: bool = False,
+    planned: bool = False,
 ) -> AskResult[PlainText]:
     """Ask for plain text until it can be told from the model's thoughts: as `ask` does.
 
     A tag or fence around the whole answer is taken off; with `code_only`, a fence stays. With
     `planned` the answer may open with a plan between marks, which is split off. What came only in
-    a field for thoughts is never taken for the answer.
+    a field for thoughts is never taken for the answer, nor is a line that says an error of the
+    endpoint, but with `errors`: the instruction may ask for such a line.
     """
-    marks = _has_marks(call)
+    marks, usual = _has_marks(call), _usual_marks(call)
 
     def read(reply: Reply) -> PlainText:
-        text = read_text(reply.text or "", marks_in_prompt=marks, code_only=code_only)
+        text = read_text(
+            reply.text or "", marks_in_prompt=marks, usual_marks=usual, code_only=code_only
+        )
         plan = None
         if planned:
             plan, text = split_plan(text)
             if plan is not None:
-                text = read_text(text, marks_in_prompt=True, code_only=code_only)
+                text = read_text(text, marks_in_prompt=True, usual_marks=usual, code_only=code_only)
         if not text.strip():
             raise UnreadableAnswer("nothing is left of the answer without its thoughts")
+        if not errors and is_error_line(text):
+            raise UnreadableAnswer(f"an error came in place of the answer: {text.strip()[:200]!r}")
         return PlainText(text, plan)
 
     return await _ask(complete, call, read)
@@ -320,6 +339,11 @@ def _correction(text: str, fault: str) -> tuple[Message, Message]:
 def _has_marks(call: Call) -> bool:
     """Whether the data in a prompt holds the marks by which thoughts are told from answers."""
     return any(has_thinking_mark(message["content"]) for message in call.messages)
+
+
+def _usual_marks(call: Call) -> frozenset[str]:
+    """The marks of thoughts in a prompt that are usual tags, and so no marks in its answer."""
+    return frozenset().union(*(find_usual_marks(m["content"]) for m in call.messages))
 
 
 class _Unusable(Exception):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -13,10 +13,18 @@ from nodes.llm.thoughts import (
     UnclearThoughts,
     find_answer,
     find_thinking_marks,
+    find_usual_marks,
     has_thinking_mark,
 )
 
-__all__ = ["UnreadableAnswer", "has_thinking_mark", "read_answer", "read_text", "split_plan"]
+__all__ = [
+    "UnreadableAnswer",
+    "find_usual_marks",
+    "has_thinking_mark",
+    "read_answer",
+    "read_text",
+    "split_plan",
+]
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -33,12 +41,21 @@ _WRAPPER_TAG = re.compile(
     r"(?P<suffix>-[0-9a-f]{6})?(?:\s[^<>]*)?>(?P<text>.*)</(?P=name)(?(suffix)(?P=suffix))>",
     re.DOTALL | re.IGNORECASE,
 )
-# The same as special tokens: Command A, GLM 4.1V.
+# The same as special tokens: Command A, GLM 4.1V, Sky-T1. A server may leave out the last one.
 _WRAPPER_TOKENS = re.compile(
     r"(?:<\|START_RESPONSE\|>|<\|begin_of_box\|>)(?P<text>.*)"
-    r"(?:<\|END_RESPONSE\|>|<\|end_of_box\|>)",
+    r"(?:<\|END_RESPONSE\|>|<\|end_of_box\|>)"
+    r"|<\|begin_of_solution\|>(?P<solution>.*?)(?:<\|end_of_solution\|>)?",
     re.DOTALL,
 )
+# The closing tag alone, whose opening one may be the end of a prompt.
+_CLOSING_TAG = re.compile(
+    r"</(?P<name>(?:(?:improved|final|revised|refined)_)?(?:response|answer)|output|final)"
+    r"(?:-[0-9a-f]{6})?>",
+    re.IGNORECASE,
+)
+# What a text may end with; not with a colon, behind which a tag is spoken of.
+_ENDS_OF_TEXTS = ".!?…)]}*`|\"'”»。！？）」"
 # Tokens that end a turn, which some servers leave in the text.
 _TURN_ENDS = (
     "<|return|>", "<|call|>", "<|end|>", "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|endoftext|>",
@@ -71,14 +88,16 @@ def read_answer(
     *,
     name: str = "",
     marks_in_prompt: bool = False,
+    usual_marks: Collection[str] = (),
     at_end: bool = False,
 ) -> M:
     r"""The object of a given shape in a model's text; the last one, if several fit.
 
     `name` is what the answer may be wrapped in: `{"extract": {..}}`. Thoughts are taken off, or,
     with `marks_in_prompt`, no mark of thoughts may stand outside of the object: the prompt's data
-    holds such a mark, so that the answer may quote it. With `at_end` nothing may follow the object:
-    in a text of thoughts another is a draft. Raises `UnreadableAnswer` with what is wrong.
+    holds such a mark, so that the answer may quote it. The prompt's `usual_marks` count for none:
+    see `nodes.llm.thoughts.Marks`. With `at_end` nothing may follow the object: in a text of
+    thoughts another is a draft. Raises `UnreadableAnswer` with what is wrong.
 
     >>> class Draft(BaseModel):
     ...     response: str
@@ -86,7 +105,7 @@ def read_answer(
     '\\frac{1}{2}'
     """
     text = text.removeprefix("\ufeff")
-    start = 0 if marks_in_prompt else _find_answer(text)
+    start = 0 if marks_in_prompt else _find_answer(text, usual_marks)
     wrappers = (WRAPPER_KEYS | {_fold(name), _fold(answer.__name__)}) - {""}
     fit = _read_whole(text, start, answer, wrappers)
     if fit is None:
@@ -94,7 +113,7 @@ def read_answer(
     if at_end and re.search(r"\w", text[fit.end :]):
         raise UnreadableAnswer("the JSON object does not end the text")
     if marks_in_prompt:
-        for begin, end in find_thinking_marks(text):
+        for begin, end in find_thinking_marks(text, usual_marks):
             if begin < fit.start or end > fit.end:
                 raise UnreadableAnswer(
                     f"{text[begin:end][-40:]!r} stands outside of the JSON object"
@@ -102,26 +121,32 @@ def read_answer(
     return fit.answer
 
 
-def read_text(text: str, *, marks_in_prompt: bool = False, code_only: bool = False) -> str:
+def read_text(
+    text: str,
+    *,
+    marks_in_prompt: bool = False,
+    usual_marks: Collection[str] = (),
+    code_only: bool = False,
+) -> str:
     r"""The plain text of an answer, without thoughts and without what stands around all of it.
 
     That is a tag such as `<response>`, or a fence without the name of a programming language, which
     stays with `code_only`: the instruction asks for code and nothing else. With `marks_in_prompt`
-    nothing is cut off. All else is left as it is, but for blank lines around it. Raises
-    `UnreadableAnswer` if it cannot be told where thoughts end, or for any mark of thoughts if the
-    prompt's data holds such marks.
+    nothing is cut off, and never at the prompt's `usual_marks`. All else is left as it is, but for
+    blank lines around it. Raises `UnreadableAnswer` if it cannot be told where thoughts end, or for
+    any mark of thoughts if the prompt's data holds such marks.
 
     >>> read_text("<think>Hm.</think>\n<response>\nSo it is.\n</response>")
     'So it is.'
     """
     text = text.removeprefix("\ufeff")
     if marks_in_prompt:
-        for begin, end in find_thinking_marks(text):
+        for begin, end in find_thinking_marks(text, usual_marks):
             raise UnreadableAnswer(
                 f"{text[begin:end][-40:]!r} may be a mark of thoughts or a part of the answer"
             )
     else:
-        text = text[_find_answer(text) :]
+        text = text[_find_answer(text, usual_marks) :]
     while (bare := text.rstrip()).endswith(_TURN_ENDS):
         text = bare[: bare.rindex("<")]
     text = _untag(text)
@@ -148,9 +173,9 @@ def split_plan(text: str) -> tuple[str | None, str]:
     return None, text
 
 
-def _find_answer(text: str) -> int:
+def _find_answer(text: str, usual_marks: Collection[str]) -> int:
     try:
-        return find_answer(text)
+        return find_answer(text, usual_marks)
     except UnclearThoughts as error:
         raise UnreadableAnswer(str(error)) from error
 
@@ -217,39 +242,57 @@ def _is_either(text: str, one: _Fit[M], last: _Fit[M]) -> bool:
 
 
 def _fit(value: Any, answer: type[M], wrappers: frozenset[str]) -> tuple[M | None, str]:
-    """The answer that a value holds, or why it holds none."""
+    """The answer that a value holds, or why it holds none.
+
+    What stands in an answer is a part of it. Two answers in wrappers of their own are none, unless
+    they are equal.
+    """
     fault = "no JSON object was found"
-    for inner in _unwrappings(value, wrappers):
+    fits: dict[tuple[str, ...], M] = {}
+    for path, inner in _unwrappings(value, wrappers):
+        if any(path[: len(outer)] == outer for outer in fits):
+            continue
         if isinstance(inner, list):
             # The only field's value, without the object around it.
             if len(answer.model_fields) > 1:
                 continue
             inner = dict.fromkeys(answer.model_fields, inner)
         try:
-            return answer.model_validate(_replace_surrogates(inner)), ""
+            fits[path] = answer.model_validate(_replace_surrogates(inner))
         except ValidationError as error:
             fault = _explain(error, inner, answer)
-    return None, fault
+    if not fits:
+        return None, fault
+    first, *others = fits.values()
+    if any(other != first for other in others):
+        keys = ", ".join(f"`{'.'.join(path)[:40]}`" for path in fits)
+        return None, f"several answers stand in the object, in {keys}; give one"
+    return first, ""
 
 
-def _unwrappings(value: Any, wrappers: frozenset[str], depth: int = 0) -> Iterator[Any]:
-    """A value, and what it holds if it is a wrapper: an answer's name, a call, JSON as a string."""
+def _unwrappings(
+    value: Any, wrappers: frozenset[str], path: tuple[str, ...] = (), depth: int = 0
+) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """A value, and what it holds if it is a wrapper: an answer's name, a call, JSON as a string.
+
+    With each come the keys that lead to it.
+    """
     if isinstance(value, str):
         decoded = _decode(value)
         if decoded is not None and depth < MAX_WRAPPERS:
-            yield from _unwrappings(decoded, wrappers, depth + 1)
+            yield from _unwrappings(decoded, wrappers, path, depth + 1)
     elif isinstance(value, list):
         if len(value) == 1 and depth < MAX_WRAPPERS:
-            yield from _unwrappings(value[0], wrappers, depth + 1)
-        yield value
+            yield from _unwrappings(value[0], wrappers, path, depth + 1)
+        yield path, value
     elif isinstance(value, dict):
-        yield value
+        yield path, value
         decoded = {key: _decode(item) for key, item in value.items()}
         if any(item is not None for item in decoded.values()):
-            yield {key: value[key] if item is None else item for key, item in decoded.items()}
+            yield path, {key: value[key] if item is None else item for key, item in decoded.items()}
         for key, item in value.items():
             if _fold(key) in wrappers and depth < MAX_WRAPPERS:
-                yield from _unwrappings(item, wrappers, depth + 1)
+                yield from _unwrappings(item, wrappers, (*path, key), depth + 1)
 
 
 def _decode(text: Any) -> Any:
@@ -280,7 +323,7 @@ def _names_a_key(
 ) -> bool:
     """Whether an object that does not fit was meant as the answer."""
     if found.fault is None:
-        values = [v for v in _unwrappings(found.value, wrappers) if isinstance(v, dict)]
+        values = [v for _, v in _unwrappings(found.value, wrappers) if isinstance(v, dict)]
         return any(answer.model_fields.keys() & value.keys() for value in values)
     first = re.search(r"\w+", written)
     return first is not None and (
@@ -296,16 +339,31 @@ def _ends_line(text: str, at: int) -> bool:
 
 def _untag(text: str) -> str:
     """What stands in the tags around a whole text."""
+    whole = text
     for pattern in (_WRAPPER_TOKENS, _WRAPPER_TAG):
         if (tag := pattern.fullmatch(text.strip())) is not None:
             own = tag.groupdict()
-            name, suffix, inner = own.get("name"), own.get("suffix"), tag["text"]
+            name, suffix = own.get("name"), own.get("suffix")
+            inner = own["text"] if own.get("solution") is None else own["solution"]
             again = name and re.search(rf"</{name}{suffix or ''}\b", inner, re.IGNORECASE)
             # An answer that is XML may have such a root of its own.
             is_xml = name and not suffix and re.fullmatch(r"\s*<.*>\s*", inner, re.DOTALL)
             if not again and not is_xml:
                 text = inner
-    return text
+    return _without_closing_tag(text) if text == whole else text
+
+
+def _without_closing_tag(text: str) -> str:
+    """A text without a closing tag at its end that nothing opens; one in a sentence stays."""
+    bare = text.rstrip()
+    start = bare.rfind("</")
+    tag = _CLOSING_TAG.fullmatch(bare, start) if start > 0 else None
+    if tag is None or re.search(rf"</?{tag['name']}\b", bare[:start], re.IGNORECASE):
+        return text
+    before = bare[:start].rstrip()
+    alone = "\n" in bare[len(before) : start]
+    ends = before[-1:] in _ENDS_OF_TEXTS and len(before) == start
+    return before if alone or ends else text
 
 
 def _unfence(text: str) -> str | None:

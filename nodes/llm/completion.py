@@ -8,7 +8,10 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from nodes.llm import Reply
+from pydantic import BaseModel
+
+from nodes.llm import Call, Reply
+from nodes.llm.answers import UnreadableAnswer, read_answer
 from nodes.llm.fast_json import loads
 from nodes.state import Usage
 
@@ -79,19 +82,23 @@ class NotACompletion(ValueError):
         self.body = body
 
 
-def parse_reply(body: Any) -> Reply:
+def parse_reply(body: Any, call: Call | None = None) -> Reply:
     """A chat completion as a `Reply`; fields that are missing are read as empty.
 
-    The text is the content, or the arguments of tool calls, a line each; it is never what the model
-    thought. Raises `NotACompletion` for an error in spite of status 200.
+    The text is the content, or the arguments of tool calls; it is never what the model thought. Of
+    both, the one with the shape that the `call` asks for counts; a call that asks for no shape has
+    no use for tools. Raises `NotACompletion` for an error in spite of status 200.
     """
-    choice = _choice(body)
+    shapeless = call is not None and call.answer is None
+    body = _without_envelope(body)
+    choice = _choice(body, shapeless)
     message = _message(choice)
     for holder in (body, choice, message):
         if _error_in(holder):
             raise NotACompletion({"error": holder["error"]})
-    content, thought, refusals = _read_content(message.get("content"))
-    text = "\n".join(_arguments(message)) or content
+    content, thought, refusals = _read_content(message.get("content"), shapeless)
+    arguments = [] if shapeless else _arguments(message)
+    text = _one_of(content or "", ",\n".join(arguments), call) if arguments else content
     if not text and isinstance(choice.get("text"), str):
         text = choice["text"]
     finish = _finish(choice, body)
@@ -116,7 +123,51 @@ def _service_tier(body: dict[str, Any]) -> str | None:
     return None if tier in USUAL_TIERS else tier[:40]
 
 
-def _choice(body: Any) -> dict[str, Any]:
+def _one_of(content: str, called: str, call: Call | None) -> str:
+    """What is said or the arguments of the tool calls, by the shape asked for.
+
+    If both have it and differ, they stand in a list, which says that neither is the answer.
+    """
+    if call is None or call.answer is None or "{" not in content:
+        return called
+    answers: list[BaseModel] = []
+    for text in (content, called):
+        try:
+            answers.append(read_answer(text, call.answer, name=call.stage))
+        except UnreadableAnswer:
+            if text is called:
+                return content if answers else called
+    if len(answers) == 1 or answers[0] == answers[1]:
+        return called
+    return ",\n".join(answer.model_dump_json() for answer in answers)
+
+
+def _without_envelope(body: Any) -> Any:
+    """A body of a provider's own interface in the form of a chat completion; others as they are."""
+    if not isinstance(body, dict) or body.get("choices"):
+        return body
+    output, message, content = (body.get(name) for name in ("output", "message", "content"))
+    candidates = body.get("candidates")
+    choices: Any = None
+    if isinstance(output, dict):  # DashScope
+        choices = output.get("choices")
+        if not choices and isinstance(output.get("text"), str):
+            choices = [{"message": output["text"], "finish_reason": output.get("finish_reason")}]
+    elif body.get("done") is True and isinstance(message, dict):  # Ollama
+        choices = [{"message": message}]
+    elif body.get("done") is True and isinstance(body.get("response"), str):  # Ollama
+        choices = [{"message": {"content": body["response"], "thinking": body.get("thinking")}}]
+    elif body.get("type") == "message" and isinstance(content, list):  # Anthropic
+        choices = [{"message": {"content": content}, "finish_reason": body.get("stop_reason")}]
+    elif isinstance(candidates, list) and candidates and isinstance(candidates[0], dict):  # Gemini
+        inner = candidates[0].get("content")
+        parts = inner.get("parts") if isinstance(inner, dict) else None
+        finish = candidates[0].get("finishReason")
+        choices = [{"message": {"content": parts}, "finish_reason": finish}]
+    return body | {"choices": choices} if choices else body
+
+
+def _choice(body: Any, shapeless: bool) -> dict[str, Any]:
     """The choice that has an answer in it, or else the first. Raises `NotACompletion`."""
     listed = body.get("choices") if isinstance(body, dict) else None
     if isinstance(listed, dict):
@@ -126,9 +177,13 @@ def _choice(body: Any) -> dict[str, Any]:
         choices += (choice for choice in listed if isinstance(choice, dict))
     if not choices:
         raise NotACompletion(body)
+
     # Some put what is said and the tool call into choices of their own.
-    calling = [c for c in choices if len(choices) > 1 and any(_arguments(_message(c)))]
-    return calling[0] if calling else choices[0]
+    def holds(choice: dict[str, Any]) -> bool:
+        message = _message(choice)
+        return bool(message.get("content")) if shapeless else any(_arguments(message))
+
+    return next((choice for choice in choices if holds(choice)), choices[0])
 
 
 def _error_in(holder: dict[str, Any]) -> bool:
@@ -147,10 +202,11 @@ def _message(choice: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
-def _read_content(content: Any) -> tuple[str | None, list[str], list[str]]:
+def _read_content(content: Any, shapeless: bool) -> tuple[str | None, list[str], list[str]]:
     """What is said, thought and refused in a content: text, parts, or an object that was decoded.
 
-    None for what is said if there is no text at all.
+    None for what is said if there is no text at all. Calls of tools are left out if no shape is
+    asked for.
     """
     if content is None or isinstance(content, str):
         return content, [], []
@@ -167,7 +223,7 @@ def _read_content(content: Any) -> tuple[str | None, list[str], list[str]]:
             elif kind == "refusal":
                 refused.append(str(part.get("refusal") or ""))
             elif kind == "tool_use":
-                texts.append(_as_json(part.get("input")))
+                texts.append("" if shapeless else _as_json(part.get("input")))
             elif kind is None and not isinstance(part.get("text"), str | dict):
                 texts.append(_as_json(part))
             else:
@@ -235,6 +291,8 @@ def _reported_usage(body: dict[str, Any], choice: dict[str, Any]) -> dict[str, A
     usages = [
         place[name] for place in places for name in ("usage", "usageMetadata") if name in place
     ]
+    if "eval_count" in body:  # Ollama
+        usages.append(body)
     return next((usage for usage in usages if isinstance(usage, dict)), {})
 
 

@@ -586,7 +586,7 @@ class EndpointClient:
         else:
             self._report_headers(call, headers)
             try:
-                return parse_reply(answer)
+                return parse_reply(answer, call)
             except NotACompletion as error:
                 status, content = 200, error.body
         self._report_headers(call, headers)

@@ -123,6 +123,9 @@ _NO_SUCH = (
     r"|invalid (?:param\w*|argument|field|value|type)|no endpoints found that support)"
 )
 
+# Statuses of a request that is at fault itself.
+REFUSING = (400, 403, 404, 422)
+
 # One line a form. What a provider's own fields name comes first, its words after them.
 FORMS: tuple[Form, ...] = (
     # A code that says less than the words beside it.
@@ -134,7 +137,7 @@ FORMS: tuple[Form, ...] = (
     Form("answer_too_large", param=_ANSWER_PARAMS, code="less_than_equal less_than"),  # pydantic
     Form("answer_too_large", r"too (?:large|high)\b.*supports at most", param=_ANSWER_PARAMS),
     Form("answer_too_large", r"above max|<=|less than or|be greater", param=_ANSWER_PARAMS),
-    Form("too_long", param="*", words=r"maximum context length|context window"),
+    Form("too_long", param="*", words=r"maximum context length|context (?:window|limit)"),
     Form("too_long", r"must be at least 1, got -", param=_ANSWER_PARAMS),  # vLLM
     Form("bad_request", r"at least|minimum|>=|greater than or", param=_ANSWER_PARAMS),
     Form("unsupported", r"sample logprobs of \d+", param="*", feature="top_logprobs"),  # vLLM
@@ -142,6 +145,7 @@ FORMS: tuple[Form, ...] = (
     Form("bad_request", param=_ANSWER_PARAMS, code="greater_than_equal greater_than"),  # pydantic
     Form("model", param="model", code="not_found invalid_value value_error 404 invalidparameter"),
     Form("model", r"\bnot (?:found|exist|a chat)|invalid|unknown|access", param="model"),
+    Form("model", r"organization must be verified", param="model"),  # OpenAI
     Form("model", r"^model:|\bthe model\b", code="not_found_error notfounderror"),  # Anthropic
     # A bad generation: the same request may succeed.
     Form("bad_generation", code="json_validate_failed tool_use_failed output_parse_failed"),  # Groq
@@ -249,7 +253,7 @@ FORMS: tuple[Form, ...] = (
     Form("too_long", r"maximum context (?:length|size|window)"),  # OpenAI, vLLM
     Form("too_long", r"inputs?\W{0,2} tokens \+ \W?max_new_tokens|must have less than \d+ tok"),
     Form("answer_too_large", r"range of `?max_\w*tokens`? (?:is|should be)"),  # DeepSeek
-    Form("answer_too_large", r"max_\w*tokens\W+(?:\d+ )?(?:is )?too (?:large|high)"),  # OpenAI
+    Form("answer_too_large", r"max_\w*tokens\W+(?:\d+\W+)?(?:is )?too (?:large|high)"),  # OpenAI
     Form("answer_too_large", r"max_\w*tokens\W+\d+ > \d+.*output tokens"),  # Anthropic
     Form("answer_too_large", r"max_?output_?tokens value of"),  # Gemini
     Form("answer_too_large", r"max_\w*tokens.{0,80}(?:above maximum|expected a value <=)"),
@@ -262,8 +266,9 @@ FORMS: tuple[Form, ...] = (
     Form("too_long", r"context[ _](?:length|window|size|limit)~(?:exceed|only|is \d)"),
     Form("too_long", r"exceed\w*~context (?:length|window|size|limit)"),
     Form("too_long", r"(?:longer|larger) than the (?:model|maximum|context)"),  # SGLang
-    Form("too_long", r"(?:prompt|input|request|message)\w*(?: length)? (?:is|are) too long"),
+    Form("too_long", r"(?:prompt|input|request|message)\w*(?: length)? (?:is |are )?too long"),
     Form("too_long", r"(?:prompt|input) (?:token count|length|size)~exceed"),  # Gemini
+    Form("too_long", r"sequence length~exceed"),
     Form("too_long", r"tokens?\b~cannot exceed"),  # Cohere, watsonx, Databricks
     Form("too_long", r"keep (?:from|the)~(?:initial prompt|first \d+ tokens)"),
     Form("too_long", r"current length is \d+ while limit is"),  # Cerebras
@@ -293,6 +298,8 @@ FORMS: tuple[Form, ...] = (
     Form("credit", r"key (?:credit )?limit exceeded|(?:spend\w*|billing) limit"),
     Form("credit", r"budget has been exceeded|over budget|exceeded ?budget|payment required"),
     Form("credit", r"balance (?:is )?(?:insufficient|too low)|not enough balance"),
+    Form("credit", r"\b(?:balance|quota|credits?) (?:is|are) not enough"),  # One API
+    Form("credit", r"subscription (?!key)(?:\w+ ){0,2}expired"),
     Form("credit", r"额度(?:不足|已用尽)"),  # One API
     Form("credit", r"specified api usage limit|regain access on"),  # Anthropic
     Form("credit", r"overdue|in arrears|past invoices|good standing|余额不足|欠费|credit card"),
@@ -341,6 +348,9 @@ FORMS: tuple[Form, ...] = (
     Form("model", r"failed to load model|requires more system memory|no endpoints found"),
     Form("model", r"deployment~not (?:exist|found)|only supported in v1/responses"),
     Form("model", r"\bfunction \S+ not found for account"),  # NVIDIA
+    Form("model", r"\bmodel (?:(?:\S+ )?(?:is|was|has been) )?(?:now |currently )?disabled"),
+    Form("model", r"on-demand throughput (?:isn.t|is not) supported"),  # Bedrock
+    Form("model", r"organization must be verified to use"),  # OpenAI
     Form("model", r"could not find real modelid|no router for requested model"),  # llama-swap
     Form("model", r"no allowed providers|not allowed to (?:access|call) model|模型不存在"),
     Form("model", r"\bmodels?\b", status=(404, 410)),
@@ -361,6 +371,16 @@ FORMS: tuple[Form, ...] = (
     Form("server", r"has crashed|process has terminated|connection (?:error|reset|refused)"),
     Form("server", code="server_error servererror internal_error internal_server_error internal"),
     Form("server", code="internalservererror api_error upstream_error internalerror serviceerror"),
+    # What passes, said with a status that does not.
+    Form("server", r"out of memory|outofmemory|\b(?:cuda|nccl|cublas|hip|rocm) error",
+         status=REFUSING),
+    Form("server", r"\b(?:worker|engine|actor|replica|loop|runner)\w*(?: process| core)?"
+         r"(?: has| is| was)? (?:died|dead|crashed|errored|killed|no longer running|encountered)",
+         status=REFUSING),
+    Form("server", r"upstream connect error|server disconnected|closed (?:the )?connection",
+         status=REFUSING),
+    Form("server", r"shutting down|had an error while processing|try again later",
+         status=REFUSING),
 )  # fmt: skip
 
 # What a status means when nothing else is said. The others: 4xx bad_request, 5xx server.
@@ -410,7 +430,8 @@ COUNTS: tuple[str, ...] = (
     rf"max size:{_W} tokens",  # GitHub Models
     rf"range of \W?max_\w*tokens\W? (?:is|should be) \[\d+,{_L}",  # DeepSeek, DashScope
     rf"supports at most{_L} completion tokens",  # OpenAI
-    rf"too large, max{_L}",  # Novita
+    rf"too (?:large|high)\W+(?:the )?max(?:imum)?(?: is)?{_L}",  # Novita, SiliconFlow
+    rf"sequence length\W[^>\n]*?exceeds[^\d\n]*{_W}",
     rf"max_\w*tokens\W+\d+ >{_L}",  # Anthropic
     rf"expected a value <={_L}",  # OpenAI, Volcengine
     rf"max[_ ]\w*tokens\W+(?:\d+\W+)?must be (?:<=|less than or equal to){_L}",  # Groq, Cohere
@@ -494,6 +515,35 @@ _UNKNOWN_NAME = re.compile(r"Unknown name \W{1,3}([\w$]+)\W{1,3}(?: ?at '([^'\s]
 _PAGE = re.compile(r"\s*<(?:!doctype|html|head|body|\?xml|center|h1)", re.IGNORECASE)
 _MARKUP = re.compile(r"<(script|style)\b[\s\S]*?(?:</\1>|\Z)|<!--[\s\S]*?(?:-->|\Z)", re.IGNORECASE)
 _GAP = " … "
+MAX_ERROR_LINE = 400
+# Kinds that tell of no trouble of an endpoint.
+_OF_A_REQUEST = ("bad_request", "unsupported", "address", "bad_generation")
+# The fields of an object that says an error and nothing else.
+_ENVELOPE = frozenset((
+    "error", "code", "status", "type", "message", "detail", "request_id", "success", "object",
+))  # fmt: skip
+_ERROR_OPENED = re.compile(
+    r"[\W_]*(?:(?:an? )?(?:api|upstream|internal|server|gateway|request|network|connection|provider"
+    r"|http|model|llm|proxy|fatal)[\s_]*){0,2}(?:error|exception|failure|failed)\b(?=\W|\Z)",
+    re.IGNORECASE,
+)
+_ERROR_WORDS = re.compile(
+    r"went wrong|try again|\b(?:unexpected|unknown|internal|upstream) error"
+    r"|\b(?:request|generation|completion|inference|call|stream)\w* (?:was |has )?(?:been )?"
+    r"(?:failed|aborted|cancell?ed|interrupted|terminated|closed)"
+    r"|\bfailed to (?:generate|fetch|connect|reach|get|call|process|complete)"
+    r"|\bno (?:response|completion|answer)\b|\bempty response|\b(?:upstream|backend|provider)\b"
+    r"|(?:error|code|status|http)\W{1,3}[45]\d\d\b|\A\W*error\W{1,3}[45]\d\d\b",
+    re.IGNORECASE,
+)
+# What stands alone where nothing else could be said.
+_GATEWAY_LINE = re.compile(
+    r"\W{0,3}(?:(?:http )?(?:error )?[45]\d\d:? )?(?:upstream (?:request timeout|connect error\b.*)"
+    r"|no healthy upstream|internal server error|bad gateway|gateway time-?out|stream timeout"
+    r"|service (?:temporarily )?unavailable|too many requests|(?:request|upstream|response|read) "
+    r"timed? ?out|error code: \d{3,4}|rate limit (?:exceeded|reached))\W{0,3}",
+    re.IGNORECASE,
+)
 
 
 @dataclass(slots=True)
@@ -573,6 +623,31 @@ def read_wait(
 def redact_keys(text: str) -> str:
     """The text without what looks like a key: endpoints quote the one they were sent."""
     return _KEYS.sub("(key)", text)
+
+
+def is_error_line(text: str) -> bool:
+    """Whether a whole text is one line that says a fault, as gateways put it in place of an answer.
+
+    It opens as an error does and goes on with the words of a known form, or it is a gateway's own
+    line, or an object that holds an error.
+
+    >>> is_error_line("Error: upstream timed out"), is_error_line("Error: division by zero")
+    (True, False)
+    """
+    line = text.strip()
+    if not line or "\n" in line or len(line) > MAX_ERROR_LINE:
+        return False
+    value, no_json = _decode(line)
+    if no_json is None:
+        is_error = isinstance(value, Mapping) and "error" in value and not value.keys() - _ENVELOPE
+        return is_error and read_fault(400, {}, value).kind not in _OF_A_REQUEST
+    if _GATEWAY_LINE.fullmatch(line):
+        return True
+    opened = _ERROR_OPENED.match(line)
+    if opened is None:
+        return False
+    kind = read_fault(400, {}, {"error": line}).kind
+    return kind not in _OF_A_REQUEST or _ERROR_WORDS.search(line, opened.end() - 1) is not None
 
 
 # Gathering the evidence.

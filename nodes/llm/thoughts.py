@@ -8,6 +8,7 @@ whether or not the thoughts were opened.
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from typing import NamedTuple
 
 
@@ -20,19 +21,24 @@ class Marks(NamedTuple):
 
     A text without `word`, in small letters, holds no marks that count. `plain` marks stand in
     ordinary texts too: in an answer about XML, say. They count where they open a text. A closing
-    one that is a tag also counts on a line of its own, if nothing opens it.
+    one that is a tag also counts on a line of its own, if nothing opens it. `usual` ones are plain
+    marks that are tags of HTML or of many a format: they count only as the one pair that opens a
+    text, and not at all where the prompt holds them.
     """
 
     word: str
     opening: str
     closing: str
     plain: bool = False
+    usual: bool = False
 
 
 # One line a form. Behind it: a model whose template or output has it.
 MARKS = (
     # DeepSeek R1, Qwen 3
     Marks("think", r"<think(?:ing)?(?:\s[^<>]*)?>", r"<\s*[/\\]\s*think(?:ing)?\s*>"),
+    # The same from a gateway that escapes HTML.
+    Marks("&lt;", r"&lt;think(?:ing)?&gt;", r"&lt;/think(?:ing)?&gt;"),
     Marks("seed:think", r"<seed:think>", r"</seed:think>"),  # Seed-OSS
     Marks("think:opensource", r"<think:opensource>", r"</think:opensource>"),  # Hunyuan 3
     Marks("longcat_think", r"<longcat_think>", r"</longcat_think>"),  # LongCat
@@ -58,6 +64,10 @@ MARKS = (
     Marks("scratchpad>", r"<scratchpad>", r"</scratchpad>", plain=True),  # asked for in prompts
     Marks("my thought process:", r"Here(?:'s| is) my thought process:",
           r"Here(?:'s| is) my response:", plain=True),  # Granite 3
+    Marks("analysis>", r"<analysis>", r"</analysis>", plain=True, usual=True),  # Claude, Grok
+    # Open WebUI
+    Marks("<details", r"<details\s[^<>]*\btype=[\"']reasoning\b[^<>]*>", r"</details>", plain=True,
+          usual=True),
 )  # fmt: skip
 
 
@@ -76,7 +86,7 @@ class _Form(NamedTuple):
 def _compile(marks: Marks) -> _Form:
     flags = re.IGNORECASE | re.DOTALL
     lone = None
-    if marks.plain and marks.opening.startswith("<"):
+    if marks.plain and not marks.usual and marks.opening.startswith("<"):
         lone = re.compile(rf"^[^\S\n]*{marks.closing}[^\S\n]*$", flags | re.MULTILINE)
     return _Form(marks, re.compile(marks.opening, flags), re.compile(marks.closing, flags), lone)
 
@@ -84,10 +94,11 @@ def _compile(marks: Marks) -> _Form:
 _FORMS = [_compile(marks) for marks in MARKS]
 
 
-def _forms_in(text: str) -> list[_Form]:
+def _forms_in(text: str, but: Collection[str] = ()) -> list[_Form]:
     """The forms of which a text may hold a mark: mostly none, which is found out fast."""
     lower = text.lower()
-    return [form for form in _FORMS if form.marks.word in lower]
+    words = (form for form in _FORMS if form.marks.word in lower)
+    return [form for form in words if form.marks.word not in but]
 
 
 def has_thinking_mark(text: str) -> bool:
@@ -102,17 +113,38 @@ def has_thinking_mark(text: str) -> bool:
     )
 
 
-def find_answer(text: str) -> int:
+def find_usual_marks(text: str) -> frozenset[str]:
+    """The words of the usual marks that a text holds: in an answer to it they are its own.
+
+    >>> find_usual_marks("Put your <analysis> before the answer.")
+    frozenset({'analysis>'})
+    """
+    return frozenset(
+        form.marks.word
+        for form in _forms_in(text)
+        if form.marks.usual and (form.opening.search(text) or form.closing.search(text))
+    )
+
+
+def find_answer(text: str, usual: Collection[str] = ()) -> int:
     r"""Where the answer begins in a text that may open with thoughts; 0 if there are none.
 
-    Raises `UnclearThoughts` if thoughts are opened and not closed, or if the last closing mark is
-    quoted, so that it may be a part of the answer.
+    `usual` are the usual marks of the prompt, which do not count. Raises `UnclearThoughts` if
+    thoughts are opened and not closed, or if the last closing mark is quoted, so that it may be a
+    part of the answer.
 
     >>> text = "<think>Two?</think> No.</think>\nThree."
     >>> text[find_answer(text) :]
     '\nThree.'
     """
-    forms = _forms_in(text)
+    forms = _forms_in(text, usual)
+    for form in forms:
+        marks = [*form.opening.finditer(text), *form.closing.finditer(text)]
+        if form.marks.usual and len(marks) > 2 and _opening(form, text, 0) is not None:
+            raise UnclearThoughts(
+                f"more marks follow {marks[0].group()!r}: what is answer and what is thought is "
+                "unclear"
+            )
     closing = [mark for form in forms if (mark := _last_closing(form, text)) is not None]
     start = 0
     if closing:
@@ -123,14 +155,17 @@ def find_answer(text: str) -> int:
             )
         start = last.end()
     for form in forms:
-        if (opened := _opening(form, text, start)) is not None:
+        opened = _opening(form, text, start)
+        # Behind other thoughts, a pair of usual tags is a part of the answer.
+        usual_pair = form.marks.usual and opened and form.closing.search(text, opened.end())
+        if opened is not None and not usual_pair:
             raise UnclearThoughts(f"thoughts are opened by {opened.group()!r} and not closed")
     return start
 
 
-def find_thinking_marks(text: str) -> list[tuple[int, int]]:
+def find_thinking_marks(text: str, usual: Collection[str] = ()) -> list[tuple[int, int]]:
     """The spans of the marks that count in a text, some of them."""
-    forms = _forms_in(text)
+    forms = _forms_in(text, usual)
     marks = [_last_closing(form, text) for form in forms]
     marks += [_opening(form, text, 0) for form in forms]
     for form in forms:

@@ -357,6 +357,7 @@ class Run:
         await quota.begin()
         async with contextlib.AsyncExitStack() as stack:
             store = await stack.enter_async_context(open_store(memory))
+            await self._tell_outdated(store, references)
             learned = Characteristics(store, record_learned(journal, recorder.draws))
             stack.push_async_callback(learned.aclose)
             parts = ExecutorInputs(settings, inputs, references, recorder, quota, store, learned)
@@ -369,6 +370,35 @@ class Run:
                 )
             stack.push_async_callback(calls.aclose)
             await SeedRunner(executor, settings, inputs.seeds, recorder, quota).run_seeds()
+
+    async def _tell_outdated(self, store: FileStore, references: ReferenceFile) -> None:
+        """Say what a memory of earlier prompts, models or settings makes the run pay again."""
+        context = self.settings.context()
+        if self.on_notice is None or context.pipeline == "refed":
+            return
+        # Imported here: nodes import LangGraph, and a run makes its preflight before that.
+        from nodes.learn import learned_key
+        from nodes.trial import CALLS_OF_INSTRUCTION_TRIAL
+
+        outdated = await asyncio.to_thread(
+            store.find_outdated, references, lambda reference: learned_key(reference, context)
+        )
+        if not outdated:
+            return
+        usages = [entry["usage"] for entry in outdated]
+        before = sum(usage["calls"] for usage in usages)
+        tried = context.extracts_instruction_criteria and context.try_criteria
+        calls = before + (CALLS_OF_INSTRUCTION_TRIAL * len(outdated) if tried else 0)
+        costs = [usage.get("cost_usd") for usage in usages]
+        known = [cost for cost in costs if cost is not None]
+        dollars = ""
+        if before and len(known) == len(costs):
+            dollars = f", ${sum(known) * calls / before:,.2f}"
+        self.on_notice(
+            f"the memory knows {len(outdated):,} of the references by other prompts, models or "
+            "settings; vectors are used as they are, and each of these references that a seed needs "
+            f"is learned from once more: about {calls:,} calls{dollars} for all of them"
+        )
 
     def _report_fault(self, fault: CallFailed) -> None:
         if self.on_fault is not None:
