@@ -104,6 +104,11 @@ QUALITIES = (
     ("puts the steps in the order in which they are done", True),
     ("speaks to its reader in a calm tone", False),
 )
+QUALITIES_OF_INSTRUCTIONS = (
+    ("states the situation that it is for", False),
+    ("asks for one thing that can be checked", True),
+    ("calls for several steps of reasoning", False),
+)
 
 
 def number(*parts: object) -> int:
@@ -252,11 +257,19 @@ def _extract(body: dict[str, Any], prompt: str) -> dict[str, Any]:
                 found.append({"text": f"The response {text}.", "quote": quote, "must": must})
         found.append({"text": "is written in verse", "quote": "no such words", "must": True})
         found = found[number(instruction) % 2 :]
-    return {
+    answer: dict[str, Any] = {
         "subject_areas": [sentence(2, instruction, "area")],
         "relevant_skills": [sentence(3, instruction, "skill"), "saying why"],
         "characteristics": found,
     }
+    if "instruction_characteristics" in prompt:
+        quote = " ".join(instruction.split()[:4])
+        answer["instruction_characteristics"] = [
+            {"text": f"The instruction {text}.", "quote": quote, "must": must}
+            for text, must in QUALITIES_OF_INSTRUCTIONS
+            if number(instruction, text) % 3
+        ]
+    return answer
 
 
 def _propose(body: dict[str, Any], prompt: str) -> dict[str, Any]:
@@ -337,6 +350,23 @@ def _critique(body: dict[str, Any], prompt: str) -> dict[str, Any]:
     return {"verdicts": verdicts}
 
 
+def _screen(body: dict[str, Any], prompt: str) -> dict[str, Any]:
+    ids = re.findall(r'<criterion(?:-\w+)? id="([^"]+)"', prompt)
+    judged: list[Any] = []
+    for place, text in enumerate(blocks(prompt, "instruction"), 1):
+        own = any(text == instruction for instruction, _ in PAIRS)
+        verdicts: list[Any] = []
+        for id_ in ids:
+            draw = number(body.get("seed"), id_, text) % 20
+            verdict = "pass" if own or draw < 17 else "fail"
+            evidence = "words that are not there" if draw == 19 else " ".join(text.split()[:4])
+            reason = f"It is so with {sentence(3, id_, text)}"
+            one = {"criterion_id": id_, "reason": reason, "evidence": evidence, "verdict": verdict}
+            verdicts.append(one)
+        judged.append({"number": place, "verdicts": verdicts})
+    return {"instructions": judged}
+
+
 def _feedback(body: dict[str, Any], prompt: str) -> dict[str, Any]:
     return {"feedback": [f"{sentence(5, body.get('seed'), i)}." for i in range(3)]}
 
@@ -351,6 +381,7 @@ def _compare(body: dict[str, Any], prompt: str) -> dict[str, Any]:
 ANSWERS: dict[str, Callable[[dict[str, Any], str], dict[str, Any]]] = {
     "extract": _extract,
     "propose": _propose,
+    "screen": _screen,
     "generate": _generate,
     "refine": _refine,
     "critique": _critique,
