@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from browser import ARGUMENTS, CHROMIUM
-from fakes import ScriptedModel, letters, prompt_of, screened, tagged, verdicts, words
+from fakes import Endpoint, ScriptedModel, letters, prompt_of, screened, tagged, verdicts, words
+from processes import refloom
 from reviewing import run_for_review
 from runs import finish_run, references, rows
 
@@ -168,6 +171,32 @@ async def test_a_criterion_that_a_reviewer_marked_as_wrong_is_counted_for_it(tmp
         queue.decide(entry["id"], ReviewDecision(decision="accept"), wrong_criteria=wrong)
     text = seen(await page_of(tmp_path))
     assert text.count("marked as wrong by a reviewer: 3") == 2
+
+
+def test_export_compare_and_push_take_the_keys_of_screening_as_they_come(run_dir, tmp_path):
+    """The rows without these keys are exported the same, and are compared as equal."""
+    plain = tmp_path / "plain"
+    shutil.copytree(run_dir, plain)
+    with closing(sqlite3.connect(plain / "journal.sqlite")) as journal:
+        for name in ("instruction_criteria", "instruction_verdicts"):
+            journal.execute(f"UPDATE samples SET record = json_remove(record, '$.{name}')")
+        journal.commit()
+
+    def call(*words: object) -> str:
+        ended = refloom(*words, cwd=tmp_path)
+        assert ended.returncode == 0, ended.stderr
+        return ended.stdout
+
+    for form in ("messages", "alpaca", "kto", "trajectory"):
+        for out, name in ((run_dir, "new"), (plain, "old")):
+            call("export", out, f"{name}-{form}.jsonl", "--format", form)
+        texts = [(tmp_path / f"{name}-{form}.jsonl").read_text() for name in ("new", "old")]
+        assert texts[0] == texts[1]
+    with Endpoint() as endpoint:
+        said = call("compare", run_dir, plain, "--json", "--base-url", endpoint.url)
+    (pair,) = json.loads(said)["pairs"]
+    assert pair["n"] == pair["ties"] == 3
+    assert "9 were" in call("push", run_dir, "me/rows", "--dry-run")
 
 
 def card_of(out: Path) -> str:
