@@ -222,10 +222,11 @@ def _print_inputs(references: Source, seeds: Source | None, summary: RunSummary)
 
 def _print_summary(summary: RunSummary, out: Path) -> None:
     counts, cost = summary.counts, summary.totals["cost_usd"]
+    screened = f"{counts['screened']} screened, " if counts["screened"] else ""
     print_line(
         f"{summary.status}: {counts['accepted']} accepted, {counts['rejected']} rejected, "
         f"{counts['failed']} failed, {counts['pending']} pending, {counts['duplicates']} "
-        f"duplicates, {summary.totals['calls']['paid']} calls paid"
+        f"duplicates, {screened}{summary.totals['calls']['paid']} calls paid"
         + (f" (${cost:.4f})" if cost else "")
         + f", in {summary.seconds:.0f} s"
     )
