@@ -41,6 +41,7 @@ from nodes.inputs import (
 )
 from nodes.llm import Complete
 from nodes.llm.chat_model import ModelClient
+from nodes.own_criteria import OwnCriteria
 from nodes.propose import propose
 from nodes.refine import refine
 from nodes.retrieve import retrieve
@@ -67,6 +68,7 @@ def build_graph(
     characteristics: Characteristics | None = None,
     hooks: RunHooks | None = None,
     contamination: Contamination | None = None,
+    own_criteria: OwnCriteria | None = None,
     checkpointer: Any = None,
 ) -> Graph:
     """The graph of one seed: retrieve, extract, propose, screen, and a `sample` an instruction.
@@ -92,6 +94,7 @@ def build_graph(
         embed=embed,
         characteristics=characteristics,
         draw_other=draw_other,
+        own_criteria=own_criteria,
     )
     proposing = partial(propose, complete=complete, hooks=hooks)
     screening = partial(screen, complete=complete, embed=embed, hooks=hooks)

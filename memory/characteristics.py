@@ -82,6 +82,14 @@ class Characteristics:
         learn: Callable[[], Awaitable[Learned]],
         store: Store | None = None,
     ) -> Learned:
+        """Return what was learned of a reference, under `key`, and report it; see `load`."""
+        learned = await self.load(key, learn, store)
+        self.notify(reference_id, learned)
+        return learned
+
+    async def load(
+        self, key: str, learn: Callable[[], Awaitable[Learned]], store: Store | None = None
+    ) -> Learned:
         """Return the entry under `key`. If there is none, await `learn` and store its result.
 
         Raises what `learn` raises.
@@ -94,9 +102,7 @@ class Characteristics:
             self._in_progress[task_key] = task
             task.add_done_callback(lambda done: self._on_done(task_key, done))
         # Cancelling one waiter must not cancel the task for the others.
-        learned = await asyncio.shield(task)
-        self.notify(reference_id, learned)
-        return learned
+        return await asyncio.shield(task)
 
     def _on_done(self, task_key: tuple[int, str], done: asyncio.Task[Learned]) -> None:
         self._in_progress.pop(task_key, None)

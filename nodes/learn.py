@@ -79,12 +79,19 @@ def learned_key(reference: Reference, context: Context) -> str:
         reference_hash(reference),
         prompt_version("extract", "critique", "question", edited=context.edited),
         context.model,
-        context.judge,
+        context.judge_names,
         context.method,
         str(context.try_criteria),
-        "reference" if context.learns_from_references else context.feedback,
+        _what_is_learned(context),
         *screening,
+        *(() if context.criteria_per_call is None else (f"calls of {context.criteria_per_call}",)),
     )
+
+
+def _what_is_learned(context: Context) -> str:
+    if not context.learns_from_references:
+        return context.feedback
+    return "reference" if context.extracts else "bars"
 
 
 async def learn(
@@ -109,7 +116,7 @@ async def learn(
     asks = 2 if context.try_criteria and context.method != "logodds" else 1
     avoid: list[str] = []
     try:
-        for draw in range(asks if context.learns_from_references else 0):
+        for draw in range(asks if context.extracts else 0):
             messages = render(
                 "extract",
                 template=context.extract_prompt,

@@ -51,7 +51,7 @@ def record_of(state: SampleState, slot: tuple[int, int, int], context: Context) 
         "attempts": attempts,
         "feedback": context.feedback,
         "model": context.model,
-        "judge_model": context.judge,
+        "judge_model": context.judge_names,
         "prompt_version": prompt_version(edited=context.edited),
         "random_seed": context.random_seed,
         "usage": usage,

@@ -7,6 +7,7 @@ always a must; those that references bring are `should`.
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,14 @@ from memory.embed import Embed, cosine
 from memory.references import Turn
 from nodes.context import Context
 from nodes.criteria import verdict
-from nodes.judge import QUESTIONS_PER_DRAW, Judgement, log_odds, read_judgement
+from nodes.judge import (
+    FAULTS_OF_CONTENT,
+    QUESTIONS_PER_DRAW,
+    Judgement,
+    combine,
+    log_odds,
+    read_judgement,
+)
 from nodes.llm import Answer, CallFailed, CallOrigin, Complete, ask, make_call
 from nodes.state import Criterion, Outcome, Usage, Verdict, add_usage, no_usage
 from nodes.verdicts import passes
@@ -36,8 +44,8 @@ MAX_INSTRUCTION_CRITERIA = 4
 ASKS_PER_SCREEN = 2
 DRAWS_PER_INSTRUCTION = 2
 FIRST_DRAW_ALONE = 128
-# Faults of a call about several instructions after which each is asked about by itself.
-FAULTS_OF_ONE = ("filtered", "refused", "too_long")
+# Faults of a call whose answers could not be read.
+UNREADABLE_FAULTS = ("malformed", "empty", "cut")
 # By log-odds an instruction is off the seed's subject at or below this cosine: of 48 pairs made for
 # this, those off the subject came to at most 0.09 and good ones to at least 0.26.
 SUBJECT_BAR = 0.2
@@ -142,15 +150,48 @@ async def judge_instructions(
     """The judge's written verdicts on instructions, in one call, and one more for what is unread.
 
     If the endpoint refuses the call for its content, or it is too long, each instruction is asked
-    about by itself; one that is refused alone has unknown verdicts. `draw` numbers the sets of
-    instructions that are judged for one origin. Raises `CallFailed`.
+    about by itself; one that is refused alone has unknown verdicts. Of a jury each juror is asked,
+    and one of whom nothing can be read knows nothing. `draw` numbers the sets of instructions that
+    are judged for one origin. Raises `CallFailed`.
     """
-    questions = _Questions(complete, context, origin, criteria, seed, history)
-    first = draw * ASKS_PER_SCREEN
+    jurors = context.jurors
+    all_questions = [
+        _Questions(complete, context, origin, criteria, seed, history, juror) for juror in jurors
+    ]
+    outcomes = await asyncio.gather(
+        *(_judge_all(questions, instructions, draw) for questions in all_questions),
+        return_exceptions=True,
+    )
+    usage = no_usage()
+    results: list[ScreenResult] = []
+    failed: list[CallFailed] = []
+    for outcome in outcomes:
+        if isinstance(outcome, ScreenResult):
+            usage = add_usage(usage, outcome.usage)
+            results.append(outcome)
+        elif isinstance(outcome, CallFailed) and outcome.kind in UNREADABLE_FAULTS:
+            usage = add_usage(usage, outcome.usage)
+            failed.append(outcome)
+            unknown = [verdict(c["id"], "unknown", outcome.message) for c in criteria]
+            results.append(ScreenResult([unknown for _ in instructions], outcome.usage, 0))
+        else:
+            raise outcome
+    if len(failed) == len(jurors):
+        raise CallFailed("screen", failed[0].kind, failed[0].message, usage)
+    combined = [
+        combine(jurors, [result.verdicts[i] for result in results])
+        for i in range(len(instructions))
+    ]
+    return ScreenResult(combined, usage, sum(result.readable for result in results))
+
+
+async def _judge_all(questions: _Questions, instructions: Sequence[str], draw: int) -> ScreenResult:
+    """One judge's verdicts on all instructions. Raises `CallFailed`."""
+    criteria, first = questions.criteria, draw * ASKS_PER_SCREEN
     try:
         return await questions.ask_about(instructions, first, ASKS_PER_SCREEN)
     except CallFailed as error:
-        if error.kind not in FAULTS_OF_ONE:
+        if error.kind not in FAULTS_OF_CONTENT:
             raise
         usage = error.usage
     results: list[ScreenResult] = []
@@ -159,7 +200,7 @@ async def judge_instructions(
         try:
             results.append(await questions.ask_about([instruction], alone, DRAWS_PER_INSTRUCTION))
         except CallFailed as error:
-            if error.kind not in FAULTS_OF_ONE:
+            if error.kind not in FAULTS_OF_CONTENT:
                 error.usage = add_usage(usage, error.usage)
                 raise
             reason = f"The endpoint would not judge it: {error.message}"[:300]
@@ -182,6 +223,7 @@ class _Questions:
     criteria: Sequence[Criterion]
     seed: str | None
     history: Sequence[Turn]
+    juror: str
 
     async def ask_about(self, instructions: Sequence[str], draw: int, asks: int) -> ScreenResult:
         """Ask for all verdicts, then for those that could not be read. Raises `CallFailed`."""
@@ -201,13 +243,20 @@ class _Questions:
                 history=self.history,
                 instructions=[{"number": str(i + 1), "text": instructions[i]} for i in open_],
             )
-            call = make_call("screen", messages, Screened, self.context, self.origin, draw + number)
+            call = make_call(
+                "screen",
+                messages,
+                Screened,
+                self.context,
+                self.origin,
+                draw + number,
+                juror=self.juror,
+            )
             try:
                 result = await ask(self.complete, call, Screened)
             except CallFailed as error:
                 error.usage = usage = add_usage(usage, error.usage)
-                unreadable = error.kind in ("malformed", "empty", "cut")
-                if unreadable and any(known):
+                if error.kind in UNREADABLE_FAULTS and any(known):
                     break
                 raise
             usage = add_usage(usage, result.usage)

@@ -30,6 +30,7 @@ class Seed(TypedDict):
     round: NotRequired[int]
     position: NotRequired[int]
     draw_round: NotRequired[int]
+    tags: NotRequired[list[str]]
 
 
 class Trial(TypedDict):
@@ -48,6 +49,7 @@ class Criterion(TypedDict):
 
     `check` names the function that decides it, if `judged_by` is "check". `weight` is a person's;
     a negative one marks a pitfall, which to hold is to fail. `trial` is None if it was not tried.
+    `own` is there if a person gave the criterion.
     """
 
     id: str
@@ -60,6 +62,7 @@ class Criterion(TypedDict):
     weight: NotRequired[float | None]
     check: NotRequired[str | None]
     trial: NotRequired[Trial | None]
+    own: NotRequired[bool]
 
 
 class JurorVerdict(TypedDict):
@@ -220,6 +223,7 @@ class State(TypedDict, total=False):
     references: list[Reference]
     learned: list[dict[str, Any]]
     criteria: list[Criterion]
+    own_criteria: list[dict[str, Any]]
     instruction_criteria: list[Criterion]
     asks: int
     proposals: list[Proposal]

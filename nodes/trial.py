@@ -18,9 +18,14 @@ from memory.novelty import tokens
 from memory.references import Reference
 from nodes.context import Context
 from nodes.criteria import ANSWERS_ID, answers_instruction
-from nodes.judge import QUESTIONS_PER_DRAW, judge
+from nodes.judge import FAULTS_OF_CONTENT, QUESTIONS_PER_DRAW, judge
 from nodes.llm import CallFailed, CallOrigin, Complete
-from nodes.screening import ANSWERABLE_QUESTIONS, ask_of_instruction, judge_instructions
+from nodes.screening import (
+    ANSWERABLE_QUESTIONS,
+    UNREADABLE_FAULTS,
+    ask_of_instruction,
+    judge_instructions,
+)
 from nodes.state import Criterion, Trial, Usage, Verdict, add_usage, no_usage
 
 # A gap of log-odds up to this is noise: two mismatched responses differ by as much.
@@ -78,7 +83,9 @@ async def try_criteria(
         untried = [_with_bar(c, context, None) for c in criteria]
         return TrialResult(untried, None, topic_bar, counts, no_usage())
     tried = [answers_instruction(None), *criteria]
-    (own, *corrupted), usage = await _judge_all(complete, context, origin, reference, tried)
+    (own, *corrupted), usage = await judge_own_and_spoiled(
+        complete, context, origin, reference, tried
+    )
     if own is None:
         # The reference's own response could not be judged.
         unproven: list[Criterion] = [
@@ -104,7 +111,7 @@ async def try_criteria(
     return TrialResult(standing, answers_bar, topic_bar, counts, usage)
 
 
-async def _judge_all(
+async def judge_own_and_spoiled(
     complete: Complete,
     context: Context,
     origin: CallOrigin,
@@ -134,7 +141,7 @@ async def _judge_all(
         except CallFailed as error:
             usage = error.usage = add_usage(usage, error.usage)
             dispensable = draw > 0 or context.method == "verdict"
-            if error.kind not in ("filtered", "refused", "too_long") or not dispensable:
+            if error.kind not in FAULTS_OF_CONTENT or not dispensable:
                 raise
             results.append(None)
             continue
@@ -210,7 +217,7 @@ async def try_instruction_criteria(
             )
         except CallFailed as error:
             usage = error.usage = add_usage(usage, error.usage)
-            if error.kind not in ("malformed", "empty", "cut"):
+            if error.kind not in UNREADABLE_FAULTS:
                 raise
             # A reference is not lost for verdicts on its instruction.
             results.append(None)

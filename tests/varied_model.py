@@ -104,11 +104,6 @@ QUALITIES = (
     ("puts the steps in the order in which they are done", True),
     ("speaks to its reader in a calm tone", False),
 )
-QUALITIES_OF_INSTRUCTIONS = (
-    ("states the situation that it is for", False),
-    ("asks for one thing that can be checked", True),
-    ("calls for several steps of reasoning", False),
-)
 
 
 def number(*parts: object) -> int:
@@ -234,7 +229,9 @@ def _completion(
 def _logprobs(body: dict[str, Any]) -> dict[str, Any]:
     """Likely yes for a reference's own response, else as the prompt decides."""
     prompt = prompt_of(body)
-    own = (blocks(prompt, "instruction")[-1], blocks(prompt, "response")[-1]) in PAIRS
+    own = (blocks(prompt, "instruction")[-1], blocks(prompt, "response")[-1:]) in [
+        (instruction, [response]) for instruction, response in PAIRS
+    ]
     no = 0.5 + number(prompt, "odds") % 40 / 8 if not own else 4.0
     tops = [{"token": "Yes", "logprob": -0.125}, {"token": "No", "logprob": -no}]
     return {"content": [{**tops[0], "top_logprobs": tops}]}
@@ -265,9 +262,8 @@ def _extract(body: dict[str, Any], prompt: str) -> dict[str, Any]:
     if "instruction_characteristics" in prompt:
         quote = " ".join(instruction.split()[:4])
         answer["instruction_characteristics"] = [
-            {"text": f"The instruction {text}.", "quote": quote, "must": must}
-            for text, must in QUALITIES_OF_INSTRUCTIONS
-            if number(instruction, text) % 3
+            {"text": text, "quote": quote, "must": must}
+            for text, must in (("states the case it is for", True), ("asks for one thing", False))
         ]
     return answer
 
@@ -284,6 +280,30 @@ def _propose(body: dict[str, Any], prompt: str) -> dict[str, Any]:
         elif odd == 2:
             found[place] = f"Answer the given seed: {found[place]}"
     return {"instructions": found}
+
+
+def _screen(body: dict[str, Any], prompt: str) -> dict[str, Any]:
+    found = re.findall(
+        r'<(instruction(?:-\w+)?) number="(\d+)">\n(.*?)\n</\1>', prompt, re.DOTALL
+    )
+    own = {instruction for instruction, _ in PAIRS}
+    items = []
+    for _, place, text in found:
+        verdicts = []
+        for id_ in re.findall(r'<criterion(?:-\w+)? id="([^"]+)"', prompt):
+            draw = number(body.get("seed"), id_, text) % 20
+            verdict = "pass" if text in own or draw < 17 else "fail"
+            evidence = "words that are not there" if draw == 19 else " ".join(text.split()[:4])
+            verdicts.append(
+                {
+                    "criterion_id": id_,
+                    "reason": sentence(8, id_, text),
+                    "evidence": evidence,
+                    "verdict": verdict,
+                }
+            )
+        items.append({"number": int(place), "verdicts": verdicts})
+    return {"instructions": items}
 
 
 def _text(key: str, prompt: str, odds: int) -> str:
@@ -348,23 +368,6 @@ def _critique(body: dict[str, Any], prompt: str) -> dict[str, Any]:
         one = {"criterion_id": id_, "reason": reason, "evidence": evidence, "verdict": verdict}
         verdicts.append(one if draw != 15 else {"criterion_id": id_})
     return {"verdicts": verdicts}
-
-
-def _screen(body: dict[str, Any], prompt: str) -> dict[str, Any]:
-    ids = re.findall(r'<criterion(?:-\w+)? id="([^"]+)"', prompt)
-    judged: list[Any] = []
-    for place, text in enumerate(blocks(prompt, "instruction"), 1):
-        own = any(text == instruction for instruction, _ in PAIRS)
-        verdicts: list[Any] = []
-        for id_ in ids:
-            draw = number(body.get("seed"), id_, text) % 20
-            verdict = "pass" if own or draw < 17 else "fail"
-            evidence = "words that are not there" if draw == 19 else " ".join(text.split()[:4])
-            reason = f"It is so with {sentence(3, id_, text)}"
-            one = {"criterion_id": id_, "reason": reason, "evidence": evidence, "verdict": verdict}
-            verdicts.append(one)
-        judged.append({"number": place, "verdicts": verdicts})
-    return {"instructions": judged}
 
 
 def _feedback(body: dict[str, Any], prompt: str) -> dict[str, Any]:

@@ -214,14 +214,18 @@ def make_call(
     draw: int = 0,
     *,
     text: bool = False,
+    juror: str | None = None,
 ) -> Call:
-    """A call with its stage's defaults; `STAGES_OF_THE_JUDGE` go to the judge's model."""
+    """A call with its stage's defaults; `STAGES_OF_THE_JUDGE` go to the judge's model.
+
+    Of a jury that is the model named by `juror`, or the first one.
+    """
     judge = stage in STAGES_OF_THE_JUDGE
     return Call(
         stage=stage,
         messages=tuple(messages),
         answer=answer,
-        model=context.judge if judge else context.model,
+        model=(juror or context.judge) if judge else context.model,
         judge=judge,
         seed=draw_seed(context.random_seed, place.seed_id, place.slot, stage, draw),
         temperature=TEMPERATURE_BY_STAGE.get(stage, DEFAULT_TEMPERATURE),

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refloom.cli.options import add_setting, print_json, print_line, warn_of_skipped_rows
+from refloom.data.criteria import load_criteria
 from refloom.data.read import ReadReport, Source, describe_report, read_references, read_seeds
 from refloom.settings import DEFAULT_TIER, Settings, load_settings
 
@@ -217,7 +218,15 @@ def _describe_inputs(
 
 def _print_inputs(references: Source, seeds: Source | None, summary: RunSummary) -> None:
     lines = _describe_inputs(references, seeds, (summary.references, summary.seeds))
+    lines += _describe_jury(summary.settings)
     sys.stderr.write("\n".join(lines) + "\n")
+
+
+def _describe_jury(settings: Settings) -> list[str]:
+    """The line that names the juror that writes too, if there is one."""
+    if len(settings.jurors) == 1 or settings.model not in settings.jurors:
+        return []
+    return [f"jury: {settings.model} writes and judges; models are lenient with their own writing"]
 
 
 def _print_summary(summary: RunSummary, out: Path) -> None:
@@ -279,12 +288,14 @@ def dry_run(settings: Settings, references: Source, seeds: Source | None) -> int
     from refloom.runs.estimate import estimate, format_estimate
 
     prices = Prices.load(settings.prices)
+    own_criteria = [] if settings.criteria is None else load_criteria(settings.criteria)
     seed_source = seeds or Source(references, as_reference=False, limit=settings.limit)
     reports = (references.scan(), seed_source.scan())
     for line in _describe_inputs(references, seeds, reports, listed=""):
         print_line(line)
     for report in reports:
         warn_of_skipped_rows(report)
+    sys.stderr.writelines(f"{line}\n" for line in _describe_jury(settings))
     estimated = asyncio.run(
         estimate(
             settings,
@@ -292,6 +303,7 @@ def dry_run(settings: Settings, references: Source, seeds: Source | None) -> int
             list(islice(references, DRY_RUN_SAMPLE)),
             prices,
             seed_texts=[seed["instruction"] for seed in islice(seed_source, DRY_RUN_SAMPLE)],
+            own_criteria=own_criteria,
         )
     )
     print_line(format_estimate(estimated))

@@ -6,14 +6,14 @@ import heapq
 import json
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from itertools import pairwise
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from memory.novelty import rouge_matrix, tokens
-from nodes.criteria import NOT_CONTAMINATED_ID
+from nodes.criteria import ANSWERS_ID, NOT_CONTAMINATED_ID
 
 INSTRUCTION_SAMPLE = 200
 MAX_HITS = 200
@@ -89,12 +89,38 @@ class TrialStats:
     spoiled: Counter[str] = field(default_factory=Counter)
 
 
+class JuryVotes(NamedTuple):
+    """What the jurors of a jury say of one criterion: whether it passes; None is unknown.
+
+    `kind` says which sort of criterion it is, `passed` whether the jury passes it.
+    """
+
+    kind: str
+    models: tuple[str, ...]
+    votes: tuple[bool | None, ...]
+    passed: bool
+
+
+def jury_votes(verdict: Mapping[str, Any], criterion: Mapping[str, Any]) -> JuryVotes | None:
+    """The votes behind a verdict; None if no jury gave it."""
+    jurors = verdict.get("jurors")
+    if not jurors:
+        return None
+    strength = "must" if criterion["must"] else "should"
+    source = "a reference" if criterion["reference_id"] is not None else "a person"
+    kind = "built in" if criterion["id"] == ANSWERS_ID else f"from {source}, {strength}"
+    votes = (None if j["verdict"] == "unknown" else j["verdict"] != "fail" for j in jurors)
+    passed = verdict["verdict"] in ("pass", "not_applicable")
+    return JuryVotes(kind, tuple(j["model"] for j in jurors), tuple(votes), passed)
+
+
 @dataclass
 class RecordStats:
     """Counts of records, which `add` takes one by one, and a sample of accepted instructions.
 
     `hits` has the seed id of the first contaminated samples, and the benchmark prompt they hold;
-    `instructions` and `responses` have the lengths of accepted texts, in characters.
+    `instructions` and `responses` have the lengths of accepted texts, in characters. `juries`
+    counts the votes behind the verdicts of all attempts.
     """
 
     reasons: Counter[str] = field(default_factory=Counter)
@@ -103,6 +129,7 @@ class RecordStats:
     reviews: Counter[str] = field(default_factory=Counter)
     criteria: dict[str, CriterionStats] = field(default_factory=dict)
     trials: dict[tuple[str, str], TrialStats] = field(default_factory=dict)
+    juries: Counter[JuryVotes] = field(default_factory=Counter)
     hits: list[tuple[str, str]] = field(default_factory=list)
     instructions: array[int] = field(default_factory=lambda: array("l"))
     responses: array[int] = field(default_factory=lambda: array("l"))
@@ -156,6 +183,10 @@ class RecordStats:
                 stats = self._criterion_stats(criterion)
                 if stats is not None:
                     getattr(stats, name)[verdict["verdict"]] += 1
+        for verdict in (v for attempt in attempts for v in attempt["verdicts"]):
+            criterion = criteria.get(verdict["criterion_id"])
+            if criterion is not None and (votes := jury_votes(verdict, criterion)) is not None:
+                self.juries[votes] += 1
         for id_ in marked_as_wrong(record):
             stats = self._criterion_stats(criteria[id_]) if id_ in criteria else None
             if stats is not None:

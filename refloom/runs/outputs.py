@@ -174,7 +174,7 @@ class RunSummary:
     `session` has the calls of this session, `totals` those of the journal: calls, usage and cost.
     `endpoints` is what was learned of each model's endpoint, `retriable` how many failed samples
     the same command tries again, `failures` the commonest reasons with how many samples failed for
-    each.
+    each, `criteria_hash` that of the person's own criteria, empty without any.
     """
 
     settings: Settings
@@ -192,6 +192,7 @@ class RunSummary:
     paid_before: int = 0
     retriable: int = 0
     failures: list[tuple[int, str]] = field(default_factory=list)
+    criteria_hash: str = ""
 
     def check_same(self, journal: Journal, references: Source, seeds: Source) -> None:
         """Raise `JournalError` if the directory has another run, naming what differs. Blocks.
@@ -235,6 +236,11 @@ class RunSummary:
                 f"{out}: holds a run that was checked against other benchmarks. Give the same "
                 "files, or another --out with --reuse of this one"
             )
+        if self.criteria_hash != (journal.meta("own_criteria") or ""):
+            raise JournalError(
+                f"{out}: holds a run by other criteria (--criteria). Give a file that says the "
+                "same, or another --out with --reuse of this one"
+            )
         for name, source in (("references", references), ("seeds", seeds)):
             rows = journal.meta(name)
             if rows and source.digest_of(rows["count"]) != rows["digest"]:
@@ -247,13 +253,14 @@ class RunSummary:
         """Store in the journal what the run's rows depend on."""
         await journal.put_meta("settings", self.settings.row_settings())
         await journal.put_meta("prompts", prompt_versions())
-        models = {self.settings.model, self.settings.judge}
+        models = self.settings.models
         prices = {m: asdict(p) for m in models if (p := self.prices.get(m)) is not None}
         # Prices of a judge that was asked about the rows later stay.
         known = await asyncio.to_thread(journal.meta, "prices")
         await journal.put_meta("prices", (known or {}) | prices)
         await journal.put_meta("target", self.settings.target)
         await journal.put_meta("benchmarks", self.benchmarks.digest)
+        await journal.put_meta("own_criteria", self.criteria_hash)
         for name, report in (("references", self.references), ("seeds", self.seeds)):
             await journal.put_meta(name, {"count": report.taken, "digest": report.digest})
 
@@ -281,7 +288,7 @@ def write_files(out: Path, summary: RunSummary, status: str) -> None:
     """Write the rows of each status, run.json and the card, each atomically. Blocks."""
     run_json = {
         "status": status,
-        "fingerprint": summary.settings.fingerprint(),
+        "fingerprint": summary.settings.fingerprint(summary.criteria_hash),
         "settings": summary.settings.redacted(),
         "prompt_version": prompt_version(),
         "prompts": prompt_versions(),

@@ -26,8 +26,10 @@ from memory.store import ReferenceFile, load_or_write_references
 from nodes.hooks import RunHooks
 from nodes.llm import CallFailed, Complete
 from nodes.llm.provider import variables_of
+from nodes.own_criteria import OwnCriteria, OwnCriterion
 from nodes.record import Record
 from refloom.data.benchmarks import load_benchmarks
+from refloom.data.criteria import hash_criteria, load_criteria
 from refloom.data.read import ReadReport, Source, read_references, read_seeds
 from refloom.errors import InputError
 from refloom.runs import ray
@@ -68,6 +70,7 @@ class RunInputs:
     endpoints: Endpoints
     reused: ReusedCalls | None
     contamination: Contamination | None
+    own_criteria: list[OwnCriterion]
 
 
 def load_inputs(
@@ -85,7 +88,8 @@ def load_inputs(
     if settings.engine == "ray":
         ray.check_available(settings.ray_address)
     prices = Prices.load(settings.prices)
-    check_priced(prices, [settings.model, settings.judge], settings.max_cost)
+    check_priced(prices, settings.models, settings.max_cost)
+    own_criteria = [] if settings.criteria is None else load_criteria(settings.criteria)
     reference_report = references.scan()
     seeds = seeds or Source(references, as_reference=False, limit=settings.limit)
     if settings.feedback == "swapped" and reference_report.taken < 2:
@@ -96,11 +100,19 @@ def load_inputs(
     benchmark_report, contamination = ReadReport(), None
     if settings.benchmark:
         contamination = load_benchmarks(settings.benchmark, report=benchmark_report)
-    summary = RunSummary(settings, reference_report, seeds.scan(), prices, benchmark_report)
+    summary = RunSummary(
+        settings,
+        reference_report,
+        seeds.scan(),
+        prices,
+        benchmark_report,
+        criteria_hash=hash_criteria(own_criteria) if own_criteria else "",
+    )
     endpoints = Endpoints(settings)
     # Opened last: from here on it must be closed.
     reused = ReusedCalls(settings.reuse) if settings.reuse is not None else None
-    return RunInputs(seeds, prices, endpoints, reused, contamination), summary
+    inputs = RunInputs(seeds, prices, endpoints, reused, contamination, own_criteria)
+    return inputs, summary
 
 
 @dataclass(frozen=True)
@@ -114,6 +126,7 @@ class ExecutorInputs:
     quota: ReferenceQuota
     store: FileStore
     learned: Characteristics
+    own_criteria: OwnCriteria
 
 
 def local_executor(parts: ExecutorInputs, embed: Embed | None) -> LocalExecutor:
@@ -142,6 +155,7 @@ def local_executor(parts: ExecutorInputs, embed: Embed | None) -> LocalExecutor:
             interrupts=False,
         ),
         contamination=parts.inputs.contamination,
+        own_criteria=parts.own_criteria,
     )
     return LocalExecutor(graph, recorder.context, retrieval)
 
@@ -156,10 +170,11 @@ async def open_pool(
         "settings": settings.model_dump(mode="json"),
         "keys": {
             name: os.environ.get(name, "")
-            for name in (*API_KEY_VARIABLES, *variables_of((settings.model, settings.judge)))
+            for name in (*API_KEY_VARIABLES, *variables_of(settings.models))
         },
         "references": str(parts.references.path.absolute()),
         "resumed": parts.recorder.resumed,
+        "own_criteria": parts.own_criteria.to_dict(),
     }
     async with AsyncExitStack() as stack:
         if starter is None:
@@ -205,6 +220,7 @@ class Run:
     _calls: CachedClient | None = None
     _scheduler: SlotScheduler | None = None
     _stopping: bool = False
+    _warnings: set[str] = field(default_factory=set)
 
     def stop(self) -> None:
         """Begin no further call; what is in flight is finished and recorded."""
@@ -285,7 +301,9 @@ class Run:
         """
         settings, account = self.settings, self.shared or journal
         summary.paid_before, cost, tokens = await asyncio.to_thread(prior_usage, account)
-        pool = WorkerPool(settings.worker_count) if settings.engine == "ray" else None
+        pool = None
+        if settings.engine == "ray":
+            pool = WorkerPool(settings.worker_count, self._report_warning)
         async with open_client(
             settings,
             journal,
@@ -360,7 +378,12 @@ class Run:
             await self._tell_outdated(store, references)
             learned = Characteristics(store, record_learned(journal, recorder.draws))
             stack.push_async_callback(learned.aclose)
-            parts = ExecutorInputs(settings, inputs, references, recorder, quota, store, learned)
+            own = OwnCriteria(inputs.own_criteria, on_warning=self._report_warning)
+            if settings.try_criteria:
+                await asyncio.to_thread(own.choose_examples, references)
+            parts = ExecutorInputs(
+                settings, inputs, references, recorder, quota, store, learned, own
+            )
             executor: Executor
             if pool is None:
                 executor = local_executor(parts, self.tools.embed)
@@ -396,8 +419,8 @@ class Run:
             dollars = f", ${sum(known) * calls / before:,.2f}"
         self.on_notice(
             f"the memory knows {len(outdated):,} of the references by other prompts, models or "
-            "settings; vectors are used as they are, and each of these references that a seed needs "
-            f"is learned from once more: about {calls:,} calls{dollars} for all of them"
+            "settings; vectors are used as they are, and each of these that a seed needs is "
+            f"learned from once more: about {calls:,} calls{dollars} for all of them"
         )
 
     def _report_fault(self, fault: CallFailed) -> None:
@@ -408,6 +431,15 @@ class Run:
         event("endpoint", model=model, message=sentence)
         if self.on_notice is not None:
             self.on_notice(f"the endpoint of {model} {sentence}")
+
+    def _report_warning(self, sentence: str) -> None:
+        """Tell, once, what is wrong with a person's criterion; workers may find the same."""
+        if sentence in self._warnings:
+            return
+        self._warnings.add(sentence)
+        event("criterion", message=sentence)
+        if self.on_notice is not None:
+            self.on_notice(sentence)
 
     def stats(self) -> RunStats:
         """How the run stands now, for a display. Plain reads, from any thread."""
@@ -425,8 +457,7 @@ class Run:
         )
         if summary is None or calls is None or scheduler is None:
             return stats
-        models = (settings.model, settings.judge)
-        priced = all(summary.prices.get(model) is not None for model in models)
+        priced = all(summary.prices.get(model) is not None for model in settings.models)
         return replace(
             stats,
             accepted=scheduler.accepted,

@@ -714,17 +714,17 @@ class SeedRunner:
 
     def _prefetch(self, round_: int, rows: Iterator[tuple[int, Reference]]) -> list[Seed]:
         """Read the next seeds, and let the executor prepare for them. Blocks."""
-        seeds = [
-            self._scheduler.retries.with_draws(
-                {
-                    "id": row["id"],
-                    "instruction": row["instruction"],
-                    "round": round_,
-                    "position": position,
-                }
-            )
-            for position, row in islice(rows, SEED_BATCH)
-        ]
+        seeds: list[Seed] = []
+        for position, row in islice(rows, SEED_BATCH):
+            seed: Seed = {
+                "id": row["id"],
+                "instruction": row["instruction"],
+                "round": round_,
+                "position": position,
+            }
+            if "tags" in row:
+                seed["tags"] = row["tags"]
+            seeds.append(self._scheduler.retries.with_draws(seed))
         self._executor.prefetch(seeds)
         return seeds
 

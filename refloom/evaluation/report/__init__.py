@@ -190,6 +190,7 @@ def _run_sections(
             "outcomes": tables.outcome_tables(run),
             "screening": screening_section(run.screening, run.run_json),
             "trials": tables.trial_table(run),
+            "jury": tables.jury_tables(run),
             "judged": run.judged,
             "stages": tables.stage_costs(run),
             "cards": [sample_card(record, sample) for record in run_records],

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
+from nodes.context import split_jurors
 from refloom.data.record_stats import CriterionStats, criterion_key
+from refloom.evaluation.agreement import jury_agreement
 from refloom.evaluation.report.charts import bootstrap_mean_of, stacked_bar
 from refloom.evaluation.report.collect import ReferenceSample, ReferenceStats, RunData
 from refloom.evaluation.report.diversity import Coverage, FloatArray, RunDiversity, Spread
@@ -113,6 +115,19 @@ def _criterion_line(
     named = list(sources.items())[:MAX_SOURCES_SHOWN] if first.from_reference else []
     wrong = sum(stats.wrong for stats in stats_of_runs if stats)
     return CriterionLine(first.text, first.must, first.judged_by, named, cells, wrong)
+
+
+def jury_tables(run: RunData) -> dict[str, Any] | None:
+    """How far the jurors of a run agree, and how often each is overruled; None without a jury."""
+    agreement = jury_agreement(run.stats.juries)
+    if agreement is None:
+        return None
+    jurors = [
+        {name: value if name == "model" else Interval(**value) for name, value in row.items()}
+        for row in agreement["jurors"]
+    ]
+    whole = {"of": "all", "alpha": agreement["alpha"], "verdicts": agreement["verdicts"]}
+    return {"alphas": [whole, *agreement["kinds"], *agreement["pairs"]], "jurors": jurors}
 
 
 def _pass_rate(counts: Counter[str]) -> Interval:
@@ -283,6 +298,7 @@ LISTED_SETTINGS = (
     "max_attempts",
     "max_criteria",
     "screen",
+    "criteria_per_call",
     "should_share",
     "try_criteria",
     "novelty_threshold",
@@ -379,11 +395,12 @@ def overview_tables(runs: Sequence[RunData]) -> dict[str, list[OverviewLine]]:
 def _setting_rows(run: RunData) -> dict[str, str]:
     run_json = run.run_json
     settings: Mapping[str, Any] = run_json.get("settings") or {}
-    judge = settings.get("judge_model") or settings.get("model") or ""
-    method = settings.get("judge_method") or default_judge_method(str(judge))
+    judge = str(settings.get("judge_model") or settings.get("model") or "")
+    method = settings.get("judge_method") or default_judge_method(judge)
+    names = ", ".join(map(short_name, split_jurors(judge)))
     return {
         "model": short_name(settings.get("model")),
-        "judge": f"{short_name(judge)}, {method}" if judge else "",
+        "judge": f"{names}, {method}" if judge else "",
         "embedding model": short_name(settings.get("embedding_model")),
         "prompt version": format_setting(run_json.get("prompt_version")),
         "refloom": format_setting((run_json.get("versions") or {}).get("refloom")),

@@ -143,8 +143,9 @@ class WorkerPool:
     asked for it, or to another if that is dead.
     """
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, workers: int, on_warning: Callable[[str], None] = lambda text: None) -> None:
         self._size = workers
+        self._on_warning = on_warning
         self._workers: list[_PoolWorker] = []
         self._changed = asyncio.Condition()
         self._replays: dict[SeedKey, SeedReplay] = {}
@@ -298,6 +299,8 @@ class WorkerPool:
             await self._store.aput(NAMESPACE, values[0], values[1], index=False)
         elif what == "learned":
             self._learned.notify(*values)
+        elif what == "warning":
+            self._on_warning(*values)
         else:
             return await self._step(what, values)
         return None

@@ -25,6 +25,7 @@ from nodes.llm import Call, Complete, Reply
 from nodes.llm.capabilities import Capabilities
 from nodes.llm.chat_model import ModelClient
 from nodes.llm.faults import Fault
+from nodes.own_criteria import OwnCriteria
 from nodes.record import Record
 from nodes.state import Near, Proposal, Seed, Slot
 from refloom.runs.client import Endpoints
@@ -46,7 +47,7 @@ class Worker:
         complete: Complete | None = None,
         embed: Embed | None = None,
     ) -> None:
-        """`config`: the run's settings, API keys, references file, and whether it was resumed."""
+        """`config`: the run's settings, API keys, references file, own criteria, if resumed."""
         self.channel = RpcChannel(self._answer)
         settings = Settings(**config["settings"])
         os.environ.update({name: key for name, key in config["keys"].items() if key})
@@ -80,6 +81,7 @@ class Worker:
                 interrupts=False,
             ),
             contamination=contamination,
+            own_criteria=OwnCriteria(**config["own_criteria"], on_warning=self._send_warning),
         )
         self._executor = LocalExecutor(graph, settings.context(), retrieval)
 
@@ -145,6 +147,9 @@ class Worker:
 
     def _send_counts(self, reference_id: str, learned: Learned | None) -> None:
         self.channel.notify("learned", reference_id, learned and {"counts": learned["counts"]})
+
+    def _send_warning(self, text: str) -> None:
+        self.channel.notify("warning", text)
 
     async def close(self) -> None:
         """Cancel what is in flight and close the connections."""

@@ -54,7 +54,8 @@ export function lineOf({ criterion, verdict }) {
   const from = criterion.reference_id ? `from reference ${criterion.reference_id}` : null;
   const by = criterion.judged_by === "rule" ? "by rule" : null;
   const score = typeof verdict.score === "number" ? `score ${verdict.score.toFixed(2)}` : null;
-  const facts = [criterion.must ? "must" : "should", WORDS[word], by, from, score];
+  const jurors = (verdict.jurors ?? []).map((one) => `${one.model} ${WORDS[kind(one)]}`).join(", ");
+  const facts = [criterion.must ? "must" : "should", WORDS[word], by, from, score, jurors];
   return [
     make("span", { class: `sign ${word}`, "aria-hidden": "true", text: SIGNS[word] }),
     make(
