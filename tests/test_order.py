@@ -59,9 +59,7 @@ async def take_turn(order, seed, texts, context) -> list[str]:
         return []
     pairs = list(zip(texts, near, strict=True))
     admitted = [{"text": text, "verdicts": []} for text, hit in pairs if hit is None]
-    dropped = [
-        drop(proposal_of(text), "duplicate", "too near", hit) for text, hit in pairs if hit
-    ]
+    dropped = [drop(proposal_of(text), "duplicate", "too near", hit) for text, hit in pairs if hit]
     await order.end_turn(seed, admitted, dropped)
     return [one["text"] for one in admitted]
 

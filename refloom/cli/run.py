@@ -231,10 +231,11 @@ def _describe_jury(settings: Settings) -> list[str]:
 
 def _print_summary(summary: RunSummary, out: Path) -> None:
     counts, cost = summary.counts, summary.totals["cost_usd"]
+    screened = f"{counts['screened']} screened, " if counts["screened"] else ""
     print_line(
         f"{summary.status}: {counts['accepted']} accepted, {counts['rejected']} rejected, "
         f"{counts['failed']} failed, {counts['pending']} pending, {counts['duplicates']} "
-        f"duplicates, {summary.totals['calls']['paid']} calls paid"
+        f"duplicates, {screened}{summary.totals['calls']['paid']} calls paid"
         + (f" (${cost:.4f})" if cost else "")
         + f", in {summary.seconds:.0f} s"
     )
@@ -314,9 +315,13 @@ def status(args: Namespace, flags: dict[str, Any]) -> int:
     from refloom.evaluation.experiment import arm_directories
     from refloom.runs.journal import is_experiment
     from refloom.runs.outputs import read_status
+    from refloom.runs.seed_table import read_seed_table
+
+    def read(path: Path) -> dict[str, Any]:
+        return read_status(path) | read_seed_table(path)
 
     if is_experiment(args.directory):
-        arms = {path.name: read_status(path) for path in arm_directories(args.directory)}
+        arms = {path.name: read(path) for path in arm_directories(args.directory)}
         if args.json:
             print_json({"arms": arms})
             return 0
@@ -324,7 +329,7 @@ def status(args: Namespace, flags: dict[str, Any]) -> int:
             print_line(f"arm {name}")
             _print_status(arm_status)
         return 0
-    run_status = read_status(args.directory)
+    run_status = read(args.directory)
     if args.json:
         print_json(run_status)
     else:
@@ -339,12 +344,29 @@ def _describe_tiers(totals: dict[str, Any]) -> str:
     return "calls by tier: " + ", ".join(f"{t} {n}{costs.get(t, '')}" for t, n in by_tier)
 
 
+def _describe_seeds(run: dict[str, Any]) -> str | None:
+    """How many seeds left no row, and what became of the first one; None if all left one."""
+    number = run["seeds_without_rows"]
+    if not number:
+        return None
+    first = run["seeds"][0]
+    ends = (f"{n} {name}" for name, n in first.items() if name not in ("seed_id", "rows") and n)
+    why = ", ".join(ends) or "nothing was proposed"
+    seeds = "1 seed has" if number == 1 else f"{number} seeds have"
+    name = first["seed_id"] or "one without an id"
+    return f"{seeds} left no row, such as {name}: {why} (--json lists them)"
+
+
 def _print_status(run: dict[str, Any]) -> None:
     print_line(run["status"] + (f" (pid {run['pid']})" if "pid" in run else ""))
-    for group in ("counts", "criteria", "calls", "usage"):
+    for group in ("counts", "criteria", "instruction_criteria", "calls", "usage"):
+        if group == "instruction_criteria" and not any(run[group].values()):
+            continue
         values = {k: v for k, v in run.get(group, {}).items() if isinstance(v, int)}
         pairs = (f"{k} {v}" for k, v in values.items() if v or k not in RARE_TOKENS)
         print_line(f"  {group}: " + ", ".join(pairs))
+    if (line := _describe_seeds(run)) is not None:
+        print_line(f"  {line}")
     stages = []
     for stage, calls in run["calls"].get("by_stage", {}).items():
         cost = run["cost_by_stage"].get(stage)

@@ -161,6 +161,8 @@ def _card_values(run: RunJson, stats: RecordStats) -> dict[str, Any]:
         "how_judged": "the log-odds of one-token answers" if log_odds else "written verdicts",
         "embedded": is_embedded(settings["model"]),
         "shapes": _join_counts(reading["references"]["shapes"]),
+        "screening": _screening(run, log_odds),
+        "tried": bool(stats.trials),
         "reviews": stats.review_summary,
         "reasons": _join_counts(stats.reasons),
         "errors": _join_counts(stats.errors),
@@ -175,6 +177,32 @@ def _card_values(run: RunJson, stats: RecordStats) -> dict[str, Any]:
         "command": command,
         "fence": "`" * max(3, 1 + longest_backtick_run),
         "all_settings": json.dumps(_public_settings(settings), indent=1, ensure_ascii=True),
+    }
+
+
+def _screening(run: RunJson, log_odds: bool) -> dict[str, Any] | None:
+    """By what instructions were screened and how many were dropped; None if they were not."""
+    settings, counts = run["settings"], run["counts"]
+    # A run of an earlier version has no such setting, and did not screen.
+    off = not settings.get("screen") or settings["answer_seeds"]
+    if off or settings["pipeline"] != "loop":
+        return None
+    reasons = {
+        "screened": "failed their criteria",
+        "duplicates": "were too near to another",
+        "unfit": "could not be used",
+        "surplus": "were not needed",
+    }
+    outcomes = run.get("instruction_criteria") or {}
+    dropped = [(int(counts.get(name) or 0), why) for name, why in reasons.items()]
+    return {
+        "by": "rules, the cosine with the seed, and the judge's yes or no"
+        if log_odds
+        else "the judge's written verdicts",
+        "dropped": sum(n for n, _ in dropped),
+        "why": ", ".join(f"{n:,} {why}" for n, why in dropped if n),
+        "dropped_criteria": outcomes.get("dropped", 0),
+        **{name: outcomes.get(name, 0) for name in ("proposed", "earned", "demoted")},
     }
 
 

@@ -16,7 +16,7 @@ from nodes.llm.fast_json import dumps
 from refloom.runs.journal import ADDED_TURN_COLUMNS, columns_of, has_table
 
 
-class _Turn(NamedTuple):
+class Turn(NamedTuple):
     """A turn in the journal: its place, slots, dropped instructions by reason, and wanted rows."""
 
     round: int
@@ -32,7 +32,7 @@ class _Turn(NamedTuple):
 def count_dropped(connection: sqlite3.Connection) -> dict[str, int]:
     """How many instructions were dropped, by reason, as run.json names them. Blocks."""
     counts = dict.fromkeys(("duplicates", "screened", "unfit", "surplus"), 0)
-    for turn in _needed_turns(connection):
+    for turn in needed_turns(connection):
         counts["duplicates"] += turn.duplicate
         counts["screened"] += turn.screened
         counts["unfit"] += turn.unfit
@@ -45,7 +45,7 @@ def dropped_lines(connection: sqlite3.Connection) -> Iterator[str]:
     if ADDED_TURN_COLUMNS.keys() - columns_of(connection, "turns"):
         return
     sql = "SELECT seed_id, dropped FROM turns WHERE round = ? AND position = ?"
-    for turn in _needed_turns(connection):
+    for turn in needed_turns(connection):
         if turn.duplicate + turn.screened + turn.unfit + turn.surplus:
             seed_id, dropped = connection.execute(sql, (turn.round, turn.position)).fetchone()
             for proposal in json.loads(dropped):
@@ -69,7 +69,7 @@ def _line(seed_id: str, round_: int, proposal: dict[str, Any]) -> dict[str, Any]
     }
 
 
-def _needed_turns(connection: sqlite3.Connection) -> Iterator[_Turn]:
+def needed_turns(connection: sqlite3.Connection) -> Iterator[Turn]:
     """The turns that the run needed, in order, whatever others it took ahead of them."""
     target, limit = _bounds(connection)
     pending = _count_pending_by_seed(connection)
@@ -100,7 +100,7 @@ def _needed_turns(connection: sqlite3.Connection) -> Iterator[_Turn]:
         new_in_round += turn.slots + turn.screened
 
 
-def _turns(connection: sqlite3.Connection) -> Iterator[_Turn]:
+def _turns(connection: sqlite3.Connection) -> Iterator[Turn]:
     absent = ADDED_TURN_COLUMNS.keys() - columns_of(connection, "turns")
     counts = ("screened", "unfit", "surplus")
     columns = ", ".join("0" if name in absent else f"turns.{name}" for name in counts)
@@ -111,7 +111,7 @@ def _turns(connection: sqlite3.Connection) -> Iterator[_Turn]:
         "samples.position = turns.position AND status = 'accepted') "
         "FROM turns ORDER BY turns.round, turns.position"
     )
-    yield from (_Turn(*row) for row in connection.execute(sql))
+    yield from (Turn(*row) for row in connection.execute(sql))
 
 
 def _bounds(connection: sqlite3.Connection) -> tuple[int | None, int | None]:
