@@ -249,7 +249,11 @@ async def _answerable_bar(
     reference: Reference,
     spoiled: Mapping[str, str],
 ) -> tuple[float | None, Usage]:
-    """Halfway between the log-odds of the instruction and of those that lack what is needed."""
+    """The mean log-odds of forms of the instruction that lack what is needed.
+
+    Not halfway to its own: such a form can often still be answered, and halfway was over a third of
+    the good instructions (measured). None if the instruction itself does not score higher.
+    """
     lacking = [spoiled[name] for name in ("first_clause", "cut_out") if name in spoiled]
     if not lacking:
         return None, no_usage()
@@ -266,7 +270,8 @@ async def _answerable_bar(
         )
         usage = add_usage(usage, call_usage)
         scores.append(score)
-    return midpoint(scores[0], scores[1:]), usage
+    own, worse = scores[0], sum(scores[1:]) / len(scores[1:])
+    return (round(worse, 4) if own > worse else None), usage
 
 
 def _with_bar(criterion: Criterion, context: Context, bar: float | None) -> Criterion:
