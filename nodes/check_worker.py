@@ -6,6 +6,7 @@ It imports nothing of refloom until it needs it, so it is there at once.
 
 from __future__ import annotations
 
+import faulthandler
 import hashlib
 import importlib
 import inspect
@@ -163,7 +164,11 @@ def serve() -> None:
     for number in (0, 1, 2):
         os.dup2(nowhere, number)
     for line in requests:
-        text = json.dumps(answer(json.loads(line)))
+        request = json.loads(line)
+        # For a time when nobody is there any more to end it.
+        faulthandler.dump_traceback_later(2 * request.get("seconds", IMPORT_TIMEOUT_S), exit=True)
+        text = json.dumps(answer(request))
+        faulthandler.cancel_dump_traceback_later()
         answers.write(text.encode() + b"\n")
         answers.flush()
 

@@ -62,6 +62,11 @@ class CheckInput:
         """What stands before the colon."""
         return self.name.partition(":")[0]
 
+    @property
+    def reads_references(self) -> bool:
+        """Whether it looks at the references."""
+        return self.kind == "math" or self.kind not in (*SAFE_CHECKS, *TRUSTED_CHECKS)
+
 
 RunCheck = Callable[[CheckInput], Awaitable[Verdict]]
 
