@@ -19,8 +19,10 @@ from refloom.runs import sandbox_child
 
 # A longer program is not run.
 MAX_PROGRAM_CHARS = 200_000
+# Seconds that a program may take.
+PROGRAM_TIMEOUT_S = 10.0
 # Seconds after which a child that has not ended by itself is ended.
-END_S = sandbox_child.WALL_S + 10.0
+END_S = PROGRAM_TIMEOUT_S + 10.0
 FOLDER_PREFIX = "refloom-code-"
 # Ids of users that no system gives out, so that limits on processes count only the child's own.
 UNUSED_IDS = (1_600_000_000, 1_999_999_999)
@@ -78,8 +80,9 @@ def find_obstacle() -> str | None:
 
 
 def _command(folder: str) -> list[str]:
-    child, user = Path(sandbox_child.__file__).resolve(), randint(*UNUSED_IDS)
-    return [sys.executable, "-I", "-S", str(child), folder, str(user), sys.base_prefix]
+    child, user = str(Path(sandbox_child.__file__).resolve()), str(randint(*UNUSED_IDS))
+    seconds = str(PROGRAM_TIMEOUT_S)
+    return [sys.executable, "-I", "-S", child, folder, user, sys.base_prefix, seconds]
 
 
 def _read_answer(said: bytes) -> str | None:

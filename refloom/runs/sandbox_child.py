@@ -1,4 +1,4 @@
-"""A child that runs a program shut in: `python -I -S sandbox_child.py FOLDER ID PREFIX`.
+"""A child that runs a program shut in: `python -I -S sandbox_child.py FOLDER ID PREFIX SECONDS`.
 
 It reads the program from its input and writes JSON: `{"why": null}` if the program came to its end,
 `{"why": ".."}` if it failed, `{"obstacle": ".."}` if it could not be shut in and so was not run. It
@@ -25,7 +25,6 @@ import sys
 import time
 import types
 
-WALL_S = 10.0
 LIMITS = {
     "CPU": 8,
     "AS": 512 << 20,
@@ -157,7 +156,7 @@ def run_program(program: str, report: int) -> None:
     """Run a program to its end, and write to the file `report` how it ended."""
     why = None
     try:
-        code = compile(program, "<program>", "exec")
+        code = compile(program, "<program>", "exec", dont_inherit=True)
         sys.argv, sys.modules["__main__"] = ["program"], (module := types.ModuleType("__main__"))
         os.environ.clear()
         exec(code, module.__dict__)
@@ -189,9 +188,9 @@ def be_shut_in(
     run_program(program, report)
 
 
-def wait_for(child: int, report: int) -> dict[str, str | None]:
+def wait_for(child: int, report: int, seconds: float) -> dict[str, str | None]:
     """What the first process reports, or why it ended without; it and all others are ended."""
-    said, end = b"", time.monotonic() + WALL_S
+    said, end = b"", time.monotonic() + seconds
     while len(said) <= MAX_REPORT_BYTES:
         readable, _, _ = select.select([report], [], [], max(end - time.monotonic(), 0))
         part = os.read(report, MAX_REPORT_BYTES) if readable else b""
@@ -212,7 +211,7 @@ def wait_for(child: int, report: int) -> dict[str, str | None]:
     if not said:
         return {"obstacle": "the child ended before it was shut in"}
     if ended:
-        return {"why": f"it does not end in {WALL_S:.0f} s"}
+        return {"why": f"it does not end in {seconds:.0f} s"}
     if os.WIFSIGNALED(status):
         return {"why": f"it was ended by {signal.Signals(os.WTERMSIG(status)).name}"}
     return {"why": "it ended before its last line"}
@@ -220,7 +219,7 @@ def wait_for(child: int, report: int) -> dict[str, str | None]:
 
 def main() -> None:
     """Shut a child in, have it run the program, and say how that ended."""
-    folder, user, prefix = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+    folder, user, prefix, seconds = sys.argv[1:]
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     program = sys.stdin.buffer.read().decode()
     as_root = os.geteuid() == 0
@@ -234,11 +233,11 @@ def main() -> None:
     if child == 0:
         os.close(reading)
         try:
-            be_shut_in(folder, user, prefix, as_root, program, writing)
+            be_shut_in(folder, int(user), prefix, as_root, program, writing)
         finally:
             os._exit(0)
     os.close(writing)
-    sys.stdout.write(json.dumps(wait_for(child, reading)))
+    sys.stdout.write(json.dumps(wait_for(child, reading, float(seconds))))
 
 
 if __name__ == "__main__":
