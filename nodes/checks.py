@@ -114,9 +114,12 @@ def _read_int(digits: str) -> int | float:
 
 
 def split_fences(text: str) -> tuple[list[tuple[str, str]], str]:
-    """The fenced blocks of a text, each with what stands after its fence, and the rest of the text.
+    r"""The fenced blocks of a text, each with the words after its fence, and the rest of the text.
 
     A block that is never closed is part of neither.
+
+    >>> split_fences("So:\n```py\nx = 1\n```\nDone.")
+    ([('py', 'x = 1')], 'So:\nDone.')
     """
     blocks: list[tuple[str, str]] = []
     prose: list[str] = []

@@ -19,7 +19,8 @@ SECONDS = 2.0
 # Run by root: becomes another user before it does anything. What a program imports is imported
 # first, since Python's own files need not be readable for that user.
 AS_ANOTHER = """
-import __future__, encodings.idna, ctypes, json, os, resource, select, signal, socket, subprocess, sys, time, types
+import __future__, encodings.idna, ctypes, json, os, resource, select, signal, socket
+import subprocess, sys, time, types
 source = open(sys.argv[0]).read()
 os.setgroups([]); os.setresgid(23456, 23456, 23456); os.setresuid(23456, 23456, 23456)
 # Its files in /proc are its own again.
