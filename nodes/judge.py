@@ -15,6 +15,7 @@ from memory.references import Turn
 from nodes.context import Context
 from nodes.criteria import ANSWERS_ID, verdict
 from nodes.llm import Answer, Call, CallFailed, CallOrigin, Complete, ask, make_call
+from nodes.own_criteria import fault_of
 from nodes.state import Criterion, Outcome, Usage, Verdict, add_usage, no_usage
 from prompts import render
 
@@ -109,7 +110,7 @@ async def judge_by_verdict(
     verdicts: dict[str, Verdict] = {}
     usage = no_usage()
     data = {"history": history, "instruction": instruction, "response": response}
-    pitfalls = {c["id"] for c in criteria if (c.get("weight") or 0) < 0}
+    pitfalls = {c["id"] for c in criteria if fault_of(c) is not None}
     for attempt in range(ASKS_PER_DRAW):
         missing = [c for c in criteria if c["id"] not in verdicts]
         if not missing:
@@ -185,14 +186,16 @@ async def judge_by_log_odds(
 ) -> JudgeResult:
     """Ask one yes/no token a criterion; it passes if its log-odds are above the criterion's bar.
 
-    One question after another, so that the endpoint's prefix cache serves all but the first.
+    Of a pitfall it is asked whether the response has the fault, and no is what passes: a small
+    model reads past a negation (measured). One question after another, so that the endpoint's
+    prefix cache serves all but the first.
     """
     verdicts, usage = [], no_usage()
     data = {"history": history, "instruction": instruction, "response": response}
     for number, criterion in enumerate(criteria):
-        messages = render(
-            "question", template=context.question_prompt, text=criterion["text"], **data
-        )
+        fault = fault_of(criterion)
+        text = criterion["text"] if fault is None else fault
+        messages = render("question", template=context.question_prompt, text=text, **data)
         question_draw = draw * QUESTIONS_PER_DRAW + number
         call = make_call("critique", messages, None, context, origin, question_draw)
         try:
@@ -201,6 +204,7 @@ async def judge_by_log_odds(
             error.usage = add_usage(usage, error.usage)
             raise
         usage = add_usage(usage, call_usage)
+        score = score if fault is None else -score
         bar = criterion.get("bar") or 0.0
         reason = f"log-odds {score:.2f}, bar {bar:.2f}"
         outcome: Outcome = "pass" if score > bar else "fail"

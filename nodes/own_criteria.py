@@ -24,6 +24,9 @@ MAX_CRITERIA = 50
 MAX_EXAMPLES = 5
 KEYS = ("text", "must", "of", "id", "tags", "seed_id", "check", "weight")
 
+# What stands before the words of a pitfall, which to hold is to fail.
+PITFALL = "avoids this fault: "
+
 OnWarning = Callable[[str], None]
 
 _LABEL = re.compile(r"(?:essential|important|optional|pitfall)(?: criteri(?:a|on))?:\s*", re.I)
@@ -73,7 +76,7 @@ def read_own_criterion(value: Any, *, trusted: bool) -> OwnCriterion:
         _check_check(check, of, weight, trusted)
     words, text = _read_text(fields)
     if weight is not None and weight < 0:
-        text = f"avoids this fault: {text}"
+        text = PITFALL + text
     id_ = _read(fields, "id", str, "a text", None)
     if id_ is not None:
         _check_id(id_)
@@ -95,6 +98,12 @@ def read_own_criterion(value: Any, *, trusted: bool) -> OwnCriterion:
         raise ValueError("tags: must be a list of texts")
     seed_id = _read(fields, "seed_id", str, "a text", None)
     return {"criterion": criterion, "of": of, "tags": sorted(set(tags)), "seed_id": seed_id}
+
+
+def fault_of(criterion: Criterion) -> str | None:
+    """What a pitfall says that a response should not do; None if the criterion is none."""
+    is_pitfall = (criterion.get("weight") or 0) < 0
+    return criterion["text"].removeprefix(PITFALL) if is_pitfall else None
 
 
 def _read_fields(value: Any) -> dict[str, Any]:

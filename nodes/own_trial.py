@@ -14,7 +14,7 @@ from memory.characteristics import Characteristics, Learned
 from memory.references import Reference, content_id, reference_hash
 from nodes.context import Context
 from nodes.llm import CallFailed, CallOrigin, Complete
-from nodes.own_criteria import MAX_EXAMPLES, Chosen, OwnCriteria, OwnCriterion
+from nodes.own_criteria import MAX_EXAMPLES, Chosen, OwnCriteria, OwnCriterion, fault_of
 from nodes.state import Criterion, Seed, Trial, Usage, Verdict, add_usage, no_usage
 from nodes.trial import corruptions, judge_own_and_spoiled, midpoint
 from nodes.verdicts import passes
@@ -124,13 +124,18 @@ async def _try_together(
             result.usage = reduce(add_usage, usages, no_usage())
             raise result
     judged = [result[0] for result in results if not isinstance(result, CallFailed)]
-    return {"criteria": {c["id"]: _trial_of(c["id"], judged, examples) for c in criteria}}
+    return {"criteria": {c["id"]: _trial_of(c, judged, examples) for c in criteria}}
 
 
 def _trial_of(
-    id_: str, judged: Sequence[list[_Verdicts | None]], examples: Sequence[Reference]
+    criterion: Criterion, judged: Sequence[list[_Verdicts | None]], examples: Sequence[Reference]
 ) -> dict[str, Any]:
-    """The bar and the trial of a criterion; responses that nobody would judge do not count."""
+    """The bar and the trial of a criterion; responses that nobody would judge do not count.
+
+    The bar is halfway between own and spoiled scores. A pitfall's is halfway between own scores and
+    even odds, since spoiled responses do not have the fault either.
+    """
+    id_ = criterion["id"]
     own: list[Verdict] = []
     spoiled: dict[str, list[Verdict]] = {}
     for reference, (first, *others) in zip(examples, judged, strict=True):
@@ -142,6 +147,8 @@ def _trial_of(
                 spoiled.setdefault(name, []).append(verdicts[id_])
     scores = [v["score"] for v in own if v["score"] is not None]
     worse = [v["score"] for vs in spoiled.values() for v in vs if v["score"] is not None]
+    if fault_of(criterion) is not None:
+        worse = [0.0]
     bar = midpoint(sum(scores) / len(scores), worse) if scores else None
 
     def passed(verdict: Verdict) -> bool:

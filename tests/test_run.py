@@ -118,6 +118,7 @@ async def test_a_record_has_the_keys_of_the_design_and_no_other(tmp_path):
             assert set(row["usage"]) == set(USAGE)
             for criterion in row["criteria"]:
                 keys = {"id", "text", "must", "reference_id", "quote", "judged_by"}
+                keys |= {"weight", "check", "trial"}
                 assert set(criterion) == keys
             for attempt in row["attempts"]:
                 assert set(attempt) == {"response", "verdicts"}

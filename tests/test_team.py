@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from fakes import ScriptedModel, answer, letters, prompt_of, words
+from fakes import ScriptedModel, answer, letters, prompt_of, verdicts, words
 from runs import SEEDS, MixedModel, build_run, references, rows, stable_rows, summary_of
 
 from nodes.llm import CallFailed, ProviderStopped
@@ -123,6 +123,39 @@ async def test_workers_make_the_rows_that_one_process_makes(tmp_path, office, wo
     for name in ("counts", "criteria", "usage"):
         assert many[name] == one[name]
     assert many["calls"]["paid"] == one["calls"]["paid"]
+
+
+async def test_workers_hold_rows_to_a_persons_criteria_and_tell_of_their_trial_once(
+    tmp_path, office
+):
+    path = tmp_path / "criteria.jsonl"
+    path.write_text('{"text": "is even", "id": "even", "tags": ["law"]}\n{"text": "is told"}\n')
+    tagged = [{**r, "tags": ["law"]} if r["id"] in "r1 r2 r3" else r for r in references(8)]
+    tagged[0]["criteria"] = ["names who says so"]
+    more = {"given": tagged, "references_per_seed": 2, "criteria": path, "try_criteria": True}
+
+    def critique(call):
+        return verdicts(prompt_of(call), lambda id_: "fail" if id_ == "even" else "pass")
+
+    def model():
+        return ScriptedModel(critique=critique)
+
+    one = await alone(tmp_path / "one", model(), SEEDS, **more)
+    notices: list[str] = []
+    staff = office(model())
+    staff.on_call = lambda far, n: far.kill() if n in (30, 60) else None
+    run = build_run(
+        tmp_path / "many", staff.complete, SEEDS, engine="ray", workers=2, concurrency=8,
+        base_url=ADDRESS, **more,
+    )  # fmt: skip
+    run.on_notice, run.tools.worker_starter = notices.append, staff
+    async with asyncio.timeout(60):
+        await run.run()
+    rows_of_one = stable_rows(tmp_path / "one")
+    assert stable_rows(tmp_path / "many") == rows_of_one
+    assert any(c["text"] == "names who says so" for row in rows_of_one for c in row["criteria"])
+    assert summary_of(tmp_path / "many")["calls"]["paid"] == one["calls"]["paid"]
+    assert notices == ['criterion "is even": fails on 3 of 3 of your references']
 
 
 async def test_every_worker_gets_seeds(tmp_path, office):

@@ -56,9 +56,13 @@ def load_criteria(path: Path) -> list[OwnCriterion]:
     return criteria
 
 
-def hash_criteria(criteria: Sequence[OwnCriterion]) -> str:
-    """A hash of what a file of criteria says, whatever its name, form and comments."""
-    return sha256(json.dumps(criteria, sort_keys=True).encode()).hexdigest()[:16]
+def hash_criteria(criteria: Sequence[OwnCriterion], sources: Sequence[str] = ()) -> str:
+    """A hash of what a file of criteria says, whatever its name, form and comments.
+
+    `sources` are those of the functions that decide its checks.
+    """
+    said = json.dumps([*criteria, *sources], sort_keys=True)
+    return sha256(said.encode()).hexdigest()[:16]
 
 
 def _read_text(path: Path) -> str:
@@ -110,7 +114,7 @@ def _lines_of_tables(text: str, count: int) -> list[dict[str, int]]:
     """The lines of each table, by key; the parser tells none."""
     lines = text.split("\n")
     heads = [number for number, line in enumerate(lines, 1) if _HEADER.match(line)]
-    if len(heads) != count:
+    if not heads or len(heads) != count:
         # They stand in one list, or a text holds what looks like a head.
         return [{"": _find_key(lines, TABLE) or 1}] * count
     found = []

@@ -49,7 +49,8 @@ class ReadReport:
 
     `taken` counts items, `kinds` skipped rows by the reason, and `shapes` and `licences` items.
     `skipped` lists the first skipped rows, `several_turns` counts rows of more than one exchange,
-    `unread` counts the rows with text in a column that is not read, `notes` say what else of the
+    `unread` counts the rows with text in a column that is not read, `with_criteria` the references
+    that carry criteria of a person's, `notes` say what else of the
     source was left aside, and `digest` is a hash of all items.
     """
 
@@ -62,6 +63,7 @@ class ReadReport:
     several_turns: int = 0
     licences: Counter[str] = field(default_factory=Counter)
     unread: Counter[str] = field(default_factory=Counter)
+    with_criteria: int = 0
     notes: list[str] = field(default_factory=list)
     digest: str = ""
 
@@ -114,6 +116,8 @@ def describe_report(
     shapes = ", ".join(f"{n} {shape}" for shape, n in report.shapes.most_common())
     lines = [f"{what}: {report.taken} of {name}" + (f" ({shapes})" if shapes else "")]
     lines += [f"  {note}" for note in report.notes]
+    if report.with_criteria:
+        lines.append(f"  {report.with_criteria} carry criteria, for the seeds that retrieve them")
     if report.unread:
         each = ", ".join(
             f"`{column}` ({rows})" for column, rows in report.unread.most_common(MAX_COLUMNS_LISTED)
@@ -214,6 +218,7 @@ class Source:
                 for number, exchange in enumerate(self._select_exchanges(exchanges, report)):
                     item = self._build_item(row, number, check_exchange(exchange))
                     report.count_item(shape, str(item.get("license") or _license(row) or ""))
+                    report.with_criteria += "criteria" in item
                     if not number:
                         self._count_unread(shape, original_row, exchange, report)
                     yield item

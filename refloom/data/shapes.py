@@ -296,16 +296,16 @@ def criteria_in_column(value: Any) -> list[Any] | None:
         return None
     if not isinstance(values, list) or not values:
         return None
-    if all(isinstance(part, str) for part in values):
-        return values
-    if not all(isinstance(part, Mapping) for part in values):
-        return None
     criteria = [_as_criterion(part) for part in values]
     return None if None in criteria else criteria
 
 
-def _as_criterion(part: Mapping[str, Any]) -> dict[str, Any] | None:
+def _as_criterion(part: Any) -> str | dict[str, Any] | None:
     """A criterion of one of the known shapes; that of a row of refloom's own is another's."""
+    if isinstance(part, str):
+        return part
+    if not isinstance(part, Mapping):
+        return None
     filled = {key: value for key, value in part.items() if not is_missing(value)}
     if "text" in filled and "judged_by" not in filled:
         return filled

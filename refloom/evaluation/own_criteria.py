@@ -46,6 +46,7 @@ async def check_criteria(
         client = await stack.enter_async_context(judge_session(Path(folder), settings, complete))
         store = None
         if settings.memory is not None:
+            await asyncio.to_thread(settings.memory.mkdir, parents=True, exist_ok=True)
             store = await stack.enter_async_context(open_store(settings.memory))
         learned = Characteristics(store)
         stack.push_async_callback(learned.aclose)
@@ -104,7 +105,9 @@ def _describe(
     if not applies:
         what = "tags" if own["tags"] else "seed_id"
         warnings.append(f"no reference has its {what}; it holds where a seed has")
-    if trial and trial["spoiled"] and min(trial["spoiled"].values()) >= trial["references"]:
+    told = not trial or any(n < trial["references"] for n in trial["spoiled"].values())
+    # Spoiled answers hold no pitfall either.
+    if not told and (criterion["weight"] or 0) >= 0:
         warnings.append(
             "every spoiled answer passes it too: it tells no good answer from a bad one"
         )
