@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from fakes import ScriptedModel
 from runs import CountingModel, all_rows, build_run, finish_run, rows, stable_rows
-from test_team import ADDRESS, Office
 
 from refloom.errors import CheckUnusable, InputError, JournalError
 from refloom.runs import checks as run_checks
@@ -191,24 +190,6 @@ async def test_a_function_that_draws_lots_makes_the_same_rows_when_resumed(tmp_p
     assert responses <= len(notes.read_text()) <= responses + 4
     await finish_run(tmp_path / "twin", ScriptedModel(), seeds, reuse=tmp_path / "out", **more)
     assert stable_rows(tmp_path / "twin") == stable_rows(tmp_path / "out")
-
-
-async def test_on_workers_the_run_itself_makes_the_checks_once(tmp_path, notes):
-    file = file_of(tmp_path, "checks_of_mine:careful")
-    seeds = [f"a seed about {i} rivers" for i in range(6)]
-    await finish_run(tmp_path / "one", ScriptedModel(), seeds, criteria=file, base_url=ADDRESS)
-    alone = len(notes.read_text())
-    office = Office(ScriptedModel())
-    office.on_call = lambda far, n: far.kill() if n == 9 else None
-    run = build_run(
-        tmp_path / "two", office.complete, seeds, criteria=file, engine="ray", workers=2,
-        concurrency=4, base_url=ADDRESS,
-    )  # fmt: skip
-    run.tools.worker_starter = office
-    async with asyncio.timeout(60):
-        await run.run()
-    assert stable_rows(tmp_path / "two") == stable_rows(tmp_path / "one")
-    assert len(notes.read_text()) == 2 * alone
 
 
 async def test_a_pattern_and_a_schema_are_checked(tmp_path):
