@@ -9,10 +9,11 @@ from typing import Any
 # A shorter text tells too little of its language.
 MIN_WORDS = 20
 # Enough to tell a language; the rest costs time.
-MAX_CHARS = 4000
+MAX_CHARS = 600
 MIN_CONFIDENCE = 0.9
 # Words a part of a text has, from which on it must be in the language of the whole.
 _PART_WORDS = 10
+_WORD = re.compile(r"\w+")
 # Letters of scripts that leave no space between words; two of them are about a word.
 _UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")
 # Languages so near to each other that a detector mistakes one for the other.
@@ -42,43 +43,82 @@ _NEAR = (
 )
 # No language at all, such as numbers.
 _NONE = "zxx"
-_NAMES = re.compile(
-    r"\b(?:afrikaans|albanian|amharic|arabic|armenian|basque|belarusian|bengali|bosnian|breton"
-    r"|bulgarian|burmese|cantonese|castilian|catalan|chinese|croatian|czech|danish|dutch|english"
-    r"|esperanto|estonian|farsi|filipino|finnish|flemish|french|gaelic|galician|georgian|german"
-    r"|greek|gujarati|hausa|hawaiian|hebrew|hindi|hungarian|icelandic|igbo|indonesian|irish"
-    r"|italian|japanese|javanese|kannada|kazakh|khmer|korean|kurdish|kyrgyz|lao|latin|latvian"
-    r"|lithuanian|luxembourgish|macedonian|malagasy|malay|malayalam|maltese|mandarin|maori"
-    r"|marathi|mongolian|nepali|norwegian|pashto|persian|polish|portuguese|punjabi|quechua"
-    r"|romanian|russian|sanskrit|serbian|sinhala|slovak|slovene|slovenian|somali|spanish|swahili"
-    r"|swedish|tagalog|tajik|tamil|tatar|telugu|thai|tibetan|turkish|turkmen|ukrainian|urdu"
-    r"|uyghur|uzbek|vietnamese|welsh|xhosa|yiddish|yoruba|zulu"
-    # What their speakers call a few of them, and the larger of the others.
-    r"|deutsche?[nrs]?|englisch\w*|französisch\w*|spanisch\w*|italienisch\w*|russisch\w*"
-    r"|chinesisch\w*|japanisch\w*|türkisch\w*|anglais\w*|français\w*|allemande?|espagnole?"
-    r"|italienne?|chinoise?|japonaise?|russe|español\w*|inglés|inglesa|francés|alemán|italiano"
-    r"|ruso|chino|japonés|português|inglês|francês|alemão|espanhol|inglese|francese|tedesco"
-    r"|spagnolo|engels|frans|duits|nederlands|polsku|angielsk\w*|niemieck\w*"
-    r"|translat\w+|übersetz\w*|tradu[cizs]\w*|vertaal\w*|vertal\w*|tłumacz\w*|przetłumacz\w*)\b"
-    r"|русск|английск|немецк|французск|испанск|китайск|перев[её]д|перевод|украинск|англійськ"
-    r"|英语|英文|中文|汉语|漢語|法语|德语|日语|西班牙语|俄语|韩语|翻译|翻譯|英語|日本語|中国語|翻訳"
-    r"|영어|한국어|일본어|중국어|번역|الإنجليزية|العربية|ترجم|अंग्रेज|हिन्दी|हिंदी|अनुवाद",
-    re.IGNORECASE,
+# Languages by name: in English, and the larger ones in others.
+_NAMES = frozenset(
+    """
+    afrikaans albanian amharic arabic armenian basque belarusian bengali bosnian breton bulgarian
+    burmese cantonese castilian catalan chinese croatian czech danish dutch english esperanto
+    estonian farsi filipino finnish flemish french gaelic galician georgian german greek gujarati
+    hausa hawaiian hebrew hindi hungarian icelandic igbo indonesian irish italian japanese javanese
+    kannada kazakh khmer korean kurdish kyrgyz lao latin latvian lithuanian luxembourgish
+    macedonian malagasy malay malayalam maltese mandarin maori marathi mongolian nepali norwegian
+    pashto persian polish portuguese punjabi quechua romanian russian sanskrit serbian sinhala
+    slovak slovene slovenian somali spanish swahili swedish tagalog tajik tamil tatar telugu thai
+    tibetan turkish turkmen ukrainian urdu uyghur uzbek vietnamese welsh xhosa yiddish yoruba zulu
+    deutsch anglais allemand allemande espagnol espagnole italien italienne chinois chinoise
+    japonais japonaise russe inglés inglesa francés francesa alemán alemana italiano italiana ruso
+    rusa chino japonés português inglês francês alemão espanhol inglese francese tedesco tedesca
+    spagnolo engels engelse frans franse duits duitse nederlands nederlandse polsku
+    """.split()  # noqa: SIM905
+)
+# The beginnings of such words, and of those for a translation.
+_STEMS = (
+    *("deutsche", "englisch", "französisch", "spanisch", "italienisch", "russisch", "chinesisch"),
+    *("japanisch", "türkisch", "français", "español", "angielsk", "niemieck"),
+    *("translat", "übersetz", "traduc", "traduz", "traduis", "traduir", "vertaal", "vertal"),
+    *("tłumacz", "przetłumacz", "русск", "английск", "немецк", "французск", "испанск", "китайск"),
+    *("перевод", "перевед", "переведи", "украинск", "українськ", "англійськ"),
+)
+# The same of languages that set no spaces, or put endings before and after.
+_PARTS = (
+    *(
+        "英语",
+        "英文",
+        "中文",
+        "汉语",
+        "漢語",
+        "法语",
+        "德语",
+        "日语",
+        "西班牙语",
+        "俄语",
+        "韩语",
+        "翻译",
+    ),
+    *(
+        "翻譯",
+        "英語",
+        "日本語",
+        "中国語",
+        "翻訳",
+        "영어",
+        "한국어",
+        "일본어",
+        "중국어",
+        "번역",
+        "الإنجليزية",
+    ),
+    *("العربية", "ترجم", "अंग्रेज", "हिन्दी", "हिंदी", "अनुवाद"),
 )
 
 
 def may_be_told(text: str) -> bool:
     """Whether a text has words enough to tell its language."""
-    return _count_words(text[: 2 * MAX_CHARS]) >= MIN_WORDS
+    return _has_words(text[: 2 * MAX_CHARS], MIN_WORDS)
 
 
-def _count_words(text: str) -> int:
-    return max(len(text.split()), len(_UNSPACED.findall(text)) // 2)
+def _has_words(text: str, number: int) -> bool:
+    return len(text.split()) >= number or len(_UNSPACED.findall(text)) >= 2 * number
 
 
+@lru_cache(maxsize=256)
 def names_language(text: str) -> bool:
     """Whether a text names a language, or speaks of a translation."""
-    return _NAMES.search(text) is not None
+    low = text.casefold()
+    words = _WORD.findall(low)
+    if not _NAMES.isdisjoint(words) or any(word.startswith(_STEMS) for word in words):
+        return True
+    return not low.isascii() and any(part in low for part in _PARTS)
 
 
 @lru_cache(maxsize=256)
@@ -91,10 +131,9 @@ def language_of(text: str) -> str | None:
     whole = _detect(text[:MAX_CHARS])
     if whole is None:
         return None
-    for part in text[:MAX_CHARS].split("\n"):
-        if _count_words(part) >= _PART_WORDS and _detect(part) not in (whole, None):
-            return None
-    return whole
+    parts = text[:MAX_CHARS].split("\n")
+    longer = [part for part in parts if _has_words(part, _PART_WORDS)] if len(parts) > 1 else []
+    return whole if all(_detect(part) in (whole, None) for part in longer) else None
 
 
 def _detect(text: str) -> str | None:

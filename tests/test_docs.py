@@ -101,7 +101,7 @@ def test_python_in_a_page_can_be_parsed(page: Path) -> None:
 
 
 def recipes() -> list[str]:
-    """The Python of extending.md, block by block: a rule, its line, a check, a format, its line, a node."""
+    """The Python of extending.md: a rule, its line, a check, a format, its line, a node."""
     text = text_of(ROOT / "docs" / "extending.md")
     return [dedent(b) for b in re.findall(r"^   ```python\n(.*?)^   ```", text, re.DOTALL | re.M)]
 

@@ -15,8 +15,6 @@ from functools import cache
 from pathlib import Path
 from random import randint
 
-from refloom.runs import sandbox_child
-
 # A longer program is not run.
 MAX_PROGRAM_CHARS = 200_000
 # Seconds that a program may take.
@@ -80,8 +78,8 @@ def find_obstacle() -> str | None:
 
 
 def _command(folder: str) -> list[str]:
-    child, user = str(Path(sandbox_child.__file__).resolve()), str(randint(*UNUSED_IDS))
-    seconds = str(PROGRAM_TIMEOUT_S)
+    child = str(Path(__file__).resolve().with_name("sandbox_child.py"))
+    user, seconds = str(randint(*UNUSED_IDS)), str(PROGRAM_TIMEOUT_S)
     return [sys.executable, "-I", "-S", child, folder, user, sys.base_prefix, seconds]
 
 
