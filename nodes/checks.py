@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
-import json as json_text
+import json
 import re
 import textwrap
 import warnings
@@ -80,7 +80,9 @@ class NotApplicable(Exception):
 Decide = Callable[[str, str, Sequence[Reference], str], str | None]
 
 
-def json(response: str, instruction: str, references: Sequence[Reference], _: str) -> str | None:
+def json_only(
+    response: str, instruction: str, references: Sequence[Reference], _: str
+) -> str | None:
     """Fail a response that is not JSON; a fence around it is allowed."""
     try:
         parse_json(response)
@@ -103,7 +105,7 @@ def parse_json(response: str) -> Any:
     if len(fenced) == 1 and not prose.strip():
         text = fenced[0][1]
     try:
-        return json_text.loads(text, parse_constant=refuse, parse_int=_read_int)
+        return json.loads(text, parse_constant=refuse, parse_int=_read_int)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
 
@@ -148,7 +150,9 @@ def blocks_of_python(response: str) -> list[str]:
     ]
 
 
-def python(response: str, instruction: str, references: Sequence[Reference], _: str) -> str | None:
+def python_blocks(
+    response: str, instruction: str, references: Sequence[Reference], _: str
+) -> str | None:
     """Fail a block named python that does not parse.
 
     Blocks with `...`, which stands for what is left out, and with `>>>` are passed over.
@@ -176,7 +180,9 @@ def _parse_python(source: str) -> str | None:
     return None
 
 
-def math(response: str, instruction: str, references: Sequence[Reference], _: str) -> str | None:
+def final_answer(
+    response: str, instruction: str, references: Sequence[Reference], _: str
+) -> str | None:
     """Fail a response whose final answer is not the reference's, as a number or word for word."""
     wanted, found = find_answers(response, instruction, references)
     return None if is_same_answer(found, wanted) else describe_answers(found, wanted)
@@ -210,7 +216,7 @@ def reference_of(instruction: str, references: Sequence[Reference]) -> Reference
     return next(same, references[0] if references else None)
 
 
-def language(
+def same_language(
     response: str, instruction: str, references: Sequence[Reference], _: str
 ) -> str | None:
     """Fail a response in another language than the instruction's.
@@ -243,10 +249,10 @@ def max_words(
 
 # Checks that run and read nothing: rows of data and clients of a server may name these alone.
 SAFE_CHECKS: dict[str, Decide] = {
-    "json": json,
-    "python": python,
-    "math": math,
-    "language": language,
+    "json": json_only,
+    "python": python_blocks,
+    "math": final_answer,
+    "language": same_language,
     "max_words": max_words,
 }
 # Checks that read a file, run code, or may take for ever.
