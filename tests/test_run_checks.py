@@ -250,7 +250,7 @@ BAD = program("def double(x):\n    return x\n\nassert double(2) == 4, 'two times
 
 
 async def test_code_is_run_only_where_it_is_permitted(tmp_path):
-    with pytest.raises(InputError, match="give --run-code"):
+    with pytest.raises(InputError, match=r"criteria.jsonl: a criterion asks .* give --run-code"):
         await build_run(
             tmp_path / "out", ScriptedModel(), criteria=file_of(tmp_path, "python_tests")
         ).run()

@@ -60,8 +60,8 @@ def check_permitted(names: Iterable[str | None], settings: Settings) -> None:
         return
     if not settings.run_code:
         raise InputError(
-            "a criterion asks for the check python_tests, which runs what a model wrote; give "
-            "--run-code to permit it, or leave the criterion out"
+            f"{settings.criteria}: a criterion asks for the check python_tests, which runs what a "
+            "model wrote; give --run-code to permit it, or leave the criterion out"
         )
     obstacle = find_obstacle()
     if obstacle is not None:
