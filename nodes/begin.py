@@ -8,13 +8,16 @@ from typing import Any
 from langgraph.runtime import Runtime
 
 from memory.references import Reference, content_id
+from nodes.checks import RunCheck, default_checks, run_safe_check
 from nodes.context import Context
 from nodes.criteria import answers_instruction, generic_criteria, rule_criteria
 from nodes.inputs import BadInput, read_sample_input
 from nodes.state import Criterion, SampleState
 
 
-async def begin(state: SampleState, runtime: Runtime[Context]) -> dict[str, Any]:
+async def begin(
+    state: SampleState, runtime: Runtime[Context], *, check: RunCheck = run_safe_check
+) -> dict[str, Any]:
     """Check the input, and reset a thread that was used before.
 
     Reads `instruction`, `references`, `criteria`; writes all that the loop reads. Without criteria
@@ -36,7 +39,7 @@ async def begin(state: SampleState, runtime: Runtime[Context]) -> dict[str, Any]
         "slot": 0,
         "instruction": instruction,
         "references": references,
-        "criteria": [*criteria, *rule_criteria()],
+        "criteria": [*criteria, *await default_checks(references, check), *rule_criteria()],
         "attempts": None,
         "usage": None,
         "status": "open",

@@ -15,6 +15,7 @@ from memory.characteristics import Characteristics, Learned
 from memory.embed import Embed
 from memory.index import DrawOther
 from memory.references import Reference
+from nodes.checks import RunCheck, before_rules, default_checks, run_safe_check
 from nodes.context import Context
 from nodes.criteria import answers_instruction, generic_criteria, rule_criteria
 from nodes.events import emit
@@ -41,22 +42,24 @@ async def extract(
     characteristics: Characteristics,
     draw_other: DrawOther | None = None,
     own_criteria: OwnCriteria | None = None,
+    check: RunCheck = run_safe_check,
 ) -> dict[str, Any]:
     """Learn what makes each reference good, once ever, and merge it into criteria.
 
     A person's criteria stand before them. Reads `seed`, `references`, `own_criteria`; writes
     `learned`, `criteria`, `instruction_criteria`, or `failure` if no reference could be learned
-    from. In an arm without criteria there are only the rules and a person's checks, and
-    instructions are held to the built-in criteria and a person's.
+    from. In an arm without criteria there are only rules and checks, and instructions are held to
+    the built-in criteria and a person's.
     """
     check_list_sizes(state)
     context = runtime.context or Context()
     seed, given = state["seed"], cast(Sequence[OwnCriterion], state.get("own_criteria") or ())
     known = own_criteria or OwnCriteria()
     own, own_of_instruction = _select_own(known, state)
+    checks = await default_checks(state["references"], check, wanted=context.pipeline != "refed")
     if context.feedback in ("none", "sample") and not context.paired:
         of_instruction = await merge_instruction_criteria([], context, embed, own_of_instruction)
-        criteria = [*_checks_of(own), *rule_criteria()]
+        criteria = [*_checks_of(own), *checks, *rule_criteria()]
         return {"learned": [], "criteria": criteria, "instruction_criteria": of_instruction}
     origin = CallOrigin("", "", (seed.get("round", 0), seed.get("position", 0)))
 
@@ -104,7 +107,7 @@ async def extract(
             own = await trying
         except CallFailed as error:
             return _failure_update([error])
-    criteria = await merge_criteria(sources, context, embed, own)
+    criteria = before_rules(await merge_criteria(sources, context, embed, own), checks)
     _emit_criteria(runtime, criteria, learned)
     # The seed's own references' in every arm, so that all arms make the same instructions.
     of_instruction = await merge_instruction_criteria(learned, context, embed, own_of_instruction)

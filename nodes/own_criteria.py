@@ -15,7 +15,6 @@ from typing import Any, Literal, NamedTuple
 from typing_extensions import TypedDict
 
 from memory.references import Reference, content_id, reference_hash
-from nodes.checks import parse_check
 from nodes.state import Criterion, Seed
 
 MAX_TEXT_CHARS = 1000
@@ -149,6 +148,9 @@ def _check_check(check: str, of: str, weight: float | None, trusted: bool) -> No
         raise ValueError("check: is made of responses; leave out of = 'instruction'")
     if weight is not None and weight < 0:
         raise ValueError("weight: a check is no pitfall; name a check that is to pass")
+    # Imported here: what only reads criteria does not wait for it.
+    from nodes.checks import parse_check
+
     try:
         parse_check(check, trusted=trusted)
     except ValueError as error:
@@ -157,11 +159,13 @@ def _check_check(check: str, of: str, weight: float | None, trusted: bool) -> No
 
 def _check_id(id_: str) -> None:
     # Imported here: what only reads criteria does not wait for NumPy.
+    from nodes.checks import DEFAULT_CHECKS
     from nodes.criteria import ANSWERS_ID, RULES
 
     if not _ID.fullmatch(id_):
         raise ValueError(f"id: {id_[:80]!r} is not 1 to 80 letters, digits, and _ - . : /")
-    if id_ == ANSWERS_ID or id_ in RULES or _RESERVED_ID.fullmatch(id_):
+    reserved = {ANSWERS_ID, *RULES, *DEFAULT_CHECKS}
+    if id_ in reserved or _RESERVED_ID.fullmatch(id_):
         raise ValueError(f"id: {id_!r} is a criterion of refloom's own")
 
 

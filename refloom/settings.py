@@ -46,6 +46,8 @@ MAY_DIFFER = frozenset(
         *("max_failure_rate", "target", "limit", "quiet", "retry_failed"),
         # Its content may not differ.
         "criteria",
+        # It permits, and changes nothing.
+        "run_code",
         *("memory", "reuse", "preset"),
     }
 )
@@ -220,6 +222,11 @@ class Settings(ContextOptions, BaseSettings):
         None,
         description="a file of your own criteria, .toml or .jsonl, that rows are held to (see "
         "docs/criteria.md)",
+    )
+    run_code: bool = Field(
+        False,
+        description="let the check python_tests run what a model wrote, in a process that is shut "
+        "in (Linux)",
     )
     memory: Path | None = Field(
         None, description="where index and characteristics are kept (default: inside --out)"

@@ -65,7 +65,7 @@ async def test_sample_level_feedback_is_one_criticism_and_one_refinement():
     assert (record["status"], record["feedback"]) == ("accepted", "sample")
     assert record["response"] == record["attempts"][1]["response"]
     assert len(record["attempts"][0]["feedback"]) == 2
-    assert {c["judged_by"] for c in record["criteria"]} == {"rule"}
+    assert {c["judged_by"] for c in record["criteria"]} == {"check", "rule"}
 
 
 async def test_the_criticism_sees_the_draft_and_no_reference_and_the_refinement_sees_it():

@@ -129,7 +129,8 @@ async def test_an_unreadable_verdict_is_unknown_and_never_a_pass():
     out = await run(model)
     sample = out["samples"][0]
     assert sample["status"] == "rejected"
-    judged = [v for v in sample["attempts"][0]["verdicts"] if v["criterion_id"][0] in "ac"]
+    by_judge = {c["id"] for c in sample["criteria"] if c["judged_by"] == "judge"}
+    judged = [v for v in sample["attempts"][0]["verdicts"] if v["criterion_id"] in by_judge]
     assert {v["verdict"] for v in judged} == {"unknown"}
     assert len(model.asked("critique")) == 2, "asked again once, then given up"
     assert not model.asked("refine"), "there is nothing to feed back"

@@ -24,6 +24,7 @@ from runs import (
 from graph.builder import build_graph, build_sample
 from memory.references import reference_hash
 from memory.store import load_or_write_references
+from nodes.checks import DEFAULT_CHECKS
 from nodes.context import Context
 from nodes.inputs import BadInput
 from nodes.llm import Call
@@ -45,7 +46,9 @@ def own_file(folder: Path, *criteria: Any) -> Path:
 
 
 def texts(row: dict[str, Any], key: str = "criteria") -> list[str]:
-    return [c["text"] for c in row[key] if c["judged_by"] != "rule"]
+    """The texts of a row's criteria, without those that are in every row."""
+    own = (c for c in row[key] if c["judged_by"] != "rule" and c["id"] not in DEFAULT_CHECKS)
+    return [c["text"] for c in own]
 
 
 def criterion(row: dict[str, Any], text: str) -> dict[str, Any]:

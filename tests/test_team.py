@@ -440,3 +440,30 @@ async def test_what_failed_is_tried_again_by_workers_as_by_one_process(tmp_path,
     assert one["counts"]["accepted"] > 4
     assert stable_rows(tmp_path / "many") == stable_rows(tmp_path / "one")
     assert many["counts"] == one["counts"]
+
+
+CHECK = """
+import os
+
+def careful(response, instruction, reference):
+    with open(os.environ["NOTES"], "a") as file:
+        file.write("x")
+    return "It has an odd number of letters." if len(response) % 2 else None
+"""
+
+
+async def test_checks_are_made_by_the_run_and_once(tmp_path, office, monkeypatch):
+    (tmp_path / "checks_of_a_team.py").write_text(CHECK, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    notes, file = tmp_path / "notes", tmp_path / "mine.jsonl"
+    monkeypatch.setenv("NOTES", str(notes))
+    criterion = {"text": "has an even length", "check": "checks_of_a_team:careful"}
+    file.write_text(json.dumps(criterion), encoding="utf-8")
+    more = {"criteria": file, "base_url": ADDRESS}
+    await build_run(tmp_path / "one", ScriptedModel(), SEEDS, **more).run()
+    alone = len(notes.read_text(encoding="utf-8"))
+    workers = office(ScriptedModel())
+    workers.on_call = lambda far, n: far.kill() if n == 9 else None
+    await together(tmp_path / "two", workers, SEEDS, **more)
+    assert stable_rows(tmp_path / "two") == stable_rows(tmp_path / "one")
+    assert len(notes.read_text(encoding="utf-8")) == 2 * alone

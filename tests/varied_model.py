@@ -283,9 +283,7 @@ def _propose(body: dict[str, Any], prompt: str) -> dict[str, Any]:
 
 
 def _screen(body: dict[str, Any], prompt: str) -> dict[str, Any]:
-    found = re.findall(
-        r'<(instruction(?:-\w+)?) number="(\d+)">\n(.*?)\n</\1>', prompt, re.DOTALL
-    )
+    found = re.findall(r'<(instruction(?:-\w+)?) number="(\d+)">\n(.*?)\n</\1>', prompt, re.DOTALL)
     own = {instruction for instruction, _ in PAIRS}
     items = []
     for _, place, text in found:

@@ -284,11 +284,13 @@ def _describe_next(status: str, retriable: int, retry_failed: bool) -> str | Non
 
 def dry_run(settings: Settings, references: Source, seeds: Source | None) -> int:
     """Show what a run would do and cost, without a call and without writing anything."""
+    from refloom.runs.checks import check_permitted
     from refloom.runs.cost import Prices
     from refloom.runs.estimate import estimate, format_estimate
 
     prices = Prices.load(settings.prices)
     own_criteria = [] if settings.criteria is None else load_criteria(settings.criteria)
+    check_permitted([own["criterion"].get("check") for own in own_criteria], settings)
     seed_source = seeds or Source(references, as_reference=False, limit=settings.limit)
     reports = (references.scan(), seed_source.scan())
     for line in _describe_inputs(references, seeds, reports, listed=""):

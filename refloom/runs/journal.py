@@ -58,6 +58,9 @@ CREATE TABLE IF NOT EXISTS retries (
   number INTEGER, round INTEGER, position INTEGER, slot INTEGER, moved_to INTEGER,
   draw_round INTEGER NOT NULL, done INTEGER NOT NULL, PRIMARY KEY (number, round, position, slot)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS checks (
+  key BLOB PRIMARY KEY, name TEXT NOT NULL, verdict TEXT NOT NULL
+) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS unusable (
   key BLOB PRIMARY KEY, number INTEGER NOT NULL
 ) WITHOUT ROWID;
@@ -104,6 +107,8 @@ INSERT_META = "INSERT OR REPLACE INTO meta VALUES (?, ?)"
 # Always passed over: another run had no use for the replies of the call.
 UNUSABLE_ELSEWHERE = -1
 INSERT_UNUSABLE = "INSERT OR IGNORE INTO unusable VALUES (?, ?)"
+INSERT_CHECK = "INSERT OR IGNORE INTO checks VALUES (?, ?, ?)"
+SELECT_CHECK = "SELECT verdict FROM checks WHERE key = ?"
 SELECT_REPLY = (
     "SELECT reply FROM calls WHERE key = ? UNION ALL SELECT reply FROM borrowed WHERE key = ?"
 )
@@ -123,7 +128,7 @@ class Journal:
             self._reader = _connect(self.path)
             self._key_prefixes = {
                 _prefix(key)
-                for table in ("calls", "borrowed")
+                for table in ("calls", "borrowed", "checks")
                 for (key,) in self._reader.execute(f"SELECT key FROM {table}")
             }
             self._read_lock = threading.Lock()
@@ -173,6 +178,21 @@ class Journal:
             "INSERT OR IGNORE INTO borrowed VALUES (?, ?, ?, ?)", key, stage, model, reply
         )
         self._key_prefixes.add(_prefix(key))
+
+    async def check(self, key: bytes) -> str | None:
+        """The verdict of a check that was made before, as JSON; None if there is none."""
+        if _prefix(key) not in self._key_prefixes:
+            return None
+        rows = await asyncio.to_thread(self.read, SELECT_CHECK, key)
+        return rows[0][0] if rows else None
+
+    async def record_check(self, key: bytes, name: str, verdict: str, *, wait: bool = True) -> None:
+        """Store the verdict of a check; with `wait` return once it is on disk."""
+        self._key_prefixes.add(_prefix(key))
+        if wait:
+            await self.put(INSERT_CHECK, key, name, verdict)
+        else:
+            self.put_soon(INSERT_CHECK, key, name, verdict)
 
     def load_unusable(self) -> None:
         """Read which calls are passed over, once it is written what is tried again. Blocks."""
@@ -281,6 +301,7 @@ class ReusedCalls:
         path = directory / "journal.sqlite"
         self._connection = connect_read_only(path, check_same_thread=False)
         self._lock = threading.Lock()
+        self._has_checks = has_table(self._connection, "checks")
         self._unusable: set[bytes] = set()
         if has_table(self._connection, "unusable"):
             rows = self._connection.execute("SELECT key FROM unusable")
@@ -293,6 +314,12 @@ class ReusedCalls:
     def reply(self, key: bytes) -> str | None:
         """The reply of a call as JSON, or None. Blocks."""
         rows = self.read(SELECT_REPLY, key, key)
+        return rows[0][0] if rows else None
+
+    def check(self, key: bytes) -> str | None:
+        """The verdict of a check as JSON, or None. Blocks."""
+        # Runs of older versions have none.
+        rows = self.read(SELECT_CHECK, key) if self._has_checks else []
         return rows[0][0] if rows else None
 
     def read(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:

@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+from nodes.checks import rule_versions
 from prompts import prompt_version, prompt_versions
 from refloom.data.card import render_card
 from refloom.data.read import ReadReport, Source
@@ -224,6 +225,13 @@ class RunSummary:
                 f"{out}: holds a run with other prompts: {', '.join(changed)}. Give another --out "
                 "with --reuse of this one; only what they changed is paid again"
             )
+        rules, now = journal.meta("rules"), rule_versions()
+        changed = [] if rules is None else sorted(k for k, _ in rules.items() ^ now.items())
+        if changed:
+            raise JournalError(
+                f"{out}: holds a run with other rules: {', '.join(dict.fromkeys(changed))}. Give "
+                "another --out with --reuse of this one; only what they changed is paid again"
+            )
         target, new_target = journal.meta("target"), self.settings.target
         if target != new_target and (None in (target, new_target) or new_target < target):
             raise JournalError(
@@ -253,6 +261,7 @@ class RunSummary:
         """Store in the journal what the run's rows depend on."""
         await journal.put_meta("settings", self.settings.row_settings())
         await journal.put_meta("prompts", prompt_versions())
+        await journal.put_meta("rules", rule_versions())
         models = self.settings.models
         prices = {m: asdict(p) for m in models if (p := self.prices.get(m)) is not None}
         # Prices of a judge that was asked about the rows later stay.
@@ -292,6 +301,7 @@ def write_files(out: Path, summary: RunSummary, status: str) -> None:
         "settings": summary.settings.redacted(),
         "prompt_version": prompt_version(),
         "prompts": prompt_versions(),
+        "rules": rule_versions(),
         "versions": {"python": platform.python_version(), **{p: version(p) for p in PACKAGES}},
         "counts": summary.counts,
         **summary.totals,

@@ -23,6 +23,7 @@ from memory.embed import Embed, Embedder
 from memory.index import ReferenceIndex
 from memory.references import distinct
 from memory.store import ReferenceFile, load_or_write_references
+from nodes.checks import RunCheck
 from nodes.hooks import RunHooks
 from nodes.llm import CallFailed, Complete
 from nodes.llm.provider import variables_of
@@ -33,6 +34,7 @@ from refloom.data.criteria import hash_criteria, load_criteria
 from refloom.data.read import ReadReport, Source, read_references, read_seeds
 from refloom.errors import InputError
 from refloom.runs import ray
+from refloom.runs.checks import RunChecks, check_permitted
 from refloom.runs.client import CachedClient, Endpoints, open_client
 from refloom.runs.cost import Prices, check_priced
 from refloom.runs.event_log import event
@@ -90,6 +92,7 @@ def load_inputs(
     prices = Prices.load(settings.prices)
     check_priced(prices, settings.models, settings.max_cost)
     own_criteria = [] if settings.criteria is None else load_criteria(settings.criteria)
+    check_permitted([own["criterion"].get("check") for own in own_criteria], settings)
     reference_report = references.scan()
     seeds = seeds or Source(references, as_reference=False, limit=settings.limit)
     if settings.feedback == "swapped" and reference_report.taken < 2:
@@ -127,6 +130,7 @@ class ExecutorInputs:
     store: FileStore
     learned: Characteristics
     own_criteria: OwnCriteria
+    check: RunCheck
 
 
 def local_executor(parts: ExecutorInputs, embed: Embed | None) -> LocalExecutor:
@@ -156,6 +160,7 @@ def local_executor(parts: ExecutorInputs, embed: Embed | None) -> LocalExecutor:
         ),
         contamination=parts.inputs.contamination,
         own_criteria=parts.own_criteria,
+        check=parts.check,
     )
     return LocalExecutor(graph, recorder.context, retrieval)
 
@@ -183,7 +188,9 @@ async def open_pool(
             starter = ray.worker_starter
         start_worker = starter(worker_config, parts.inputs.contamination)
         stack.push_async_callback(pool.aclose)
-        await pool.begin(start_worker, parts.recorder, parts.quota, parts.store, parts.learned)
+        await pool.begin(
+            start_worker, parts.recorder, parts.quota, parts.store, parts.learned, parts.check
+        )
         yield pool
 
 
@@ -381,8 +388,17 @@ class Run:
             own = OwnCriteria(inputs.own_criteria, on_warning=self._report_warning)
             if settings.try_criteria:
                 await asyncio.to_thread(own.choose_examples, references)
+            checks = RunChecks(
+                journal,
+                settings,
+                calls,
+                reused=inputs.reused,
+                shared=self.shared,
+                on_warning=self._report_warning,
+            )
+            stack.push_async_callback(checks.aclose)
             parts = ExecutorInputs(
-                settings, inputs, references, recorder, quota, store, learned, own
+                settings, inputs, references, recorder, quota, store, learned, own, checks
             )
             executor: Executor
             if pool is None:
@@ -433,7 +449,7 @@ class Run:
             self.on_notice(f"the endpoint of {model} {sentence}")
 
     def _report_warning(self, sentence: str) -> None:
-        """Tell, once, what is wrong with a person's criterion; workers may find the same."""
+        """Tell, once, what is wrong with a criterion or a check; workers may find the same."""
         if sentence in self._warnings:
             return
         self._warnings.add(sentence)

@@ -14,6 +14,7 @@ from typing import Any
 
 from memory.characteristics import NAMESPACE, Characteristics, FileStore
 from memory.contamination import Contamination
+from nodes.checks import CheckInput, RunCheck
 from nodes.context import Context
 from nodes.hooks import Admitted
 from nodes.llm import Call, Reply
@@ -160,6 +161,7 @@ class WorkerPool:
         quota: ReferenceQuota,
         store: FileStore,
         learned: Characteristics,
+        check: RunCheck,
     ) -> None:
         """Start all workers and return when the first is ready: a cluster may have less room.
 
@@ -167,7 +169,7 @@ class WorkerPool:
         """
         self._start_worker, self._calls = start_worker, recorder.calls
         self._recorder, self._quota = recorder, quota
-        self._store, self._learned = store, learned
+        self._store, self._learned, self._check = store, learned, check
         self._context: Context = recorder.context
         first = asyncio.ensure_future(self._add())
         for _ in range(self._size - 1):
@@ -290,6 +292,8 @@ class WorkerPool:
         if what == "call":
             _caller.set((worker, values[0]))
             return reply_to_dict(await self._calls(call_from_dict(values[1])))
+        if what == "check":
+            return await self._check(CheckInput(*values))
         if what == "headers":
             self._calls.limiter.apply_headers(*values)
         elif what == "recall":

@@ -19,6 +19,7 @@ from memory.embed import Embed, Embedder
 from memory.index import ReferenceIndex
 from memory.references import Reference
 from memory.store import ReferenceFile
+from nodes.checks import CheckInput, does_not_apply
 from nodes.context import Context
 from nodes.hooks import Admitted, RunHooks
 from nodes.llm import Call, Complete, Reply
@@ -27,7 +28,7 @@ from nodes.llm.chat_model import ModelClient
 from nodes.llm.faults import Fault
 from nodes.own_criteria import OwnCriteria
 from nodes.record import Record
-from nodes.state import Near, Proposal, Seed, Slot
+from nodes.state import Near, Proposal, Seed, Slot, Verdict
 from refloom.runs.client import Endpoints
 from refloom.runs.rate_limit import RATE_LIMIT_HEADERS
 from refloom.runs.ray.rpc import RpcChannel, call_from_dict, call_to_dict, outcome_to_dict
@@ -82,6 +83,7 @@ class Worker:
             ),
             contamination=contamination,
             own_criteria=OwnCriteria(**config["own_criteria"], on_warning=self._send_warning),
+            check=self._check,
         )
         self._executor = LocalExecutor(graph, settings.context(), retrieval)
 
@@ -147,6 +149,20 @@ class Worker:
 
     def _send_counts(self, reference_id: str, learned: Learned | None) -> None:
         self.channel.notify("learned", reference_id, learned and {"counts": learned["counts"]})
+
+    async def _check(self, check: CheckInput) -> Verdict:
+        """Checks are made by the run, which keeps their verdicts."""
+        known = does_not_apply(check)
+        if known is not None:
+            return known
+        verdict: Verdict = await self.channel.ask(
+            "check",
+            check.criterion,
+            check.instruction,
+            check.response,
+            list(check.references) if check.reads_references else [],
+        )
+        return verdict
 
     def _send_warning(self, text: str) -> None:
         self.channel.notify("warning", text)
