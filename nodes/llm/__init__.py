@@ -311,15 +311,11 @@ async def _ask(complete: Complete, call: Call, read: Callable[[Reply], T]) -> As
             kind, message = "malformed", str(error)
             if not text.strip():
                 kind, message = "empty", "the answer was empty, but for the model's thoughts"
-        if kind == "cut":
-            room = current.room * 2
-            # It may have had more room than it asked for: with less than it spent it is cut again.
-            while room * call.max_tokens <= spent:
-                room *= 2
-            if room <= call.room * 2**MAX_GROWTHS:
-                # With the same seed its text does not depend on when the room was learned.
-                current = replace(current, room=room)
-                continue
+        room = _room_after_cut(current, spent) if kind == "cut" else None
+        if room is not None and room <= call.room * 2**MAX_GROWTHS:
+            # With the same seed its text does not depend on when the room was learned.
+            current = replace(current, room=room)
+            continue
         draw += 1
         if draw == MAX_ASKS or kind == "cut":
             raise CallFailed(call.stage, "cut" if kind == "long" else kind, message, usage)
@@ -334,6 +330,17 @@ async def _ask(complete: Complete, call: Call, read: Callable[[Reply], T]) -> As
         )
         if kind == "malformed" and text and call.answer is not None:
             current = replace(current, messages=(*call.messages, *_correction(text, message)))
+
+
+def _room_after_cut(call: Call, spent: int) -> int:
+    """The room for an answer that was cut: twice as much, and more than the answer spent.
+
+    It may have had more room than it asked for: with less than it spent it is cut again.
+    """
+    room = call.room * 2
+    while room * call.max_tokens <= spent:
+        room *= 2
+    return room
 
 
 def _correction(text: str, fault: str) -> tuple[Message, Message]:
