@@ -25,6 +25,8 @@ CONTENT = (
     *("content_filter", "length"),
 )
 MARK = "BADMARK"
+# The share of proposals that several seeds make, and of instructions that a judge fails.
+COMMON, SCREENED = 1 / 3, 0.3
 QUALITIES = """
     gives a reason for every claim; closes with a short summary; explains each step before the next;
     uses short sentences throughout; begins with the main answer; compares two ways of doing it;
@@ -62,15 +64,29 @@ def answer(body: dict[str, Any], reject: float) -> dict[str, Any]:
             rows[0]["verdict"] = "fail"
         if drawn(prompt, "evidence") < 0.1:
             rows[-1]["evidence"] = "words that are nowhere"
+    if stage == "screen":
+        for item, text in zip(
+            content["instructions"], fakes.tagged(prompt, "instruction"), strict=True
+        ):
+            # Jurors differ at times.
+            share = SCREENED + 0.2 * (drawn(text, body["model"], "errs") - 0.5)
+            if item["verdicts"] and drawn(text, "screened") < share:
+                item["verdicts"][0]["verdict"] = "fail"
     if stage == "propose":
         rows = content["instructions"]
         for i, text in enumerate(rows):
-            if drawn(text, "common") < 0.15:
+            if drawn(text, "common") < COMMON:
                 rows[i] = fakes.words(f"common {int(drawn(text) * 12)}", 12) + "?"
     if stage == "extract":
         texts = [" ".join(q.split()) for q in QUALITIES.split(";")]
         for i, one in enumerate(content["characteristics"]):
             one["text"] = texts[int(drawn(prompt, str(i)) * len(texts))]
+        if "instruction_characteristics" in prompt:
+            quote = " ".join(fakes.tagged(prompt, "instruction")[-1].split()[:4])
+            content["instruction_characteristics"] = [
+                {"text": text, "quote": quote, "must": True}
+                for text in ("states the case it is for", "asks for one thing that can be checked")
+            ]
     return content
 
 
