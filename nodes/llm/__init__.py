@@ -299,15 +299,11 @@ async def _ask(complete: Complete, call: Call, read: Callable[[Reply], T]) -> As
             kind, message = "malformed", str(error)
             if not text.strip():
                 kind, message = "empty", "the answer was empty, but for the model's thoughts"
-        if kind == "cut":
-            room = current.room * 2
-            # It may have had more room than it asked for: with less than it spent it is cut again.
-            while room * call.max_tokens <= spent:
-                room *= 2
-            if room <= call.room * 2**MAX_GROWTHS:
-                # With the same seed its text does not depend on when the room was learned.
-                current = replace(current, room=room)
-                continue
+        room = _larger_room(current, spent)
+        if kind == "cut" and room <= call.room * 2**MAX_GROWTHS:
+            # With the same seed its text does not depend on when the room was learned.
+            current = replace(current, room=room)
+            continue
         draw += 1
         if draw == MAX_ASKS or kind == "cut":
             raise CallFailed(call.stage, "cut" if kind == "long" else kind, message, usage)
@@ -322,6 +318,17 @@ async def _ask(complete: Complete, call: Call, read: Callable[[Reply], T]) -> As
         )
         if kind == "malformed" and text and call.answer is not None:
             current = replace(current, messages=(*call.messages, *_correction(text, message)))
+
+
+def _larger_room(call: Call, spent: int) -> int:
+    """The room to ask for after an answer was cut off when it had spent so many tokens.
+
+    It may have had more than it asked for; with no more than it spent it would be cut again.
+    """
+    room = call.room * 2
+    while room * call.max_tokens <= spent:
+        room *= 2
+    return room
 
 
 def _correction(text: str, fault: str) -> tuple[Message, Message]:
