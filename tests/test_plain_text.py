@@ -198,10 +198,3 @@ def test_settings_of_a_stage_hold_for_a_text_call(tmp_path):
     assert ended.returncode == 0, ended.stderr
     (body,) = [body for body in endpoint.bodies if stage_of(body) == "generate"]
     assert (body["temperature"], body["max_tokens"], body["top_k"]) == (0.125, 77, 3)
-
-
-def test_a_response_that_goes_on_with_the_prompts_own_tags_is_asked_for_again() -> None:
-    text = "<response>\nSo it is.\n</response>\n<feedback>\nSay why.\n</feedback>"
-    with pytest.raises(UnreadableAnswer, match="after the response comes more"):
-        read_text(text)
-    assert read_text("<response>\nSo it is.\n</response>") == "So it is."
