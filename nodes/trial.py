@@ -367,7 +367,7 @@ def spoil_instruction(instruction: str, response: str) -> dict[str, str]:
     its place, `other_task` asks for something else about the same words, and `cut_out` lacks the
     text, code or quotation that it depends on.
 
-    >>> sorted(spoil_instruction("Sort these: 3, 1, 2, and say why each step is needed.", "1, 2."))
+    >>> sorted(spoil_instruction("Sort these: 3, 1, 2, and say why each step.", "It is 1, 2, 3."))
     ['cut_out', 'first_clause', 'opening', 'other_task']
     """
     spoiled = {

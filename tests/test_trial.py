@@ -98,9 +98,12 @@ async def test_a_criterion_has_to_earn_its_place(
     said = {"own": own, **spoiled_ones}
     model = writing(lambda response, id_: said[response] if id_ == "c1" else "pass")
     trial = await tried(model, WRITTEN, criterion("c1"))
+    passed = {name: int(verdict == "pass") for name, verdict in spoiled_ones.items()}
+    tested = {**criterion("c1"), "bar": None}
+    tested["trial"] = {"references": 1, "own": 1, "spoiled": passed}
     expected = {
-        "earned": [{**criterion("c1"), "must": True, "bar": None}],
-        "demoted": [{**criterion("c1"), "must": False, "bar": None}],
+        "earned": [{**tested, "must": True}],
+        "demoted": [{**tested, "must": False}],
         "dropped": [],
     }
     assert trial.criteria == expected[outcome]
