@@ -204,14 +204,19 @@ async def _judge_all(questions: _Questions, instructions: Sequence[str], draw: i
             if error.kind not in FAULTS_OF_CONTENT:
                 error.usage = add_usage(usage, error.usage)
                 raise
-            reason = f"The endpoint would not judge it: {error.message}"[:300]
-            unknown = [verdict(c["id"], "unknown", reason) for c in criteria]
+            unknown = [_not_judged(c, error) for c in criteria]
             results.append(ScreenResult([unknown], error.usage, len(unknown)))
     return ScreenResult(
         [verdicts for result in results for verdicts in result.verdicts],
         reduce(add_usage, (result.usage for result in results), usage),
         sum(result.readable for result in results),
     )
+
+
+def _not_judged(criterion: Criterion, error: CallFailed) -> Verdict:
+    """What is known of a criterion where the endpoint refuses to judge the text."""
+    reason = f"The endpoint would not judge it: {error.message}"[:300]
+    return verdict(criterion["id"], "unknown", reason)
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,7 +298,8 @@ async def judge_instruction_by_log_odds(
 ) -> tuple[list[Verdict], Usage]:
     """Verdicts on one instruction: the rules, then one yes/no token for each judged criterion.
 
-    The judge is not asked if a rule fails. Raises `CallFailed`.
+    The judge is not asked if a rule fails, and a question whose content it refuses is unknown.
+    Raises `CallFailed`.
     """
     verdicts, usage = [], no_usage()
     for criterion in criteria:
@@ -315,9 +321,16 @@ async def judge_instruction_by_log_odds(
         asks = criterion["text"] if fault is None else fault
         texts = ANSWERABLE_QUESTIONS if criterion["id"] == ANSWERABLE_ID else (asks,)
         first = draw * QUESTIONS_PER_DRAW + number * len(ANSWERABLE_QUESTIONS)
-        score, call_usage = await ask_of_instruction(
-            complete, context, origin, instruction, texts, first, history
-        )
+        try:
+            score, call_usage = await ask_of_instruction(
+                complete, context, origin, instruction, texts, first, history
+            )
+        except CallFailed as error:
+            usage = error.usage = add_usage(usage, error.usage)
+            if error.kind not in FAULTS_OF_CONTENT:
+                raise
+            by_id[criterion["id"]] = _not_judged(criterion, error)
+            continue
         usage = add_usage(usage, call_usage)
         # Of a pitfall it is asked whether the instruction has the fault.
         score = score if fault is None else -score

@@ -223,7 +223,10 @@ async def try_instruction_criteria(
             results.append(None)
             continue
         usage = add_usage(usage, result.usage)
-        results.append({v["criterion_id"]: v for v in result.verdicts[0]})
+        (judged,) = result.verdicts
+        # All unknown: a content filter refuses the text, or it is too long.
+        known = any(v["verdict"] != "unknown" for v in judged)
+        results.append({v["criterion_id"]: v for v in judged} if known else None)
     own, *others = results
     by_kind = {n: v for n, v in zip(spoiled, others, strict=True) if v is not None}
     if own is None:
@@ -252,25 +255,38 @@ async def _answerable_bar(
     """The mean log-odds of forms of the instruction that lack what is needed.
 
     Not halfway to its own: such a form can often still be answered, and halfway was over a third of
-    the good instructions (measured). None if the instruction itself does not score higher.
+    the good instructions (measured). None if the instruction itself does not score higher. What a
+    content filter refuses is left out; without a score of the instruction itself there is no bar.
     """
     lacking = [spoiled[name] for name in ("first_clause", "cut_out") if name in spoiled]
     if not lacking:
         return None, no_usage()
-    scores, usage = [], no_usage()
+    scores: list[float] = []
+    usage = no_usage()
     for draw, text in enumerate((reference["instruction"], *lacking)):
-        score, call_usage = await ask_of_instruction(
-            complete,
-            context,
-            origin,
-            text,
-            ANSWERABLE_QUESTIONS,
-            draw * QUESTIONS_PER_DRAW,
-            reference.get("history", ()),
-        )
+        try:
+            score, call_usage = await ask_of_instruction(
+                complete,
+                context,
+                origin,
+                text,
+                ANSWERABLE_QUESTIONS,
+                draw * QUESTIONS_PER_DRAW,
+                reference.get("history", ()),
+            )
+        except CallFailed as error:
+            usage = error.usage = add_usage(usage, error.usage)
+            if error.kind not in FAULTS_OF_CONTENT:
+                raise
+            if draw == 0:
+                return None, usage
+            continue
         usage = add_usage(usage, call_usage)
         scores.append(score)
-    own, worse = scores[0], sum(scores[1:]) / len(scores[1:])
+    own, *others = scores
+    if not others:
+        return None, usage
+    worse = sum(others) / len(others)
     return (round(worse, 4) if own > worse else None), usage
 
 
@@ -367,7 +383,7 @@ def spoil_instruction(instruction: str, response: str) -> dict[str, str]:
     its place, `other_task` asks for something else about the same words, and `cut_out` lacks the
     text, code or quotation that it depends on.
 
-    >>> sorted(spoil_instruction("Sort these: 3, 1, 2, and say why each step is needed.", "1, 2."))
+    >>> sorted(spoil_instruction("Sort these: 3, 1, 2, and say why each step.", "It is 1, 2, 3."))
     ['cut_out', 'first_clause', 'opening', 'other_task']
     """
     spoiled = {

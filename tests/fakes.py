@@ -147,6 +147,8 @@ class ScriptedModel:
         await asyncio.sleep(0)
         if call.kind == "question":
             said = self.stages["odds"](call) if "odds" in self.stages else 2.0
+            if isinstance(said, Exception):
+                raise said
             p = 1 / (1 + np.exp(-said))
             return Reply("Yes", "stop", dict(USAGE), odds={"yes": float(p), "no": float(1 - p)})
         script = self.stages.get(call.stage)

@@ -75,7 +75,7 @@ async def test_a_decision_is_taken_back(tmp_path):
 
 
 async def test_criteria_marked_as_wrong_stand_with_the_decision_and_go_with_it(tmp_path):
-    await run_for_review(tmp_path)
+    await run_for_review(tmp_path, screen=True)
     with ReviewProcess(tmp_path) as process:
         items = process.ask("/review/queue")[1]["items"]
         path = f"/review/items/{items[0]['id']}"

@@ -348,6 +348,27 @@ async def test_by_log_odds_rules_come_first_and_one_question_has_a_bar() -> None
     assert not any("umber steps" in prompt_of(c) for c in screen_calls)
 
 
+async def test_by_log_odds_what_a_filter_refuses_is_dropped_and_the_seed_goes_on() -> None:
+    def odds(call: Call) -> float | CallFailed:
+        text = tagged(prompt_of(call), "instruction")[-1]
+        if "amber fjords" in text and call.stage == "screen":
+            return CallFailed("screen", "filtered", "not this")
+        return 3.0 if "?" in text else -3.0
+
+    model = ScriptedModel(
+        propose=proposing(["What of amber fjords now?", "How do umber fjords form in delta?"]),
+        odds=odds,
+    )
+    graph = build_graph(complete=model, embed=letters)
+    context = Context(model="m", judge_method="logodds", references_per_seed=1, per_seed=2)
+    state = await graph.ainvoke(
+        {"seed": {"instruction": "Umber fjords in the delta"}, "references": references(1)},
+        context=context,
+    )
+    made = [s["instruction"] for s in state["samples"] if s["instruction"] is not None]
+    assert made == ["How do umber fjords form in delta?"]
+
+
 async def test_all_arms_make_and_screen_the_same_instructions() -> None:
     keys = {}
     for arm in ("reference", "sample", "none", "generic", "swapped"):
