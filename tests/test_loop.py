@@ -54,7 +54,8 @@ async def test_it_stops_at_the_first_pass():
     model = ScriptedModel()
     out = await run(model)
     assert [s["status"] for s in out["samples"]] == ["accepted"]
-    assert [c.stage for c in model.calls] == ["extract", "propose", "generate", "critique"]
+    stages = [c.stage for c in model.calls]
+    assert stages == ["extract", "propose", "screen", "generate", "critique"]
 
 
 async def test_only_failed_verdicts_are_fed_back():
@@ -213,10 +214,10 @@ async def test_one_reference_that_cannot_be_learned_from_does_not_cost_the_seed(
     assert out["samples"][0]["status"] == "accepted"
 
 
-async def test_without_feedback_there_is_no_judge():
+async def test_without_feedback_no_response_is_judged():
     model = ScriptedModel()
     out = await run(model, feedback="none")
-    assert [c.stage for c in model.calls] == ["propose", "generate"]
+    assert [c.stage for c in model.calls] == ["propose", "screen", "generate"]
     assert out["samples"][0]["status"] == "accepted"
 
 

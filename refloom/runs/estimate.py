@@ -308,7 +308,10 @@ class FakeModel:
         if call.kind == "question":
             # One token.
             cost = StageCost(1, prompt_bytes, 1 / self._assume.tokens_per_byte)
-            passes = call.stage == "screen" or self._passes(call, prompt)
+            if call.stage == "screen":
+                passes = _tagged(prompt, "instruction")[-1] in self._on_topic
+            else:
+                passes = self._passes(call, prompt)
             yes = 0.99 if passes else 0.01
             reply = Reply("Yes", "stop", no_usage(), odds={"yes": yes, "no": 1 - yes})
         elif call.answer is None:
@@ -356,7 +359,8 @@ class FakeModel:
             }
         if call.stage == "propose":
             count = int(re.findall(r"(\d+) instructions", prompt)[0])
-            texts = [self._filler(self._instruction_bytes) for _ in range(count)]
+            # The mark makes a request of it, whatever the words are.
+            texts = [self._filler(self._instruction_bytes - 1) + "?" for _ in range(count)]
             self._on_topic.update(texts)
             return {"instructions": texts}
         if call.stage == "screen":
