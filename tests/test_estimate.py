@@ -30,7 +30,9 @@ from refloom.runs.estimate import (
 from refloom.runs.run import Run, Tools
 from refloom.settings import Settings
 
-PRICES = Prices({"m": Price(1.0, 2.0, 0.5), "judge": Price(10.0, 20.0)})
+PRICES = Prices(
+    {"m": Price(1.0, 2.0, 0.5), "judge": Price(10.0, 20.0), "third": Price(1.0, 2.0)},
+)
 # What the scripted model answers with: two characteristics, the same for every reference.
 SCRIPTED = Assumptions(characteristics=2)
 
@@ -130,6 +132,7 @@ RUNS = [
     {"feedback": "swapped", "try_criteria": True},
     {"max_criteria": 0},
     {"screen": False, "try_criteria": True},
+    {"judge_model": "m,judge,third", "try_criteria": True},
     {"max_attempts": 1, "answer_seeds": True},
 ]
 
