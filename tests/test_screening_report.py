@@ -75,7 +75,7 @@ def run_dir(tmp_path_factory) -> Path:
 
     out = tmp_path_factory.mktemp("screened")
     seeds = [f"{words('one', 7)} hopeful", f"{words('two', 7)} hopeless"]
-    asyncio.run(finish_run(out, held(), seeds, try_criteria=True, per_seed=3))
+    asyncio.run(finish_run(out, held(), seeds, screen=True, try_criteria=True, per_seed=3))
     return out
 
 
@@ -163,7 +163,7 @@ async def test_a_run_of_an_earlier_version_has_no_section_and_no_trial(tmp_path,
 
 async def test_a_criterion_that_a_reviewer_marked_as_wrong_is_counted_for_it(tmp_path):
     model = ScriptedModel(critique=lambda call: verdicts(prompt_of(call)))
-    await run_for_review(tmp_path, model)
+    await run_for_review(tmp_path, model, screen=True)
     queue = ReviewQueue(tmp_path)
     for entry in queue.queue()["items"]:
         sample = queue.item(entry["id"])["sample"]
@@ -227,7 +227,7 @@ async def test_the_card_of_a_screen_by_log_odds_names_what_it_rests_on(tmp_path)
         return {"instructions": [f"What of {' '.join(turned)}?"]}
 
     model = ScriptedModel(propose=propose)
-    await finish_run(tmp_path, model, judge_method="logodds", try_criteria=False)
+    await finish_run(tmp_path, model, screen=True, judge_method="logodds", try_criteria=False)
     assert "screened, by rules, the cosine with the seed, and the judge's yes or no" in card_of(
         tmp_path
     )

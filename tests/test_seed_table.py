@@ -47,7 +47,7 @@ def picky() -> ScriptedModel:
 
 
 async def test_the_table_has_what_became_of_each_seed_and_those_without_a_row_come_first(tmp_path):
-    await finish_run(tmp_path, picky(), seeds=SEEDS, max_attempts=1)
+    await finish_run(tmp_path, picky(), screen=True, seeds=SEEDS, max_attempts=1)
     table = read_seed_table(tmp_path)
     none = dict.fromkeys(("rejected", "failed", "screened", "duplicate", "unfit", "surplus"), 0)
     assert table == {
@@ -65,7 +65,7 @@ async def test_the_table_has_what_became_of_each_seed_and_those_without_a_row_co
 
 
 async def test_status_shows_the_table_and_says_in_a_line_that_seeds_left_no_row(tmp_path):
-    await finish_run(tmp_path, picky(), seeds=SEEDS, max_attempts=1)
+    await finish_run(tmp_path, picky(), screen=True, seeds=SEEDS, max_attempts=1)
     said = json.loads(refloom("status", tmp_path, "--json", cwd=tmp_path).stdout)
     assert {key: said[key] for key in ("seeds", "seeds_without_rows")} == read_seed_table(tmp_path)
     text = refloom("status", tmp_path, cwd=tmp_path).stdout
@@ -77,7 +77,7 @@ async def test_status_shows_the_table_and_says_in_a_line_that_seeds_left_no_row(
 
 
 async def test_a_long_table_is_cut_and_its_total_is_not(tmp_path, monkeypatch):
-    await finish_run(tmp_path, picky(), seeds=SEEDS, max_attempts=1)
+    await finish_run(tmp_path, picky(), screen=True, seeds=SEEDS, max_attempts=1)
     monkeypatch.setattr(seed_table, "MAX_SEEDS_LISTED", 1)
     table = read_seed_table(tmp_path)
     assert [seed["seed_id"] for seed in table["seeds"]] == ["seed-1"]
