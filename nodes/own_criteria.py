@@ -161,10 +161,11 @@ def _check_id(id_: str) -> None:
     # Imported here: what only reads criteria does not wait for NumPy.
     from nodes.checks import DEFAULT_CHECKS
     from nodes.criteria import ANSWERS_ID, RULES
+    from nodes.screening import BUILT_IN_IDS
 
     if not _ID.fullmatch(id_):
         raise ValueError(f"id: {id_[:80]!r} is not 1 to 80 letters, digits, and _ - . : /")
-    reserved = {ANSWERS_ID, *RULES, *DEFAULT_CHECKS}
+    reserved = {ANSWERS_ID, *RULES, *DEFAULT_CHECKS, *BUILT_IN_IDS}
     if id_ in reserved or _RESERVED_ID.fullmatch(id_):
         raise ValueError(f"id: {id_!r} is a criterion of refloom's own")
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from memory.embed import Embed, cosine
 from memory.references import Turn
@@ -267,8 +267,9 @@ class _Questions:
                     break
                 raise
             usage = add_usage(usage, result.usage)
-            for item in result.answer.instructions:
-                if isinstance(item, InstructionJudgement) and item.number - 1 in open_:
+            for said in result.answer.instructions:
+                item = _read_item(said)
+                if item is not None and item.number - 1 in open_:
                     i = item.number - 1
                     for judgement in item.verdicts:
                         read = read_judgement(judgement, instructions[i], pitfalls)
@@ -282,6 +283,16 @@ class _Questions:
             usage,
             readable,
         )
+
+
+def _read_item(item: Any) -> InstructionJudgement | None:
+    """The verdicts on one instruction; None if they have no number. A numeral may be a text."""
+    if isinstance(item, InstructionJudgement):
+        return item
+    try:
+        return InstructionJudgement.model_validate(item)
+    except ValidationError:
+        return None
 
 
 async def judge_instruction_by_log_odds(

@@ -107,6 +107,10 @@ BAD = [
     ({"text": "is short", "seed_id": 1}, "seed_id: must be a text"),
     ({"text": "is short", "id": "a b"}, "id: 'a b' is not"),
     ({"text": "is short", "id": "not-empty"}, "id: 'not-empty' is a criterion of refloom's own"),
+    (
+        {"text": "is short", "of": "instruction", "id": "instruction-is-a-request"},
+        "is a criterion of refloom's own",
+    ),
     ({"text": "is long", "id": "one"}, "id: 'one' is that of line 1 already"),
     ({"text": "is good"}, "the criterion is that of line 1 already"),
     ({"text": "is short", "of": "instruction", "check": "json"}, "check: is made of responses"),

@@ -150,6 +150,38 @@ async def test_a_verdict_that_cannot_be_read_twice_counts_against_its_instructio
     assert len(prompts) == 4 and prompts[1].count("<criterion ") == 1
 
 
+@pytest.mark.parametrize("form", ['"{}"', " {}.0", '" {} "'])
+async def test_an_instruction_is_known_by_its_number_written_as_text_too(tmp_path, form):
+    def write_number(call: Call) -> dict[str, Any]:
+        said = fail_vague(call)
+        for item in said["instructions"]:
+            item["number"] = json.loads(form.format(item["number"]))
+        return said
+
+    model = ScriptedModel(
+        propose=proposing(["Say more, vague amber cedar?"], ["How do umber fjords form in delta?"]),
+        screen=write_number,
+    )
+    said = await finish_run(tmp_path, model, seeds=[words("seed", 8)])
+    assert said["counts"]["failed"] == 0 and said["counts"]["accepted"] == 1
+    assert [row["instruction"] for row in rows(tmp_path, "accepted")] == [
+        "How do umber fjords form in delta?"
+    ]
+    assert len(model.asked("screen")) == 2
+
+
+async def test_a_number_that_is_no_instructions_is_not_read(tmp_path):
+    def write_number(call: Call) -> dict[str, Any]:
+        said = screened(prompt_of(call))
+        said["instructions"] += [
+            {"number": number, "verdicts": []} for number in (0, 9, "one", 1.5)
+        ]
+        return said
+
+    said = await finish_run(tmp_path, ScriptedModel(screen=write_number), seeds=[words("seed", 8)])
+    assert said["counts"]["accepted"] == 1 and said["counts"]["screened"] == 0
+
+
 async def test_a_screen_that_brings_nothing_readable_fails_the_seed(tmp_path):
     model = ScriptedModel(screen=lambda call: "no JSON at all")
     said = await finish_run(tmp_path, model, seeds=[words("seed", 8)])
