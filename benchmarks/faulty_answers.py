@@ -65,18 +65,9 @@ def answer(body: dict[str, Any], reject: float) -> dict[str, Any]:
         if drawn(prompt, "evidence") < 0.1:
             rows[-1]["evidence"] = "words that are nowhere"
     if stage == "screen":
-        for item, text in zip(
-            content["instructions"], fakes.tagged(prompt, "instruction"), strict=True
-        ):
-            # Jurors differ at times.
-            share = SCREENED + 0.2 * (drawn(text, body["model"], "errs") - 0.5)
-            if item["verdicts"] and drawn(text, "screened") < share:
-                item["verdicts"][0]["verdict"] = "fail"
+        _fail_instructions(content, prompt, body["model"])
     if stage == "propose":
-        rows = content["instructions"]
-        for i, text in enumerate(rows):
-            if drawn(text, "common") < COMMON:
-                rows[i] = fakes.words(f"common {int(drawn(text) * 12)}", 12) + "?"
+        content["instructions"] = [_with_common(text) for text in content["instructions"]]
     if stage == "extract":
         texts = [" ".join(q.split()) for q in QUALITIES.split(";")]
         for i, one in enumerate(content["characteristics"]):
@@ -88,6 +79,22 @@ def answer(body: dict[str, Any], reject: float) -> dict[str, Any]:
                 for text in ("states the case it is for", "asks for one thing that can be checked")
             ]
     return content
+
+
+def _with_common(text: str) -> str:
+    """A proposal, or one of twelve that several seeds make."""
+    common = drawn(text, "common") < COMMON
+    return fakes.words(f"common {int(drawn(text) * 12)}", 12) + "?" if common else text
+
+
+def _fail_instructions(content: dict[str, Any], prompt: str, juror: str) -> None:
+    """Fail some instructions by hash; jurors differ at times."""
+    for item, text in zip(
+        content["instructions"], fakes.tagged(prompt, "instruction"), strict=True
+    ):
+        share = SCREENED + 0.2 * (drawn(text, juror, "errs") - 0.5)
+        if item["verdicts"] and drawn(text, "screened") < share:
+            item["verdicts"][0]["verdict"] = "fail"
 
 
 def spoilt_text(kind: str, content: dict[str, Any]) -> tuple[dict[str, Any], str]:

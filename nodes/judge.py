@@ -31,6 +31,8 @@ QUESTIONS_PER_DRAW = 64
 DRAWS_PER_PART = 1 << 16
 # Faults of what is asked about and not of the endpoint: another juror may take the same call.
 FAULTS_OF_CONTENT = ("filtered", "refused", "too_long")
+# Other words for a verdict that judges write.
+_SPELLINGS = {"passed": "pass", "passes": "pass", "failed": "fail", "fails": "fail"}
 NO_JUROR_VERDICT = "The juror's endpoint would not take the call"
 _QUOTE_MARKS = str.maketrans({"“": '"', "”": '"', "„": '"', "«": '"', "»": '"', "‘": "'", "’": "'"})
 _SPACE_AND_QUOTES = re.compile(r"[\s\"'`]+")
@@ -275,7 +277,7 @@ def read_judgement(item: Any, text: str, pitfalls: Collection[str] = ()) -> Verd
         judgement = item if isinstance(item, Judgement) else Judgement.model_validate(item)
     except ValidationError:
         return None
-    outcome = judgement.verdict.strip().lower()
+    outcome = _SPELLINGS.get(outcome := judgement.verdict.strip().rstrip(".").lower(), outcome)
     if outcome not in ("pass", "fail", "not_applicable"):
         return None
     if outcome == "not_applicable" and judgement.criterion_id == ANSWERS_ID:

@@ -117,11 +117,15 @@ def _read_fields(value: Any) -> dict[str, Any]:
     return {key: part for key, part in fields.items() if part is not None}
 
 
+# What is left of a text that breaks off before it says anything.
+_SAYS_NOTHING = ("the response", "the instruction", "should", "must", "must be", "is", "be")
+
+
 def _read_text(fields: Mapping[str, Any]) -> tuple[str, str]:
     """The person's words, and the same made to fit."""
     words = " ".join(_read(fields, "text", str, "a text", "").split())
     text = fit_text(words)
-    if not text:
+    if not text or text.lower() in _SAYS_NOTHING:
         raise ValueError("text: is missing or empty")
     if len(text) > MAX_TEXT_CHARS:
         raise ValueError(f"text: has {len(text)} characters, at most {MAX_TEXT_CHARS} are read")

@@ -177,9 +177,9 @@ async def _judge_by_log_odds(
 def _describe_failed(verdicts: Sequence[Verdict], criteria: Sequence[Criterion]) -> str:
     """Which criteria an instruction does not meet, each with the judge's reason."""
     texts = {c["id"]: c["text"] for c in criteria}
-    parts = []
-    for verdict in verdicts:
-        if not passes(verdict):
-            unknown = "" if verdict["verdict"] == "fail" else f"{verdict['verdict']}: "
-            parts.append(f"{unknown}{texts[verdict['criterion_id']]} ({verdict['reason']})")
-    return "; ".join(parts)
+    failed = [v for v in verdicts if v["verdict"] == "fail"]
+    # Where one fails, others may not have been asked.
+    unmet = failed or [v for v in verdicts if not passes(v)]
+    return "; ".join(
+        f"{'' if failed else 'unknown: '}{texts[v['criterion_id']]} ({v['reason']})" for v in unmet
+    )

@@ -159,7 +159,7 @@ def read_text(
         text = bare[: bare.rindex("<")]
     if echo := _ECHO.match(text):
         raise UnreadableAnswer(
-            f"after the response comes more, beginning with {echo['more']!r}: give the response alone"
+            f"after the response comes more, from {echo['more']!r} on: give the response alone"
         )
     text = _untag(text)
     if not code_only and (inner := _unfence(text.strip())) is not None:
