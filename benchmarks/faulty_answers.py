@@ -25,6 +25,8 @@ CONTENT = (
     *("content_filter", "length"),
 )
 MARK = "BADMARK"
+# The share of proposals that several seeds make, and of instructions that a judge fails.
+COMMON, SCREENED = 1 / 3, 0.3
 QUALITIES = """
     gives a reason for every claim; closes with a short summary; explains each step before the next;
     uses short sentences throughout; begins with the main answer; compares two ways of doing it;
@@ -62,16 +64,37 @@ def answer(body: dict[str, Any], reject: float) -> dict[str, Any]:
             rows[0]["verdict"] = "fail"
         if drawn(prompt, "evidence") < 0.1:
             rows[-1]["evidence"] = "words that are nowhere"
+    if stage == "screen":
+        _fail_instructions(content, prompt, body["model"])
     if stage == "propose":
-        rows = content["instructions"]
-        for i, text in enumerate(rows):
-            if drawn(text, "common") < 0.15:
-                rows[i] = fakes.words(f"common {int(drawn(text) * 12)}", 12) + "?"
+        content["instructions"] = [_with_common(text) for text in content["instructions"]]
     if stage == "extract":
         texts = [" ".join(q.split()) for q in QUALITIES.split(";")]
         for i, one in enumerate(content["characteristics"]):
             one["text"] = texts[int(drawn(prompt, str(i)) * len(texts))]
+        if "instruction_characteristics" in prompt:
+            quote = " ".join(fakes.tagged(prompt, "instruction")[-1].split()[:4])
+            content["instruction_characteristics"] = [
+                {"text": text, "quote": quote, "must": True}
+                for text in ("states the case it is for", "asks for one thing that can be checked")
+            ]
     return content
+
+
+def _with_common(text: str) -> str:
+    """A proposal, or one of twelve that several seeds make."""
+    common = drawn(text, "common") < COMMON
+    return fakes.words(f"common {int(drawn(text) * 12)}", 12) + "?" if common else text
+
+
+def _fail_instructions(content: dict[str, Any], prompt: str, juror: str) -> None:
+    """Fail some instructions by hash; jurors differ at times."""
+    for item, text in zip(
+        content["instructions"], fakes.tagged(prompt, "instruction"), strict=True
+    ):
+        share = SCREENED + 0.2 * (drawn(text, juror, "errs") - 0.5)
+        if item["verdicts"] and drawn(text, "screened") < share:
+            item["verdicts"][0]["verdict"] = "fail"
 
 
 def spoilt_text(kind: str, content: dict[str, Any]) -> tuple[dict[str, Any], str]:

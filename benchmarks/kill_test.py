@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import shlex
 import shutil
 import signal
 import sys
@@ -49,6 +50,7 @@ def command(args: argparse.Namespace, url: str, out: Path) -> list[str]:
         *("--base-url", url, "--model", "m", "--random-seed", "5", "--quiet"),
         *("--per-seed", str(PER_SEED), "--concurrency", str(args.concurrency)),
         *("--references-per-seed", str(args.references_per_seed)),
+        *shlex.split(args.flags),
     ]
 
 
@@ -106,7 +108,7 @@ def alike(path: Path) -> list[dict[str, Any]]:
 def compare(out: Path, problems: list[str]) -> tuple[int, int]:
     """How many rows there are, and how many of them are the same in both runs."""
     total = same = 0
-    for name in FILES:
+    for name in (*FILES, "dropped"):
         calm, killed = (alike(out / run / f"{name}.jsonl") for run in ("calm", "killed"))
         total += max(len(calm), len(killed))
         for n, (a, b) in enumerate(zip_longest(calm, killed), 1):
@@ -131,7 +133,8 @@ def add_up(directory: Path, log: Path, problems: list[str]) -> None:
     for name in FILES:
         if counts[name] != (row_count := len(rows_of(directory / f"{name}.jsonl"))):
             problems.append(f"{directory.name}: {counts[name]} {name}, {row_count} rows of them")
-    slots = counts["candidates"] + counts["duplicates"]
+    reasons = ("duplicates", "screened", "unfit", "surplus")
+    slots = counts["candidates"] + sum(counts[reason] for reason in reasons)
     least = counts["seeds"] if counts["failed"] else counts["seeds"] * PER_SEED
     if slots < least:
         problems.append(f"{directory.name}: {slots} slots and duplicates of {least} at least")
@@ -216,6 +219,7 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, default=8)
     parser.add_argument("--latency-ms", type=float, default=20)
     parser.add_argument("--out", type=Path, help="emptied first; default: a temporary directory")
+    parser.add_argument("--flags", default="", help="more flags of the run, as one text")
     parser.add_argument("--quiet", action="store_true")
     args = parser.parse_args()
     args.seeds = args.seeds or max(4 * args.kills, 60)

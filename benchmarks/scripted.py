@@ -136,6 +136,29 @@ class KnownModel:
         made = [words(INSTRUCTION_WORDS, draw("propose"), i) for i in range(count)]
         return "propose", {"instructions": made}
 
+    def _screen(self, prompt: str, draw: Any) -> tuple[str, dict[str, Any]]:
+        ids = re.findall(r'<criterion(?:-\w+)? id="([^"]+)"', prompt)
+        numbered = re.findall(
+            r'<(instruction(?:-\w+)?) number="(\d+)">\n(.*?)\n</\1>', prompt, re.DOTALL
+        )
+        return "screen", {
+            "instructions": [
+                {
+                    "number": int(number),
+                    "verdicts": [
+                        {
+                            "criterion_id": id_,
+                            "reason": words(REASON_WORDS, draw("reason"), id_),
+                            "evidence": " ".join(text.split()[:EVIDENCE_WORDS]),
+                            "verdict": "pass",
+                        }
+                        for id_ in ids
+                    ],
+                }
+                for _, number, text in numbered
+            ]
+        }
+
     def _generate(self, prompt: str, draw: Any) -> tuple[str, str]:
         return "generate", self._written(draw, draw("good") < self.world.passes)
 

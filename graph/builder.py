@@ -16,6 +16,7 @@ from graph.routing import (
     after_critique_alone,
     after_propose,
     after_sample,
+    after_screen,
 )
 from memory.characteristics import Characteristics
 from memory.contamination import Contamination
@@ -23,6 +24,7 @@ from memory.embed import Embed
 from memory.index import DrawOther, Search
 from nodes.add import AddToIndex, add
 from nodes.begin import begin
+from nodes.checks import RunCheck, run_safe_check
 from nodes.context import Context
 from nodes.critique import critique
 from nodes.extract import extract
@@ -40,11 +42,13 @@ from nodes.inputs import (
 )
 from nodes.llm import Complete
 from nodes.llm.chat_model import ModelClient
+from nodes.own_criteria import OwnCriteria
 from nodes.propose import propose
 from nodes.refine import refine
 from nodes.retrieve import retrieve
 from nodes.review import review, review_one
 from nodes.sample import sample as run_sample
+from nodes.screen import screen
 from nodes.state import SampleState, State
 
 Graph = CompiledStateGraph[Any, Context, Any, Any]
@@ -65,19 +69,25 @@ def build_graph(
     characteristics: Characteristics | None = None,
     hooks: RunHooks | None = None,
     contamination: Contamination | None = None,
+    own_criteria: OwnCriteria | None = None,
+    check: RunCheck | None = None,
     checkpointer: Any = None,
 ) -> Graph:
-    """The graph of one seed: retrieve, extract, propose, then one `sample` for each instruction.
+    """The graph of one seed: retrieve, extract, propose, screen, and a `sample` an instruction.
 
     What is left out defaults to the endpoint of the environment or the embedded model, the index of
-    `REFLOOM_INDEX` or the demo references, a memory of this process, and a seed on its own.
+    `REFLOOM_INDEX` or the demo references, a memory of this process, and a seed on its own. Without
+    a `check`, checks that run and read nothing are made, and others are unknown.
     """
+    check = check or run_safe_check
     if search is None:
         search = shared_search() if embed is None else DefaultSearch(embed)
         draw_other = draw_other or search.draw_other
     complete, embed = complete or ModelClient(only_listed=True), embed or shared_embedder()
     characteristics, hooks = characteristics or Characteristics(), hooks or RunHooks()
-    loop = build_sample(complete=complete, embed=embed, contamination=contamination, inner=True)
+    loop = build_sample(
+        complete=complete, embed=embed, contamination=contamination, check=check, inner=True
+    )
 
     # A closure and no partial, so that LangGraph finds the loop in it, draws it and streams it.
     async def sample(state: SampleState, runtime: Runtime[Context]) -> dict[str, Any]:
@@ -90,8 +100,11 @@ def build_graph(
         embed=embed,
         characteristics=characteristics,
         draw_other=draw_other,
+        own_criteria=own_criteria,
+        check=check,
     )
     proposing = partial(propose, complete=complete, hooks=hooks)
+    screening = partial(screen, complete=complete, embed=embed, hooks=hooks)
     reviewing = partial(review, contamination=contamination)
     builder = StateGraph(
         State,
@@ -102,11 +115,13 @@ def build_graph(
     builder.add_node("retrieve", retrieving, metadata=describe_node(retrieve))
     builder.add_node("extract", skip_if_ended(extracting), metadata=describe_node(extract))
     builder.add_node("propose", skip_if_ended(proposing), metadata=describe_node(propose))
+    builder.add_node("screen", screening, metadata=describe_node(screen))
     builder.add_node("sample", sample, metadata=describe_node(run_sample))
     builder.add_edge(START, "retrieve")
     builder.add_edge("retrieve", "extract")
     builder.add_edge("extract", "propose")
-    builder.add_conditional_edges("propose", Route(after_propose), ["sample"])
+    builder.add_conditional_edges("propose", Route(after_propose), ["screen", "sample"])
+    builder.add_conditional_edges("screen", Route(after_screen), ["propose", "sample"])
     if hooks.interrupts:
         builder.add_node("review", reviewing, metadata=describe_node(review))
         builder.add_conditional_edges("sample", Route(after_sample), ["review", END])
@@ -121,6 +136,7 @@ def build_sample(
     complete: Complete | None = None,
     embed: Embed | None = None,
     contamination: Contamination | None = None,
+    check: RunCheck | None = None,
     inner: bool = False,
     checkpointer: Any = None,
 ) -> Graph:
@@ -133,7 +149,13 @@ def build_sample(
     schemas = {} if inner else {"input_schema": SampleInput, "output_schema": SampleOutput}
     builder = StateGraph(SampleState, context_schema=Context, **schemas)
     generating = partial(generate, complete=complete)
-    critiquing = partial(critique, complete=complete, embed=embed, contamination=contamination)
+    critiquing = partial(
+        critique,
+        complete=complete,
+        embed=embed,
+        contamination=contamination,
+        check=check or run_safe_check,
+    )
     refining = partial(refine, complete=complete)
     builder.add_node("generate", catch_call_failure(generating), metadata=describe_node(generate))
     builder.add_node("critique", catch_call_failure(critiquing), metadata=describe_node(critique))
@@ -144,7 +166,8 @@ def build_sample(
         builder.add_edge(START, "generate")
         builder.add_conditional_edges("critique", Route(after_critique), ["refine", END])
     else:
-        builder.add_node("begin", begin, metadata=describe_node(begin))
+        beginning = partial(begin, check=check or run_safe_check)
+        builder.add_node("begin", beginning, metadata=describe_node(begin))
         reviewing = partial(review_one, contamination=contamination)
         builder.add_node("review", reviewing, metadata=describe_node(review))
         builder.add_edge(START, "begin")

@@ -37,7 +37,22 @@ class Route(Runnable[Any, Any]):
         return self._route(input)
 
 
-def after_propose(state: State) -> list[Send]:
+def after_propose(state: State) -> list[Send] | Literal["screen"]:
+    """Proposals are screened; instructions that the run has admitted are made samples of."""
+    ended = state.get("contaminated") or state.get("failure")
+    if ended or state.get("instructions") is not None:
+        return to_samples(state)
+    return "screen"
+
+
+def after_screen(state: State) -> list[Send] | Literal["propose"]:
+    """One sample for each admitted instruction; until that is known, propose once more."""
+    if state.get("failure") or state.get("instructions") is not None:
+        return to_samples(state)
+    return "propose"
+
+
+def to_samples(state: State) -> list[Send]:
     """One `sample` for each new instruction.
 
     A seed that failed, or is a benchmark's prompt, gets a single slot that records why.
@@ -53,15 +68,18 @@ def after_propose(state: State) -> list[Send]:
     bars = [entry["topic_bar"] for entry in learned if entry["topic_bar"] is not None]
     shared |= {
         "criteria": state["criteria"],
+        "instruction_criteria": state.get("instruction_criteria") or [],
         "topic_bar": sum(bars) / len(bars) if bars else None,
     }
     features = state.get("features") or {}
     by_feedback = bool(learned) and "response_feedback" in learned[0]
     sends = []
-    for slot, text in enumerate(state["instructions"][:MAX_SLOTS]):
+    verdicts = state.get("instruction_verdicts") or {}
+    for slot, text in enumerate((state["instructions"] or [])[:MAX_SLOTS]):
         if text is None:
             continue
         sample = {**shared, "slot": slot, "instruction": text}
+        sample["instruction_verdicts"] = verdicts.get(text, [])
         if by_feedback:
             sample["response_feedback"] = learned[0]["response_feedback"]
             sample["feature"] = features.get(text)

@@ -12,12 +12,12 @@ import sqlite3
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, cast
 
-from memory.references import IndexUnusable
+from memory.references import IndexUnusable, Reference
 from memory.sqlite_writer import SqliteWriter
 
 NAMESPACE = ("characteristics",)
@@ -82,6 +82,14 @@ class Characteristics:
         learn: Callable[[], Awaitable[Learned]],
         store: Store | None = None,
     ) -> Learned:
+        """Return what was learned of a reference, under `key`, and report it; see `load`."""
+        learned = await self.load(key, learn, store)
+        self.notify(reference_id, learned)
+        return learned
+
+    async def load(
+        self, key: str, learn: Callable[[], Awaitable[Learned]], store: Store | None = None
+    ) -> Learned:
         """Return the entry under `key`. If there is none, await `learn` and store its result.
 
         Raises what `learn` raises.
@@ -94,9 +102,7 @@ class Characteristics:
             self._in_progress[task_key] = task
             task.add_done_callback(lambda done: self._on_done(task_key, done))
         # Cancelling one waiter must not cancel the task for the others.
-        learned = await asyncio.shield(task)
-        self.notify(reference_id, learned)
-        return learned
+        return await asyncio.shield(task)
 
     def _on_done(self, task_key: tuple[int, str], done: asyncio.Task[Learned]) -> None:
         self._in_progress.pop(task_key, None)
@@ -174,6 +180,22 @@ class FileStore:
         self._add_to_cache(key, value)
         sql = "INSERT OR IGNORE INTO characteristics VALUES (NULL, ?, ?)"
         self._writer.put_soon(sql, key, json.dumps(value))
+
+    def find_outdated(
+        self, references: Iterable[Reference], key_of: Callable[[Reference], str]
+    ) -> list[Learned]:
+        """What is stored of references under no key that `key_of` gives them now. Blocks.
+
+        It was learned by other prompts, models or settings, and is learned once more when needed.
+        """
+        sql = "SELECT json_extract(learned, '$.reference_id'), learned FROM characteristics"
+        with self._reader_lock:
+            stored = dict(self._reader.execute(sql).fetchall())
+        return [
+            json.loads(stored[reference["id"]])
+            for reference in references
+            if reference["id"] in stored and key_of(reference) not in self._known_keys
+        ]
 
     def _add_to_cache(self, key: str, value: Learned) -> None:
         self._cache[key] = value

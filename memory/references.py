@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from hashlib import sha256
-from typing import NotRequired
+from typing import Any, NotRequired
 
 from typing_extensions import TypedDict
 
@@ -27,6 +27,8 @@ class Reference(TypedDict):
     tags: NotRequired[list[str]]
     history: NotRequired[list[Turn]]
     """The conversation before the instruction, system prompt included."""
+    criteria: NotRequired[list[dict[str, Any]]]
+    """A person's criteria of it, each with at least a `text`; see `nodes.own_criteria`."""
     score: NotRequired[float]
 
 

@@ -30,6 +30,8 @@ ROW_GROUP = 256
 MAX_CACHED_GROUPS = 64
 WRITE_BATCH = ROW_GROUP * 64
 REFERENCE_FIELDS = ("id", "instruction", "response", "source", "license", "tags", "history")
+# Columns that files of earlier versions lack; their values are JSON.
+ADDED_FIELDS = ("criteria",)
 HOW_TO_BUILD = "Build it with `refloom index build FILE --out DIR`."
 LOCK_RETRY_S = 0.1
 
@@ -61,6 +63,8 @@ class ReferenceFile(Sequence[Reference]):
             raise IndexUnusable(
                 f"{path}: the references cannot be read ({error}). {HOW_TO_BUILD}"
             ) from error
+        present = self._file.schema_arrow.names
+        self._columns = [*REFERENCE_FIELDS, *(name for name in ADDED_FIELDS if name in present)]
         self.keys: Keys = np.ascontiguousarray(keys, dtype=np.int64)
 
     @property
@@ -120,11 +124,15 @@ class ReferenceFile(Sequence[Reference]):
 
     def _read(self, group: int) -> Any:
         with self._lock:
-            return self._file.read_row_group(group, columns=list(REFERENCE_FIELDS))
+            return self._file.read_row_group(group, columns=self._columns)
 
 
 def _reference(row: dict[str, Any]) -> Reference:
-    return cast(Reference, {k: v for k, v in row.items() if v is not None})
+    reference = {k: v for k, v in row.items() if v is not None}
+    for name in ADDED_FIELDS:
+        if name in reference:
+            reference[name] = json.loads(reference[name])
+    return cast(Reference, reference)
 
 
 def write_references(directory: Path, references: Iterable[Reference]) -> ReferenceFile:
@@ -139,7 +147,11 @@ def write_references(directory: Path, references: Iterable[Reference]) -> Refere
     turn = pa.struct([("role", text), ("content", text)])
     lists = {"tags": pa.list_(text), "history": pa.list_(turn)}
     schema = pa.schema(
-        [*((name, lists.get(name, text)) for name in REFERENCE_FIELDS), ("key", pa.int64())]
+        [
+            *((name, lists.get(name, text)) for name in REFERENCE_FIELDS),
+            *((name, text) for name in ADDED_FIELDS),
+            ("key", pa.int64()),
+        ]
     )
     directory.mkdir(parents=True, exist_ok=True)
     staged = directory / f"references-{os.getpid()}-{uuid4().hex[:8]}.new"
@@ -151,6 +163,7 @@ def write_references(directory: Path, references: Iterable[Reference]) -> Refere
             dicts = [
                 {
                     **{name: r.get(name) for name in REFERENCE_FIELDS},
+                    **{name: json.dumps(r[name]) for name in ADDED_FIELDS if name in r},  # type: ignore[literal-required]
                     "key": instruction_key(r["instruction"]),
                 }
                 for r in batch

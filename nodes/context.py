@@ -7,7 +7,15 @@ from copy import deepcopy
 from functools import cache, cached_property
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from prompts import EditedPrompts, read_prompt
@@ -18,8 +26,12 @@ Pipeline = Literal["loop", "refed"]
 JudgeMethod = Literal["verdict", "logodds"]
 Review = Literal["never", "rejected", "borderline", "all"]
 # Prompts that may be edited; each is a setting `NAME_prompt`.
-PROMPT_NAMES = ("extract", "propose", "generate", "critique", "question", "refine")
+PROMPT_NAMES = (
+    *("extract", "propose", "screen", "screen_question"),
+    *("generate", "critique", "question", "refine"),
+)
 MAX_NAME_LENGTH = 200
+MAX_JURORS = 9
 # The nodes inside `sample`.
 LOOP_NODES = ("generate", "critique", "refine")
 
@@ -28,6 +40,20 @@ def default_model() -> str:
     """The embedded model, unless the environment names an endpoint."""
     has_endpoint = os.environ.get("OPENAI_BASE_URL") or os.environ.get("OPENAI_API_KEY")
     return "gpt-4o-mini" if has_endpoint else "local"
+
+
+def is_embedded(model: str) -> bool:
+    """Whether the name means a model inside this process."""
+    return model == "local" or model.endswith(".gguf")
+
+
+def split_jurors(names: str) -> tuple[str, ...]:
+    """The models that a judge's name stands for; more than one are a jury.
+
+    >>> split_jurors("a, ollama:b"), split_jurors("a")
+    (('a', 'ollama:b'), ('a',))
+    """
+    return tuple(name.strip() for name in names.split(",")) if "," in names else (names,)
 
 
 def at(*nodes: str) -> dict[str, Any]:
@@ -79,10 +105,11 @@ class ContextOptions(BaseModel):
     judge_model: str | None = Field(
         default=None,
         title="Judge model",
-        description="the model that judges (default: the writing model)",
+        description="the model that judges (default: the writing model); A,B,C is a jury, of which "
+        "more than half must pass a criterion",
         min_length=1,
-        max_length=MAX_NAME_LENGTH,
-        json_schema_extra=at("extract", "sample", "critique"),
+        max_length=MAX_JURORS * (MAX_NAME_LENGTH + 1),
+        json_schema_extra=at("extract", "screen", "sample", "critique"),
     )
     judge_method: JudgeMethod | None = Field(
         default=None,
@@ -91,6 +118,15 @@ class ContextOptions(BaseModel):
             "verdict: the judge writes reason, evidence, verdict; logodds: one yes/no token a "
             "criterion (default: logodds for an embedded model)"
         ),
+        json_schema_extra=at("extract", "sample", "critique"),
+    )
+    criteria_per_call: int | None = Field(
+        default=None,
+        title="Criteria a call",
+        description="criteria that the judge is asked about in one call at most; 1 judges each by "
+        "itself (default: all; written verdicts only)",
+        ge=1,
+        le=100,
         json_schema_extra=at("extract", "sample", "critique"),
     )
     references_per_seed: int = Field(
@@ -114,6 +150,12 @@ class ContextOptions(BaseModel):
         title="Answer seeds",
         description="answer the seeds themselves, propose nothing",
         json_schema_extra=at("propose"),
+    )
+    screen: bool = Field(
+        default=True,
+        title="Screen instructions",
+        description="hold new instructions to criteria before a response is paid for",
+        json_schema_extra=at("extract", "propose", "screen"),
     )
     max_attempts: int = Field(
         default=3,
@@ -209,6 +251,11 @@ class ContextOptions(BaseModel):
         json_schema_extra=at("propose", "sample", *LOOP_NODES),
     )
 
+    @field_validator("judge_model")
+    @classmethod
+    def _without_spaces(cls, names: str | None) -> str | None:
+        return names if names is None else ",".join(split_jurors(names))
+
     @model_validator(mode="after")
     def _check_arm(self) -> Self:
         if self.pipeline == "refed" and self.feedback != "reference":
@@ -217,10 +264,55 @@ class ContextOptions(BaseModel):
             )
         return self
 
+    @model_validator(mode="after")
+    def _check_jury(self) -> Self:
+        jurors = self.jurors
+        if any(len(name) > MAX_NAME_LENGTH for name in jurors) or len(jurors) > MAX_JURORS:
+            raise PydanticCustomError(
+                "jury",
+                "judge_model: at most {jurors} models, each of at most {length} characters",
+                {"jurors": MAX_JURORS, "length": MAX_NAME_LENGTH},
+            )
+        if len(jurors) == 1:
+            return self
+        if "" in jurors:
+            raise PydanticCustomError(
+                "jury", "judge_model: a name is missing between the commas; a jury is A,B,C"
+            )
+        if len(set(jurors)) < len(jurors):
+            raise PydanticCustomError("jury", "judge_model: a jury has each model once")
+        if self.judge_method == "logodds":
+            raise PydanticCustomError(
+                "jury", "judge_model: a jury gives written verdicts; logodds is for one judge"
+            )
+        if self.judge_method is None and any(map(is_embedded, jurors)):
+            raise PydanticCustomError(
+                "jury",
+                "judge_model: a jury gives written verdicts, and an embedded model judges by "
+                "log-odds; leave it out, or set judge_method to verdict",
+            )
+        if self.judge_votes > 1:
+            raise PydanticCustomError(
+                "jury", "judge_votes is for one judge; a jury votes by itself: leave it at 1"
+            )
+        return self
+
+    @property
+    def jurors(self) -> tuple[str, ...]:
+        """The models that judge, by name; more than one are a jury."""
+        if self.judge_model is None or self.judge_model == self.model:
+            return (self.judge_model or self.model,)
+        return split_jurors(self.judge_model)
+
     @property
     def judge(self) -> str:
-        """The model that judges: `judge_model`, or the writing model."""
-        return self.judge_model or self.model
+        """The model that judges; of a jury the first juror, who gives feedback and compares."""
+        return self.jurors[0]
+
+    @property
+    def judge_names(self) -> str:
+        """The name of the judge, or those of all jurors with commas, as a record has it."""
+        return ",".join(self.jurors)
 
 
 class Context(ContextOptions):
@@ -230,6 +322,15 @@ class Context(ContextOptions):
         "extract", "Finds what makes a reference good.", "extract"
     )
     propose_prompt: Prompt = prompt_field("propose", "Asks for new instructions.", "propose")
+    screen_prompt: Prompt = prompt_field(
+        "screen", "Asks for verdicts on instructions (judge method verdict).", "extract", "screen"
+    )
+    screen_question_prompt: Prompt = prompt_field(
+        "screen_question",
+        "Asks yes or no of an instruction (judge method logodds).",
+        "extract",
+        "screen",
+    )
     generate_prompt: Prompt = prompt_field("generate", "Writes a response.", "sample", "generate")
     critique_prompt: Prompt = prompt_field(
         "critique", "Asks for verdicts (judge method verdict).", "extract", "sample", "critique"
@@ -254,6 +355,30 @@ class Context(ContextOptions):
         """Whether characteristics are extracted; if not, references only calibrate bars."""
         return self.paired or self.feedback in ("reference", "swapped")
 
+    @property
+    def screens(self) -> bool:
+        """Whether new instructions are held to criteria before a response is paid for."""
+        return self.screen and not self.answer_seeds and self.pipeline == "loop"
+
+    @property
+    def extracts_instruction_criteria(self) -> bool:
+        """Whether references are asked for criteria of instructions.
+
+        By log-odds only the built-in ones are asked: a small model's own are noise (measured).
+        """
+        return self.screens and self.learns_from_references and self.method == "verdict"
+
+    @property
+    def holds_to_references(self) -> bool:
+        """Whether responses are held to criteria of references, and to a person's by the judge."""
+        return self.pipeline == "loop" and self.feedback in ("reference", "swapped")
+
+    @property
+    def extracts(self) -> bool:
+        """Whether references are asked what makes them good: for criteria, or to screen by."""
+        wanted = self.max_criteria > 0 or self.extracts_instruction_criteria
+        return self.learns_from_references and wanted
+
     @cached_property
     def edited(self) -> EditedPrompts:
         """Names and texts of the prompts that differ from refloom's own."""
@@ -267,7 +392,7 @@ class Context(ContextOptions):
     @property
     def method(self) -> JudgeMethod:
         """How the judge judges: `judge_method`, or its default for the judge's model."""
-        return self.judge_method or ("logodds" if self.judge == "local" else "verdict")
+        return self.judge_method or ("logodds" if "local" in self.jurors else "verdict")
 
 
 @cache

@@ -1,4 +1,4 @@
-"""The candidate against the criteria: rules first, then the judge, then what to do next."""
+"""The candidate against the criteria: rules, checks, then the judge, and what to do next."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from langgraph.runtime import Runtime
 
 from memory.contamination import Contamination
 from memory.embed import Embed, cosine
+from nodes.checks import RunCheck, apply_checks, is_check, run_safe_check
 from nodes.context import Context
 from nodes.criteria import RuleInput, apply_rules, verdict
 from nodes.events import emit
@@ -32,18 +33,22 @@ async def critique(
     complete: Complete,
     embed: Embed,
     contamination: Contamination | None = None,
+    check: RunCheck = run_safe_check,
 ) -> dict[str, Any]:
     """Judge the candidate and decide what happens to the sample.
 
     Reads `instruction`, `candidate`, `criteria`, `attempts`; writes `attempts`, `status`,
-    `reason`, `usage`. A failed `must` rule saves the judge's call.
+    `reason`, `usage`. A failed `must` rule or check saves the judge's call.
     """
     check_list_sizes(state)
     context = runtime.context or Context()
     previous = state.get("attempts") or []
     rules = apply_rules(await _rule_input(state, context, embed, contamination))
-    judged = await _ask_judge(state, runtime, complete, rules)
-    by_id = {v["criterion_id"]: v for v in [*judged.verdicts, *rules]}
+    checks = await apply_checks(
+        state["criteria"], state["instruction"], state["candidate"], state["references"], check
+    )
+    judged = await _ask_judge(state, runtime, complete, [*rules, *checks])
+    by_id = {v["criterion_id"]: v for v in [*judged.verdicts, *rules, *checks]}
     attempt: Attempt = {
         "response": state["candidate"],
         "verdicts": [by_id[c["id"]] for c in state["criteria"] if c["id"] in by_id],
@@ -101,24 +106,30 @@ async def _ask_judge(
 ) -> JudgeResult:
     """The judge's verdicts, by vote where one decides alone; unknown if a `must` rule fails.
 
-    Emits an event for each failed rule and for each verdict as it comes.
+    `rules` are the verdicts of rules and checks. Emits an event for each of them that failed, for
+    each check that could not be made, and for each verdict of the judge as it comes.
     """
     context, criteria = runtime.context or Context(), state["criteria"]
     texts = {c["id"]: c["text"] for c in criteria}
+    checks = {c["id"] for c in criteria if is_check(c)}
 
     def emit_verdict(result: Verdict) -> None:
         if result["criterion_id"] in texts:
             outcome = result["verdict"].replace("_", " ")
+            if result["criterion_id"] in checks:
+                outcome = {"fail": "check failed", "unknown": "check unknown"}[result["verdict"]]
             reason = f" {result['reason']}" if result["reason"] else ""
             message = f"{outcome}: the response {texts[result['criterion_id']]}.{reason}"
             emit(runtime, "verdict", message, **result)
 
     failed = [v for v in rules if v["verdict"] == "fail"]
-    for failed_rule in failed:
-        emit_verdict(failed_rule)
+    unknown = [v for v in rules if v["verdict"] == "unknown"]
+    for result in [*failed, *unknown]:
+        emit_verdict(result)
     musts = {c["id"] for c in criteria if c["must"]}
     if any(v["criterion_id"] in musts for v in failed):
-        reason = "The judge was not asked, since a rule fails."
+        what = "rule" if any(v["criterion_id"] not in checks for v in failed) else "check"
+        reason = f"The judge was not asked, since a {what} fails."
         judge_ids = [c["id"] for c in criteria if c["judged_by"] == "judge"]
         return JudgeResult([verdict(id_, "unknown", reason) for id_ in judge_ids], no_usage())
     attempt_number = len(state.get("attempts") or [])

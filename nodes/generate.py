@@ -90,7 +90,8 @@ async def generate(
     check_list_sizes(state)
     context = runtime.context or Context()
     # Arms that are compared share their drafts, so no draft may depend on its arm's criteria.
-    criteria = [c for c in state["criteria"] if c["reference_id"] and not context.paired]
+    shown = (c for c in state["criteria"] if c["reference_id"] or c.get("own"))
+    criteria = [] if context.paired else list(shown)
     plain, instruction = context.pipeline != "refed", state["instruction"]
     messages = render(
         "generate",

@@ -6,47 +6,52 @@ own: it waits for nobody and stores nothing.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
-from memory.novelty import NoveltyFilter
+from typing_extensions import TypedDict
+
+from memory.novelty import NoveltyFilter, rouge_matrix
 from memory.references import Reference
 from nodes.context import Context
 from nodes.record import Record
-from nodes.state import Seed, Slot
+from nodes.state import Near, Proposal, Seed, Slot, Verdict
 
 
-class Admit(Protocol):
-    """Admits the instructions of a seed that are new to the run."""
+class Admitted(TypedDict):
+    """An instruction that was admitted to the run, with its verdicts."""
 
-    async def __call__(
-        self, texts: Sequence[str | None], limit: int, *, last: bool = False
-    ) -> list[str]:
-        """Return the first `limit` texts that are new, and remember them.
-
-        A None stands for a text that was dropped before. `last`: the seed offers no more texts.
-        """
-        ...
+    text: str
+    verdicts: list[Verdict]
 
 
-@asynccontextmanager
-async def _own_turn(seed: Seed, context: Context) -> AsyncIterator[Admit]:
-    """The turn of a seed on its own: a text is new if it differs from its siblings."""
+async def _compare_siblings(
+    seed: Seed, texts: Sequence[str], context: Context
+) -> list[Near | None] | None:
     siblings = NoveltyFilter(context.novelty_threshold)
-
-    async def admit(texts: Sequence[str | None], limit: int, *, last: bool = False) -> list[str]:
-        admitted: list[str] = []
-        for text in texts:
-            if len(admitted) < limit and text is not None and siblings.admit(text, "") is None:
-                admitted.append(text)
-        return admitted
-
-    yield admit
+    names = [siblings.admit(text, str(i)) for i, text in enumerate(texts)]
+    return [
+        None if name is None else near_to(text, texts[int(name)])
+        for text, name in zip(texts, names, strict=True)
+    ]
 
 
-async def _no_earlier_turn(seed: Seed) -> list[str] | None:
+def near_to(
+    text: str, other: str, *, reference_id: str | None = None, slot: Sequence[int] | None = None
+) -> Near:
+    """How near `text` is to an instruction that was there before it."""
+    score = round(float(rouge_matrix([text], [other])[0, 0]), 4)
+    place = None if slot is None else list(slot)
+    return {"instruction": other, "reference_id": reference_id, "slot": place, "score": score}
+
+
+async def _end_no_turn(
+    seed: Seed, admitted: Sequence[Admitted], dropped: Sequence[Proposal]
+) -> None:
+    pass
+
+
+async def _no_earlier_turn(seed: Seed) -> list[Admitted] | None:
     return None
 
 
@@ -66,9 +71,17 @@ async def _drop_record(record: Record, references: Sequence[Reference]) -> None:
 class RunHooks:
     """The functions of a run that nodes call, each with a default for a seed on its own."""
 
-    turn: Callable[[Seed, Context], AbstractAsyncContextManager[Admit]] = _own_turn
-    """Waits for the seed's turn to admit its instructions; the next seed waits until it is left."""
-    repeat_turn: Callable[[Seed], Awaitable[list[str] | None]] = _no_earlier_turn
+    compare: Callable[[Seed, Sequence[str], Context], Awaitable[list[Near | None] | None]] = (
+        _compare_siblings
+    )
+    """Waits for the seed's turn, and says what each text is too near to: an instruction admitted
+    earlier, or a text before it. None if the run needs nothing of the seed. The next seed waits
+    until `end_turn`; until then the answer stays the same."""
+    end_turn: Callable[[Seed, Sequence[Admitted], Sequence[Proposal]], Awaitable[None]] = (
+        _end_no_turn
+    )
+    """Ends the seed's turn: what it admits is remembered, what it dropped is written with it."""
+    repeat_turn: Callable[[Seed], Awaitable[list[Admitted] | None]] = _no_earlier_turn
     """Repeats the turn that the seed had in an earlier session of the run: the instructions it
     admitted. None if it has had none, or none that admitted any; then it takes a turn."""
     are_known: Callable[[Seed, Sequence[str]], Awaitable[list[bool]]] = _none_known

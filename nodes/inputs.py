@@ -7,12 +7,14 @@ graph reads it through `read_input`, `read_sample_input` or `read_indexer_input`
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, NotRequired, TypeVar
+from typing import Annotated, Any, Literal, NotRequired, TypeVar
 
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
 from memory.references import Reference, content_id
+from nodes.checks import SAFE_CHECKS
+from nodes.own_criteria import MAX_TEXT_CHARS, OwnCriterion, read_own_criterion
 from nodes.state import Attempt, Criterion, RejectionReason, ReviewOutcome, Seed, Status
 
 MAX_TEXT_LENGTH = 200_000
@@ -20,6 +22,7 @@ MAX_INPUT_REFERENCES = 20
 MAX_REFERENCES_ADDED = 1_000
 # More than any setting allows, rules included.
 MAX_STATE_CRITERIA = 100
+MAX_INPUT_CRITERIA = 30
 
 
 class BadInput(ValueError):
@@ -93,6 +96,60 @@ ReferenceInputs = Annotated[
 ]
 
 
+class CriterionInput(TypedDict):
+    """A criterion of the caller's own."""
+
+    text: Annotated[
+        str,
+        Field(
+            title="Criterion",
+            description='Completes the sentence "The response ...".',
+            min_length=1,
+            max_length=MAX_TEXT_CHARS,
+            examples=["gives a reason for every claim"],
+        ),
+    ]
+    must: NotRequired[
+        Annotated[bool, Field(title="Must", description="Nothing is accepted that fails it.")]
+    ]
+    of: NotRequired[
+        Annotated[
+            Literal["response", "instruction"],
+            Field(title="Of", description="What it is a criterion of."),
+        ]
+    ]
+    id: NotRequired[IdText]
+    check: NotRequired[
+        Annotated[
+            str,
+            Field(
+                title="Check",
+                description="A function that decides it in place of the judge: "
+                f"{', '.join(SAFE_CHECKS)} (max_words:N).",
+                max_length=200,
+            ),
+        ]
+    ]
+    weight: NotRequired[
+        Annotated[
+            float,
+            Field(title="Weight", description="A negative one marks a fault to be avoided."),
+        ]
+    ]
+
+
+CriterionInputs = Annotated[
+    list[str | CriterionInput],
+    Field(
+        title="Criteria",
+        description='Each completes the sentence "The response ...", or is an object with that as '
+        "its text.",
+        max_length=MAX_INPUT_CRITERIA,
+        examples=[["gives a reason for every claim"]],
+    ),
+]
+
+
 class SynthesizerInput(TypedDict):
     """Input of the synthesizer: a seed, and references unless the index has them."""
 
@@ -100,6 +157,7 @@ class SynthesizerInput(TypedDict):
         SeedInput, Field(title="Seed", description="What the new samples should be about.")
     ]
     references: NotRequired[ReferenceInputs]
+    criteria: NotRequired[CriterionInputs]
 
 
 class SynthesizerOutput(TypedDict):
@@ -121,22 +179,14 @@ class SynthesizerOutput(TypedDict):
 
 
 class SampleInput(TypedDict):
-    """Input of the graph `sample`: an instruction, and what to write and judge by."""
+    """Input of the graph `sample`: an instruction, and what to write and judge by.
+
+    Without criteria a fixed checklist is used.
+    """
 
     instruction: InstructionText
     references: NotRequired[ReferenceInputs]
-    criteria: NotRequired[
-        Annotated[
-            list[Annotated[str, Field(min_length=1, max_length=300)]],
-            Field(
-                title="Criteria",
-                description='Each completes the sentence "The response ..."; without any, a fixed '
-                "checklist is used.",
-                max_length=30,
-                examples=[["gives a reason for every claim"]],
-            ),
-        ]
-    ]
+    criteria: NotRequired[CriterionInputs]
 
 
 class SampleOutput(TypedDict, total=False):
@@ -198,6 +248,7 @@ class _RunSeed(SeedInput):
     round: NotRequired[Annotated[int, Field(ge=0)]]
     position: NotRequired[Annotated[int, Field(ge=0)]]
     draw_round: NotRequired[Annotated[int, Field(ge=0)]]
+    tags: NotRequired[list[str]]
 
 
 class _RunInput(TypedDict):
@@ -205,8 +256,13 @@ class _RunInput(TypedDict):
     references: NotRequired[ReferenceInputs]
 
 
+class _SampleRunInput(TypedDict):
+    instruction: InstructionText
+    references: NotRequired[ReferenceInputs]
+
+
 _RUN_INPUT = TypeAdapter(_RunInput)
-_SAMPLE_INPUT = TypeAdapter(SampleInput)
+_SAMPLE_INPUT = TypeAdapter(_SampleRunInput)
 _INDEXER_INPUT = TypeAdapter(IndexerInput)
 T = TypeVar("T")
 
@@ -234,14 +290,39 @@ def read_input(state: Any) -> tuple[Seed, list[Reference]]:
     }
     if "draw_round" in seed:
         result["draw_round"] = seed["draw_round"]
+    if "tags" in seed:
+        result["tags"] = seed["tags"]
     return result, _with_ids(read["references"])
 
 
-def read_sample_input(state: Any) -> tuple[str, list[Reference], list[str]]:
-    """Instruction, references and texts of criteria of the graph `sample`. Raises `BadInput`."""
-    names = ("instruction", "references", "criteria")
+def read_input_criteria(state: Any) -> list[OwnCriterion]:
+    """The criteria that the input of a graph carries. Raises `BadInput`.
+
+    Those that an earlier seed of a thread was judged by are none of the input's.
+    """
+    values = state.get("criteria") or []
+    if not isinstance(values, list) or len(values) > MAX_INPUT_CRITERIA:
+        raise BadInput(f"criteria: must be a list of at most {MAX_INPUT_CRITERIA}")
+    read = []
+    for number, value in enumerate(values):
+        if isinstance(value, dict) and "judged_by" in value:
+            return []
+        try:
+            read.append(read_own_criterion(value, trusted=False))
+        except ValueError as error:
+            raise BadInput(f"criteria.{number}: {error}") from error
+    return read
+
+
+def read_sample_input(state: Any) -> tuple[str, list[Reference], list[OwnCriterion]]:
+    """Instruction, references and criteria of the graph `sample`. Raises `BadInput`."""
+    names = ("instruction", "references")
     read = _validate(_SAMPLE_INPUT, {name: state[name] for name in names if state.get(name)})
-    return read["instruction"], _with_ids(read.get("references", [])), read.get("criteria", [])
+    criteria = read_input_criteria(state)
+    for number, own in enumerate(criteria):
+        if own["of"] == "instruction":
+            raise BadInput(f"criteria.{number}: of: the graph `sample` screens no instruction")
+    return read["instruction"], _with_ids(read.get("references", [])), criteria
 
 
 def read_indexer_input(state: Any) -> list[Reference]:
@@ -270,7 +351,9 @@ def check_list_sizes(state: Any) -> None:
 
     Each reference costs a call, and each criterion a part of one. Raises `BadInput`.
     """
-    for name, limit in (("references", MAX_INPUT_REFERENCES), ("criteria", MAX_STATE_CRITERIA)):
+    limits = {"references": MAX_INPUT_REFERENCES, "own_criteria": MAX_INPUT_CRITERIA}
+    limits |= dict.fromkeys(("criteria", "instruction_criteria"), MAX_STATE_CRITERIA)
+    for name, limit in limits.items():
         value = state.get(name) or ()
         if not isinstance(value, Sequence) or len(value) > limit:
             raise BadInput(f"{name}: must be a list of at most {limit}")

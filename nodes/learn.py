@@ -7,8 +7,9 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 from importlib.resources import files
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from memory.characteristics import Learned
 from memory.embed import Embed
@@ -16,12 +17,19 @@ from memory.references import Reference, content_id, reference_hash
 from nodes.context import Context
 from nodes.judge import fold_text
 from nodes.llm import Answer, CallFailed, CallOrigin, Complete, ask, make_call
+from nodes.screening import ANSWERABLE_ID, built_in_criteria
 from nodes.state import Criterion, add_usage, no_usage
-from nodes.trial import try_criteria
+from nodes.trial import try_criteria, try_instruction_criteria
 from prompts import prompt_version, render
 
 MAX_CHARACTERISTICS = 4
+# Stands in for bars where only the texts of built-in criteria matter.
+ANY_BARS = {ANSWERABLE_ID: 0.0}
 # A characteristic that starts with one of these does not complete "The response ...".
+SENTENCE_STARTS = (
+    *("the response ", "this response ", "response "),
+    *("the instruction ", "this instruction ", "instruction ", "it "),
+)
 NO_VERBS = frozenset({"the", "a", "an", "this", "these", "there", "its", "no", "all", "each"})
 
 
@@ -43,17 +51,47 @@ class Extracted(Answer):
     characteristics: list[Characteristic]
 
 
+class ExtractedOfPair(Extracted):
+    """What an extraction brings that asks about the instruction, too.
+
+    An answer without that part is read as well.
+    """
+
+    instruction_characteristics: list[Characteristic] = Field(default_factory=list)
+
+    @classmethod
+    def model_json_schema(cls, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """The schema for endpoints: every key is required."""
+        schema = super().model_json_schema(*args, **kwargs)
+        for field in schema["properties"].values():
+            field.pop("default", None)
+        schema["required"] = list(schema["properties"])
+        return schema
+
+
 def learned_key(reference: Reference, context: Context) -> str:
     """The key of an entry of `learn`; it covers all that the entry depends on."""
+    screening: tuple[str, ...] = ()
+    if context.screens:
+        prompts = prompt_version("screen", "screen_question", edited=context.edited)
+        screening = ("screen", prompts, *(c["text"] for c in built_in_criteria(context, ANY_BARS)))
     return content_id(
         reference_hash(reference),
         prompt_version("extract", "critique", "question", edited=context.edited),
         context.model,
-        context.judge,
+        context.judge_names,
         context.method,
         str(context.try_criteria),
-        "reference" if context.learns_from_references else context.feedback,
+        _what_is_learned(context),
+        *screening,
+        *(() if context.criteria_per_call is None else (f"calls of {context.criteria_per_call}",)),
     )
+
+
+def _what_is_learned(context: Context) -> str:
+    if not context.learns_from_references:
+        return context.feedback
+    return "reference" if context.extracts else "bars"
 
 
 async def learn(
@@ -61,43 +99,63 @@ async def learn(
 ) -> Learned:
     """Extract characteristics, drop unfounded and topical ones, and try the rest as criteria.
 
-    One call, or two if the first brings only topical ones, and the trial's. Raises `CallFailed`.
+    One call, or two if the first brings only topical ones, and those of the trials: of criteria of
+    responses, and of instructions if these are screened. Raises `CallFailed`.
     """
     origin = CallOrigin(f"reference {reference['id']}", "", origin.order)
     usage = no_usage()
     subjects: list[str] = []
     skills: list[str] = []
     criteria: list[Criterion] = []
-    proposed = 0
+    of_instruction: list[Criterion] = []
+    proposed = proposed_of_instruction = 0
+    screens = context.extracts_instruction_criteria
+    kind = ExtractedOfPair if screens else Extracted
     # If all characteristics are topical they are asked for again, but only a model that can learn
     # from being told: a small one gives the same answer again.
     asks = 2 if context.try_criteria and context.method != "logodds" else 1
     avoid: list[str] = []
     try:
-        for draw in range(asks if context.learns_from_references else 0):
+        for draw in range(asks if context.extracts else 0):
             messages = render(
                 "extract",
                 template=context.extract_prompt,
                 reference=reference,
                 most=MAX_CHARACTERISTICS,
                 avoid=avoid,
+                screens=screens,
             )
-            call = make_call("extract", messages, Extracted, context, origin, draw)
-            result = await ask(complete, call, Extracted)
+            call = make_call("extract", messages, kind, context, origin, draw)
+            result = await ask(complete, call, kind)
             usage = add_usage(usage, result.usage)
             subjects = subjects or shorten_phrases(result.answer.subject_areas)
             skills = skills or shorten_phrases(result.answer.relevant_skills)
             proposed += len(result.answer.characteristics)
-            founded = [c for c in result.answer.characteristics if _is_founded(c, reference)]
+            if isinstance(result.answer, ExtractedOfPair) and not of_instruction:
+                asked = result.answer.instruction_characteristics
+                proposed_of_instruction += len(asked)
+                founded = [c for c in asked if _is_founded(c, reference["instruction"])]
+                of_instruction = _to_criteria(founded, reference, prefix="i")
+            response = reference["response"]
+            founded = [c for c in result.answer.characteristics if _is_founded(c, response)]
             criteria = _to_criteria(founded, reference)
             if criteria or not founded:
                 break
             avoid = [c.text for c in founded]
         trial = await try_criteria(complete, embed, context, origin, reference, criteria)
+        usage = add_usage(usage, trial.usage)
+        screen_trial = await try_instruction_criteria(
+            complete, context, origin, reference, of_instruction
+        )
     except CallFailed as error:
         error.usage = add_usage(usage, error.usage)
         raise
     dropped = proposed - len(criteria) + trial.counts["dropped"]
+    counts = trial.counts | {"proposed": proposed, "dropped": dropped}
+    if context.screens:
+        dropped = proposed_of_instruction - len(of_instruction) + screen_trial.counts["dropped"]
+        of_counts = {"proposed": proposed_of_instruction, **screen_trial.counts, "dropped": dropped}
+        counts |= {f"instruction_{name}": count for name, count in of_counts.items()}
     return {
         "reference_id": reference["id"],
         "subject_areas": subjects,
@@ -105,8 +163,10 @@ async def learn(
         "criteria": trial.criteria,
         "answers_bar": trial.answers_bar,
         "topic_bar": trial.topic_bar,
-        "counts": trial.counts | {"proposed": proposed, "dropped": dropped},
-        "usage": add_usage(usage, trial.usage),
+        "instruction_criteria": screen_trial.criteria,
+        "answerable_bar": screen_trial.answerable_bar,
+        "counts": counts,
+        "usage": add_usage(usage, screen_trial.usage),
     }
 
 
@@ -115,22 +175,22 @@ def shorten_phrases(phrases: Sequence[str]) -> list[str]:
     return [p.strip()[:80] for p in phrases if p.strip()][:4]
 
 
-def _is_founded(characteristic: Characteristic, reference: Reference) -> bool:
-    """Whether the quote is in the reference's response."""
+def _is_founded(characteristic: Characteristic, text: str) -> bool:
+    """Whether the quote is in the text that the characteristic is said of."""
     quote = fold_text(characteristic.quote)
-    return bool(quote and characteristic.text.strip()) and quote in fold_text(reference["response"])
+    return bool(quote and characteristic.text.strip()) and quote in fold_text(text)
 
 
 def _to_criteria(
-    characteristics: Sequence[Characteristic], reference: Reference
+    characteristics: Sequence[Characteristic], reference: Reference, prefix: str = "c"
 ) -> list[Criterion]:
-    """The characteristics that do not name the topic, as criteria."""
+    """The characteristics that do not name the topic, as criteria; ids begin with `prefix`."""
     criteria: dict[str, Criterion] = {}
     for characteristic in characteristics[:MAX_CHARACTERISTICS]:
         ending = _complete_sentence(characteristic.text)
         text = general_part(ending, reference["instruction"], reference["response"])
         if text is not None and text.split()[0] not in NO_VERBS:
-            id_ = f"c{content_id(reference['id'], text)[:8]}"
+            id_ = f"{prefix}{content_id(reference['id'], text)[:8]}"
             criteria[id_] = {
                 "id": id_,
                 "text": text,
@@ -143,9 +203,9 @@ def _to_criteria(
 
 
 def _complete_sentence(text: str) -> str:
-    """A characteristic as the end of the sentence "The response ..."."""
+    """A characteristic as the end of the sentence "The response ..." or "The instruction ..."."""
     ending = " ".join(text.split()).rstrip(" .")
-    for start in ("the response ", "this response ", "response ", "it "):
+    for start in SENTENCE_STARTS:
         if ending.lower().startswith(start):
             ending = ending[len(start) :]
     return ending[:1].lower() + ending[1:300]

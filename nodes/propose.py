@@ -6,24 +6,28 @@ import asyncio
 import re
 from collections.abc import Sequence
 from functools import reduce
-from typing import Any, NamedTuple
+from typing import Any
 
 from langgraph.runtime import Runtime
 
 from memory.novelty import NoveltyFilter
 from nodes.context import Context
 from nodes.criteria import RuleInput, no_placeholder
-from nodes.events import emit
 from nodes.failures import failure_from
 from nodes.feedback import FEATURES, counts_by_feature, feature_phrases
-from nodes.hooks import RunHooks
+from nodes.hooks import Admitted, RunHooks, near_to
 from nodes.llm import Answer, CallFailed, Complete, ask, make_call
 from nodes.origin import origin_of_proposals
-from nodes.state import State, Usage, add_usage, no_usage
+from nodes.screening import BUILT_IN_IDS
+from nodes.state import Criterion, DropReason, Near, Proposal, Seed, State, Usage, add_usage
 from prompts import render
 
 # An instruction may always be this long, in characters.
 MAX_LENGTH_FLOOR = 400
+# How often a seed is asked for instructions.
+MAX_ASKS_FOR_PROPOSALS = 2
+# Failed verdicts that the second ask is told of.
+MAX_FAILED_SHOWN = 12
 _SEED_TALK = re.compile(r"\b(?:the|original|given) (?:\w+ )?(?:seed|references?)\b", re.IGNORECASE)
 
 
@@ -33,47 +37,83 @@ class Proposed(Answer):
     instructions: list[str]
 
 
-class _Proposals(NamedTuple):
-    """Proposed texts, None for one that does not read as an instruction, and what they cost."""
-
-    texts: list[str | None]
-    usage: Usage
-
-
 async def propose(
     state: State, runtime: Runtime[Context], *, complete: Complete, hooks: RunHooks
 ) -> dict[str, Any]:
     """Propose the seed's new instructions; with `answer_seeds` the seed is the instruction.
 
-    Reads `seed`, `references`, `learned`; writes `instructions`, one entry a slot, None where an
-    instruction was not new. If too few are new, the model is asked once more and told what to
-    differ from: before the seed's turn if that is known by then, since the seeds behind wait while
-    a call is made in a turn.
+    Reads `seed`, `references`, `learned`, `instruction_criteria`, `proposals`; writes `proposals`.
+    What cannot be an instruction, or is too near to the seed, its references or another proposal,
+    is dropped here. The second time it is told what to differ from, and what failed.
     """
     context = runtime.context or Context()
     seed = state["seed"]
-    if context.pipeline == "refed" and not context.answer_seeds:
+    if context.answer_seeds:
+        return await _answer_seed(seed, context, hooks)
+    if context.pipeline == "refed":
         return await _propose_by_feature(state, context, complete, hooks)
+    asks = state.get("asks") or 0
+    if asks == 0:
+        repeated = await hooks.repeat_turn(seed)
+        if repeated is not None:
+            return admitted_update(repeated)
+    before = [*(state.get("proposals") or [])]
+    try:
+        texts, usage = await _ask(state, context, complete, count=context.per_seed, draw=asks)
+    except CallFailed as error:
+        failed = {"failure" if asks == 0 else "second_failure": failure_from(error)}
+        return {**failed, "asks": asks + 1, "usage": error.usage}
+    proposals = _drop_unfit(texts, before, state, context)
+    return {"proposals": proposals, "asks": asks + 1, "usage": usage}
+
+
+def admitted_update(admitted: Sequence[Admitted]) -> dict[str, Any]:
+    """The state's update for instructions that the run has admitted."""
+    return {
+        "instructions": [one["text"] for one in admitted],
+        "instruction_verdicts": {one["text"]: one["verdicts"] for one in admitted},
+    }
+
+
+def drop(
+    proposal: Proposal,
+    reason: DropReason,
+    why: str,
+    near: Near | None = None,
+) -> Proposal:
+    """The proposal, dropped."""
+    return {**proposal, "reason": reason, "why": why[:1000], "near": near}
+
+
+def proposal_of(text: str, ask: int = 1) -> Proposal:
+    """A proposed text that nothing is known of yet."""
+    return {
+        "instruction": text,
+        "ask": ask,
+        "reason": None,
+        "near": None,
+        "verdicts": [],
+        "why": "",
+    }
+
+
+async def _answer_seed(seed: Seed, context: Context, hooks: RunHooks) -> dict[str, Any]:
+    """The seed as the instruction, unless an earlier seed has the same text."""
     repeated = await hooks.repeat_turn(seed)
     if repeated is not None:
-        return {"instructions": [*repeated]}
-    if context.answer_seeds:
-        async with hooks.turn(seed, context) as admit:
-            admitted = await admit([seed["instruction"]], 1, last=True)
-        return {"instructions": [*admitted] or [None]}
-    usage = no_usage()
-    try:
-        first = await _ask(state, context, complete, count=context.per_seed)
-        usage = first.usage
-        admitted, second_usage = await _admit_new(state, context, complete, hooks, first.texts)
-    except CallFailed as error:
-        return {"failure": failure_from(error), "usage": add_usage(usage, error.usage)}
-    emit(runtime, "instructions", f"{len(admitted)} new instructions.", instructions=admitted)
-    missing = context.per_seed - len(admitted)
-    return {
-        "instructions": [*admitted, *[None] * missing],
-        "usage": add_usage(usage, second_usage),
-    }
+        return admitted_update(repeated)
+    text = seed["instruction"]
+    near = await hooks.compare(seed, [text], context)
+    if near is None:
+        await hooks.end_turn(seed, [], [])
+        return {"instructions": [None]}
+    if near[0] is not None:
+        proposal = drop(proposal_of(text), "duplicate", "an earlier seed has this text", near[0])
+        await hooks.end_turn(seed, [], [proposal])
+        return {"instructions": [None]}
+    admitted: list[Admitted] = [{"text": text, "verdicts": []}]
+    await hooks.end_turn(seed, admitted, [])
+    return admitted_update(admitted)
 
 
 async def _propose_by_feature(
@@ -84,7 +124,7 @@ async def _propose_by_feature(
     A feature whose call fails costs its own instructions, not the other's.
     """
 
-    async def ask_for(draw: int, feature: str, count: int) -> _Proposals | CallFailed:
+    async def ask_for(draw: int, feature: str, count: int) -> tuple[list[str], Usage] | CallFailed:
         try:
             return await _ask(state, context, complete, count=count, draw=draw, feature=feature)
         except CallFailed as error:
@@ -94,64 +134,57 @@ async def _propose_by_feature(
     results = await asyncio.gather(
         *(ask_for(draw, feature, n) for draw, (feature, n) in enumerate(counts.items()))
     )
-    usage = reduce(add_usage, (result.usage for result in results))
+    usages = (r.usage if isinstance(r, CallFailed) else r[1] for r in results)
+    usage = reduce(add_usage, usages)
     failures = [result for result in results if isinstance(result, CallFailed)]
     if len(failures) == len(results):
         return {"failure": failure_from(failures[0]), "usage": usage}
     features: dict[str, str] = {}
     for feature, result in zip(counts, results, strict=True):
-        if isinstance(result, _Proposals):
-            features |= {text: feature for text in result.texts if text and text not in features}
-    admitted = await hooks.repeat_turn(state["seed"])
-    if admitted is None:
-        async with hooks.turn(state["seed"], context) as admit:
-            admitted = await admit([*features], context.per_seed, last=True)
-    return {"instructions": admitted, "features": features, "usage": usage}
+        if not isinstance(result, CallFailed):
+            features |= {text: feature for text in result[0] if text and text not in features}
+    update: dict[str, Any] = {"features": features, "usage": usage}
+    repeated = await hooks.repeat_turn(state["seed"])
+    if repeated is not None:
+        return {**update, **admitted_update(repeated)}
+    return {
+        **update,
+        "asks": MAX_ASKS_FOR_PROPOSALS,
+        "proposals": [proposal_of(text) for text in features],
+    }
 
 
-async def _admit_new(
-    state: State,
-    context: Context,
-    complete: Complete,
-    hooks: RunHooks,
-    first: list[str | None],
-) -> tuple[list[str], Usage]:
-    """Admit what is new of the first proposals, and of second ones if those are too few."""
-    seed, limit = state["seed"], context.per_seed
-    examples = NoveltyFilter(context.novelty_threshold)
-    for text in (seed["instruction"], *(r["instruction"] for r in state["references"])):
-        examples.add(text, "")
+def _drop_unfit(
+    texts: Sequence[str], before: Sequence[Proposal], state: State, context: Context
+) -> list[Proposal]:
+    """All proposals of the seed; new ones that cannot be used are dropped.
 
-    def drop_near(texts: Sequence[str | None]) -> list[str | None]:
-        """None in place of a text that is too near to the seed or a reference."""
-        return [t if t is not None and examples.collision(t) is None else None for t in texts]
-
-    async def ask_again() -> _Proposals | CallFailed:
-        """Whether a failure matters is known only in the seed's turn."""
-        avoid = [text for text in first if text is not None]
-        try:
-            return await _ask(state, context, complete, count=limit, avoid=avoid, draw=1)
-        except CallFailed as error:
-            return error
-
-    offered = drop_near(first)
-    new = [text for text in offered if text is not None]
-    # What is known stays known: no text counts as known here that its turn would admit.
-    known = sum(await hooks.are_known(seed, new)) if len(new) >= limit else 0
-    second = await ask_again() if len(new) - known < limit else None
-    asked_before = second is not None
-    if isinstance(second, _Proposals):
-        offered += drop_near(second.texts)
-    async with hooks.turn(seed, context) as admit:
-        admitted = await admit(offered, limit, last=asked_before)
-        if len(admitted) < limit and not asked_before:
-            second = await ask_again()
-            if isinstance(second, _Proposals):
-                rest = limit - len(admitted)
-                admitted = [*admitted, *await admit(drop_near(second.texts), rest, last=True)]
-        if isinstance(second, CallFailed) and not admitted:
-            raise second
-    return admitted, no_usage() if second is None else second.usage
+    One is too near if it is to the seed, a reference of it, or a proposal before it.
+    """
+    seed, references = state["seed"], state["references"]
+    examples = [seed["instruction"], *(r["instruction"] for r in references)]
+    ids = [None, *(r["id"] for r in references)]
+    known = NoveltyFilter(context.novelty_threshold)
+    proposals = [*before]
+    for i, example in enumerate((*examples, *(p["instruction"] for p in before))):
+        known.add(example, str(i))
+    others = [*examples, *(p["instruction"] for p in before)]
+    for text in texts:
+        proposal = proposal_of(text, ask=(state.get("asks") or 0) + 1)
+        unfit = why_unfit(text, examples)
+        name = None if unfit else known.admit(text, str(len(others)))
+        if unfit is not None:
+            proposal = drop(proposal, "unfit", unfit)
+        elif name is not None:
+            i = int(name)
+            id_ = ids[i] if i < len(ids) else None
+            what = "the seed" if i == 0 else "a reference" if i < len(ids) else "another proposal"
+            near = near_to(text, others[i], reference_id=id_)
+            proposal = drop(proposal, "duplicate", f"too near to {what}", near)
+        else:
+            others.append(text)
+        proposals.append(proposal)
+    return proposals
 
 
 async def _ask(
@@ -160,12 +193,14 @@ async def _ask(
     complete: Complete,
     *,
     count: int,
-    avoid: Sequence[str] = (),
     draw: int = 0,
     feature: str | None = None,
-) -> _Proposals:
-    """Ask for `count` new instructions, of one `feature` only if it is given."""
+) -> tuple[list[str], Usage]:
+    """Ask for `count` new instructions, of one `feature` only if it is given, and the usage."""
     seed, learned = state["seed"], state.get("learned", [])
+    # The paper's authors ask for each feature once, told of no other proposal.
+    before = [] if feature is not None else state.get("proposals") or []
+    criteria = [] if feature is not None else state.get("instruction_criteria") or []
     if feature is None:
         phrases = {
             name: list(dict.fromkeys(phrase for entry in learned for phrase in entry[name]))[:8]
@@ -179,28 +214,46 @@ async def _ask(
         count=count,
         seed=seed["instruction"],
         references=[r for r in state["references"] if r["instruction"] != seed["instruction"]],
-        avoid=avoid,
+        criteria=[c for c in criteria if c["judged_by"] == "judge" and c["id"] not in BUILT_IN_IDS],
+        avoid=[p["instruction"] for p in before if p["reason"] != "unfit"],
+        failed=_describe_failed(before, criteria),
         **phrases,
     )
     call = make_call("propose", messages, Proposed, context, origin_of_proposals(seed), draw)
     result = await ask(complete, call, Proposed)
-    examples = [seed["instruction"], *(r["instruction"] for r in state["references"])]
     texts = [text.strip() for text in result.answer.instructions if text.strip()]
-    # The paper's authors check none of them.
-    checked = [
-        text if feature is not None or reads_as_instruction(text, examples) else None
-        for text in texts
-    ]
-    return _Proposals(checked[:count], result.usage)
+    return texts[:count], result.usage
 
 
-def reads_as_instruction(text: str, examples: Sequence[str]) -> bool:
-    """Whether a proposal reads as an instruction: not too long, no placeholders, no prompt talk.
+def _describe_failed(
+    proposals: Sequence[Proposal], criteria: Sequence[Criterion]
+) -> list[dict[str, str]]:
+    """What the judge found wrong with proposals, as the prompt tells it."""
+    texts = {c["id"]: c["text"] for c in criteria}
+    return [
+        {
+            "criterion_id": v["criterion_id"],
+            "text": f"{p['instruction'][:300]}\nnot: the instruction {texts[v['criterion_id']]}. "
+            f"{v['reason'][:300]}".strip(),
+        }
+        for p in proposals
+        if p["reason"] == "screened"
+        for v in p["verdicts"]
+        if v["verdict"] == "fail"
+    ][:MAX_FAILED_SHOWN]
+
+
+def why_unfit(text: str, examples: Sequence[str]) -> str | None:
+    """Why a proposal is no instruction: too long, a placeholder, talk of the prompt; else None.
 
     `examples` are the seed and the references' instructions. A weak model writes an answer in place
     of a question, which is several times as long as they are.
     """
     max_length = max(MAX_LENGTH_FLOOR, 3 * max(map(len, examples), default=0))
-    has_placeholder = no_placeholder(RuleInput("", text, ()))["verdict"] == "fail"
-    talks_of_prompt = _SEED_TALK.search(text) and not any(map(_SEED_TALK.search, examples))
-    return len(text) <= max_length and not talks_of_prompt and not has_placeholder
+    if len(text) > max_length:
+        return f"{len(text)} characters, and {max_length} at most suit its seed"
+    if no_placeholder(RuleInput("", text, ()))["verdict"] == "fail":
+        return "it has a blank to fill in"
+    if _SEED_TALK.search(text) and not any(map(_SEED_TALK.search, examples)):
+        return "it speaks of the prompt"
+    return None

@@ -8,12 +8,20 @@ from typing import Any
 from memory.references import content_id
 from nodes.context import Context
 from nodes.feedback import refed_fields
-from nodes.state import Attempt, SampleState, no_usage
+from nodes.state import Attempt, Criterion, SampleState, no_usage
 from nodes.verdicts import best_of
 from prompts import prompt_version
 
 Record = dict[str, Any]
 CRITERION_KEYS = ("id", "text", "must", "reference_id", "quote", "judged_by")
+# Null where a criterion has none.
+OPTIONAL_CRITERION_KEYS = ("weight", "check", "trial")
+
+
+def criterion_of(criterion: Criterion) -> dict[str, Any]:
+    """A criterion as a record has it."""
+    fields: dict[str, Any] = {key: criterion[key] for key in CRITERION_KEYS}  # type: ignore[literal-required]
+    return fields | {key: criterion.get(key) for key in OPTIONAL_CRITERION_KEYS}
 
 
 def record_of(state: SampleState, slot: tuple[int, int, int], context: Context) -> Record:
@@ -37,11 +45,13 @@ def record_of(state: SampleState, slot: tuple[int, int, int], context: Context) 
         "status": status,
         "reason": state.get("reason") if status == "rejected" else None,
         "reference_ids": [r["id"] for r in state.get("references", [])],
-        "criteria": [{key: c[key] for key in CRITERION_KEYS} for c in criteria],  # type: ignore[literal-required]
+        "criteria": [criterion_of(c) for c in criteria],
+        "instruction_criteria": [criterion_of(c) for c in state.get("instruction_criteria") or []],
+        "instruction_verdicts": state.get("instruction_verdicts") or [],
         "attempts": attempts,
         "feedback": context.feedback,
         "model": context.model,
-        "judge_model": context.judge,
+        "judge_model": context.judge_names,
         "prompt_version": prompt_version(edited=context.edited),
         "random_seed": context.random_seed,
         "usage": usage,

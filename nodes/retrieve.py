@@ -13,7 +13,7 @@ from memory.references import Reference
 from nodes.context import Context
 from nodes.criteria import contamination_verdict
 from nodes.events import emit
-from nodes.inputs import BadInput, read_input
+from nodes.inputs import BadInput, read_input, read_input_criteria
 from nodes.state import Seed, State
 
 
@@ -26,14 +26,18 @@ async def retrieve(
 ) -> dict[str, Any]:
     """Retrieve the references of a seed; those the input carries are taken as they are.
 
-    Reads `seed`, `references`; writes `seed` with its id, `references`, `usage`. A seed that is a
-    benchmark's prompt only gets `contaminated`, and nothing is made from it. Raises `BadInput`.
+    Reads `seed`, `references`, `criteria`; writes `seed` with its id, `references`, `own_criteria`,
+    `usage`. A seed that is a benchmark's prompt only gets `contaminated`, and nothing is made from
+    it. Raises `BadInput`.
     """
     context = runtime.context or Context()
     seed, references = read_input(state)
     # A thread may have been used before: None resets a key.
-    update: dict[str, Any] = dict.fromkeys(("failure", "contaminated", "usage", "samples"))
-    update |= {"seed": seed, "references": references}
+    keys = ("failure", "second_failure", "contaminated", "usage", "samples", "instructions")
+    update: dict[str, Any] = dict.fromkeys(keys)
+    update |= {"proposals": [], "asks": 0}
+    own_criteria = read_input_criteria(state)
+    update |= {"seed": seed, "references": references, "own_criteria": own_criteria}
     if contamination is not None:
         hit = await asyncio.to_thread(contamination.find_in_instruction, seed["instruction"])
         if hit is not None:

@@ -11,6 +11,8 @@ from memory.references import Reference
 Outcome = Literal["pass", "fail", "not_applicable", "unknown"]
 # A sample that waits for a person is pending.
 Status = Literal["open", "accepted", "rejected", "failed", "pending"]
+# Why an instruction never became a candidate.
+DropReason = Literal["duplicate", "screened", "unfit", "surplus"]
 # A slot's place in a run: round, position of its seed, number within the seed.
 Slot = tuple[int, int, int]
 RejectionReason = Literal["criteria", "no_progress", "copied", "contaminated", "reviewer"]
@@ -28,28 +30,62 @@ class Seed(TypedDict):
     round: NotRequired[int]
     position: NotRequired[int]
     draw_round: NotRequired[int]
+    tags: NotRequired[list[str]]
+
+
+class Trial(TypedDict):
+    """How a criterion did on `references` good texts and on spoiled ones: how many passed.
+
+    `own` counts the good texts that passed, `spoiled` those of each kind of spoiled text.
+    """
+
+    references: int
+    own: int
+    spoiled: dict[str, int]
 
 
 class Criterion(TypedDict):
-    """One condition on a response: `text` completes the sentence "The response ..."."""
+    """One condition: `text` completes the sentence "The response ..." or "The instruction ...".
+
+    `check` names the function that decides it, if `judged_by` is "check". `weight` is a person's;
+    a negative one marks a pitfall, which to hold is to fail. `trial` is None if it was not tried.
+    `own` is there if a person gave the criterion.
+    """
 
     id: str
     text: str
     must: bool
     reference_id: str | None
     quote: str | None
-    judged_by: Literal["judge", "rule"]
+    judged_by: Literal["judge", "rule", "check"]
     bar: NotRequired[float | None]
+    weight: NotRequired[float | None]
+    check: NotRequired[str | None]
+    trial: NotRequired[Trial | None]
+    own: NotRequired[bool]
+
+
+class JurorVerdict(TypedDict):
+    """What one model of a jury says of one criterion."""
+
+    model: str
+    verdict: Outcome
+    reason: str
+    evidence: str
 
 
 class Verdict(TypedDict):
-    """The result for one criterion; `score` is a log-odds or a cosine if there is one."""
+    """The result for one criterion; `score` is a log-odds or a cosine if there is one.
+
+    `jurors` is there if a jury judged.
+    """
 
     criterion_id: str
     verdict: Outcome
     reason: str
     evidence: str
     score: float | None
+    jurors: NotRequired[list[JurorVerdict]]
 
 
 class Attempt(TypedDict):
@@ -58,6 +94,32 @@ class Attempt(TypedDict):
     response: str
     verdicts: list[Verdict]
     feedback: NotRequired[list[str]]
+
+
+class Near(TypedDict):
+    """What an instruction is too near to, with their ROUGE-L: a reference's, or that of a slot.
+
+    Both are None for the seed's own text and for another proposal of the seed.
+    """
+
+    instruction: str
+    reference_id: str | None
+    slot: list[int] | None
+    score: float
+
+
+class Proposal(TypedDict):
+    """A proposed instruction. `reason` says why it is dropped; None for one that stands.
+
+    `ask` numbers the proposals of a seed from 1. `why` is the reason in words.
+    """
+
+    instruction: str
+    ask: int
+    reason: DropReason | None
+    near: Near | None
+    verdicts: list[Verdict]
+    why: str
 
 
 class Usage(TypedDict):
@@ -161,7 +223,13 @@ class State(TypedDict, total=False):
     references: list[Reference]
     learned: list[dict[str, Any]]
     criteria: list[Criterion]
-    instructions: list[str | None]
+    own_criteria: list[dict[str, Any]]
+    instruction_criteria: list[Criterion]
+    asks: int
+    proposals: list[Proposal]
+    second_failure: Failure | None
+    instructions: list[str | None] | None
+    instruction_verdicts: dict[str, list[Verdict]]
     features: dict[str, str]
     samples: Annotated[list[dict[str, Any]], merge_by_id]
     failure: Failure | None
@@ -176,6 +244,8 @@ class SampleState(TypedDict, total=False):
     instruction: str
     references: list[Reference]
     criteria: list[Criterion]
+    instruction_criteria: list[Criterion]
+    instruction_verdicts: list[Verdict]
     topic_bar: float | None
     contaminated: Verdict | None
     response_feedback: list[str]

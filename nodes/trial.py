@@ -1,14 +1,15 @@
 """The trial of criteria: each is tried on its own reference and on corrupted responses.
 
 The corruptions are plain functions of a reference's content, so a trial costs no more calls than
-judging four responses.
+judging four responses. Criteria of instructions are tried in the same way, on the reference's
+instruction and spoiled forms of it.
 """
 
 from __future__ import annotations
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -17,12 +18,20 @@ from memory.novelty import tokens
 from memory.references import Reference
 from nodes.context import Context
 from nodes.criteria import ANSWERS_ID, answers_instruction
-from nodes.judge import judge
+from nodes.judge import FAULTS_OF_CONTENT, QUESTIONS_PER_DRAW, judge
 from nodes.llm import CallFailed, CallOrigin, Complete
-from nodes.state import Criterion, Usage, Verdict, add_usage, no_usage
+from nodes.screening import (
+    ANSWERABLE_QUESTIONS,
+    UNREADABLE_FAULTS,
+    ask_of_instruction,
+    judge_instructions,
+)
+from nodes.state import Criterion, Trial, Usage, Verdict, add_usage, no_usage
 
 # A gap of log-odds up to this is noise: two mismatched responses differ by as much.
 NOISE_LOG_ODDS = 1.0
+# An instruction and its spoiled forms, each judged in a call of its own.
+CALLS_OF_INSTRUCTION_TRIAL = 5
 SENTENCE_BREAK = re.compile(r"(?<=[.!?])\s+|\n+")
 
 # Good answers to other questions; the one that shares the fewest words with a reference is used.
@@ -74,7 +83,9 @@ async def try_criteria(
         untried = [_with_bar(c, context, None) for c in criteria]
         return TrialResult(untried, None, topic_bar, counts, no_usage())
     tried = [answers_instruction(None), *criteria]
-    (own, *corrupted), usage = await _judge_all(complete, context, origin, reference, tried)
+    (own, *corrupted), usage = await judge_own_and_spoiled(
+        complete, context, origin, reference, tried
+    )
     if own is None:
         # The reference's own response could not be judged.
         unproven: list[Criterion] = [
@@ -82,7 +93,9 @@ async def try_criteria(
         ]
         counts["demoted"] = len(unproven)
         return TrialResult(unproven, None, topic_bar, counts, usage)
-    worse = [verdicts for verdicts in corrupted if verdicts is not None]
+    names = corruptions(reference["instruction"], reference["response"])
+    spoiled = {n: v for n, v in zip(names, corrupted, strict=True) if v is not None}
+    worse = list(spoiled.values())
     standing: list[Criterion] = []
     for criterion in criteria:
         id_ = criterion["id"]
@@ -90,12 +103,15 @@ async def try_criteria(
         counts[outcome] += 1
         if outcome != "dropped":
             tested = _with_bar(criterion, context, bar)
-            standing.append({**tested, "must": tested["must"] and outcome == "earned"})
+            must = tested["must"] and outcome == "earned"
+            of_kinds = {name: verdicts[id_] for name, verdicts in spoiled.items()}
+            trial = trial_of(own[id_], of_kinds, bar)
+            standing.append({**tested, "must": must, "trial": trial})
     answers_bar = _bar(own[ANSWERS_ID], [verdicts[ANSWERS_ID] for verdicts in worse])
     return TrialResult(standing, answers_bar, topic_bar, counts, usage)
 
 
-async def _judge_all(
+async def judge_own_and_spoiled(
     complete: Complete,
     context: Context,
     origin: CallOrigin,
@@ -125,13 +141,153 @@ async def _judge_all(
         except CallFailed as error:
             usage = error.usage = add_usage(usage, error.usage)
             dispensable = draw > 0 or context.method == "verdict"
-            if error.kind not in ("filtered", "refused", "too_long") or not dispensable:
+            if error.kind not in FAULTS_OF_CONTENT or not dispensable:
                 raise
             results.append(None)
             continue
         usage = add_usage(usage, judged.usage)
         results.append({v["criterion_id"]: v for v in judged.verdicts})
     return results, usage
+
+
+def trial_of(own: Verdict, spoiled: Mapping[str, Verdict], bar: float | None = None) -> Trial:
+    """A trial on one good text and its spoiled ones; by log-odds what is over `bar` passes."""
+
+    def passed(verdict: Verdict) -> int:
+        if bar is not None and verdict["score"] is not None:
+            return int(verdict["score"] > bar)
+        return int(verdict["verdict"] == "pass")
+
+    return {
+        "references": 1,
+        "own": passed(own),
+        "spoiled": {name: passed(verdict) for name, verdict in spoiled.items()},
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class InstructionTrial:
+    """The criteria of instructions that stand, all `should`, and the outcomes' counts.
+
+    `answerable_bar` is, by log-odds, the bar of the built-in question whether an instruction can be
+    answered.
+    """
+
+    criteria: list[Criterion]
+    answerable_bar: float | None
+    counts: dict[str, int]
+    usage: Usage
+
+
+async def try_instruction_criteria(
+    complete: Complete,
+    context: Context,
+    origin: CallOrigin,
+    reference: Reference,
+    criteria: Sequence[Criterion],
+) -> InstructionTrial:
+    """Keep the criteria that tell the reference's instruction from spoiled forms of it.
+
+    One that its own instruction fails is dropped; one that all spoiled forms pass ranks last. By
+    log-odds there are none, and the built-in question gets its bar. Raises `CallFailed`.
+    """
+    counts = {"earned": 0, "demoted": 0, "dropped": 0}
+    shoulds: list[Criterion] = [{**c, "must": False} for c in criteria]
+    if not context.try_criteria or not context.screens:
+        return InstructionTrial(shoulds, None, counts, no_usage())
+    instruction = reference["instruction"]
+    spoiled = spoil_instruction(instruction, reference["response"])
+    if context.method == "logodds":
+        bar, usage = await _answerable_bar(complete, context, origin, reference, spoiled)
+        return InstructionTrial([], bar, counts, usage)
+    if not criteria:
+        return InstructionTrial([], None, counts, no_usage())
+    results: list[dict[str, Verdict] | None] = []
+    usage = no_usage()
+    for draw, text in enumerate((instruction, *spoiled.values())):
+        try:
+            result = await judge_instructions(
+                complete,
+                context,
+                origin,
+                [text],
+                shoulds,
+                history=reference.get("history", ()),
+                draw=draw,
+            )
+        except CallFailed as error:
+            usage = error.usage = add_usage(usage, error.usage)
+            if error.kind not in UNREADABLE_FAULTS:
+                raise
+            # A reference is not lost for verdicts on its instruction.
+            results.append(None)
+            continue
+        usage = add_usage(usage, result.usage)
+        (judged,) = result.verdicts
+        # All unknown: a content filter refuses the text, or it is too long.
+        known = any(v["verdict"] != "unknown" for v in judged)
+        results.append({v["criterion_id"]: v for v in judged} if known else None)
+    own, *others = results
+    by_kind = {n: v for n, v in zip(spoiled, others, strict=True) if v is not None}
+    if own is None:
+        counts["demoted"] = len(shoulds)
+        return InstructionTrial(shoulds, None, counts, usage)
+    earned: list[Criterion] = []
+    demoted: list[Criterion] = []
+    for criterion in shoulds:
+        id_ = criterion["id"]
+        outcome, _ = _outcome(own[id_], [verdicts[id_] for verdicts in by_kind.values()], context)
+        counts[outcome] += 1
+        if outcome != "dropped":
+            of_kinds = {name: verdicts[id_] for name, verdicts in by_kind.items()}
+            tested: Criterion = {**criterion, "trial": trial_of(own[id_], of_kinds)}
+            (earned if outcome == "earned" else demoted).append(tested)
+    return InstructionTrial([*earned, *demoted], None, counts, usage)
+
+
+async def _answerable_bar(
+    complete: Complete,
+    context: Context,
+    origin: CallOrigin,
+    reference: Reference,
+    spoiled: Mapping[str, str],
+) -> tuple[float | None, Usage]:
+    """The mean log-odds of forms of the instruction that lack what is needed.
+
+    Not halfway to its own: such a form can often still be answered, and halfway was over a third of
+    the good instructions (measured). None if the instruction itself does not score higher. What a
+    content filter refuses is left out; without a score of the instruction itself there is no bar.
+    """
+    lacking = [spoiled[name] for name in ("first_clause", "cut_out") if name in spoiled]
+    if not lacking:
+        return None, no_usage()
+    scores: list[float] = []
+    usage = no_usage()
+    for draw, text in enumerate((reference["instruction"], *lacking)):
+        try:
+            score, call_usage = await ask_of_instruction(
+                complete,
+                context,
+                origin,
+                text,
+                ANSWERABLE_QUESTIONS,
+                draw * QUESTIONS_PER_DRAW,
+                reference.get("history", ()),
+            )
+        except CallFailed as error:
+            usage = error.usage = add_usage(usage, error.usage)
+            if error.kind not in FAULTS_OF_CONTENT:
+                raise
+            if draw == 0:
+                return None, usage
+            continue
+        usage = add_usage(usage, call_usage)
+        scores.append(score)
+    own, *others = scores
+    if not others:
+        return None, usage
+    worse = sum(others) / len(others)
+    return (round(worse, 4) if own > worse else None), usage
 
 
 def _with_bar(criterion: Criterion, context: Context, bar: float | None) -> Criterion:
@@ -209,3 +365,57 @@ def off_topic_response(instruction: str, response: str) -> str:
     """A good answer to another question."""
     words = set(tokens(instruction + " " + response))
     return min(_OTHER_ANSWERS, key=lambda text: len(words & set(tokens(text))))
+
+
+_CLAUSE_END = re.compile(
+    r"[,;:.?!\n]|\s(?:that|which|who|with|without|for|so|and|or|because|using|when|while|if|in|"
+    r"about|to|from|by|on|at|as|of)\s"
+)
+_MATERIAL = re.compile(
+    r"(?s)```.*?```|`[^`\n]+`|\"[^\"\n]{3,}\"|“[^”\n]{3,}”|(?<=[:?])\s*\n.+|(?<=:)\s+\S.{20,}$"
+)
+
+
+def spoil_instruction(instruction: str, response: str) -> dict[str, str]:
+    """Worse instructions made of a good one; a kind that would equal it is left out.
+
+    `first_clause` says no more than its beginning, `opening` is the beginning of the response in
+    its place, `other_task` asks for something else about the same words, and `cut_out` lacks the
+    text, code or quotation that it depends on.
+
+    >>> sorted(spoil_instruction("Sort these: 3, 1, 2, and say why each step.", "It is 1, 2, 3."))
+    ['cut_out', 'first_clause', 'opening', 'other_task']
+    """
+    spoiled = {
+        "first_clause": _first_clause(instruction),
+        "opening": next((s for s in SENTENCE_BREAK.split(response) if len(s.split()) > 2), ""),
+        "other_task": _other_task(instruction),
+        "cut_out": _cut_material(instruction),
+    }
+    plain = tokens(instruction)
+    return {name: text for name, text in spoiled.items() if text and tokens(text) != plain}
+
+
+def _first_clause(instruction: str) -> str:
+    """The beginning, up to where it begins to say more: two words at least, else half of it."""
+    for match in _CLAUSE_END.finditer(instruction):
+        clause, rest = instruction[: match.start()].strip(), instruction[match.end() :]
+        if len(clause.split()) >= 2 and rest.split():
+            return clause + "."
+    words = instruction.split()
+    return " ".join(words[: len(words) // 2])
+
+
+def _other_task(instruction: str) -> str:
+    """Another task about the longest words of the instruction."""
+    words = list(dict.fromkeys(w for w in re.findall(r"[^\W\d_]+", instruction) if len(w) > 4))
+    longest = sorted(words, key=len, reverse=True)[:3]
+    if not longest:
+        return ""
+    return f"Make up a riddle with the words {', '.join(w for w in words if w in longest)}."
+
+
+def _cut_material(instruction: str) -> str:
+    """The instruction without code, quotations, and what follows a colon or the first line."""
+    rest = _MATERIAL.sub(" ", instruction)
+    return " ".join(rest.split())

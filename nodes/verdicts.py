@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
+from nodes.checks import DEFAULT_CHECKS
 from nodes.context import Context
 from nodes.criteria import NOT_CONTAMINATED_ID
 from nodes.judge import JudgeResult
@@ -36,17 +37,25 @@ def passes(verdict: Verdict) -> bool:
 def meets_criteria(attempt: Attempt, criteria: Sequence[Criterion], context: Context) -> bool:
     """Whether all `must` criteria pass, and `should_share` of the judged `should` criteria.
 
+    A person's checks count as judged; rules and the checks by default do not.
     By log-odds `should` criteria only rank: with the embedded model, requiring them rejects most
     good answers (measured).
     """
     passed = {v["criterion_id"]: passes(v) for v in attempt["verdicts"]}
     if not all(passed.get(c["id"], False) for c in criteria if c["must"]):
         return False
-    shoulds = [c["id"] for c in criteria if not c["must"] and c["judged_by"] == "judge"]
+    shoulds = [c["id"] for c in criteria if not c["must"] and _counts(c)]
     if not shoulds or context.method == "logodds":
         return True
     n_passed = sum(passed.get(id_, False) for id_ in shoulds)
     return n_passed >= context.should_share * len(shoulds) - 1e-9
+
+
+def _counts(criterion: Criterion) -> bool:
+    """Whether a criterion that is no must counts in the share that has to pass."""
+    if criterion["judged_by"] == "check":
+        return criterion["id"] not in DEFAULT_CHECKS
+    return criterion["judged_by"] == "judge"
 
 
 def is_better(new: Attempt, old: Attempt, criteria: Sequence[Criterion], context: Context) -> bool:

@@ -20,8 +20,11 @@ FENCES = ("fence", "fence_history", "fence_reference")
 # Values that need no tags: refloom sets them itself.
 PLAIN_VALUES = ("count", "most", "text")
 # The values that may be looped over, and the attributes of their items that may be used.
-LISTS = ("criteria", "failed", "references", "avoid", "relevant_skills", "subject_areas", "history")
-ATTRIBUTES = ("id", "text", "criterion_id", "must")
+LISTS = (
+    *("criteria", "failed", "references", "instructions", "avoid"),
+    *("relevant_skills", "subject_areas", "history"),
+)
+ATTRIBUTES = ("id", "text", "criterion_id", "must", "number")
 # The values that a prompt must use.
 REQUIRED_NAMES = {
     "extract": {"reference"},
@@ -29,11 +32,14 @@ REQUIRED_NAMES = {
     "generate": {"instruction"},
     "critique": {"criteria", "instruction", "response"},
     "question": {"instruction", "response", "text"},
+    "screen": {"criteria", "instructions"},
+    "screen_question": {"instruction", "text"},
     "refine": {"instruction", "response", "failed"},
 }
 # Values for the trial rendering.
 _SAMPLE_REFERENCE = {"id": "a", "instruction": "Ask.", "response": "Say.", "history": []}
 _SAMPLE_CRITERION = {"id": "a", "text": "says so", "criterion_id": "a", "must": True}
+_SAMPLE_INSTRUCTION = {"number": "1", "text": "Ask."}
 _SAMPLE_VALUES = {
     **{name: ["a"] for name in ("avoid", "relevant_skills", "subject_areas")},
     **{name: [_SAMPLE_CRITERION] for name in ("criteria", "failed")},
@@ -41,9 +47,11 @@ _SAMPLE_VALUES = {
     **{
         "reference": _SAMPLE_REFERENCE,
         "references": [_SAMPLE_REFERENCE],
+        "instructions": [_SAMPLE_INSTRUCTION],
         "history": [],
         "count": 1,
         "most": 4,
+        "screens": True,
         "plain": True,
     },
 }
@@ -178,7 +186,9 @@ class _BlockChecker:
             if not (isinstance(tag, nodes.Const) and str(tag.value).isalpha()):
                 raise _refusal(node, "a tag that is not a plain word")
             values = values[1:]
-        allowed = {"fence": ("id", "criterion_id"), "fence_reference": ("response",)}.get(name, ())
+        allowed = {"fence": ("id", "criterion_id", "number"), "fence_reference": ("response",)}.get(
+            name, ()
+        )
         keys = [pair.key for pair in node.kwargs]
         if len(values) != 1 or len(set(keys)) < len(keys) or set(keys) - set(allowed):
             raise _refusal(node, f"{name} with these arguments")

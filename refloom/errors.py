@@ -6,6 +6,7 @@
     ├── TooManyFailed   3   more samples failed than the run was allowed
     ├── BudgetSpent     4   a cap leaves no room for a call
     ├── WorkersLost     4   no Ray worker is left
+    ├── CheckUnusable   4   a check of the user's own is ended again and again
     └── HubRefused      4   the Hugging Face hub refused the upload, or not all
 
 A message is one line: what is wrong, where, and how to mend it. Errors of the packages below
@@ -44,6 +45,12 @@ class BudgetSpent(RefloomError):
 
 class WorkersLost(RefloomError):
     """No worker is left; finished work is in the journal, and the same command resumes the run."""
+
+    exit_status = 4
+
+
+class CheckUnusable(RefloomError):
+    """A check that decides a criterion cannot be used; the message names it and says why."""
 
     exit_status = 4
 

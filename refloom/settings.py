@@ -28,7 +28,7 @@ from pydantic_settings import (
 )
 
 from memory.weights import DEFAULT_MODEL
-from nodes.context import Context, ContextOptions, JudgeMethod
+from nodes.context import Context, ContextOptions, JudgeMethod, is_embedded, split_jurors
 
 PRESETS = ("quick", "thorough", "refed")
 # The fields of a reference or seed that --map and --seeds-map can point at a column.
@@ -44,6 +44,10 @@ MAY_DIFFER = frozenset(
         "service_tier",
         *("engine", "workers", "ray_address"),
         *("max_failure_rate", "target", "limit", "quiet", "retry_failed"),
+        # Its content may not differ.
+        "criteria",
+        # It permits, and changes nothing.
+        "run_code",
         *("memory", "reuse", "preset"),
     }
 )
@@ -130,7 +134,9 @@ def parse_columns(value: Any) -> Any:
     return value
 
 
-StageName = Literal["extract", "propose", "generate", "critique", "refine", "feedback", "compare"]
+StageName = Literal[
+    "extract", "propose", "screen", "generate", "critique", "refine", "feedback", "compare"
+]
 
 
 class StageSettings(BaseModel):
@@ -211,6 +217,16 @@ class Settings(ContextOptions, BaseSettings):
     )
     license: Annotated[str | None, AfterValidator(check_not_blank)] = Field(
         None, description="the licence of all references, whatever their rows say"
+    )
+    criteria: Path | None = Field(
+        None,
+        description="a file of your own criteria, .toml or .jsonl, that rows are held to (see "
+        "docs/criteria.md)",
+    )
+    run_code: bool = Field(
+        False,
+        description="let the check python_tests run what a model wrote, in a process that is shut "
+        "in (Linux)",
     )
     memory: Path | None = Field(
         None, description="where index and characteristics are kept (default: inside --out)"
@@ -304,9 +320,14 @@ class Settings(ContextOptions, BaseSettings):
         return (init_settings, env_settings, *files)
 
     @property
+    def models(self) -> tuple[str, ...]:
+        """The models that are called, each once: the writer, and the judge or the jurors."""
+        return tuple(dict.fromkeys((self.model, *self.jurors)))
+
+    @property
     def max_in_flight(self) -> int:
         """Calls in flight at most. An embedded model gains nothing from more than one."""
-        local = is_embedded(self.model) and is_embedded(self.judge)
+        local = all(map(is_embedded, self.models))
         return self.concurrency or (1 if local else 16)
 
     @property
@@ -350,12 +371,13 @@ class Settings(ContextOptions, BaseSettings):
     def context(self) -> Context:
         """Return the settings that the graph reads."""
         options = {name: getattr(self, name) for name in ContextOptions.model_fields}
-        options["judge_method"] = self.judge_method or default_judge_method(self.judge)
+        options["judge_method"] = self.judge_method or default_judge_method(self.judge_names)
         return Context.model_validate(options)
 
-    def fingerprint(self) -> str:
-        """Return a hash of the settings that decide the rows."""
-        return sha256(json.dumps(self.row_settings(), sort_keys=True).encode()).hexdigest()[:16]
+    def fingerprint(self, criteria: str = "") -> str:
+        """Return a hash of the settings that decide the rows, and of the content of `criteria`."""
+        values = self.row_settings() | ({"criteria": criteria} if criteria else {})
+        return sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
     def row_settings(self) -> dict[str, Any]:
         """Return the settings that must stay the same when a run resumes."""
@@ -370,14 +392,9 @@ class Settings(ContextOptions, BaseSettings):
         return values
 
 
-def is_embedded(model: str) -> bool:
-    """Tell whether the name means a model inside this process."""
-    return model == "local" or model.endswith(".gguf")
-
-
 def default_judge_method(judge: str) -> JudgeMethod:
-    """Return how a model judges unless a setting says otherwise."""
-    return "logodds" if is_embedded(judge) else "verdict"
+    """Return how a model, or a jury, judges unless a setting says otherwise."""
+    return "logodds" if any(map(is_embedded, split_jurors(judge))) else "verdict"
 
 
 # Variables that are not settings of a run but are read elsewhere.

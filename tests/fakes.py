@@ -65,6 +65,31 @@ def verdicts(prompt: str, verdict: str | Callable[[str], str] = "pass") -> dict[
     }
 
 
+def screened(prompt: str, verdict: str | Callable[[str, str], str] = "pass") -> dict[str, Any]:
+    """A verdict for every criterion of every instruction of a screening prompt.
+
+    `verdict` may be a function of the criterion's id and the instruction.
+    """
+    found = re.findall(r'<(instruction(?:-\w+)?) number="(\d+)">\n(.*?)\n</\1>', prompt, re.DOTALL)
+    return {
+        "instructions": [
+            {
+                "number": int(number),
+                "verdicts": [
+                    {
+                        "criterion_id": id_,
+                        "reason": f"about {id_}",
+                        "evidence": " ".join(text.split()[:3]),
+                        "verdict": verdict(id_, text) if callable(verdict) else verdict,
+                    }
+                    for id_ in criterion_ids(prompt)
+                ],
+            }
+            for _, number, text in found
+        ]
+    }
+
+
 def answer(stage: str, prompt: str, seed: int) -> dict[str, Any]:
     """What a capable, agreeable model answers at each stage."""
     if stage == "extract":
@@ -81,6 +106,8 @@ def answer(stage: str, prompt: str, seed: int) -> dict[str, Any]:
     if stage == "propose":
         count = int(re.findall(r"(\d+) instructions", prompt)[0])
         return {"instructions": [words(f"{seed} {i}", 12) + "?" for i in range(count)]}
+    if stage == "screen":
+        return screened(prompt)
     # In a text call both are written as plain text, see `as_text`.
     if stage == "generate":
         return {"response": words(prompt, 40).capitalize() + "."}
@@ -120,6 +147,8 @@ class ScriptedModel:
         await asyncio.sleep(0)
         if call.kind == "question":
             said = self.stages["odds"](call) if "odds" in self.stages else 2.0
+            if isinstance(said, Exception):
+                raise said
             p = 1 / (1 + np.exp(-said))
             return Reply("Yes", "stop", dict(USAGE), odds={"yes": float(p), "no": float(1 - p)})
         script = self.stages.get(call.stage)

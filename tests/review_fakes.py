@@ -18,6 +18,20 @@ from starlette.routing import Route
 
 from refloom.serve.review_page import page_routes
 
+
+def screened_sample(number: int, **other: Any) -> dict[str, Any]:
+    """A sample whose instruction was judged too."""
+    criteria = [
+        _criterion("i1", "is a question or a request", reference_id=None),
+        _criterion("i2", "states the situation that it is for", must=False),
+    ]
+    said = [
+        _verdict("i1", "pass", "It asks why.", "why are there"),
+        _verdict("i2", "fail", "It names nobody <b>who</b> asks.", ""),
+    ]
+    return sample(number, instruction_criteria=criteria, instruction_verdicts=said, **other)
+
+
 NASTY = """<script>window.owned = 1</script>
 
 <img src=x onerror="window.owned = 2"> ![pixel](http://evil.example/p.png)

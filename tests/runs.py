@@ -41,10 +41,12 @@ def build_run(
     on_record: Callable[[dict[str, Any]], None] | None = None,
     **settings: Any,
 ) -> Run:
+    has_criteria = "criteria" in settings
     return Run(
-        Settings(**{"model": "m", "try_criteria": False, **settings}),
+        # What is tested alone is asked for: screening by tests/test_screen.py.
+        Settings(**{"model": "m", "try_criteria": False, "screen": False, **settings}),
         Source(references() if given is None else given, as_reference=True),
-        None if seeds is None else Source(seeds, as_reference=False),
+        None if seeds is None else Source(seeds, as_reference=False, with_tags=has_criteria),
         out,
         on_record,
         Tools(complete=complete, embed=letters),

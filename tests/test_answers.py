@@ -823,3 +823,10 @@ def test_a_plan_counts_only_at_the_start_and_closed() -> None:
     assert split_plan("") == (None, "")
     with pytest.raises(UnreadableAnswer, match="not closed"):
         split_plan("<plan>\nMore.\n\nSo.")
+
+
+def test_a_response_that_goes_on_with_the_prompts_own_tags_is_asked_for_again() -> None:
+    text = "<response>\nSo it is.\n</response>\n<feedback>\nSay why.\n</feedback>"
+    with pytest.raises(UnreadableAnswer, match="after the response comes more"):
+        read_text(text)
+    assert read_text("<response>\nSo it is.\n</response>") == "So it is."

@@ -61,11 +61,11 @@ def stages(model):
 async def test_sample_level_feedback_is_one_criticism_and_one_refinement():
     model = ScriptedModel()
     (record,) = await made(model, feedback="sample")
-    assert stages(model) == ["propose", "generate", "feedback", "refine"]
+    assert stages(model) == ["propose", "screen", "generate", "feedback", "refine"]
     assert (record["status"], record["feedback"]) == ("accepted", "sample")
     assert record["response"] == record["attempts"][1]["response"]
     assert len(record["attempts"][0]["feedback"]) == 2
-    assert {c["judged_by"] for c in record["criteria"]} == {"rule"}
+    assert {c["judged_by"] for c in record["criteria"]} == {"check", "rule"}
 
 
 async def test_the_criticism_sees_the_draft_and_no_reference_and_the_refinement_sees_it():
@@ -98,7 +98,7 @@ async def test_a_sample_both_of_whose_attempts_break_a_rule_is_rejected():
 async def test_a_criticism_with_nothing_in_it_ends_with_the_draft():
     model = ScriptedModel(feedback=lambda call: {"feedback": [" "]})
     (record,) = await made(model, feedback="sample")
-    assert stages(model) == ["propose", "generate", "feedback"]
+    assert stages(model) == ["propose", "screen", "generate", "feedback"]
     assert record["status"] == "accepted"
 
 

@@ -16,6 +16,7 @@ from processes import command, env_of, lines, refloom, run_process
 from runs import run_flags
 
 KEYS = {
+    *("instruction_criteria", "instruction_verdicts"),
     "id", "seed_id", "slot", "instruction", "response", "status", "reason", "reference_ids",
     "criteria", "attempts", "feedback", "model", "judge_model", "prompt_version", "random_seed",
     "usage", "cost_usd", "created",
@@ -86,7 +87,7 @@ def test_a_run_makes_rows_and_files_and_says_so(tmp_path, references):
 def test_every_request_carries_stage_seed_and_tags(tmp_path, references):
     with Endpoint() as endpoint:
         refloom(*run_flags(references, tmp_path / "out", endpoint), cwd=tmp_path)
-    assert set(endpoint.stages()) == {"extract", "propose", "generate", "critique"}
+    assert set(endpoint.stages()) == {"extract", "propose", "screen", "generate", "critique"}
     assert all(0 <= body["seed"] < 2**31 for body in endpoint.bodies)
     critiques = [b for b in endpoint.bodies if stage_of(b) == "critique"]
     assert all(criterion_ids(b["messages"][1]["content"]) for b in critiques)

@@ -20,6 +20,7 @@ EXTRAS = {
     "local": ("refloom/local.py", "memory/weights.py"),
     "serve": ("refloom/serve/", "refloom/cli/review.py"),
     "ray": ("refloom/runs/ray/",),
+    "math": ("nodes/final_answer.py",),
     "providers": ("nodes/llm/chat_model.py",),
 }
 

@@ -13,7 +13,7 @@ from typing import Any, get_args
 import pytest
 
 from graph import builder
-from nodes import criteria
+from nodes import checks, criteria
 from nodes.context import FeedbackArm, Review
 from nodes.llm import Stage
 from refloom.data import export
@@ -101,7 +101,7 @@ def test_python_in_a_page_can_be_parsed(page: Path) -> None:
 
 
 def recipes() -> list[str]:
-    """The Python of extending.md, block by block: a rule, its line, a format, its line, a node."""
+    """The Python of extending.md: a rule, its line, a check, a format, its line, a node."""
     text = text_of(ROOT / "docs" / "extending.md")
     return [dedent(b) for b in re.findall(r"^   ```python\n(.*?)^   ```", text, re.DOTALL | re.M)]
 
@@ -117,8 +117,15 @@ def test_the_rule_of_the_recipe_judges(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (shouted["verdict"], shouted["evidence"], calm["verdict"]) == ("fail", "!", "pass")
 
 
+def test_the_check_of_the_recipe_decides() -> None:
+    names: dict[str, Any] = dict(vars(checks))
+    exec(recipes()[2], names)
+    assert names["min_words"]("one two", "", [], "2") is None
+    assert names["min_words"]("one", "", [], "2") == "It has 1 words; 2 are the least."
+
+
 def test_the_format_of_the_recipe_makes_a_row() -> None:
-    _, _, function, line, *_ = recipes()
+    *_, function, line, _ = recipes()
     names = dict(vars(export))
     exec(function, names)
     ((name, format_),) = eval(f"{{{line}}}", names).items()
@@ -128,7 +135,7 @@ def test_the_format_of_the_recipe_makes_a_row() -> None:
 
 async def test_the_node_of_the_recipe_runs() -> None:
     names: dict[str, Any] = dict(vars(builder), Any=Any)
-    exec(recipes()[4], names)
+    exec(recipes()[-1], names)
     assert await names["tidy"]({"candidate": " So. "}, None) == {"candidate": "So."}
 
 

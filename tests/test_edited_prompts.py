@@ -30,6 +30,8 @@ FENCED = '{{ fence("instruction", instruction) }}'
 CHANGED = {
     "extract": ("You study one reference", "You read one reference closely"),
     "propose": ("You write tasks", "You write demanding tasks"),
+    "screen": ("strictly and on evidence", "mildly, on evidence"),
+    "screen_question": ("You are a strict grader", "You are a mild grader"),
     "generate": ("Finish what you begin", "Finish all that you begin"),
     "critique": ("You judge one response", "You judge a single response"),
     "question": ("You are a strict grader", "You are a lenient grader"),
@@ -559,6 +561,8 @@ async def asked_with(context: Context, model: ScriptedModel, **tools) -> dict:
     [
         ("extract", "extract", {}),
         ("propose", "propose", {}),
+        ("screen", "screen", {}),
+        ("screen_question", "screen", {"judge_method": "logodds"}),
         ("generate", "generate", {}),
         ("critique", "critique", {}),
         ("question", "critique", {"judge_method": "logodds"}),
@@ -594,7 +598,10 @@ async def test_a_record_says_which_prompts_made_it():
 
 @pytest.mark.parametrize(
     ("name", "anew"),
-    [("extract", True), ("critique", True), ("question", True), ("generate", False)],
+    [
+        *(("extract", True), ("screen", True), ("screen_question", True)),
+        *(("critique", True), ("question", True), ("propose", False), ("generate", False)),
+    ],
 )
 async def test_what_was_learned_is_learned_anew_where_its_prompts_changed(name, anew):
     kept, old_new = Characteristics(), CHANGED[name]

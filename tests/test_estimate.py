@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import ScriptedModel, letters, prompt_of, tagged, verdicts, words
+from fakes import ScriptedModel, answer, letters, prompt_of, tagged, verdicts, words
 from runs import references
 
 from nodes.llm import Call
+from nodes.llm.protocol import schema_of
 from refloom.data.read import ReadReport, Source
 from refloom.runs.cost import Price, Prices
 from refloom.runs.estimate import (
@@ -29,7 +30,9 @@ from refloom.runs.estimate import (
 from refloom.runs.run import Run, Tools
 from refloom.settings import Settings
 
-PRICES = Prices({"m": Price(1.0, 2.0, 0.5), "judge": Price(10.0, 20.0)})
+PRICES = Prices(
+    {"m": Price(1.0, 2.0, 0.5), "judge": Price(10.0, 20.0), "third": Price(1.0, 2.0)},
+)
 # What the scripted model answers with: two characteristics, the same for every reference.
 SCRIPTED = Assumptions(characteristics=2)
 
@@ -85,14 +88,30 @@ async def ran(
     return said
 
 
+def of_both(call: Call) -> dict[str, Any]:
+    """An extraction that brings two characteristics of the instruction, too."""
+    prompt = prompt_of(call)
+    quote = " ".join(tagged(prompt, "instruction")[-1].split()[:4])
+    texts = ("states the situation it is for", "asks for one thing that can be checked")
+    found = [{"text": text, "quote": quote, "must": True} for text in texts]
+    return answer("extract", prompt, call.seed) | {"instruction_characteristics": found}
+
+
+def scripted(**stages: Any) -> ScriptedModel:
+    return ScriptedModel(**{"extract": of_both, **stages})
+
+
 def to_the_point(call: Call) -> dict[str, Any]:
     """A response so near to its instruction that the rule on its topic passes."""
     return {"response": tagged(prompt_of(call), "instruction")[-1] + " It is so."}
 
 
 def own_only(call: Call) -> float:
-    """The odds of a judge that tells the references' own responses from the spoiled ones."""
-    instruction, response = (tagged(prompt_of(call), t)[-1] for t in ("instruction", "response"))
+    """The odds of a judge that tells the references' own texts from the spoiled ones."""
+    instruction = tagged(prompt_of(call), "instruction")[-1]
+    if call.stage == "screen":
+        return 3.0 if instruction.endswith("?") else -2.0
+    response = tagged(prompt_of(call), "response")[-1]
     own = {r["instruction"]: r["response"] for r in references()}
     return 3.0 if own.get(instruction, response) == response else -2.0
 
@@ -112,13 +131,15 @@ RUNS = [
     {"feedback": "none", "paired": True, "try_criteria": True},
     {"feedback": "swapped", "try_criteria": True},
     {"max_criteria": 0},
+    {"screen": False, "try_criteria": True},
+    {"judge_model": "m,judge,third", "try_criteria": True},
     {"max_attempts": 1, "answer_seeds": True},
 ]
 
 
 @pytest.mark.parametrize("given", RUNS, ids=str)
 async def test_when_all_drafts_pass_the_calls_are_those_of_a_run(tmp_path, given):
-    said = await ran(tmp_path, ScriptedModel(), 3, 3, **given)
+    said = await ran(tmp_path, scripted(), 3, 3, **given)
     low = (await estimated(**given))["low"]
     assert calls(low) == said["calls"]["by_stage"]
     assert low["total"]["calls"] == said["calls"]["paid"]
@@ -143,7 +164,7 @@ OWN = [
 @pytest.mark.parametrize("given", OWN, ids=str)
 async def test_references_that_are_their_own_seeds_are_each_used_once(tmp_path, given):
     given = {"references_per_seed": 1, **given}
-    said = await ran(tmp_path, ScriptedModel(), 4, None, **given)
+    said = await ran(tmp_path, scripted(), 4, None, **given)
     found = await estimate(
         settings_of(**given), report(4), report(4), references(4), PRICES, assume=SCRIPTED
     )
@@ -153,12 +174,14 @@ async def test_references_that_are_their_own_seeds_are_each_used_once(tmp_path, 
 @pytest.mark.parametrize("tried", [False, True])
 async def test_by_log_odds_every_criterion_is_a_call(tmp_path, tried):
     given = {"judge_method": "logodds", "references_per_seed": 1, "try_criteria": tried}
-    model = ScriptedModel(odds=own_only, generate=to_the_point)
+    model = scripted(odds=own_only, generate=to_the_point)
     said = await ran(tmp_path, model, 3, None, **given)
     found = await estimate(
         settings_of(**given), report(3), report(3), references(), PRICES, assume=SCRIPTED
     )
     assert calls(found["low"])["critique"] == (3 * 4 * 3 if tried else 0) + 3 * 3
+    # The bar of two questions: the instruction and its beginning; without a bar nothing is asked.
+    assert calls(found["low"]).get("screen", 0) == (3 * 2 * 2 + 3 * 2 if tried else 0)
     assert calls(found["low"]) == said["calls"]["by_stage"]
 
 
@@ -166,17 +189,17 @@ async def test_when_no_draft_passes_the_calls_are_those_of_high(tmp_path):
     def never(call: Call) -> dict[str, Any]:
         return verdicts(prompt_of(call), "fail")
 
-    said = await ran(tmp_path, ScriptedModel(critique=never), 3, 3, max_attempts=3)
+    said = await ran(tmp_path, scripted(critique=never), 3, 3, max_attempts=3)
     assert calls((await estimated(max_attempts=3))["high"]) == said["calls"]["by_stage"]
 
 
 async def test_a_target_takes_at_least_low_and_proposes_for_no_more_than_high(tmp_path):
-    said = await ran(tmp_path, ScriptedModel(), 3, 8, target=5, answer_seeds=True)
+    said = await ran(tmp_path, scripted(), 3, 8, target=5, answer_seeds=True)
     found = await estimated(3, 8, target=5, answer_seeds=True)
     by_stage = said["calls"]["by_stage"]
     assert by_stage["generate"] == found["low"]["candidates"] == 5
     (tmp_path / "x").mkdir()
-    said = await ran(tmp_path / "x", ScriptedModel(), 3, 8, target=20, concurrency=2)
+    said = await ran(tmp_path / "x", scripted(), 3, 8, target=20, concurrency=2)
     found = await estimated(3, 8, target=20, concurrency=2)
     low, high = calls(found["low"]), calls(found["high"])
     assert low["generate"] == said["calls"]["by_stage"]["generate"] == 20
@@ -221,7 +244,7 @@ async def test_only_references_that_seeds_can_reach_are_paid_for():
 async def test_dollars_are_tokens_at_the_price_of_the_stages_model():
     found = (await estimated(judge_model="judge"))["expected"]
     for stage, part in found["by_stage"].items():
-        inward, outward = (10, 20) if stage == "critique" else (1, 2)
+        inward, outward = (10, 20) if stage in ("critique", "screen") else (1, 2)
         dollars = (part["prompt_tokens"] * inward + part["completion_tokens"] * outward) / 1e6
         assert part["cost_usd"] == pytest.approx(dollars)
     total = sum(part["cost_usd"] for part in found["by_stage"].values())
@@ -235,12 +258,12 @@ async def test_an_unknown_price_leaves_the_dollars_unknown_where_it_counts():
     assert found["by_stage"]["generate"]["cost_usd"] > 0
     assert found["total"]["cost_usd"] is None
     assert "unknown" in format_estimate(await estimated(judge_model="unknown"))
-    unjudged = (await estimated(judge_model="unknown", feedback="none"))["expected"]
+    unjudged = (await estimated(judge_model="unknown", feedback="none", screen=False))["expected"]
     assert unjudged["total"]["cost_usd"] > 0
 
 
 async def test_the_prompts_are_as_long_as_those_of_a_run(tmp_path):
-    model = ScriptedModel()
+    model = scripted()
     await ran(tmp_path, model, 3, 3, try_criteria=True)
     found = (
         await estimated(
@@ -248,10 +271,12 @@ async def test_the_prompts_are_as_long_as_those_of_a_run(tmp_path):
             assume=Assumptions(tokens_per_byte=1.0, characteristics=2, criterion_bytes=30),
         )
     )["low"]["by_stage"]
-    for stage in ("extract", "propose", "generate", "critique"):
-        sent = sum(map(byte_length, model.asked(stage)))
+    for stage in ("extract", "propose", "screen", "generate", "critique"):
+        asked = [call for call in model.calls if call.stage == stage]
+        schemas = [json.dumps(schema_of(call.answer)) for call in asked if call.answer]
+        sent = sum(byte_length(m["content"]) for call in asked for m in call.messages)
+        sent += sum(map(byte_length, schemas))
         assert sent == pytest.approx(found[stage]["prompt_tokens"], rel=0.35), stage
-        assert sent < found[stage]["prompt_tokens"], "the schema is counted too"
 
 
 async def test_every_assumption_is_named_with_its_value_and_a_reason():

@@ -8,7 +8,7 @@ import math
 from typing import Any
 
 import pytest
-from fakes import ScriptedModel, letters, prompt_of, verdicts
+from fakes import ScriptedModel, letters, prompt_of, screened, verdicts
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.types import Command
 
@@ -16,6 +16,7 @@ from graph.builder import build_graph, build_sample
 from nodes.context import Context
 from nodes.criteria import ANSWERS_ID
 from nodes.llm import Call, Reply
+from nodes.screening import ANSWERABLE_ID
 
 REFERENCE = {
     "id": "tides",
@@ -30,6 +31,7 @@ Event = dict[str, Any]
 SHAPES = {
     "references": {"references"},
     "criteria": {"criteria"},
+    "screen": {"instruction", "verdicts"},
     "instructions": {"instructions"},
     "candidate": {"instruction"},
     "verdict": {"criterion_id", "verdict", "reason", "evidence", "score"},
@@ -112,8 +114,8 @@ def synthesizer(model: ScriptedModel | None = None, **more: Any) -> Any:
 async def test_every_step_of_a_run_is_told_in_its_order():
     events = await told(synthesizer(mending()), GIVEN, Context(model="m"))
     assert kinds(events) == [
-        "references", "criteria", "instructions", "candidate", "verdict", "decision", "refinement",
-        "verdict", "decision", "sample",
+        "references", "criteria", "screen", "instructions", "candidate", "verdict", "decision",
+        "refinement", "verdict", "decision", "sample",
     ]  # fmt: skip
 
 
@@ -127,7 +129,7 @@ async def test_the_loop_by_itself_tells_of_its_own_steps():
 
 async def test_without_subgraphs_the_inner_loop_is_silent():
     events = await told(synthesizer(), GIVEN, Context(model="m"), subgraphs=False)
-    assert kinds(events) == ["references", "criteria", "instructions", "sample"]
+    assert kinds(events) == ["references", "criteria", "screen", "instructions", "sample"]
 
 
 async def test_events_of_the_loop_come_from_the_sample_they_belong_to():
@@ -206,8 +208,30 @@ async def test_new_instructions_are_told():
     out = await synthesizer(model).ainvoke(GIVEN, context=Context(model="m", per_seed=3))
     events = await told(synthesizer(), GIVEN, Context(model="m", per_seed=3))
     (event,) = of(events, "instructions")
-    assert event["message"] == "3 new instructions."
+    assert event["message"] == "3 new instructions, 0 dropped."
     assert event["instructions"] == [s["instruction"] for s in out["samples"]]
+
+
+async def test_what_was_said_of_each_proposed_instruction_is_told():
+    def screen(call: Call) -> dict[str, Any]:
+        return screened(
+            prompt_of(call),
+            lambda id_, text: "fail" if "vague" in text and id_ == ANSWERABLE_ID else "pass",
+        )
+
+    def propose(call: Call) -> dict[str, Any]:
+        return {"instructions": ["How do umber fjords form?", "Say more of that vague amber?"]}
+
+    model = ScriptedModel(propose=propose, screen=screen)
+    events = await told(synthesizer(model), GIVEN, Context(model="m", per_seed=2))
+    good, poor = of(events, "screen")
+    assert good["message"] == "pass: How do umber fjords form?"
+    assert poor["message"].startswith("fail: can be answered in text from what it holds")
+    assert f"(about {ANSWERABLE_ID})" in poor["message"]
+    assert poor["message"].endswith(": Say more of that vague amber?")
+    assert {v["criterion_id"]: v["verdict"] for v in poor["verdicts"]}[ANSWERABLE_ID] == "fail"
+    # Asked once more, the model proposed the same again.
+    assert of(events, "instructions")[0]["message"] == "1 new instructions, 3 dropped."
 
 
 async def test_an_instruction_that_is_no_news_is_not_told():

@@ -109,7 +109,7 @@ def test_an_experiment_that_is_done_pays_nothing_when_it_is_run_again(tried):
 def test_what_arms_share_counts_in_the_account_of_each(tried):
     out, *_ = tried
     none, sample = (read_arm(arm, out / arm).summary for arm in ("none", "sample"))
-    assert none["by_stage"] == {"propose": 6, "generate": 6}
+    assert none["by_stage"] == {"propose": 6, "screen": 6, "generate": 6}
     assert sample["by_stage"] == {**none["by_stage"], "feedback": 6, "refine": 6}
 
 

@@ -41,7 +41,7 @@ from varied_model import (
 GOLDEN = Path(__file__).parent / "data" / "golden_keys.json"
 RUN = (
     "run", "--references", "references.jsonl", "--seeds", "seeds.txt", "--base-url", BASE_URL,
-    "--model", "m", "--quiet", "--out", "out",
+    "--model", "m", "--quiet", "--no-screen", "--out", "out",
 )  # fmt: skip
 BY_STAGE = """
 [stages.extract]
@@ -67,6 +67,15 @@ class Scenario:
 
 
 SCENARIOS = {
+    # Instructions held to criteria, those of references among them.
+    "screen": Scenario(
+        [
+            (
+                *(part for part in RUN if part != "--no-screen"), "--per-seed", "3",
+                "--references-per-seed", "2", "--max-failure-rate", "1",
+            )
+        ]
+    ),
     # Trials, proposals that are no news, rules that fail, malformed, cut and empty answers.
     "verdicts": Scenario(
         [

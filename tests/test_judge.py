@@ -150,7 +150,7 @@ async def test_all_criteria_are_judged_in_one_call_with_the_candidate_last() -> 
 
 UNTRUSTED: dict[str, Any] = {
     "missing": None,
-    "misspelt verdict": {"verdict": "passed"},
+    "misspelt verdict": {"verdict": "perhaps"},
     "empty verdict": {"verdict": ""},
     "unknown is not theirs to say": {"verdict": "unknown"},
     "verdict of another type": {"verdict": True},

@@ -12,12 +12,12 @@ from fakes import ScriptedModel, letters
 from graph.builder import build_graph, build_indexer, build_sample
 
 ROOT = Path(__file__).parent.parent
-SYNTHESIZER = ["retrieve", "extract", "propose", "sample", "generate", "critique", "refine"]
-SYNTHESIZER += ["review"]
+SYNTHESIZER = ["retrieve", "extract", "propose", "screen"]
+SYNTHESIZER += ["sample", "generate", "critique", "refine", "review"]
 SAMPLE = ["begin", "generate", "critique", "refine", "review"]
 INDEXER = ["add"]
 NODES = sorted({*SYNTHESIZER, *SAMPLE, *INDEXER})
-PROMPTED = ["extract", "propose", "generate", "critique", "refine"]
+PROMPTED = ["extract", "propose", "screen", "generate", "critique", "refine"]
 
 
 def drawn(graph) -> tuple[set[str], set[tuple[str, str]]]:
@@ -33,6 +33,7 @@ def test_the_synthesizer_is_drawn_with_these_nodes_and_edges():
     assert names | {"sample"} == set(SYNTHESIZER)
     assert edges == {
         *(("start", "retrieve"), ("retrieve", "extract"), ("extract", "propose")),
+        *(("propose", "screen"), ("screen", "propose"), ("screen", "generate")),
         *(("propose", "generate"), ("generate", "critique"), ("critique", "refine")),
         *(("critique", "end"), ("refine", "critique")),
         *(("end", "review"), ("end", "end"), ("review", "end")),

@@ -309,7 +309,7 @@ def test_neither_turn_nor_words_change_the_seed_of_a_call() -> None:
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_judge_is_asked_to_judge_and_the_writer_to_write(stage: str) -> None:
     call = called(stage=stage)
-    judging = stage in ("critique", "feedback", "compare")
+    judging = stage in ("screen", "critique", "feedback", "compare")
     assert (call.judge, call.model) == ((True, "judge") if judging else (False, "writer"))
     assert call.stage == stage
 
@@ -322,7 +322,7 @@ def test_without_a_judge_model_the_writer_judges() -> None:
 @pytest.mark.parametrize("stage", STAGES)
 def test_verdicts_are_drawn_cold_and_texts_warm(stage: str) -> None:
     temperature = called(stage=stage).temperature
-    if stage in ("critique", "compare"):
+    if stage in ("screen", "critique", "compare"):
         assert temperature == 0
     else:
         assert 0 < temperature <= 1

@@ -54,7 +54,8 @@ async def test_it_stops_at_the_first_pass():
     model = ScriptedModel()
     out = await run(model)
     assert [s["status"] for s in out["samples"]] == ["accepted"]
-    assert [c.stage for c in model.calls] == ["extract", "propose", "generate", "critique"]
+    stages = [c.stage for c in model.calls]
+    assert stages == ["extract", "propose", "screen", "generate", "critique"]
 
 
 async def test_only_failed_verdicts_are_fed_back():
@@ -129,7 +130,8 @@ async def test_an_unreadable_verdict_is_unknown_and_never_a_pass():
     out = await run(model)
     sample = out["samples"][0]
     assert sample["status"] == "rejected"
-    judged = [v for v in sample["attempts"][0]["verdicts"] if v["criterion_id"][0] in "ac"]
+    by_judge = {c["id"] for c in sample["criteria"] if c["judged_by"] == "judge"}
+    judged = [v for v in sample["attempts"][0]["verdicts"] if v["criterion_id"] in by_judge]
     assert {v["verdict"] for v in judged} == {"unknown"}
     assert len(model.asked("critique")) == 2, "asked again once, then given up"
     assert not model.asked("refine"), "there is nothing to feed back"
@@ -212,10 +214,10 @@ async def test_one_reference_that_cannot_be_learned_from_does_not_cost_the_seed(
     assert out["samples"][0]["status"] == "accepted"
 
 
-async def test_without_feedback_there_is_no_judge():
+async def test_without_feedback_no_response_is_judged():
     model = ScriptedModel()
     out = await run(model, feedback="none")
-    assert [c.stage for c in model.calls] == ["propose", "generate"]
+    assert [c.stage for c in model.calls] == ["propose", "screen", "generate"]
     assert out["samples"][0]["status"] == "accepted"
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from memory.novelty import NoveltyFilter
 from nodes.context import Context
+from nodes.propose import drop, proposal_of
 from refloom.runs.scheduler import EarlierWork, SlotScheduler
 
 PROPOSALS = [
@@ -31,19 +32,36 @@ class Turns:
     """A journal of turns alone."""
 
     def __init__(self) -> None:
-        self.turns: dict[tuple[int, int], tuple[str, int, int]] = {}
+        # What was admitted, its verdicts, slots, and how many were duplicates and screened.
+        self.turns: dict[tuple[int, int], tuple[str, str, int, int, int]] = {}
         self.order: list[tuple[int, int]] = []
         self.finished: list[tuple[int, int, int]] = []
 
     def put_soon(self, sql: str, *values) -> None:
         assert "turns" in sql
         self.order.append(values[:2])
-        self.turns[values[:2]] = values[2:]
+        self.turns[values[:2]] = values[2:7]
 
     def read(self, sql: str, *values) -> list:
         if "samples" in sql:
             return [(slot[2], "accepted") for slot in self.finished if slot[:2] == values]
-        return [self.turns[values]] if values in self.turns else []
+        if values not in self.turns:
+            return []
+        admitted, verdicts, slots, _, screened = self.turns[values]
+        return [(admitted, verdicts, slots, screened)]
+
+
+async def take_turn(order, seed, texts, context) -> list[str]:
+    """A turn that admits what is new; gives its texts."""
+    near = await order.compare(seed, texts, context)
+    if near is None:
+        await order.end_turn(seed, [], [])
+        return []
+    pairs = list(zip(texts, near, strict=True))
+    admitted = [{"text": text, "verdicts": []} for text, hit in pairs if hit is None]
+    dropped = [drop(proposal_of(text), "duplicate", "too near", hit) for text, hit in pairs if hit]
+    await order.end_turn(seed, admitted, dropped)
+    return [one["text"] for one in admitted]
 
 
 @dataclass
@@ -60,8 +78,9 @@ class Seen:
 
     @property
     def counts(self) -> dict[str, int]:
-        names = ("candidates", "accepted", "rejected", "failed", "duplicates")
-        return {n: getattr(self.order, n) for n in names}
+        names = ("candidates", "accepted", "rejected", "failed")
+        duplicates = sum(turn[3] for turn in self.journal.turns.values())
+        return {n: getattr(self.order, n) for n in names} | {"duplicates": duplicates}
 
     @property
     def admitted(self) -> dict[tuple[int, int], list[str]]:
@@ -132,13 +151,13 @@ async def run(plan: Plan, timing: random.Random, context: Context | None = None)
         if texts is None:
             await one_slot((*place, 0))
             return
-        async with order.turn(seed, context) as admit:
-            seen.turns.append(number)
-            kept = 0
-            for text in texts:
-                await a_while()
-                kept += len(await admit([text], 1))
-            seen.turns.append(number)
+        near = await order.compare(seed, texts, context)
+        seen.turns.append(number)
+        await a_while()
+        # A worker that is replaced asks again, and is told the same.
+        assert await order.compare(seed, texts, context) == near
+        seen.turns.append(number)
+        kept = len(await take_turn(order, seed, texts, context))
         await asyncio.gather(*(one_slot((*place, slot)) for slot in range(kept)))
 
     async with asyncio.timeout(20):
@@ -151,12 +170,13 @@ def by_hand(plan: Plan, threshold: float = 0.7) -> dict:
     known = NoveltyFilter(threshold)
     admitted, queue, duplicates = {}, [], 0
     late: set[tuple[int, int, int]] = set()
-    barren, new_in_round = False, 0
+    barren, new_in_round, offered = False, 0, 0
     for number, texts in enumerate(plan.proposals):
         place = plan.place(number)
         kept = []
-        for text in texts or []:
-            if not barren and known.collision(text) is None:
+        full = plan.max_candidates is not None and offered >= plan.max_candidates
+        for text in [] if barren or full else texts or []:
+            if known.collision(text) is None:
                 known.add(text, "")
                 kept.append(text)
             else:
@@ -165,6 +185,7 @@ def by_hand(plan: Plan, threshold: float = 0.7) -> dict:
         slots = [(*place, slot) for slot in range(1 if texts is None else len(kept))]
         late.update(slots) if barren else queue.extend(slots)
         new_in_round += len(slots)
+        offered += 0 if barren and texts is None else len(slots)
         if plan.place(number + 1)[0] > place[0]:
             barren, new_in_round = barren or not new_in_round, 0
     counts = {"candidates": 0, "accepted": 0, "rejected": 0, "failed": 0, "duplicates": duplicates}
@@ -240,12 +261,11 @@ async def test_what_was_admitted_before_a_round_without_news_is_still_begun():
 
     async def turn(round_, *texts):
         seed = {"instruction": "", "round": round_, "position": 0}
-        async with order.turn(seed, context) as admit:
-            return [bool(await admit([text], 1)) for text in texts]
+        return await take_turn(order, seed, texts, context)
 
-    assert await turn(0, "a b c", "d e f") == [True, True]
+    assert await turn(0, "a b c", "d e f") == ["a b c", "d e f"]
     assert await order.start((0, 0, 0))
-    assert await turn(1, "a b c") == [False]
+    assert await turn(1, "a b c") == []
     await order.count_finished({"status": "rejected"})
     async with asyncio.timeout(5):
         assert await order.start((0, 0, 1))
@@ -295,15 +315,13 @@ async def test_a_seed_that_fails_inside_its_turn_leaves_one_failed_slot_and_lets
     order = new_order(Plan([None] * 3, {}), journal, context)
 
     async def good(position):
-        async with order.turn({"instruction": "", "round": 0, "position": position}, context) as ad:
-            assert await ad([f"w{position}"], 1)
+        seed = {"instruction": "", "round": 0, "position": position}
+        assert await take_turn(order, seed, [f"w{position}"], context)
         assert await order.start((0, position, 0))
         await order.count_finished({"status": "accepted"})
 
     async def bad(position):
-        with pytest.raises(KeyError):
-            async with order.turn({"instruction": "", "round": 0, "position": position}, context):
-                raise KeyError
+        await order.compare({"instruction": "", "round": 0, "position": position}, [], context)
         assert await order.start((0, position, 0))
         await order.count_finished({"status": "failed"})
 
@@ -311,7 +329,7 @@ async def test_a_seed_that_fails_inside_its_turn_leaves_one_failed_slot_and_lets
         await asyncio.gather(good(2), bad(1), good(0))
     assert (order.accepted, order.failed, order.candidates) == (2, 1, 3)
     assert journal.order == [(0, 0), (0, 1), (0, 2)]
-    assert journal.turns[0, 1] == ("[]", 0, 1)
+    assert journal.turns[0, 1] == ("[]", "[]", 1, 0, 0)
 
 
 async def test_a_turn_waits_for_all_earlier_ones_and_for_no_later_one():
@@ -320,9 +338,11 @@ async def test_a_turn_waits_for_all_earlier_ones_and_for_no_later_one():
     entered = []
 
     async def one(position, gate):
-        async with order.turn({"instruction": "", "round": 0, "position": position}, context):
-            entered.append(position)
-            await gate.wait()
+        seed = {"instruction": "", "round": 0, "position": position}
+        await order.compare(seed, [], context)
+        entered.append(position)
+        await gate.wait()
+        await order.end_turn(seed, [], [])
 
     gates = [asyncio.Event() for _ in range(3)]
     tasks = [asyncio.create_task(one(p, gates[p])) for p in (2, 1, 0)]
@@ -340,8 +360,7 @@ async def test_later_rounds_follow_earlier_ones():
 
     async def one(round_, position):
         seed = {"instruction": "", "round": round_, "position": position}
-        async with order.turn(seed, context) as admit:
-            await admit([f"r{round_} p{position}"], 1)
+        await take_turn(order, seed, [f"r{round_} p{position}"], context)
         assert await order.start((round_, position, 0))
         await order.count_finished({"status": "accepted"})
 
@@ -366,7 +385,7 @@ async def test_duplicates_are_counted_and_take_no_slot(proposals, duplicates):
     total = sum(map(len, proposals))
     assert seen.counts["duplicates"] == duplicates
     assert seen.counts["candidates"] == total - duplicates
-    assert sum(row[1] for row in seen.journal.turns.values()) == duplicates
+    assert sum(row[3] for row in seen.journal.turns.values()) == duplicates
 
 
 async def test_an_instruction_is_new_against_all_admitted_before_whatever_became_of_them():
@@ -417,15 +436,17 @@ async def propose_again(order, seed, texts: list[str] | None, context: Context) 
     repeated = await order.repeat_turn(seed)
     if repeated is not None:
         return len(repeated)
-    async with order.turn(seed, context) as admit:
-        return sum([len(await admit([t], 1)) for t in texts])
+    return len(await take_turn(order, seed, texts, context))
 
 
 def earlier_work(plan: Plan, journal: Turns, done: list[tuple[int, int, int]]) -> EarlierWork:
     ends = [plan.status(slot) for slot in done]
     return EarlierWork(
-        [text for admitted, _, _ in journal.turns.values() for text in json.loads(admitted)],
-        sum(duplicates for _, duplicates, _ in journal.turns.values()),
+        [
+            ((*place, number), text)
+            for place, turn in journal.turns.items()
+            for number, text in enumerate(json.loads(turn[0]))
+        ],
         pending=0,
         **{status: ends.count(status) for status in ("accepted", "rejected", "failed")},
     )
@@ -445,7 +466,7 @@ def test_a_run_that_is_taken_up_again_ends_as_it_would_have(plan, timing, data):
         order = new_order(plan, journal, context)
         done = journal.finished = [slot for slot in begun if slot[:2] in journal.turns]
         order.resumed = True
-        order.count_earlier(earlier_work(plan, journal, done), context)
+        order.count_earlier(earlier_work(plan, journal, done))
         seen = Seen(order, journal)
         sleep = random.Random(timing + 1)
 

@@ -8,15 +8,18 @@ import socket
 import sys
 
 import pytest
-from fakes import Endpoint
+from fakes import Endpoint, screened, stage_of
 from processes import refloom, run_process
-from runs import build_run, references
+from runs import build_run, number_of, references
 
 from refloom.errors import InputError
 from refloom.runs import ray as on_ray
 
 KEY = "sk-secret-0123456789"
-LASTING = ("id", "slot", "instruction", "response", "status", "criteria", "attempts")
+LASTING = (
+    *("id", "slot", "instruction", "instruction_criteria", "instruction_verdicts"),
+    *("response", "status", "criteria", "attempts"),
+)
 
 
 def rows_of(directory) -> list[dict]:
@@ -24,12 +27,21 @@ def rows_of(directory) -> list[dict]:
     return [{k: json.loads(line)[k] for k in LASTING} for line in lines]
 
 
+def screens_strictly(body, number):
+    """One of three instructions fails, as its text says."""
+    if stage_of(body) != "screen":
+        return None
+    prompt = "\n".join(message["content"] for message in body["messages"])
+    return screened(prompt, lambda _, text: "fail" if number_of(text) % 3 == 0 else "pass")
+
+
 def test_a_run_on_ray_makes_the_rows_of_a_run_alone_and_tells_no_key(tmp_path):
     file = tmp_path / "references.jsonl"
     file.write_text("".join(json.dumps(r) + "\n" for r in references(6)), encoding="utf-8")
     few = ("--references", file, "--no-try-criteria", "--references-per-seed", "1", "--model", "m")
-    with Endpoint() as endpoint:
+    with Endpoint(screens_strictly) as endpoint:
         one = {"base_url": endpoint.url, "references_per_seed": 1, "given": references(6)}
+        one["screen"] = True
         asyncio.run(build_run(tmp_path / "one", None, None, **one).run())
         asked = len(endpoint.bodies)
         command = ("run", *few, "--out", tmp_path / "two", "--engine", "ray", "--workers", "2")
@@ -38,6 +50,9 @@ def test_a_run_on_ray_makes_the_rows_of_a_run_alone_and_tells_no_key(tmp_path):
         assert said.returncode == 0, said.stderr
         assert len(endpoint.bodies) == 2 * asked
     assert rows_of(tmp_path / "two") == rows_of(tmp_path / "one") != []
+    dropped = [(tmp_path / name / "dropped.jsonl").read_text() for name in ("one", "two")]
+    assert dropped[0] == dropped[1]
+    assert '"screened"' in dropped[0]
     assert KEY not in said.stdout + said.stderr
     kept = json.loads((tmp_path / "two" / "run.json").read_text(encoding="utf-8"))
     assert kept["settings"]["engine"] == "ray"

@@ -44,6 +44,8 @@ RUN = (
     "--base-url", BASE_URL, "--per-seed", "2", "--references-per-seed", "2", "--max-criteria", "3",
     "--concurrency", "4", "--max-failure-rate", "1",
 )  # fmt: skip
+# That version did not screen: without screening the calls before a response are the same.
+PLAIN = (*RUN, "--no-screen")
 
 
 @dataclass
@@ -144,30 +146,31 @@ def test_a_run_of_an_earlier_version_is_refused_with_its_prompts_named(desk, nam
     ended = refloom(*RUN, "--out", name, cwd=desk.folder, **environment)
     assert ended.returncode == 2
     assert ended.stderr.splitlines() == [
-        f"refloom: {name}: holds a run with other prompts: generate, refine, refine_by_feedback. "
-        "Give another --out with --reuse of this one; only what they changed is paid again"
+        f"refloom: {name}: holds a run with other prompts: extract, generate, propose, "
+        "refine, refine_by_feedback. Give another --out with --reuse of this one; only what they "
+        "changed is paid again"
     ]
     assert desk.endpoint.bodies == []
     assert keys(desk.folder / name) == (desk.paid if name == "half" else desk.needed)
 
 
 def test_a_new_run_pays_only_for_what_the_prompts_changed(desk):
-    desk.call(*RUN, "--out", "new", "--reuse", "half")
+    desk.call(*PLAIN, "--out", "new", "--reuse", "half")
     whole, half = (Counter(s for s, _ in calls_in(desk.folder / d)) for d in ("whole", "half"))
     missing = whole - half
     check_paid_only_what_changed(desk, desk.folder / "new", missing["extract"] + missing["propose"])
 
 
 def test_reusing_a_finished_run_pays_for_responses_and_their_judging_alone(desk):
-    desk.call(*RUN, "--out", "new", "--reuse", "whole")
+    desk.call(*PLAIN, "--out", "new", "--reuse", "whole")
     check_paid_only_what_changed(desk, desk.folder / "new", 0)
     first = sent_by_stage(desk)
     # The new run is one of this version: it goes on, and is reused, for nothing.
-    desk.call(*RUN, "--out", "new")
-    desk.call(*RUN, "--out", "again", "--reuse", "new")
+    desk.call(*PLAIN, "--out", "new")
+    desk.call(*PLAIN, "--out", "again", "--reuse", "new")
     assert rows(desk.folder / "again") == rows(desk.folder / "new")
     # Other settings, the same calls as far as they go; the two runs can be compared.
-    desk.call(*RUN, "--out", "once", "--reuse", "new", "--max-attempts", "1")
+    desk.call(*PLAIN, "--out", "once", "--reuse", "new", "--max-attempts", "1")
     assert sent_by_stage(desk) == first
     found = json.loads(desk.call("compare", "new", "once", "--json").stdout)
     (pair,) = found["pairs"]
@@ -200,13 +203,22 @@ def test_every_command_that_reads_a_run_reads_one_of_an_earlier_version(desk):
     for name, status in (("half", "interrupted"), ("whole", "done")):
         said = json.loads(desk.call("status", name, "--json").stdout)
         assert said["status"] == status
-    desk.call(*RUN, "--out", "new", "--reuse", "whole")
+        # What that version did not count is none, and it left no list of what it dropped.
+        new = ("screened", "unfit", "surplus")
+        assert [said["counts"][key] for key in new] == [0, 0, 0]
+        assert set(said["instruction_criteria"].values()) == {0}
+        assert sum(seed["rows"] for seed in said["seeds"]) == said["counts"]["accepted"]
+        assert {seed[key] for seed in said["seeds"] for key in new} == {0}
+        page = f"{name}.html"
+        desk.call("report", name, "--out", page)
+        assert 'href="#screening"' not in (desk.folder / page).read_text(encoding="utf-8")
+    desk.call(*PLAIN, "--out", "new", "--reuse", "whole")
     desk.endpoint.bodies.clear()
     found = json.loads(desk.call("compare", "whole", "new", "--json").stdout)
     assert found["pairs"][0]["n"] > 15
     desk.call("judge-check", "whole", "--limit", "2", "--quiet")
     assert {stage_of(body) for body in desk.endpoint.bodies} == {"compare", "critique"}
     card = desk.call("push", "whole", "me/rows", "--dry-run").stdout
-    assert "instruction tuning" in card
+    assert "instruction tuning" in card and "screened" not in card
     with ReviewProcess(desk.folder / "whole") as process:
         assert process.ask("/review/config")

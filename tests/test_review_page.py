@@ -13,7 +13,7 @@ import pytest
 from browser import ReviewPage
 from hypothesis import given
 from hypothesis import strategies as st
-from review_fakes import NASTY, REFERENCES, Run, Threads, sample, served
+from review_fakes import NASTY, REFERENCES, Run, Threads, sample, screened_sample, served
 
 from nodes.text_diff import diff
 from refloom.serve.review_page import (
@@ -298,8 +298,71 @@ def test_evidence_is_marked_and_lit_up(look):
     first.focus()
     lit = seen.page.locator("#response-text mark.on")
     assert "".join(lit.all_inner_texts()) == "The near side bulges towards the Moon."
-    seen.page.locator("#verdict-list button").nth(1).hover()
+    seen.page.locator("#verdict-list button.verdict").nth(1).hover()
     assert lit.all_inner_texts() == ["the Moon’s pull is uneven"]
+
+
+def test_the_instruction_has_its_verdicts_beside_it(kind, look):
+    passing = screened_sample(2)
+    passing["instruction_verdicts"][1]["verdict"] = "pass"
+    seen = look(kind([screened_sample(1), passing, sample(3)])).open()
+    lines = seen.page.locator("#screening li")
+    # What failed comes first, and is open to be seen.
+    assert lines.count() == 2 and lines.first.is_visible()
+    said = lines.first.inner_text()
+    assert "states the situation that it is for" in said and "should · fail" in said
+    assert "It names nobody <b>who</b> asks." in said
+    assert lines.nth(1).locator("q").inner_text() == "why are there"
+    assert "1 failed, 1 passed" in seen.text("#screening summary")
+    seen.keys("n")
+    seen.heading("Sample 2")
+    assert not seen.page.locator("#screening li").first.is_visible()
+    seen.page.locator("#screening summary").click()
+    seen.page.locator("#screening li").first.wait_for()
+    seen.keys("n")
+    seen.heading("Sample 3")
+    assert seen.page.locator("#screening").count() == 0
+
+
+def test_a_criterion_is_marked_as_wrong_with_the_decision_and_taken_back_with_it(look):
+    backend = Run([screened_sample(1), screened_sample(2)])
+    seen = look(backend).open()
+    named = seen.page.get_by_role("button", name="This criterion is wrong: ")
+    assert named.count() == 6
+    wrong = "This criterion is wrong: names who measured it first"
+    in_aside = seen.page.get_by_role("button", name=wrong)
+    assert in_aside.get_attribute("aria-pressed") == "false"
+    in_aside.click()
+    assert in_aside.get_attribute("aria-pressed") == "true"
+    assert in_aside.inner_text() == "marked as wrong"
+    # Marks are each sample's own, and stay while a person looks at another.
+    seen.keys("n")
+    seen.heading("Sample 2")
+    assert seen.page.locator('.wrong[aria-pressed="true"]').count() == 0
+    seen.keys("p")
+    seen.heading("Sample 1")
+    situation = seen.page.get_by_role("button", name="This criterion is wrong: states the")
+    situation.click()
+    both = seen.page.locator('.wrong[aria-pressed="true"]')
+    assert both.count() == 2
+    seen.keys("a")
+    seen.heading("Sample 2")
+    settled(backend, {"s1": {"decision": "accept", "wrong_criteria": ["c4", "i2"]}})
+    seen.keys("u")
+    seen.heading("Sample 1")
+    settled(backend, {})
+    assert both.count() == 2
+    situation.click()
+    in_aside.click()
+    seen.keys("r", "Enter")
+    seen.heading("Sample 2")
+    settled(backend, {"s1": {"decision": "reject"}})
+
+
+def test_where_a_decision_cannot_carry_marks_there_are_none(look):
+    seen = look(Threads([screened_sample(1)])).open()
+    assert seen.page.locator("#screening li").count() == 2
+    assert seen.page.locator(".wrong").count() == 0
 
 
 def test_differences_and_other_attempts_are_shown(look):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 from fakes import ScriptedModel, prompt_of, verdicts
@@ -11,6 +13,7 @@ from reviewing import BETTER, ReviewProcess, run_for_review
 from runs import SEEDS, rows, summary_of
 
 from nodes.decisions import BadDecision, ReviewDecision
+from refloom.runs.journal import iter_records, open_read_only
 from refloom.runs.outputs import read_status, rewrite_files
 from refloom.runs.review_queue import ReviewQueue, UnknownSample
 
@@ -69,6 +72,38 @@ async def test_a_decision_is_taken_back(tmp_path):
     assert [item["id"] for item in reviews.queue()["items"]][1] == id_
     with pytest.raises(UnknownSample):
         reviews.undo("nobody")
+
+
+async def test_criteria_marked_as_wrong_stand_with_the_decision_and_go_with_it(tmp_path):
+    await run_for_review(tmp_path, screen=True)
+    with ReviewProcess(tmp_path) as process:
+        items = process.ask("/review/queue")[1]["items"]
+        path = f"/review/items/{items[0]['id']}"
+        sample = process.ask(path)[1]["sample"]
+        wrong = [sample["criteria"][0]["id"], sample["instruction_criteria"][0]["id"]]
+        said = {"decision": "accept", "wrong_criteria": [*wrong, wrong[0]]}
+        assert process.ask(path, said, "POST")[0] == 200
+        (row,) = decided_rows(tmp_path)
+        assert row["review"]["wrong_criteria"] == wrong
+        assert process.ask(path, method="DELETE")[0] == 200
+        assert decided_rows(tmp_path) == []
+        assert process.ask(path, {"decision": "accept"}, "POST")[0] == 200
+        (row,) = decided_rows(tmp_path)
+        assert "wrong_criteria" not in row["review"]
+        for bad, why in (
+            (["nobody's"], "no criterion"),
+            ("c1", "not a list"),
+            ([1], "not a list"),
+            (["x"] * 101, "Over 100"),
+        ):
+            said = {"decision": "accept", "wrong_criteria": bad}
+            status, refusal = process.ask(path, said, "POST")
+            assert status == 422 and why in refusal["detail"]
+
+
+def decided_rows(out: Path) -> list[dict[str, Any]]:
+    with open_read_only(out / "journal.sqlite") as journal:
+        return [json.loads(line) for line in iter_records(journal, "accepted", "rejected")]
 
 
 async def test_a_person_sees_the_sample_as_the_judge_left_it_and_its_references(tmp_path):

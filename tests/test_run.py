@@ -52,12 +52,14 @@ from refloom.runs.rate_limit import Limiter
 from refloom.settings import Settings
 
 RECORD = {
+    *("instruction_criteria", "instruction_verdicts"),
     *("id", "seed_id", "slot", "instruction", "response", "status", "reason", "reference_ids"),
     *("criteria", "attempts", "feedback", "model", "judge_model", "prompt_version"),
     *("random_seed", "usage", "cost_usd", "created"),
 }
 COUNTS = {
     *("seeds", "candidates", "accepted", "rejected", "failed", "pending", "duplicates"),
+    *("screened", "unfit", "surplus"),
     *("contaminated", "references", "references_failed", "rows_skipped"),
 }
 
@@ -118,6 +120,7 @@ async def test_a_record_has_the_keys_of_the_design_and_no_other(tmp_path):
             assert set(row["usage"]) == set(USAGE)
             for criterion in row["criteria"]:
                 keys = {"id", "text", "must", "reference_id", "quote", "judged_by"}
+                keys |= {"weight", "check", "trial"}
                 assert set(criterion) == keys
             for attempt in row["attempts"]:
                 assert set(attempt) == {"response", "verdicts"}

@@ -146,7 +146,8 @@ def test_every_setting_has_a_title_a_range_and_the_nodes_it_belongs_to(client):
     settings = schemas["context_schema"]["properties"]
     assert {"model", "judge_method", "references_per_seed", "feedback", "review"} <= set(settings)
     assert not {"base_url", "api_key", "memory"} & set(settings)
-    nodes = {"retrieve", "extract", "propose", "sample", "generate", "critique", "refine"}
+    nodes = {"retrieve", "extract", "propose", "screen"}
+    nodes |= {"sample", "generate", "critique", "refine"}
     for name, setting in settings.items():
         assert setting["title"], name
         assert setting["description"], name
@@ -161,7 +162,8 @@ def test_prompts_are_settings_that_studio_opens_an_editor_for(client):
     settings = schemas["context_schema"]["properties"]
     prompts = {n for n, s in settings.items() if s.get("langgraph_type") == "prompt"}
     assert prompts == {
-        f"{n}_prompt" for n in ("extract", "propose", "generate", "critique", "question", "refine")
+        *(f"{n}_prompt" for n in ("extract", "propose", "screen", "screen_question")),
+        *(f"{n}_prompt" for n in ("generate", "critique", "question", "refine")),
     }
     assert "{{ fence(" in settings["generate_prompt"]["default"]
 
@@ -169,12 +171,11 @@ def test_prompts_are_settings_that_studio_opens_an_editor_for(client):
 def test_the_drawing_shows_the_loop_and_says_what_nodes_do(client):
     drawn = client.assistants.get_graph(of(client, "synthesizer"), xray=True)
     names = {node["id"]: node for node in drawn["nodes"]}
-    assert {"retrieve", "extract", "propose", "sample:critique", "sample:refine", "review"} <= set(
-        names
-    )
+    in_sample = {"sample:critique", "sample:refine"}
+    assert {"retrieve", "extract", "propose", "screen", "review", *in_sample} <= set(names)
     assert names["retrieve"]["metadata"]["description"].startswith("Retrieve the references")
     # Nothing is drawn to lead from every node to every other.
-    assert len(drawn["edges"]) == 11, drawn["edges"]
+    assert len(drawn["edges"]) == 14, drawn["edges"]
 
 
 # --- runs ----------------------------------------------------------------------------------------
@@ -192,11 +193,13 @@ def test_a_run_is_streamed_step_by_step_in_words_a_person_can_follow(client):
         )
     )
     steps = [n for p in parts if p.event.startswith("updates") for n in p.data]
-    assert steps == ["retrieve", "extract", "propose", "generate", "critique", "sample"]
+    ahead = ["retrieve", "extract", "propose", "screen"]
+    assert steps == [*ahead, "generate", "critique", "sample"]
     told = [p.data for p in parts if p.event.startswith("custom")]
     seen = list(dict.fromkeys(one["event"] for one in told))
     assert seen == [
-        *("references", "criteria", "instructions", "candidate", "verdict", "decision", "sample"),
+        *("references", "criteria", "screen", "instructions"),
+        *("candidate", "verdict", "decision", "sample"),
     ]
     assert "given with the seed" in told[0]["message"]
 
@@ -220,7 +223,7 @@ def test_a_run_brings_samples_and_what_was_learned_is_kept_by_the_server(client,
     before = len(endpoint.bodies)
     out = client.runs.wait(None, graph, input=INPUT, context={**context, "random_seed": 4})
     assert [s["status"] for s in out["samples"]] == ["accepted"]
-    assert endpoint.stages()[before:] == ["propose", "generate", "critique"]
+    assert endpoint.stages()[before:] == ["propose", "screen", "generate", "critique"]
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,13 @@ from nodes.llm.capabilities import Capabilities
 from nodes.llm.completion import parse_reply
 from nodes.llm.protocol import Transient, request_body
 from nodes.state import add_usage, no_usage
-from refloom.runs.journal import ADDED_CALL_COLUMNS, Journal, call_columns, open_read_only
+from refloom.runs.journal import (
+    ADDED_CALL_COLUMNS,
+    ADDED_TURN_COLUMNS,
+    Journal,
+    columns_of,
+    open_read_only,
+)
 from refloom.runs.outputs import read_status, usage_by_stage
 from refloom.settings import Settings
 
@@ -262,9 +268,13 @@ async def test_thinking_is_counted_in_calls_rows_run_and_card(tmp_path):
 # --- journals of earlier versions --------------------------------------------------------------
 
 
-def columns(path: Path) -> set[str]:
+ADDED = {"calls": ADDED_CALL_COLUMNS.keys(), "turns": ADDED_TURN_COLUMNS.keys()}
+
+
+def added_columns(path: Path, table: str) -> set[str]:
+    """The columns of a journal's table that version 0.1.0 did not write."""
     with closing(sqlite3.connect(path)) as connection:
-        return call_columns(connection)
+        return columns_of(connection, table) & ADDED[table]
 
 
 @pytest.fixture
@@ -279,11 +289,12 @@ def test_a_journal_from_before_is_read_as_it_is(old):
     assert said["usage"]["completion_tokens"] > 0
     assert said["calls"]["by_tier"] == {"default": said["calls"]["paid"]}
     assert said["cost_by_tier"] == {"default": said["cost_usd"]}
+    assert {said["counts"][name] for name in ("screened", "unfit", "surplus")} == {0}
     report = refloom("report", old, cwd=old.parent)
     assert report.returncode == 0, report.stderr
     page = (old / "report.html").read_text()
     assert "of them thinking" not in page
-    assert not columns(old / "journal.sqlite") & ADDED_CALL_COLUMNS.keys()
+    assert not any(added_columns(old / "journal.sqlite", table) for table in ADDED)
     assert (old / "journal.sqlite").read_bytes() == before
 
 
@@ -293,7 +304,8 @@ async def test_a_run_that_goes_on_with_one_adds_the_columns(old):
     reply = {"text": "so", "finish": "stop", "usage": {**USAGE, "cache_write_tokens": 3}}
     await journal.record(b"new one..", "generate", "m", {**reply, "tier": "flex"})
     await asyncio.to_thread(journal.close)
-    assert ADDED_CALL_COLUMNS.keys() <= columns(old / "journal.sqlite")
+    for table, names in ADDED.items():
+        assert added_columns(old / "journal.sqlite", table) == names
     said = read_status(old)
     assert said["calls"]["by_tier"]["flex"] == 1
     more = {name: said["usage"][name] - counted[name] for name in said["usage"]}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -11,6 +13,7 @@ from refloom.evaluation.stats import (
     auc,
     bootstrap_mean,
     kappa,
+    krippendorff_alpha,
     length_controlled,
     proportion,
     sign_test,
@@ -108,3 +111,51 @@ def test_kappa_is_one_where_all_agree_and_nought_where_chance_does():
     assert kappa([("a", "a"), ("b", "b")]) == 1.0
     assert kappa([("a", "a"), ("a", "b"), ("b", "a"), ("b", "b")]) == 0.0
     assert kappa([("a", "a")] * 5) is None
+
+
+def test_alpha_is_that_of_the_hand():
+    """Three raters, six units, a dot for no verdict.
+
+        unit     1  2  3  4  5  6      verdicts in units of two or more: n = 3+3+2+3+2 = 13,
+        rater A  p  p  f  f  p  p      of which p = 3+2+0+0+1 = 6 and f = 0+1+2+3+1 = 7;
+        rater B  p  p  f  f  f  .      unit 6 has one verdict and says nothing
+        rater C  p  f  .  f  .  .
+
+    Ordered pairs that differ, over (verdicts of the unit - 1): unit 2 has 2*1 + 1*2 = 4, over 2;
+    unit 5 has 1*1 + 1*1 = 2, over 1. Observed: (2 + 2) / 13 = 0.3077. By chance:
+    (6*7 + 7*6) / (13*12) = 0.5385. Alpha = 1 - 0.3077 / 0.5385 = 3/7 = 0.4286.
+    """
+    table = {
+        ("p", "p", "p"): 1,
+        ("p", "p", "f"): 1,
+        ("f", "f", None): 1,
+        ("f", "f", "f"): 1,
+        ("p", "f", None): 1,
+        ("p", None, None): 1,
+    }
+    assert krippendorff_alpha(table) == 0.4286
+
+
+def test_alpha_is_that_of_krippendorffs_own_example():
+    """Four observers, twelve units, five values: 0.743 (Krippendorff 2011, nominal data)."""
+    observers = ("123321412...", "1233224125.3", ".3332342251.", "12332441251.")
+    units = Counter(
+        tuple(None if value == "." else value for value in unit)
+        for unit in zip(*observers, strict=True)
+    )
+    assert krippendorff_alpha(units) == pytest.approx(0.743, abs=0.0005)
+
+
+def test_alpha_needs_verdicts_that_could_differ():
+    assert krippendorff_alpha({}) is None
+    assert krippendorff_alpha({("p", None): 9}) is None
+    assert krippendorff_alpha({("p", "p"): 9}) is None
+    assert krippendorff_alpha({("p", "p"): 2, ("f", "f"): 2}) == 1.0
+
+
+@given(st.dictionaries(st.tuples(*[st.sampled_from([None, "p", "f"])] * 3), st.integers(1, 5)))
+def test_alpha_does_not_ask_who_a_rater_is_and_a_unit_may_be_counted_twice(units):
+    turned = Counter()
+    for unit, times in units.items():
+        turned[unit[::-1]] += times
+    assert krippendorff_alpha(turned) == krippendorff_alpha(units)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from fakes import ScriptedModel, answer, letters, prompt_of, words
+from fakes import ScriptedModel, answer, letters, prompt_of, verdicts, words
 from runs import SEEDS, MixedModel, build_run, references, rows, stable_rows, summary_of
 
 from nodes.llm import CallFailed, ProviderStopped
@@ -123,6 +123,39 @@ async def test_workers_make_the_rows_that_one_process_makes(tmp_path, office, wo
     for name in ("counts", "criteria", "usage"):
         assert many[name] == one[name]
     assert many["calls"]["paid"] == one["calls"]["paid"]
+
+
+async def test_workers_hold_rows_to_a_persons_criteria_and_tell_of_their_trial_once(
+    tmp_path, office
+):
+    path = tmp_path / "criteria.jsonl"
+    path.write_text('{"text": "is even", "id": "even", "tags": ["law"]}\n{"text": "is told"}\n')
+    tagged = [{**r, "tags": ["law"]} if r["id"] in "r1 r2 r3" else r for r in references(8)]
+    tagged[0]["criteria"] = ["names who says so"]
+    more = {"given": tagged, "references_per_seed": 2, "criteria": path, "try_criteria": True}
+
+    def critique(call):
+        return verdicts(prompt_of(call), lambda id_: "fail" if id_ == "even" else "pass")
+
+    def model():
+        return ScriptedModel(critique=critique)
+
+    one = await alone(tmp_path / "one", model(), SEEDS, **more)
+    notices: list[str] = []
+    staff = office(model())
+    staff.on_call = lambda far, n: far.kill() if n in (30, 60) else None
+    run = build_run(
+        tmp_path / "many", staff.complete, SEEDS, engine="ray", workers=2, concurrency=8,
+        base_url=ADDRESS, **more,
+    )  # fmt: skip
+    run.on_notice, run.tools.worker_starter = notices.append, staff
+    async with asyncio.timeout(60):
+        await run.run()
+    rows_of_one = stable_rows(tmp_path / "one")
+    assert stable_rows(tmp_path / "many") == rows_of_one
+    assert any(c["text"] == "names who says so" for row in rows_of_one for c in row["criteria"])
+    assert summary_of(tmp_path / "many")["calls"]["paid"] == one["calls"]["paid"]
+    assert notices == ['criterion "is even": fails on 3 of 3 of your references']
 
 
 async def test_every_worker_gets_seeds(tmp_path, office):
@@ -407,3 +440,30 @@ async def test_what_failed_is_tried_again_by_workers_as_by_one_process(tmp_path,
     assert one["counts"]["accepted"] > 4
     assert stable_rows(tmp_path / "many") == stable_rows(tmp_path / "one")
     assert many["counts"] == one["counts"]
+
+
+CHECK = """
+import os
+
+def careful(response, instruction, reference):
+    with open(os.environ["NOTES"], "a") as file:
+        file.write("x")
+    return "It has an odd number of letters." if len(response) % 2 else None
+"""
+
+
+async def test_checks_are_made_by_the_run_and_once(tmp_path, office, monkeypatch):
+    (tmp_path / "checks_of_a_team.py").write_text(CHECK, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    notes, file = tmp_path / "notes", tmp_path / "mine.jsonl"
+    monkeypatch.setenv("NOTES", str(notes))
+    criterion = {"text": "has an even length", "check": "checks_of_a_team:careful"}
+    file.write_text(json.dumps(criterion), encoding="utf-8")
+    more = {"criteria": file, "base_url": ADDRESS}
+    await build_run(tmp_path / "one", ScriptedModel(), SEEDS, **more).run()
+    alone = len(notes.read_text(encoding="utf-8"))
+    workers = office(ScriptedModel())
+    workers.on_call = lambda far, n: far.kill() if n == 9 else None
+    await together(tmp_path / "two", workers, SEEDS, **more)
+    assert stable_rows(tmp_path / "two") == stable_rows(tmp_path / "one")
+    assert len(notes.read_text(encoding="utf-8")) == 2 * alone

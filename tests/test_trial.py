@@ -2,14 +2,23 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from fakes import ScriptedModel, letters, prompt_of, tagged, verdicts
+from fakes import ScriptedModel, letters, prompt_of, screened, tagged, verdicts
 
 from memory.references import Reference
 from nodes.context import Context
 from nodes.criteria import ANSWERS_ID
 from nodes.llm import Call, CallFailed, CallOrigin
 from nodes.state import Criterion, Usage
-from nodes.trial import NOISE_LOG_ODDS, TrialResult, corruptions, off_topic_response, try_criteria
+from nodes.trial import (
+    NOISE_LOG_ODDS,
+    InstructionTrial,
+    TrialResult,
+    corruptions,
+    off_topic_response,
+    spoil_instruction,
+    try_criteria,
+    try_instruction_criteria,
+)
 
 REFERENCE: Reference = {
     "id": "r1",
@@ -98,9 +107,12 @@ async def test_a_criterion_has_to_earn_its_place(
     said = {"own": own, **spoiled_ones}
     model = writing(lambda response, id_: said[response] if id_ == "c1" else "pass")
     trial = await tried(model, WRITTEN, criterion("c1"))
+    passed = {name: int(verdict == "pass") for name, verdict in spoiled_ones.items()}
+    tested = {**criterion("c1"), "bar": None}
+    tested["trial"] = {"references": 1, "own": 1, "spoiled": passed}
     expected = {
-        "earned": [{**criterion("c1"), "must": True, "bar": None}],
-        "demoted": [{**criterion("c1"), "must": False, "bar": None}],
+        "earned": [{**tested, "must": True}],
+        "demoted": [{**tested, "must": False}],
         "dropped": [],
     }
     assert trial.criteria == expected[outcome]
@@ -288,3 +300,93 @@ async def test_criteria_nobody_could_judge_are_no_musts() -> None:
         trial = await tried(filtering(*refused), WRITTEN, criterion("c1"))
         assert [(c["id"], c["must"]) for c in trial.criteria] == [("c1", False)]
         assert trial.counts == {"earned": 0, "demoted": 1, "dropped": 0}
+
+
+# Criteria of instructions
+
+ASK: Reference = {
+    "id": "r2",
+    "instruction": "I teach a class of nine: sort these numbers, and say why each step is needed.",
+    "response": "Compare neighbours first. Swap them if they are in the wrong order.",
+}
+OWN_ASK = ASK["instruction"]
+SPOILED_ASKS = spoil_instruction(OWN_ASK, ASK["response"])
+
+
+def ask_of(call: Call) -> str:
+    """Which instruction a call judges: `own`, or how it was spoiled."""
+    instruction = tagged(prompt_of(call), "instruction")[-1]
+    return "own" if instruction == OWN_ASK else {v: k for k, v in SPOILED_ASKS.items()}[instruction]
+
+
+def screening(judgement: Callable[[str, str], str], *refused: str) -> ScriptedModel:
+    """A judge by a function of which instruction it is and the criterion's id.
+
+    Its content filter refuses some of the instructions.
+    """
+
+    def screen(call: Call) -> dict[str, Any] | CallFailed:
+        which = ask_of(call)
+        if which in refused:
+            return CallFailed("screen", "filtered", "not that", times(1))
+        return screened(prompt_of(call), lambda id_, _: judgement(which, id_))
+
+    return ScriptedModel(screen=screen)
+
+
+async def tried_on_ask(
+    model: ScriptedModel, *criteria: Criterion, context: Context = WRITTEN
+) -> InstructionTrial:
+    return await try_instruction_criteria(model, context, PLACE, ASK, criteria)
+
+
+def own_only(which: str, id_: str) -> str:
+    return "pass" if which == "own" else "fail"
+
+
+async def test_criteria_of_instructions_are_shoulds_and_those_that_tell_most_come_first() -> None:
+    def judgement(which: str, id_: str) -> str:
+        return {"a": "pass", "b": own_only(which, id_), "c": "fail"}[id_]
+
+    model = screening(judgement)
+    trial = await tried_on_ask(model, *map(criterion, "abc"))
+    assert [(c["id"], c["must"]) for c in trial.criteria] == [("b", False), ("a", False)]
+    assert trial.counts == {"earned": 1, "demoted": 1, "dropped": 1}
+    assert trial.criteria[0]["trial"] == {
+        "references": 1,
+        "own": 1,
+        "spoiled": dict.fromkeys(SPOILED_ASKS, 0),
+    }
+    assert sorted(map(ask_of, model.calls)) == sorted(["own", *SPOILED_ASKS])
+
+
+async def test_a_spoiled_instruction_that_a_content_filter_refuses_is_left_out() -> None:
+    trial = await tried_on_ask(screening(own_only, "first_clause"), criterion("c1"))
+    (earned,) = trial.criteria
+    assert "first_clause" not in earned["trial"]["spoiled"]
+    assert trial.counts == {"earned": 1, "demoted": 0, "dropped": 0}
+
+
+async def test_criteria_of_an_instruction_nobody_could_judge_tell_nothing() -> None:
+    for refused in (("own",), tuple(SPOILED_ASKS)):
+        trial = await tried_on_ask(screening(own_only, *refused), criterion("c1"))
+        assert [c["id"] for c in trial.criteria] == ["c1"]
+        assert trial.counts == {"earned": 0, "demoted": 1, "dropped": 0}
+
+
+@pytest.mark.parametrize(
+    ("refused", "bar"),
+    [((), -1.0), (("first_clause",), -1.0), (("own",), None), (tuple(SPOILED_ASKS), None)],
+)
+async def test_a_content_filter_costs_the_bar_of_a_question_and_no_reference(
+    refused: tuple[str, ...], bar: float | None
+) -> None:
+    def odds(call: Call) -> float | CallFailed:
+        which = ask_of(call)
+        if which in refused:
+            return CallFailed("screen", "filtered", "not that", times(1))
+        return 2.0 if which == "own" else -1.0
+
+    trial = await tried_on_ask(ScriptedModel(odds=odds), context=BY_ODDS)
+    assert trial.answerable_bar == pytest.approx(bar, abs=0.01)
+    assert trial.criteria == []

@@ -229,7 +229,9 @@ def _completion(
 def _logprobs(body: dict[str, Any]) -> dict[str, Any]:
     """Likely yes for a reference's own response, else as the prompt decides."""
     prompt = prompt_of(body)
-    own = (blocks(prompt, "instruction")[-1], blocks(prompt, "response")[-1]) in PAIRS
+    own = (blocks(prompt, "instruction")[-1], blocks(prompt, "response")[-1:]) in [
+        (instruction, [response]) for instruction, response in PAIRS
+    ]
     no = 0.5 + number(prompt, "odds") % 40 / 8 if not own else 4.0
     tops = [{"token": "Yes", "logprob": -0.125}, {"token": "No", "logprob": -no}]
     return {"content": [{**tops[0], "top_logprobs": tops}]}
@@ -252,11 +254,18 @@ def _extract(body: dict[str, Any], prompt: str) -> dict[str, Any]:
                 found.append({"text": f"The response {text}.", "quote": quote, "must": must})
         found.append({"text": "is written in verse", "quote": "no such words", "must": True})
         found = found[number(instruction) % 2 :]
-    return {
+    answer: dict[str, Any] = {
         "subject_areas": [sentence(2, instruction, "area")],
         "relevant_skills": [sentence(3, instruction, "skill"), "saying why"],
         "characteristics": found,
     }
+    if "instruction_characteristics" in prompt:
+        quote = " ".join(instruction.split()[:4])
+        answer["instruction_characteristics"] = [
+            {"text": text, "quote": quote, "must": must}
+            for text, must in (("states the case it is for", True), ("asks for one thing", False))
+        ]
+    return answer
 
 
 def _propose(body: dict[str, Any], prompt: str) -> dict[str, Any]:
@@ -271,6 +280,28 @@ def _propose(body: dict[str, Any], prompt: str) -> dict[str, Any]:
         elif odd == 2:
             found[place] = f"Answer the given seed: {found[place]}"
     return {"instructions": found}
+
+
+def _screen(body: dict[str, Any], prompt: str) -> dict[str, Any]:
+    found = re.findall(r'<(instruction(?:-\w+)?) number="(\d+)">\n(.*?)\n</\1>', prompt, re.DOTALL)
+    own = {instruction for instruction, _ in PAIRS}
+    items = []
+    for _, place, text in found:
+        verdicts = []
+        for id_ in re.findall(r'<criterion(?:-\w+)? id="([^"]+)"', prompt):
+            draw = number(body.get("seed"), id_, text) % 20
+            verdict = "pass" if text in own or draw < 17 else "fail"
+            evidence = "words that are not there" if draw == 19 else " ".join(text.split()[:4])
+            verdicts.append(
+                {
+                    "criterion_id": id_,
+                    "reason": sentence(8, id_, text),
+                    "evidence": evidence,
+                    "verdict": verdict,
+                }
+            )
+        items.append({"number": int(place), "verdicts": verdicts})
+    return {"instructions": items}
 
 
 def _text(key: str, prompt: str, odds: int) -> str:
@@ -351,6 +382,7 @@ def _compare(body: dict[str, Any], prompt: str) -> dict[str, Any]:
 ANSWERS: dict[str, Callable[[dict[str, Any], str], dict[str, Any]]] = {
     "extract": _extract,
     "propose": _propose,
+    "screen": _screen,
     "generate": _generate,
     "refine": _refine,
     "critique": _critique,

@@ -29,6 +29,7 @@ from prompts import Message
 Stage = Literal[
     "extract",
     "propose",
+    "screen",
     "generate",
     "critique",
     "refine",
@@ -37,18 +38,25 @@ Stage = Literal[
     "preflight",
     "probe",
 ]
-STAGES_OF_THE_JUDGE = ("critique", "compare", "feedback")
+STAGES_OF_THE_JUDGE = ("critique", "compare", "feedback", "screen")
 # Writing wants variety, judging wants none.
 TEMPERATURE_BY_STAGE = {
     "extract": 0.3,
     "generate": 0.7,
     "refine": 0.7,
     "critique": 0.0,
+    "screen": 0.0,
     "feedback": 0.3,
     "compare": 0.0,
 }
 DEFAULT_TEMPERATURE = 0.8
-MAX_TOKENS_BY_STAGE = {"extract": 1200, "propose": 1500, "generate": 3000, "refine": 4000}
+MAX_TOKENS_BY_STAGE = {
+    "extract": 1200,
+    "propose": 1500,
+    "screen": 4000,
+    "generate": 3000,
+    "refine": 4000,
+}
 DEFAULT_MAX_TOKENS = 2000
 MAX_ASKS = 3
 # How many times a cut answer is asked for again, each time with twice the room.
@@ -206,14 +214,18 @@ def make_call(
     draw: int = 0,
     *,
     text: bool = False,
+    juror: str | None = None,
 ) -> Call:
-    """A call with its stage's defaults; `STAGES_OF_THE_JUDGE` go to the judge's model."""
+    """A call with its stage's defaults; `STAGES_OF_THE_JUDGE` go to the judge's model.
+
+    Of a jury that is the model named by `juror`, or the first one.
+    """
     judge = stage in STAGES_OF_THE_JUDGE
     return Call(
         stage=stage,
         messages=tuple(messages),
         answer=answer,
-        model=context.judge if judge else context.model,
+        model=(juror or context.judge) if judge else context.model,
         judge=judge,
         seed=draw_seed(context.random_seed, place.seed_id, place.slot, stage, draw),
         temperature=TEMPERATURE_BY_STAGE.get(stage, DEFAULT_TEMPERATURE),
@@ -299,8 +311,8 @@ async def _ask(complete: Complete, call: Call, read: Callable[[Reply], T]) -> As
             kind, message = "malformed", str(error)
             if not text.strip():
                 kind, message = "empty", "the answer was empty, but for the model's thoughts"
-        room = _larger_room(current, spent)
-        if kind == "cut" and room <= call.room * 2**MAX_GROWTHS:
+        room = _room_after_cut(current, spent) if kind == "cut" else None
+        if room is not None and room <= call.room * 2**MAX_GROWTHS:
             # With the same seed its text does not depend on when the room was learned.
             current = replace(current, room=room)
             continue
@@ -320,10 +332,10 @@ async def _ask(complete: Complete, call: Call, read: Callable[[Reply], T]) -> As
             current = replace(current, messages=(*call.messages, *_correction(text, message)))
 
 
-def _larger_room(call: Call, spent: int) -> int:
-    """The room to ask for after an answer was cut off when it had spent so many tokens.
+def _room_after_cut(call: Call, spent: int) -> int:
+    """The room for an answer that was cut: twice as much, and more than the answer spent.
 
-    It may have had more than it asked for; with no more than it spent it would be cut again.
+    It may have had more room than it asked for: with less than it spent it is cut again.
     """
     room = call.room * 2
     while room * call.max_tokens <= spent:

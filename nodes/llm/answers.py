@@ -121,6 +121,14 @@ def read_answer(
     return fit.answer
 
 
+# A response in its tag, and behind it what the prompt holds: a small model goes on writing.
+_ECHO = re.compile(
+    r"\s*<(?P<tag>response(?:-\w+)?)\b[^>\n]*>.*?</(?P=tag)>\s*"
+    r"(?P<more><(?:feedback|verdict|criterion|instruction|reference|response|seed)(?:-\w+)?[ >])",
+    re.DOTALL | re.IGNORECASE,
+)
+
+
 def read_text(
     text: str,
     *,
@@ -149,6 +157,10 @@ def read_text(
         text = text[_find_answer(text, usual_marks) :]
     while (bare := text.rstrip()).endswith(_TURN_ENDS):
         text = bare[: bare.rindex("<")]
+    if echo := _ECHO.match(text):
+        raise UnreadableAnswer(
+            f"after the response comes more, from {echo['more']!r} on: give the response alone"
+        )
     text = _untag(text)
     if not code_only and (inner := _unfence(text.strip())) is not None:
         text = _untag(inner)

@@ -6,8 +6,9 @@ import asyncio
 from argparse import Namespace
 from typing import TYPE_CHECKING, Any
 
+from nodes.context import is_embedded
 from refloom.cli.options import add_setting, print_json, print_line
-from refloom.settings import is_embedded, load_settings
+from refloom.settings import load_settings
 
 if TYPE_CHECKING:
     from refloom.runs.doctor import DoctorReport, ModelReport

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refloom.cli.options import add_setting, print_json, print_line, warn_of_skipped_rows
+from refloom.data.criteria import load_criteria
 from refloom.data.read import ReadReport, Source, describe_report, read_references, read_seeds
 from refloom.settings import DEFAULT_TIER, Settings, load_settings
 
@@ -217,15 +218,24 @@ def _describe_inputs(
 
 def _print_inputs(references: Source, seeds: Source | None, summary: RunSummary) -> None:
     lines = _describe_inputs(references, seeds, (summary.references, summary.seeds))
+    lines += _describe_jury(summary.settings)
     sys.stderr.write("\n".join(lines) + "\n")
+
+
+def _describe_jury(settings: Settings) -> list[str]:
+    """The line that names the juror that writes too, if there is one."""
+    if len(settings.jurors) == 1 or settings.model not in settings.jurors:
+        return []
+    return [f"jury: {settings.model} writes and judges; models are lenient with their own writing"]
 
 
 def _print_summary(summary: RunSummary, out: Path) -> None:
     counts, cost = summary.counts, summary.totals["cost_usd"]
+    screened = f"{counts['screened']} screened, " if counts["screened"] else ""
     print_line(
         f"{summary.status}: {counts['accepted']} accepted, {counts['rejected']} rejected, "
         f"{counts['failed']} failed, {counts['pending']} pending, {counts['duplicates']} "
-        f"duplicates, {summary.totals['calls']['paid']} calls paid"
+        f"duplicates, {screened}{summary.totals['calls']['paid']} calls paid"
         + (f" (${cost:.4f})" if cost else "")
         + f", in {summary.seconds:.0f} s"
     )
@@ -274,16 +284,20 @@ def _describe_next(status: str, retriable: int, retry_failed: bool) -> str | Non
 
 def dry_run(settings: Settings, references: Source, seeds: Source | None) -> int:
     """Show what a run would do and cost, without a call and without writing anything."""
+    from refloom.runs.checks import check_permitted
     from refloom.runs.cost import Prices
     from refloom.runs.estimate import estimate, format_estimate
 
     prices = Prices.load(settings.prices)
+    own_criteria = [] if settings.criteria is None else load_criteria(settings.criteria)
+    check_permitted([own["criterion"].get("check") for own in own_criteria], settings)
     seed_source = seeds or Source(references, as_reference=False, limit=settings.limit)
     reports = (references.scan(), seed_source.scan())
     for line in _describe_inputs(references, seeds, reports, listed=""):
         print_line(line)
     for report in reports:
         warn_of_skipped_rows(report)
+    sys.stderr.writelines(f"{line}\n" for line in _describe_jury(settings))
     estimated = asyncio.run(
         estimate(
             settings,
@@ -291,6 +305,7 @@ def dry_run(settings: Settings, references: Source, seeds: Source | None) -> int
             list(islice(references, DRY_RUN_SAMPLE)),
             prices,
             seed_texts=[seed["instruction"] for seed in islice(seed_source, DRY_RUN_SAMPLE)],
+            own_criteria=own_criteria,
         )
     )
     print_line(format_estimate(estimated))
@@ -302,9 +317,13 @@ def status(args: Namespace, flags: dict[str, Any]) -> int:
     from refloom.evaluation.experiment import arm_directories
     from refloom.runs.journal import is_experiment
     from refloom.runs.outputs import read_status
+    from refloom.runs.seed_table import read_seed_table
+
+    def read(path: Path) -> dict[str, Any]:
+        return read_status(path) | read_seed_table(path)
 
     if is_experiment(args.directory):
-        arms = {path.name: read_status(path) for path in arm_directories(args.directory)}
+        arms = {path.name: read(path) for path in arm_directories(args.directory)}
         if args.json:
             print_json({"arms": arms})
             return 0
@@ -312,7 +331,7 @@ def status(args: Namespace, flags: dict[str, Any]) -> int:
             print_line(f"arm {name}")
             _print_status(arm_status)
         return 0
-    run_status = read_status(args.directory)
+    run_status = read(args.directory)
     if args.json:
         print_json(run_status)
     else:
@@ -327,12 +346,29 @@ def _describe_tiers(totals: dict[str, Any]) -> str:
     return "calls by tier: " + ", ".join(f"{t} {n}{costs.get(t, '')}" for t, n in by_tier)
 
 
+def _describe_seeds(run: dict[str, Any]) -> str | None:
+    """How many seeds left no row, and what became of the first one; None if all left one."""
+    number = run["seeds_without_rows"]
+    if not number:
+        return None
+    first = run["seeds"][0]
+    ends = (f"{n} {name}" for name, n in first.items() if name not in ("seed_id", "rows") and n)
+    why = ", ".join(ends) or "nothing was proposed"
+    seeds = "1 seed has" if number == 1 else f"{number} seeds have"
+    name = first["seed_id"] or "one without an id"
+    return f"{seeds} left no row, such as {name}: {why} (--json lists them)"
+
+
 def _print_status(run: dict[str, Any]) -> None:
     print_line(run["status"] + (f" (pid {run['pid']})" if "pid" in run else ""))
-    for group in ("counts", "criteria", "calls", "usage"):
+    for group in ("counts", "criteria", "instruction_criteria", "calls", "usage"):
+        if group == "instruction_criteria" and not any(run[group].values()):
+            continue
         values = {k: v for k, v in run.get(group, {}).items() if isinstance(v, int)}
         pairs = (f"{k} {v}" for k, v in values.items() if v or k not in RARE_TOKENS)
         print_line(f"  {group}: " + ", ".join(pairs))
+    if (line := _describe_seeds(run)) is not None:
+        print_line(f"  {line}")
     stages = []
     for stage, calls in run["calls"].get("by_stage", {}).items():
         cost = run["cost_by_stage"].get(stage)

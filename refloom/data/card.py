@@ -16,6 +16,7 @@ from importlib.resources import files
 from pathlib import PurePath
 from typing import Any
 
+from nodes.context import is_embedded, split_jurors
 from refloom.data.licenses import CombinedLicense, combine_licenses
 from refloom.data.read import NOT_STATED
 from refloom.data.record_stats import CriterionStats, RecordStats, measure_diversity, quantiles
@@ -24,7 +25,6 @@ from refloom.settings import (
     MAY_DIFFER,
     Settings,
     default_judge_method,
-    is_embedded,
 )
 
 RunJson = Mapping[str, Any]
@@ -139,6 +139,7 @@ def escape_markdown(value: object, limit: int = 300) -> str:
 def _card_values(run: RunJson, stats: RecordStats) -> dict[str, Any]:
     settings, counts, reading = run["settings"], run["counts"], run["reading"]
     judge = settings["judge_model"] or settings["model"]
+    jurors = split_jurors(judge)
     command = rerun_command(run)
     longest_backtick_run = max(map(len, re.findall("`+", command)), default=0)
     criteria = [
@@ -151,12 +152,17 @@ def _card_values(run: RunJson, stats: RecordStats) -> dict[str, Any]:
         "counts": counts,
         "reading": reading,
         "model": _model_name(settings["model"]),
-        "judge": _model_name(judge),
+        "judge": ", ".join(map(_model_name, jurors)),
+        "first_judge": _model_name(jurors[0]),
+        "jury": len(jurors) > 1,
+        "writes_and_judges": settings["model"] in jurors,
         "same_judge": judge == settings["model"],
         "log_odds": log_odds,
         "how_judged": "the log-odds of one-token answers" if log_odds else "written verdicts",
         "embedded": is_embedded(settings["model"]),
         "shapes": _join_counts(reading["references"]["shapes"]),
+        "screening": _screening(run, log_odds),
+        "tried": bool(stats.trials),
         "reviews": stats.review_summary,
         "reasons": _join_counts(stats.reasons),
         "errors": _join_counts(stats.errors),
@@ -171,6 +177,32 @@ def _card_values(run: RunJson, stats: RecordStats) -> dict[str, Any]:
         "command": command,
         "fence": "`" * max(3, 1 + longest_backtick_run),
         "all_settings": json.dumps(_public_settings(settings), indent=1, ensure_ascii=True),
+    }
+
+
+def _screening(run: RunJson, log_odds: bool) -> dict[str, Any] | None:
+    """By what instructions were screened and how many were dropped; None if they were not."""
+    settings, counts = run["settings"], run["counts"]
+    # A run of an earlier version has no such setting, and did not screen.
+    off = not settings.get("screen") or settings["answer_seeds"]
+    if off or settings["pipeline"] != "loop":
+        return None
+    reasons = {
+        "screened": "failed their criteria",
+        "duplicates": "were too near to another",
+        "unfit": "could not be used",
+        "surplus": "were not needed",
+    }
+    outcomes = run.get("instruction_criteria") or {}
+    dropped = [(int(counts.get(name) or 0), why) for name, why in reasons.items()]
+    return {
+        "by": "rules, the cosine with the seed, and the judge's yes or no"
+        if log_odds
+        else "the judge's written verdicts",
+        "dropped": sum(n for n, _ in dropped),
+        "why": ", ".join(f"{n:,} {why}" for n, why in dropped if n),
+        "dropped_criteria": outcomes.get("dropped", 0),
+        **{name: outcomes.get(name, 0) for name in ("proposed", "earned", "demoted")},
     }
 
 
@@ -238,7 +270,8 @@ def _public_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(value, list):
             public[name] = [_short_name(path) for path in value]
         elif value:
-            public[name] = _short_name(value)
+            names = split_jurors(value) if name == "judge_model" else (value,)
+            public[name] = ",".join(map(_short_name, names))
     return public
 
 

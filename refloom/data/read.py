@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, Union
 
 from memory.references import Reference, content_id, distinct, reference_hash
+from nodes.own_criteria import MAX_CRITERIA, read_own_criterion
 from nodes.state import Seed
 from refloom.data.files import read_rows
 from refloom.data.shapes import (
@@ -23,6 +24,7 @@ from refloom.data.shapes import (
     UnknownShape,
     check_exchange,
     check_media,
+    find_criteria,
     find_unread_columns,
     join_history,
     parse_exchanges,
@@ -47,7 +49,8 @@ class ReadReport:
 
     `taken` counts items, `kinds` skipped rows by the reason, and `shapes` and `licences` items.
     `skipped` lists the first skipped rows, `several_turns` counts rows of more than one exchange,
-    `unread` counts the rows with text in a column that is not read, `notes` say what else of the
+    `unread` counts the rows with text in a column that is not read, `with_criteria` the references
+    that carry criteria of a person's, `notes` say what else of the
     source was left aside, and `digest` is a hash of all items.
     """
 
@@ -60,6 +63,7 @@ class ReadReport:
     several_turns: int = 0
     licences: Counter[str] = field(default_factory=Counter)
     unread: Counter[str] = field(default_factory=Counter)
+    with_criteria: int = 0
     notes: list[str] = field(default_factory=list)
     digest: str = ""
 
@@ -112,6 +116,8 @@ def describe_report(
     shapes = ", ".join(f"{n} {shape}" for shape, n in report.shapes.most_common())
     lines = [f"{what}: {report.taken} of {name}" + (f" ({shapes})" if shapes else "")]
     lines += [f"  {note}" for note in report.notes]
+    if report.with_criteria:
+        lines.append(f"  {report.with_criteria} carry criteria, for the seeds that retrieve them")
     if report.unread:
         each = ", ".join(
             f"`{column}` ({rows})" for column, rows in report.unread.most_common(MAX_COLUMNS_LISTED)
@@ -131,6 +137,10 @@ def describe_report(
         each = ", ".join(f"{n} {name}" for name, n in report.licences.most_common(8))
         lines.append(f"  licences: {each}")
     return lines
+
+
+class _BadCriterion(Exception):
+    """A criterion of a row that cannot be used."""
 
 
 Turns = Literal["first", "all"]
@@ -153,6 +163,7 @@ class Source:
         columns: Mapping[str, str] | None = None,
         turns: Turns = "first",
         licence: str | None = None,
+        with_tags: bool = False,
     ) -> None:
         """Open nothing yet.
 
@@ -164,6 +175,7 @@ class Source:
             columns: Column names by what they hold (see `refloom.data.shapes`).
             turns: Take the first exchange of a conversation, or all with their history.
             licence: The licence of all references.
+            with_tags: Give seeds the tags of their rows, which a file of criteria may name.
         """
         self.name = str(source) if isinstance(source, str | Path) else "rows given"
         self._source = source if isinstance(source, str | Path | Source) else list(source)
@@ -171,6 +183,7 @@ class Source:
         self._skip_bad_lines = skip_bad_lines
         self._limit = limit
         self._columns, self._turns, self._licence = columns or {}, turns, licence
+        self._with_tags = with_tags
         self.report = self._new_report()
 
     def _new_report(self) -> ReadReport:
@@ -205,9 +218,14 @@ class Source:
                 for number, exchange in enumerate(self._select_exchanges(exchanges, report)):
                     item = self._build_item(row, number, check_exchange(exchange))
                     report.count_item(shape, str(item.get("license") or _license(row) or ""))
+                    report.with_criteria += "criteria" in item
                     if not number:
                         self._count_unread(shape, original_row, exchange, report)
                     yield item
+            except _BadCriterion as error:
+                if skip is None:
+                    raise InputError(f"{self.name}: line {line}: {error}") from error
+                report.skip(self.name, line, str(error), "with criteria that cannot be used")
             except UnknownShape as error:
                 # Exchanges before the bad turn of a conversation have been yielded.
                 report.skip(self.name, line, str(error), error.kind)
@@ -261,7 +279,11 @@ class Source:
             reference = _to_reference(row, exchange, self._licence)
             return {**reference, "id": row_id or reference_hash(reference)}
         text = join_history(exchange)
-        return {"id": _shorten_id(row_id or content_id(text)), "instruction": text}
+        seed: Seed = {"id": _shorten_id(row_id or content_id(text)), "instruction": text}
+        tags = row.get("tags") if self._with_tags and isinstance(row, Mapping) else None
+        if isinstance(tags, list) and tags:
+            seed["tags"] = [str(tag) for tag in tags]
+        return seed
 
     def scan(self) -> ReadReport:
         """Read everything once, so that errors show before any call is paid for.
@@ -313,6 +335,7 @@ def read_seeds(source: Input, settings: Settings, *, skip_bad_lines: bool = Fals
         skip_bad_lines=skip_bad_lines,
         limit=settings.limit,
         columns=settings.seeds_map,
+        with_tags=settings.criteria is not None,
     )
 
 
@@ -338,7 +361,21 @@ def _to_reference(row: Any, exchange: Exchange, licence: str | None) -> Referenc
         reference["license"] = stated
     if isinstance(row.get("tags"), list):
         reference["tags"] = [str(tag) for tag in row["tags"]]
+    if criteria := find_criteria(row):
+        reference["criteria"] = _check_criteria(criteria)
     return reference
+
+
+def _check_criteria(criteria: list[Any]) -> list[dict[str, Any]]:
+    """The criteria of a row, each as an object. Raises `_BadCriterion`."""
+    if len(criteria) > MAX_CRITERIA:
+        raise _BadCriterion(f"it has {len(criteria)} criteria, and at most {MAX_CRITERIA} are read")
+    for number, criterion in enumerate(criteria, 1):
+        try:
+            read_own_criterion(criterion, trusted=False)
+        except ValueError as error:
+            raise _BadCriterion(f"criterion {number}: {error}") from error
+    return [{"text": c} if isinstance(c, str) else c for c in criteria]
 
 
 def _license(row: Any) -> str | None:

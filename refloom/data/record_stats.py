@@ -6,14 +6,14 @@ import heapq
 import json
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from itertools import pairwise
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from memory.novelty import rouge_matrix, tokens
-from nodes.criteria import NOT_CONTAMINATED_ID
+from nodes.criteria import ANSWERS_ID, NOT_CONTAMINATED_ID
 
 INSTRUCTION_SAMPLE = 200
 MAX_HITS = 200
@@ -56,7 +56,10 @@ def hash_id(id_: str) -> int:
 
 @dataclass(slots=True)
 class CriterionStats:
-    """Counts of the verdicts on a criterion at the first and at the last attempt."""
+    """Counts of the verdicts on a criterion at the first and at the last attempt.
+
+    `wrong` is in how many samples a reviewer marked it as wrong.
+    """
 
     text: str
     must: bool
@@ -64,6 +67,7 @@ class CriterionStats:
     from_reference: bool
     first: Counter[str] = field(default_factory=Counter)
     last: Counter[str] = field(default_factory=Counter)
+    wrong: int = 0
 
     @property
     def judged(self) -> int:
@@ -71,12 +75,52 @@ class CriterionStats:
         return sum(n for outcome, n in self.last.items() if outcome != "not_applicable")
 
 
+@dataclass(slots=True)
+class TrialStats:
+    """The trials of the criteria with the same words: how many texts passed, of what kind.
+
+    `of` says what the criterion is about, "response" or "instruction".
+    """
+
+    text: str
+    of: str
+    references: int = 0
+    own: int = 0
+    spoiled: Counter[str] = field(default_factory=Counter)
+
+
+class JuryVotes(NamedTuple):
+    """What the jurors of a jury say of one criterion: whether it passes; None is unknown.
+
+    `kind` says which sort of criterion it is, `passed` whether the jury passes it.
+    """
+
+    kind: str
+    models: tuple[str, ...]
+    votes: tuple[bool | None, ...]
+    passed: bool
+
+
+def jury_votes(verdict: Mapping[str, Any], criterion: Mapping[str, Any]) -> JuryVotes | None:
+    """The votes behind a verdict; None if no jury gave it."""
+    jurors = verdict.get("jurors")
+    if not jurors:
+        return None
+    strength = "must" if criterion["must"] else "should"
+    source = "a reference" if criterion["reference_id"] is not None else "a person"
+    kind = "built in" if criterion["id"] == ANSWERS_ID else f"from {source}, {strength}"
+    votes = (None if j["verdict"] == "unknown" else j["verdict"] != "fail" for j in jurors)
+    passed = verdict["verdict"] in ("pass", "not_applicable")
+    return JuryVotes(kind, tuple(j["model"] for j in jurors), tuple(votes), passed)
+
+
 @dataclass
 class RecordStats:
     """Counts of records, which `add` takes one by one, and a sample of accepted instructions.
 
     `hits` has the seed id of the first contaminated samples, and the benchmark prompt they hold;
-    `instructions` and `responses` have the lengths of accepted texts, in characters.
+    `instructions` and `responses` have the lengths of accepted texts, in characters. `juries`
+    counts the votes behind the verdicts of all attempts.
     """
 
     reasons: Counter[str] = field(default_factory=Counter)
@@ -84,10 +128,13 @@ class RecordStats:
     attempts: Counter[int] = field(default_factory=Counter)
     reviews: Counter[str] = field(default_factory=Counter)
     criteria: dict[str, CriterionStats] = field(default_factory=dict)
+    trials: dict[tuple[str, str], TrialStats] = field(default_factory=dict)
+    juries: Counter[JuryVotes] = field(default_factory=Counter)
     hits: list[tuple[str, str]] = field(default_factory=list)
     instructions: array[int] = field(default_factory=lambda: array("l"))
     responses: array[int] = field(default_factory=lambda: array("l"))
     sample: HashSample[str] = field(default_factory=lambda: HashSample(INSTRUCTION_SAMPLE))
+    _tried: set[str] = field(default_factory=set)
 
     def add(self, record: dict[str, Any]) -> None:
         """Count a record."""
@@ -103,6 +150,7 @@ class RecordStats:
         if review := record.get("review"):
             self.reviews[str(review["decision"])] += 1
         self._count_verdicts(record)
+        self._count_trials(record)
         if status == "accepted":
             self.attempts[len(record["attempts"])] += 1
             self.instructions.append(len(record["instruction"]))
@@ -135,6 +183,28 @@ class RecordStats:
                 stats = self._criterion_stats(criterion)
                 if stats is not None:
                     getattr(stats, name)[verdict["verdict"]] += 1
+        for verdict in (v for attempt in attempts for v in attempt["verdicts"]):
+            criterion = criteria.get(verdict["criterion_id"])
+            if criterion is not None and (votes := jury_votes(verdict, criterion)) is not None:
+                self.juries[votes] += 1
+        for id_ in marked_as_wrong(record):
+            stats = self._criterion_stats(criteria[id_]) if id_ in criteria else None
+            if stats is not None:
+                stats.wrong += 1
+
+    def _count_trials(self, record: dict[str, Any]) -> None:
+        """Add the trials of criteria that no earlier record has. Old records have none."""
+        for of, name in (("response", "criteria"), ("instruction", "instruction_criteria")):
+            for criterion in record.get(name) or ():
+                trial, id_ = criterion.get("trial"), criterion["id"]
+                if not trial or id_ in self._tried or len(self._tried) >= MAX_CRITERIA_COUNTED:
+                    continue
+                self._tried.add(id_)
+                text = criterion["text"]
+                stats = self.trials.setdefault((of, text), TrialStats(text, of))
+                stats.references += trial["references"]
+                stats.own += trial["own"]
+                stats.spoiled.update(trial["spoiled"])
 
     def _criterion_stats(self, criterion: dict[str, Any]) -> CriterionStats | None:
         text, must = criterion["text"], criterion["must"]
@@ -161,6 +231,11 @@ class RecordStats:
 def criterion_key(text: str, must: bool) -> str:
     """The key under which criteria of several references with the same words count as one."""
     return f"{text} {must}"
+
+
+def marked_as_wrong(record: dict[str, Any]) -> list[str]:
+    """The ids of the criteria that a reviewer of a sample marked as wrong."""
+    return (record.get("review") or {}).get("wrong_criteria") or []
 
 
 def collect_stats(records: Iterable[str]) -> RecordStats:

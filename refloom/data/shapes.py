@@ -270,6 +270,52 @@ class _Said(NamedTuple):
 _TEXT_KEYS = {"role": "content", "from": "value", "speaker": "text"}
 
 
+# How rubrics of other data sets name the text and the weight of a criterion: HealthBench, RaR.
+_RUBRIC_KEYS = {"criterion": "points", "description": "weight"}
+CRITERIA_COLUMNS = ("criteria", "rubric", "rubrics")
+
+
+def find_criteria(row: DataRow) -> list[Any]:
+    """The criteria that a row carries for its own reference: texts, or objects with a `text`.
+
+    They are read of a column `criteria`, of RaR's `rubric` and HealthBench's `rubrics`. What is of
+    another shape there, such as the verdicts on a row that was made by refloom, is none.
+
+    >>> find_criteria({"rubric": [{"title": "Cause", "description": "Names it", "weight": 3}]})
+    [{'text': 'Names it', 'weight': 3, 'must': False}]
+    """
+    found = [criteria_in_column(row[key]) or [] for key in CRITERIA_COLUMNS if key in row]
+    return [criterion for criteria in found for criterion in criteria]
+
+
+def criteria_in_column(value: Any) -> list[Any] | None:
+    """The criteria in the value of a column; None if it does not hold such a list."""
+    try:
+        values = parse_cell({"criteria": value}, "criteria")
+    except UnknownShape:
+        return None
+    if not isinstance(values, list) or not values:
+        return None
+    criteria = [_as_criterion(part) for part in values]
+    return None if None in criteria else criteria
+
+
+def _as_criterion(part: Any) -> str | dict[str, Any] | None:
+    """A criterion of one of the known shapes; that of a row of refloom's own is another's."""
+    if isinstance(part, str):
+        return part
+    if not isinstance(part, Mapping):
+        return None
+    filled = {key: value for key, value in part.items() if not is_missing(value)}
+    if "text" in filled and "judged_by" not in filled:
+        return filled
+    for key, weight in _RUBRIC_KEYS.items():
+        if isinstance(filled.get(key), str) and weight in filled:
+            essential = filled[key].lstrip().lower().startswith("essential")
+            return {"text": filled[key], "weight": filled[weight], "must": essential}
+    return None
+
+
 def _parse_turns(turns: Any, role_keys: Sequence[str] = ("role", "from")) -> Iterator[_Said]:
     """The turns, each parsed when it is needed, so that turns before a bad one can be used."""
     if not isinstance(turns, list) or not all(isinstance(turn, Mapping) for turn in turns):
@@ -421,7 +467,7 @@ def find_unread_columns(shape: str, row: DataRow, said: Iterable[str] = ()) -> I
 @cache
 def _read_columns(shape: str) -> frozenset[str]:
     """The columns that are read of rows of a shape."""
-    read = SHAPES[shape][0] | METADATA_FIELDS | {"system", "system_prompt"}
+    read = SHAPES[shape][0] | METADATA_FIELDS | {"system", "system_prompt", *CRITERIA_COLUMNS}
     if shape.startswith(("messages", "conversations", "turns")):
         return read
     own = {"context", "history"}
@@ -429,7 +475,11 @@ def _read_columns(shape: str) -> frozenset[str]:
 
 
 # Columns that are read if they hold what they should.
-_READ_IF: dict[str, Callable[[Any], Any]] = {"context": context_text, "history": history_turns}
+_READ_IF: dict[str, Callable[[Any], Any]] = {
+    "context": context_text,
+    "history": history_turns,
+    **dict.fromkeys(CRITERIA_COLUMNS, criteria_in_column),
+}
 
 
 @lru_cache(1000)

@@ -62,8 +62,7 @@ class ExperimentJournal:
             if self.journal.meta("settings") is not None:
                 raise JournalError(f"{out}: holds a run, not an experiment; give another --out")
             prices = Prices.load(settings.prices)
-            models = {settings.model, settings.judge}
-            priced = {m: asdict(p) for m in models if (p := prices.get(m)) is not None}
+            priced = {m: asdict(p) for m in settings.models if (p := prices.get(m)) is not None}
             asyncio.run(self._begin(priced))
         except BaseException:
             self.journal.close()

@@ -17,7 +17,7 @@ from refloom.runs.client import CachedClient, Endpoints, Interrupted, open_clien
 from refloom.runs.cost import Prices, check_priced
 from refloom.runs.journal import Journal, ReusedCalls
 from refloom.runs.outputs import prior_usage, read_status
-from refloom.settings import Settings, is_embedded, load_settings
+from refloom.settings import Settings, load_settings
 
 # Settings taken from the evaluated run unless flags or the environment give others.
 RUN_SETTINGS = (
@@ -29,6 +29,7 @@ RUN_SETTINGS = (
     "embedding_model",
     "random_seed",
     "judge_votes",
+    "criteria_per_call",
     "should_share",
     "concurrency",
     "timeout",
@@ -58,6 +59,8 @@ def judge_settings_over(run_settings: Mapping[str, Any], flags: Mapping[str, Any
     for name in RUN_SETTINGS:
         variables = (f"REFLOOM_{name.upper()}", *ENVIRONMENT.get(name, ()))
         is_set = name in values or any(os.environ.get(variable) for variable in variables)
+        # A jury in place of the run's judge does not take its votes.
+        is_set = is_set or (name == "judge_votes" and "," in str(values.get("judge_model", "")))
         if not is_set and run_settings.get(name) is not None:
             values[name] = run_settings[name]
     return load_settings(values)
@@ -78,9 +81,9 @@ async def judge_session(
     a price, and what stopped the calls: `ProviderStopped` or `BudgetSpent`.
     """
     endpoints, prices = Endpoints(settings), Prices.load(settings.prices)
-    check_priced(prices, [settings.judge], settings.max_cost)
-    if complete is None and not is_embedded(settings.judge):
-        await endpoints.resolve(settings.judge, True)
+    check_priced(prices, settings.jurors, settings.max_cost)
+    if complete is None:
+        await endpoints.check_judge(settings)
     journal = await asyncio.to_thread(Journal, directory)
     journal.stage = stage
     reused: ReusedCalls | None = None
@@ -112,10 +115,10 @@ async def judge_session(
 
 async def _record_prices(journal: Journal, settings: Settings, prices: Prices) -> None:
     """Add the judge's price to the run's journal, so that its costs can be summed later."""
-    price = prices.get(settings.judge)
-    if price is not None:
+    known = {m: asdict(p) for m in settings.jurors if (p := prices.get(m)) is not None}
+    if known:
         prices_so_far = await asyncio.to_thread(journal.meta, "prices")
-        await journal.put_meta("prices", (prices_so_far or {}) | {settings.judge: asdict(price)})
+        await journal.put_meta("prices", (prices_so_far or {}) | known)
 
 
 async def gather_bounded(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -184,3 +185,29 @@ def kappa(pairs: Sequence[tuple[Any, Any]]) -> float | None:
         sum(a == label for a, _ in pairs) * sum(b == label for _, b in pairs) for label in labels
     ) / (n * n)
     return None if by_chance == 1 else round((agreed - by_chance) / (1 - by_chance), 4)
+
+
+def krippendorff_alpha(units: Mapping[tuple[Any, ...], int]) -> float | None:
+    """Krippendorff's alpha of nominal verdicts by any number of raters; 1 is agreement, 0 chance.
+
+    `units` says how many units have these verdicts, one a rater; None is a missing one. A unit with
+    fewer than two says nothing (Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability").
+    None if all verdicts are alike, or there are none to compare.
+
+    >>> krippendorff_alpha({("a", "a"): 2, ("b", "b"): 1, ("a", "b"): 1})
+    0.5333
+    """
+    totals: Counter[Hashable] = Counter()
+    disagreed = 0.0
+    for verdicts, times in units.items():
+        counts = Counter(v for v in verdicts if v is not None)
+        n = counts.total()
+        if n < 2:
+            continue
+        for value, count in counts.items():
+            totals[value] += count * times
+            # Ordered pairs of different verdicts, of which a unit counts as many as verdicts.
+            disagreed += count * (n - count) / (n - 1) * times
+    n = totals.total()
+    by_chance = sum(count * (n - count) for count in totals.values())
+    return round(1 - (n - 1) * disagreed / by_chance, 4) if by_chance else None

@@ -20,6 +20,7 @@ from functools import cache
 from hashlib import sha256
 from typing import Any
 
+from nodes.context import is_embedded
 from nodes.llm import MAX_ASKS, Answer, Call, CallFailed, Complete, ProviderStopped, Reply
 from nodes.llm.chat_model import ModelClient
 from nodes.llm.endpoint import Attempt, Endpoint, OnLearned
@@ -32,7 +33,7 @@ from refloom.runs.event_log import event
 from refloom.runs.journal import INSERT_META, Journal, ReusedCalls
 from refloom.runs.rate_limit import MAX_WAIT_S, CircuitBreaker, Limiter, Permit
 from refloom.runs.retry import DrawLog
-from refloom.settings import DEFAULT_TIER, Settings, StageSettings, is_embedded
+from refloom.settings import DEFAULT_TIER, Settings, StageSettings
 
 MAX_TRIES = 6
 MAX_BACKOFF_S = 60.0
@@ -451,16 +452,14 @@ class Endpoints:
                     f"{name}: holds a character that no API key has (a line break, a space, an "
                     "accent?). Set it again"
                 )
-        # The names of the writer's and the judge's endpoint in the keys of their calls.
-        self.addresses = (
-            address_of(settings.model) or self._base_url or "default",
-            address_of(settings.judge) or self._judge_base_url or "default",
-        )
+        # The names of the writer's and the judge's endpoint in the keys of their calls, but for
+        # a provider's model, which has its own.
+        self.addresses = (self._base_url or "default", self._judge_base_url or "default")
         self._key = os.environ.get("OPENAI_API_KEY", "")
         # The writer's key is not sent to another address.
         writer_key = self._key if settings.judge_base_url is None else ""
         self._judge_key = os.environ.get("JUDGE_API_KEY") or writer_key
-        self._provider_keys = keys_of((settings.model, settings.judge))
+        self._provider_keys = keys_of(settings.models)
 
     def api_keys(self) -> list[str]:
         """The API keys in use, so that a log can redact them."""
@@ -468,9 +467,17 @@ class Endpoints:
 
     async def check(self, settings: Settings) -> None:
         """Raise `ProviderStopped` if a model of the run has no endpoint at all."""
-        for model, judge in ((settings.model, False), (settings.judge, True)):
-            if not is_embedded(model):
-                await self.resolve(model, judge)
+        await self._check_model(settings.model, False)
+        await self.check_judge(settings)
+
+    async def check_judge(self, settings: Settings) -> None:
+        """Raise `ProviderStopped` if the judge, or a juror, has no endpoint at all."""
+        for juror in settings.jurors:
+            await self._check_model(juror, True)
+
+    async def _check_model(self, model: str, judge: bool) -> None:
+        if not is_embedded(model):
+            await self.resolve(model, judge)
 
     async def resolve(self, model: str, judge: bool) -> Endpoint:
         """See `nodes.llm.endpoint.Resolve`. Raises `ProviderStopped` if there is no endpoint.

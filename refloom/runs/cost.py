@@ -20,12 +20,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from nodes.context import is_embedded
 from nodes.llm import Answer, Call
 from nodes.llm.protocol import schema_of
 from nodes.llm.provider import provider_of
 from nodes.state import Usage
 from refloom.errors import BudgetSpent, InputError
-from refloom.settings import DEFAULT_TIER, FLEX_TIER, is_embedded
+from refloom.settings import DEFAULT_TIER, FLEX_TIER
 
 MILLION = 1_000_000
 MAX_PRICE = 1e9

@@ -15,6 +15,7 @@ from nodes.llm.chat_model import ModelClient
 from nodes.llm.endpoint import EndpointClient, Probed
 from nodes.llm.faults import PASSING, Fault
 from nodes.llm.protocol import Transient
+from nodes.llm.provider import address_of
 from refloom.runs.client import Endpoints
 from refloom.runs.cost import Prices, example_line
 from refloom.settings import Settings
@@ -79,15 +80,16 @@ class DoctorReport:
 
 
 async def examine(settings: Settings) -> DoctorReport:
-    """Examine the models of the settings, the writer's and, if it is another, the judge's.
+    """Examine the models of the settings, the writer's and, if they are others, the judge's.
 
     Raises `InputError` or `ProviderStopped` if a model has no endpoint at all.
     """
     started = time.monotonic()
     endpoints, prices = Endpoints(settings), Prices.load(settings.prices)
     report = DoctorReport()
-    models = {(endpoints.addresses[False], settings.model): False}
-    models.setdefault((endpoints.addresses[True], settings.judge), True)
+    models: dict[tuple[str, str], bool] = {}
+    for model, judge in ((settings.model, False), *((juror, True) for juror in settings.jurors)):
+        models.setdefault((address_of(model) or endpoints.addresses[judge], model), judge)
     for (address, model), judge in models.items():
         limits: dict[str, str] = {}
 

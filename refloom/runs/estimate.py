@@ -27,8 +27,9 @@ from memory.index import draw_other
 from memory.references import Reference
 from nodes.hooks import RunHooks
 from nodes.learn import MAX_CHARACTERISTICS
-from nodes.llm import MAX_GROWTHS, Call, Reply
+from nodes.llm import MAX_GROWTHS, STAGES_OF_THE_JUDGE, Call, Reply
 from nodes.llm.protocol import schema_of
+from nodes.own_criteria import OwnCriteria, OwnCriterion
 from nodes.state import Usage, no_usage
 from refloom.data.read import ReadReport
 from refloom.runs.cost import Prices
@@ -36,7 +37,7 @@ from refloom.settings import Settings
 
 CASES = ("low", "expected", "high")
 TOKENS = ("calls", "prompt_tokens", "completion_tokens")
-STAGES = ("extract", "propose", "generate", "critique", "refine", "feedback")
+STAGES = ("extract", "propose", "screen", "generate", "critique", "refine", "feedback")
 # At least so many seeds and references are tried, if there are so many.
 SAMPLE = 20
 # What an assumption is, for people. The first ones are `Assumptions`; the others follow from
@@ -55,16 +56,20 @@ WHY = {
     "seed_bytes": "mean of the seeds measured; new instructions are as long",
     "references_used": "the smaller of the references and seeds * references_per_seed",
     "calls_a_reference": "for a reference used: extraction, and the trial of its criteria on its "
-    "own response and on corrupted ones",
+    "own response and on corrupted ones, and on its instruction and spoiled forms of it",
+    "calls_of_own_trials": "in all, for the criteria of --criteria FILE, on references and on "
+    "corrupted responses",
     "judge_criteria": "per response, the built-in one among them",
-    "calls_a_critique": "for an attempt: 1 by verdict, 1 a criterion by log-odds",
+    "calls_a_critique": "for an attempt: 1 by verdict, 1 a criterion by log-odds; as many for each "
+    "juror, and more with criteria_per_call",
     "attempts": "a candidate, when attempts_passing of them pass; 1 in low, max_attempts in high",
     "accepted_share": "of candidates, by attempts_passing and max_attempts; all of them in low. "
     "With a target, a run that accepts fewer goes on to max_candidates",
     "seeds_ahead": "proposed for beyond what a target needs, at most; none in low",
     "cached_tokens": "no discount by an endpoint's prompt cache is counted",
     "asked_again": "every answer can be read; no call is repeated",
-    "duplicates": "every proposed instruction is new",
+    "duplicates": "every proposed instruction is new, and none fails its criteria: one that does "
+    "saves its response, and may have others proposed and screened once more",
     "reasoning_tokens": "a model that thinks before it answers bills more completion tokens",
     "room_of_a_cut_answer": "times max_tokens at most: an answer that is cut, as by thinking, is "
     "asked for again with twice the room, three times at most; a budget reserves what is asked for",
@@ -117,6 +122,7 @@ async def estimate(
     *,
     seed_texts: Sequence[str] = (),
     assume: Assumptions | None = None,
+    own_criteria: Sequence[OwnCriterion] = (),
 ) -> dict[str, Any]:
     """Estimate a run by stage: `low` if every draft passes at once, `expected`, and `high`.
 
@@ -127,7 +133,9 @@ async def estimate(
     assume = assume or Assumptions()
     measured = spread_sample(sample)
     texts = spread_sample(seed_texts or [reference["instruction"] for reference in sample])
-    costs, judge_criteria = await _try_graph(settings, measured, texts, assume)
+    own = OwnCriteria(own_criteria)
+    own.choose_examples(measured)
+    costs, judge_criteria = await _try_graph(settings, measured, texts, assume, own)
     facts = _facts(settings, measured, texts, costs, judge_criteria, assume)
     first = facts["attempts"] if settings.context().refines_once else 1.0
     low = {**facts, "attempts": first, "accepted_share": 1.0, "seeds_ahead": 0}
@@ -148,7 +156,7 @@ async def estimate(
         # With what follows from other settings filled in.
         "settings": settings.redacted()
         | {
-            "judge_model": settings.judge,
+            "judge_model": settings.judge_names,
             "judge_method": settings.context().method,
             "concurrency": settings.max_in_flight,
             "max_candidates": settings.candidate_limit,
@@ -207,6 +215,7 @@ async def _try_graph(
     references: Sequence[Reference],
     texts: Sequence[str],
     assume: Assumptions,
+    own_criteria: OwnCriteria,
 ) -> tuple[UnitCosts, int]:
     """Run the graph on a fake model; the cost of each unit, and the judge's criteria a response."""
     context = settings.context()
@@ -234,6 +243,7 @@ async def _try_graph(
         embed=model.embed,
         draw_other=other_reference,
         hooks=RunHooks(interrupts=False),
+        own_criteria=own_criteria,
     )
     judge_criteria: list[int] = []
     for number, text in enumerate(texts):
@@ -245,6 +255,8 @@ async def _try_graph(
             judge_criteria.append(len(judged))
     calls = model.calls
     units = {
+        # Of the criteria in a file, which are tried once.
+        "trial": 1,
         "reference": len(studied),
         "turn": len(texts),
         "draft": calls["generate"],
@@ -283,7 +295,8 @@ class FakeModel:
         self._instruction_bytes = round(fmean(map(byte_length, texts)))
         self._response_bytes = round(fmean(byte_length(r["response"]) for r in references))
         self._drafts: set[str] = set()
-        self._failed: Counter[str] = Counter()
+        # By model and draft: each juror fails as many.
+        self._failed: Counter[tuple[str, str]] = Counter()
         self._fillers = 0
         self.calls: Counter[str] = Counter()
         self.spent: defaultdict[tuple[str, str], StageCost] = defaultdict(StageCost)
@@ -295,7 +308,11 @@ class FakeModel:
         if call.kind == "question":
             # One token.
             cost = StageCost(1, prompt_bytes, 1 / self._assume.tokens_per_byte)
-            yes = 0.99 if self._passes(prompt) else 0.01
+            if call.stage == "screen":
+                passes = _tagged(prompt, "instruction")[-1] in self._on_topic
+            else:
+                passes = self._passes(call, prompt)
+            yes = 0.99 if passes else 0.01
             reply = Reply("Yes", "stop", no_usage(), odds={"yes": yes, "no": 1 - yes})
         elif call.answer is None:
             text = self._text(call)
@@ -326,22 +343,30 @@ class FakeModel:
         assume = self._assume
         if call.stage == "extract":
             phrases = [self._filler(assume.phrase_bytes) for _ in range(3)]
-            quote = self._quote(_tagged(prompt, "response")[-1])
-            return {
-                "subject_areas": phrases,
-                "relevant_skills": phrases,
-                "characteristics": [
-                    {"text": self._filler(assume.criterion_bytes), "quote": quote, "must": True}
+            fields = {"characteristics": "response", "instruction_characteristics": "instruction"}
+            assert call.answer is not None
+            return {"subject_areas": phrases, "relevant_skills": phrases} | {
+                field: [
+                    {
+                        "text": self._filler(assume.criterion_bytes),
+                        "quote": self._quote(_tagged(prompt, tag)[-1]),
+                        "must": True,
+                    }
                     for _ in range(min(assume.characteristics, MAX_CHARACTERISTICS))
-                ],
+                ]
+                for field, tag in fields.items()
+                if field in call.answer.model_fields
             }
         if call.stage == "propose":
             count = int(re.findall(r"(\d+) instructions", prompt)[0])
-            texts = [self._filler(self._instruction_bytes) for _ in range(count)]
+            # The mark makes a request of it, whatever the words are.
+            texts = [self._filler(self._instruction_bytes - 1) + "?" for _ in range(count)]
             self._on_topic.update(texts)
             return {"instructions": texts}
+        if call.stage == "screen":
+            return {"instructions": self._screened(prompt)}
         if call.stage == "critique":
-            return {"verdicts": self._verdicts(prompt)}
+            return {"verdicts": self._verdicts(call, prompt)}
         assert call.answer is not None
         return {name: self._value(name, call) for name in call.answer.model_fields}
 
@@ -372,7 +397,7 @@ class FakeModel:
             self._drafts.add(response)
         return response
 
-    def _verdicts(self, prompt: str) -> list[dict[str, str]]:
+    def _verdicts(self, call: Call, prompt: str) -> list[dict[str, str]]:
         ids = re.findall(r'<criterion(?:-\w+)? id="([^"]+)"', prompt)
         reason = self._filler(self._assume.reason_bytes)
         evidence = self._quote(_tagged(prompt, "response")[-1])
@@ -381,17 +406,37 @@ class FakeModel:
                 "criterion_id": id_,
                 "reason": reason,
                 "evidence": evidence,
-                "verdict": "pass" if self._passes(prompt) else "fail",
+                "verdict": "pass" if self._passes(call, prompt) else "fail",
             }
             for id_ in ids
         ]
 
-    def _passes(self, prompt: str) -> bool:
+    def _screened(self, prompt: str) -> list[dict[str, Any]]:
+        """A reference's own instruction and all that is proposed pass, what is spoiled fails."""
+        ids = re.findall(r'<criterion(?:-\w+)? id="([^"]+)"', prompt)
+        reason = self._filler(self._assume.reason_bytes)
+        return [
+            {
+                "number": number,
+                "verdicts": [
+                    {
+                        "criterion_id": id_,
+                        "reason": reason,
+                        "evidence": self._quote(text),
+                        "verdict": "pass" if text in self._on_topic else "fail",
+                    }
+                    for id_ in ids
+                ],
+            }
+            for number, text in enumerate(_tagged(prompt, "instruction"), 1)
+        ]
+
+    def _passes(self, call: Call, prompt: str) -> bool:
         """Whether the next criterion asked about the prompt's response passes."""
         response = _tagged(prompt, "response")[-1]
         if response in self._drafts:
-            self._failed[response] += 1
-            return self._failed[response] > self._assume.verdicts_fed_back
+            self._failed[call.model, response] += 1
+            return self._failed[call.model, response] > self._assume.verdicts_fed_back
         return response in self._own or response in self._on_topic
 
     def _quote(self, response: str) -> str:
@@ -415,8 +460,12 @@ class FakeModel:
 def _unit_of(call: Call) -> str:
     """The unit of work a call belongs to; a candidate's calls name its slot in their order."""
     of_candidate = len(call.order) > 2
+    if call.source.startswith("criteria of file"):
+        return "trial"
     if call.stage == "critique":
         return "attempt" if of_candidate else "reference"
+    if call.stage == "screen":
+        return "reference" if call.source.startswith("reference ") else "turn"
     if call.stage == "feedback":
         return "draft" if of_candidate else "reference"
     units = {"extract": "reference", "propose": "turn", "refine": "refinement"}
@@ -444,6 +493,7 @@ def _facts(
     failing = 1 - passing
     attempts = sum(failing**i for i in range(attempts_allowed))
     a_reference = sum(cost.calls for cost in costs["reference"].values())
+    a_trial = sum(cost.calls for cost in costs["trial"].values())
     a_critique = costs["attempt"].get("critique", StageCost()).calls
     return {
         "reference_instruction_bytes": round(
@@ -452,6 +502,7 @@ def _facts(
         "reference_response_bytes": round(fmean(byte_length(r["response"]) for r in references)),
         "seed_bytes": round(fmean(map(byte_length, texts))),
         "calls_a_reference": round(a_reference, 2),
+        "calls_of_own_trials": round(a_trial),
         "judge_criteria": judge_criteria,
         "calls_a_critique": round(a_critique, 2),
         "attempts": min(2, settings.max_attempts) if settings.context().refines_once else attempts,
@@ -496,6 +547,7 @@ def _total(
     """Calls, tokens and dollars by stage and in total, at the prices of a service tier."""
     candidates, all_attempts = volume["candidates"], math.ceil(volume["candidates"] * attempts)
     units = {
+        "trial": 1,
         "reference": volume["references_used"],
         "turn": volume["turns"],
         "draft": candidates,
@@ -508,15 +560,21 @@ def _total(
             spent[stage].add(cost, units[unit])
     stages: dict[str, dict[str, Any]] = {}
     for stage, cost in spent.items():
-        model = settings.judge if stage in ("critique", "feedback") else settings.model
+        models: tuple[str, ...] = (settings.model,)
+        if stage in STAGES_OF_THE_JUDGE:
+            # A jury shares the calls of judging; feedback is the first juror's.
+            shared = stage in ("critique", "screen")
+            models = settings.jurors if shared else (settings.judge,)
         usage: Usage = {
             "calls": round(cost.calls),
             "prompt_tokens": math.ceil(cost.prompt_bytes * assume.tokens_per_byte),
             "cached_tokens": 0,
             "completion_tokens": math.ceil(cost.completion_bytes * assume.tokens_per_byte),
         }
-        dollars = prices.cost(model, usage, tier) if usage["calls"] else 0.0
-        stages[stage] = {"model": model, **usage, "cost_usd": dollars}
+        by_model = [prices.cost(m, usage, tier) if usage["calls"] else 0.0 for m in models]
+        known = [cost / len(models) for cost in by_model if cost is not None]
+        dollars = sum(known) if len(known) == len(models) else None
+        stages[stage] = {"model": ",".join(models), **usage, "cost_usd": dollars}
     total: dict[str, Any] = {k: sum(s[k] for s in stages.values()) for k in TOKENS}
     dollars_by_stage = [s["cost_usd"] for s in stages.values()]
     total["cost_usd"] = None if None in dollars_by_stage else sum(dollars_by_stage)

@@ -24,7 +24,10 @@ from refloom.errors import JournalError
 
 JOURNAL_FORMAT = 1
 # Files that a run writes next to its journal, each by way of a `.new` file.
-WRITTEN_FILES = ("accepted.jsonl", "rejected.jsonl", "failed.jsonl", "run.json", "README.md")
+WRITTEN_FILES = (
+    *("accepted.jsonl", "rejected.jsonl", "failed.jsonl", "dropped.jsonl"),
+    *("run.json", "README.md"),
+)
 TABLES = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS calls (
@@ -36,7 +39,10 @@ CREATE TABLE IF NOT EXISTS borrowed (
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS turns (
   round INTEGER, position INTEGER, admitted TEXT NOT NULL, duplicates INTEGER NOT NULL,
-  slots INTEGER NOT NULL, PRIMARY KEY (round, position)
+  slots INTEGER NOT NULL, verdicts TEXT NOT NULL DEFAULT '[]', screened INTEGER NOT NULL DEFAULT 0,
+  unfit INTEGER NOT NULL DEFAULT 0, surplus INTEGER NOT NULL DEFAULT 0,
+  seed_id TEXT NOT NULL DEFAULT '', dropped TEXT NOT NULL DEFAULT '[]',
+  PRIMARY KEY (round, position)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS retrieved (
   round INTEGER, position INTEGER, taken TEXT NOT NULL, PRIMARY KEY (round, position)
@@ -52,15 +58,26 @@ CREATE TABLE IF NOT EXISTS retries (
   number INTEGER, round INTEGER, position INTEGER, slot INTEGER, moved_to INTEGER,
   draw_round INTEGER NOT NULL, done INTEGER NOT NULL, PRIMARY KEY (number, round, position, slot)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS checks (
+  key BLOB PRIMARY KEY, name TEXT NOT NULL, verdict TEXT NOT NULL
+) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS unusable (
   key BLOB PRIMARY KEY, number INTEGER NOT NULL
 ) WITHOUT ROWID;
 """
-# Columns of `calls` that journals of earlier versions lack until a run goes on with them.
+# Columns that journals of earlier versions lack until a run goes on with them.
 ADDED_CALL_COLUMNS = {
     "cache_write_tokens": "INTEGER NOT NULL DEFAULT 0",
     "reasoning_tokens": "INTEGER NOT NULL DEFAULT 0",
     "tier": "TEXT",
+}
+ADDED_TURN_COLUMNS = {
+    "verdicts": "TEXT NOT NULL DEFAULT '[]'",
+    "screened": "INTEGER NOT NULL DEFAULT 0",
+    "unfit": "INTEGER NOT NULL DEFAULT 0",
+    "surplus": "INTEGER NOT NULL DEFAULT 0",
+    "seed_id": "TEXT NOT NULL DEFAULT ''",
+    "dropped": "TEXT NOT NULL DEFAULT '[]'",
 }
 REVIEWS_TABLE = """
 CREATE TABLE IF NOT EXISTS reviews (
@@ -82,10 +99,16 @@ INSERT_CALL = (
     f"INSERT OR IGNORE INTO calls ({', '.join(CALL_COLUMNS)}) "
     f"VALUES ({', '.join('?' * len(CALL_COLUMNS))})"
 )
+INSERT_TURN = (
+    "INSERT OR REPLACE INTO turns (round, position, admitted, verdicts, slots, duplicates, "
+    "screened, unfit, surplus, seed_id, dropped) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
 INSERT_META = "INSERT OR REPLACE INTO meta VALUES (?, ?)"
 # Always passed over: another run had no use for the replies of the call.
 UNUSABLE_ELSEWHERE = -1
 INSERT_UNUSABLE = "INSERT OR IGNORE INTO unusable VALUES (?, ?)"
+INSERT_CHECK = "INSERT OR IGNORE INTO checks VALUES (?, ?, ?)"
+SELECT_CHECK = "SELECT verdict FROM checks WHERE key = ?"
 SELECT_REPLY = (
     "SELECT reply FROM calls WHERE key = ? UNION ALL SELECT reply FROM borrowed WHERE key = ?"
 )
@@ -105,7 +128,7 @@ class Journal:
             self._reader = _connect(self.path)
             self._key_prefixes = {
                 _prefix(key)
-                for table in ("calls", "borrowed")
+                for table in ("calls", "borrowed", "checks")
                 for (key,) in self._reader.execute(f"SELECT key FROM {table}")
             }
             self._read_lock = threading.Lock()
@@ -155,6 +178,21 @@ class Journal:
             "INSERT OR IGNORE INTO borrowed VALUES (?, ?, ?, ?)", key, stage, model, reply
         )
         self._key_prefixes.add(_prefix(key))
+
+    async def check(self, key: bytes) -> str | None:
+        """The verdict of a check that was made before, as JSON; None if there is none."""
+        if _prefix(key) not in self._key_prefixes:
+            return None
+        rows = await asyncio.to_thread(self.read, SELECT_CHECK, key)
+        return rows[0][0] if rows else None
+
+    async def record_check(self, key: bytes, name: str, verdict: str, *, wait: bool = True) -> None:
+        """Store the verdict of a check; with `wait` return once it is on disk."""
+        self._key_prefixes.add(_prefix(key))
+        if wait:
+            await self.put(INSERT_CHECK, key, name, verdict)
+        else:
+            self.put_soon(INSERT_CHECK, key, name, verdict)
 
     def load_unusable(self) -> None:
         """Read which calls are passed over, once it is written what is tried again. Blocks."""
@@ -218,10 +256,11 @@ def _connect(path: Path) -> sqlite3.Connection:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         connection.executescript(TABLES + REVIEWS_TABLE)
-        known = call_columns(connection)
-        for name, kind in ADDED_CALL_COLUMNS.items():
-            if name not in known:
-                connection.execute(f"ALTER TABLE calls ADD COLUMN {name} {kind}")
+        for table, columns in (("calls", ADDED_CALL_COLUMNS), ("turns", ADDED_TURN_COLUMNS)):
+            known = columns_of(connection, table)
+            for name, kind in columns.items():
+                if name not in known:
+                    connection.execute(f"ALTER TABLE {table} ADD COLUMN {name} {kind}")
         connection.execute(
             "INSERT OR IGNORE INTO meta VALUES ('format', ?)", (str(JOURNAL_FORMAT),)
         )
@@ -230,9 +269,9 @@ def _connect(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def call_columns(connection: sqlite3.Connection) -> set[str]:
-    """The columns that a journal's table of calls has."""
-    return {row[1] for row in connection.execute("PRAGMA table_info(calls)")}
+def columns_of(connection: sqlite3.Connection, table: str) -> set[str]:
+    """The columns that a table of a journal has."""
+    return {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}
 
 
 def check_format(connection: sqlite3.Connection, path: Path) -> None:
@@ -262,6 +301,7 @@ class ReusedCalls:
         path = directory / "journal.sqlite"
         self._connection = connect_read_only(path, check_same_thread=False)
         self._lock = threading.Lock()
+        self._has_checks = has_table(self._connection, "checks")
         self._unusable: set[bytes] = set()
         if has_table(self._connection, "unusable"):
             rows = self._connection.execute("SELECT key FROM unusable")
@@ -274,6 +314,12 @@ class ReusedCalls:
     def reply(self, key: bytes) -> str | None:
         """The reply of a call as JSON, or None. Blocks."""
         rows = self.read(SELECT_REPLY, key, key)
+        return rows[0][0] if rows else None
+
+    def check(self, key: bytes) -> str | None:
+        """The verdict of a check as JSON, or None. Blocks."""
+        # Runs of older versions have none.
+        rows = self.read(SELECT_CHECK, key) if self._has_checks else []
         return rows[0][0] if rows else None
 
     def read(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:

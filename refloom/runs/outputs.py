@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+from nodes.checks import rule_versions
 from prompts import prompt_version, prompt_versions
 from refloom.data.card import render_card
 from refloom.data.read import ReadReport, Source
@@ -21,12 +22,13 @@ from refloom.data.record_stats import collect_stats
 from refloom.data.write import replace_lines
 from refloom.errors import JournalError
 from refloom.runs.cost import Price, Prices
+from refloom.runs.dropped import count_dropped, dropped_lines
 from refloom.runs.journal import (
     ADDED_CALL_COLUMNS,
     TOKEN_FIELDS,
     Journal,
-    call_columns,
     check_run,
+    columns_of,
     count_pending,
     has_table,
     iter_records,
@@ -38,6 +40,7 @@ from refloom.runs.retry import common_failures, count_retriable
 from refloom.settings import DEFAULT_TIER, Settings
 
 ROW_STATUSES = ("accepted", "rejected", "failed")
+TRIAL_OUTCOMES = ("proposed", "earned", "demoted", "dropped")
 # The run has ended by itself: with all rows that were asked for, or without.
 ENDED_STATUSES = ("done", "short")
 # Packages whose versions run.json has.
@@ -51,9 +54,7 @@ def journal_totals(connection: Any, ended: bool) -> dict[str, Any]:
     """
     rows = connection.execute("SELECT status, count(*) FROM samples GROUP BY status")
     by_status = dict.fromkeys(ROW_STATUSES, 0) | dict(rows.fetchall())
-    slots, duplicates = connection.execute(
-        "SELECT coalesce(sum(slots), 0), coalesce(sum(duplicates), 0) FROM turns"
-    ).fetchone()
+    (slots,) = connection.execute("SELECT coalesce(sum(slots), 0) FROM turns").fetchone()
     finished = sum(by_status.values())
     if has_table(connection, "retries"):
         # A seed that was proposed for again has its slots in another round.
@@ -76,11 +77,12 @@ def journal_totals(connection: Any, ended: bool) -> dict[str, Any]:
             "candidates": finished + pending,
             **by_status,
             "pending": pending,
-            "duplicates": duplicates,
+            **count_dropped(connection),
             "contaminated": contaminated,
         },
         "references_failed": failed,
-        "criteria": {k: criteria[k] for k in ("proposed", "earned", "demoted", "dropped")},
+        "criteria": {name: criteria[name] for name in TRIAL_OUTCOMES},
+        "instruction_criteria": {n: criteria[f"instruction_{n}"] for n in TRIAL_OUTCOMES},
         **_usage_totals(connection),
     }
 
@@ -114,7 +116,7 @@ def usage_by_stage(
     columns = {name: f"json_extract(reply, '$.usage.{name}')" for name in TOKEN_FIELDS}
     columns["tier"] = "json_extract(reply, '$.tier')"
     if table == "calls":
-        absent = ADDED_CALL_COLUMNS.keys() - call_columns(connection)
+        absent = ADDED_CALL_COLUMNS.keys() - columns_of(connection, "calls")
         columns = {name: "NULL" if name in absent else name for name in columns}
     tier_column = f"coalesce({columns.pop('tier')}, '{DEFAULT_TIER}')"
     sums = ", ".join(f"sum({column})" for column in columns.values())
@@ -173,7 +175,7 @@ class RunSummary:
     `session` has the calls of this session, `totals` those of the journal: calls, usage and cost.
     `endpoints` is what was learned of each model's endpoint, `retriable` how many failed samples
     the same command tries again, `failures` the commonest reasons with how many samples failed for
-    each.
+    each, `criteria_hash` that of the person's own criteria, empty without any.
     """
 
     settings: Settings
@@ -191,6 +193,7 @@ class RunSummary:
     paid_before: int = 0
     retriable: int = 0
     failures: list[tuple[int, str]] = field(default_factory=list)
+    criteria_hash: str = ""
 
     def check_same(self, journal: Journal, references: Source, seeds: Source) -> None:
         """Raise `JournalError` if the directory has another run, naming what differs. Blocks.
@@ -222,6 +225,13 @@ class RunSummary:
                 f"{out}: holds a run with other prompts: {', '.join(changed)}. Give another --out "
                 "with --reuse of this one; only what they changed is paid again"
             )
+        rules, now = journal.meta("rules"), rule_versions()
+        changed = [] if rules is None else sorted(k for k, _ in rules.items() ^ now.items())
+        if changed:
+            raise JournalError(
+                f"{out}: holds a run with other rules: {', '.join(dict.fromkeys(changed))}. Give "
+                "another --out with --reuse of this one; only what they changed is paid again"
+            )
         target, new_target = journal.meta("target"), self.settings.target
         if target != new_target and (None in (target, new_target) or new_target < target):
             raise JournalError(
@@ -233,6 +243,11 @@ class RunSummary:
             raise JournalError(
                 f"{out}: holds a run that was checked against other benchmarks. Give the same "
                 "files, or another --out with --reuse of this one"
+            )
+        if self.criteria_hash != (journal.meta("own_criteria") or ""):
+            raise JournalError(
+                f"{out}: holds a run by other criteria (--criteria). Give a file that says the "
+                "same, or another --out with --reuse of this one"
             )
         for name, source in (("references", references), ("seeds", seeds)):
             rows = journal.meta(name)
@@ -246,13 +261,15 @@ class RunSummary:
         """Store in the journal what the run's rows depend on."""
         await journal.put_meta("settings", self.settings.row_settings())
         await journal.put_meta("prompts", prompt_versions())
-        models = {self.settings.model, self.settings.judge}
+        await journal.put_meta("rules", rule_versions())
+        models = self.settings.models
         prices = {m: asdict(p) for m in models if (p := self.prices.get(m)) is not None}
         # Prices of a judge that was asked about the rows later stay.
         known = await asyncio.to_thread(journal.meta, "prices")
         await journal.put_meta("prices", (known or {}) | prices)
         await journal.put_meta("target", self.settings.target)
         await journal.put_meta("benchmarks", self.benchmarks.digest)
+        await journal.put_meta("own_criteria", self.criteria_hash)
         for name, report in (("references", self.references), ("seeds", self.seeds)):
             await journal.put_meta(name, {"count": report.taken, "digest": report.digest})
 
@@ -280,10 +297,11 @@ def write_files(out: Path, summary: RunSummary, status: str) -> None:
     """Write the rows of each status, run.json and the card, each atomically. Blocks."""
     run_json = {
         "status": status,
-        "fingerprint": summary.settings.fingerprint(),
+        "fingerprint": summary.settings.fingerprint(summary.criteria_hash),
         "settings": summary.settings.redacted(),
         "prompt_version": prompt_version(),
         "prompts": prompt_versions(),
+        "rules": rule_versions(),
         "versions": {"python": platform.python_version(), **{p: version(p) for p in PACKAGES}},
         "counts": summary.counts,
         **summary.totals,
@@ -309,6 +327,9 @@ def _write_outputs(out: Path, run_json: dict[str, Any]) -> None:
     ended = run_json["status"] != "running"
     for name in ROW_STATUSES if ended else ():
         replace_lines(out / f"{name}.jsonl", read_records(out / "journal.sqlite", name))
+    if ended:
+        with open_read_only(out / "journal.sqlite") as journal:
+            replace_lines(out / "dropped.jsonl", dropped_lines(journal))
     replace_lines(out / "run.json", [json.dumps(run_json, indent=2, ensure_ascii=False)])
     if ended and run_json["counts"]["candidates"]:
         with open_read_only(out / "journal.sqlite") as journal:

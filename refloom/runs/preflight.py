@@ -12,11 +12,13 @@ import json
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
+from nodes.context import is_embedded
 from nodes.llm import STAGES_OF_THE_JUDGE, Call, CallFailed, draw_seed
+from nodes.llm.provider import address_of
 from prompts import PREFLIGHT
 from refloom.runs.client import CachedClient, Interrupted
 from refloom.runs.journal import Journal, ReusedCalls
-from refloom.settings import Settings, is_embedded
+from refloom.settings import Settings
 
 # Enough for a word, and few enough for a slow model; whether the answer is cut does not matter.
 PREFLIGHT_MAX_TOKENS = 16
@@ -32,9 +34,9 @@ async def preflight(
 ) -> None:
     """Ask each model at each address for a word, unless one of the `journals` has its answer.
 
-    `addresses` name the writer's and the judge's endpoint. Any answer will do, and so will a
-    refusal of this very call. What passes (an endpoint that is loading, limits, timeouts) is waited
-    for. What ends every call stops `calls`, with the reason.
+    `addresses` name the writer's and the judge's endpoint; a provider's model is at its own. Any
+    answer will do, and so will a refusal of this very call. What passes (an endpoint that is
+    loading, limits, timeouts) is waited for. What ends every call stops `calls`, with the reason.
     """
     new = await asyncio.to_thread(_calls_to_make, settings, addresses, journals)
     with suppress(Interrupted):
@@ -54,7 +56,7 @@ async def _ask(calls: CachedClient, call: Call) -> None:
 def preflight_calls(settings: Settings, addresses: tuple[str, str]) -> list[Call]:
     """A call for each model at each address; none for a model inside this process."""
     calls: dict[tuple[str, str], Call] = {}
-    for model, judge in ((settings.model, False), (settings.judge, True)):
+    for model, judge in ((settings.model, False), *((juror, True) for juror in settings.jurors)):
         if not is_embedded(model):
             call = Call(
                 stage="preflight",
@@ -67,7 +69,7 @@ def preflight_calls(settings: Settings, addresses: tuple[str, str]) -> list[Call
                 max_tokens=PREFLIGHT_MAX_TOKENS,
                 text=True,
             )
-            calls.setdefault((addresses[judge], model), call)
+            calls.setdefault((address_of(model) or addresses[judge], model), call)
     return list(calls.values())
 
 

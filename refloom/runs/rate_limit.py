@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 
 from nodes.llm import Call, ProviderStopped, Reply
 from nodes.llm.protocol import Transient
+from nodes.llm.provider import address_of
 
 # The headers that `pause_from_headers` reads.
 RATE_LIMIT_HEADERS = tuple(
@@ -103,7 +104,8 @@ class Limiter:
     ) -> None:
         """`rpm` and `tpm` bound the requests and tokens a minute of each model.
 
-        `addresses` name the writer's and the judge's endpoint, which may be one.
+        `addresses` name the writer's and the judge's endpoint, which may be one; a provider's
+        model is at its own.
         """
         self.concurrency = concurrency
         self.in_flight = 0
@@ -116,7 +118,7 @@ class Limiter:
 
     def for_model(self, model: str, judge: bool) -> ModelLimiter:
         """The limiter of a model at its endpoint."""
-        key = self._addresses[judge], model
+        key = address_of(model) or self._addresses[judge], model
         limiter = self._models.get(key)
         if limiter is None:
             limiter = self._models[key] = ModelLimiter(self.concurrency, self._rpm, self._tpm)

@@ -286,11 +286,11 @@ class DrawLog:
     """
 
     def __init__(self) -> None:
-        self._by_source: dict[str, dict[tuple[str, int], _Draws]] = {}
+        self._by_source: dict[str, dict[tuple[str, str, int], _Draws]] = {}
 
     def add(self, call: Call, key: bytes, outcome: Reply | CallFailed) -> None:
         """Note a draw and what it brought. `call` has the seed it was asked for with."""
-        question = (call.stage, (call.seed - call.draw) & 0x7FFFFFFF)
+        question = (call.stage, call.model, (call.seed - call.draw) & 0x7FFFFFFF)
         draws = self._by_source.setdefault(call.source, {}).setdefault(question, _Draws())
         draws.keys.append(key)
         last = call.draw == MAX_ASKS - 1
@@ -308,7 +308,7 @@ class DrawLog:
         questions = self._by_source.pop(source, {})
         return [
             key
-            for (asked, _), draws in questions.items()
+            for (asked, *_), draws in questions.items()
             if draws.spent and stage in (None, asked)
             for key in draws.keys
         ]

@@ -15,7 +15,7 @@ from typing import Any
 
 from memory.contamination import Contamination
 from memory.references import Reference
-from nodes.decisions import ReviewDecision, apply_decision, review_question
+from nodes.decisions import BadDecision, ReviewDecision, apply_decision, review_question
 from nodes.llm.fast_json import dumps
 from nodes.record import Record
 from refloom.errors import JournalError
@@ -26,6 +26,8 @@ INSERT_REVIEW = "INSERT OR IGNORE INTO reviews VALUES (?, ?, ?, ?, ?)"
 WRITE_TIMEOUT_S = 20.0
 # Waiting samples listed at once.
 MAX_LISTED_SAMPLES = 500
+# Criteria of one sample that may be marked as wrong.
+MAX_WRONG_CRITERIA = 100
 
 
 class UnknownSample(KeyError):
@@ -84,14 +86,23 @@ class ReviewQueue:
         payload = review_question(entry["sample"], entry["references"])
         return {"sample": payload["sample"], "references": payload["references"]}
 
-    def decide(self, id_: str, decision: ReviewDecision, by: str | None = None) -> dict[str, int]:
+    def decide(
+        self,
+        id_: str,
+        decision: ReviewDecision,
+        by: str | None = None,
+        wrong_criteria: Sequence[str] = (),
+    ) -> dict[str, int]:
         """Apply a decision to a waiting sample; a later decision replaces an earlier one.
 
-        Raises `UnknownSample`, or `BadDecision` if it cannot be applied.
+        `wrong_criteria` are the ids of criteria that the person calls wrong, whatever the verdict:
+        they stand with the decision in the record's `review`. Raises `UnknownSample`, or
+        `BadDecision` if it cannot be applied.
         """
         with self._writing() as connection:
             slot, text = _read_entry(connection, id_)
             entry = json.loads(text)
+            _check_criteria(entry["sample"], wrong_criteria)
             hit = None
             if self._contamination is not None and decision.response:
                 hit = self._contamination.find_in_response(decision.response)
@@ -103,6 +114,9 @@ class ReviewQueue:
                 hit=hit,
                 checked=self._contamination is not None,
             )
+            if wrong_criteria:
+                marks = list(dict.fromkeys(wrong_criteria))
+                record = {**record, "review": {**record["review"], "wrong_criteria": marks}}
             line = dumps(record).decode()
             connection.execute(
                 "INSERT OR REPLACE INTO samples VALUES (?, ?, ?, ?, ?)",
@@ -117,6 +131,27 @@ class ReviewQueue:
             sql = "DELETE FROM samples WHERE round = ? AND position = ? AND slot = ?"
             connection.execute(sql, slot)
             return _count_reviews(connection)
+
+
+def read_wrong_criteria(answer: Any) -> list[str]:
+    """The ids of the criteria that an answer marks as wrong. Raises `BadDecision`."""
+    marks = answer.get("wrong_criteria") if isinstance(answer, dict) else None
+    if marks is None:
+        return []
+    if not isinstance(marks, list) or not all(isinstance(id_, str) for id_ in marks):
+        raise BadDecision("wrong_criteria is not a list of ids of criteria.")
+    if len(marks) > MAX_WRONG_CRITERIA:
+        raise BadDecision(f"Over {MAX_WRONG_CRITERIA} criteria are marked as wrong.")
+    return marks
+
+
+def _check_criteria(record: Record, ids: Sequence[str]) -> None:
+    """Raise `BadDecision` for an id that none of a sample's criteria has."""
+    criteria = (*record["criteria"], *(record.get("instruction_criteria") or ()))
+    known = {criterion["id"] for criterion in criteria}
+    for id_ in ids:
+        if id_ not in known:
+            raise BadDecision(f"This sample has no criterion {id_[:80]!r} to mark as wrong.")
 
 
 def _read_entry(connection: sqlite3.Connection, id_: str) -> tuple[tuple[int, int, int], str]:

@@ -23,14 +23,18 @@ from memory.embed import Embed, Embedder
 from memory.index import ReferenceIndex
 from memory.references import distinct
 from memory.store import ReferenceFile, load_or_write_references
+from nodes.checks import RunCheck
 from nodes.hooks import RunHooks
 from nodes.llm import CallFailed, Complete
 from nodes.llm.provider import variables_of
+from nodes.own_criteria import OwnCriteria, OwnCriterion
 from nodes.record import Record
 from refloom.data.benchmarks import load_benchmarks
+from refloom.data.criteria import hash_criteria, load_criteria
 from refloom.data.read import ReadReport, Source, read_references, read_seeds
 from refloom.errors import InputError
 from refloom.runs import ray
+from refloom.runs.checks import RunChecks, check_permitted
 from refloom.runs.client import CachedClient, Endpoints, open_client
 from refloom.runs.cost import Prices, check_priced
 from refloom.runs.event_log import event
@@ -68,6 +72,7 @@ class RunInputs:
     endpoints: Endpoints
     reused: ReusedCalls | None
     contamination: Contamination | None
+    own_criteria: list[OwnCriterion]
 
 
 def load_inputs(
@@ -85,7 +90,9 @@ def load_inputs(
     if settings.engine == "ray":
         ray.check_available(settings.ray_address)
     prices = Prices.load(settings.prices)
-    check_priced(prices, [settings.model, settings.judge], settings.max_cost)
+    check_priced(prices, settings.models, settings.max_cost)
+    own_criteria = [] if settings.criteria is None else load_criteria(settings.criteria)
+    check_permitted([own["criterion"].get("check") for own in own_criteria], settings)
     reference_report = references.scan()
     seeds = seeds or Source(references, as_reference=False, limit=settings.limit)
     if settings.feedback == "swapped" and reference_report.taken < 2:
@@ -96,11 +103,19 @@ def load_inputs(
     benchmark_report, contamination = ReadReport(), None
     if settings.benchmark:
         contamination = load_benchmarks(settings.benchmark, report=benchmark_report)
-    summary = RunSummary(settings, reference_report, seeds.scan(), prices, benchmark_report)
+    summary = RunSummary(
+        settings,
+        reference_report,
+        seeds.scan(),
+        prices,
+        benchmark_report,
+        criteria_hash=hash_criteria(own_criteria) if own_criteria else "",
+    )
     endpoints = Endpoints(settings)
     # Opened last: from here on it must be closed.
     reused = ReusedCalls(settings.reuse) if settings.reuse is not None else None
-    return RunInputs(seeds, prices, endpoints, reused, contamination), summary
+    inputs = RunInputs(seeds, prices, endpoints, reused, contamination, own_criteria)
+    return inputs, summary
 
 
 @dataclass(frozen=True)
@@ -114,6 +129,8 @@ class ExecutorInputs:
     quota: ReferenceQuota
     store: FileStore
     learned: Characteristics
+    own_criteria: OwnCriteria
+    check: RunCheck
 
 
 def local_executor(parts: ExecutorInputs, embed: Embed | None) -> LocalExecutor:
@@ -133,7 +150,8 @@ def local_executor(parts: ExecutorInputs, embed: Embed | None) -> LocalExecutor:
         embed=embed,
         characteristics=parts.learned,
         hooks=RunHooks(
-            turn=recorder.scheduler.turn,
+            compare=recorder.scheduler.compare,
+            end_turn=recorder.scheduler.end_turn,
             repeat_turn=recorder.scheduler.repeat_turn,
             are_known=recorder.scheduler.are_known,
             start=recorder.start,
@@ -141,6 +159,8 @@ def local_executor(parts: ExecutorInputs, embed: Embed | None) -> LocalExecutor:
             interrupts=False,
         ),
         contamination=parts.inputs.contamination,
+        own_criteria=parts.own_criteria,
+        check=parts.check,
     )
     return LocalExecutor(graph, recorder.context, retrieval)
 
@@ -155,10 +175,11 @@ async def open_pool(
         "settings": settings.model_dump(mode="json"),
         "keys": {
             name: os.environ.get(name, "")
-            for name in (*API_KEY_VARIABLES, *variables_of((settings.model, settings.judge)))
+            for name in (*API_KEY_VARIABLES, *variables_of(settings.models))
         },
         "references": str(parts.references.path.absolute()),
         "resumed": parts.recorder.resumed,
+        "own_criteria": parts.own_criteria.to_dict(),
     }
     async with AsyncExitStack() as stack:
         if starter is None:
@@ -167,7 +188,9 @@ async def open_pool(
             starter = ray.worker_starter
         start_worker = starter(worker_config, parts.inputs.contamination)
         stack.push_async_callback(pool.aclose)
-        await pool.begin(start_worker, parts.recorder, parts.quota, parts.store, parts.learned)
+        await pool.begin(
+            start_worker, parts.recorder, parts.quota, parts.store, parts.learned, parts.check
+        )
         yield pool
 
 
@@ -204,6 +227,7 @@ class Run:
     _calls: CachedClient | None = None
     _scheduler: SlotScheduler | None = None
     _stopping: bool = False
+    _warnings: set[str] = field(default_factory=set)
 
     def stop(self) -> None:
         """Begin no further call; what is in flight is finished and recorded."""
@@ -284,7 +308,9 @@ class Run:
         """
         settings, account = self.settings, self.shared or journal
         summary.paid_before, cost, tokens = await asyncio.to_thread(prior_usage, account)
-        pool = WorkerPool(settings.worker_count) if settings.engine == "ray" else None
+        pool = None
+        if settings.engine == "ray":
+            pool = WorkerPool(settings.worker_count, self._report_warning)
         async with open_client(
             settings,
             journal,
@@ -344,7 +370,7 @@ class Run:
         )
         if not settings.answer_seeds:
             await asyncio.to_thread(scheduler.add_known, references)
-        await scheduler.resume(settings.context())
+        await scheduler.resume()
         recorder = SampleRecorder(journal, scheduler, calls, settings, self.on_record)
         quota = ReferenceQuota(
             journal,
@@ -356,9 +382,24 @@ class Run:
         await quota.begin()
         async with contextlib.AsyncExitStack() as stack:
             store = await stack.enter_async_context(open_store(memory))
+            await self._tell_outdated(store, references)
             learned = Characteristics(store, record_learned(journal, recorder.draws))
             stack.push_async_callback(learned.aclose)
-            parts = ExecutorInputs(settings, inputs, references, recorder, quota, store, learned)
+            own = OwnCriteria(inputs.own_criteria, on_warning=self._report_warning)
+            if settings.try_criteria:
+                await asyncio.to_thread(own.choose_examples, references)
+            checks = RunChecks(
+                journal,
+                settings,
+                calls,
+                reused=inputs.reused,
+                shared=self.shared,
+                on_warning=self._report_warning,
+            )
+            stack.push_async_callback(checks.aclose)
+            parts = ExecutorInputs(
+                settings, inputs, references, recorder, quota, store, learned, own, checks
+            )
             executor: Executor
             if pool is None:
                 executor = local_executor(parts, self.tools.embed)
@@ -369,6 +410,35 @@ class Run:
             stack.push_async_callback(calls.aclose)
             await SeedRunner(executor, settings, inputs.seeds, recorder, quota).run_seeds()
 
+    async def _tell_outdated(self, store: FileStore, references: ReferenceFile) -> None:
+        """Say what a memory of earlier prompts, models or settings makes the run pay again."""
+        context = self.settings.context()
+        if self.on_notice is None or context.pipeline == "refed":
+            return
+        # Imported here: nodes import LangGraph, and a run makes its preflight before that.
+        from nodes.learn import learned_key
+        from nodes.trial import CALLS_OF_INSTRUCTION_TRIAL
+
+        outdated = await asyncio.to_thread(
+            store.find_outdated, references, lambda reference: learned_key(reference, context)
+        )
+        if not outdated:
+            return
+        usages = [entry["usage"] for entry in outdated]
+        before = sum(usage["calls"] for usage in usages)
+        tried = context.extracts_instruction_criteria and context.try_criteria
+        calls = before + (CALLS_OF_INSTRUCTION_TRIAL * len(outdated) if tried else 0)
+        costs = [usage.get("cost_usd") for usage in usages]
+        known = [cost for cost in costs if cost is not None]
+        dollars = ""
+        if before and len(known) == len(costs):
+            dollars = f", ${sum(known) * calls / before:,.2f}"
+        self.on_notice(
+            f"the memory knows {len(outdated):,} of the references by other prompts, models or "
+            "settings; vectors are used as they are, and each of these that a seed needs is "
+            f"learned from once more: about {calls:,} calls{dollars} for all of them"
+        )
+
     def _report_fault(self, fault: CallFailed) -> None:
         if self.on_fault is not None:
             self.on_fault(fault.kind)
@@ -377,6 +447,15 @@ class Run:
         event("endpoint", model=model, message=sentence)
         if self.on_notice is not None:
             self.on_notice(f"the endpoint of {model} {sentence}")
+
+    def _report_warning(self, sentence: str) -> None:
+        """Tell, once, what is wrong with a criterion or a check; workers may find the same."""
+        if sentence in self._warnings:
+            return
+        self._warnings.add(sentence)
+        event("criterion", message=sentence)
+        if self.on_notice is not None:
+            self.on_notice(sentence)
 
     def stats(self) -> RunStats:
         """How the run stands now, for a display. Plain reads, from any thread."""
@@ -394,8 +473,7 @@ class Run:
         )
         if summary is None or calls is None or scheduler is None:
             return stats
-        models = (settings.model, settings.judge)
-        priced = all(summary.prices.get(model) is not None for model in models)
+        priced = all(summary.prices.get(model) is not None for model in settings.models)
         return replace(
             stats,
             accepted=scheduler.accepted,

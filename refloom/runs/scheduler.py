@@ -14,8 +14,7 @@ import asyncio
 import contextlib
 import json
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count, islice
 from typing import TYPE_CHECKING, Any, Protocol
@@ -26,17 +25,17 @@ from memory.references import IndexUnusable, Reference, exact_instruction_key
 from memory.sqlite_writer import Statement
 from memory.weights import WeightsUnavailable
 from nodes.context import Context
-from nodes.hooks import Admit
+from nodes.hooks import Admitted, near_to
 from nodes.llm import CallOrigin, ProviderStopped
 from nodes.llm.fast_json import dumps
 from nodes.origin import origin_of, origin_of_proposals
 from nodes.record import Record, record_of
-from nodes.state import SampleState, Seed, Slot
+from nodes.state import DropReason, Near, Proposal, SampleState, Seed, Slot
 from refloom.data.read import Source
 from refloom.errors import JournalError, TooManyFailed, WorkersLost
 from refloom.runs.client import CachedClient, Interrupted
 from refloom.runs.event_log import event
-from refloom.runs.journal import Journal, count_pending, open_read_only
+from refloom.runs.journal import INSERT_TURN, Journal, count_pending, open_read_only
 from refloom.runs.retrieval import (
     OrderedGate,
     ReferenceQuota,
@@ -60,20 +59,25 @@ SEED_BATCH = 100
 RUN_ENDING_ERRORS = (ProviderStopped, WeightsUnavailable, IndexUnusable, JournalError, WorkersLost)
 
 
+# What drops an instruction before it is a candidate: columns of the journal's table of turns.
+DROP_REASONS: tuple[DropReason, ...] = ("duplicate", "screened", "unfit", "surplus")
+
+
 @dataclass(frozen=True, slots=True)
 class CompletedTurn:
     """A finished turn of a seed, as the journal has it."""
 
-    admitted: list[str]
-    duplicates: int
+    admitted: list[Admitted]
     slots: int
+    screened: int
 
 
 class SlotScheduler:
     """Admits the slots of a run in order, and starts one only while a row is still missing.
 
     `seeds` is the number of seeds in a round, `target` the number of accepted rows to reach,
-    `retries` what is tried again.
+    `max_candidates` bounds candidates and screened instructions together, `retries` is what is
+    tried again.
     """
 
     def __init__(
@@ -89,24 +93,31 @@ class SlotScheduler:
         self._journal = journal
         self.seeds = seeds
         self.retries = Retries() if retries is None else retries
+        self._answer_seeds = context.answer_seeds
         self._order = SeedOrder(seeds, self.retries.rounds)
         self._target = target
         self._max_candidates = max_candidates
         self._novelty = NoveltyFilter(context.novelty_threshold)
-        self._exact: set[int] = set()
+        # By its name in the filter, what an instruction may be too near to.
+        self._references: Sequence[Reference] = ()
+        self._admitted: dict[str, str] = {}
+        self._exact: dict[int, Slot] = {}
         self._gate = OrderedGate()
         self.queue: deque[Slot] = deque()
         self._changed = asyncio.Condition()
         self.in_flight = 0
-        self.candidates = self.accepted = self.rejected = self.failed = self.duplicates = 0
+        self.candidates = self.accepted = self.rejected = self.failed = 0
         self.pending = 0
+        # Slots and screened instructions of all turns so far, and the latter by seed with slots.
+        self._slots = self._screened = 0
+        self._screened_before: dict[SeedKey, int] = {}
         self.accepted_before = 0
         # Whether an earlier session of the run recorded anything.
         self.resumed = False
         self._new_in_round = 0
         self._rounds_ended = False
 
-    async def resume(self, context: Context) -> None:
+    async def resume(self) -> None:
         """Count what earlier sessions finished, and remember what they admitted.
 
         A failed sample that is tried again counts as neither failed nor new.
@@ -114,23 +125,23 @@ class SlotScheduler:
         self.resumed = await asyncio.to_thread(has_earlier_work, self._journal)
         if self.resumed:
             before = await asyncio.to_thread(read_earlier_work, self._journal)
-            await asyncio.to_thread(self.count_earlier, before, context)
+            await asyncio.to_thread(self.count_earlier, before)
 
-    def count_earlier(self, before: EarlierWork, context: Context) -> None:
+    def count_earlier(self, before: EarlierWork) -> None:
         """Count and remember what earlier sessions did. Blocks."""
-        for text in before.admitted:
-            self._remember(text, context)
+        for slot, text in before.admitted:
+            self._remember(text, slot)
         self.accepted = self.accepted_before = before.accepted
         self.rejected, self.pending = before.rejected, before.pending
         self.failed = before.failed - self.retries.waiting
-        self.duplicates = before.duplicates
         self.candidates = self.accepted + self.rejected + self.pending + self.failed
         self.candidates += len(self.retries.in_place)
 
-    def add_known(self, references: Iterable[Reference]) -> None:
+    def add_known(self, references: Sequence[Reference]) -> None:
         """Add references: no instruction may be too near to them. Blocks."""
-        for reference in references:
-            self._novelty.add(reference["instruction"], reference["id"])
+        self._references = references
+        for i, reference in enumerate(references):
+            self._novelty.add(reference["instruction"], str(i))
 
     def exhausted(self) -> bool:
         """Whether no further seed is needed, but for what is tried again."""
@@ -150,40 +161,67 @@ class SlotScheduler:
             return None
         return max(self._target - self.accepted - self.pending, 0)
 
-    def _limit_reached(self) -> bool:
-        """Whether there are as many candidates as there may be."""
-        return self._max_candidates is not None and self.candidates >= self._max_candidates
+    def _limit_reached(self, screened: int | None = None) -> bool:
+        """Whether there are as many candidates, and instructions screened, as there may be.
 
-    @asynccontextmanager
-    async def turn(self, seed: Seed, context: Context) -> AsyncIterator[Admit]:
-        """See `RunHooks.turn`. What was admitted is journaled as the turn ends.
+        `screened` is how many were when a slot was admitted; by default those of all turns.
+        """
+        screened = self._screened if screened is None else screened
+        return self._max_candidates is not None and (
+            self.candidates + screened >= self._max_candidates
+        )
 
-        With `answer_seeds` only seeds with equal text are duplicates.
+    async def compare(
+        self, seed: Seed, texts: Sequence[str], context: Context
+    ) -> list[Near | None] | None:
+        """See `RunHooks.compare`: against all that was admitted before the seed's turn.
+
+        With `answer_seeds` only seeds with equal text are near.
         """
         await self._gate.wait(self._number(seed))
-        over = self.round_is_over(seed["round"])
-        admitted: list[str] = []
-        duplicates = 0
+        offered = self._slots + self._screened
+        limit_reached = self._max_candidates is not None and offered >= self._max_candidates
+        if self.round_is_over(seed["round"]) or (
+            limit_reached and seed["round"] not in self.retries.rounds
+        ):
+            return None
+        if context.answer_seeds:
+            slots = (self._exact.get(exact_instruction_key(text)) for text in texts)
+            return [
+                None if slot is None else near_to(text, text, slot=slot)
+                for text, slot in zip(texts, slots, strict=True)
+            ]
+        siblings = NoveltyFilter(context.novelty_threshold)
+        near: list[Near | None] = []
+        for i, text in enumerate(texts):
+            name = self._novelty.collision(text)
+            if name is not None:
+                near.append(self._near_to(text, name))
+                continue
+            name = siblings.admit(text, str(i))
+            near.append(None if name is None else near_to(text, texts[int(name)]))
+        return near
 
-        async def admit(
-            texts: Sequence[str | None], limit: int, *, last: bool = False
-        ) -> list[str]:
-            nonlocal duplicates
-            new: list[str] = []
-            for text in texts:
-                if len(new) == limit:
-                    break
-                if not over and text is not None and self._is_new(text, context):
-                    new.append(text)
-                else:
-                    duplicates += 1
-            admitted.extend(new)
-            return new
+    def _near_to(self, text: str, name: str) -> Near:
+        """How near a text is to what the filter has under a name."""
+        if name in self._admitted:
+            return near_to(text, self._admitted[name], slot=[int(n) for n in name.split("/")])
+        reference = self._references[int(name)]
+        return near_to(text, reference["instruction"], reference_id=reference["id"])
 
-        yield admit
-        await self._end_turn(seed, admitted, duplicates, len(admitted))
+    async def end_turn(
+        self,
+        seed: Seed,
+        admitted: Sequence[Admitted],
+        dropped: Sequence[Proposal],
+    ) -> None:
+        """See `RunHooks.end_turn`. All of it is journaled in one statement."""
+        key = seed_key(seed)
+        for number, one in enumerate(admitted):
+            self._remember(one["text"], (*key, number))
+        await self._end_turn(seed, admitted, dropped, len(admitted))
 
-    async def repeat_turn(self, seed: Seed) -> list[str] | None:
+    async def repeat_turn(self, seed: Seed) -> list[Admitted] | None:
         """See `RunHooks.repeat_turn`. Only slots that are not finished, or tried again, start."""
         turn = await self._earlier_turn(seed)
         if turn is None or not turn.admitted:
@@ -197,31 +235,40 @@ class SlotScheduler:
         statuses = await asyncio.to_thread(slot_statuses, self._journal, *key)
         slots = [(*key, slot) for slot in range(turn.slots)]
         open_slots = [s for s in slots if s[2] not in statuses or s in self.retries.in_place]
-        await self._advance(seed, open_slots, turn.slots)
+        await self._advance(seed, open_slots, turn.slots, turn.screened)
 
     async def are_known(self, seed: Seed, texts: Sequence[str]) -> list[bool]:
         """See `RunHooks.are_known`: whether each text is too near to one admitted so far."""
         return [self._novelty.collision(text) is not None for text in texts]
 
-    def _is_new(self, text: str, context: Context) -> bool:
-        if context.answer_seeds:
-            new = exact_instruction_key(text) not in self._exact
+    def _remember(self, text: str, slot: Slot) -> None:
+        if self._answer_seeds:
+            self._exact.setdefault(exact_instruction_key(text), slot)
         else:
-            new = self._novelty.collision(text) is None
-        if new:
-            self._remember(text, context)
-        return new
+            name = "/".join(map(str, slot))
+            self._admitted[name] = text
+            self._novelty.add(text, name)
 
-    def _remember(self, text: str, context: Context) -> None:
-        if context.answer_seeds:
-            self._exact.add(exact_instruction_key(text))
-        else:
-            self._novelty.add(text, "")
-
-    async def _end_turn(self, seed: Seed, admitted: list[str], duplicates: int, slots: int) -> None:
+    async def _end_turn(
+        self,
+        seed: Seed,
+        admitted: Sequence[Admitted],
+        dropped: Sequence[Proposal],
+        slots: int,
+    ) -> None:
+        reasons = Counter(proposal["reason"] for proposal in dropped)
+        counts = [reasons[reason] for reason in DROP_REASONS]
         turn = Statement(
-            "INSERT OR REPLACE INTO turns VALUES (?, ?, ?, ?, ?)",
-            (*seed_key(seed), json.dumps(admitted), duplicates, slots),
+            INSERT_TURN,
+            (
+                *seed_key(seed),
+                dumps([one["text"] for one in admitted]).decode(),
+                dumps([one["verdicts"] for one in admitted]).decode(),
+                slots,
+                *counts,
+                seed.get("id", ""),
+                dumps(list(dropped)).decode(),
+            ),
         )
         replaced = [] if slots else self.retries.replace((*seed_key(seed), 0))
         if replaced:
@@ -229,14 +276,21 @@ class SlotScheduler:
             await self._journal.put_all([turn, *replaced])
         else:
             self._journal.put_soon(turn.sql, *turn.values)
-        self.duplicates += duplicates
-        await self._advance(seed, [(*seed_key(seed), slot) for slot in range(slots)], slots)
+        open_slots = [(*seed_key(seed), slot) for slot in range(slots)]
+        await self._advance(seed, open_slots, slots, reasons["screened"])
 
-    async def _advance(self, seed: Seed, open_slots: Sequence[Slot], slots: int) -> None:
+    async def _advance(
+        self, seed: Seed, open_slots: Sequence[Slot], slots: int, screened: int
+    ) -> None:
         """Queue the slots that are to start, and let the next seed in."""
         self.queue.extend(open_slots)
+        self._slots += slots
+        self._screened += screened
+        if open_slots:
+            self._screened_before[seed_key(seed)] = self._screened
         if seed["round"] not in self.retries.rounds:
-            self._new_in_round += slots
+            # An instruction that was screened was new.
+            self._new_in_round += slots + screened
         if self._order.ends_round(seed_key(seed)):
             # A round without a new instruction is the last, however far ahead proposals are.
             self._rounds_ended = self._rounds_ended or not self._new_in_round
@@ -250,10 +304,20 @@ class SlotScheduler:
             return None
         rows = await asyncio.to_thread(
             self._journal.read,
-            "SELECT admitted, duplicates, slots FROM turns WHERE round = ? AND position = ?",
+            "SELECT admitted, verdicts, slots, screened FROM turns "
+            "WHERE round = ? AND position = ?",
             *seed_key(seed),
         )
-        return CompletedTurn(json.loads(rows[0][0]), rows[0][1], rows[0][2]) if rows else None
+        if not rows:
+            return None
+        texts, verdicts, slots, screened = rows[0]
+        # A turn of an earlier version has no verdicts.
+        of_text = dict(enumerate(json.loads(verdicts)))
+        admitted: list[Admitted] = [
+            {"text": text, "verdicts": of_text.get(i, [])}
+            for i, text in enumerate(json.loads(texts))
+        ]
+        return CompletedTurn(admitted, slots, screened)
 
     async def completed_turn(self, seed: Seed, statuses: Collection[int]) -> CompletedTurn | None:
         """A seed's turn in the journal, if all its slots are finished there and stay so."""
@@ -268,7 +332,7 @@ class SlotScheduler:
     async def replay(self, seed: Seed, turn: CompletedTurn) -> None:
         """Repeat a finished turn without a call."""
         await self._gate.wait(self._number(seed))
-        await self._advance(seed, [], turn.slots)
+        await self._advance(seed, [], turn.slots, turn.screened)
 
     def _number(self, seed: Seed) -> int:
         return self._order.number(seed_key(seed))
@@ -285,7 +349,7 @@ class SlotScheduler:
             return True
         await self._gate.wait(self._number(seed))
         slots = 0 if self.round_is_over(seed["round"]) else 1
-        await self._end_turn(seed, [], 0, slots)
+        await self._end_turn(seed, [], [], slots)
         return bool(slots)
 
     async def end_seed(self, seed: Seed) -> None:
@@ -294,7 +358,9 @@ class SlotScheduler:
         if not self._gate.has_passed(self._number(seed)):
             await self._gate.wait(self._number(seed))
             earlier = await self._earlier_turn(seed)
-            await self._advance(seed, [], earlier.slots if earlier else 0)
+            slots, screened = (earlier.slots, earlier.screened) if earlier else (0, 0)
+            await self._advance(seed, [], slots, screened)
+        self._screened_before.pop(key, None)
         # In a first session all slots of a seed have started, or no further slot will.
         if self.resumed and any(slot[:2] == key for slot in self.queue):
             self.queue = deque(slot for slot in self.queue if slot[:2] != key)
@@ -322,7 +388,8 @@ class SlotScheduler:
         """Whether a slot may start; None if that is not decided yet."""
         if self.target_reached():
             return False
-        if self._limit_reached() and slot not in self.retries.in_place:
+        screened = self._screened_before.get(slot[:2], self._screened)
+        if self._limit_reached(screened) and slot not in self.retries.in_place:
             return False
         if not self.queue or self.queue[0] != slot:
             return None
@@ -460,8 +527,7 @@ class SampleRecorder:
 class EarlierWork:
     """What earlier sessions of a run admitted and finished."""
 
-    admitted: list[str]
-    duplicates: int
+    admitted: list[tuple[Slot, str]]
     accepted: int
     rejected: int
     failed: int
@@ -470,18 +536,15 @@ class EarlierWork:
 
 def read_earlier_work(journal: Journal) -> EarlierWork:
     """What the journal has of earlier sessions. Blocks."""
-    admitted: list[str] = []
-    duplicates = 0
-    sql = "SELECT admitted, duplicates FROM turns ORDER BY round, position"
-    for texts, dropped in journal.read(sql):
-        admitted += json.loads(texts)
-        duplicates += dropped
+    admitted: list[tuple[Slot, str]] = []
+    sql = "SELECT round, position, admitted FROM turns ORDER BY round, position"
+    for round_, position, texts in journal.read(sql):
+        admitted += [((round_, position, i), text) for i, text in enumerate(json.loads(texts))]
     counts = dict(journal.read("SELECT status, count(*) FROM samples GROUP BY status"))
     with open_read_only(journal.path) as connection:
         pending = count_pending(connection)
     return EarlierWork(
         admitted,
-        duplicates,
         accepted=counts.get("accepted", 0),
         rejected=counts.get("rejected", 0),
         failed=counts.get("failed", 0),
@@ -651,17 +714,17 @@ class SeedRunner:
 
     def _prefetch(self, round_: int, rows: Iterator[tuple[int, Reference]]) -> list[Seed]:
         """Read the next seeds, and let the executor prepare for them. Blocks."""
-        seeds = [
-            self._scheduler.retries.with_draws(
-                {
-                    "id": row["id"],
-                    "instruction": row["instruction"],
-                    "round": round_,
-                    "position": position,
-                }
-            )
-            for position, row in islice(rows, SEED_BATCH)
-        ]
+        seeds: list[Seed] = []
+        for position, row in islice(rows, SEED_BATCH):
+            seed: Seed = {
+                "id": row["id"],
+                "instruction": row["instruction"],
+                "round": round_,
+                "position": position,
+            }
+            if "tags" in row:
+                seed["tags"] = row["tags"]
+            seeds.append(self._scheduler.retries.with_draws(seed))
         self._executor.prefetch(seeds)
         return seeds
 

@@ -18,6 +18,7 @@ from nodes.inputs import (
     BadInput,
     read_indexer_input,
     read_input,
+    read_input_criteria,
     read_sample_input,
 )
 from nodes.llm.provider import find_unlisted
@@ -227,8 +228,9 @@ def _check_settings(run: Mapping[str, Any]) -> None:
             first = error.errors(include_url=False, include_input=False)[0]
             field = ".".join([name, *map(str, first["loc"])])
             raise RequestRefused(422, f"{field}: {first['msg']}") from error
-        for setting in ("model", "judge_model"):
-            unlisted = find_unlisted(getattr(context, setting))
+        jurors = context.jurors if context.judge_model else ()
+        for setting, model in (("model", context.model), *(("judge_model", j) for j in jurors)):
+            unlisted = find_unlisted(model)
             if unlisted is not None:
                 raise RequestRefused(422, f"{name}.{setting}: {unlisted}")
 
@@ -243,6 +245,7 @@ def _check_input(graph_input: dict[str, Any]) -> None:
     try:
         if "seed" in graph_input:
             read_input(graph_input)
+            read_input_criteria(graph_input)
         elif "instruction" in graph_input:
             read_sample_input(graph_input)
         elif "references" in graph_input:

@@ -21,7 +21,7 @@ from refloom.data.benchmarks import load_benchmarks
 from refloom.errors import InputError, JournalError
 from refloom.runs.journal import open_read_only
 from refloom.runs.outputs import rewrite_files
-from refloom.runs.review_queue import ReviewQueue, UnknownSample
+from refloom.runs.review_queue import ReviewQueue, UnknownSample, read_wrong_criteria
 from refloom.serve.api_keys import LOCAL_USER, identify_request, load_key_hashes
 from refloom.serve.request_limits import RequestLimits, require_key
 from refloom.serve.review_page import page_routes
@@ -105,9 +105,13 @@ class ReviewEndpoints:
         user = identify_request(request.scope, self._keys)
         by = user if isinstance(user, str) and user != LOCAL_USER else None
         body = await request.body()
-        return await _respond(
-            lambda: self._reviews.decide(id_, read_decision(_parse_json(body)), by)
-        )
+
+        def decide() -> dict[str, int]:
+            answer = _parse_json(body)
+            wrong = read_wrong_criteria(answer)
+            return self._reviews.decide(id_, read_decision(answer), by, wrong)
+
+        return await _respond(decide)
 
 
 def review_app(directory: Path) -> Starlette:

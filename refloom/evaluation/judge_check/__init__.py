@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ from memory.embed import Embed, Embedder
 from nodes.llm import CallFailed, Complete, ProviderStopped
 from prompts import prompt_version
 from refloom.data.write import replace_lines
+from refloom.errors import InputError
+from refloom.evaluation.agreement import jury_agreement
 from refloom.evaluation.judge_check.cases import (
     JudgeTestSet,
     build_test_set,
@@ -30,7 +33,7 @@ from refloom.evaluation.judge_check.cases import (
 )
 from refloom.evaluation.judge_check.human import (
     HumanVerdicts,
-    VerdictKey,
+    JudgeVerdicts,
     human_agreement,
     read_human_verdicts,
     run_verdicts,
@@ -130,7 +133,8 @@ async def judge_check(
         what is unknown is None.
 
     Raises:
-        InputError: `human` cannot be used, or no row is accepted. No call was made.
+        InputError: `human` cannot be used, no row is accepted, or a jury is to be tested by
+            log-odds. No call was made.
         JournalError: There is no run, or another process is using it.
         ProviderStopped, BudgetSpent: The calls were stopped. What was paid for is kept.
         ValueError: An unknown method, or a `limit` or `repeats` under 1.
@@ -138,6 +142,11 @@ async def judge_check(
     methods = list(dict.fromkeys(methods or [settings.context().method]))
     if set(methods) - set(METHODS) or limit < 1 or repeats < 1:
         raise ValueError(f"methods are {', '.join(METHODS)}; limit and repeats are 1 or more")
+    if "logodds" in methods and len(settings.jurors) > 1:
+        raise InputError(
+            f"a jury ({settings.judge_names}) gives written verdicts; to check one juror by "
+            "log-odds, name it with --judge-model"
+        )
     test_set = await asyncio.to_thread(build_test_set, directory, settings, limit)
     check = JudgeCheck(directory, settings, test_set, complete, embed)
     if human is not None:
@@ -204,18 +213,18 @@ async def _compare_with_human(
     if is_run_judge and run_judge_method(check.test_set) == method:
         check.human_agreement = _human_figures(human, None, method)
         return
-    verdicts, failures = await judge_human_samples(judge, human, trial.thresholds)
+    judged, failures = await judge_human_samples(judge, human, trial.thresholds)
     check.failures += failures
-    check.human_agreement = _human_figures(human, verdicts, method)
+    check.human_agreement = _human_figures(human, judged, method)
 
 
 def _human_figures(
-    human: HumanVerdicts, verdicts: Mapping[VerdictKey, bool] | None, method: str
+    human: HumanVerdicts, judged: JudgeVerdicts | None, method: str
 ) -> dict[str, Any]:
     """The agreement of a person with verdicts of the judge under test; None: with the run's."""
-    source = "the run" if verdicts is None else "asked anew"
-    verdicts = run_verdicts(human) if verdicts is None else verdicts
-    return {"verdicts": source, "method": method, **human_agreement(human, verdicts)}
+    source = "the run" if judged is None else "asked anew"
+    judged = run_verdicts(human) if judged is None else judged
+    return {"verdicts": source, "method": method, **human_agreement(human, judged)}
 
 
 def _collect_results(check: JudgeCheck, methods: Sequence[str]) -> dict[str, Any]:
@@ -230,7 +239,7 @@ def _collect_results(check: JudgeCheck, methods: Sequence[str]) -> dict[str, Any
     if len(samples) < MIN_CASES:
         notes.append(f"fewer than {MIN_CASES} accepted rows: too few to raise a flag")
     results: dict[str, Any] = {
-        "judge": settings.judge,
+        "judge": settings.judge_names,
         "method": list(methods),
         "unavailable": check.unavailable,
         "prompt": prompt_version("critique", "question", "compare"),
@@ -244,6 +253,7 @@ def _collect_results(check: JudgeCheck, methods: Sequence[str]) -> dict[str, Any
         "originals": {method: trial.originals for method, trial in trials.items()},
         "duels": duel_rows(check.duels),
         "human": check.human_agreement,
+        "jury": jury_agreement(sum((t.juries for t in trials.values()), Counter())),
         "consistency": {
             "verdicts": {method: trial.agreement for method, trial in trials.items()},
             "duels": same_winner,
@@ -305,6 +315,8 @@ def format_judge_check(results: TableRow) -> str:
         lines.append(_figures_line(f"same verdict again, {method}", figure))
     lines.append(_figures_line("same winner in both orders", consistency["duels"]))
     lines.append(_figures_line("picks that stood first", consistency["first_place"]))
+    if results["jury"] is not None:
+        lines += ["", *_jury_lines(results["jury"])]
     if results["human"] is not None:
         lines += ["", *_human_lines(results["human"])]
     return "\n".join(lines)
@@ -327,6 +339,19 @@ def _criteria_lines(method: str, rows: Sequence[TableRow]) -> list[str]:
     return lines
 
 
+def _jury_lines(jury: TableRow) -> list[str]:
+    """How far the jurors agree, and how each stands to the jury."""
+    lines = [_head_line("jurors, Krippendorff's alpha", "alpha", "verdicts")]
+    for row in ({"of": "all", **jury}, *jury["kinds"], *jury["pairs"]):
+        alpha = "-" if row["alpha"] is None else f"{row['alpha']:.2f}"
+        lines.append(f"  {row['of'][:NAME_WIDTH]:{NAME_WIDTH}}  {alpha:30}{row['verdicts']:,}")
+    lines.append(_head_line("jurors", "overruled", "pass", "unknown"))
+    for row in jury["jurors"]:
+        figures = (row["overruled"], row["passes"], row["unknown"])
+        lines.append(_figures_line(row["model"], *figures))
+    return lines
+
+
 def _human_lines(human: TableRow) -> list[str]:
     source = f"verdicts of {human['verdicts']}" if human["verdicts"] == "the run" else "asked anew"
     lines = [_head_line(f"a person, {human['method']}, {source}", "kappa", "agreement")]
@@ -337,6 +362,10 @@ def _human_lines(human: TableRow) -> list[str]:
             counts = (f"{key.replace('_', '/')} {n}" for key, n in row["confusion"].items())
             figures = _figures_line(name, row["kappa"], row["agreement"])
             lines.append(f"{figures}  {', '.join(counts)}")
+    for row in human["jurors"]:
+        lines.append(_figures_line(f"juror {row['of']}", row["kappa"], row["agreement"]))
+    if human["alpha"] is not None:
+        lines.append(f"  {'alpha of the person and the jurors':{NAME_WIDTH}}  {human['alpha']:.2f}")
     if human["without"]:
         lines.append(f"  {human['without']} of {human['rows']} verdicts are on what was not judged")
     return lines

@@ -22,7 +22,7 @@ from typing import Any
 from memory.characteristics import NAMESPACE, Learned, open_store
 from memory.references import IndexUnusable, Reference
 from memory.store import ReferenceFile
-from nodes.context import Context
+from nodes.context import Context, is_embedded, split_jurors
 from nodes.judge import fold_text
 from nodes.learn import learned_key
 from nodes.llm.provider import provider_of
@@ -32,7 +32,7 @@ from nodes.trial import SENTENCE_BREAK, cut_in_half, off_topic_response
 from refloom.errors import InputError
 from refloom.runs.journal import read_records
 from refloom.runs.outputs import read_status
-from refloom.settings import Settings, default_judge_method, is_embedded
+from refloom.settings import Settings, default_judge_method
 
 RankId = Callable[[str], bytes]
 
@@ -231,7 +231,7 @@ def judge_context(test_set: JudgeTestSet, settings: Settings, method: str) -> Co
     values |= {k: v for k, v in test_set.run_settings.items() if k in Context.model_fields}
     for name in ("random_seed", "should_share", "judge_votes"):
         values[name] = getattr(settings, name)
-    values |= {"judge_model": settings.judge, "judge_method": method}
+    values |= {"judge_model": settings.judge_names, "judge_method": method}
     return Context.model_validate(values)
 
 
@@ -269,12 +269,13 @@ def run_judge_identity(test_set: JudgeTestSet) -> tuple[str, str]:
 def judge_identity(settings: Settings) -> tuple[str, str]:
     """The judge under test and its endpoint, without any secret in the address."""
     redacted = settings.redacted()
-    return _identity(settings.judge, redacted["judge_base_url"] or redacted["base_url"])
+    return _identity(settings.judge_names, redacted["judge_base_url"] or redacted["base_url"])
 
 
 def _identity(model: str, address: str | None) -> tuple[str, str]:
     # An embedded model runs in this process and has no endpoint; a provider's has its own.
-    return model, "" if is_embedded(model) or provider_of(model) else address or ""
+    needs_none = all(is_embedded(name) or provider_of(name) for name in split_jurors(model))
+    return model, "" if needs_none else address or ""
 
 
 def run_judge_method(test_set: JudgeTestSet) -> str:

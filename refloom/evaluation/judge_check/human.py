@@ -8,18 +8,19 @@ reject, true and false, 1 and 0). A second verdict on the same thing is refused.
 from __future__ import annotations
 
 import json
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from nodes.record import Record
-from nodes.state import Attempt
+from nodes.state import Attempt, Verdict
 from nodes.verdicts import passes
 from refloom.data.files import file_format, read_rows
+from refloom.data.record_stats import JuryVotes, jury_votes
 from refloom.errors import InputError
 from refloom.evaluation.stats import (
     EMPTY,
@@ -27,6 +28,7 @@ from refloom.evaluation.stats import (
     bootstrap_mean,
     interval_to_dict,
     kappa,
+    krippendorff_alpha,
     percentiles,
     resample_weights,
     rounded_interval,
@@ -164,26 +166,44 @@ def final_attempt(record: Record) -> Attempt:
     return same[0] if same else attempts[-1] if attempts else empty
 
 
-def run_verdicts(human: HumanVerdicts) -> dict[VerdictKey, bool]:
+@dataclass
+class JudgeVerdicts:
+    """Whether a judge passes what a person judged, and the votes of its jurors, if it is a jury."""
+
+    passes: dict[VerdictKey, bool] = field(default_factory=dict)
+    votes: dict[VerdictKey, JuryVotes] = field(default_factory=dict)
+
+    def add(self, record: Record, verdicts: Iterable[Verdict]) -> None:
+        """Add the verdicts on a sample by its criteria."""
+        criteria = {c["id"]: c for c in record["criteria"]}
+        for verdict in verdicts:
+            key = record["id"], verdict["criterion_id"]
+            self.passes[key] = passes(verdict)
+            criterion = criteria.get(verdict["criterion_id"])
+            if criterion is not None and (votes := jury_votes(verdict, criterion)) is not None:
+                self.votes[key] = votes
+
+
+def run_verdicts(human: HumanVerdicts) -> JudgeVerdicts:
     """The verdicts of the run's own judge and rules on the samples that a person judged.
 
     For a sample decided in a review, the verdict on the whole is the one that the run proposed.
     """
-    verdicts: dict[VerdictKey, bool] = {}
+    judged = JudgeVerdicts()
     for id_, record in human.samples.items():
         review = record.get("review") or {}
-        verdicts[id_, WHOLE_SAMPLE] = review.get("proposed", record["status"]) == "accepted"
-        for verdict in final_attempt(record)["verdicts"]:
-            verdicts[id_, verdict["criterion_id"]] = passes(verdict)
-    return verdicts
+        judged.passes[id_, WHOLE_SAMPLE] = review.get("proposed", record["status"]) == "accepted"
+        judged.add(record, final_attempt(record)["verdicts"])
+    return judged
 
 
-def human_agreement(human: HumanVerdicts, verdicts: Mapping[VerdictKey, bool]) -> dict[str, Any]:
+def human_agreement(human: HumanVerdicts, judged: JudgeVerdicts) -> dict[str, Any]:
     """Kappa, agreement and counts over all verdicts, for whole samples, and by criterion.
 
-    `verdicts` are the judge's. A person's verdicts on what it has not judged are counted as
-    `without`.
+    A person's verdicts on what the judge has not judged are counted as `without`. Of a jury also by
+    `jurors`, and Krippendorff's `alpha` of the person and the jurors together; else it is None.
     """
+    verdicts = judged.passes
     pairs = [(v, verdicts[v.key]) for v in human.verdicts if v.key in verdicts]
     criteria = {
         (id_, c["id"]): c for id_, record in human.samples.items() for c in record["criteria"]
@@ -205,6 +225,12 @@ def human_agreement(human: HumanVerdicts, verdicts: Mapping[VerdictKey, bool]) -
         for text, group in drawn.items()
         if len(group) >= MIN_LISTED
     ]
+    by_jurors = [(v, judged.votes[v.key]) for v in human.verdicts if v.key in judged.votes]
+    by_model: dict[str, list[tuple[HumanVerdict, bool]]] = defaultdict(list)
+    for human_verdict, votes in by_jurors:
+        for model, vote in zip(votes.models, votes.votes, strict=True):
+            if vote is not None:
+                by_model[model].append((human_verdict, vote))
     on_samples = [pair for pair in pairs if pair[0].criterion_id is WHOLE_SAMPLE]
     return {
         "rows": len(human.verdicts),
@@ -212,6 +238,8 @@ def human_agreement(human: HumanVerdicts, verdicts: Mapping[VerdictKey, bool]) -
         "all": _agreement_figures(pairs),
         "samples": _agreement_figures(on_samples),
         "criteria": rows,
+        "jurors": [{"of": model, **_agreement_figures(group)} for model, group in by_model.items()],
+        "alpha": krippendorff_alpha(Counter((v.passes, *votes.votes) for v, votes in by_jurors)),
     }
 
 

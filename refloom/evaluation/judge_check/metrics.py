@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from nodes.context import Context
+from nodes.context import Context, split_jurors
 from nodes.criteria import ANSWERS_ID
 from nodes.state import Criterion, Verdict
 from nodes.verdicts import passes
@@ -279,8 +279,11 @@ def raise_flags(
         for method in results["originals"]:
             flags += _method_flags(method, results)
         flags += _duel_flags(results["duels"], results["consistency"])
+    jurors = split_jurors(judge[0])
     if writer == judge:
         flags.append(f"judges itself: judge and generator are the same model ({judge[0]})")
+    elif len(jurors) > 1 and writer[0] in jurors:
+        flags.append(f"judges itself: one of {len(jurors)} jurors is the generator ({writer[0]})")
     return flags
 
 

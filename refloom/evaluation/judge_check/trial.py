@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,7 +14,8 @@ from nodes.llm import CallFailed
 from nodes.record import Record
 from nodes.state import Criterion, Verdict
 from nodes.trial import corruptions, topic_bar_of
-from nodes.verdicts import meets_criteria, passes
+from nodes.verdicts import meets_criteria
+from refloom.data.record_stats import JuryVotes, jury_votes
 from refloom.evaluation.judge_check.cases import (
     JudgeTestSet,
     load_learned,
@@ -22,12 +25,13 @@ from refloom.evaluation.judge_check.cases import (
 from refloom.evaluation.judge_check.human import (
     WHOLE_SAMPLE,
     HumanVerdicts,
-    VerdictKey,
+    JudgeVerdicts,
     final_attempt,
 )
 from refloom.evaluation.judge_check.judgements import (
     CaseJudge,
     JudgeCase,
+    JudgedCase,
     Thresholds,
     applied_criteria,
 )
@@ -55,6 +59,7 @@ class MethodTrial:
         canaries: A row for each kind: how many were caught.
         originals: How many accepted responses pass.
         agreement: How often a repeat gives the same verdict.
+        juries: How often the jurors of a jury voted so.
         failures: The calls that failed; their cases are left out of the figures.
     """
 
@@ -63,6 +68,7 @@ class MethodTrial:
     canaries: list[dict[str, Any]] = field(default_factory=list)
     originals: dict[str, Any] = field(default_factory=dict)
     agreement: dict[str, Any] = field(default_factory=dict)
+    juries: Counter[JuryVotes] = field(default_factory=Counter)
     failures: list[CallFailed] = field(default_factory=list)
 
 
@@ -89,12 +95,14 @@ async def try_judge(
             thresholds.add_learned(id_, learned)
     judged, failures = await judge.judge_cases(reference_cases(test_set), "criteria on references")
     trial.failures += failures
+    trial.juries += count_votes(judged)
     thresholds.fit(judged, CORRUPTED_KINDS)
     trial.criteria = criteria_rows(criterion_results(judged, thresholds), context.method)
 
     cases = sample_cases(test_set, context, thresholds)
     judged, failures = await judge.judge_cases(cases, "canaries")
     trial.failures += failures
+    trial.juries += count_votes(judged)
     if embed is not None:
         for id_, reference in test_set.references.items():
             if id_ not in thresholds.topics:
@@ -125,6 +133,16 @@ async def try_judge(
     trial.failures += failures
     trial.agreement = repeat_agreement([*first, *repeated])
     return trial
+
+
+def count_votes(judged_cases: Sequence[JudgedCase]) -> Counter[JuryVotes]:
+    """How often the jurors of a jury voted so; empty for one judge."""
+    return Counter(
+        votes
+        for judged in judged_cases
+        for criterion in judged.case.criteria
+        if (votes := jury_votes(judged.verdicts[criterion["id"]], criterion)) is not None
+    )
 
 
 def reference_cases(test_set: JudgeTestSet) -> list[JudgeCase]:
@@ -194,7 +212,7 @@ async def _rule_verdicts(
 
 async def judge_human_samples(
     judge: CaseJudge, human: HumanVerdicts, thresholds: Thresholds
-) -> tuple[dict[VerdictKey, bool], list[CallFailed]]:
+) -> tuple[JudgeVerdicts, list[CallFailed]]:
     """The verdicts of a judge that the run did not use on the samples that a person judged.
 
     The verdicts of the rules are those of the run. Also returns the calls that failed.
@@ -206,7 +224,7 @@ async def judge_human_samples(
         response = final_attempt(record)["response"]
         cases.append(JudgeCase(id_, "human", record["instruction"], response, criteria))
     judged_cases, failures = await judge.judge_cases(cases, "a person's samples")
-    results: dict[VerdictKey, bool] = {}
+    results = JudgeVerdicts()
     for judged in judged_cases:
         case = judged.case
         record = human.samples[case.source_id]
@@ -215,11 +233,10 @@ async def judge_human_samples(
             *judged.verdicts.values(),
             *(v for v in final_attempt(record)["verdicts"] if v["criterion_id"] in rules),
         ]
-        results[case.source_id, WHOLE_SAMPLE] = meets_criteria(
+        results.passes[case.source_id, WHOLE_SAMPLE] = meets_criteria(
             {"response": case.response, "verdicts": verdicts},
             [*case.criteria, *rules.values()],
             judge.context,
         )
-        for verdict in verdicts:
-            results[case.source_id, verdict["criterion_id"]] = passes(verdict)
+        results.add(record, verdicts)
     return results, failures

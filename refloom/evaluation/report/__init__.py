@@ -45,6 +45,7 @@ from refloom.evaluation.report.samples import (
     sample_card,
     select_records,
 )
+from refloom.evaluation.report.screening import screening_section
 
 FILE_NAME = "report.html"
 MIN_CARDS = 6
@@ -187,6 +188,9 @@ def _run_sections(
             if diversity.covered
             else [],
             "outcomes": tables.outcome_tables(run),
+            "screening": screening_section(run.screening, run.run_json),
+            "trials": tables.trial_table(run),
+            "jury": tables.jury_tables(run),
             "judged": run.judged,
             "stages": tables.stage_costs(run),
             "cards": [sample_card(record, sample) for record in run_records],

@@ -28,6 +28,7 @@ from refloom.data.record_stats import (
     criterion_key,
     hash_id,
 )
+from refloom.evaluation.report.screening import ScreeningStats
 from refloom.runs.journal import iter_records, read_snapshot
 from refloom.runs.outputs import (
     ROW_STATUSES,
@@ -84,6 +85,7 @@ class RunData:
     cards: dict[str, HashSample[str]] = field(
         default_factory=lambda: {kind: HashSample(MAX_CARDS) for kind in CARD_KINDS}
     )
+    screening: ScreeningStats = field(default_factory=ScreeningStats)
     stages: list[StageUsage] = field(default_factory=list)
     # Calls paid by another run: another arm of the experiment, or the run that --reuse names.
     borrowed: int = 0
@@ -98,6 +100,7 @@ class RunData:
     def add(self, record: dict[str, Any], line: str) -> None:
         """Count a record; `line` is its JSON."""
         self.stats.add(record)
+        self.screening.add_record(record)
         digest = hash_id(record["id"])
         self.cards[_card_kind(record)].add(digest, line)
         self._count_references(record)
@@ -164,6 +167,7 @@ def collect_run(name: str, directory: Path) -> RunData:
         run.run_json = refresh_counts(run.run_json, connection)
         for line in iter_records(connection, *ROW_STATUSES):
             run.add(loads(line), line)
+        run.screening.add_dropped(connection)
         run.stages = sorted(usage_by_stage(connection), key=lambda used: -used.calls)
         run.borrowed = sum(used.calls for used in usage_by_stage(connection, "borrowed"))
     run.judge_check = _read_judge_check(directory / "judge-check.json")

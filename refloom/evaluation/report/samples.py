@@ -108,6 +108,10 @@ def _verdict(
         "reason": clip(verdict.get("reason"), MAX_REASON),
         "evidence": clip(verdict.get("evidence"), MAX_REASON),
         "score": verdict.get("score"),
+        "jurors": ", ".join(
+            f"{short_name(juror['model'])} {juror['verdict'].replace('_', ' ')}"
+            for juror in verdict.get("jurors") or ()
+        ),
     }
 
 

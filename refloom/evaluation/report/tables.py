@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
+from nodes.context import split_jurors
 from refloom.data.record_stats import CriterionStats, criterion_key
+from refloom.evaluation.agreement import jury_agreement
 from refloom.evaluation.report.charts import bootstrap_mean_of, stacked_bar
 from refloom.evaluation.report.collect import ReferenceSample, ReferenceStats, RunData
 from refloom.evaluation.report.diversity import Coverage, FloatArray, RunDiversity, Spread
@@ -18,6 +20,7 @@ from refloom.runs.outputs import StageUsage
 from refloom.settings import DEFAULT_TIER, default_judge_method
 
 MAX_CRITERIA = 30
+MAX_TRIALS = 30
 MAX_REFERENCES = 40
 MAX_SOURCES_SHOWN = 2
 REASONS = {
@@ -64,13 +67,17 @@ def _shares(counts: Counter[str], limit: int = 12) -> list[OutcomeShare]:
 
 @dataclass(frozen=True)
 class CriterionLine:
-    """A criterion, with its first and last pass rate in each run."""
+    """A criterion, with its first and last pass rate in each run.
+
+    `wrong` is in how many samples a reviewer marked it as wrong.
+    """
 
     text: str
     must: bool
     judged_by: str
     sources: list[tuple[str, str]]
     cells: list[tuple[Interval, Interval]]
+    wrong: int
 
 
 def criterion_table(
@@ -106,11 +113,51 @@ def _criterion_line(
         (_pass_rate(p.first), _pass_rate(p.last)) if p else (EMPTY, EMPTY) for p in stats_of_runs
     ]
     named = list(sources.items())[:MAX_SOURCES_SHOWN] if first.from_reference else []
-    return CriterionLine(first.text, first.must, first.judged_by, named, cells)
+    wrong = sum(stats.wrong for stats in stats_of_runs if stats)
+    return CriterionLine(first.text, first.must, first.judged_by, named, cells, wrong)
+
+
+def jury_tables(run: RunData) -> dict[str, Any] | None:
+    """How far the jurors of a run agree, and how often each is overruled; None without a jury."""
+    agreement = jury_agreement(run.stats.juries)
+    if agreement is None:
+        return None
+    jurors = [
+        {name: value if name == "model" else Interval(**value) for name, value in row.items()}
+        for row in agreement["jurors"]
+    ]
+    whole = {"of": "all", "alpha": agreement["alpha"], "verdicts": agreement["verdicts"]}
+    return {"alphas": [whole, *agreement["kinds"], *agreement["pairs"]], "jurors": jurors}
 
 
 def _pass_rate(counts: Counter[str]) -> Interval:
     return proportion(counts["pass"], counts["pass"] + counts["fail"] + counts["unknown"])
+
+
+class TrialLine(NamedTuple):
+    """The trial of a criterion: on how many references, and how many texts of each kind passed."""
+
+    of: str
+    text: str
+    references: int
+    own: int
+    spoiled: str
+
+
+def trial_table(run: RunData) -> tuple[list[TrialLine], int]:
+    """The trials of a run's criteria, the most tried first; how many are left out."""
+    trials = sorted(run.stats.trials.values(), key=lambda t: (t.of != "response", -t.references))
+    lines = [
+        TrialLine(
+            trial.of,
+            trial.text,
+            trial.references,
+            trial.own,
+            ", ".join(f"{k.replace('_', ' ')} {n:,}" for k, n in trial.spoiled.items()),
+        )
+        for trial in trials[:MAX_TRIALS]
+    ]
+    return lines, max(len(trials) - MAX_TRIALS, 0)
 
 
 class ReferenceCell(NamedTuple):
@@ -250,6 +297,8 @@ LISTED_SETTINGS = (
     "reference_quota",
     "max_attempts",
     "max_criteria",
+    "screen",
+    "criteria_per_call",
     "should_share",
     "try_criteria",
     "novelty_threshold",
@@ -346,11 +395,12 @@ def overview_tables(runs: Sequence[RunData]) -> dict[str, list[OverviewLine]]:
 def _setting_rows(run: RunData) -> dict[str, str]:
     run_json = run.run_json
     settings: Mapping[str, Any] = run_json.get("settings") or {}
-    judge = settings.get("judge_model") or settings.get("model") or ""
-    method = settings.get("judge_method") or default_judge_method(str(judge))
+    judge = str(settings.get("judge_model") or settings.get("model") or "")
+    method = settings.get("judge_method") or default_judge_method(judge)
+    names = ", ".join(map(short_name, split_jurors(judge)))
     return {
         "model": short_name(settings.get("model")),
-        "judge": f"{short_name(judge)}, {method}" if judge else "",
+        "judge": f"{names}, {method}" if judge else "",
         "embedding model": short_name(settings.get("embedding_model")),
         "prompt version": format_setting(run_json.get("prompt_version")),
         "refloom": format_setting((run_json.get("versions") or {}).get("refloom")),
@@ -394,11 +444,20 @@ def _count_rows(counts: Mapping[str, Any]) -> dict[str, str]:
     names = ("seeds", "references", "candidates", "accepted", "rejected", "failed", "pending")
     labels = {name: name for name in names} | {
         "duplicates": "duplicates, dropped before",
+        "screened": "screened instructions, dropped before",
+        "unfit": "unfit instructions, dropped before",
+        "surplus": "surplus instructions, dropped before",
         "contaminated": "contaminated, of the rejected",
         "references_failed": "references that could not be learned from",
         "rows_skipped": "rows skipped in reading",
     }
-    return {label: format_count(counts.get(name)) for name, label in labels.items()}
+    # Those of an earlier version's run are in the duplicates.
+    unknown = {name for name in ("screened", "unfit", "surplus") if not counts.get(name)}
+    return {
+        label: format_count(counts.get(name))
+        for name, label in labels.items()
+        if name not in unknown
+    }
 
 
 def _trial_rows(criteria: Mapping[str, Any]) -> dict[str, str]:

@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
 from typing import Any
 
 from memory.characteristics import NAMESPACE, Characteristics, FileStore
 from memory.contamination import Contamination
+from nodes.checks import CheckInput, RunCheck
 from nodes.context import Context
-from nodes.hooks import Admit
+from nodes.hooks import Admitted
 from nodes.llm import Call, Reply
 from nodes.llm.capabilities import Capabilities
 from nodes.llm.faults import Fault
 from nodes.record import Record
-from nodes.state import Seed
+from nodes.state import Near, Proposal, Seed
 from refloom.errors import WorkersLost
 from refloom.runs.client import reply_to_dict
 from refloom.runs.event_log import event
@@ -52,29 +52,27 @@ class SeedReplay:
         self._recorder, self._quota = recorder, quota
         self._place = seed_key(seed)
         self._steps: dict[Any, asyncio.Future[Any]] = {}
-        self._turn: AbstractAsyncContextManager[Admit] | None = None
-        self._admit: Admit | None = None
-        self._admits = 0
+        self._compared = 0
 
     def restart(self) -> None:
         """Another worker starts the seed; it gets the same answers, in order."""
-        self._admits = 0
+        self._compared = 0
 
     async def step(self, what: str, values: list[Any]) -> Any:
         """Take the step a worker asks for, or repeat its result."""
         steps: dict[str, Callable[..., Awaitable[Any]]] = {
             "are_known": self._are_known,
             "repeat": self._repeat,
-            "admit": self._admit_texts,
-            "close": self._close,
+            "compare": self._compare,
+            "end_turn": self._end_turn,
             "start": self._start,
             "finish": self._finish,
             "try_take": self._try_take,
             "take": self._take,
         }
         key: Any = what
-        if what == "admit":
-            key, self._admits = (what, self._admits), self._admits + 1
+        if what == "compare":
+            key, self._compared = (what, self._compared), self._compared + 1
         elif what == "start":
             key = (what, values[0])
             if ("finish", values[0]) in self._steps:
@@ -90,24 +88,14 @@ class SeedReplay:
     async def _are_known(self, texts: list[str]) -> list[bool]:
         return await self._recorder.scheduler.are_known(self._seed, texts)
 
-    async def _repeat(self) -> list[str] | None:
+    async def _repeat(self) -> list[Admitted] | None:
         return await self._recorder.scheduler.repeat_turn(self._seed)
 
-    async def _admit_texts(self, texts: list[str | None], limit: int, last: bool) -> list[str]:
-        if self._turn is None:
-            turn = self._recorder.scheduler.turn(self._seed, self._context)
-            self._admit = await turn.__aenter__()
-            self._turn = turn
-        assert self._admit is not None
-        admitted = await self._admit(texts, limit, last=last)
-        if last or len(admitted) == limit:
-            await self._close()
-        return admitted
+    async def _compare(self, texts: list[str]) -> list[Near | None] | None:
+        return await self._recorder.scheduler.compare(self._seed, texts, self._context)
 
-    async def _close(self) -> None:
-        turn, self._turn = self._turn, None
-        if turn is not None:
-            await turn.__aexit__(None, None, None)
+    async def _end_turn(self, admitted: list[Admitted], dropped: list[Proposal]) -> None:
+        await self._recorder.scheduler.end_turn(self._seed, admitted, dropped)
 
     async def _start(self, slot: int) -> bool:
         return await self._recorder.start((*self._place, slot))
@@ -126,10 +114,6 @@ class SeedReplay:
         for step in self._steps.values():
             step.cancel()
         await asyncio.gather(*self._steps.values(), return_exceptions=True)
-        if self._turn is not None:
-            # Leave the turn by an exception, as a seed does that fails in its turn.
-            cancelled = asyncio.CancelledError()
-            await self._turn.__aexit__(type(cancelled), cancelled, None)
 
 
 # Replacements of dead workers in a run, for each worker.
@@ -160,8 +144,9 @@ class WorkerPool:
     asked for it, or to another if that is dead.
     """
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, workers: int, on_warning: Callable[[str], None] = lambda text: None) -> None:
         self._size = workers
+        self._on_warning = on_warning
         self._workers: list[_PoolWorker] = []
         self._changed = asyncio.Condition()
         self._replays: dict[SeedKey, SeedReplay] = {}
@@ -176,6 +161,7 @@ class WorkerPool:
         quota: ReferenceQuota,
         store: FileStore,
         learned: Characteristics,
+        check: RunCheck,
     ) -> None:
         """Start all workers and return when the first is ready: a cluster may have less room.
 
@@ -183,7 +169,7 @@ class WorkerPool:
         """
         self._start_worker, self._calls = start_worker, recorder.calls
         self._recorder, self._quota = recorder, quota
-        self._store, self._learned = store, learned
+        self._store, self._learned, self._check = store, learned, check
         self._context: Context = recorder.context
         first = asyncio.ensure_future(self._add())
         for _ in range(self._size - 1):
@@ -306,6 +292,8 @@ class WorkerPool:
         if what == "call":
             _caller.set((worker, values[0]))
             return reply_to_dict(await self._calls(call_from_dict(values[1])))
+        if what == "check":
+            return await self._check(CheckInput(*values))
         if what == "headers":
             self._calls.limiter.apply_headers(*values)
         elif what == "recall":
@@ -315,6 +303,8 @@ class WorkerPool:
             await self._store.aput(NAMESPACE, values[0], values[1], index=False)
         elif what == "learned":
             self._learned.notify(*values)
+        elif what == "warning":
+            self._on_warning(*values)
         else:
             return await self._step(what, values)
         return None

@@ -32,10 +32,14 @@ def _answer_types() -> dict[str, type[Answer]]:
     from nodes.feedback import Feedback, Improved
     from nodes.generate import Generated
     from nodes.judge import Critiqued
-    from nodes.learn import Extracted
+    from nodes.learn import Extracted, ExtractedOfPair
     from nodes.propose import Proposed
+    from nodes.screening import Screened
 
-    answers = (Extracted, Proposed, Generated, Critiqued, Feedback, Improved, Probed)
+    answers = (
+        *(Extracted, ExtractedOfPair, Proposed, Screened),
+        *(Generated, Critiqued, Feedback, Improved, Probed),
+    )
     return {answer.__name__: answer for answer in answers}
 
 

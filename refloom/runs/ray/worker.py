@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,14 +19,16 @@ from memory.embed import Embed, Embedder
 from memory.index import ReferenceIndex
 from memory.references import Reference
 from memory.store import ReferenceFile
+from nodes.checks import CheckInput, does_not_apply
 from nodes.context import Context
-from nodes.hooks import Admit, RunHooks
+from nodes.hooks import Admitted, RunHooks
 from nodes.llm import Call, Complete, Reply
 from nodes.llm.capabilities import Capabilities
 from nodes.llm.chat_model import ModelClient
 from nodes.llm.faults import Fault
+from nodes.own_criteria import OwnCriteria
 from nodes.record import Record
-from nodes.state import Seed, Slot
+from nodes.state import Near, Proposal, Seed, Slot, Verdict
 from refloom.runs.client import Endpoints
 from refloom.runs.rate_limit import RATE_LIMIT_HEADERS
 from refloom.runs.ray.rpc import RpcChannel, call_from_dict, call_to_dict, outcome_to_dict
@@ -47,7 +48,7 @@ class Worker:
         complete: Complete | None = None,
         embed: Embed | None = None,
     ) -> None:
-        """`config`: the run's settings, API keys, references file, and whether it was resumed."""
+        """`config`: the run's settings, API keys, references file, own criteria, if resumed."""
         self.channel = RpcChannel(self._answer)
         settings = Settings(**config["settings"])
         os.environ.update({name: key for name, key in config["keys"].items() if key})
@@ -72,7 +73,8 @@ class Worker:
             embed=embed,
             characteristics=Characteristics(_RemoteStore(self.channel), self._send_counts),
             hooks=RunHooks(
-                turn=self._turn,
+                compare=self._compare,
+                end_turn=self._end_turn,
                 repeat_turn=self._repeat_turn,
                 are_known=self._are_known,
                 start=self._start,
@@ -80,6 +82,8 @@ class Worker:
                 interrupts=False,
             ),
             contamination=contamination,
+            own_criteria=OwnCriteria(**config["own_criteria"], on_warning=self._send_warning),
+            check=self._check,
         )
         self._executor = LocalExecutor(graph, settings.context(), retrieval)
 
@@ -114,32 +118,23 @@ class Worker:
         if limits:
             self.channel.notify("headers", model, judge, limits)
 
-    @asynccontextmanager
-    async def _turn(self, seed: Seed, context: Context) -> AsyncIterator[Admit]:
-        """The run ends the turn with the last offer, or as soon as enough is admitted.
+    async def _compare(
+        self, seed: Seed, texts: Sequence[str], context: Context
+    ) -> list[Near | None] | None:
+        near: list[Near | None] | None = await self.channel.ask(
+            "compare", seed_key(seed), list(texts)
+        )
+        return near
 
-        So the next seed does not wait for this worker to leave its turn.
-        """
-        over = False
+    async def _end_turn(
+        self, seed: Seed, admitted: Sequence[Admitted], dropped: Sequence[Proposal]
+    ) -> None:
+        await self.channel.ask("end_turn", seed_key(seed), list(admitted), list(dropped))
 
-        async def admit(
-            texts: Sequence[str | None], limit: int, *, last: bool = False
-        ) -> list[str]:
-            nonlocal over
-            admitted: list[str] = await self.channel.ask(
-                "admit", seed_key(seed), list(texts), limit, last
-            )
-            over = last or len(admitted) == limit
-            return admitted
-
-        yield admit
-        if not over:
-            await self.channel.ask("close", seed_key(seed))
-
-    async def _repeat_turn(self, seed: Seed) -> list[str] | None:
+    async def _repeat_turn(self, seed: Seed) -> list[Admitted] | None:
         if not self._resumed:
             return None
-        admitted: list[str] | None = await self.channel.ask("repeat", seed_key(seed))
+        admitted: list[Admitted] | None = await self.channel.ask("repeat", seed_key(seed))
         return admitted
 
     async def _are_known(self, seed: Seed, texts: Sequence[str]) -> list[bool]:
@@ -154,6 +149,23 @@ class Worker:
 
     def _send_counts(self, reference_id: str, learned: Learned | None) -> None:
         self.channel.notify("learned", reference_id, learned and {"counts": learned["counts"]})
+
+    async def _check(self, check: CheckInput) -> Verdict:
+        """Checks are made by the run, which keeps their verdicts."""
+        known = does_not_apply(check)
+        if known is not None:
+            return known
+        verdict: Verdict = await self.channel.ask(
+            "check",
+            check.criterion,
+            check.instruction,
+            check.response,
+            list(check.references) if check.reads_references else [],
+        )
+        return verdict
+
+    def _send_warning(self, text: str) -> None:
+        self.channel.notify("warning", text)
 
     async def close(self) -> None:
         """Cancel what is in flight and close the connections."""

@@ -19,6 +19,8 @@ class Page {
     this.view = null;
     this.editor = null;
     this.reasons = new Map();
+    /** Id -> the criteria that are marked as wrong, until the decision takes them along. */
+    this.marks = new Map();
     this.reasonForm = new ReasonForm((reason) =>
       this.decide(reason ? { decision: "reject", reason } : { decision: "reject" }),
     );
@@ -63,7 +65,7 @@ class Page {
     try {
       const found = await this.fetch(id);
       if (this.shownId !== id) return;
-      this.view = showSample(found);
+      this.view = showSample(found, this.marksOf(id));
       if (!found.shown) this.say(`Shown as source text: ${found.error}`);
     } catch (error) {
       this.cache.delete(id);
@@ -104,6 +106,13 @@ class Page {
     }
   }
 
+  /** The marks on a sample's criteria; null where decisions cannot carry any. */
+  marksOf(id) {
+    if (!this.store.source.marks) return null;
+    if (!this.marks.has(id)) this.marks.set(id, new Set());
+    return this.marks.get(id);
+  }
+
   showEnd() {
     const { decided, beyond } = this.store;
     if (beyond) return showMessage("More is coming", "", "Look again", () => this.start());
@@ -128,7 +137,9 @@ class Page {
     if (decision.decision !== "edit") dropDraft(current);
     this.editor?.remove();
     this.editor = null;
-    return this.store.decide(decision);
+    const wrong = [...(this.marks.get(current) ?? [])];
+    this.marks.delete(current);
+    return this.store.decide(wrong.length ? { ...decision, wrong_criteria: wrong } : decision);
   }
 
   accept() {
@@ -163,6 +174,7 @@ class Page {
   undone({ id, decision }) {
     if (decision.decision === "edit") keepDraft(id, decision.response);
     if (decision.reason) this.reasons.set(id, decision.reason);
+    if (decision.wrong_criteria) this.marks.set(id, new Set(decision.wrong_criteria));
   }
 
   turn(mode) {

@@ -5,6 +5,9 @@ import { ask } from "./api.js";
 const path = (id) => `review/items/${encodeURIComponent(id)}`;
 
 export class RunSource {
+  /** Whether a decision may name criteria that are wrong. */
+  marks = true;
+
   queue() {
     return ask("GET", "review/queue");
   }

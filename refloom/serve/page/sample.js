@@ -1,9 +1,9 @@
 /* One sample on the page: its facts, instruction, response, verdicts and references. */
 
-import { byId, make } from "./dom.js";
+import { byId, lazyDetails, make } from "./dom.js";
 import { showReferences } from "./references.js";
 import { attemptsOf, ResponseView } from "./response.js";
-import { bestOf, judged, showVerdicts } from "./verdicts.js";
+import { bestOf, judged, judgedOfInstruction, kind, lineOf, markOf, showVerdicts, tally } from "./verdicts.js";
 
 const REASONS = {
   criteria: "criteria failed",
@@ -31,14 +31,16 @@ function chip(item) {
   return make("span", { class: `chip ${tone}`, text: `machine: ${outcome(item)}` });
 }
 
-/** Show a sample that has come; gives its response's view. */
-export function showSample({ sample, references, shown }) {
+/** Show a sample that has come; gives its response's view. `marks` has the criteria marked as wrong. */
+export function showSample({ sample, references, shown }, marks) {
   const lines = judged(sample);
   const best = bestOf(sample);
-  const view = new ResponseView(sample, shown, (found) => showVerdicts(lines, view.text, found));
+  const view = new ResponseView(sample, shown, (found) =>
+    showVerdicts(lines, view.text, found, marks),
+  );
   byId("facts").replaceChildren(chip(sample), ...factsOf(sample));
   byId("sample").replaceChildren(
-    instructionOf(sample, shown),
+    instructionOf(sample, shown, marks),
     view.element,
     ...[attemptsOf(sample, best)].filter(Boolean),
   );
@@ -56,12 +58,34 @@ function factsOf(sample) {
   return [code, ...models.map((text) => make("span", { text }))];
 }
 
-function instructionOf(sample, shown) {
+function instructionOf(sample, shown, marks) {
   const body = shown
     ? make("div", { class: "prose", html: shown.instruction })
     : make("pre", { class: "plain", text: sample.instruction });
   const props = { class: "instruction", "aria-labelledby": "instruction-title" };
-  return make("section", props, make("h3", { id: "instruction-title", text: "Instruction" }), body);
+  const title = make("h3", { id: "instruction-title", text: "Instruction" });
+  return make("section", props, title, body, screeningOf(sample, marks));
+}
+
+/** The verdicts on the instruction: open if one of them is no pass. */
+function screeningOf(sample, marks) {
+  const lines = judgedOfInstruction(sample);
+  if (!lines.length) return null;
+  const open = lines.some(({ verdict }) => ["fail", "unknown"].includes(kind(verdict)));
+  const summary = [
+    make("span", { class: "title", text: "Its verdicts: the instruction …" }),
+    make("span", { class: "meta", text: tally(lines) }),
+  ];
+  return lazyDetails({ class: "screening", id: "screening", open }, summary, () => [
+    make("ul", {}, ...lines.map((line) => screeningLine(line, marks))),
+  ]);
+}
+
+function screeningLine(line, marks) {
+  const content = lineOf(line);
+  const evidence = (line.verdict.evidence ?? "").trim();
+  if (evidence) content[1].append(make("q", { class: "evidence", text: evidence }));
+  return make("li", {}, make("div", { class: `verdict ${kind(line.verdict)}` }, ...content), markOf(line, marks));
 }
 
 export function showLoading() {

@@ -20,6 +20,9 @@ const askedAt = ({ checkpoint, parent_checkpoint: parent, metadata }) =>
   metadata?.source === "fork" && parent ? parent : checkpoint;
 
 export class ThreadsSource {
+  /** A thread's state has no place for criteria that are wrong. */
+  marks = false;
+
   constructor() {
     /** Page id -> where and what is asked. */
     this.waiting = new Map();

@@ -15,10 +15,18 @@ export function bestOf(sample) {
 
 /** Each criterion with its verdict, in the order they are shown; of another attempt, what it has. */
 export function judged(sample, attempt = null) {
-  const all = attempt === null;
-  attempt ??= bestOf(sample);
-  const verdicts = new Map((attempt?.verdicts ?? []).map((one) => [one.criterion_id, one]));
-  const known = new Map((sample.criteria ?? []).map((one) => [one.id, one]));
+  const { verdicts } = attempt ?? bestOf(sample) ?? {};
+  return linesOf(sample.criteria, verdicts, attempt === null);
+}
+
+/** The same for the instruction; none in a run that did not screen. */
+export function judgedOfInstruction(sample) {
+  return linesOf(sample.instruction_criteria, sample.instruction_verdicts, false);
+}
+
+function linesOf(criteria, judgements, all) {
+  const verdicts = new Map((judgements ?? []).map((one) => [one.criterion_id, one]));
+  const known = new Map((criteria ?? []).map((one) => [one.id, one]));
   const lines = [...new Set([...(all ? known.keys() : []), ...verdicts.keys()])].map((id) => ({
     criterion: known.get(id) ?? { id, text: `meets ${id}`, must: true },
     verdict: verdicts.get(id) ?? { verdict: "unknown", reason: "It was not judged." },
@@ -46,7 +54,8 @@ export function lineOf({ criterion, verdict }) {
   const from = criterion.reference_id ? `from reference ${criterion.reference_id}` : null;
   const by = criterion.judged_by === "rule" ? "by rule" : null;
   const score = typeof verdict.score === "number" ? `score ${verdict.score.toFixed(2)}` : null;
-  const facts = [criterion.must ? "must" : "should", WORDS[word], by, from, score];
+  const jurors = (verdict.jurors ?? []).map((one) => `${one.model} ${WORDS[kind(one)]}`).join(", ");
+  const facts = [criterion.must ? "must" : "should", WORDS[word], by, from, score, jurors];
   return [
     make("span", { class: `sign ${word}`, "aria-hidden": "true", text: SIGNS[word] }),
     make(
@@ -59,13 +68,32 @@ export function lineOf({ criterion, verdict }) {
   ];
 }
 
+/** A button that marks a line's criterion as wrong; none where `marks` is null. */
+export function markOf({ criterion }, marks) {
+  if (!marks) return null;
+  const button = make("button", { type: "button", class: "wrong", "aria-label": `This criterion is wrong: ${criterion.text}` });
+  const draw = () => {
+    const marked = marks.has(criterion.id);
+    button.setAttribute("aria-pressed", String(marked));
+    button.textContent = marked ? "marked as wrong" : "this criterion is wrong";
+  };
+  button.addEventListener("click", () => {
+    if (!marks.delete(criterion.id)) marks.add(criterion.id);
+    draw();
+  });
+  draw();
+  return button;
+}
+
 /** Show the verdicts; `found` has the numbers of those whose evidence is in what is seen, or is null. */
-export function showVerdicts(lines, root, found) {
+export function showVerdicts(lines, root, found, marks) {
   byId("verdicts").hidden = !lines.length;
   byId("tally").textContent = tally(lines);
   const pinned = { number: null };
   byId("verdict-list").replaceChildren(
-    ...lines.map((line, number) => make("li", {}, cardOf(line, number, root, found, pinned))),
+    ...lines.map((line, number) =>
+      make("li", {}, cardOf(line, number, root, found, pinned), markOf(line, marks)),
+    ),
   );
 }
 
@@ -86,7 +114,7 @@ function cardOf(line, number, root, found, pinned) {
   card.addEventListener("blur", rest);
   card.addEventListener("click", () => {
     pinned.number = pinned.number === number ? null : number;
-    for (const other of byId("verdict-list").querySelectorAll("button")) {
+    for (const other of byId("verdict-list").querySelectorAll("button.verdict")) {
       other.setAttribute("aria-pressed", String(other === card && pinned.number === number));
     }
     lightUp(root, pinned.number, true);

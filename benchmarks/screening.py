@@ -1,0 +1,130 @@
+"""What screening keeps out, saves and costs, at a teacher whose proposals are bad in 40 %.
+
+    python -m benchmarks.screening [--seeds N]
+
+Through the whole pipeline with a model of which everything is known: a bad proposal is an answer in
+place of a question, vague, off the seed, or points at what is not there. The judge of instructions
+errs in 0, 10 and 25 %, by the text. Responses to bad instructions pass the critique as others do,
+which is what a critique of the response alone sees.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks.scripted import KnownModel, World, drawn, embed, make_references, words
+from nodes.llm import Call, Reply
+from nodes.screening import ANSWERABLE_ID, REQUEST_ID, SUBJECT_ID
+from refloom.data.read import Source
+from refloom.runs.run import Run, Tools
+from refloom.settings import Settings
+
+BAD = 0.4
+KINDS = {"answer": REQUEST_ID, "vague": ANSWERABLE_ID, "off": SUBJECT_ID, "absent": ANSWERABLE_ID}
+_INSTRUCTIONS = re.compile(r'<(instruction(?:-\w+)?) number="(\d+)">\n(.*?)\n</\1>', re.DOTALL)
+
+
+class Teacher(KnownModel):
+    """A `KnownModel` whose proposals are bad in 40 %, and whose judge of them errs."""
+
+    def __init__(self, world: World, references: list[dict[str, str]], errs: float) -> None:
+        super().__init__(world, references)
+        self._errs = errs
+
+    async def __call__(self, call: Call) -> Reply:
+        self.used["all"].update({"calls": 1})
+        return await super().__call__(call)
+
+    def _propose(self, prompt: str, draw: Any) -> tuple[str, dict[str, Any]]:
+        part, said = super()._propose(prompt, draw)
+        for i, text in enumerate(said["instructions"]):
+            if draw("bad", i) < BAD:
+                kind = list(KINDS)[int(draw("kind", i) * len(KINDS))]
+                said["instructions"][i] = f"{kind}bad {text}"
+        return part, said
+
+    def _screen(self, prompt: str, draw: Any) -> tuple[str, dict[str, Any]]:
+        ids = re.findall(r'<criterion(?:-\w+)? id="([^"]+)"', prompt)
+        items = []
+        for _, number, text in _INSTRUCTIONS.findall(prompt):
+            kind = text.split()[0].removesuffix("bad")
+            failed = KINDS.get(kind)
+            # By the text, not by the call: asked about the same instruction it says the same.
+            if drawn(self.world.seed, text, "errs") < self._errs:
+                failed = None if failed else ANSWERABLE_ID
+            verdicts = [
+                {
+                    "criterion_id": id_,
+                    "reason": words(18, text, id_),
+                    "evidence": " ".join(text.split()[:5]),
+                    "verdict": "fail" if id_ == failed else "pass",
+                }
+                for id_ in ids
+            ]
+            items.append({"number": int(number), "verdicts": verdicts})
+        return "screen", {"instructions": items}
+
+
+def is_bad(instruction: str) -> bool:
+    return instruction.split()[0].endswith("bad")
+
+
+async def measure(screen: bool, errs: float, seeds: int) -> dict[str, Any]:
+    """One run: the share of bad ones among accepted rows, and its calls by stage."""
+    references = make_references(20)
+    model = Teacher(World(passes=0.6, errs=0.0), references, errs)
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run(
+            Settings(model="m", per_seed=4, screen=screen, max_failure_rate=1.0),
+            Source(references, as_reference=True),
+            Source([words(12, "seed", i) for i in range(seeds)], as_reference=False),
+            Path(folder),
+            tools=Tools(complete=model, embed=embed),
+        )
+        await run.run()
+        text = (Path(folder) / "accepted.jsonl").read_text(encoding="utf-8")
+        rows = [json.loads(line) for line in text.splitlines()]
+        counts = run.summary.counts if run.summary else {}
+    bad = sum(is_bad(row["instruction"]) for row in rows)
+    calls = {part: int(used["calls"]) for part, used in model.used.items()}
+    responses = sum(calls.get(part, 0) for part in ("generate", "refine", "critique"))
+    return {
+        "rows": len(rows),
+        "bad": bad,
+        "share": bad / max(len(rows), 1),
+        "screened": counts.get("screened", 0),
+        "responses": responses,
+        "propose": calls.get("propose", 0),
+        "screen": calls.get("screen", 0),
+        "all": calls["all"],
+    }
+
+
+async def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seeds", type=int, default=100)
+    options = parser.parse_args()
+    names = "rows  bad   share  screened  response calls  propose  screen  all  calls a good row"
+    print(f"{'':<24}{names}")
+    for name, screen, errs in (
+        ("--no-screen", False, 0.0),
+        ("judge errs in 0 %", True, 0.0),
+        ("judge errs in 10 %", True, 0.1),
+        ("judge errs in 25 %", True, 0.25),
+    ):
+        m = await measure(screen, errs, options.seeds)
+        print(
+            f"{name:<24}{m['rows']:>4}{m['bad']:>5}{m['share']:>8.1%}{m['screened']:>10}"
+            f"{m['responses']:>16}{m['propose']:>9}{m['screen']:>8}{m['all']:>6}"
+            f"{m['all'] / max(m['rows'] - m['bad'], 1):>18.2f}"
+        )
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
