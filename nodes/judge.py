@@ -257,10 +257,10 @@ async def judge_by_verdict(
             usage = add_usage(usage, error.usage)
             break
         usage = add_usage(usage, result.usage)
-        missing_ids = {c["id"] for c in missing}
+        missing_ids = [c["id"] for c in missing]
         for item in result.answer.verdicts:
-            read = read_judgement(item, response, pitfalls)
-            if read is not None and read["criterion_id"] in missing_ids:
+            read = read_judgement(item, response, missing_ids, pitfalls)
+            if read is not None:
                 verdicts.setdefault(read["criterion_id"], read)
     unread = "The judge gave no verdict on this that could be read and checked."
     return JudgeResult(
@@ -268,28 +268,37 @@ async def judge_by_verdict(
     )
 
 
-def read_judgement(item: Any, text: str, pitfalls: Collection[str] = ()) -> Verdict | None:
+def read_judgement(
+    item: Any, text: str, ids: Sequence[str], pitfalls: Collection[str] = ()
+) -> Verdict | None:
     """A written verdict; None if it cannot be read or its evidence is not in the text judged.
 
-    Who avoids a pitfall leaves nothing to quote.
+    It has to be on one of the criteria `ids`, whose case and quotes do not matter. Who avoids a
+    pitfall leaves nothing to quote.
     """
     try:
         judgement = item if isinstance(item, Judgement) else Judgement.model_validate(item)
     except ValidationError:
         return None
+    name = judgement.criterion_id
+    if name not in ids:
+        name = name.strip(" '\"`<>").casefold()
+        name = next((id_ for id_ in ids if id_.casefold() == name), "")
+    if not name:
+        return None
     outcome = _SPELLINGS.get(outcome := judgement.verdict.strip().rstrip(".").lower(), outcome)
     if outcome not in ("pass", "fail", "not_applicable"):
         return None
-    if outcome == "not_applicable" and judgement.criterion_id == ANSWERS_ID:
+    if outcome == "not_applicable" and name == ANSWERS_ID:
         return None
     evidence = judgement.evidence.strip()
-    absent = not evidence and (outcome == "fail" or judgement.criterion_id in pitfalls)
+    absent = not evidence and (outcome == "fail" or name in pitfalls)
     if outcome != "not_applicable" and not absent:
         quote = fold_text(evidence)
         if not quote or quote not in fold_text(text):
             return None
     reason = judgement.reason.strip()
-    return verdict(judgement.criterion_id, cast(Outcome, outcome), reason, evidence)
+    return verdict(name, cast(Outcome, outcome), reason, evidence)
 
 
 @lru_cache(maxsize=64)

@@ -272,8 +272,8 @@ class _Questions:
                 if item is not None and item.number - 1 in open_:
                     i = item.number - 1
                     for judgement in item.verdicts:
-                        read = read_judgement(judgement, instructions[i], pitfalls)
-                        if read is not None and read["criterion_id"] in ids:
+                        read = read_judgement(judgement, instructions[i], ids, pitfalls)
+                        if read is not None and _applies(read):
                             known[i].setdefault(read["criterion_id"], read)
         readable = sum(map(len, known))
         if not readable:
@@ -293,6 +293,11 @@ def _read_item(item: Any) -> InstructionJudgement | None:
         return InstructionJudgement.model_validate(item)
     except ValidationError:
         return None
+
+
+def _applies(read: Verdict) -> bool:
+    """Whether a verdict may stand: a built-in criterion applies to every instruction."""
+    return read["verdict"] != "not_applicable" or read["criterion_id"] not in BUILT_IN_IDS
 
 
 async def judge_instruction_by_log_odds(

@@ -773,3 +773,21 @@ def test_a_dry_run_counts_the_trial_once(tmp_path):
     plain = refloom(*flags, cwd=tmp_path).stdout
     own = refloom(*flags, "--criteria", own_file(tmp_path, "is brief"), cwd=tmp_path).stdout
     assert "calls_of_own_trials = 0:" in plain and "calls_of_own_trials = 12:" in own
+
+
+async def test_a_criterion_whose_tags_or_seed_nothing_carries_is_told(tmp_path):
+    path = own_file(
+        tmp_path,
+        {"text": "names a price", "tags": ["shop", "shopp"]},
+        {"text": "names a day", "tags": ["shopp"]},
+        {"text": "names a place", "seed_id": "nowhere"},
+    )
+    given = [{**row, "tags": ["shop"]} for row in references()]
+    notices: list[str] = []
+    run = build_run(tmp_path / "out", ScriptedModel(), given=given, criteria=path)
+    run.on_notice = notices.append
+    await run.run()
+    assert notices == [
+        "criterion 'names a day': no reference or seed has tags shopp; it holds for nothing",
+        "criterion 'names a place': no reference or seed has seed_id nowhere; it holds for nothing",
+    ]

@@ -440,3 +440,29 @@ async def test_an_old_memory_is_used_and_what_is_learned_once_more_is_told(tmp_p
         await run.run()
     (notice,) = notices
     assert "knows 3 of the references by other prompts" in notice and "calls" in notice
+
+
+@pytest.mark.parametrize("odd", ["case", "quotes", "passed"])
+async def test_a_verdict_with_an_odd_id_or_word_is_read(tmp_path, odd):
+    def screen(call: Call) -> dict[str, Any]:
+        said = screened(prompt_of(call))
+        for verdict in said["instructions"][0]["verdicts"]:
+            id_ = verdict["criterion_id"]
+            named = {"case": id_.upper(), "quotes": f'"{id_}"', "passed": id_}
+            verdict["criterion_id"] = named[odd]
+            verdict["verdict"] = "Passed." if odd == "passed" else "pass"
+        return said
+
+    model = ScriptedModel(screen=screen)
+    said = await finish_run(tmp_path, model, seeds=[words("seed", 8)])
+    assert said["counts"]["accepted"] == 1 and len(model.asked("screen")) == 1
+
+
+async def test_no_built_in_criterion_of_instructions_is_without_application(tmp_path):
+    model = ScriptedModel(
+        screen=lambda call: screened(
+            prompt_of(call), lambda id_, text: "not_applicable" if id_ == REQUEST_ID else "pass"
+        )
+    )
+    said = await finish_run(tmp_path, model, seeds=[words("seed", 8)])
+    assert said["counts"]["accepted"] == 0 and said["counts"]["screened"] == 2

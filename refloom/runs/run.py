@@ -118,6 +118,30 @@ def load_inputs(
     return inputs, summary
 
 
+def find_unused(inputs: RunInputs, references: Source) -> list[str]:
+    """A line for each of a person's criteria whose tags or seed nothing carries. Blocks."""
+    narrow = [own for own in inputs.own_criteria if own["tags"] or own["seed_id"]]
+    if not narrow:
+        return []
+    tags: set[str] = set()
+    seed_ids: set[str] = set()
+    for source in (references, inputs.seeds):
+        for row in source:
+            tags.update(row.get("tags") or ())
+            if source is inputs.seeds:
+                seed_ids.add(row["id"])
+    lines = []
+    for own in narrow:
+        untagged = bool(own["tags"]) and tags.isdisjoint(own["tags"])
+        if untagged or (own["seed_id"] is not None and own["seed_id"] not in seed_ids):
+            what = f"tags {', '.join(own['tags'])}" if untagged else f"seed_id {own['seed_id']}"
+            text = own["criterion"]["text"]
+            lines.append(
+                f"criterion {text!r}: no reference or seed has {what}; it holds for nothing"
+            )
+    return lines
+
+
 @dataclass(frozen=True)
 class ExecutorInputs:
     """What a run's executor is built from, in this process or on workers."""
@@ -257,6 +281,8 @@ class Run:
                 self.summary = summary
                 if self.on_begin is not None:
                     self.on_begin(summary)
+                for warning in await asyncio.to_thread(find_unused, inputs, self.references):
+                    self._report_warning(warning)
                 await self._session(journal, started, inputs)
                 return summary
             finally:
