@@ -440,6 +440,13 @@ _ANSWER_START = re.compile(
     r"you (?:can|could|should|may|might)\b)",
     re.IGNORECASE,
 )
+# What an assistant asks the person it serves.
+_ASKS_BACK = re.compile(
+    r"\b(?:would|do|are) you (?:like|want|prefer|need|looking for|interested in)\b|"
+    r"\bwhat (?:is|are) your (?:goals?|budgets?|plans?|preferences?|needs?|priorities|interests|"
+    r"questions?)\b|\bhow (?:can|may) i (?:help|assist) you\b",
+    re.IGNORECASE,
+)
 # In a text of more words something that is asked for would show.
 _SHORT_TOPIC_WORDS = 6
 
@@ -455,6 +462,10 @@ def is_request(instruction: str) -> Verdict:
     'fail'
     """
     text = instruction.strip()
+    back = _ASKS_BACK.search(text)
+    if back and not _SENTENCE_ASKS.search(text):
+        reason = "It asks back, as an assistant does."
+        return verdict(REQUEST_ID, "fail", reason, back.group(0))
     asks = _REQUEST_PHRASE.search(text)
     answer = _ANSWER_START.match(text)
     if answer and not asks and not _SENTENCE_ASKS.search(text, answer.end()):
