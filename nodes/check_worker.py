@@ -57,16 +57,16 @@ def load(name: str) -> Callable[..., Any]:
     """The function `module:function`. Raises `LookupError`, which says what is missing."""
     module_name, _, function = name.partition(":")
     try:
-        found = getattr(importlib.import_module(module_name), function, None)
+        target = getattr(importlib.import_module(module_name), function, None)
     except ModuleNotFoundError as error:
         raise LookupError(f"there is no module {error.name!r}") from error
     except BaseException as error:
         raise LookupError(
             f"the module {module_name!r} cannot be imported: {first_line(error)}"
         ) from error
-    if not callable(found):
+    if not callable(target):
         raise LookupError(f"there is no function {function!r} in {module_name!r}")
-    return cast(Callable[..., Any], found)
+    return cast(Callable[..., Any], target)
 
 
 def hash_source(function: Callable[..., Any]) -> str:
@@ -96,8 +96,8 @@ def decide(request: dict[str, Any]) -> dict[str, str]:
     if kind == "regex":
         import re
 
-        found = re.search(argument, request["response"])
-        return _passed() if found else _failed(f"Nothing in it matches {argument[:200]}.")
+        match = re.search(argument, request["response"])
+        return _passed() if match else _failed(f"Nothing in it matches {argument[:200]}.")
     if kind == "json_schema":
         return _fit_schema(request)
     if kind == "math":
@@ -137,11 +137,11 @@ def _compare_answers(request: dict[str, Any]) -> dict[str, str]:
 
     references = [request["reference"]] if request["reference"] else []
     try:
-        wanted, found = find_answers(request["response"], request["instruction"], references)
+        wanted, final = find_answers(request["response"], request["instruction"], references)
     except NotApplicable as reason:
         return {"outcome": "not_applicable", "reason": str(reason)}
-    same = is_same_answer(found, wanted) or (found and is_same_expression(found, wanted))
-    return _passed() if same else _failed(describe_answers(found, wanted))
+    same = is_same_answer(final, wanted) or (final and is_same_expression(final, wanted))
+    return _passed() if same else _failed(describe_answers(final, wanted))
 
 
 def answer(request: dict[str, Any]) -> dict[str, str]:

@@ -128,14 +128,14 @@ def split_fences(text: str) -> tuple[list[tuple[str, str]], str]:
     body: list[str] = []
     fence = name = ""
     for line in text.split("\n"):
-        found = _FENCE.fullmatch(line.rstrip())
-        if fence and found and found[1].startswith(fence) and not found[2]:
+        match = _FENCE.fullmatch(line.rstrip())
+        if fence and match and match[1].startswith(fence) and not match[2]:
             blocks.append((name, "\n".join(body)))
             fence = ""
         elif fence:
             body.append(line)
-        elif found:
-            fence, name, body = found[1], found[2].strip(), []
+        elif match:
+            fence, name, body = match[1], match[2].strip(), []
         else:
             prose.append(line)
     return blocks, "\n".join(prose)
@@ -184,8 +184,8 @@ def final_answer(
     response: str, instruction: str, references: Sequence[Reference], _: str
 ) -> str | None:
     """Fail a response whose final answer is not the reference's, as a number or word for word."""
-    wanted, found = find_answers(response, instruction, references)
-    return None if is_same_answer(found, wanted) else describe_answers(found, wanted)
+    wanted, final = find_answers(response, instruction, references)
+    return None if is_same_answer(final, wanted) else describe_answers(final, wanted)
 
 
 def find_answers(
@@ -202,11 +202,11 @@ def find_answers(
     return wanted, find_final_answer(response, guess=True) or ""
 
 
-def describe_answers(found: str, wanted: str) -> str:
+def describe_answers(final: str, wanted: str) -> str:
     """Why an answer is not the one wanted. It tells no model what the right one is."""
-    if not found:
+    if not final:
         return "It has no final answer."
-    return f"Its final answer, {found[:100]}, is not the reference's."
+    return f"Its final answer, {final[:100]}, is not the reference's."
 
 
 def reference_of(instruction: str, references: Sequence[Reference]) -> Reference | None:

@@ -16,7 +16,16 @@ from pydantic import Field
 
 from memory.references import Reference, content_id, reference_hash
 from nodes.context import Context
-from nodes.llm import Answer, AskResult, CallFailed, CallOrigin, Complete, ask, make_call
+from nodes.llm import (
+    Answer,
+    AskResult,
+    CallFailed,
+    CallOrigin,
+    Complete,
+    LenientAnswer,
+    ask,
+    make_call,
+)
 from nodes.state import Attempt, SampleState, add_usage
 from prompts import prompt_version, render
 
@@ -33,7 +42,7 @@ class Feedback(Answer):
     feedback: list[str]
 
 
-class Improved(Answer):
+class Improved(LenientAnswer):
     """A refinement after the authors' order: analysis, plan, response.
 
     Only the paper's pipeline asks for it. An answer of a plan and a response alone is read as well.
@@ -45,15 +54,6 @@ class Improved(Answer):
     plan: list[str] = Field(default_factory=list)
     rationale: str = ""
     response: str
-
-    @classmethod
-    def model_json_schema(cls, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """The schema for endpoints: every key is required."""
-        schema = super().model_json_schema(*args, **kwargs)
-        for field in schema["properties"].values():
-            field.pop("default", None)
-        schema["required"] = list(schema["properties"])
-        return schema
 
 
 async def give_feedback(

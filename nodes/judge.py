@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Protocol, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -120,7 +120,7 @@ async def judge(
         return result
 
     results = await gather_results([ask_jury(part) for part in range(len(parts))])
-    return JudgeResult([v for r in results for v in r.verdicts], _sum_usage(results))
+    return JudgeResult([v for r in results for v in r.verdicts], sum_usage(results))
 
 
 async def judge_by_jury(
@@ -150,16 +150,26 @@ async def judge_by_jury(
             return JudgeResult(unknown, error.usage)
 
     results = await gather_results(list(map(ask_one, jurors, asks)))
-    usage = _sum_usage(results)
+    usage = sum_usage(results)
     if len(refusals) == len(jurors):
         first = refusals[jurors[0]]
         raise CallFailed(first.stage, first.kind, first.message, usage)
     return JudgeResult(combine(jurors, [result.verdicts for result in results]), usage)
 
 
-async def gather_results(
-    asks: Sequence[Coroutine[Any, Any, JudgeResult]],
-) -> list[JudgeResult]:
+class HasUsage(Protocol):
+    """What asking brought, with the usage of its calls."""
+
+    @property
+    def usage(self) -> Usage:
+        """The usage of all calls."""
+        ...
+
+
+R = TypeVar("R", bound=HasUsage)
+
+
+async def gather_results(asks: Sequence[Coroutine[Any, Any, R]]) -> list[R]:
     """Wait for all asks, so that what each used is known. Raises the first fault, in their order.
 
     A `CallFailed` has the usage of all.
@@ -167,18 +177,19 @@ async def gather_results(
     if len(asks) == 1:
         return [await asks[0]]
     outcomes = await asyncio.gather(*asks, return_exceptions=True)
-    results = [outcome for outcome in outcomes if isinstance(outcome, JudgeResult)]
+    results = [outcome for outcome in outcomes if not isinstance(outcome, BaseException)]
     faults = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
     # What ends the run goes before what costs a sample.
     for fault in sorted(faults, key=lambda fault: isinstance(fault, CallFailed)):
         if isinstance(fault, CallFailed):
-            usage = _sum_usage([*results, *(f for f in faults if isinstance(f, CallFailed))])
+            usage = sum_usage([*results, *(f for f in faults if isinstance(f, CallFailed))])
             fault.usage = usage
         raise fault
     return results
 
 
-def _sum_usage(parts: Sequence[JudgeResult | CallFailed]) -> Usage:
+def sum_usage(parts: Sequence[HasUsage | CallFailed]) -> Usage:
+    """The usage of all parts."""
     usage = no_usage()
     for part in parts:
         usage = add_usage(usage, part.usage)

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 from importlib.resources import files
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -16,7 +15,7 @@ from memory.embed import Embed
 from memory.references import Reference, content_id, reference_hash
 from nodes.context import Context
 from nodes.judge import fold_text
-from nodes.llm import Answer, CallFailed, CallOrigin, Complete, ask, make_call
+from nodes.llm import Answer, CallFailed, CallOrigin, Complete, LenientAnswer, ask, make_call
 from nodes.screening import ANSWERABLE_ID, built_in_criteria
 from nodes.state import Criterion, add_usage, no_usage
 from nodes.trial import try_criteria, try_instruction_criteria
@@ -51,22 +50,13 @@ class Extracted(Answer):
     characteristics: list[Characteristic]
 
 
-class ExtractedOfPair(Extracted):
+class ExtractedOfPair(LenientAnswer, Extracted):
     """What an extraction brings that asks about the instruction, too.
 
     An answer without that part is read as well.
     """
 
     instruction_characteristics: list[Characteristic] = Field(default_factory=list)
-
-    @classmethod
-    def model_json_schema(cls, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """The schema for endpoints: every key is required."""
-        schema = super().model_json_schema(*args, **kwargs)
-        for field in schema["properties"].values():
-            field.pop("default", None)
-        schema["required"] = list(schema["properties"])
-        return schema
 
 
 def learned_key(reference: Reference, context: Context) -> str:

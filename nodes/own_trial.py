@@ -91,7 +91,7 @@ async def recall_trial(
         prompt_version("critique", "question", edited=context.edited),
         context.judge_model or context.model,
         context.method,
-        str(getattr(context, "criteria_per_call", None)),
+        str(context.criteria_per_call),
     )
 
     async def make() -> Learned:

@@ -171,7 +171,7 @@ async def _judge_by_log_odds(
             raise
         usage = add_usage(usage, used)
         all_verdicts.append(verdicts)
-    return ScreenResult(all_verdicts, usage, sum(map(len, all_verdicts)))
+    return ScreenResult(all_verdicts, usage)
 
 
 def _describe_failed(verdicts: Sequence[Verdict], criteria: Sequence[Criterion]) -> str:

@@ -7,7 +7,6 @@ always a must; those that references bring are `should`.
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,8 +24,10 @@ from nodes.judge import (
     QUESTIONS_PER_DRAW,
     Judgement,
     combine,
+    gather_results,
     log_odds,
     read_judgement,
+    sum_usage,
 )
 from nodes.llm import Answer, CallFailed, CallOrigin, Complete, ask, make_call
 from nodes.own_criteria import fault_of
@@ -86,14 +87,10 @@ class Screened(Answer):
 
 @dataclass(frozen=True, slots=True)
 class ScreenResult:
-    """For each instruction its verdicts in the order of the criteria, and the usage of all calls.
-
-    `readable` is how many verdicts of the judge could be read.
-    """
+    """For each instruction its verdicts in the order of the criteria, and the calls' usage."""
 
     verdicts: list[list[Verdict]]
     usage: Usage
-    readable: int
 
 
 def built_in_criteria(context: Context, bars: Mapping[str, float | None]) -> list[Criterion]:
@@ -155,35 +152,25 @@ async def judge_instructions(
     and one of whom nothing can be read knows nothing. `draw` numbers the sets of instructions that
     are judged for one origin. Raises `CallFailed`.
     """
-    jurors = context.jurors
-    all_questions = [
-        _Questions(complete, context, origin, criteria, seed, history, juror) for juror in jurors
-    ]
-    outcomes = await asyncio.gather(
-        *(_judge_all(questions, instructions, draw) for questions in all_questions),
-        return_exceptions=True,
-    )
-    usage = no_usage()
-    results: list[ScreenResult] = []
-    failed: list[CallFailed] = []
-    for outcome in outcomes:
-        if isinstance(outcome, ScreenResult):
-            usage = add_usage(usage, outcome.usage)
-            results.append(outcome)
-        elif isinstance(outcome, CallFailed) and outcome.kind in UNREADABLE_FAULTS:
-            usage = add_usage(usage, outcome.usage)
-            failed.append(outcome)
-            unknown = [verdict(c["id"], "unknown", outcome.message) for c in criteria]
-            results.append(ScreenResult([unknown for _ in instructions], outcome.usage, 0))
-        else:
-            raise outcome
-    if len(failed) == len(jurors):
-        raise CallFailed("screen", failed[0].kind, failed[0].message, usage)
-    combined = [
-        combine(jurors, [result.verdicts[i] for result in results])
-        for i in range(len(instructions))
-    ]
-    return ScreenResult(combined, usage, sum(result.readable for result in results))
+    jurors, faults = context.jurors, list[CallFailed]()
+
+    async def ask_one(juror: str) -> ScreenResult:
+        questions = _Questions(complete, context, origin, criteria, seed, history, juror)
+        try:
+            return await _judge_all(questions, instructions, draw)
+        except CallFailed as error:
+            if error.kind not in UNREADABLE_FAULTS:
+                raise
+            faults.append(error)
+            unknown = [verdict(c["id"], "unknown", error.message) for c in criteria]
+            return ScreenResult([unknown for _ in instructions], error.usage)
+
+    results = await gather_results([ask_one(juror) for juror in jurors])
+    usage = sum_usage(results)
+    if len(faults) == len(jurors):
+        raise CallFailed("screen", faults[0].kind, faults[0].message, usage)
+    by_instruction = zip(*(result.verdicts for result in results), strict=True)
+    return ScreenResult([combine(jurors, votes) for votes in by_instruction], usage)
 
 
 async def _judge_all(questions: _Questions, instructions: Sequence[str], draw: int) -> ScreenResult:
@@ -205,11 +192,10 @@ async def _judge_all(questions: _Questions, instructions: Sequence[str], draw: i
                 error.usage = add_usage(usage, error.usage)
                 raise
             unknown = [_not_judged(c, error) for c in criteria]
-            results.append(ScreenResult([unknown], error.usage, len(unknown)))
+            results.append(ScreenResult([unknown], error.usage))
     return ScreenResult(
         [verdicts for result in results for verdicts in result.verdicts],
         reduce(add_usage, (result.usage for result in results), usage),
-        sum(result.readable for result in results),
     )
 
 
@@ -267,21 +253,18 @@ class _Questions:
                     break
                 raise
             usage = add_usage(usage, result.usage)
-            for said in result.answer.instructions:
-                item = _read_item(said)
+            for item in map(_read_item, result.answer.instructions):
                 if item is not None and item.number - 1 in open_:
                     i = item.number - 1
                     for judgement in item.verdicts:
                         read = read_judgement(judgement, instructions[i], ids, pitfalls)
                         if read is not None and _applies(read):
                             known[i].setdefault(read["criterion_id"], read)
-        readable = sum(map(len, known))
-        if not readable:
+        if not any(known):
             raise CallFailed("screen", "malformed", UNREADABLE, usage)
         return ScreenResult(
             [[v.get(id_) or verdict(id_, "unknown", UNREADABLE) for id_ in ids] for v in known],
             usage,
-            readable,
         )
 
 

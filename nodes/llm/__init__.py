@@ -72,6 +72,19 @@ class Answer(BaseModel):
     model_config = ConfigDict(json_schema_extra={"additionalProperties": False}, extra="ignore")
 
 
+class LenientAnswer(Answer):
+    """An answer that is read without the keys that have a default, though all are asked for."""
+
+    @classmethod
+    def model_json_schema(cls, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """The schema for endpoints: every key is required."""
+        schema = super().model_json_schema(*args, **kwargs)
+        for part in schema["properties"].values():
+            part.pop("default", None)
+        schema["required"] = list(schema["properties"])
+        return schema
+
+
 A = TypeVar("A", bound=Answer)
 
 

@@ -16,6 +16,7 @@ import signal
 import sys
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
+from functools import partial
 from hashlib import sha256
 from importlib.util import find_spec
 from typing import Any
@@ -40,6 +41,7 @@ from refloom.errors import CheckUnusable, InputError
 from refloom.runs.client import CachedClient, Interrupted
 from refloom.runs.journal import Journal, ReusedCalls
 from refloom.runs.sandbox import find_obstacle, run_in_sandbox
+from refloom.runs.single_flight import SingleFlight
 from refloom.settings import Settings
 
 # Seconds that a check may take in its process.
@@ -116,7 +118,7 @@ class CheckProcess:
                 answer = await process.stdout.readline()
             if not answer.endswith(b"\n"):
                 raise ProcessEnded("its process ended")
-            found: dict[str, Any] = json.loads(answer)
+            outcome: dict[str, Any] = json.loads(answer)
         except TimeoutError as error:
             await self.aclose()
             raise ProcessEnded(f"it took over {seconds:.0f} s") from error
@@ -126,7 +128,7 @@ class CheckProcess:
         except BaseException:
             await self.aclose()
             raise
-        return found
+        return outcome
 
     async def _begin(self) -> asyncio.subprocess.Process:
         self._loaded.clear()
@@ -176,7 +178,7 @@ class RunChecks:
         self._settings, self._calls, self._on_warning = settings, calls, on_warning
         self._process, self._places = CheckProcess(), asyncio.Semaphore(MAX_PROGRAMS)
         self._sources: dict[str, asyncio.Future[str]] = {}
-        self._pending: dict[bytes, asyncio.Future[dict[str, Any]]] = {}
+        self._in_progress = SingleFlight[dict[str, Any]]()
         self._at_hand: OrderedDict[bytes, dict[str, Any]] = OrderedDict()
         self._warnings: set[str] = set()
         self._ends: Counter[str] = Counter()
@@ -189,13 +191,15 @@ class RunChecks:
         source = await self._source_of(check)
         reference = self._reference_of(check)
         key = _key(check, source, reference)
-        found = self._at_hand.get(key)
-        if found is None:
-            found = await self._single_flight(key, check, source, reference)
-            self._at_hand[key] = found
+        outcome = self._at_hand.get(key)
+        if outcome is None:
+            outcome = await self._in_progress.do(
+                key, partial(self._recall_or_make, key, check, source, reference)
+            )
+            self._at_hand[key] = outcome
             if len(self._at_hand) > MAX_AT_HAND:
                 self._at_hand.popitem(last=False)
-        return verdict(check.criterion["id"], found["verdict"], found["reason"])
+        return verdict(check.criterion["id"], outcome["verdict"], outcome["reason"])
 
     def _reference_of(self, check: CheckInput) -> Reference | None:
         if not check.reads_references:
@@ -237,24 +241,6 @@ class RunChecks:
             CheckUnusable(f"{why}. Finished work is kept; mend it, and the same command goes on")
         )
         return Interrupted()
-
-    async def _single_flight(
-        self, key: bytes, check: CheckInput, source: str, reference: Reference | None
-    ) -> dict[str, Any]:
-        """Make a check, or wait for an equal one that is being made."""
-        pending = self._pending.get(key)
-        if pending is None:
-            work = self._recall_or_make(key, check, source, reference)
-            pending = self._pending[key] = asyncio.ensure_future(work)
-
-            def discard(task: asyncio.Future[dict[str, Any]]) -> None:
-                del self._pending[key]
-                if not task.cancelled():
-                    # Retrieved here: asyncio warns of an exception that no waiter has seen.
-                    task.exception()
-
-            pending.add_done_callback(discard)
-        return await asyncio.shield(pending)
 
     async def _recall_or_make(
         self, key: bytes, check: CheckInput, source: str, reference: Reference | None
@@ -335,7 +321,7 @@ class RunChecks:
 
     async def aclose(self) -> None:
         """Cancel what is being made, and end the process."""
-        tasks: list[asyncio.Future[Any]] = [*self._pending.values(), *self._sources.values()]
+        tasks: list[asyncio.Future[Any]] = [*self._in_progress.tasks(), *self._sources.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from hashlib import sha256
 from typing import Any
 
@@ -33,6 +33,7 @@ from refloom.runs.event_log import event
 from refloom.runs.journal import INSERT_META, Journal, ReusedCalls
 from refloom.runs.rate_limit import MAX_WAIT_S, CircuitBreaker, Limiter, Permit
 from refloom.runs.retry import DrawLog
+from refloom.runs.single_flight import SingleFlight
 from refloom.settings import DEFAULT_TIER, Settings, StageSettings
 
 MAX_TRIES = 6
@@ -173,7 +174,7 @@ class CachedClient:
         self._shared = shared
         self._on_fault = on_fault
         self._fit, self._observe = fit, observe
-        self._pending: dict[bytes, asyncio.Future[Reply]] = {}
+        self._in_progress = SingleFlight[Reply]()
         # Calls of this session: `paid`, `reused` and `retried`.
         self.counts: Counter[str] = Counter()
         self.stopping = False
@@ -204,7 +205,7 @@ class CachedClient:
         try:
             reply = await self._cached(key, call)
             if reply is None:
-                reply = await self._single_flight(key, call)
+                reply = await self._in_progress.do(key, partial(self._send_and_record, key, call))
         except CallFailed as failed:
             if self.draws is not None:
                 self.draws.add(asked, key, failed)
@@ -254,22 +255,6 @@ class CachedClient:
             await self._journal.borrow(key, call.stage, call.model, data)
         self.counts["reused"] += 1
         return Reply(**json.loads(data))
-
-    async def _single_flight(self, key: bytes, call: Call) -> Reply:
-        """Send a call, or wait for an equal one that is in flight."""
-        pending = self._pending.get(key)
-        if pending is None:
-            pending = self._pending[key] = asyncio.ensure_future(self._send_and_record(key, call))
-
-            def discard(task: asyncio.Future[Reply]) -> None:
-                del self._pending[key]
-                if not task.cancelled():
-                    # Retrieved here: asyncio warns of an exception that no waiter has seen.
-                    task.exception()
-
-            pending.add_done_callback(discard)
-        # A sample that is cancelled must not take the call from another that waits for it.
-        return await asyncio.shield(pending)
 
     async def _send_and_record(self, key: bytes, call: Call) -> Reply:
         """Send a call with retries, and log how it ended. What ends all calls stops the client."""
@@ -383,7 +368,7 @@ class CachedClient:
 
     async def aclose(self) -> None:
         """Cancel the calls in flight; may be called again."""
-        pending = list(self._pending.values())
+        pending = self._in_progress.tasks()
         for task in pending:
             task.cancel()
         await asyncio.gather(*pending, return_exceptions=True)

@@ -204,10 +204,15 @@ def wait_for(child: int, report: int, seconds: float) -> dict[str, str | None]:
     _, status = os.waitpid(child, 0)
     begun, _, rest = said.partition(b"\n")
     try:
-        found: dict[str, str | None] = json.loads(rest or begun)
-        return found
+        result: dict[str, str | None] = json.loads(rest or begun)
     except ValueError:
-        pass
+        # No report came, or half of one: how the child ended says why.
+        return _describe_end(said, ended, status, seconds)
+    return result
+
+
+def _describe_end(said: bytes, ended: bool, status: int, seconds: float) -> dict[str, str | None]:
+    """Why a child that did not report has ended."""
     if not said:
         return {"obstacle": "the child ended before it was shut in"}
     if ended:
