@@ -10,14 +10,14 @@ import sqlite3
 import sys
 import tempfile
 from argparse import ArgumentTypeError, Namespace
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nodes.llm.fast_json import loads
 from refloom.cli.options import MAX_LISTED, add_setting, positive_int, print_line, ratio
-from refloom.data.export import FORMATS, export_rows, parse_shares
+from refloom.data.export import FORMATS, TAGGED_FORMATS, export_rows, parse_shares
 from refloom.errors import InputError
 from refloom.settings import JUDGE_SETTINGS
 
@@ -40,6 +40,7 @@ def add_commands(add: Any) -> None:
     parser.add_argument("file", type=Path, metavar="FILE", help="a .jsonl or .parquet file")
     parser.add_argument("--format", required=True, choices=tuple(FORMATS))
     _add_split(parser, "which seeds go into which part, and the order samples are selected in")
+    _add_think_tags(parser)
     parser.add_argument("--max-rows", type=positive_int, metavar="N", help="the first N rows only")
     _add_selection(parser)
     parser.set_defaults(command=export)
@@ -53,6 +54,7 @@ def add_commands(add: Any) -> None:
         choices=tuple(FORMATS),
         help="a format of the rows; may be given several times (default: messages)",
     )
+    _add_think_tags(parser)
     _add_split(parser, "which seeds go into which part")
     parser.add_argument("--public", action="store_true", help="visible to all (default: private)")
     parser.add_argument(
@@ -62,6 +64,24 @@ def add_commands(add: Any) -> None:
     )
     parser.add_argument("--dry-run", action="store_true", help="show the card, send nothing")
     parser.set_defaults(command=push)
+
+
+def _add_think_tags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--think-tags",
+        action="store_true",
+        help="put thoughts into the response's text, between <think> and </think> (formats "
+        f"{', '.join(TAGGED_FORMATS)}; by default only `messages` has them, as reasoning_content)",
+    )
+
+
+def _check_think_tags(formats: Iterable[str]) -> None:
+    """Raise `InputError` for a format that has no place for thoughts."""
+    for format_ in formats:
+        if format_ not in TAGGED_FORMATS:
+            raise InputError(
+                f"--think-tags: not with --format {format_}; only with {', '.join(TAGGED_FORMATS)}"
+            )
 
 
 def _add_split(parser: argparse.ArgumentParser, decides: str) -> None:
@@ -165,8 +185,10 @@ def _select_ids(directory: Path, choice: SelectionSettings, flags: dict[str, Any
     return selection.ids
 
 
+NO_PAIR = "no accepted row had an earlier attempt that failed a `must` criterion"
 EMPTY_REASONS = {
-    "preference": "no accepted row had an earlier attempt that failed a `must` criterion",
+    "preference": NO_PAIR,
+    "preference_text": NO_PAIR,
     "refed": "no accepted row was made with --preset refed",
 }
 NO_ROW = "no row was accepted"
@@ -188,6 +210,8 @@ def export(args: Namespace, flags: dict[str, Any]) -> int:
     from refloom.runs.journal import check_run, read_snapshot
 
     _check_file(args.file)
+    if args.think_tags:
+        _check_think_tags([args.format])
     check_run(args.directory)
     choice = _selection_settings(args, flags)
     ids = None if choice is None else _select_ids(args.directory, choice, flags)
@@ -200,6 +224,7 @@ def export(args: Namespace, flags: dict[str, Any]) -> int:
                 parts=args.split,
                 limit=args.max_rows,
                 random_seed=args.random_seed,
+                think_tags=args.think_tags,
             )
         except OSError as error:
             raise InputError(
@@ -242,6 +267,8 @@ def push(args: Namespace, flags: dict[str, Any]) -> int:
     from refloom.runs.outputs import card_text, read_status, refresh_counts
 
     check_repo_id(args.repo_id)
+    if args.think_tags:
+        _check_think_tags(args.format or ["messages"])
     check_run(args.directory)
     status = read_status(args.directory)
     if not status.keys() >= CARD_NEEDS or "references" not in status["reading"]:
@@ -290,7 +317,12 @@ def _write_formats(
         stem = folder / format_ / "rows.parquet"
         parts = args.split or {"train": 1.0}
         written = export_rows(
-            read_records, stem, format_, parts=parts, random_seed=args.random_seed
+            read_records,
+            stem,
+            format_,
+            parts=parts,
+            random_seed=args.random_seed,
+            think_tags=args.think_tags,
         )
         filled = [(name, path) for name, path in zip(parts, written, strict=True) if written[path]]
         if not filled:

@@ -27,6 +27,9 @@ MAX_SHARE = 1_000_000
 # Values that stand for their type in a format's example.
 TEXT = ""
 TURNS = [{"role": TEXT, "content": TEXT}]
+THINKING_TURNS = [{"role": TEXT, "content": TEXT, "reasoning_content": TEXT}]
+# Formats whose responses may have their thoughts inside the text.
+TAGGED_FORMATS = ("messages", "prompt_completion", "alpaca", "sharegpt")
 
 
 class Format(NamedTuple):
@@ -44,17 +47,19 @@ def export_rows(
     parts: dict[str, float] | None = None,
     limit: int | None = None,
     random_seed: int = 0,
+    think_tags: bool = False,
 ) -> dict[Path, int]:
     """Write the rows of a format; return the number of rows of each file. Blocks.
 
     Args:
-        read_records: Called to read the records, as JSON lines; twice if there are several parts.
-            Rows are written in the order of the records.
+        read_records: Called to read the records, as JSON lines, once or more often. Rows are
+            written in the order of the records.
         path: A `.jsonl` or `.parquet` file; with `parts`, `FILE-PART` beside it for each part.
         format_: A name in `FORMATS`.
         parts: Shares by the name of a part, which sum to 1.
         limit: The highest number of rows.
         random_seed: Decides which seeds go into which part.
+        think_tags: Put thoughts into the text of the response, for a format of `TAGGED_FORMATS`.
 
     Raises:
         OSError: A file cannot be written; existing files stay as they are.
@@ -63,27 +68,35 @@ def export_rows(
     several = parts is not None and len(parts) > 1
     assigned: dict[int, str] = {}
     if parts is not None and several:
-        rows = islice(format_rows(read_records(), format_), limit)
+        rows = islice(format_rows(read_records(), format_, think_tags), limit)
         assigned = assign_parts((seed for seed, _ in rows), parts, random_seed)
     counts = dict.fromkeys(paths.values(), 0)
     with ExitStack() as stack:
         example = FORMATS[format_].example
+        if format_ == "messages" and path.suffix == ".parquet" and not think_tags:
+            # A column of thoughts only where there are any, as in lines of JSON.
+            if any(json.loads(line).get("reasoning") for line in read_records()):
+                example = {"messages": THINKING_TURNS}
         writers = {
             name: stack.enter_context(open_row_writer(part_path, example))
             for name, part_path in paths.items()
         }
-        for seed, row in islice(format_rows(read_records(), format_), limit):
+        for seed, row in islice(format_rows(read_records(), format_, think_tags), limit):
             name = assigned[seeded_hash(seed, random_seed)] if several else next(iter(paths))
             writers[name](row)
             counts[paths[name]] += 1
     return counts
 
 
-def format_rows(records: Iterable[str], format_: str) -> Iterator[tuple[str, ExportRow]]:
+def format_rows(
+    records: Iterable[str], format_: str, think_tags: bool = False
+) -> Iterator[tuple[str, ExportRow]]:
     """The seed id and the row, for each row of an export, in the order of the records."""
     rows_of = FORMATS[format_].rows
     for line in records:
         record = json.loads(line)
+        if think_tags:
+            record = tag_thoughts(record)
         for row in rows_of(record):
             yield record["seed_id"], row
 
@@ -94,10 +107,16 @@ def format_rows(records: Iterable[str], format_: str) -> Iterator[tuple[str, Exp
 def messages(record: Record) -> list[ExportRow]:
     """TRL's conversational shape for SFT, and that of OpenAI's fine-tuning.
 
+    The thoughts behind a response stand in `reasoning_content`, where chat templates look for them;
+    a response without thoughts has no such key.
+
     >>> messages({"instruction": "Why?", "response": "So."})[0]["messages"][1]
     {'role': 'assistant', 'content': 'So.'}
     """
-    return [{"messages": _user_turn(record["instruction"]) + _assistant_turn(record["response"])}]
+    answer = _assistant_turn(record["response"])
+    if record.get("reasoning"):
+        answer[0]["reasoning_content"] = record["reasoning"]
+    return [{"messages": _user_turn(record["instruction"]) + answer}]
 
 
 def prompt_completion(record: Record) -> list[ExportRow]:
@@ -120,17 +139,32 @@ def preference(record: Record) -> list[ExportRow]:
     """TRL's conversational preference shape: the accepted response over an earlier attempt.
 
     The rejected response is the attempt that failed the most `must` criteria that the accepted one
-    passes; `decided_by` has these verdicts. Without such an attempt there is no row.
+    passes; `decided_by` has these verdicts. Without such an attempt there is no row. Neither side
+    has thoughts, since attempts were not written by a model that thought over the instruction
+    alone.
     """
+    return [
+        row
+        | {
+            "prompt": _user_turn(row["prompt"]),
+            "chosen": _assistant_turn(row["chosen"]),
+            "rejected": _assistant_turn(row["rejected"]),
+        }
+        for row in preference_text(record)
+    ]
+
+
+def preference_text(record: Record) -> list[ExportRow]:
+    """The rows of `preference` as plain text: TRL's without a chat template, LLaMA-Factory's."""
     failed = failed_attempts(record)
     if not failed:
         return []
     worst, verdicts = max(failed, key=lambda pair: len(pair[1]))
     return [
         {
-            "prompt": _user_turn(record["instruction"]),
-            "chosen": _assistant_turn(record["response"]),
-            "rejected": _assistant_turn(worst["response"]),
+            "prompt": record["instruction"],
+            "chosen": record["response"],
+            "rejected": worst["response"],
             "decided_by": verdicts,
         }
     ]
@@ -139,13 +173,24 @@ def preference(record: Record) -> list[ExportRow]:
 def kto(record: Record) -> list[ExportRow]:
     """TRL's unpaired preference shape: the accepted response, and attempts that failed before it.
 
-    The attempts are those that `preference` chooses from.
+    The attempts are those that `preference` chooses from, and none has thoughts.
     """
-    prompt = _user_turn(record["instruction"])
+    return [
+        {
+            "prompt": _user_turn(row["prompt"]),
+            "completion": _assistant_turn(row["completion"]),
+            "label": row["label"],
+        }
+        for row in kto_text(record)
+    ]
+
+
+def kto_text(record: Record) -> list[ExportRow]:
+    """The rows of `kto` as plain text: TRL's without a chat template, LLaMA-Factory's."""
     labels = [(record["response"], True)]
     labels += [(attempt["response"], False) for attempt, _ in failed_attempts(record)]
     return [
-        {"prompt": prompt, "completion": _assistant_turn(text), "label": label}
+        {"prompt": record["instruction"], "completion": text, "label": label}
         for text, label in labels
     ]
 
@@ -188,6 +233,14 @@ def refed(record: Record) -> list[ExportRow]:
     return [draft | {key: record[key] for key in fields}]
 
 
+def tag_thoughts(record: Record) -> Record:
+    """The record with its thoughts in front of the response, between `<think>` and `</think>`."""
+    if not record.get("reasoning"):
+        return record
+    response = f"<think>\n{record['reasoning']}\n</think>\n\n{record['response']}"
+    return {**record, "response": response, "reasoning": None}
+
+
 def _user_turn(text: str) -> list[ExportRow]:
     return [{"role": "user", "content": text}]
 
@@ -214,7 +267,17 @@ FORMATS: dict[str, Format] = {
             "decided_by": [{**_VERDICT_TYPES, "criterion": TEXT}],
         },
     ),
+    "preference_text": Format(
+        preference_text,
+        {
+            "prompt": TEXT,
+            "chosen": TEXT,
+            "rejected": TEXT,
+            "decided_by": [{**_VERDICT_TYPES, "criterion": TEXT}],
+        },
+    ),
     "kto": Format(kto, {"prompt": TURNS, "completion": TURNS, "label": True}),
+    "kto_text": Format(kto_text, {"prompt": TEXT, "completion": TEXT, "label": True}),
     "refed": Format(
         refed,
         {
@@ -248,31 +311,37 @@ FORMATS: dict[str, Format] = {
 def failed_attempts(record: Record) -> list[tuple[ExportRow, list[ExportRow]]]:
     """Attempts before the accepted one that failed a `must` it passes, with those verdicts.
 
-    Empty attempts and those that hardly differ from the accepted response are left out.
+    The bare answers of `--reasoning` count as attempts: one of them may be the accepted one, and
+    all others may have failed. Empty attempts and those that hardly differ from the accepted
+    response are left out.
     """
     from rapidfuzz.distance import Indel
 
-    attempts = record["attempts"]
-    same = [i for i, a in enumerate(attempts) if a["response"] == record["response"]]
-    if not same:
+    attempts, earlier = record["attempts"], []
+    accepted = accepted_attempt(record)
+    if accepted is None:
         return []
-    accepted = same[-1]
+    for others in (attempts, record.get("answers") or []):
+        before = next((i for i, other in enumerate(others) if other is accepted), len(others))
+        earlier += others[:before]
     accepted_words = record["response"].split()
     texts = {c["id"]: c["text"] for c in record["criteria"] if c["must"]}
     passed = {
         v["criterion_id"]
-        for v in attempts[accepted]["verdicts"]
+        for v in accepted["verdicts"]
         if v["verdict"] == "pass" and v["criterion_id"] in texts
     }
     reviewer_verdict = _reviewer_verdict(record)
+    # Where there are bare answers, it is not known which text the reviewer saw.
+    reviewed = None if record.get("answers") else next(iter(earlier[-1:]), None)
     failed = []
-    for attempt in attempts[:accepted]:
+    for attempt in earlier:
         verdicts = [
             {**verdict_fields(v), "criterion": f"The response {texts[v['criterion_id']]}."}
             for v in attempt["verdicts"]
             if v["verdict"] == "fail" and v["criterion_id"] in passed
         ]
-        if reviewer_verdict and attempt is attempts[accepted - 1]:
+        if reviewer_verdict and attempt is reviewed:
             verdicts.append(reviewer_verdict)
         words = attempt["response"].split()
         if (
@@ -282,6 +351,15 @@ def failed_attempts(record: Record) -> list[tuple[ExportRow, list[ExportRow]]]:
         ):
             failed.append((attempt, verdicts))
     return failed
+
+
+def accepted_attempt(record: Record) -> ExportRow | None:
+    """The attempt, or the bare answer, that is the record's response; None if a person wrote it."""
+    drafts = [*record["attempts"], *(record.get("answers") or [])]
+    if not record.get("reasoning"):
+        # A bare answer is taken with its thoughts or not at all.
+        drafts = [*(record.get("answers") or []), *record["attempts"]]
+    return next((d for d in reversed(drafts) if d["response"] == record["response"]), None)
 
 
 def _reviewer_verdict(record: Record) -> ExportRow | None:
