@@ -71,6 +71,10 @@ MARKS = (
 )  # fmt: skip
 
 
+# Tokens of Harmony between its channels.
+_HARMONY = re.compile(r"<\|(?:start\|>assistant|(?:message|end|start)\|>)")
+
+
 class _Form(NamedTuple):
     marks: Marks
     opening: re.Pattern[str]
@@ -161,6 +165,40 @@ def find_answer(text: str, usual: Collection[str] = ()) -> int:
         if opened is not None and not usual_pair:
             raise UnclearThoughts(f"thoughts are opened by {opened.group()!r} and not closed")
     return start
+
+
+def find_thoughts(text: str, usual: Collection[str] = ()) -> str:
+    r"""The thoughts that open a text, with their marks; "" if there are none.
+
+    `usual` is as for `find_answer`, which raises the same.
+
+    >>> find_thoughts("<think>Hm.</think>\nSo.")
+    '<think>Hm.</think>'
+    """
+    return text[: find_answer(text, usual)]
+
+
+def strip_marks(thoughts: str) -> str:
+    r"""Thoughts without the marks around them.
+
+    >>> strip_marks("<think>\nFirst, the tides.\n</think>")
+    'First, the tides.'
+    """
+    for form in _forms_in(thoughts):
+        if form.marks.plain:
+            opened = _opening(form, thoughts, 0)
+            thoughts = thoughts if opened is None else thoughts[opened.end() :]
+            closed = _last_closing(form, thoughts) or _closing_at_end(form, thoughts)
+            if closed is not None and not thoughts[closed.end() :].strip():
+                thoughts = thoughts[: closed.start()]
+        else:
+            thoughts = form.closing.sub("", form.opening.sub("", thoughts))
+    return _HARMONY.sub("", thoughts.removeprefix("\ufeff")).strip()
+
+
+def _closing_at_end(form: _Form, text: str) -> re.Match[str] | None:
+    """A closing mark that ends a text."""
+    return next((m for m in form.closing.finditer(text) if not text[m.end() :].strip()), None)
 
 
 def find_thinking_marks(text: str, usual: Collection[str] = ()) -> list[tuple[int, int]]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from refloom.settings import Settings
 
 # An arm decides these, or they cannot be compared.
-NOT_IN_EXPERIMENTS = ("feedback", "pipeline", "paired", "review")
+NOT_IN_EXPERIMENTS = ("feedback", "pipeline", "paired", "review", "reasoning")
 
 
 def add_commands(add: Any) -> None:
