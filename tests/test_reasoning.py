@@ -259,26 +259,23 @@ def test_what_is_no_talk_of_the_prompt_stays(thoughts, instruction):
     assert find_prompt_talk(thoughts, instruction) == ""
 
 
-# What a draw may meet: the kind, what is told, and whether another draw is made.
-FAULTS: dict[str, tuple[Any, bool]] = (
-    {
-        "empty": (lambda call: Reply("", "stop", {**USED}), True),
-        "cut": (lambda call: Reply("Half of", "length", {**USED}), True),
-        "malformed": (lambda call: Reply("<think>So it is.", "stop", {**USED}), True),
-        "refused": (lambda call: Reply(None, "stop", {**USED}, refusal="I will not."), True),
-        "filtered": (lambda call: Reply("", "content_filter", {**USED}), True),
-        "bad_request": (lambda call: CallFailed("answer", "bad_request", "no"), False),
-        "server": (lambda call: CallFailed("answer", "server", "down"), False),
-    }
-    if (USED := {"calls": 1, "prompt_tokens": 1, "cached_tokens": 0, "completion_tokens": 7})
-    else {}
-)
+USED = {"calls": 1, "prompt_tokens": 1, "cached_tokens": 0, "completion_tokens": 7}
+# What a draw may meet: the reply or fault of that kind, and whether another draw is made.
+FAULTS: dict[str, tuple[Any, bool]] = {
+    "empty": (Reply("", "stop", {**USED}), True),
+    "cut": (Reply("Half of", "length", {**USED}), True),
+    "malformed": (Reply("<think>So it is.", "stop", {**USED}), True),
+    "refused": (Reply(None, "stop", {**USED}, refusal="I will not."), True),
+    "filtered": (Reply("", "content_filter", {**USED}), True),
+    "bad_request": (CallFailed("answer", "bad_request", "no"), False),
+    "server": (CallFailed("answer", "server", "down"), False),
+}
 
 
 @pytest.mark.parametrize("kind", FAULTS)
 async def test_a_draw_that_fails_costs_the_row_nothing(kind):
     fault, another = FAULTS[kind]
-    model = ScriptedModel(answer=fault)
+    model = ScriptedModel(answer=lambda call: fault)
     record = await made(model)
     assert (record["status"], record["reasoning"], record["answers"]) == ("accepted", None, [])
     assert record["response"] == record["attempts"][0]["response"]
@@ -288,9 +285,9 @@ async def test_a_draw_that_fails_costs_the_row_nothing(kind):
     assert len(asked) == len(kinds(record))
     # A cut answer has more room three times; nothing else is asked twice.
     assert set(asked.values()) == {4 if kind == "cut" else 1}
-    if fault(None).__class__ is Reply:
-        others = sum(c.stage != "answer" for c in model.calls)
-        assert record["usage"]["calls"] == len(model.calls) - others + 2
+    if isinstance(fault, Reply):
+        # What was paid for in vain is in the usage: the draft, its verdicts, and these.
+        assert record["usage"]["calls"] == sum(asked.values()) + 2
 
 
 async def test_a_failed_draw_is_followed_by_the_next_one():
