@@ -44,6 +44,11 @@ from nodes.reasoning import find_prompt_talk
 from nodes.state import Attempt
 from nodes.verdicts import is_as_good
 from refloom.errors import BudgetSpent
+from refloom.evaluation.report import report
+from refloom.evaluation.report.collect import collect_run
+from refloom.evaluation.report.tables import outcome_tables
+from refloom.evaluation.stats import proportion
+from refloom.runs.journal import open_read_only
 from refloom.settings import Settings
 
 INSTRUCTION = "Why are there two tides a day?"
@@ -530,6 +535,8 @@ async def test_run_json_counts_bare_answers(tmp_path):
     accepted = rows(tmp_path, "accepted")
     errors = Counter(e["kind"] for row in accepted for e in row["answer_errors"])
     answered = [a for row in accepted for a in row["answers"]]
+    # Of these, the only answer came without thoughts.
+    lone = sum(len(row["answers"]) == 1 and "no_thoughts" in kinds(row) for row in accepted)
     counts = found["answers"]
     assert counts == {
         "samples": len(accepted),
@@ -539,12 +546,50 @@ async def test_run_json_counts_bare_answers(tmp_path):
         "prompt_talk": errors["prompt_talk"],
         "judged": len(answered) - errors["no_thoughts"],
         "passed": counts["passed"],
+        "first_judged": sum(bool(row["answers"]) for row in accepted) - lone,
+        "first_passed": counts["first_passed"],
         "taken": sum(row["reasoning"] is not None for row in accepted),
     }
     assert min(counts.values()) > 0
     assert counts["taken"] <= counts["passed"] <= counts["judged"]
+    assert counts["first_passed"] <= min(counts["passed"], counts["first_judged"])
     asked = {c.seed for c in model.calls if c.stage == "answer"}
     assert found["calls"]["by_stage"]["answer"] == len(asked) == counts["asked"]
+
+
+async def test_the_report_has_the_rate_of_bare_answers_beside_the_loops(tmp_path):
+    found = (await finish_run(tmp_path, Thinking(), SEEDS, reasoning=True, per_seed=3))["answers"]
+    run = collect_run("run", tmp_path)
+    loop, bare, kept, *rest = outcome_tables(run)["answers"]
+    judged = len(rows(tmp_path, "accepted")) + len(rows(tmp_path, "rejected"))
+    at_once = sum(len(row["attempts"]) == 1 for row in rows(tmp_path, "accepted"))
+    assert loop.share == proportion(at_once, judged)
+    assert bare.share == proportion(found["first_passed"], found["first_judged"])
+    assert 0 < bare.share.low < bare.share.value < bare.share.high < 1
+    assert kept.share == proportion(found["taken"], found["samples"])
+    assert [part.times for part in rest] == [
+        found[name] for name in ("without_thoughts", "prompt_talk", "failed")
+    ]
+    page = (await report([tmp_path], embed=letters)).read_text(encoding="utf-8")
+    assert "first bare answers as good as the accepted response" in page
+    assert "What the model thought before it" in page
+    assert "none taken" in page
+
+
+async def test_what_the_model_thought_is_inert_on_the_page(tmp_path):
+    bad = "<script>alert(1)</script> so it is"
+    model = ScriptedModel(answer=lambda call: said(str(call.seed), bad))
+    await finish_run(tmp_path, model, SEEDS, reasoning=True)
+    page = (await report([tmp_path], embed=letters)).read_text(encoding="utf-8")
+    assert "&lt;script&gt;alert(1)" in page and "<script>" not in page
+
+
+async def test_the_card_of_a_run_says_what_its_counts_say(tmp_path):
+    found = await finish_run(tmp_path, Thinking(), SEEDS, reasoning=True, per_seed=3)
+    card = (tmp_path / "README.md").read_text(encoding="utf-8")
+    counts, answers = found["counts"], found["answers"]
+    assert f"**{answers['taken']} of {counts['accepted']} rows\nhave reasoning**" in card
+    assert f"{answers['without_thoughts']} answers came without thoughts" in card
 
 
 async def test_a_run_without_the_setting_counts_none(tmp_path):
@@ -634,8 +679,6 @@ async def test_failed_samples_that_are_tried_again_are_answered_too(tmp_path):
 async def test_review_of_all_keeps_the_reasoning_until_a_person_decides(tmp_path):
     found = await finish_run(tmp_path, Thinking(), SEEDS, reasoning=True, review="all")
     assert found["counts"]["pending"] > 0
-    from refloom.runs.journal import open_read_only
-
     with open_read_only(tmp_path / "journal.sqlite") as connection:
         asked = [json.loads(a) for (a,) in connection.execute("SELECT asked FROM reviews")]
     samples = [entry["sample"] for entry in asked]

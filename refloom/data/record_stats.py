@@ -123,7 +123,9 @@ class AnswerStats:
 
     Of those `asked` for, `failed` brought none and `without_thoughts` nothing that could be kept;
     the others were `judged`. `passed` are as good as the accepted response, `prompt_talk` those
-    whose thoughts speak of a prompt, `taken` those that became the response and stayed it.
+    whose thoughts speak of a prompt, `taken` those that became the response and stayed it. The
+    first one judged of each sample is in `first_judged`, and in `first_passed` if it is as good: of
+    these there is one an instruction, whereas later ones are drawn only where the first failed.
     """
 
     samples: int = 0
@@ -133,6 +135,8 @@ class AnswerStats:
     prompt_talk: int = 0
     judged: int = 0
     passed: int = 0
+    first_judged: int = 0
+    first_passed: int = 0
     taken: int = 0
 
     def add(self, record: Mapping[str, Any]) -> None:
@@ -151,8 +155,13 @@ class AnswerStats:
         self.taken += record["reasoning"] is not None
         criteria = record["criteria"]
         accepted = next((a for a in reversed(record["attempts"]) if _holds(a, criteria)), None)
-        if accepted is not None:
-            self.passed += sum(is_as_good(answer, accepted, criteria) for answer in answers)
+        # Who comes without thoughts was not judged, and is the last.
+        judged = answers[:-1] if kinds[NO_THOUGHTS] else answers
+        if accepted is not None and judged:
+            passing = [is_as_good(answer, accepted, criteria) for answer in judged]
+            self.passed += sum(passing)
+            self.first_judged += 1
+            self.first_passed += passing[0]
 
 
 def _holds(attempt: Attempt, criteria: Sequence[Criterion]) -> bool:

@@ -67,8 +67,8 @@ WHY = {
     "attempts": "a candidate, when attempts_passing of them pass; 1 in low, max_attempts in high",
     "accepted_share": "of candidates, by attempts_passing and max_attempts; all of them in low. "
     "With a target, a run that accepts fewer goes on to max_candidates",
-    "bare_answers": "a candidate, with reasoning: an accepted one is answered until an answer passes, "
-    "of which attempts_passing do; one answer in low, three in high",
+    "bare_answers": "a candidate, with reasoning: an accepted one is answered until an answer "
+    "passes, of which attempts_passing do; one answer in low, three in high",
     "seeds_ahead": "proposed for beyond what a target needs, at most; none in low",
     "cached_tokens": "no discount by an endpoint's prompt cache is counted",
     "asked_again": "every answer can be read; no call is repeated",
