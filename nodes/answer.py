@@ -18,7 +18,7 @@ from nodes.generate import asks_about_errors, asks_for_code_alone
 from nodes.inputs import check_list_sizes
 from nodes.llm import Complete, ask_text, make_call
 from nodes.origin import origin_of
-from nodes.reasoning import NO_THOUGHTS, PROMPT_TALK
+from nodes.reasoning import FAULTS_OF_THOUGHTS
 from nodes.state import Failure, SampleState, Usage
 
 MAX_ANSWERS = 3
@@ -56,7 +56,7 @@ async def answer(
 def count_draws(state: SampleState) -> int:
     """How many bare answers of a sample were asked for."""
     errors = state.get("answer_errors") or []
-    failed = sum(error["kind"] not in (NO_THOUGHTS, PROMPT_TALK) for error in errors)
+    failed = sum(error["kind"] not in FAULTS_OF_THOUGHTS for error in errors)
     return len(state.get("answers") or []) + failed
 
 

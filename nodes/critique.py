@@ -74,7 +74,9 @@ async def critique(
     if state.get("status") == "accepted":
         bare = state.get("bare")
         # Without one its call has failed, and what comes next is decided.
-        return {} if bare is None else await _judge_bare_answer(state, runtime, bare, judge_text)
+        if bare is None:
+            return {}
+        return await _judge_bare_answer(state, runtime, bare, contamination, judge_text)
     previous = state.get("attempts") or []
     attempt, usage = await judge_text(state["candidate"], len(previous))
     if context.refines_once and not previous:
@@ -109,6 +111,7 @@ async def _judge_bare_answer(
     state: SampleState,
     runtime: Runtime[Context],
     bare: BareAnswer,
+    contamination: Contamination | None,
     judge_text: Callable[[str, int, str], Awaitable[tuple[Attempt, Usage]]],
 ) -> dict[str, Any]:
     """Judge a bare answer; it becomes the response if it is as good and its thoughts can be kept.
@@ -118,7 +121,10 @@ async def _judge_bare_answer(
     """
     context, criteria = runtime.context or Context(), state["criteria"]
     text, thoughts, draw = bare["response"], bare["thoughts"], count_draws(state)
-    fault = find_fault(thoughts, state["instruction"])
+    hit = None
+    if thoughts and contamination is not None:
+        hit = await asyncio.to_thread(contamination.find_in_response, thoughts)
+    fault = find_fault(thoughts, state["instruction"], hit)
     thoughtless = fault is not None and fault["kind"] == NO_THOUGHTS
     not_asked = "The judge was not asked, since the answer came without thoughts."
     answer, usage = await judge_text(text, MAX_ATTEMPTS + draw, not_asked if thoughtless else "")

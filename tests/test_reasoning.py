@@ -221,6 +221,21 @@ async def test_thoughts_that_speak_of_a_prompt_are_not_taken():
     assert "names the moon" not in json.dumps(record)
 
 
+async def test_thoughts_that_hold_a_benchmarks_prompt_are_not_kept(tmp_path):
+    prompt = f"{words('a prompt of a benchmark', 30)}?"
+    (tmp_path / "bench.txt").write_text(f"{prompt}\n", encoding="utf-8")
+    model = ScriptedModel(
+        answer=lambda call: said(str(call.seed), f"I know this: {prompt} So it is.")
+    )
+    benchmark = (str(tmp_path / "bench.txt"),)
+    await finish_run(tmp_path / "out", model, SEEDS[:1], reasoning=True, benchmark=benchmark)
+    (row,) = rows(tmp_path / "out", "accepted")
+    assert row["reasoning"] is None
+    assert kinds(row) == ["contaminated"] * 3
+    assert prompt not in json.dumps(row)
+    assert summary_of(tmp_path / "out")["answers"]["contaminated"] == 3
+
+
 @pytest.mark.parametrize(
     "thoughts",
     [
@@ -544,13 +559,14 @@ async def test_run_json_counts_bare_answers(tmp_path):
         "failed": errors["empty"],
         "without_thoughts": errors["no_thoughts"],
         "prompt_talk": errors["prompt_talk"],
+        "contaminated": 0,
         "judged": len(answered) - errors["no_thoughts"],
         "passed": counts["passed"],
         "first_judged": sum(bool(row["answers"]) for row in accepted) - lone,
         "first_passed": counts["first_passed"],
         "taken": sum(row["reasoning"] is not None for row in accepted),
     }
-    assert min(counts.values()) > 0
+    assert min(number for name, number in counts.items() if name != "contaminated") > 0
     assert counts["taken"] <= counts["passed"] <= counts["judged"]
     assert counts["first_passed"] <= min(counts["passed"], counts["first_judged"])
     asked = {c.seed for c in model.calls if c.stage == "answer"}

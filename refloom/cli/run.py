@@ -31,7 +31,7 @@ DRY_RUN_SAMPLE = 1000
 # Counts of tokens that status shows only where there are any.
 RARE_TOKENS = ("cache_write_tokens", "reasoning_tokens")
 # Why bare answers were not taken, but for their verdicts.
-LEFT = ("without_thoughts", "prompt_talk", "failed")
+LEFT = ("without_thoughts", "prompt_talk", "contaminated", "failed")
 # A run that is stopped raises what stopped it.
 EXIT_STATUS = {"done": 0, "short": 3, "interrupted": 130}
 NOTHING_ACCEPTED = 3

@@ -14,7 +14,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from memory.novelty import rouge_matrix, tokens
 from nodes.criteria import ANSWERS_ID, NOT_CONTAMINATED_ID
-from nodes.reasoning import NO_THOUGHTS, PROMPT_TALK
+from nodes.reasoning import CONTAMINATED, FAULTS_OF_THOUGHTS, NO_THOUGHTS, PROMPT_TALK
 from nodes.state import Attempt, Criterion
 from nodes.verdicts import is_as_good, passes
 
@@ -122,10 +122,11 @@ class AnswerStats:
     """Counts of the bare answers to accepted instructions, which `add` takes record by record.
 
     Of those `asked` for, `failed` brought none and `without_thoughts` nothing that could be kept;
-    the others were `judged`. `passed` are as good as the accepted response, `prompt_talk` those
-    whose thoughts speak of a prompt, `taken` those that became the response and stayed it. The
-    first one judged of each sample is in `first_judged`, and in `first_passed` if it is as good: of
-    these there is one an instruction, whereas later ones are drawn only where the first failed.
+    the others were `judged`. `passed` are as good as the accepted response. The thoughts of
+    `prompt_talk` speak of a prompt, those of `contaminated` hold a benchmark's; `taken` are those
+    that became the response and stayed it. The first one judged of each sample is in
+    `first_judged`, and in `first_passed` if it is as good: of these there is one an instruction,
+    whereas later ones are drawn only where the first was left.
     """
 
     samples: int = 0
@@ -133,6 +134,7 @@ class AnswerStats:
     failed: int = 0
     without_thoughts: int = 0
     prompt_talk: int = 0
+    contaminated: int = 0
     judged: int = 0
     passed: int = 0
     first_judged: int = 0
@@ -145,12 +147,13 @@ class AnswerStats:
         if not answers and not errors:
             return
         kinds = Counter(error["kind"] for error in errors)
-        failed = len(errors) - kinds[NO_THOUGHTS] - kinds[PROMPT_TALK]
+        failed = len(errors) - sum(kinds[kind] for kind in FAULTS_OF_THOUGHTS)
         self.samples += 1
         self.asked += len(answers) + failed
         self.failed += failed
         self.without_thoughts += kinds[NO_THOUGHTS]
         self.prompt_talk += kinds[PROMPT_TALK]
+        self.contaminated += kinds[CONTAMINATED]
         self.judged += len(answers) - kinds[NO_THOUGHTS]
         self.taken += record["reasoning"] is not None
         criteria = record["criteria"]

@@ -89,6 +89,7 @@ def _answer_shares(run: RunData) -> list[OutcomeShare]:
             for name, n in (
                 ("without thoughts", answers.without_thoughts),
                 ("thoughts that speak of a prompt", answers.prompt_talk),
+                ("thoughts that hold a benchmark's prompt", answers.contaminated),
                 ("none came", answers.failed),
             )
             if n
