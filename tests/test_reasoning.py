@@ -20,6 +20,9 @@ from fakes import (
     verdicts,
     words,
 )
+from langchain_core.messages import AIMessage
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.types import Command
 from processes import refloom
 from runs import (
     SEEDS,
@@ -39,7 +42,9 @@ from graph.builder import build_graph, build_sample
 from nodes.context import Context
 from nodes.decisions import ReviewDecision, apply_decision, mark_pending
 from nodes.llm import Call, CallFailed, PlainText, ProviderStopped, Reply, ask_text
+from nodes.llm.chat_model import read_message
 from nodes.llm.completion import parse_reply
+from nodes.llm.thoughts import find_thoughts, strip_marks
 from nodes.reasoning import find_prompt_talk
 from nodes.state import Attempt
 from nodes.verdicts import is_as_good
@@ -374,8 +379,6 @@ def hashable(call: Call) -> Call:
 
 
 async def test_the_graph_sample_does_it_too_and_a_used_thread_begins_anew():
-    from langgraph.checkpoint.memory import InMemorySaver
-
     model = ScriptedModel(answer=each(said("One."), said("Two.", None)))
     graph = build_sample(complete=model, embed=letters, checkpointer=InMemorySaver())
     config: Any = {"configurable": {"thread_id": "t"}}
@@ -396,6 +399,26 @@ async def test_a_person_who_edits_the_response_takes_its_reasoning_away():
     assert (edited["response"], edited["reasoning"]) == ("My own.", None)
     assert edited["attempts"][-1]["response"] == "My own."
     assert len(edited["answers"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("decision", "kept"),
+    [("accept", True), ({"decision": "edit", "response": "My own."}, False)],
+)
+async def test_in_the_graph_sample_a_person_sees_the_reasoning_and_then_decides(decision, kept):
+    model = ScriptedModel(answer=lambda call: said())
+    graph = build_sample(complete=model, embed=letters, checkpointer=InMemorySaver())
+    config: Any = {"configurable": {"thread_id": "t"}}
+    context = Context(model="m", reasoning=True, review="all")
+    inputs: Any = {"instruction": INSTRUCTION, "references": references(1)}
+    state = await graph.ainvoke(inputs, config, context=context)
+    (asked,) = state["__interrupt__"]
+    assert asked.value["sample"]["reasoning"] == THOUGHTS
+    assert len(asked.value["sample"]["answers"]) == 1
+    ended = await graph.ainvoke(Command(resume=decision), config, context=context)
+    assert ended["reasoning"] == (THOUGHTS if kept else None)
+    assert ended["response"] == (BARE if kept else "My own.")
+    assert len(model.asked("answer")) == 1, "nothing is paid again"
 
 
 # Where thoughts come on the wire: what stands in the message for them.
@@ -439,6 +462,27 @@ async def test_thoughts_are_read_in_every_form_without_their_marks(wire):
 @pytest.mark.parametrize(
     "message",
     [
+        AIMessage([{"type": "reasoning", "reasoning": THOUGHTS}, {"type": "text", "text": BARE}]),
+        AIMessage(
+            [{"type": "thinking", "thinking": THOUGHTS}, {"type": "text", "text": BARE}],
+            response_metadata={"model_provider": "anthropic"},
+        ),
+        AIMessage(BARE, additional_kwargs={"reasoning_content": THOUGHTS}),
+        AIMessage(f"<think>{THOUGHTS}</think>\n{BARE}"),
+    ],
+)
+async def test_thoughts_of_a_providers_model_are_read(message):
+    async def complete(call: Call) -> Reply:
+        return read_message(message, structured=False)
+
+    call = Call("answer", ({"role": "user", "content": INSTRUCTION},), None, "groq:m", False, 0,
+                0.7, 3000, text=True)  # fmt: skip
+    assert (await ask_text(complete, call, thoughts=True)).answer == PlainText(BARE, None, THOUGHTS)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
         {"content": BARE},
         {"content": f"<think>\n\n</think>\n{BARE}"},
         {"content": BARE, "reasoning_content": " \n"},
@@ -462,6 +506,39 @@ async def test_an_instruction_that_speaks_of_the_marks_has_thoughts_from_a_field
     message = {"role": "user", "content": "What does <think> mean in a model's output?"}
     call = Call("answer", (message,), None, "m", False, 0, 0.7, 3000, text=True)  # type: ignore[arg-type]
     assert (await ask_text(complete, call, thoughts=True)).answer.thoughts == THOUGHTS
+
+
+@pytest.mark.parametrize(
+    ("text", "thoughts"),
+    [
+        ("<think>One.</think>\n<think>Two.</think>\nSo.", "One. \n Two."),
+        ("<think>Two?</think> No.</think>\nThree.", "Two?  No."),
+        ("Only the answer.", ""),
+        ("\ufeff<think>\n\nHm.\n</think>So.", "Hm."),
+        ("&lt;think&gt;Hm.&lt;/think&gt;So.", "Hm."),
+        ("[THINK]Hm.[/THINK]So.", "Hm."),
+        ("<reasoning>Hm.</reasoning>\nSo.", "Hm."),
+        ("analysisHm.assistantfinalSo.", "Hm."),
+    ],
+)
+def test_thoughts_in_a_text(text, thoughts):
+    found = find_thoughts(text)
+    assert found.split() == thoughts.split()
+
+
+@pytest.mark.parametrize(
+    ("thoughts", "bare"),
+    [
+        ("<think>Hm.</think>", "Hm."),
+        ("It asks about <think> and </think>.", "It asks about <think> and </think>."),
+        ("Hm.\n</think>", "Hm."),
+        ("<reasoning>\nHm.\n</reasoning>\n", "Hm."),
+        (" Hm. ", "Hm."),
+        ("</think>", ""),
+    ],
+)
+def test_marks_around_thoughts_are_taken_off(thoughts, bare):
+    assert strip_marks(thoughts) == bare
 
 
 TOKENS = ("prompt_tokens", "completion_tokens")

@@ -325,10 +325,9 @@ def _thoughts_of(
     reply: Reply, text: str, marks_in_prompt: bool, usual_marks: frozenset[str]
 ) -> str | None:
     """What the model thought before it wrote `text`: from its own field, or from the content."""
-    thoughts = reply.reasoning or ""
-    if not thoughts.strip() and not marks_in_prompt:
+    thoughts = strip_marks(reply.reasoning or "")
+    if not thoughts and not marks_in_prompt:
         thoughts = find_thoughts(reply.text or "", usual_marks)
-    thoughts = strip_marks(thoughts)
     # Some endpoints give a model that does not think its answer in both fields.
     return thoughts if thoughts and thoughts != text.strip() else None
 

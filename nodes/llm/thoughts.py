@@ -168,37 +168,34 @@ def find_answer(text: str, usual: Collection[str] = ()) -> int:
 
 
 def find_thoughts(text: str, usual: Collection[str] = ()) -> str:
-    r"""The thoughts that open a text, with their marks; "" if there are none.
+    r"""The thoughts that open a text, without their marks; "" if there are none.
 
     `usual` is as for `find_answer`, which raises the same.
 
-    >>> find_thoughts("<think>Hm.</think>\nSo.")
-    '<think>Hm.</think>'
+    >>> find_thoughts("<think>Two tides?</think><think>Yes.</think>\nSo it is.")
+    'Two tides? Yes.'
     """
-    return text[: find_answer(text, usual)]
+    thoughts = text[: find_answer(text, usual)]
+    for form in _forms_in(thoughts, usual):
+        if not form.marks.plain:
+            thoughts = form.closing.sub(" ", form.opening.sub("", thoughts))
+    return strip_marks(_HARMONY.sub("", thoughts))
 
 
 def strip_marks(thoughts: str) -> str:
-    r"""Thoughts without the marks around them.
+    r"""Thoughts without marks around them; what they say of marks stays.
 
-    >>> strip_marks("<think>\nFirst, the tides.\n</think>")
-    'First, the tides.'
+    >>> strip_marks("<think>\nIt asks about <think>.\n</think>")
+    'It asks about <think>.'
     """
+    thoughts = thoughts.removeprefix("\ufeff").strip()
     for form in _forms_in(thoughts):
-        if form.marks.plain:
-            opened = _opening(form, thoughts, 0)
-            thoughts = thoughts if opened is None else thoughts[opened.end() :]
-            closed = _last_closing(form, thoughts) or _closing_at_end(form, thoughts)
-            if closed is not None and not thoughts[closed.end() :].strip():
-                thoughts = thoughts[: closed.start()]
-        else:
-            thoughts = form.closing.sub("", form.opening.sub("", thoughts))
-    return _HARMONY.sub("", thoughts.removeprefix("\ufeff")).strip()
-
-
-def _closing_at_end(form: _Form, text: str) -> re.Match[str] | None:
-    """A closing mark that ends a text."""
-    return next((m for m in form.closing.finditer(text) if not text[m.end() :].strip()), None)
+        if (opened := form.opening.match(thoughts)) is not None:
+            thoughts = thoughts[opened.end() :].strip()
+        for closed in form.closing.finditer(thoughts):
+            if closed.end() == len(thoughts):
+                thoughts = thoughts[: closed.start()].strip()
+    return thoughts
 
 
 def find_thinking_marks(text: str, usual: Collection[str] = ()) -> list[tuple[int, int]]:
