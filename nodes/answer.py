@@ -16,10 +16,10 @@ from nodes.context import Context
 from nodes.events import emit
 from nodes.generate import asks_about_errors, asks_for_code_alone
 from nodes.inputs import check_list_sizes
-from nodes.llm import Complete, ask_text, make_call
+from nodes.llm import CallFailed, Complete, ask_text, make_call
 from nodes.origin import origin_of
 from nodes.reasoning import FAULTS_OF_THOUGHTS
-from nodes.state import Failure, SampleState, Usage
+from nodes.state import AnswerError, SampleState
 
 MAX_ANSWERS = 3
 # Faults of what came; another draw may do better. After any other fault it would meet the same.
@@ -60,7 +60,9 @@ def count_draws(state: SampleState) -> int:
     return len(state.get("answers") or []) + failed
 
 
-def fail_draw(state: SampleState, failure: Failure, usage: Usage) -> dict[str, Any]:
+def fail_draw(state: SampleState, error: CallFailed) -> dict[str, Any]:
     """The update after a call for a bare answer, or for its verdicts, that failed."""
-    another = failure["kind"] in FAULTS_OF_A_DRAW and count_draws(state) + 1 < MAX_ANSWERS
-    return {"answer_errors": [failure], "bare": None, "answering": another, "usage": usage}
+    fault: AnswerError = {"stage": error.stage, "kind": error.kind}
+    another = error.kind in FAULTS_OF_A_DRAW and count_draws(state) + 1 < MAX_ANSWERS
+    update = {"answer_errors": [fault], "bare": None, "answering": another}
+    return {**update, "usage": error.usage}

@@ -25,6 +25,7 @@ from nodes.llm import Complete
 from nodes.origin import origin_of
 from nodes.reasoning import NO_THOUGHTS, find_fault
 from nodes.state import (
+    AnswerError,
     Attempt,
     BareAnswer,
     Criterion,
@@ -125,17 +126,18 @@ async def _judge_bare_answer(
     if thoughts and contamination is not None:
         hit = await asyncio.to_thread(contamination.find_in_response, thoughts)
     fault = find_fault(thoughts, state["instruction"], hit)
-    thoughtless = fault is not None and fault["kind"] == NO_THOUGHTS
+    thoughtless = fault == NO_THOUGHTS
     not_asked = "The judge was not asked, since the answer came without thoughts."
     answer, usage = await judge_text(text, MAX_ATTEMPTS + draw, not_asked if thoughtless else "")
     accepted = state["attempts"][best_of(state["attempts"], criteria, context)]
     taken = fault is None and is_as_good(answer, accepted, criteria)
-    why = "taken" if taken else f"left: {fault['message']}" if fault else "left: not as good"
+    why = "taken" if taken else f"left, {(fault or 'not as good').replace('_', ' ')}"
     emit(runtime, "decision", f"Bare answer {draw + 1}: {why}.", reason=None)
+    errors: list[AnswerError] = [] if fault is None else [{"stage": "answer", "kind": fault}]
     update: dict[str, Any] = {
         "bare": None,
         "answers": [answer],
-        "answer_errors": [] if fault is None else [fault],
+        "answer_errors": errors,
         "answering": not taken and not thoughtless and draw + 1 < MAX_ANSWERS,
         "usage": usage,
     }

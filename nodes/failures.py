@@ -34,7 +34,7 @@ def catch_call_failure(node: Node) -> Node:
             return await node(state, runtime)
         except CallFailed as error:
             if state.get("status") == "accepted":
-                return fail_draw(state, failure_from(error), error.usage)
+                return fail_draw(state, error)
             return {"status": "failed", "failure": failure_from(error), "usage": error.usage}
 
     return run

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 
 from memory.contamination import Hit
-from nodes.state import Failure
 
 # Why an answer that came is not taken, whatever its verdicts.
 NO_THOUGHTS, PROMPT_TALK, CONTAMINATED = "no_thoughts", "prompt_talk", "contaminated"
@@ -56,18 +55,13 @@ def find_prompt_talk(thoughts: str, instruction: str) -> str:
     return ""
 
 
-def find_fault(thoughts: str | None, instruction: str, hit: Hit | None = None) -> Failure | None:
+def find_fault(thoughts: str | None, instruction: str, hit: Hit | None = None) -> str | None:
     """Why an answer with these thoughts may not be taken; None if it may.
 
     `hit` is the benchmark prompt that they hold.
     """
     if not thoughts:
-        message = "the answer came without the model's thoughts"
-        return {"stage": "answer", "kind": NO_THOUGHTS, "message": message}
+        return NO_THOUGHTS
     if find_prompt_talk(thoughts, instruction):
-        message = "the thoughts speak of a prompt that the instruction is not"
-        return {"stage": "answer", "kind": PROMPT_TALK, "message": message}
-    if hit is not None:
-        message = f"the thoughts hold the prompt of {hit.benchmark}, row {hit.row}"
-        return {"stage": "answer", "kind": CONTAMINATED, "message": message}
-    return None
+        return PROMPT_TALK
+    return None if hit is None else CONTAMINATED

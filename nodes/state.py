@@ -103,6 +103,16 @@ class BareAnswer(TypedDict):
     thoughts: str | None
 
 
+class AnswerError(TypedDict):
+    """Why a bare answer could not be had, judged or taken: a stage, and the kind of fault.
+
+    There is no message, which might quote what came: it stands in an accepted row.
+    """
+
+    stage: str
+    kind: str
+
+
 class Near(TypedDict):
     """What an instruction is too near to, with their ROUGE-L: a reference's, or that of a slot.
 
@@ -268,7 +278,7 @@ class SampleState(TypedDict, total=False):
     attempts: Annotated[list[Attempt], append_or_reset]
     bare: BareAnswer | None
     answers: Annotated[list[Attempt], append_or_reset]
-    answer_errors: Annotated[list[Failure], append_or_reset]
+    answer_errors: Annotated[list[AnswerError], append_or_reset]
     answering: bool
     reasoning: str | None
     status: Status

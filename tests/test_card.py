@@ -364,7 +364,7 @@ def test_the_card_says_how_reasoning_was_made_and_how_many_rows_have_it():
     assert "answered again" not in plain and "have reasoning" not in plain
     stats = RecordStats()
     answers = [{"response": "So.", "verdicts": []}]
-    talk = [{"stage": "answer", "kind": "prompt_talk", "message": "it speaks"}]
+    talk = [{"stage": "answer", "kind": "prompt_talk"}]
     stats.add(record(0, reasoning="Hm.", answers=answers, answer_errors=[]))
     stats.add(record(1, reasoning=None, answers=answers * 3, answer_errors=talk))
     stats.add(record(2))

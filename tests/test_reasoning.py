@@ -322,6 +322,19 @@ async def test_a_failed_draw_is_followed_by_the_next_one():
     assert len(record["answers"]) == 1
 
 
+async def test_what_came_in_vain_stands_in_no_row():
+    replies = (
+        Reply("", "stop", {**USED}, refusal="I will not, says the zebra."),
+        Reply("<think>zebra", "stop", {**USED}),
+        Reply("upstream error: 502 Bad Gateway zebra", "stop", {**USED}),
+    )
+    record = await made(ScriptedModel(answer=each(*replies)))
+    assert record["answer_errors"] == [
+        {"stage": "answer", "kind": kind} for kind in ("refused", "malformed", "malformed")
+    ]
+    assert "zebra" not in json.dumps(record)
+
+
 async def test_a_cut_answer_gets_more_room():
     def reply(call: Call) -> Any:
         cut = call.room == 1
