@@ -14,15 +14,18 @@ from memory.contamination import Hit
 # Why an answer that came is not taken, whatever its verdicts.
 NO_THOUGHTS, PROMPT_TALK, CONTAMINATED = "no_thoughts", "prompt_talk", "contaminated"
 FAULTS_OF_THOUGHTS = (NO_THOUGHTS, PROMPT_TALK, CONTAMINATED)
+# A model may well think of an ideal answer, or of how to improve its own: only what is spoken of as
+# known is talk of a prompt.
+_KNOWN = (
+    r"(?:the|this|that|these|those|each|given|provided|curated)\s+"
+    r"(?:(?:given|provided|curated|original|above|following|other)\s+)?"
+)
 _ANSWER = r"(?:responses?|answers?|instructions?|pairs?)"
 # Each group is the word that may be the instruction's own; other meanings are left alone.
 _TALK = re.compile(
-    r"\b(?:the|this|that|these|those|a|an|any|each|my|our|given|provided|curated)\s+"
-    r"(?:(?:given|provided|curated|original|above|following|other)\s+)?"
-    rf"(?:(?P<kind>references?|example|sample|exemplary|ideal|gold(?:en)?|improved|refined|revised)"
-    rf"\s+{_ANSWER}|(?P<model>model)\s+(?:response|answer))\b"
-    r"|\b(?:the|this|that|these|those|given|provided|curated)\s+"
-    r"(?:(?:given|provided|curated|original|above|following|other)\s+)?(?P<reference>references?)\b"
+    rf"\b{_KNOWN}(?P<kind>references?|example|sample|exemplary|gold(?:en)?)\s+{_ANSWER}\b"
+    rf"|\b{_KNOWN}(?P<model>model)\s+(?:response|answer)\b"
+    rf"|\b{_KNOWN}(?P<reference>references?)\b"
     r"(?!\s+(?:points?|frames?|manuals?|books?|desks?|letters?|numbers?|counts?|levels?|values?|"
     r"standards?|implementations?|systems?|types?|variables?|voltages?|genomes?|lines?|works?|to)\b)"
     r"|\b(?:the|these|those|all|every|each|any|given|listed|stated)\s+"
@@ -31,7 +34,7 @@ _TALK = re.compile(
     r"|\b(?P<rubric>rubrics?)\b"
     r"|\bthe\s+(?:(?:given|provided|above|judge['’]s|reviewer['’]s|previous)\s+)?"
     r"(?P<feedback>feedback)\b(?!\s+(?:loops?|mechanisms?|controls?|systems?|forms?|process))"
-    r"|\bthe\s+(?:(?:failed|given|judge['’]s)\s+)?(?P<verdict>verdicts?)\b"
+    r"|\bthe\s+(?:(?:failed|given|judge['’]s)\s+(?P<verdict>verdicts?)|(?P<verdicts>verdicts))\b"
     r"|</?(?P<tag>reference|criterion|criteria|verdict|feedback|characteristic)\b[^<>]*>",
     re.IGNORECASE,
 )

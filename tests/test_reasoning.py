@@ -254,10 +254,10 @@ async def test_thoughts_that_hold_a_benchmarks_prompt_are_not_kept(tmp_path):
         "By the feedback, I should be brief.",
         "The example response uses a list, so do I.",
         "Let me follow the sample answer.",
-        "The improved response should name the sun.",
         'It says <criterion id="c1"> must hold.',
         "The judge's verdict was fail on the first.",
-        "Compared to the ideal answer, mine is long.",
+        "The failed verdicts are two.",
+        "The golden answer is longer than mine.",
     ],
 )
 def test_talk_of_the_prompt_is_found(thoughts):
@@ -277,6 +277,8 @@ def test_talk_of_the_prompt_is_found(thoughts):
         ("I will write the rubric with four rows.", "Write a rubric for an essay."),
         ("The reference should have a date.", "How do I cite references in APA?"),
         ("The feedback is kind.", "Give feedback on this poem."),
+        ("An ideal answer names the sun; my improved answer does.", INSTRUCTION),
+        ("The verdict is clear: the moon does it.", INSTRUCTION),
         ("The response is JSON. The model answers with 200.", INSTRUCTION),
     ],
 )
@@ -666,12 +668,13 @@ async def test_run_json_counts_bare_answers(tmp_path):
 async def test_the_report_has_the_rate_of_bare_answers_beside_the_loops(tmp_path):
     found = (await finish_run(tmp_path, Thinking(), SEEDS, reasoning=True, per_seed=3))["answers"]
     run = collect_run("run", tmp_path)
-    loop, bare, kept, *rest = outcome_tables(run)["answers"]
+    loop, bare, every, kept, *rest = outcome_tables(run)["answers"]
     judged = len(rows(tmp_path, "accepted")) + len(rows(tmp_path, "rejected"))
     at_once = sum(len(row["attempts"]) == 1 for row in rows(tmp_path, "accepted"))
     assert loop.share == proportion(at_once, judged)
     assert bare.share == proportion(found["first_passed"], found["first_judged"])
     assert 0 < bare.share.low < bare.share.value < bare.share.high < 1
+    assert every.share == proportion(found["passed"], found["judged"])
     assert kept.share == proportion(found["taken"], found["samples"])
     assert [part.times for part in rest] == [
         found[name] for name in ("without_thoughts", "prompt_talk", "failed")

@@ -80,6 +80,11 @@ def _answer_shares(run: RunData) -> list[OutcomeShare]:
             proportion(answers.first_passed, answers.first_judged),
         ),
         OutcomeShare(
+            "all bare answers judged, up to three a sample",
+            answers.passed,
+            proportion(answers.passed, answers.judged),
+        ),
+        OutcomeShare(
             "accepted samples that have reasoning",
             answers.taken,
             proportion(answers.taken, answers.samples),
