@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from refloom.data.encodings import PACKED_SUFFIXES, Skip, report_line, text_lines
-from refloom.data.shapes import SHAPE_KEYS
+from refloom.data.shapes import RUBRIC_COLUMNS, SHAPE_KEYS
 from refloom.errors import InputError
 
 NumberedRows = Iterator[tuple[int, Any]]
@@ -249,8 +249,10 @@ def _wrapped_lists(value: Mapping[str, Any]) -> dict[str, list[Any]]:
     ['result']
     >>> _wrapped_lists({"question": "Why so?", "sources": [{"url": "x"}]})
     {}
+    >>> _wrapped_lists({"question": "Why?", "rubric": [{"description": "Says so", "weight": 5}]})
+    {}
     """
-    if SHAPE_KEYS & value.keys():
+    if (SHAPE_KEYS | RUBRIC_COLUMNS) & value.keys():
         return {}
     is_row = any(isinstance(text, str) and " " in text for text in value.values())
     lists: dict[str, list[Any]] = {}

@@ -272,7 +272,8 @@ _TEXT_KEYS = {"role": "content", "from": "value", "speaker": "text"}
 
 # How rubrics of other data sets name the text and the weight of a criterion: HealthBench, RaR.
 _RUBRIC_KEYS = {"criterion": "points", "description": "weight"}
-CRITERIA_COLUMNS = ("criteria", "rubric", "rubrics")
+RUBRIC_COLUMNS = frozenset({"rubric", "rubrics"})
+CRITERIA_COLUMNS = ("criteria", *sorted(RUBRIC_COLUMNS))
 
 
 def find_criteria(row: DataRow) -> list[Any]:
