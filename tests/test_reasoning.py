@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections import Counter
 from dataclasses import replace
@@ -26,6 +27,7 @@ from langgraph.types import Command
 from processes import refloom
 from runs import (
     SEEDS,
+    CountingModel,
     MixedModel,
     all_rows,
     build_run,
@@ -752,6 +754,21 @@ async def test_a_budget_that_ends_among_bare_answers_is_resumed_to_the_same_rows
     assert "answer" in stages
     await finish_run(tmp_path / "capped", Costly(), SEEDS, **settings)
     assert stable_rows(tmp_path / "capped") == stable_rows(tmp_path / "whole")
+
+
+async def test_a_run_that_is_cut_off_ends_as_an_undisturbed_one(tmp_path):
+    settings: dict[str, Any] = {"reasoning": True, "per_seed": 2, "concurrency": 8}
+    whole = await finish_run(tmp_path / "whole", Thinking(), SEEDS, **settings)
+    for at in (8, 12, 12, 12):
+        counting = CountingModel(Thinking(), at)
+        task = asyncio.ensure_future(build_run(tmp_path / "cut", counting, SEEDS, **settings).run())
+        counting.then = task.cancel
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    again = await finish_run(tmp_path / "cut", Thinking(), SEEDS, **settings)
+    assert stable_rows(tmp_path / "cut") == stable_rows(tmp_path / "whole")
+    assert again["answers"] == whole["answers"]
+    assert again["calls"]["paid"] == whole["calls"]["paid"]
 
 
 async def test_reuse_pays_for_bare_answers_alone(tmp_path):
