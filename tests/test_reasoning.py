@@ -823,7 +823,8 @@ def test_settings_that_cannot_have_reasoning_are_refused(tmp_path):
         assert "reasoning" in line and "refed" in line
     ended = refloom("experiment", *common, "--arms", "none", "--reasoning", cwd=tmp_path)
     assert ended.returncode == 2
-    assert "--reasoning" in ended.stderr.splitlines()[-1]
+    (line,) = ended.stderr.splitlines()
+    assert "--reasoning" in line and "same text" in line
     (tmp_path / "more.toml").write_text("reasoning = true\n", encoding="utf-8")
     ended = refloom("experiment", *common, "--arms", "none", "--config", "more.toml", cwd=tmp_path)
     assert ended.returncode == 2

@@ -78,6 +78,14 @@ def add_commands(add: Any) -> None:
 
     parser = add("experiment", help="compare feedback arms on the same drafts", allow_abbrev=False)
     add_run_flags(parser, without=NOT_IN_EXPERIMENTS)
+    # Read, so that it can be refused with the reason.
+    parser.add_argument(
+        "--reasoning",
+        action="store_const",
+        const=True,
+        default=argparse.SUPPRESS,
+        help=argparse.SUPPRESS,
+    )
     parser.add_argument(
         "--arms",
         required=True,
