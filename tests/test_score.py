@@ -3,18 +3,43 @@
 from __future__ import annotations
 
 import asyncio
-
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import ScriptedModel, prompt_of, tagged, verdicts
+from aiohttp import web
+from fakes import (
+    USAGE,
+    Endpoint,
+    ScriptedModel,
+    completion,
+    error,
+    letters,
+    prompt_of,
+    tagged,
+    verdicts,
+    words,
+)
+from processes import command, env_of, lines, refloom
+from runs import finish_run, references
 
 from nodes.checks import run_safe_check
 from nodes.context import Context
-from nodes.llm import Call, CallFailed, ProviderStopped
+from nodes.llm import Call, CallFailed, ProviderStopped, Reply
 from nodes.own_criteria import read_own_criterion
 from nodes.state import Criterion
+from refloom.data.responses import Responses
+from refloom.evaluation.judging import judge_settings
 from refloom.evaluation.score import Scorer, open_scorer
+from refloom.evaluation.score_file import ScoreRun
 from refloom.settings import Settings
 
 
@@ -172,3 +197,634 @@ async def test_what_was_paid_is_paid_once_and_equal_work_is_done_once(tmp_path):
             assert session.client.counts["paid"] == paid
             assert bool(session.client.counts["reused"]) == bool(reused)
     assert len(model.calls) == 1
+
+
+# --- a file, by the command line ---------------------------------------------------------------
+
+ASKED = {"role": "user", "content": "Why 0?"}
+ANSWERED = {"role": "assistant", "content": "So."}
+RUBRIC = [
+    {"description": "Essential Criteria: The response names the cause", "weight": 5},
+    {"description": "Pitfall Criteria: The response blames the reader", "weight": -2},
+]
+
+
+def write(path: Path, *rows: Any) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def rubrics(path: Path, n: int = 3, rubric: Any = RUBRIC) -> Path:
+    return write(path, *({"question": f"Why {i}?", "rubric": rubric} for i in range(n)))
+
+
+def answers(path: Path, n: int = 3) -> Path:
+    rows = ({"instruction": f"Why {i}?", "response": f"Since {i} is so.", "n": i} for i in range(n))
+    return write(path, *rows)
+
+
+def by_response(body: dict[str, Any], good: Callable[[str], bool]) -> dict[str, Any]:
+    prompt = body["messages"][-1]["content"]
+    fine = good(tagged(prompt, "response")[-1])
+    return verdicts(prompt, "pass" if fine else "fail")
+
+
+def score(folder: Path, endpoint: Endpoint, *more: object, run: Any = refloom) -> Any:
+    return run(
+        "score", "rows.jsonl", "--criteria", "rubrics.jsonl", "--out", "scored.jsonl",
+        "--judge-model", "j", "--base-url", endpoint.url, *more, cwd=folder,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    answers(tmp_path / "rows.jsonl")
+    rubrics(tmp_path / "rubrics.jsonl")
+    return tmp_path
+
+
+def test_rows_get_a_score_and_keep_their_fields_and_order(folder):
+    write(
+        folder / "rows.jsonl",
+        {"instruction": "Why 1?", "response": "So.", "n": 1, "extra": {"a": [None, "ü"]}},
+        {"instruction": "Why  0?\n", "response": "Thus.", "score": 0.1},
+        {"instruction": "Why 9?", "response": "So."},
+        {"instruction": "Why 2?", "response": ""},
+        {"instruction": "Why 2?", "response": None},
+    )
+    with Endpoint(lambda body, n: by_response(body, lambda text: text == "So.")) as endpoint:
+        done = score(folder, endpoint)
+    assert done.returncode == 0, done.stderr
+    scored = lines(folder / "scored.jsonl")
+    assert [row["score"] for row in scored] == [1.0, 0.0, None, 0.0]
+    assert scored[0]["extra"] == {"a": [None, "ü"]}
+    assert list(scored[0])[-5:] == ["score", "verdicts", "unknown", "judge_model", "criteria_from"]
+    assert [row["criteria_from"] for row in scored] == ["instruction"] * 2 + [None, "instruction"]
+    assert (scored[2]["verdicts"], scored[2]["unknown"]) == ([], 0)
+    assert {row["judge_model"] for row in scored} == {"j"}
+    assert [one["verdict"] for one in scored[0]["verdicts"]] == ["pass", "pass"]
+    assert len(endpoint.asked()) == 2
+    assert "1 left out: 1 without a response" in done.stderr
+    assert "the rows had score already; they are replaced" in done.stderr
+    assert "scored 4 rows: mean 0.333" in done.stdout
+    assert "1 of these without criteria" in done.stdout
+    assert "3 calls paid, 0 reused" in done.stdout  # One asks whether the judge is there.
+
+
+def test_the_same_command_pays_nothing_again_and_changes_pay_for_what_is_new(folder):
+    with Endpoint() as endpoint:
+        first = score(folder, endpoint, "--json")
+        assert json.loads(first.stdout)["calls"]["paid"] == 1 + 3
+        before = (folder / "scored.jsonl").read_bytes()
+        again = score(folder, endpoint, "--json")
+        assert json.loads(again.stdout)["calls"] == {"paid": 0, "reused": 3, "retried": 0}
+        assert (folder / "scored.jsonl").read_bytes() == before
+        answers(folder / "rows.jsonl", 4)
+        rubrics(folder / "rubrics.jsonl", 4)
+        more = score(folder, endpoint, "--json")
+        assert json.loads(more.stdout)["calls"]["paid"] == 1
+        elsewhere = score(
+            folder, endpoint, "--json", "--out", "other.jsonl", "--reuse", "scored.jsonl"
+        )
+        assert json.loads(elsewhere.stdout)["calls"]["paid"] == 0
+        assert len(endpoint.asked()) == 4
+        another = score(folder, endpoint, "--json", "--judge-model", "k")
+    assert json.loads(another.stdout)["calls"]["paid"] == 1 + 4
+    assert (folder / "scored.jsonl.journal.sqlite").is_file()
+    assert {path.name for path in folder.iterdir() if path.suffix == ".new"} == set()
+
+
+def test_a_budget_stops_it_and_more_budget_goes_on(folder):
+    answers(folder / "rows.jsonl", 30)
+    rubrics(folder / "rubrics.jsonl", 30)
+
+    def script(body: dict[str, Any], number: int) -> web.Response:
+        said = completion(verdicts(body["messages"][-1]["content"]), body)
+        usage = {"prompt_tokens": 400, "completion_tokens": 100, "total_tokens": 500}
+        return web.json_response(json.loads(said.text or "") | {"usage": usage})
+
+    with Endpoint(script) as endpoint:
+        stopped = score(folder, endpoint, "--max-tokens", "6000", "--concurrency", "1")
+        assert stopped.returncode == 4
+        assert not (folder / "scored.jsonl").exists()
+        paid = len(endpoint.asked())
+        assert 0 < paid < 30
+        done = score(folder, endpoint, "--json")
+        assert len(endpoint.asked()) == 30
+    assert json.loads(done.stdout)["calls"] == {"paid": 30 - paid, "reused": paid, "retried": 0}
+
+
+def test_a_price_is_needed_for_a_cap_and_costs_are_told(folder):
+    prices = folder / "prices.toml"
+    prices.write_text("j = { input = 1.0, output = 2.0 }\n")
+    with Endpoint() as endpoint:
+        unpriced = score(folder, endpoint, "--max-cost", "1")
+        assert (unpriced.returncode, endpoint.bodies) == (2, [])
+        done = score(folder, endpoint, "--max-cost", "1", "--prices", prices, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["cost_usd"] > 0
+
+
+def test_ctrl_c_finishes_what_is_in_flight_and_the_same_command_goes_on(folder):
+    answers(folder / "rows.jsonl", 40)
+    rubrics(folder / "rubrics.jsonl", 40)
+    with Endpoint() as endpoint:
+        endpoint.latency = 0.3
+        arguments = [
+            "score", "rows.jsonl", "--criteria", "rubrics.jsonl", "--out", "scored.jsonl",
+            "--judge-model", "j", "--base-url", endpoint.url, "--concurrency", "4",
+        ]  # fmt: skip
+        process = subprocess.Popen(
+            command(*arguments), cwd=folder, env=env_of({}), stderr=subprocess.PIPE, text=True
+        )
+        wait_for(lambda: len(endpoint.asked()) >= 6)
+        refused = refloom(*arguments, cwd=folder)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=30)
+        assert (process.returncode, refused.returncode) == (130, 2), said
+        assert f"pid {process.pid}" in refused.stderr
+        assert "the same command goes on" in said
+        assert not (folder / "scored.jsonl").exists()
+        endpoint.latency = 0.0
+        done = refloom(*arguments, "--json", cwd=folder)
+        assert done.returncode == 0
+        assert len(endpoint.asked()) == 40
+    assert json.loads(done.stdout)["calls"]["paid"] < 40
+    assert len(lines(folder / "scored.jsonl")) == 40
+
+
+def wait_for(is_so: Callable[[], bool]) -> None:
+    for _ in range(600):
+        if is_so():
+            return
+        time.sleep(0.05)
+    raise AssertionError("it never came to be")
+
+
+def test_killed_and_given_again_nothing_is_paid_twice(folder):
+    answers(folder / "rows.jsonl", 24)
+    rubrics(folder / "rubrics.jsonl", 24)
+    with Endpoint() as endpoint:
+        endpoint.latency = 0.2
+        for least in (4, 10):
+            process = subprocess.Popen(
+                command(
+                    "score", "rows.jsonl", "--criteria", "rubrics.jsonl", "--out", "scored.jsonl",
+                    "--judge-model", "j", "--base-url", endpoint.url, "--concurrency", "2",
+                ), cwd=folder, env=env_of({}), stderr=subprocess.DEVNULL,
+            )  # fmt: skip
+            wait_for(lambda least=least: len(endpoint.asked()) >= least)
+            process.kill()
+            process.wait()
+        assert list(folder.glob("scored.jsonl.*.new"))
+        endpoint.latency = 0.0
+        done = score(folder, endpoint)
+        assert done.returncode == 0, done.stderr
+        # Those in flight at a kill may be asked again, and no others.
+        assert 24 <= len(endpoint.asked()) <= 24 + 2 * 2
+    assert len(lines(folder / "scored.jsonl")) == 24
+    assert not list(folder.glob("scored.jsonl.*.new"))
+
+
+def test_a_wrong_key_ends_it_before_any_row_is_judged(folder):
+    refused = web.json_response(
+        {"error": {"message": "bad key", "code": "invalid_api_key"}}, status=401
+    )
+    with Endpoint(preflight=lambda body, n: refused) as endpoint:
+        started = time.monotonic()
+        done = score(folder, endpoint)
+        assert (done.returncode, endpoint.bodies) == (4, [])
+        assert time.monotonic() - started < 3
+    assert not (folder / "scored.jsonl").exists()
+
+
+def test_no_heavy_package_is_loaded_for_rubrics_and_a_remote_judge(folder):
+    code = (
+        "import sys\nfrom refloom.cli import main\n"
+        "try:\n    main(sys.argv[1:])\nfinally:\n"
+        "    heavy = {'torch', 'faiss', 'langgraph', 'pyarrow', 'datasets'} & set(sys.modules)\n"
+        "    sys.stderr.write(f'heavy: {sorted(heavy)}')"
+    )
+    with Endpoint() as endpoint:
+        arguments = [
+            "score", "rows.jsonl", "--criteria", "rubrics.jsonl", "--out", "scored.jsonl",
+            "--judge-model", "j", "--base-url", endpoint.url,
+        ]  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments],
+            cwd=folder, env=env_of({}), capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "heavy: []" in done.stderr
+
+
+def test_what_one_row_holds_costs_that_row_alone(folder):
+    def script(body, number):
+        if "Since 1" in body["messages"][-1]["content"]:
+            return error(400, "flagged by the content filter", "content_filter")
+        return None
+
+    with Endpoint(script) as endpoint:
+        done = score(folder, endpoint, "--json")
+    assert done.returncode == 0, done.stderr
+    scored = lines(folder / "scored.jsonl")
+    assert [row["score"] for row in scored] == [1.0, None, 1.0]
+    assert scored[1]["unknown"] == 2
+    assert "could not be asked" in scored[1]["verdicts"][0]["reason"]
+    assert json.loads(done.stdout)["failed"] == 0
+
+
+def test_where_most_calls_fail_it_stops(folder):
+    answers(folder / "rows.jsonl", 60)
+    rubrics(folder / "rubrics.jsonl", 60)
+    with Endpoint(lambda body, n: error(400, "no such field: x")) as endpoint:
+        done = score(folder, endpoint, "--concurrency", "1")
+        assert done.returncode == 3, done.stderr
+        assert "--max-failure-rate" in done.stderr
+        assert len(endpoint.asked()) < 60
+    assert not (folder / "scored.jsonl").exists()
+
+
+def test_unknown_verdicts_are_counted_and_never_a_zero(folder):
+    def script(body, number):
+        prompt = body["messages"][-1]["content"]
+        said = verdicts(prompt, "pass")
+        for one in said["verdicts"]:
+            one["evidence"] = "words that stand nowhere"
+        return said
+
+    with Endpoint(script) as endpoint:
+        done = score(folder, endpoint, "--json")
+    summary = json.loads(done.stdout)
+    assert (summary["without_score"], summary["unknown"], summary["verdicts"]) == (3, 6, 6)
+    assert {row["score"] for row in lines(folder / "scored.jsonl")} == {None}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"instruction": "Why", "input": "0?", "output": "So."},
+        {"prompt": "Why 0?", "completion": "So."},
+        {"messages": [ASKED, ANSWERED]},
+        {"conversations": [{"from": "human", "value": "Why 0?"}, {"from": "gpt", "value": "So."}]},
+        {"conversations": ["Why 0?", "So."]},
+        {"prompt": [ASKED], "completion": [ANSWERED]},
+        {
+            "messages": [
+                {"role": "user", "content": "Why not?"},
+                {"role": "assistant", "content": "Never."},
+                ASKED,
+                ANSWERED,
+            ]
+        },
+    ],
+)  # fmt: skip
+def test_rows_of_every_shape_are_read(folder, row):
+    write(folder / "rows.jsonl", row)
+    with Endpoint() as endpoint:
+        done = score(folder, endpoint)
+        assert done.returncode == 0, done.stderr
+        assert tagged(endpoint.asked()[0]["messages"][-1]["content"], "response") == ["So."]
+    (scored,) = lines(folder / "scored.jsonl")
+    assert (scored["score"], scored["criteria_from"]) == (1.0, "instruction")
+    assert {name: scored[name] for name in row} == row
+
+
+def test_other_columns_are_mapped_and_kept(folder):
+    write(folder / "rows.jsonl", {"q": "Why 0?", "a": "So.", "response": "another thing"})
+    with Endpoint() as endpoint:
+        done = score(folder, endpoint, "--map", "instruction=q,response=a")
+        assert done.returncode == 0, done.stderr
+        assert tagged(endpoint.asked()[0]["messages"][-1]["content"], "response") == ["So."]
+    (scored,) = lines(folder / "scored.jsonl")
+    assert (scored["q"], scored["a"], scored["response"]) == ("Why 0?", "So.", "another thing")
+
+
+def test_any_script_and_odd_values_are_written(folder):
+    question = "Чому 🌊 так? \u202e"
+    write(folder / "rubrics.jsonl", {"question": question, "rubric": RUBRIC})
+    (folder / "rows.jsonl").write_text(
+        json.dumps({"instruction": question, "response": "Бо вітер."})[:-1]
+        + ', "odd": NaN, "half": "\\ud800"}\n'
+    )
+    with Endpoint() as endpoint:
+        done = score(folder, endpoint)
+    assert done.returncode == 0, done.stderr
+    text = (folder / "scored.jsonl").read_text(encoding="utf-8")
+    row = json.loads(text, parse_constant=pytest.fail)
+    assert (row["instruction"], row["odd"], row["half"]) == (question, None, "\ud800")
+
+
+def test_a_jury_by_the_command_line(folder):
+    with Endpoint(lambda body, n: by_response(body, lambda text: body["model"] != "y")) as endpoint:
+        done = score(folder, endpoint, "--judge-model", "x,y,z", "--limit", "1")
+        assert done.returncode == 0, done.stderr
+        assert sorted(body["model"] for body in endpoint.asked()) == ["x", "y", "z"]
+    (row,) = lines(folder / "scored.jsonl")
+    assert (row["score"], row["judge_model"]) == (1.0, "x,y,z")
+
+
+def test_what_a_rubric_may_not_name_is_told_before_any_call(folder):
+    item = {"criterion_id": "t", "description": "The response runs", "weight": 2, "must": True}
+    rubrics(
+        folder / "rubrics.jsonl",
+        rubric=[*RUBRIC, {**item, "judged_by": "check", "check": "os:system"}],
+    )
+    with Endpoint() as endpoint:
+        done = score(folder, endpoint)
+    assert done.returncode == 0, done.stderr
+    assert "3 items name a check that a file of rubrics may not (os:system)" in done.stderr
+    assert done.stderr.index("os:system") < done.stderr.index("rows: 3")
+    assert [row["unknown"] for row in lines(folder / "scored.jsonl")] == [1, 1, 1]
+
+
+def test_a_persons_criteria_hold_for_all_rows_or_those_with_a_tag(folder):
+    (folder / "own.toml").write_text(
+        '[[criteria]]\ntext = "names the cause"\nid = "a"\n'
+        '[[criteria]]\ntext = "is short"\ncheck = "regex:^.{1,20}$"\nid = "b"\n'
+        '[[criteria]]\ntext = "is calm"\ntags = ["sea"]\nid = "c"\n'
+        '[[criteria]]\ntext = "asks for one thing"\nof = "instruction"\nid = "d"\n'
+    )
+    write(
+        folder / "rows.jsonl",
+        {"instruction": "Why?", "response": "So it is."},
+        {"instruction": "Why?", "response": "So it is and ever was.", "tags": ["sea"]},
+    )
+    with Endpoint() as endpoint:
+        done = score(folder, endpoint, "--criteria", "own.toml")
+    assert done.returncode == 0, done.stderr
+    first, second = lines(folder / "scored.jsonl")
+    assert [one["criterion_id"] for one in first["verdicts"]] == ["a", "b"]
+    assert [one["verdict"] for one in second["verdicts"]] == ["pass", "fail", "pass"]
+    assert (first["score"], second["score"]) == (1.0, round(10 / 15, 6))
+    assert first["criteria_from"] == "instruction"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (["--out", "nowhere/scored.jsonl"], "nowhere"),
+        (["--out", "scored.parquet"], "name it .jsonl"),
+        (["--out", "rows.jsonl"], "is the file of the rows"),
+        (["--out", "rubrics.jsonl"], "is the file of the criteria"),
+        (["--out", "."], "name it .jsonl"),
+        (["--criteria", "none.jsonl"], "none.jsonl: no such file"),
+        (["--criteria", "empty"], "there is no run here"),
+        (["--criteria", "bad.jsonl"], "bad.jsonl: line 2"),
+        (["--criteria", "tests.toml"], "--run-code"),
+        (["--judge-model", "local,j"], "a jury gives written verdicts"),
+        (["--judge-model", "x,y", "--judge-method", "logodds"], "jury"),
+        (["--map", "instruction=nothing"], "no row to score"),
+        (["--reuse", "empty"], "there is no run here"),
+    ],
+)
+def test_what_cannot_be_used_is_told_before_any_call(folder, change, said):
+    (folder / "empty").mkdir()
+    write(folder / "bad.jsonl", {"question": "Why?", "rubric": RUBRIC}, {"question": "Why?"})
+    (folder / "tests.toml").write_text('[[criteria]]\ntext = "runs"\ncheck = "python_tests"\n')
+    with Endpoint() as endpoint:
+        done = score(folder, endpoint, *change)
+        assert (done.returncode, endpoint.bodies, endpoint.preflights) == (2, [], [])
+    assert said in done.stderr
+    assert len([line for line in done.stderr.splitlines() if line[:5] != "rows:"]) == 1
+
+
+@pytest.mark.parametrize("text", ["", '{"instruction": "Why?"}\n', '{"a": 1}\n', "not JSON\n"])
+def test_a_file_without_a_row_to_score(folder, text):
+    (folder / "rows.jsonl").write_text(text)
+    with Endpoint() as endpoint:
+        done = score(folder, endpoint)
+        assert (done.returncode, endpoint.preflights) == (2, [])
+    assert "rows.jsonl" in done.stderr
+
+
+# --- the criteria of a run ---------------------------------------------------------------------
+
+REFERENCES = references(4)
+SEEDS = [words(f"seed {i}", 8) for i in range(4)]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose criteria were tried, with a person's criteria; only to be read."""
+    out = tmp_path_factory.mktemp("scored") / "run"
+    own = write(
+        out.parent / "own.jsonl",
+        {"text": "is polite", "id": "polite", "must": False},
+        {"text": "blames the reader", "id": "blame", "weight": -4},
+        {"text": "is salty", "id": "salty", "tags": ["sea"]},
+    )
+
+    def critique(call: Call) -> Any:
+        known = {one["instruction"]: one["response"] for one in REFERENCES}
+        prompt = prompt_of(call)
+        own = known.get(tagged(prompt, "instruction")[-1])
+        good = own in (None, tagged(prompt, "response")[-1])
+        return verdicts(prompt, "pass" if good else "fail")
+
+    model = ScriptedModel(critique=critique)
+    asyncio.run(
+        finish_run(
+            out, model, SEEDS, given=REFERENCES, try_criteria=True, references_per_seed=2,
+            criteria=own, judge_model="j",
+        )
+    )  # fmt: skip
+    return out
+
+
+def accepted(run: Path) -> list[dict[str, Any]]:
+    return lines(run / "accepted.jsonl")
+
+
+async def score_by(
+    run: Path, folder: Path, model: Any, *rows: Any, **settings: Any
+) -> tuple[list[dict[str, Any]], ScoreRun, list[str]]:
+    """Score rows by a run's criteria in this process, with an embedding of letters."""
+    chosen = {"quiet": True, **settings}
+    warnings: list[str] = []
+    write(folder / "rows.jsonl", *rows)
+    session = ScoreRun(
+        Responses(str(folder / "rows.jsonl")),
+        run,
+        folder / "scored.jsonl",
+        judge_settings(run, chosen),
+        on_warning=warnings.append,
+        complete=model,
+        embed=letters,
+    )
+    async with asyncio.timeout(60):
+        await session.run()
+    return lines(folder / "scored.jsonl"), session, warnings
+
+
+def tree(folder: Path) -> dict[str, tuple[int, int]]:
+    """Every file, with its size and the time of its last change, but for SQLite's own."""
+    files = (
+        path for path in folder.rglob("*") if path.suffix not in (".sqlite-shm", ".sqlite-wal")
+    )
+    return {
+        str(path): (path.stat().st_size, path.stat().st_mtime_ns)
+        for path in files
+        if path.is_file()
+    }
+
+
+async def test_an_instruction_of_the_run_has_its_own_criteria(run, tmp_path):
+    record = accepted(run)[0]
+    before = tree(run)
+    model = judging()
+    scored, _, warnings = await score_by(
+        run, tmp_path, model,
+        {"instruction": f"  {record['instruction']}\n", "response": record["response"]},
+        {"instruction": record["instruction"], "response": "Another thing."},
+    )  # fmt: skip
+    wanted = [one["id"] for one in record["criteria"] if one["judged_by"] != "rule"]
+    for row in scored:
+        assert [one["criterion_id"] for one in row["verdicts"]] == wanted
+        assert row["criteria_from"] == "instruction"
+        assert row["judge_model"] == "j"
+    assert scored[0]["score"] == 1.0
+    assert [call.stage for call in model.calls] == ["critique"] * 2
+    assert {"salty"}.isdisjoint(wanted)
+    assert (warnings, tree(run)) == ([], before)
+
+
+async def test_another_instruction_has_those_of_the_references_retrieved_for_it(run, tmp_path):
+    before, model = tree(run), judging()
+    near = REFERENCES[2]
+    scored, session, warnings = await score_by(
+        run, tmp_path, model,
+        {"instruction": near["instruction"], "response": "Of course."},
+        {"instruction": words("quite another", 9), "response": "Of course."},
+    )  # fmt: skip
+    assert {row["criteria_from"] for row in scored} == {"retrieved"}
+    first = {one["criterion_id"]: one["verdict"] for one in scored[0]["verdicts"]}
+    known = {one["id"]: one for record in accepted(run) for one in record["criteria"]}
+    of_reference = {id_ for id_ in first if known.get(id_, {}).get("reference_id")}
+    # Each has two criteria, and those of two references that say the same are one.
+    assert of_reference
+    assert {known[id_]["reference_id"] for id_ in of_reference} >= {near["id"]}
+    assert {"answers-instruction", "polite", "blame"} <= set(first)
+    assert "salty" not in first
+    # No extraction, no trial: what is asked is the judging of two responses.
+    assert [call.stage for call in model.calls] == ["critique"] * 2
+    assert session.summary.unlearned <= 1  # One was retrieved for no seed.
+    assert (warnings, tree(run)) == ([], before)
+
+
+async def test_a_reference_of_which_nothing_was_learned_has_the_built_in_criterion(run, tmp_path):
+    copied = Path(shutil.copytree(run, tmp_path / "run"))
+    for path in (copied / "memory").glob("characteristics.*"):
+        path.unlink()
+    (row,), session, _ = await score_by(
+        copied, tmp_path, judging(), {"instruction": "Quite another?", "response": "Of course."}
+    )
+    ids = {one["criterion_id"] for one in row["verdicts"]}
+    assert ids >= {"answers-instruction", "polite", "blame"}
+    assert not any(id_.startswith("c") and id_[:5] != "check" for id_ in ids)
+    assert session.summary.unlearned == 2
+    assert not (copied / "memory" / "characteristics.sqlite").exists()
+
+
+async def test_without_the_runs_memory_another_instruction_has_no_criteria(run, tmp_path):
+    copied = Path(shutil.copytree(run, tmp_path / "run"))
+    shutil.rmtree(copied / "memory")
+    record = accepted(run)[0]
+    scored, _, warnings = await score_by(
+        copied, tmp_path, judging(),
+        {"instruction": "Quite another?", "response": "Of course."},
+        {"instruction": record["instruction"], "response": record["response"]},
+    )  # fmt: skip
+    assert [row["criteria_from"] for row in scored] == [None, "instruction"]
+    assert [row["score"] for row in scored] == [None, 1.0]
+    assert "no references of the run" in warnings[0]
+
+
+async def test_without_vectors_they_are_made_and_not_stored(run, tmp_path):
+    copied = Path(shutil.copytree(run, tmp_path / "run"))
+    (copied / "memory" / "index.json").unlink()
+    before = tree(copied)
+    (row,), _, warnings = await score_by(
+        copied, tmp_path, judging(), {"instruction": "Quite another?", "response": "Of course."}
+    )
+    assert row["criteria_from"] == "retrieved"
+    assert "made now, and not stored" in warnings[0]
+    assert tree(copied) == before
+
+
+async def test_log_odds_take_the_bars_of_the_memory(tmp_path):
+    out = tmp_path / "run"
+    response = {one["instruction"]: one["response"] for one in REFERENCES}
+
+    def odds(call: Call) -> float:
+        instruction, said = (
+            tagged(prompt_of(call), tag)[-1] for tag in ("instruction", "response")
+        )
+        return 6.0 if response.get(instruction, said) == said else 2.0
+
+    await finish_run(
+        out, ScriptedModel(odds=odds), SEEDS, given=REFERENCES, try_criteria=True,
+        judge_method="logodds", max_criteria=0,
+    )  # fmt: skip
+    record = accepted(out)[0]
+    row = {"instruction": record["instruction"], "response": "Something."}
+    for value, verdict in ((3.0, "fail"), (5.0, "pass")):
+        folder = tmp_path / verdict
+        folder.mkdir()
+        model = ScriptedModel(odds=lambda call, value=value: value)
+        (scored,), _, _ = await score_by(out, folder, model, row)
+        assert scored["verdicts"][0]["criterion_id"] == "answers-instruction"
+        assert scored["verdicts"][0]["verdict"] == verdict
+        assert "bar 3.98" in scored["verdicts"][0]["reason"]
+
+
+async def test_rejected_rows_have_criteria_too(tmp_path):
+    out = tmp_path / "run"
+    model = judging(**{"answers-instruction": "fail"})
+    await finish_run(out, model, SEEDS[:1], given=REFERENCES)
+    (record,) = lines(out / "rejected.jsonl")
+    (row,), _, _ = await score_by(
+        out, tmp_path, judging(), {"instruction": record["instruction"], "response": "Other."}
+    )
+    assert (row["criteria_from"], row["score"]) == ("instruction", 1.0)
+
+
+def test_the_judge_is_the_runs_own_by_the_command_line(run, tmp_path):
+    record = accepted(run)[0]
+    write(tmp_path / "rows.jsonl", {"instruction": record["instruction"], "response": "Other."})
+    with Endpoint() as endpoint:
+        done = refloom(
+            "score", "rows.jsonl", "--criteria", run, "--out", "scored.jsonl",
+            "--base-url", endpoint.url, cwd=tmp_path,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert {body["model"] for body in endpoint.bodies + endpoint.preflights} == {"j"}
+    assert lines(tmp_path / "scored.jsonl")[0]["judge_model"] == "j"
+
+
+def test_memory_does_not_grow_with_the_rows(tmp_path):
+    """What is held of a row once it is written: its score and a hash, not its text."""
+
+    async def model(call: Call) -> Reply:
+        return Reply(json.dumps(verdicts(prompt_of(call))), "stop", dict(USAGE))
+
+    text = "word " * 400
+    rubrics(tmp_path / "rubrics.jsonl", 1)
+    peaks = []
+    for n in (600, 1800):
+        write(
+            tmp_path / "rows.jsonl",
+            *({"instruction": "Why 0?", "response": f"{i} {text}", "more": text} for i in range(n)),
+        )
+        session = ScoreRun(
+            Responses(str(tmp_path / "rows.jsonl")),
+            tmp_path / "rubrics.jsonl",
+            tmp_path / f"{n}.jsonl",
+            Settings(model="j", quiet=True),
+            complete=model,
+        )
+        tracemalloc.start()
+        asyncio.run(session.run())
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < peaks[0] + 2e6

@@ -23,6 +23,7 @@ from refloom.data.rubrics import rubric_of, weight_of
 from refloom.evaluation.judging import open_judge
 from refloom.runs.checks import RunChecks
 from refloom.runs.client import CachedClient, FaultCallback
+from refloom.runs.journal import Journal
 from refloom.settings import Settings
 
 # With more than this share of the weight unknown, nothing is known.
@@ -179,10 +180,11 @@ def _only_safe(run_check: RunCheck) -> RunCheck:
 
 
 class ScorerSession(NamedTuple):
-    """An open scorer and its client, which counts calls and can be stopped."""
+    """An open scorer; its client, which counts calls and can be stopped; and their journal."""
 
     scorer: Scorer
     client: CachedClient
+    journal: Journal
 
 
 @asynccontextmanager
@@ -215,6 +217,6 @@ async def open_scorer(
         )
         try:
             scorer = Scorer(client, settings.context(), run_check=checks)
-            yield ScorerSession(scorer, client)
+            yield ScorerSession(scorer, client, session.journal)
         finally:
             await checks.aclose()
