@@ -15,15 +15,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import os
+import shutil
 import tempfile
 import threading
 import weakref
 from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
@@ -34,9 +34,7 @@ from nodes.llm import ProviderStopped
 from nodes.llm.thoughts import UnclearThoughts, find_answer, find_usual_marks
 from refloom.data.rubrics import (
     Rubric,
-    fold_instruction,
     read_rubric,
-    read_rubrics,
     weight_of,
 )
 from refloom.data.shapes import (
@@ -47,24 +45,31 @@ from refloom.data.shapes import (
     read_text,
     valid_text,
 )
-from refloom.errors import InputError
+from refloom.errors import InputError, TooManyFailed
 from refloom.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from memory.references import Turn
-    from refloom.evaluation.score import ScorerSession
+    from refloom.evaluation.row_criteria import CriteriaSource, RowCriteria
+    from refloom.evaluation.score import Scorer
+    from refloom.runs.client import CachedClient
 
 _LOGGER = logging.getLogger("refloom.reward")
-# A longer criterion is no criterion.
+# A longer criterion is no criterion, and a larger weight no weight.
 MAX_CRITERION_CHARS = 2000
+MAX_WEIGHT = 1e6
+# Columns that say which criteria of a file hold for a row.
+ROW_COLUMNS = ("id", "seed_id", "tags")
 # Why a completion has no reward; each is logged once.
 WHY_NONE = {
     "no_rubric": "no rubric matches the prompt",
     "unreadable_rubric": "the rubric of the row cannot be read",
     "unreadable_text": "the prompt or the completion is no text and no messages of text",
-    "unknown": "the judge gave too few verdicts that could be read",
-    "failed": "the judge could not be asked about the completion",
+    "unknown": "too few of the verdicts are known",
+    "failed": "the judge's call failed",
 }
+# Fewer completions say nothing about how many calls fail.
+MIN_COMPLETIONS_FOR_FAILURE_RATE = 20
 
 T = TypeVar("T")
 
@@ -85,6 +90,9 @@ class JudgeOptions(TypedDict, total=False):
     max_tokens: int | None
     prices: str | Path | None
     reuse: str | Path | None
+    memory: str | Path | None
+    embedding_model: str | None
+    run_code: bool | None
 
 
 def rubric_reward(
@@ -97,15 +105,14 @@ def rubric_reward(
     """Make a reward function of criteria and a judge, for TRL's `GRPOTrainer` and the like.
 
     Args:
-        criteria: A rubric file, matched by the question; None if the data set has a column `rubric`
-            or `rubrics`.
+        criteria: A file of rubrics or of criteria, or a run's directory, as `refloom score` takes
+            them; None if the data set has a column `rubric` or `rubrics`.
         journal: The file in which every answer of the judge is kept: the same response to the same
             prompt is paid for once, also in the next training. Without it there is a temporary one.
         name: What trainers log the reward under.
         options: The judge and its limits. Caps are for all processes of a training together.
 
     Raises:
-        InputError: A file cannot be used.
         pydantic.ValidationError: A setting has a wrong value.
     """
     return RubricReward(criteria, journal=journal, name=name, **options)
@@ -116,7 +123,9 @@ class RubricReward:
 
     None is what is not known: no rubric matches, or too many verdicts are unknown. Trainers leave
     such completions out. `counts` says how many completions were `scored` and why others have no
-    reward.
+    reward. As a context manager it is open from the beginning, so that a wrong key or file is told
+    before the training begins; else it is opened by the first call. It is closed by `close`,
+    `aclose`, or with the last reference to it.
 
     A copy, or what is made of it in another process, opens its own journal, and one file is open
     in one process: in a training by several (`RANK`, `WORLD_SIZE`) each but the first has a journal
@@ -141,7 +150,7 @@ class RubricReward:
         flags = {key: value for key, value in options.items() if value is not None}
         rank, processes = _place_among_processes()
         self._settings = _share(load_settings(flags), processes)
-        self._rubrics = None if criteria is None else read_rubrics(Path(criteria))
+        self._criteria = None if criteria is None else Path(criteria)
         self._journal = None if journal is None else _journal_of(Path(journal), rank)
         self._judge: _JudgeThread | None = None
         self._lock = threading.Lock()
@@ -163,10 +172,15 @@ class RubricReward:
         Raises:
             ProviderStopped: The judge is down for good, or for too long; what was paid is kept.
             BudgetSpent: A cap leaves no room.
-            InputError: There are neither criteria nor a column of them.
+            TooManyFailed: More than half of the judge's calls fail.
+            InputError: The criteria cannot be used, or there are none.
         """
-        column = self._column(columns, len(prompts))
-        rows = list(zip(prompts, completions, column, strict=True))
+        rubrics = self._column(columns, len(prompts))
+        about = [
+            {name: columns[name][n] for name in ROW_COLUMNS if name in columns}
+            for n in range(len(prompts))
+        ]
+        rows = list(map(_Row, prompts, completions, rubrics, about))
         judge = await asyncio.to_thread(self._open_judge)
         results = await judge.do(partial(self._score_batch, rows=rows))
         self._report(results, columns.get("log_metric"))
@@ -184,12 +198,14 @@ class RubricReward:
             judge.close()
 
     def __enter__(self) -> Self:
+        self._open_judge()
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()
 
     async def __aenter__(self) -> Self:
+        await asyncio.to_thread(self._open_judge)
         return self
 
     async def __aexit__(self, *exc: object) -> None:
@@ -197,7 +213,7 @@ class RubricReward:
 
     def _column(self, columns: Mapping[str, Any], rows: int) -> Sequence[Any]:
         """The rows' own rubrics; None for each if there are criteria for all."""
-        if self._rubrics is not None:
+        if self._criteria is not None:
             return [None] * rows
         for key in sorted(RUBRIC_COLUMNS):
             if key in columns:
@@ -213,41 +229,41 @@ class RubricReward:
         with self._lock:
             # The thread of a process does not live on in one that is forked from it.
             if self._judge is None or self._judge.pid != os.getpid():
-                self._judge = _JudgeThread(self._settings, self._journal)
+                self._judge = _JudgeThread(self._settings, self._journal, self._criteria)
                 weakref.finalize(self, self._judge.stop).atexit = False
             return self._judge
 
-    async def _score_batch(
-        self, session: ScorerSession, rows: Sequence[tuple[Any, Any, Any]]
-    ) -> list[float | str]:
+    async def _score_batch(self, judge: _Judge, rows: Sequence[_Row]) -> list[float | str]:
         """The reward of each row, or why it has none: a key of `WHY_NONE`."""
         from refloom.evaluation.judging import gather_bounded
 
-        return await gather_bounded(
-            rows, partial(self._score, session), limit=2 * self._settings.max_in_flight
-        )
+        limit = 2 * self._settings.max_in_flight
+        return await gather_bounded(rows, partial(self._score, judge), limit=limit)
 
-    async def _score(self, session: ScorerSession, row: tuple[Any, Any, Any]) -> float | str:
-        prompt, completion, column = row
+    async def _score(self, judge: _Judge, row: _Row) -> float | str:
+        from refloom.evaluation.score_file import is_failure
+
         try:
-            asked = read_prompt(prompt)
-            response = read_completion(completion, asked)
+            asked = read_prompt(row.prompt)
+            response = read_completion(row.completion, asked)
         except (ValueError, UnknownShape):
             return "unreadable_text"
-        if self._rubrics is not None:
-            rubric = self._rubrics.get(fold_instruction(asked.instruction))
-        else:
-            try:
-                rubric = read_column(asked.instruction, column)
-            except (ValueError, UnknownShape):
-                return "unreadable_rubric"
-        if rubric is None or not rubric.criteria:
+        try:
+            found = await _find_criteria(judge.source, row, asked, response)
+        except (ValueError, UnknownShape):
+            return "unreadable_rubric"
+        if not found.criteria:
             return "no_rubric"
-        scored = await session.scorer.score(
-            asked.instruction, response, rubric.criteria, history=asked.history
+        scored = await judge.scorer.score(
+            asked.instruction,
+            response,
+            found.criteria,
+            history=asked.history or found.history,
+            references=found.references,
+            trusted=found.trusted,
         )
         if scored.value is None:
-            return "unknown" if scored.fault is None else "failed"
+            return "failed" if is_failure(scored.fault) else "unknown"
         return scored.value
 
     def _report(self, results: Sequence[float | str], log_metric: Any) -> None:
@@ -265,6 +281,30 @@ class RubricReward:
         self.counts["scored"] += len(results) - why.total()
         if callable(log_metric) and results:
             log_metric(f"rewards/{self.__name__}/none", why.total() / len(results))
+        failed, total = self.counts["failed"], self.counts.total()
+        allowed = self._settings.max_failure_rate
+        if why["failed"] and total >= MIN_COMPLETIONS_FOR_FAILURE_RATE and failed > allowed * total:
+            raise TooManyFailed(
+                f"the judge's calls failed for {failed} of {total} completions, more than "
+                f"max_failure_rate {allowed} allows; `refloom doctor` says what the endpoint can do"
+            )
+
+
+class _Row(NamedTuple):
+    """What a trainer has of a completion: its prompt, and what stands in columns."""
+
+    prompt: Any
+    completion: Any
+    rubric: Any
+    fields: Mapping[str, Any]
+
+
+class _Judge(NamedTuple):
+    """What an open judge has: where criteria come from, unless each row has its own."""
+
+    scorer: Scorer
+    client: CachedClient
+    source: CriteriaSource | None
 
 
 class Asked(NamedTuple):
@@ -321,38 +361,69 @@ def read_column(instruction: str, value: Any) -> Rubric | None:
         return None
     rubric = read_rubric({"question": instruction, "rubric": value})
     for criterion in rubric.criteria:
-        if len(criterion["text"]) > MAX_CRITERION_CHARS or not math.isfinite(weight_of(criterion)):
-            raise ValueError("has an item that is too long, or without a finite weight")
+        if (
+            len(criterion["text"]) > MAX_CRITERION_CHARS
+            or not abs(weight_of(criterion)) < MAX_WEIGHT
+        ):
+            raise ValueError("has an item that is too long, or whose weight is no weight")
         valid_text(criterion["text"] + criterion["id"])
     return rubric
+
+
+async def _find_criteria(
+    source: CriteriaSource | None, row: _Row, asked: Asked, response: str
+) -> RowCriteria:
+    """What a row is scored by. Raises `ValueError` for a column that cannot be read."""
+    from refloom.data.responses import ResponseRow
+    from refloom.evaluation.row_criteria import RowCriteria
+
+    if source is None:
+        rubric = read_column(asked.instruction, row.rubric)
+        return RowCriteria() if rubric is None else RowCriteria(rubric.criteria, "instruction")
+    tags = row.fields.get("tags")
+    return await source.find(
+        ResponseRow(
+            line=0,
+            fields=row.fields,
+            instruction=asked.instruction,
+            response=response,
+            history=asked.history,
+            text=asked.instruction,
+            tags=list(map(str, tags)) if isinstance(tags, list) else [],
+        )
+    )
 
 
 class _JudgeThread:
     """An open judge, on an event loop in a thread of its own."""
 
-    def __init__(self, settings: Settings, journal: Path | None) -> None:
-        """Open it. Blocks; raises what `open_scorer` raises."""
+    def __init__(self, settings: Settings, journal: Path | None, criteria: Path | None) -> None:
+        """Open it. Blocks; raises what `open_criteria` and `open_scorer` raise."""
         self.pid = os.getpid()
-        self._settings, self._journal = settings, journal
-        self._opened: Future[ScorerSession] = Future()
+        self._settings, self._criteria = settings, criteria
+        if journal is None:
+            folder = tempfile.mkdtemp(prefix="rubric-reward-")
+            self._remove = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+            journal = Path(folder) / "journal.sqlite"
+        self._journal = journal
+        self._opened: Future[_Judge] = Future()
         # A daemon: whoever ends without closing it loses nothing, since answers are on disk.
         self._thread = threading.Thread(target=self._run, name="rubric_reward", daemon=True)
         self._thread.start()
-        self._session = self._opened.result()
+        self._judge = self._opened.result()
 
-    async def do(self, work: Callable[[ScorerSession], Coroutine[Any, Any, T]]) -> T:
+    async def do(self, work: Callable[[_Judge], Coroutine[Any, Any, T]]) -> T:
         """Do something with the open judge, on its loop, for a caller on another one."""
-        return await asyncio.wrap_future(
-            asyncio.run_coroutine_threadsafe(self._until_stopped(work), self._loop)
-        )
+        doing = asyncio.run_coroutine_threadsafe(self._until_stopped(work), self._loop)
+        return await asyncio.wrap_future(doing)
 
-    async def _until_stopped(self, work: Callable[[ScorerSession], Coroutine[Any, Any, T]]) -> T:
+    async def _until_stopped(self, work: Callable[[_Judge], Coroutine[Any, Any, T]]) -> T:
         from refloom.runs.client import Interrupted
 
         try:
-            return await work(self._session)
+            return await work(self._judge)
         except Interrupted as interrupted:
-            stopped_by = self._session.client.stopped_by
+            stopped_by = self._judge.client.stopped_by
             raise stopped_by or ProviderStopped("the calls were stopped") from interrupted
 
     def stop(self) -> None:
@@ -376,14 +447,21 @@ class _JudgeThread:
             self._opened.set_exception(error)
 
     async def _serve(self) -> None:
+        from refloom.evaluation.row_criteria import open_criteria
         from refloom.evaluation.score import open_scorer
 
         self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
-        with tempfile.TemporaryDirectory(prefix="rubric-reward-") as folder:
-            path = self._journal or Path(folder) / "journal.sqlite"
-            async with open_scorer(path, self._settings, on_warning=_LOGGER.warning) as session:
-                self._opened.set_result(session)
-                await self._stopping.wait()
+        warn, source = _LOGGER.warning, None
+        async with AsyncExitStack() as stack:
+            if self._criteria is not None:
+                source = await asyncio.to_thread(
+                    open_criteria, self._criteria, self._settings, on_warning=warn
+                )
+                stack.callback(source.close)
+            scorer = open_scorer(self._journal, self._settings, on_warning=warn)
+            session = await stack.enter_async_context(scorer)
+            self._opened.set_result(_Judge(session.scorer, session.client, source))
+            await self._stopping.wait()
 
 
 def _call(make: Callable[[], RubricReward]) -> RubricReward:

@@ -14,17 +14,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import Endpoint, error, prompt_of, stage_of, tagged, verdicts
+from aiohttp import web
+from fakes import Endpoint, ScriptedModel, completion, error, stage_of, tagged, verdicts
 from processes import env_of
+from runs import SEEDS, finish_run, rows
 
 from nodes.llm import ProviderStopped
-from refloom.errors import BudgetSpent, InputError, JournalError
+from refloom.errors import BudgetSpent, InputError, JournalError, RefloomError, TooManyFailed
 from refloom.reward import RubricReward, read_completion, read_prompt, rubric_reward
 from refloom.runs import rate_limit
 
 QUESTIONS = ["Why does it rain?", "How do cats see in the dark?"]
 ITEMS = [
-    {"title": "Cause", "description": "Essential Criteria: The response names a cause", "weight": 5},
+    {
+        "title": "Cause",
+        "description": "Essential Criteria: The response names a cause",
+        "weight": 5,
+    },
     {"title": "Short", "description": "Important Criteria: The response is short", "weight": 2},
     {"title": "Blame", "description": "Pitfall Criteria: The response blames you", "weight": -3},
 ]
@@ -54,8 +60,8 @@ def endpoint():
 @pytest.fixture
 def rubrics(tmp_path) -> Path:
     path = tmp_path / "rubrics.jsonl"
-    rows = [{"question": question, "rubric": ITEMS} for question in QUESTIONS]
-    path.write_text("\n".join(map(json.dumps, rows)))
+    lines = (json.dumps({"question": question, "rubric": ITEMS}) for question in QUESTIONS)
+    path.write_text("\n".join(lines))
     return path
 
 
@@ -146,21 +152,33 @@ async def test_limits_hold(endpoint, rubrics):
     assert len(endpoint.asked()) == 18
 
 
-async def test_a_cap_ends_it_with_one_line_and_what_was_paid_is_kept(endpoint, rubrics, tmp_path):
+async def test_a_cap_ends_it_with_one_line_and_what_was_paid_is_kept(rubrics, tmp_path):
+    def script(body, number):
+        said = json.loads(completion(judge_words(body, number), body).text)
+        return web.json_response({**said, "usage": {"prompt_tokens": 4000, "completion_tokens": 9}})
+
     journal = tmp_path / "judge.sqlite"
     prompts, completions = [QUESTIONS[0]] * 9, [f"cause {n}" for n in range(9)]
-    capped = {"journal": journal, "concurrency": 1}
-    async with reward_of(endpoint, rubrics, max_tokens=6000, **capped) as reward:
-        for _ in range(2):
-            with pytest.raises(BudgetSpent) as stopped:
-                for prompt, completion in zip(prompts, completions, strict=True):
-                    await reward([prompt], [completion + " " * 9 + "x" * 20_000])
-        assert "\n" not in str(stopped.value)
-    paid = len(endpoint.asked())
-    assert 0 < paid < 9
-    async with reward_of(endpoint, rubrics, **capped) as reward:
-        await reward(prompts, [c + " " * 9 + "x" * 20_000 for c in completions])
-    assert len(endpoint.asked()) == 9
+    with Endpoint(script) as endpoint:
+        capped = reward_of(endpoint, rubrics, journal=journal, max_tokens=20_000, concurrency=2)
+        async with capped as reward:
+            for _ in range(2):
+                with pytest.raises(BudgetSpent) as stopped:
+                    await reward(prompts, completions)
+                assert "\n" not in str(stopped.value)
+        paid = len(endpoint.asked())
+        assert 0 < paid < 9
+        async with reward_of(endpoint, rubrics, journal=journal) as reward:
+            assert await reward(prompts, completions) == [pytest.approx(2 / 7)] * 9
+        assert len(endpoint.asked()) == 9
+
+
+async def test_a_judge_whose_calls_fail_ends_it(rubrics):
+    with Endpoint(lambda body, number: error(400, "no such thing")) as endpoint:
+        async with reward_of(endpoint, rubrics) as reward:
+            assert await reward(QUESTIONS * 4, [f"a {n}" for n in range(8)]) == [None] * 8
+            with pytest.raises(TooManyFailed, match="24 of 24 completions"):
+                await reward(QUESTIONS * 8, [f"b {n}" for n in range(16)])
 
 
 def test_one_reward_is_called_from_many_event_loops(endpoint, rubrics):
@@ -283,15 +301,47 @@ def test_a_name_that_is_no_option_is_refused(rubrics):
         rubric_reward(rubrics, judge_modell="j")  # type: ignore[call-arg]
 
 
+async def test_criteria_may_be_a_file_of_ones_own(endpoint, tmp_path):
+    path = tmp_path / "criteria.toml"
+    path.write_text(
+        '[[criteria]]\ntext = "names the cause"\n'
+        '[[criteria]]\ntext = "is short"\ncheck = "max_words:2"\nmust = false\n'
+        '[[criteria]]\ntext = "is kind"\ntags = ["advice"]\n'
+    )
+    async with reward_of(endpoint, path) as reward:
+        completions = ["cause", "it is cause enough", "cause"]
+        rewards = await reward(["Why?"] * 3, completions, tags=[[], [], ["advice"]])
+        assert rewards == [1.0, pytest.approx(5 / 7), pytest.approx(7 / 12)]
+
+
+async def test_criteria_may_be_those_of_a_run(endpoint, tmp_path):
+    await finish_run(tmp_path / "run", ScriptedModel(), SEEDS[:1])
+    (row,) = rows(tmp_path / "run", "accepted")
+    async with reward_of(endpoint, tmp_path / "run") as reward:
+        assert await reward([row["instruction"]], ["cause, kind, short"]) == [1.0]
+    shown = "\n".join(m["content"] for m in endpoint.asked()[0]["messages"])
+    judged = [one["text"] for one in row["criteria"] if one["judged_by"] == "judge"]
+    assert judged
+    assert all(text in shown for text in judged)
+
+
+async def test_criteria_that_cannot_be_used_are_told_before_any_call(endpoint, tmp_path):
+    for path in (tmp_path / "none.jsonl", tmp_path):
+        with pytest.raises(RefloomError):
+            async with reward_of(endpoint, path):
+                pass
+    assert endpoint.preflights == []
+
+
 # --- rubrics in a column of the data set -------------------------------------------------------
 
 
 @pytest.mark.parametrize("column", ["rubric", "rubrics"])
 async def test_rows_may_carry_their_own_rubrics(endpoint, column):
     other = [{"criterion": "Names a cause", "points": 4, "tags": []}]
-    rows = [ITEMS, other, json.dumps(ITEMS), None, []]
+    own = [ITEMS, other, json.dumps(ITEMS), None, []]
     async with reward_of(endpoint) as reward:
-        rewards = await reward(["Why?"] * 5, ["cause"] * 5, **{column: rows})
+        rewards = await reward(["Why?"] * 5, ["cause"] * 5, **{column: own})
     assert rewards == [pytest.approx(2 / 7), 1.0, pytest.approx(2 / 7), None, None]
 
 
@@ -349,7 +399,7 @@ async def test_a_completion_cannot_pass_for_instructions(endpoint, rubrics):
     assert asked(endpoint) == [injected]
 
 
-@pytest.mark.parametrize("prompt", [None, 7, [], [{"role": "system", "content": "a"}], ["Why?"]])
+@pytest.mark.parametrize("prompt", [None, 7, [], [{"role": "system", "content": "a"}]])
 def test_a_prompt_without_a_question_is_told(prompt):
     with pytest.raises(ValueError, match="no message of the user"):
         read_prompt(prompt)
