@@ -55,7 +55,7 @@ def plot(history: list[dict[str, Any]], file: Path) -> None:
         if points:
             above.plot(*zip(*points, strict=True), marker="o", markersize=3, label=label)
     above.set(ylabel="mean reward", ylim=(-0.02, 1.02))
-    above.legend()
+    above.legend(loc="lower right")
     points = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
     below.plot(*zip(*points, strict=True), marker="o", markersize=3) if points else None
     below.set(xlabel="step", ylabel="loss")
@@ -143,6 +143,10 @@ def main() -> None:
     except RefloomError as error:
         print(error, file=sys.stderr)
         sys.exit(error.exit_status)
+    if not trainer.state.global_step and stopped_by is None:
+        sys.exit(
+            f"{args.rubric}: has {len(rows)} prompts, fewer than a step takes; nothing was done"
+        )
     scores = [entry["reward"] for entry in trainer.state.log_history if "reward" in entry]
     if scores:
         print(f"mean reward: {scores[0]:.3f} at first, {scores[-1]:.3f} in the end")
