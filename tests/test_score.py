@@ -40,6 +40,7 @@ from refloom.data.responses import Responses
 from refloom.evaluation.judging import judge_settings
 from refloom.evaluation.score import Scorer, open_scorer
 from refloom.evaluation.score_file import ScoreRun
+from refloom.evaluation.stats import mean_interval, sign_test
 from refloom.settings import Settings
 
 
@@ -828,3 +829,141 @@ def test_memory_does_not_grow_with_the_rows(tmp_path):
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < peaks[0] + 2e6
+
+
+# --- files of scores ---------------------------------------------------------------------------
+
+
+def scored_row(instruction: str, value: float | None, **fields: Any) -> dict[str, Any]:
+    verdict = {"criterion_id": "a", "reason": "", "evidence": "", "score": None}
+    outcome = "unknown" if value is None else "pass" if value > 0.5 else "fail"
+    return {
+        "instruction": instruction,
+        "response": "So.",
+        "score": value,
+        "verdicts": [{**verdict, "verdict": outcome}],
+        "unknown": int(value is None),
+        "judge_model": "j",
+        "criteria_from": "instruction",
+        **fields,
+    }
+
+
+def compared(folder: Path, *more: object) -> dict[str, Any]:
+    done = refloom("compare", "a.jsonl", "b.jsonl", "--json", *more, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_two_files_are_compared_row_by_row(tmp_path):
+    write(
+        tmp_path / "a.jsonl",
+        *(scored_row(f"Why {i}?", 1.0) for i in range(8)),
+        scored_row("Why 8?", 0.2), scored_row("Why 9?", 0.5), scored_row("Why 10?", None),
+        scored_row("Only here?", 1.0),
+    )  # fmt: skip
+    write(
+        tmp_path / "b.jsonl",
+        *(scored_row(f"Why \n{i}?", 0.5) for i in range(11)),
+        scored_row("Only there?", 1.0), scored_row("Nor here?", 1.0),
+    )  # fmt: skip
+    found = compared(tmp_path)
+    assert (found["n"], found["wins"], found["losses"], found["ties"]) == (10, 8, 1, 1)
+    assert found["difference"]["value"] == pytest.approx(0.37)
+    assert 0 < found["difference"]["low"] < 0.37 < found["difference"]["high"] < 0.6
+    assert (found["without_score"], found["only_a"], found["only_b"]) == (1, 1, 2)
+    assert found["sign_p"] == pytest.approx(0.0391)
+    assert found["mean_a"]["value"] == pytest.approx(0.87)
+    assert found["criteria"][0]["a"]["n"] == 10
+    text = refloom("compare", "a.jsonl", "b.jsonl", cwd=tmp_path).stdout
+    assert "difference +0.370" in text
+    assert "left out: 1 without a score, 1 only in a.jsonl, 2 only in b.jsonl" in text
+
+
+@pytest.mark.parametrize(("ids", "difference"), [("xy", 0.0), ("pq", -1.0)])
+def test_several_rows_of_one_instruction_are_paired_by_id_or_order(tmp_path, ids, difference):
+    write(tmp_path / "a.jsonl", scored_row("Why?", 0.0, id="x"), scored_row("Why?", 1.0, id="y"))
+    b = [scored_row("Why?", 1.0, id=ids[1]), scored_row("Why?", 0.0, id=ids[0])]
+    write(tmp_path / "b.jsonl", *b)
+    found = compared(tmp_path)
+    assert (found["n"], found["instructions"]) == (2, 1)
+    assert found["difference"]["value"] == 0.0
+    assert (found["wins"], found["losses"]) == ((0, 0) if difference == 0.0 else (1, 1))
+
+
+def test_equal_files_differ_by_nothing(tmp_path):
+    for name in "ab":
+        write(tmp_path / f"{name}.jsonl", *(scored_row(f"Why {i}?", 0.5) for i in range(4)))
+    found = compared(tmp_path)
+    assert (found["difference"]["value"], found["ties"], found["sign_p"]) == (0.0, 4, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        (scored_row("Why?", 1.0, judge_model="k"), "different judges"),
+        (scored_row("Why?", 1.0, verdicts=[]), "different criteria"),
+        (scored_row("Whence?", 1.0), "no instruction in common"),
+        ({"instruction": "Why?", "response": "So."}, "line 1: is no scored row"),
+        ({**scored_row("Why?", 1.0), "response": None}, "are not found"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(tmp_path, row, said):
+    write(tmp_path / "a.jsonl", scored_row("Why?", 1.0))
+    write(tmp_path / "b.jsonl", row)
+    done = refloom("compare", "a.jsonl", "b.jsonl", cwd=tmp_path)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert said in done.stderr
+
+
+def test_a_file_and_a_directory_are_not_compared(tmp_path):
+    write(tmp_path / "a.jsonl", scored_row("Why?", 1.0))
+    for paths in (["a.jsonl", "."], ["a.jsonl"], ["a.jsonl", "a.jsonl"], ["a.jsonl", "none.jsonl"]):
+        done = refloom("compare", *paths, cwd=tmp_path)
+        assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), paths
+
+
+def test_what_was_scored_is_compared_and_shown_with_the_words_of_criteria(folder):
+    nasty = "<script>alert(1)</script>"
+    write(
+        folder / "rows.jsonl",
+        *({"q": f"Why {i}?", "a": f"{nasty} {i}"} for i in range(3)),
+    )
+    flags = ["--map", "instruction=q,response=a"]
+    with Endpoint(lambda body, n: by_response(body, lambda text: text[-1] == "1")) as endpoint:
+        assert score(folder, endpoint, *flags, "--out", "b.jsonl").returncode == 0
+        write(folder / "rows.jsonl", *({"q": f"Why {i}?", "a": f"{i} 1"} for i in range(3)))
+        assert score(folder, endpoint, *flags, "--out", "a.jsonl").returncode == 0
+    found = compared(folder, "--out", "page.html")
+    assert (found["wins"], found["ties"], found["criteria"][0]["criterion"]) == (
+        2, 1, "The response names the cause",
+    )  # fmt: skip
+    pages = [(folder / "page.html").read_text(encoding="utf-8")]
+    done = refloom("report", "b.jsonl", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    pages.append((folder / "b.html").read_text(encoding="utf-8"))
+    for page in pages:
+        assert "<script" not in page
+        assert "&lt;script&gt;alert(1)" in page
+        assert "The response names the cause" in page
+    assert "+0.667" in pages[0]
+    assert "Comparison of scores" in pages[0]
+    assert "Comparison of scores" not in pages[1]
+
+
+def test_a_page_is_not_written_over_the_rows(folder):
+    write(folder / "a.jsonl", scored_row("Why?", 1.0))
+    done = refloom("report", "a.jsonl", "--out", "a.jsonl", cwd=folder)
+    assert done.returncode == 2
+    assert json.loads((folder / "a.jsonl").read_text())["score"] == 1.0
+
+
+def test_many_rows_have_an_interval_too():
+    values = [0.25, 0.75] * 3000
+    few, many = mean_interval(values[:1000], range(1000)), mean_interval(values, range(6000))
+    assert few.value == many.value == 0.5
+    assert many.high - many.low == pytest.approx((few.high - few.low) / 6**0.5, rel=0.1)
+    by_pair = mean_interval(values, [i // 2 for i in range(6000)])
+    assert by_pair.high - by_pair.low < 0.001
+    assert sign_test(1600, 1400) == pytest.approx(0.0003, abs=1e-4)
