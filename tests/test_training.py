@@ -8,12 +8,14 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import Endpoint, error, tagged, verdicts
-from processes import env_of, refloom
+from fakes import Endpoint, error, stage_of, tagged, verdicts
+from processes import env_of, lines, refloom
 
 METHODS = {"sft": "messages", "dpo": "preference", "kto": "kto"}
 ROOT = Path(__file__).parent.parent / "examples" / "training"
@@ -23,7 +25,7 @@ import dataclasses, json, sys, tomllib
 from pathlib import Path
 root, url, methods = Path(sys.argv[1]), sys.argv[2], sys.argv[3:]
 sys.path.insert(0, str(root))
-import answer, grpo, train
+import answer, exam, grpo, train
 from refloom.runs import rate_limit
 for method in methods:
     sys.argv = ["train.py", f"{method}.toml", "--train", f"{method}.jsonl"]
@@ -45,6 +47,12 @@ rate_limit.MAX_OUTAGE_S = 0.5
 grpo_of("fading", 6)
 Path("back").touch()
 grpo_of("fading", 6)
+print("exam")
+sys.argv = ["exam.py", "--out", "exam", "--references", "references.jsonl", "--seeds", "seeds.txt"]
+sys.argv += ["--base-url", url, "--model", "m", "--rows", "10", "--per-seed", "1"]
+sys.argv += ["--recipe", "sft.toml"]
+exam.MAX_TOKENS = 20
+exam.main()
 unknown = {}
 for path in (root / "recipes").glob("*.toml"):
     recipe = tomllib.loads(path.read_text())
@@ -77,15 +85,22 @@ def models(made, tmp_path_factory) -> tuple[Path, str]:
     items = [{"description": f"Has {text!r}", "weight": 5, "title": text} for text in WANTED]
     questions = ["Why is the sea salty?", "How do cats purr?", "What is the moon made of?"]
     questions.append("Where do storks go?")
-    rubrics = (json.dumps({"question": question, "rubric": items}) for question in questions)
-    (folder / "rubric.jsonl").write_text("\n".join(rubrics))
+    rows = (json.dumps({"question": question, "rubric": items}) for question in questions)
+    (folder / "rubric.jsonl").write_text("\n".join(rows))
+    for name in ("references.jsonl", "seeds.txt"):
+        shutil.copy(made.parent / name, folder)
     calls = Counter[str]()
 
     def judge(body: dict[str, Any], number: int) -> Any:
         calls[body["model"]] += 1
         if body["model"] == "fading" and calls["fading"] > 150 and not (folder / "back").exists():
             return error(500, "out of order")
+        if stage_of(body) != "critique":
+            return None
         response = tagged(body["messages"][-1]["content"], "response")[-1]
+        if body["model"] == "m":
+            finished = response.endswith(".")
+            return verdicts(body["messages"][-1]["content"], "pass" if finished else "fail")
         said = verdicts(body["messages"][-1]["content"])
         for one, text in zip(said["verdicts"], WANTED, strict=False):
             one["verdict"] = "pass" if text in response else "fail"
@@ -96,7 +111,7 @@ def models(made, tmp_path_factory) -> tuple[Path, str]:
         done = subprocess.run(
             [sys.executable, "-c", PROGRAM, ROOT, endpoint.url, *METHODS],
             cwd=folder, env={**env_of({}), "PYTHONWARNINGS": "default", "MPLBACKEND": "agg"},
-            capture_output=True, text=True, timeout=300,
+            capture_output=True, text=True, timeout=600,
         )  # fmt: skip
     (folder / "stderr").write_text(done.stderr)
     (folder / "asked.json").write_text(json.dumps(endpoint.bodies))
@@ -158,6 +173,38 @@ def test_a_judge_that_goes_away_ends_training_with_one_line_and_a_saved_model(mo
     paid = fading[:150]
     assert len(set(paid)) == len(paid)
     assert not set(paid) & set(fading[-20:])
+
+
+def test_the_exam_scores_a_student_before_and_after_by_criteria_held_out(models):
+    folder, output = models
+    said = output.split("exam\n", 1)[1]
+    commands = [line.split()[1:3] for line in said.splitlines() if line.startswith("$ ")]
+    assert [words[1] for words in commands if words[0] == "refloom"] == [
+        "run", "export", "export", "score", "score", "score", "compare",
+    ]  # fmt: skip
+    assert [Path(words[1]).name for words in commands if words[0] == "python"] == [
+        "train.py", "answer.py", "answer.py",
+    ]  # fmt: skip
+    scored = {
+        name: lines(folder / "exam" / f"{name}-scored.jsonl")
+        for name in ("before", "after", "teacher")
+    }
+    asked = {name: len(rows) for name, rows in scored.items()}
+    assert len(set(asked.values())) == 1
+    assert any(row["score"] == 1 for row in scored["teacher"])
+    assert all(row["score"] in (0, None) for row in scored["before"])
+    trained = {row["messages"][0]["content"] for row in lines(folder / "exam" / "data-train.jsonl")}
+    assert not trained & {row["instruction"] for row in scored["after"]}
+    assert (folder / "exam" / "exam.png").stat().st_size > 5000
+
+
+@pytest.mark.skipif(find_spec("verifiers") is None, reason="the package verifiers is not installed")
+def test_the_environment_of_verifiers_has_a_task_for_each_rubric(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT)
+    environment = import_module("rubric_env")
+    tasks = list(environment.RubricTaskset(environment.RubricTasksetConfig()))
+    assert len(tasks) == 8
+    assert all(task.data.prompt and task.data.rubric for task in tasks)
 
 
 def test_every_recipe_is_one_that_its_trainer_takes(models):
