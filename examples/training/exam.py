@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import sys
 import time
 import tomllib
 from pathlib import Path
@@ -25,6 +26,7 @@ from train import plot as plot_loss
 from train import rows_of, train
 
 from refloom.cli import main as run_command
+from refloom.data.rubrics import read_rubrics
 
 HERE = Path(__file__).parent
 DEMO = HERE.parent.parent / "refloom" / "resources" / "demo"
@@ -59,6 +61,8 @@ def make_data(out: Path, teacher: list[str], source: list[object], args: Any) ->
     refloom("export", rows, out / "data.jsonl", "--format", "messages", "--split", parts)
     split = ["--split-criteria", args.held_out]
     refloom("export", rows, out / "rubric.jsonl", "--format", "rubric", *split)
+    if not any(rubric.criteria for rubric in read_rubrics(out / "rubric-heldout.jsonl").values()):
+        sys.exit(f"of these rows {args.held_out:g} of the criteria are none: raise --held-out")
 
 
 def train_student(out: Path, recipe_file: Path, model: str | None) -> str:
