@@ -1,6 +1,6 @@
 """How often a score ranks the good of two responses first, against one question for a mark.
 
-    python -m benchmarks.score_pairs --criteria DIR --out DIR
+    python -m benchmarks.score_pairs --criteria DIR --out DIR [--pairs N]
 
 Reads judge_pairs.jsonl: 30 pairs of a good and a poor response to one instruction. The embedded
 model scores both by the criteria of a run (`refloom score`), and is asked for a mark from 1 to 10
@@ -42,8 +42,8 @@ How good is the response on a scale from 1 (useless) to 10 (perfect)? Answer wit
 """
 
 
-def write_rows(path: Path) -> list[dict[str, Any]]:
-    """A row for each response, good and poor in turn."""
+def write_rows(path: Path, pairs: int | None) -> list[dict[str, Any]]:
+    """A row for each response of the first `pairs`, good and poor in turn."""
     rows = [
         {
             "id": f"{pair['id']}-{which}",
@@ -51,7 +51,7 @@ def write_rows(path: Path) -> list[dict[str, Any]]:
             "instruction": pair["instruction"],
             "response": pair[which],
         }
-        for pair in map(json.loads, PAIRS.read_text(encoding="utf-8").splitlines())
+        for pair in map(json.loads, PAIRS.read_text(encoding="utf-8").splitlines()[:pairs])
         for which in ("good", "poor")
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -95,6 +95,7 @@ def ask_marks(rows: list[dict[str, Any]], path: Path) -> dict[str, float]:
         if row["id"] not in known:
             known[row["id"]] = ask_mark(row)
             path.write_text(json.dumps(known, indent=1), encoding="utf-8")
+            print(f"marked {len(known)} of {len(rows)}", flush=True)
     return known
 
 
@@ -123,9 +124,10 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--criteria", type=Path, required=True, help="a run's directory")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--pairs", type=int, metavar="N", help="the first N only")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
-    rows = write_rows(given.out / "rows.jsonl")
+    rows = write_rows(given.out / "rows.jsonl", given.pairs)
     chosen = {"judge_model": "local", "judge_method": "logodds", "concurrency": 1}
     settings = judge_settings(given.criteria, chosen)
     session = ScoreRun(

@@ -29,7 +29,7 @@ from fakes import (
     words,
 )
 from processes import command, env_of, lines, refloom
-from runs import finish_run, references
+from runs import build_run, finish_run, references
 
 from nodes.checks import run_safe_check
 from nodes.context import Context
@@ -41,6 +41,7 @@ from refloom.evaluation.judging import judge_settings
 from refloom.evaluation.score import Scorer, open_scorer
 from refloom.evaluation.score_file import ScoreRun
 from refloom.evaluation.stats import mean_interval, sign_test
+from refloom.runs.journal import Journal
 from refloom.settings import Settings
 
 
@@ -624,12 +625,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return verdicts(prompt, "pass" if good else "fail")
 
     model = ScriptedModel(critique=critique)
-    asyncio.run(
-        finish_run(
-            out, model, SEEDS, given=REFERENCES, try_criteria=True, references_per_seed=2,
-            criteria=own, judge_model="j",
-        )
+    begun = build_run(
+        out, model, SEEDS, given=REFERENCES, try_criteria=True, references_per_seed=2,
+        criteria=own, judge_model="j",
     )  # fmt: skip
+    asyncio.run(begun.run())
     return out
 
 
@@ -751,6 +751,33 @@ async def test_without_vectors_they_are_made_and_not_stored(run, tmp_path):
     assert row["criteria_from"] == "retrieved"
     assert "made now, and not stored" in warnings[0]
     assert tree(copied) == before
+
+
+async def test_what_other_prompts_or_models_taught_of_a_reference_is_used(run, tmp_path):
+    copied = Path(shutil.copytree(run, tmp_path / "run"))
+    about = json.loads((copied / "run.json").read_text(encoding="utf-8"))
+    about["settings"]["model"] = "of-another-version"
+    (copied / "run.json").write_text(json.dumps(about), encoding="utf-8")
+    row = {"instruction": REFERENCES[2]["instruction"], "response": "Of course."}
+    for folder, source in (("as-it-was", run), ("now", copied)):
+        (tmp_path / folder).mkdir()
+        await score_by(source, tmp_path / folder, judging(), row, judge_model="j")
+    then, now = (lines(tmp_path / name / "scored.jsonl")[0] for name in ("as-it-was", "now"))
+    assert now == then
+
+
+async def test_a_run_may_be_going_on(run, tmp_path):
+    copied = Path(shutil.copytree(run, tmp_path / "run"))
+    journal = Journal(copied)
+    try:
+        record = accepted(run)[0]
+        (row,), _, _ = await score_by(
+            copied, tmp_path, judging(), {"instruction": record["instruction"], "response": "So."}
+        )
+        assert row["criteria_from"] == "instruction"
+        await journal.put_meta("still", "writing")
+    finally:
+        journal.close()
 
 
 async def test_log_odds_take_the_bars_of_the_memory(tmp_path):
