@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -426,12 +427,14 @@ def test_a_trajectory_tells_of_the_attempts_alone():
 @pytest.mark.filterwarnings("default")
 def test_a_chat_template_of_trl_puts_the_thoughts_before_the_answer():
     from transformers.utils.chat_template_utils import render_jinja_template
-    from trl.chat_template_utils import qwen3_training_chat_template
 
+    # Read as a file: to import TRL's modules takes seconds.
+    (folder,) = find_spec("trl").submodule_search_locations
+    template = Path(folder, "chat_templates", "qwen3_training.jinja").read_text(encoding="utf-8")
     rows = [row for _, row in format_rows([thought("It is blue.")], "messages")]
     (text,), (learned,) = render_jinja_template(
         [row["messages"] for row in rows],
-        chat_template=qwen3_training_chat_template,
+        chat_template=template,
         return_assistant_tokens_mask=True,
     )
     answer = f"<think>\n{THOUGHTS}\n</think>\n\nIt is blue.<|im_end|>\n"
@@ -551,3 +554,18 @@ def test_an_odd_export_is_refused_and_writes_nothing(made, tmp_path, arguments, 
     done = refloom("export", made, *arguments, cwd=tmp_path)
     assert done.returncode == 2 and says in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_columns_that_llama_factory_is_told_of_are_there():
+    path = Path(__file__).parent.parent / "examples/training/llama_factory/dataset_info.json"
+    entries = json.loads(path.read_text())
+    line = json.loads(judged("Why?", "no idea at all", "So it is."))
+    for name, entry in entries.items():
+        (row, *_) = FORMATS[name].rows(line)
+        assert entry["file_name"] == f"{name}.jsonl"
+        assert set(entry.get("columns", {}).values()) <= set(row)
+        if turns := row.get(entry.get("columns", {}).get("messages")):
+            tags = {"role_tag": "from", "user_tag": "human", "assistant_tag": "gpt"}
+            tags |= entry.get("tags", {})
+            roles = [turn[tags["role_tag"]] for turn in turns]
+            assert roles == [tags["user_tag"], tags["assistant_tag"]]

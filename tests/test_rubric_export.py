@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 from fakes import ScriptedModel, prompt_of, tagged, verdicts, words
+from hub import Hub
+from huggingface_hub import constants
 from hypothesis import given
 from hypothesis import strategies as st
 from processes import lines, refloom
@@ -392,3 +394,46 @@ def test_descriptions_begin_as_those_of_rar() -> None:
         own = read_own_criterion({"text": "cites a source", **fields}, trusted=False)
         assert describe_item(own["criterion"]) == f"{CATEGORIES[level]}Cites a source"
     assert rubric_of([own["criterion"]]) == [own["criterion"]]
+
+
+# On the hub.
+
+
+@pytest.mark.filterwarnings("default")
+def test_rubrics_and_held_out_criteria_are_put_on_the_hub_with_a_card_that_says_their_limits(
+    made: tuple[Path, JudgingModel], tmp_path: Path
+) -> None:
+    import datasets
+
+    with Hub() as hub, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(constants, "ENDPOINT", hub.url)
+        flags = ("--format", "rubric", "--split-criteria", 0.3)
+        parts = ("--split", "train=0.8,validation=0.2")
+        done = refloom("push", made[0], "me/rows", *flags, *parts, cwd=tmp_path, HF_TOKEN="x")
+    assert done.returncode == 0, done.stderr
+    assert "held out: " in done.stderr
+    card = hub.files["README.md"].decode()
+    assert "- `rubric_heldout`: 60 rows" in card
+    assert "**The writing model saw all criteria while it wrote**" in card
+    assert "tried on the reference and on spoiled copies" in card
+    for name, content in hub.files.items():
+        (tmp_path / "hub" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "hub" / name).write_bytes(content)
+    rest, out = (
+        datasets.load_dataset(str(tmp_path / "hub"), name, cache_dir=str(tmp_path / "cache"))
+        for name in ("rubric", "rubric_heldout")
+    )
+    assert set(rest) == set(out) == {"train", "validation"}
+    for part in rest:
+        assert rest[part]["question"] == out[part]["question"]
+        assert rest[part].features == out[part].features
+    assert rest["train"].num_rows + rest["validation"].num_rows == 60
+
+
+def test_a_card_tells_of_rubrics_unless_other_rows_go_with_it(
+    made: tuple[Path, JudgingModel], tmp_path: Path
+) -> None:
+    assert "## Rubrics" in (made[0] / "README.md").read_text()
+    flags = ("--format", "messages", "--dry-run")
+    done = refloom("push", made[0], "me/rows", *flags, cwd=tmp_path)
+    assert done.returncode == 0 and "## Rubrics" not in done.stdout

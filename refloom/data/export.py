@@ -314,11 +314,12 @@ def rubric_healthbench(
         return []
     answer, completions = _reference_answer(record), None
     if answer is not None:
-        earlier = [a["response"] for a in record["attempts"] if a["response"] != answer]
+        attempts, accepted = record["attempts"], accepted_attempt(record)
+        before = next((i for i, attempt in enumerate(attempts) if attempt is accepted), 0)
         completions = {
             "ideal_completion": answer,
             "ideal_completions_group": "refloom",
-            "ideal_completions_ref_completions": earlier,
+            "ideal_completions_ref_completions": [a["response"] for a in attempts[:before]],
         }
     return [
         {
