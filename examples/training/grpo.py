@@ -140,9 +140,9 @@ def main() -> None:
             ]
             trainer = build_trainer(recipe, rows, rewards, args.out)
             stopped_by = train(trainer, args.out)
-    except RefloomError as error:
+    except (ProviderStopped, RefloomError) as error:
         print(error, file=sys.stderr)
-        sys.exit(error.exit_status)
+        sys.exit(getattr(error, "exit_status", 4))
     if not trainer.state.global_step and stopped_by is None:
         sys.exit(
             f"{args.rubric}: has {len(rows)} prompts, fewer than a step takes; nothing was done"
