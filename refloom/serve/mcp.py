@@ -121,6 +121,12 @@ def is_mcp_on() -> bool:
     return os.environ.get(MCP_VARIABLE, "").strip().lower() in ("1", "true", "yes", "on")
 
 
+def _models() -> dict[str, Any]:
+    """The models that the server's environment names; an agent cannot choose them."""
+    variables = {"model": "REFLOOM_MODEL", "judge_model": "REFLOOM_JUDGE_MODEL"}
+    return {name: os.environ[value] for name, value in variables.items() if os.environ.get(value)}
+
+
 class McpEndpoint:
     """The endpoint `/mcp`: answers JSON-RPC requests, and runs the graph for calls of the tool."""
 
@@ -182,7 +188,7 @@ class McpEndpoint:
             }
             read_input(graph_input)
             read_input_criteria(graph_input)
-            context = Context(per_seed=read.get("samples", 1), review="never")
+            context = Context(**_models(), per_seed=read.get("samples", 1), review="never")
             async with self._calls:
                 state = await self._graph.ainvoke(graph_input, context=context)
         except ValidationError as error:
