@@ -6,6 +6,7 @@ import gzip
 import json
 import threading
 from email.parser import BytesParser
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -24,53 +25,10 @@ class Collector:
 
     def __init__(self) -> None:
         self.runs: dict[str, dict[str, Any]] = {}
-        self.bytes = 0
+        self.bytes = self.calls = 0
         self.spans: list[bytes] = []
         self._lock = threading.Lock()
-        collector = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_GET(self) -> None:
-                self.answer({"batch_ingest_config": INGEST})
-
-            def do_POST(self) -> None:
-                if "chunked" in self.headers.get("Transfer-Encoding", ""):
-                    body = b""
-                    while size := int(self.rfile.readline().strip() or b"0", 16):
-                        body += self.rfile.read(size)
-                        self.rfile.readline()
-                    self.rfile.readline()
-                else:
-                    body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-                if self.headers.get("Content-Encoding") == "gzip":
-                    body = gzip.decompress(body)
-                with collector._lock:
-                    collector.bytes += len(body)
-                    if self.path.endswith("/v1/traces"):
-                        collector.spans.append(body)
-                    elif self.path.endswith("/multipart"):
-                        collector.read_multipart(self.headers["Content-Type"], body)
-                    else:
-                        collector.read_batch(json.loads(body))
-                self.answer({})
-
-            def do_PATCH(self) -> None:
-                self.do_POST()
-
-            def answer(self, content: Any) -> None:
-                text = json.dumps(content).encode()
-                self.send_response(200)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(text)))
-                self.end_headers()
-                self.wfile.write(text)
-
-            def log_message(self, format: str, *args: Any) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, self))
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
@@ -83,6 +41,16 @@ class Collector:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+    def take(self, path: str, content_type: str, body: bytes) -> None:
+        with self._lock:
+            self.bytes += len(body)
+            if path.endswith("/v1/traces"):
+                self.spans.append(body)
+            elif path.endswith("/multipart"):
+                self.read_multipart(content_type, body)
+            else:
+                self.read_batch(json.loads(body))
 
     def read_multipart(self, content_type: str, body: bytes) -> None:
         head = f"Content-Type: {content_type}\r\n\r\n".encode()
@@ -124,3 +92,42 @@ class Collector:
 
         add(None, 0)
         return lines
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def __init__(self, collector: Collector, *args: Any) -> None:
+        self.collector = collector
+        super().__init__(*args)
+
+    def do_GET(self) -> None:
+        self.answer({"batch_ingest_config": INGEST})
+
+    def do_POST(self) -> None:
+        if "chunked" in self.headers.get("Transfer-Encoding", ""):
+            body = b""
+            while size := int(self.rfile.readline().strip() or b"0", 16):
+                body += self.rfile.read(size)
+                self.rfile.readline()
+            self.rfile.readline()
+        else:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if self.headers.get("Content-Encoding") == "gzip":
+            body = gzip.decompress(body)
+        self.collector.take(self.path, self.headers["Content-Type"], body)
+        self.answer({})
+
+    def do_PATCH(self) -> None:
+        self.do_POST()
+
+    def answer(self, content: Any) -> None:
+        text = json.dumps(content).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
