@@ -29,6 +29,11 @@ ANSWER_FORMAT = (
 )
 # How LangChain's clients call what a person is asked to approve.
 ACTION_NAME = "review_sample"
+# Agent Inbox has no button that rejects.
+HOW_TO_DECIDE = (
+    "Accept the response, edit it, or reject it. Where there is no button to reject it, a response "
+    "of yours does: it is the reason."
+)
 # Of one text in a description; the sample beside it has it whole.
 MAX_DESCRIBED_CHARS = 20_000
 # The form of an answer, for clients that make one of it. It binds nobody: what cannot be read is
@@ -158,14 +163,20 @@ def review_question(
 def _describe(sample: Record, references: Sequence[Reference], problem: str) -> str:
     """A sample as Markdown for a person. Every text of the data stands in a fence."""
     status = sample["status"] + (f" ({sample['reason']})" if sample["reason"] else "")
-    parts = [problem, "**Instruction**", _fence(sample["instruction"])]
+    # Lists of threads show the beginning as it is.
+    beginning = re.sub(r"[^\w\s,;.?']+|\s+", " ", sample["instruction"]).strip()[:100]
+    parts = [problem or beginning, HOW_TO_DECIDE]
+    parts += ["**Instruction**", _fence(sample["instruction"])]
     parts += ["**Response**", _fence(sample["response"]), f"**The judge's decision: {status}**"]
-    verdicts = sample["attempts"][-1]["verdicts"] if sample["attempts"] else []
     texts = {criterion["id"]: criterion["text"] for criterion in sample["criteria"]}
+    attempts = [one for one in sample["attempts"] if one["response"] == sample["response"]]
+    verdicts = attempts[-1]["verdicts"] if attempts else []
     lines = [
         f"{one['verdict']}: {texts.get(one['criterion_id'], one['criterion_id'])}"
         + (f" ({one['reason']})" if one["reason"] else "")
+        for outcome in ("fail", "unknown", "pass")
         for one in verdicts
+        if one["verdict"] == outcome
     ]
     parts += [_fence("\n".join(lines))] if lines else []
     for reference in references:

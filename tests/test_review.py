@@ -292,3 +292,14 @@ def test_failed_and_contaminated_samples_are_shown_to_nobody(when):
     assert not needs_review("failed", None, CRITERIA, attempt(), when)
     assert not needs_review("rejected", "contaminated", CRITERIA, attempt(r="fail"), when)
     assert not needs_review("rejected", "criteria", CRITERIA, None, when)
+
+
+async def test_a_chat_client_is_shown_the_seed_as_a_message():
+    """Without any message agent-chat-ui fails on a thread that waits."""
+    graph, out = await asked(review="all")
+    assert "messages" not in out
+    (message,) = (await graph.aget_state(AT)).values["messages"]
+    assert (message["type"], message["content"]) == ("human", GIVEN["seed"]["instruction"])
+    alone = build_sample(complete=ScriptedModel(), embed=letters, checkpointer=InMemorySaver())
+    await alone.ainvoke({"instruction": "Say."}, AT, context=context(review="all"))
+    assert (await alone.aget_state(AT)).values["messages"][0]["content"] == "Say."
