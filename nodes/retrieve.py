@@ -27,8 +27,8 @@ async def retrieve(
     """Retrieve the references of a seed; those the input carries are taken as they are.
 
     Reads `seed`, `references`, `criteria`; writes `seed` with its id, `references`, `own_criteria`,
-    `messages`, `usage`. A seed that is a benchmark's prompt only gets `contaminated`, and nothing is made from
-    it. Raises `BadInput`.
+    `messages`, `usage`. A seed that is a benchmark's prompt only gets `contaminated`, and nothing
+    is made from it. Raises `BadInput`.
     """
     context = runtime.context or Context()
     seed, references = read_input(state)

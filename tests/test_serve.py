@@ -259,7 +259,9 @@ def test_a_run_stops_to_ask_and_goes_on_with_the_answer(client):
     thread = client.threads.create()["thread_id"]
     out = client.runs.wait(thread, graph, input=INPUT, context=context)
     (asked,) = out["__interrupt__"]
-    assert set(asked["value"]) == {"question", "sample", "references"}
+    keys = {"question", "sample", "references", "action_requests", "review_configs"}
+    assert set(asked["value"]) == keys
+    assert asked["response_schema"]["required"] == ["decision"]
     found = client.threads.search(status="interrupted", limit=100)
     assert thread in [t["thread_id"] for t in found]
     answer = {asked["id"]: {"decision": "edit", "response": BETTER}}
