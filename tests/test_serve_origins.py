@@ -56,6 +56,15 @@ async def test_an_origin_of_langgraph_json_may_call_and_read(monkeypatch):
     assert "access-control-allow-credentials" not in got.headers
 
 
+async def test_a_listed_site_on_the_internet_may_call_a_server_on_this_machine(monkeypatch):
+    config(monkeypatch)
+    private = {"Access-Control-Request-Private-Network": "true"}
+    got = await call("OPTIONS", Origin=LISTED, **PREFLIGHT, **private)
+    assert got.status_code == 200
+    assert got.headers["access-control-allow-private-network"] == "true"
+    assert (await call("OPTIONS", Origin=OTHER, **PREFLIGHT, **private)).status_code == 403
+
+
 async def test_credentials_are_allowed_if_langgraph_json_says_so(monkeypatch):
     config(monkeypatch, allow_credentials=True)
     got = await call("POST", Origin=LISTED)

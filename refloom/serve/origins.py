@@ -84,6 +84,8 @@ class Cors:
     def __init__(self, app: ASGIApp, origins: AllowedOrigins) -> None:
         self.app, self.origins = app, origins
         options = {"allow_methods": ["*"], "allow_headers": ["*"], **origins.options}
+        # A listed site on the internet, such as Studio, may call a server on this machine.
+        options["allow_private_network"] = True
         self.cors = CORSMiddleware(app, allow_origins=sorted(origins.origins), **options)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
