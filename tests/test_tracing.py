@@ -10,17 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import Endpoint
+from aiohttp import web
+from fakes import Endpoint, error
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.language_models.fake_chat_models import FakeMessagesListChatModel
 from langchain_core.messages import AIMessage
 from langchain_core.runnables import RunnableLambda
 from processes import env_of, run_process
-from test_endpoint import CALL, QUESTION, TEXT_CALL, connected, error, refusing, whole
 from traces import Collector
 
-from nodes.llm import Call, CallFailed
+from nodes.context import Context
+from nodes.generate import Generated
+from nodes.llm import Call, CallFailed, CallOrigin, make_call
 from nodes.llm.chat_model import ModelClient
+from nodes.llm.endpoint import Endpoint as Address
+from nodes.llm.endpoint import EndpointClient
 
 REFERENCE = {
     "instruction": "Why are there two tides a day?",
@@ -28,6 +32,18 @@ REFERENCE = {
 }
 STAGES = {"preflight", "extract", "propose", "screen", "generate", "critique"}
 KEY, SECRET = "sk-not-for-traces", "lsv2_pt_not_for_traces"
+USAGE = {"input_tokens": 3, "output_tokens": 2, "total_tokens": 5}
+MESSAGES = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"})
+ORIGIN = CallOrigin("a", "0/0")
+CALL = make_call("generate", MESSAGES, Generated, Context(model="writer"), ORIGIN)
+TEXT_CALL = replace(CALL, answer=None, text=True)
+
+
+def client_at(url: str) -> EndpointClient:
+    async def resolve(model: str, judge: bool) -> Address:
+        return Address(url, KEY)
+
+    return EndpointClient(resolve, max_retries=0)
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +121,7 @@ class Watcher(BaseCallbackHandler):
         self.messages: list[Any] = []
         self.metadata: list[dict[str, Any]] = []
         self.errors: list[str] = []
+        self.failed: CallFailed | None = None
 
     def on_chat_model_start(self, serialized: Any, messages: Any, **kwargs: Any) -> None:
         self.begun.append(kwargs["name"])
@@ -118,16 +135,25 @@ class Watcher(BaseCallbackHandler):
         self.errors.append(str(error))
 
 
-async def watched(complete: Any, call: Call) -> Watcher:
+async def watched(complete: EndpointClient, call: Call) -> Watcher:
     watcher = Watcher()
-    await RunnableLambda(complete.__call__).ainvoke(call, config={"callbacks": [watcher]})
+    try:
+        await RunnableLambda(complete.__call__).ainvoke(call, config={"callbacks": [watcher]})
+    except CallFailed as failed:
+        watcher.failed = failed
+    finally:
+        await complete.aclose()
     return watcher
 
 
 async def test_an_answer_by_tools_is_shown_as_text():
-    with Endpoint(refusing("json_schema")) as endpoint:
-        async with connected(endpoint.url) as complete:
-            watcher = await watched(complete, CALL)
+    def script(body: dict[str, Any], number: int) -> Any:
+        if "response_format" in body:
+            return error(400, "'response_format' of type 'json_schema' is not supported")
+        return {"response": "so"}
+
+    with Endpoint(script) as endpoint:
+        watcher = await watched(client_at(endpoint.url), CALL)
     assert watcher.texts[-1] == '{"response": "so"}'
     assert "probe" in watcher.begun
     assert watcher.errors
@@ -140,10 +166,14 @@ async def test_thoughts_and_cached_tokens_are_shown():
         "prompt_tokens_details": {"cached_tokens": 6},
         "completion_tokens_details": {"reasoning_tokens": 4},
     }
-    message = {"content": "So.", "reasoning_content": "It is so."}
-    with Endpoint(lambda body, n: whole(message, usage=usage)) as endpoint:
-        async with connected(endpoint.url) as complete:
-            watcher = await watched(complete, TEXT_CALL)
+    message = {"role": "assistant", "content": "So.", "reasoning_content": "It is so."}
+    choice = {"index": 0, "message": message, "finish_reason": "stop"}
+
+    def script(body: dict[str, Any], number: int) -> Any:
+        return web.json_response({"model": "m", "choices": [choice], "usage": usage})
+
+    with Endpoint(script) as endpoint:
+        watcher = await watched(client_at(endpoint.url), TEXT_CALL)
     (shown,) = watcher.messages
     assert shown.additional_kwargs["reasoning_content"] == "It is so."
     assert shown.usage_metadata["input_token_details"]["cache_read"] == 6
@@ -152,13 +182,9 @@ async def test_thoughts_and_cached_tokens_are_shown():
 
 
 async def test_a_failed_request_is_a_run_that_failed():
-    watcher = Watcher()
     with Endpoint(lambda body, n: error(400, "no such thing")) as endpoint:
-        async with connected(endpoint.url) as complete:
-            with pytest.raises(CallFailed):
-                await RunnableLambda(complete.__call__).ainvoke(
-                    QUESTION, config={"callbacks": [watcher]}
-                )
+        watcher = await watched(client_at(endpoint.url), TEXT_CALL)
+    assert watcher.failed is not None
     assert watcher.errors
     assert not watcher.texts
 
@@ -177,9 +203,6 @@ async def test_a_providers_call_is_one_run_too():
     assert watcher.metadata[0]["ls_provider"] == "anthropic"
     assert watcher.metadata[0]["ls_model_name"] == "claude"
     assert watcher.messages[0].usage_metadata["input_tokens"] == 3
-
-
-USAGE = {"input_tokens": 3, "output_tokens": 2, "total_tokens": 5}
 
 
 def test_without_tracing_none_of_it_is_imported():
