@@ -18,6 +18,7 @@ from graph.routing import (
     after_sample,
     after_screen,
 )
+from graph.synchronous import SynchronousGraph
 from memory.characteristics import Characteristics
 from memory.contamination import Contamination
 from memory.embed import Embed
@@ -129,7 +130,7 @@ def build_graph(
         builder.add_edge("review", END)
     else:
         builder.add_edge("sample", END)
-    return builder.compile(name="synthesizer", checkpointer=checkpointer)
+    return SynchronousGraph.of(builder.compile(name="synthesizer", checkpointer=checkpointer))
 
 
 def build_sample(
@@ -178,7 +179,7 @@ def build_sample(
         builder.add_edge("begin", "generate")
         builder.add_conditional_edges("critique", after_critique_alone)
         builder.add_edge("review", END)
-    return builder.compile(name="sample", checkpointer=checkpointer)
+    return SynchronousGraph.of(builder.compile(name="sample", checkpointer=checkpointer))
 
 
 def build_indexer(*, add_to_index: AddToIndex = add_to_index, checkpointer: Any = None) -> Indexer:
@@ -190,7 +191,7 @@ def build_indexer(*, add_to_index: AddToIndex = add_to_index, checkpointer: Any 
     builder.add_node("add", partial(add, add_to_index=add_to_index), metadata=describe_node(add))
     builder.add_edge(START, "add")
     builder.add_edge("add", END)
-    return builder.compile(name="indexer", checkpointer=checkpointer)
+    return SynchronousGraph.of(builder.compile(name="indexer", checkpointer=checkpointer))
 
 
 def mermaid() -> str:

@@ -12,7 +12,7 @@ from nodes.checks import RunCheck, default_checks, run_safe_check
 from nodes.context import Context
 from nodes.criteria import answers_instruction, generic_criteria, rule_criteria
 from nodes.inputs import BadInput, read_sample_input
-from nodes.state import Criterion, SampleState
+from nodes.state import Criterion, SampleState, chat_messages
 
 
 async def begin(
@@ -34,8 +34,10 @@ async def begin(
     else:
         judged = len(given) > len(checks)
         criteria = [answers_instruction(None), *given, *(() if judged else generic_criteria())]
+    id_ = content_id(instruction)
     return {
-        "seed": {"id": content_id(instruction), "instruction": instruction},
+        "messages": chat_messages(id_, instruction),
+        "seed": {"id": id_, "instruction": instruction},
         "slot": 0,
         "instruction": instruction,
         "references": references,

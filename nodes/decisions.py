@@ -5,8 +5,9 @@ Without LangGraph, so that commands can read decisions without loading it.
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -26,6 +27,40 @@ ANSWER_FORMAT = (
     'Answer {"decision": "accept"}, {"decision": "edit", "response": "the better text"} or '
     '{"decision": "reject", "reason": "why, if you like"}.'
 )
+# How LangChain's clients call what a person is asked to approve.
+ACTION_NAME = "review_sample"
+# Agent Inbox has no button that rejects.
+HOW_TO_DECIDE = (
+    "Accept the response, edit it, or reject it. Where there is no button to reject it, a response "
+    "of yours does: it is the reason."
+)
+# Of one text in a description; the sample beside it has it whole.
+MAX_DESCRIBED_CHARS = 20_000
+# The form of an answer, for clients that make one of it. It binds nobody: what cannot be read is
+# asked again, with what is wrong.
+ANSWER_SCHEMA: dict[str, Any] = {
+    "title": "ReviewDecision",
+    "description": "A person's decision about a sample.",
+    "type": "object",
+    "properties": {
+        "decision": {
+            "title": "Decision",
+            "description": "What becomes of the sample.",
+            "enum": ["accept", "edit", "reject"],
+        },
+        "response": {
+            "title": "Response",
+            "description": "The whole edited text, for an edit.",
+            "type": "string",
+        },
+        "reason": {
+            "title": "Reason",
+            "description": "Why it is rejected, if you like.",
+            "type": "string",
+        },
+    },
+    "required": ["decision"],
+}
 
 
 class ReviewDecision(BaseModel):
@@ -100,21 +135,90 @@ def review_question(
 ) -> dict[str, Any]:
     """What a person is asked: a question, the sample as the judge left it, and its references.
 
-    `problem` says what was wrong with an earlier answer.
+    `problem` says what was wrong with an earlier answer. `action_requests` and `review_configs` say
+    the same in the form of LangChain's clients.
     """
     review = record["review"]
     fields = {name: value for name, value in record.items() if name != "review"}
     text = f"{problem or 'Is this sample good enough to train on?'} {ANSWER_FORMAT}"
     sample = {**fields, "status": review["proposed"], "reason": review["proposed_reason"]}
-    return {"question": text, "sample": sample, "references": list(references)}
+    arguments = {"response": record["response"]}
+    request = {
+        "name": ACTION_NAME,
+        "args": arguments,
+        # Agent Inbox reads this name.
+        "arguments": arguments,
+        "description": _describe(sample, references, problem),
+    }
+    config = {"action_name": ACTION_NAME, "allowed_decisions": ["approve", "edit", "reject"]}
+    return {
+        "question": text,
+        "sample": sample,
+        "references": list(references),
+        "action_requests": [request],
+        "review_configs": [config],
+    }
+
+
+def _describe(sample: Record, references: Sequence[Reference], problem: str) -> str:
+    """A sample as Markdown for a person. Every text of the data stands in a fence."""
+    status = sample["status"] + (f" ({sample['reason']})" if sample["reason"] else "")
+    # Lists of threads show the beginning as it is.
+    beginning = re.sub(r"[^\w\s,;.?']+|\s+", " ", sample["instruction"]).strip()[:100]
+    parts = [problem or beginning, HOW_TO_DECIDE]
+    parts += ["**Instruction**", _fence(sample["instruction"])]
+    parts += ["**Response**", _fence(sample["response"]), f"**The judge's decision: {status}**"]
+    texts = {criterion["id"]: criterion["text"] for criterion in sample["criteria"]}
+    attempts = [one for one in sample["attempts"] if one["response"] == sample["response"]]
+    verdicts = attempts[-1]["verdicts"] if attempts else []
+    lines = [
+        f"{one['verdict']}: {texts.get(one['criterion_id'], one['criterion_id'])}"
+        + (f" ({one['reason']})" if one["reason"] else "")
+        for outcome in ("fail", "unknown", "pass")
+        for one in verdicts
+        if one["verdict"] == outcome
+    ]
+    parts += [_fence("\n".join(lines))] if lines else []
+    for reference in references:
+        parts += [f"**Reference** {_fence_inline(reference['id'])}"]
+        parts += [_fence(reference["instruction"]), _fence(reference["response"])]
+    return "\n\n".join(filter(None, parts))
+
+
+def _fence(text: str) -> str:
+    """A text as a block of code that it cannot end itself; a long one is cut.
+
+    >>> print(_fence("```"))
+    ````text
+    ```
+    ````
+    """
+    if len(text) > MAX_DESCRIBED_CHARS:
+        text = f"{text[:MAX_DESCRIBED_CHARS]} ... ({len(text):,} characters in all)"
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    marks = "`" * max(3, longest + 1)
+    return f"{marks}text\n{text}\n{marks}"
+
+
+def _fence_inline(text: str) -> str:
+    """A name as code within a line."""
+    return "`" + re.sub(r"[`\s]+", " ", text).strip() + "`"
+
+
+def is_ignored(answer: Any) -> bool:
+    """Whether an answer is Agent Inbox's `ignore`, which leaves a sample undecided."""
+    one = _only(answer)
+    return isinstance(one, Mapping) and "decision" not in one and one.get("type") == "ignore"
 
 
 def read_decision(answer: Any) -> ReviewDecision:
-    """An answer as a decision; the word of a decision alone will do. Raises `BadDecision`."""
-    if isinstance(answer, str):
-        answer = {"decision": answer.strip().lower()}
+    """An answer as a decision. Raises `BadDecision`.
+
+    It may be in refloom's own form, the word of a decision alone, Agent Inbox's list
+    (`[{"type": "accept", "args": ..}]`), or LangChain's `{"decisions": [{"type": "approve"}]}`.
+    """
     try:
-        decision = ReviewDecision.model_validate(answer)
+        decision = ReviewDecision.model_validate(_own_form(_only(answer)))
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         field = ".".join(map(str, first["loc"])) or "the answer"
@@ -122,6 +226,36 @@ def read_decision(answer: Any) -> ReviewDecision:
     if decision.decision == "edit" and not (decision.response or "").strip("\0 \n\t"):
         raise BadDecision("An edit needs the edited text as its response.")
     return decision
+
+
+def _only(answer: Any) -> Any:
+    """The one decision in an answer that lists decisions; any other answer as it is."""
+    if isinstance(answer, Mapping) and "decision" not in answer and "decisions" in answer:
+        answer = answer["decisions"]
+    if isinstance(answer, list):
+        if len(answer) != 1:
+            raise BadDecision(f"One decision is needed, and the answer has {len(answer)}.")
+        answer = answer[0]
+    return answer
+
+
+def _own_form(answer: Any) -> Any:
+    """A decision of Agent Inbox or LangChain in refloom's own form; any other as it is."""
+    if isinstance(answer, str):
+        answer = {"type": answer.strip().lower()}
+    if not isinstance(answer, Mapping) or "decision" in answer or "type" not in answer:
+        return answer
+    kind, args = answer["type"], answer.get("args")
+    if kind == "edit":
+        action = answer.get("edited_action", args)
+        # Agent Inbox names the action around its arguments, as LangChain does.
+        edited = action.get("args", action) if isinstance(action, Mapping) else action
+        response = edited.get("response") if isinstance(edited, Mapping) else edited
+        return {"decision": "edit", "response": response}
+    if kind in ("reject", "response", "respond"):
+        reason = answer.get("message", args)
+        return {"decision": "reject", "reason": reason if isinstance(reason, str) else None}
+    return {"decision": "accept" if kind == "approve" else kind}
 
 
 def apply_decision(

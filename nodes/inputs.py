@@ -23,6 +23,11 @@ MAX_REFERENCES_ADDED = 1_000
 # More than any setting allows, rules included.
 MAX_STATE_CRITERIA = 100
 MAX_INPUT_CRITERIA = 30
+# What a chat client is told, which sends messages and nothing else.
+NO_CHAT = (
+    "refloom makes training data and does not chat: give "
+    '{"seed": {"instruction": "what the data should be about"}}'
+)
 
 
 class BadInput(ValueError):
@@ -281,7 +286,9 @@ def _validate(adapter: TypeAdapter[T], value: dict[str, Any]) -> T:
 
 def read_input(state: Any) -> tuple[Seed, list[Reference]]:
     """The seed and references of the synthesizer's input, with ids. Raises `BadInput`."""
-    value = {"seed": state.get("seed"), "references": state.get("references") or []}
+    if state.get("seed") is None:
+        raise BadInput('seed: the input has none; give {"seed": {"instruction": "a subject"}}')
+    value = {"seed": state["seed"], "references": state.get("references") or []}
     read = _validate(_RUN_INPUT, value)
     seed = read["seed"]
     result: Seed = {

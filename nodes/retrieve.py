@@ -14,7 +14,7 @@ from nodes.context import Context
 from nodes.criteria import contamination_verdict
 from nodes.events import emit
 from nodes.inputs import BadInput, read_input, read_input_criteria
-from nodes.state import Seed, State
+from nodes.state import Seed, State, chat_messages
 
 
 async def retrieve(
@@ -27,8 +27,8 @@ async def retrieve(
     """Retrieve the references of a seed; those the input carries are taken as they are.
 
     Reads `seed`, `references`, `criteria`; writes `seed` with its id, `references`, `own_criteria`,
-    `usage`. A seed that is a benchmark's prompt only gets `contaminated`, and nothing is made from
-    it. Raises `BadInput`.
+    `messages`, `usage`. A seed that is a benchmark's prompt only gets `contaminated`, and nothing
+    is made from it. Raises `BadInput`.
     """
     context = runtime.context or Context()
     seed, references = read_input(state)
@@ -36,6 +36,7 @@ async def retrieve(
     keys = ("failure", "second_failure", "contaminated", "usage", "samples", "instructions")
     update: dict[str, Any] = dict.fromkeys(keys)
     update |= {"proposals": [], "asks": 0}
+    update["messages"] = chat_messages(seed["id"], seed["instruction"])
     own_criteria = read_input_criteria(state)
     update |= {"seed": seed, "references": references, "own_criteria": own_criteria}
     if contamination is not None:

@@ -17,8 +17,10 @@ from memory.contamination import Contamination
 from memory.references import Reference
 from nodes.context import Context
 from nodes.decisions import (
+    ANSWER_SCHEMA,
     BadDecision,
     apply_decision,
+    is_ignored,
     mark_pending,
     needs_review,
     read_decision,
@@ -89,12 +91,19 @@ async def _ask_person(
     runtime: Runtime[Context],
     contamination: Contamination | None,
 ) -> Record:
-    """The record after a person's decision; whoever cannot be understood is asked again."""
+    """The record after a person's decision; whoever cannot be understood is asked again.
+
+    A sample that is ignored stays pending, and the graph ends.
+    """
     user = runtime.server_info.user if runtime.server_info is not None else None
     problem = ""
     while True:
-        answer = interrupt(review_question(record, references, problem))
+        question = review_question(record, references, problem)
+        answer = interrupt(question, response_schema=ANSWER_SCHEMA)
         try:
+            if is_ignored(answer):
+                emit(runtime, "review", "A person left it undecided.", id=record["id"])
+                return record
             decision = read_decision(answer)
             hit = None
             if contamination is not None and decision.response:

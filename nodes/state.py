@@ -232,8 +232,23 @@ def merge_by_id(left: list[Any] | None, right: list[Any] | None) -> list[Any]:
     return list({sample["id"]: sample for sample in (*(left or []), *right)}.values())
 
 
+class ChatMessage(TypedDict):
+    """A message as LangChain's chat clients show it."""
+
+    type: Literal["human"]
+    id: str
+    content: str
+
+
+def chat_messages(id_: str, text: str) -> list[ChatMessage]:
+    """What was given, as the one message of a thread: chat clients show no thread without one."""
+    return [{"type": "human", "id": id_, "content": text}]
+
+
 class State(TypedDict, total=False):
-    """State of the synthesizer: one seed."""
+    """State of the synthesizer: one seed. `messages` shows it to chat clients."""
+
+    messages: list[ChatMessage]
 
     seed: Seed
     contaminated: Verdict | None
@@ -256,10 +271,14 @@ class State(TypedDict, total=False):
 class SampleState(TypedDict, total=False):
     """State of the graph `sample`: one slot, its candidate responses and their verdicts.
 
+    `messages` shows its instruction to chat clients, where it is run on its own.
+
     With the setting `reasoning` an accepted sample goes on: `bare` is the answer to be judged,
     `answers` are those that were, `answer_errors` say why a draw brought none or one that may not
     be taken, `answering` that another is to be drawn. `reasoning` is that of the one taken.
     """
+
+    messages: list[ChatMessage]
 
     seed: Seed
     slot: int

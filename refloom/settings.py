@@ -421,7 +421,10 @@ def default_judge_method(judge: str) -> JudgeMethod:
 
 
 # Variables that are not settings of a run but are read elsewhere.
-OTHER_VARIABLES = {"REFLOOM_INDEX", "REFLOOM_API_KEYS", "REFLOOM_OFFLINE", "REFLOOM_PROVIDERS"}
+OTHER_VARIABLES = {
+    *("REFLOOM_INDEX", "REFLOOM_API_KEYS", "REFLOOM_OFFLINE", "REFLOOM_PROVIDERS"),
+    *("REFLOOM_ORIGINS", "REFLOOM_MCP"),
+}
 
 
 def load_settings(flags: dict[str, Any], config: Path | None = None) -> Settings:

@@ -6,6 +6,7 @@ import pytest
 from fakes import ScriptedModel, letters, prompt_of, verdicts
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.types import Command
+from markdown_it import MarkdownIt
 
 from graph.builder import build_graph, build_sample
 from nodes.context import Context
@@ -118,6 +119,84 @@ async def test_an_answer_that_decides_nothing_is_asked_for_again(said):
     assert done["samples"][0]["status"] == "accepted"
 
 
+INBOX_EDIT = {"action": "review_sample", "args": {"response": BETTER}}
+CHAT_EDIT = {"name": "review_sample", "args": {"response": BETTER}}
+
+
+@pytest.mark.parametrize(
+    ("said", "status", "reason"),
+    [
+        ([{"type": "accept", "args": {"action": "review_sample", "args": {}}}], "accepted", None),
+        ([{"type": "edit", "args": INBOX_EDIT}], "accepted", None),
+        ([{"type": "response", "args": "It is dull."}], "rejected", "It is dull."),
+        ({"decisions": [{"type": "approve"}]}, "accepted", None),
+        ({"decisions": [{"type": "edit", "edited_action": CHAT_EDIT}]}, "accepted", None),
+        ({"decisions": [{"type": "reject", "message": "It is dull."}]}, "rejected", "It is dull."),
+        ({"decisions": [{"type": "reject"}]}, "rejected", None),
+        ({"decisions": [{"type": "respond", "message": "No."}]}, "rejected", "No."),
+        ({"type": "approve"}, "accepted", None),
+        ("approve", "accepted", None),
+    ],
+)
+async def test_the_answers_of_agent_inbox_and_of_langchain_are_understood(said, status, reason):
+    graph, out = await asked(review="all")
+    (sample,) = (await answer(graph, out, said, review="all"))["samples"]
+    assert sample["status"] == status
+    assert sample["review"]["reason"] == reason
+    if "edit" in str(said):
+        assert sample["response"] == BETTER
+
+
+async def test_an_ignored_sample_stays_pending_and_the_thread_ends():
+    graph, out = await asked(review="all")
+    done = await answer(graph, out, [{"type": "ignore", "args": None}], review="all")
+    assert "__interrupt__" not in done
+    assert done["samples"][0]["status"] == "pending"
+    assert done["samples"][0]["review"]["decision"] is None
+
+
+async def test_the_question_has_the_form_that_langchains_clients_read():
+    _, out = await asked(review="all")
+    (interrupt,) = out["__interrupt__"]
+    (request,), (config,) = interrupt.value["action_requests"], interrupt.value["review_configs"]
+    response = interrupt.value["sample"]["response"]
+    assert request["name"] == config["action_name"] == "review_sample"
+    assert request["args"] == request["arguments"] == {"response": response}
+    assert config["allowed_decisions"] == ["approve", "edit", "reject"]
+    assert "**Instruction**" in request["description"]
+    assert REFERENCE["response"] in request["description"]
+    assert interrupt.response_schema["required"] == ["decision"]
+
+
+@pytest.mark.parametrize(
+    ("said", "wrong"),
+    [
+        ({"decisions": []}, "the answer has 0"),
+        ([{"type": "accept"}, {"type": "accept"}], "the answer has 2"),
+        ([{"type": "edit", "args": None}], "needs the edited text"),
+        ({"decisions": [{"type": "edit", "edited_action": {"args": []}}]}, "could not be read"),
+        ([{"type": ["accept"]}], "could not be read"),
+        ([7], "could not be read"),
+    ],
+)
+async def test_what_is_wrong_with_an_answer_is_said_where_each_client_shows_it(said, wrong):
+    graph, out = await asked(review="all")
+    again = await answer(graph, out, said, review="all")
+    value = again["__interrupt__"][0].value
+    assert wrong in value["question"]
+    assert wrong in value["action_requests"][0]["description"]
+
+
+async def test_no_text_of_the_data_is_markdown_of_the_question():
+    hostile = "```\n![x](http://127.0.0.1/steal)\n````\n<img src=x>"
+    given = {**GIVEN, "references": [{**REFERENCE, "id": "a`b\n# c", "response": hostile}]}
+    _, out = await asked(given=given, review="all")
+    text = out["__interrupt__"][0].value["action_requests"][0]["description"]
+    html = MarkdownIt("js-default").render(text)
+    assert "<img" not in html
+    assert "<h1" not in html
+
+
 async def test_several_questions_are_answered_each_by_itself():
     graph, out = await asked(review="all", per_seed=3)
     first, second, third = out["__interrupt__"]
@@ -213,3 +292,14 @@ def test_failed_and_contaminated_samples_are_shown_to_nobody(when):
     assert not needs_review("failed", None, CRITERIA, attempt(), when)
     assert not needs_review("rejected", "contaminated", CRITERIA, attempt(r="fail"), when)
     assert not needs_review("rejected", "criteria", CRITERIA, None, when)
+
+
+async def test_a_chat_client_is_shown_the_seed_as_a_message():
+    """Without any message agent-chat-ui fails on a thread that waits."""
+    graph, out = await asked(review="all")
+    assert "messages" not in out
+    (message,) = (await graph.aget_state(AT)).values["messages"]
+    assert (message["type"], message["content"]) == ("human", GIVEN["seed"]["instruction"])
+    alone = build_sample(complete=ScriptedModel(), embed=letters, checkpointer=InMemorySaver())
+    await alone.ainvoke({"instruction": "Say."}, AT, context=context(review="all"))
+    assert (await alone.aget_state(AT)).values["messages"][0]["content"] == "Say."

@@ -259,7 +259,9 @@ def test_a_run_stops_to_ask_and_goes_on_with_the_answer(client):
     thread = client.threads.create()["thread_id"]
     out = client.runs.wait(thread, graph, input=INPUT, context=context)
     (asked,) = out["__interrupt__"]
-    assert set(asked["value"]) == {"question", "sample", "references"}
+    keys = {"question", "sample", "references", "action_requests", "review_configs"}
+    assert set(asked["value"]) == keys
+    assert asked["response_schema"]["required"] == ["decision"]
     found = client.threads.search(status="interrupted", limit=100)
     assert thread in [t["thread_id"] for t in found]
     answer = {asked["id"]: {"decision": "edit", "response": BETTER}}
@@ -334,6 +336,35 @@ def test_the_server_says_when_index_and_model_are_loaded(server):
         time.sleep(0.2)
     assert json.loads(said)["ready"] is True
     assert json.loads(said)["references"] >= 24
+
+
+def post(server: Server, path: str, **headers: str) -> tuple[int, str, dict[str, str]]:
+    headers = {"Content-Type": "application/json", **headers}
+    request = urllib.request.Request(server.url + path, b"{}", headers)
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return answer.status, answer.read().decode(), dict(answer.headers)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode(), dict(error.headers)
+
+
+def test_only_pages_of_named_origins_may_call(server):
+    studio, other = "https://smith.langchain.com", "http://evil.example"
+    status, _, headers = post(server, "/threads/search", Origin=studio)
+    assert status == 200
+    assert headers["access-control-allow-origin"] == studio
+    status, said, headers = post(server, "/threads/search", Origin=other)
+    assert status == 403
+    assert other in said
+    assert "access-control-allow-origin" not in headers
+    assert other in server.log.read_text()
+
+
+def test_mcp_is_off_and_says_how_it_is_switched_on(server):
+    status, said, _ = post(server, "/mcp")
+    assert status == 404
+    assert "REFLOOM_MCP=1" in said
 
 
 # --- the page, the client, and silence -----------------------------------------------------------

@@ -49,6 +49,7 @@ from nodes.llm.completion import NotACompletion, parse_reply, read_event_stream
 from nodes.llm.fast_json import dumps, loads
 from nodes.llm.faults import PASSING, Fault, read_fault
 from nodes.llm.protocol import ErrorResponse, Transient, request_body
+from nodes.state import Usage
 
 OPENAI_URL = "https://api.openai.com/v1"
 # Headers of the OpenAI client that come from the environment.
@@ -83,6 +84,8 @@ ModelKey = tuple[str, str]
 Attempt = Callable[[Call, Capabilities], Awaitable[Reply | Fault]]
 # Makes the call of a probe by the `Complete` it is handed.
 SendProbe = Callable[[Call, Complete], Awaitable[Reply]]
+# The dollars of a usage: by model, usage and service tier; None without a price.
+Price = Callable[[str, Usage, str | None], float | None]
 # Called with a model and a sentence about it.
 OnLearned = Callable[[str, str], None]
 
@@ -153,15 +156,17 @@ class EndpointClient:
         on_headers: OnHeaders | None = None,
         on_learned: OnLearned | None = None,
         attempt: Attempt | None = None,
+        price: Price | None = None,
     ) -> None:
         """`max_retries` bounds the retries of transient faults; 0 for a caller with its own.
 
         `timeout` bounds one request, in seconds. `on_headers` gets the headers of every answer,
         good or bad: endpoints say there how much more they take. `on_learned` gets the model and a
         sentence whenever something new is known of its endpoint. `attempt` makes the requests in
-        another process.
+        another process. `price` gives the dollars of a usage, for traces.
         """
         self._remote_attempt = attempt
+        self._price = price
         self._resolve = resolve
         self._on_headers = on_headers
         self._on_learned = on_learned
@@ -197,7 +202,7 @@ class EndpointClient:
 
         Nothing is learned of it. Raises `Transient` if no answer comes.
         """
-        return await self._send(await self._target_of(call.model, call.judge), call, known)
+        return await self._send_traced(await self._target_of(call.model, call.judge), call, known)
 
     async def list_models(self, model: str, judge: bool) -> list[dict[str, Any]] | None:
         """The endpoint's list of models, as it gives it; None if it has none."""
@@ -267,7 +272,7 @@ class EndpointClient:
             known = self._known(target, call)
             sent = call if smaller is None else replace(call, wire_tokens=smaller.tokens)
             self._check_room(known, sent)
-            answer = await self._send(target, sent, known)
+            answer = await self._send_traced(target, sent, known)
             if isinstance(answer, Reply):
                 if smaller is not None:
                     self._learn_limit(target, call, smaller)
@@ -521,7 +526,7 @@ class EndpointClient:
         )
 
         async def send(call: Call) -> Reply:
-            fault = await self._send(target, call, known)
+            fault = await self._send_traced(target, call, known)
             if isinstance(fault, Reply):
                 return fault
             raise _ProbeFailed(fault)
@@ -572,7 +577,7 @@ class EndpointClient:
             return await self._remote_attempt(call, known)
         body = request_body(call, known)
         try:
-            answer, headers = await self._post(target, body)
+            answer, headers = await (await self._session()).post(target, body)
         except ErrorResponse as error:
             status, content, headers = error.status, error.content, error.headers
         except (aiohttp.ClientError, TimeoutError) as error:
@@ -592,16 +597,17 @@ class EndpointClient:
         self._report_headers(call, headers)
         return read_fault(status, headers, content, sent=[m["content"] for m in call.messages])
 
-    async def _post(self, target: Target, body: dict[str, Any]) -> tuple[Any, Mapping[str, str]]:
-        """Post a request, inside a run of a chat model if anyone traces it."""
-        post = partial((await self._session()).post, target, body)
-        if not _is_traced():
-            return await post()
+    async def _send_traced(self, target: Target, call: Call, known: Capabilities) -> Reply | Fault:
+        """Send one request as `_send` does, inside a run of a chat model if anyone traces it."""
+        # Another process traces what it sends.
+        elsewhere = self._remote_attempt is not None and call.stage != "preflight"
+        if elsewhere or not _is_traced():
+            return await self._send(target, call, known)
         # Its imports take a second: not on the event loop.
         tracing = await asyncio.to_thread(import_module, "nodes.llm.tracing")
-        traced: tuple[Any, Mapping[str, str]] = await tracing.post_traced(
-            post, target.endpoint.base_url, body
-        )
+        send = partial(self._send, target, call, known)
+        exchange = tracing.Exchange(call, target.name, send, self._price)
+        traced: Reply | Fault = await tracing.send_traced(exchange)
         return traced
 
     def _error(self, target: Target, call: Call, fault: Fault) -> Exception:

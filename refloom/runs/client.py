@@ -98,6 +98,7 @@ async def open_client(
         on_headers=limiter.apply_headers,
         on_learned=remember,
         attempt=attempt,
+        price=prices.cost,
     )
     endpoint_client.remember(await asyncio.to_thread(journal.meta, "endpoints") or [])
     client = CachedClient(

@@ -1,4 +1,4 @@
-"""The ASGI app mounted in a LangGraph server: warm-up, /readyz, review page, request limits."""
+"""The ASGI app mounted in a LangGraph server: warm-up, /readyz, MCP, review page, limits."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from graph.builder import build_graph
 from graph.defaults import shared_search
 from refloom.serve import stay_offline
 from refloom.serve.api_keys import load_key_hashes
-from refloom.serve.request_limits import RequestLimits, require_key
+from refloom.serve.mcp import McpEndpoint
+from refloom.serve.origins import AllowedOrigins, Cors
+from refloom.serve.request_limits import RequestLimits
 from refloom.serve.review_page import page_routes
 
 stay_offline()
@@ -83,13 +86,22 @@ async def readyz(request: Request) -> Response:
     return JSONResponse(body, status)
 
 
-# Read at import: malformed keys stop the server here instead of leaving it open.
-KEY_HASHES = load_key_hashes()
+# Read at import: malformed keys or origins stop the server here instead of leaving it open.
+load_key_hashes()
+ORIGINS = AllowedOrigins.load()
+MCP = McpEndpoint(build_graph())
 
 # FastAPI, because Aegra accepts nothing else; LangGraph's own server accepts any ASGI app.
 app = FastAPI(
-    routes=[Route("/readyz", readyz), *page_routes("threads", require_key(KEY_HASHES))],
+    routes=[
+        Route("/readyz", readyz),
+        Route("/mcp", MCP.respond, methods=["GET", "POST", "DELETE"]),
+        *page_routes("threads"),
+    ],
     lifespan=lifespan,
-    middleware=[Middleware(RequestLimits)],
+    middleware=[
+        Middleware(Cors, origins=ORIGINS),
+        Middleware(RequestLimits, origins=ORIGINS),
+    ],
     openapi_url=None,
 )

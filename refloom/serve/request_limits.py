@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from nodes.context import Context
 from nodes.inputs import (
     MAX_REFERENCES_ADDED,
+    NO_CHAT,
     BadInput,
     read_indexer_input,
     read_input,
@@ -23,18 +24,17 @@ from nodes.inputs import (
 )
 from nodes.llm.provider import find_unlisted
 from refloom.serve.api_keys import identify_request, load_key_hashes
+from refloom.serve.origins import AllowedOrigins
 
 MAX_BODY_BYTES = 8 << 20
 MAX_RUNS = 100
 MAX_RECURSION = 1000
 MAX_DEPTH = 64
 MAX_SENDS = 50
-# The only other origin that may call: see `cors` in langgraph.json.
-STUDIO_ORIGINS = ("https://smith.langchain.com",)
 _READ_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _HEALTH_PATHS = frozenset({"/ok", "/readyz", "/health", "/ready", "/live", "/info"})
 _PAGE_PATH = re.compile(r"/review(/config|/[a-z_]+\.(js|css|svg))?")
-_CHECKED_PATHS = re.compile(r"/(runs|assistants|commands)(/|$)|/threads/?$")
+_CHECKED_PATHS = re.compile(r"/(runs|assistants|commands)(/|$)|/(threads|mcp)/?$")
 
 
 class RequestRefused(Exception):
@@ -52,10 +52,14 @@ class RequestLimits:
     of all their routes.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
-        """Raises `BadKeys` if the keys are malformed; the server then does not start."""
+    def __init__(self, app: ASGIApp, origins: AllowedOrigins | None = None) -> None:
+        """`origins` are the sites whose pages may call, beside the server's own.
+
+        Raises `BadKeys` if the keys are malformed; the server then does not start.
+        """
         self.app = app
         self.keys = load_key_hashes()
+        self.origins = origins or AllowedOrigins()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or answer it with a refusal."""
@@ -90,8 +94,11 @@ class RequestLimits:
         user = identify_request(scope, self.keys)
         if not isinstance(user, str) and (not self.keys or not _needs_no_key(scope)):
             raise RequestRefused(*user)
-        if not self.keys and scope["method"] not in _READ_METHODS and not _same_origin(scope):
-            raise RequestRefused(403, "a page of another site may not call this server")
+        if not self.keys and scope["method"] not in _READ_METHODS:
+            # Any page in a browser of this machine could call a server without keys.
+            refusal = self.origins.refuse(scope)
+            if refusal is not None:
+                raise RequestRefused(403, refusal)
 
 
 def require_key(keys: Mapping[str, str]) -> Callable[[Request], Awaitable[Response | None]]:
@@ -102,17 +109,6 @@ def require_key(keys: Mapping[str, str]) -> Callable[[Request], Awaitable[Respon
         return None if isinstance(user, str) else JSONResponse({"detail": user[1]}, user[0])
 
     return authorise
-
-
-def _same_origin(scope: Scope) -> bool:
-    """Whether the request's Origin is Studio, this server, or absent (no browser page).
-
-    Without keys any page in a local browser could call the server; browsers always send Origin.
-    """
-    headers = dict(scope["headers"])
-    origin = headers.get(b"origin", b"").decode("latin-1")
-    host = headers.get(b"host", b"").decode("latin-1")
-    return not origin or origin in STUDIO_ORIGINS or origin.partition("://")[2] == host
 
 
 def _needs_no_key(scope: Scope) -> bool:
@@ -242,6 +238,8 @@ def _check_input(graph_input: dict[str, Any]) -> None:
             raise RequestRefused(
                 422, f"input.{name} has {len(value)} entries; at most {MAX_REFERENCES_ADDED}"
             )
+    if "messages" in graph_input and not graph_input.keys() & {"seed", "instruction", "references"}:
+        raise RequestRefused(422, f"input.messages: {NO_CHAT}")
     try:
         if "seed" in graph_input:
             read_input(graph_input)
