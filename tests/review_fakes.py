@@ -156,11 +156,11 @@ class Run(Backend):
     def routes(self) -> list[Route]:
         item = "/review/items/{id:path}"
         return [
-            *page_routes("run", self.authorise),
             Route("/review/queue", self.queue),
             Route(item, self.item),
             Route(item, self.decide, methods=["POST"]),
             Route(item, self.undo, methods=["DELETE"]),
+            *page_routes("run"),
         ]
 
     async def queue(self, request: Request) -> Response:
@@ -198,7 +198,7 @@ class Threads(Backend):
 
     def routes(self) -> list[Route]:
         return [
-            *page_routes("threads", self.authorise),
+            *page_routes("threads"),
             Route("/threads/search", self.search, methods=["POST"]),
             Route("/threads/t1", self.thread),
             Route("/threads/t1/state", self.state),

@@ -17,8 +17,6 @@ from review_fakes import NASTY, REFERENCES, Run, Threads, sample, screened_sampl
 
 from nodes.text_diff import diff
 from refloom.serve.review_page import (
-    PAGE_DIR,
-    PAGE_FILES,
     MalformedBody,
     parse_sample,
     render_markdown,
@@ -109,11 +107,6 @@ def test_a_malformed_body_is_refused_in_one_line(body, where):
         parse_sample(body)
     assert str(said.value).startswith(where)
     assert "\n" not in str(said.value)
-
-
-def test_every_file_of_the_page_is_served():
-    there = {path.name for path in PAGE_DIR.iterdir() if path.is_file()}
-    assert there | {"icon.svg"} == set(PAGE_FILES)
 
 
 # The page
@@ -496,16 +489,12 @@ def test_nothing_else_of_the_disk_is_served():
             assert client.get("/review/config").json() == {"source": "run"}
 
 
-def test_what_is_shown_is_bounded_checked_and_authorised():
-    backend = Run([])
+def test_what_is_shown_is_checked():
     body = {"sample": sample(1), "references": REFERENCES}
-    with served(backend) as url, httpx.Client(base_url=url, timeout=30) as client:
+    with served(Run([])) as url, httpx.Client(base_url=url, timeout=30) as client:
         made = client.post("/review/shown", json=body).json()
         assert made["references"][0]["id"] == "r1"
         assert "<strong>twice a day</strong>" in made["response"]
         assert made["changes"][0][0] == "equal"
-        assert client.post("/review/shown", content=b"x" * ((8 << 20) + 1)).status_code == 413
         assert client.post("/review/shown", json={"sample": 1}).status_code == 422
-        backend.key = "sesame"
-        assert client.post("/review/shown", json=body).status_code == 401
-        assert client.post("/review/shown", json=body, headers={"x-api-key": "sesame"}).is_success
+        assert client.get("/review/", follow_redirects=False).headers["location"] == "../review"

@@ -155,7 +155,8 @@ def trajectory(record: Record) -> list[ExportRow]:
 
     There is a row for each refinement, and one with an empty `refinement` if there is none.
     """
-    attempts = record["attempts"]
+    # Earlier attempts were at the instruction before a person edited it.
+    attempts = record["attempts"][-1 if "instruction_before" in record else 0 :]
     criteria = [{key: c[key] for key in _CRITERION_TYPES} for c in record["criteria"]]
     refined = [best_attempt(record, i) for i in range(1, len(attempts))]
     rows = []
@@ -252,6 +253,9 @@ def failed_attempts(record: Record) -> list[tuple[ExportRow, list[ExportRow]]]:
     """
     from rapidfuzz.distance import Indel
 
+    if "instruction_before" in record:
+        # They were attempts at another instruction.
+        return []
     attempts = record["attempts"]
     same = [i for i, a in enumerate(attempts) if a["response"] == record["response"]]
     if not same:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import ValidationError
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nodes.context import Context
@@ -92,16 +92,6 @@ class RequestLimits:
             raise RequestRefused(*user)
         if not self.keys and scope["method"] not in _READ_METHODS and not _same_origin(scope):
             raise RequestRefused(403, "a page of another site may not call this server")
-
-
-def require_key(keys: Mapping[str, str]) -> Callable[[Request], Awaitable[Response | None]]:
-    """A check for single routes: a 401 response if keys are configured and none fits, else None."""
-
-    async def authorise(request: Request) -> Response | None:
-        user = identify_request(request.scope, keys)
-        return None if isinstance(user, str) else JSONResponse({"detail": user[1]}, user[0])
-
-    return authorise
 
 
 def _same_origin(scope: Scope) -> bool:
