@@ -456,8 +456,10 @@ def test_skipped_ones_come_last_and_flags_stay(look):
     seen.page.reload()
     seen.heading("Sample 2")
     titles = seen.page.locator("#queue li")
-    assert [text.split("\n")[0] for text in titles.all_inner_texts()] == ["2", "3", "4", "1"]
-    assert "flagged" in titles.first.inner_text() and "skipped" in titles.last.inner_text()
+    numbers = seen.page.locator("#queue .number")
+    assert numbers.all_text_contents() == ["2", "3", "4", "1"]
+    assert "flagged" in titles.first.text_content()
+    assert "skipped" in titles.last.text_content()
     seen.page.locator("#filter-flagged").check()
     assert titles.count() == 1
     seen.page.locator("#filter-flagged").uncheck()
@@ -476,7 +478,7 @@ def test_the_list_is_searched_filtered_and_sorted(look):
     shown = seen.page.locator("#queue li")
     seen.keys("/")
     seen.page.keyboard.type("STORY long")
-    seen.page.wait_for_function("document.querySelectorAll('#queue li').length === 1")
+    seen.page.wait_for_function("() => document.querySelectorAll('#queue li').length === 1")
     seen.heading("Sample 2")
     seen.keys("Escape")
     assert seen.text("#list-count") == "1 of 3 samples"
@@ -492,10 +494,10 @@ def test_the_list_is_searched_filtered_and_sorted(look):
     options = seen.page.locator("#filter-failed option").all_inner_texts()
     assert options[1] == "2 × not passed: names who measured it first"
     seen.page.locator("#filter-failed").select_option(index=2)
-    assert shown.count() == 1 and "Question 2" in shown.first.inner_text()
+    assert shown.count() == 1 and "Question 2" in shown.first.text_content()
     seen.page.locator("#filter-failed").select_option("")
     seen.page.locator("#sort").select_option("long")
-    assert "Question 2" in shown.first.inner_text()
+    assert "Question 2" in shown.first.text_content()
 
 
 def test_decided_ones_are_come_back_to_changed_and_put_back(look):
@@ -508,7 +510,7 @@ def test_decided_ones_are_come_back_to_changed_and_put_back(look):
     seen.keys("t")
     seen.heading("Decided sample")
     lines = seen.page.locator("#queue li")
-    assert [line.split("\n")[-1] for line in lines.all_inner_texts()] == ["rejected", "accepted"]
+    assert lines.locator(".meta").all_text_contents() == ["rejected", "accepted"]
     seen.page.get_by_text("decided: rejected · It is about ponds.").wait_for()
     seen.keys("a")
     seen.says("Changed: accepted.")
@@ -535,9 +537,9 @@ def test_at_the_end_there_are_figures_and_how_to_go_on(look):
         assert words in text, words
     assert closing.locator("b").count() == 0
     seen.keys("g")
-    assert seen.page.locator("#figures").is_visible()
+    seen.page.locator("#figures[open]").wait_for()
     seen.keys("g")
-    assert not seen.page.locator("#figures").is_visible()
+    seen.page.locator("#figures").wait_for(state="hidden")
 
 
 def test_what_others_decided_leaves_the_list(look):
@@ -545,7 +547,7 @@ def test_what_others_decided_leaves_the_list(look):
     seen = look(backend).open()
     backend.taken["s3"] = {"decision": "reject", "by": "bob"}
     seen.keys("a")
-    seen.page.wait_for_function("document.querySelectorAll('#queue li').length === 2")
+    seen.page.wait_for_function("() => document.querySelectorAll('#queue li').length === 2")
     assert seen.text("#count") == "2 of 4 decided"
 
 

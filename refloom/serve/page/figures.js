@@ -16,7 +16,7 @@ export function figuresOf(figures) {
     ["Edited", edits],
     ["Rejected", String(rejected)],
     ["Median time a sample", pace === null ? "not known yet" : pace < 1 ? "under 1 s" : `${Math.round(pace)} s`],
-    ["As the machine proposed", n ? `${agree} of ${n} (${percent(agree, n)}), edits left out` : "no sample yet"],
+    ["As the machine proposed (not edited)", n ? `${agree} of ${n} (${percent(agree, n)})` : "no sample yet"],
   ];
   const people = figures.reviewers.filter((one) => one.by !== null);
   return [

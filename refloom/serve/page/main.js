@@ -277,11 +277,11 @@ class Page {
   }
 
   skip() {
-    if (!this.editor && this.view) this.store.skip();
+    if (!this.editor) this.store.skip();
   }
 
   flag() {
-    if (this.view) this.store.flag();
+    this.store.flag();
   }
 
   verdict(by) {

@@ -25,7 +25,7 @@ export function showQueue(store) {
   marked?.removeAttribute("aria-current");
   marked = lines.get(keyOf(store, store.current))?.firstElementChild ?? null;
   marked?.setAttribute("aria-current", "true");
-  if (marked?.isConnected) intoView(list.parentElement, marked);
+  if (marked?.isConnected) intoView(list, marked);
   showCounts(store, listed.length);
 }
 
@@ -42,7 +42,7 @@ function showCounts(store, shown) {
 /** Scroll the list alone, never the page. */
 function intoView(pane, line) {
   const [outer, inner] = [pane.getBoundingClientRect(), line.getBoundingClientRect()];
-  if (inner.top < outer.top) pane.scrollTop -= outer.top + 40 - inner.top;
+  if (inner.top < outer.top) pane.scrollTop -= outer.top - inner.top + 8;
   if (inner.bottom > outer.bottom) pane.scrollTop += inner.bottom - outer.bottom + 8;
 }
 

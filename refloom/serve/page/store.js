@@ -113,8 +113,8 @@ export class ReviewStore extends EventTarget {
     this.#logged([...this.log, { id: item.id, decision, item, at }]);
     const safe = outbox.keep(entry);
     this.#say(`${DONE[decision.decision]} u undoes it.${safe ? "" : " Keep this page open."}`);
-    this.#changed();
     this.#enqueue(() => this.#send(entry));
+    return this.#changed();
   }
 
   /** The id that follows an item in the list, or the last before it. */
