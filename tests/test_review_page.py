@@ -526,6 +526,29 @@ def test_decided_ones_are_come_back_to_changed_and_put_back(look):
     assert "1 of 3 decided" in seen.text("#count")
 
 
+def test_sixty_are_reviewed_by_keyboard_and_none_is_lost(look):
+    backend = Run([screened_sample(i) for i in range(1, 61)])
+    seen = look(backend).open()
+    wanted = {}
+    for number in range(1, 61):
+        seen.heading(f"Sample {number} of 60" if number > 1 else "Sample 1")
+        decision = {"decision": "accept"}
+        if number % 4 == 1:
+            decision = {"decision": "reject", "reason": backend.reasons[number % 2]}
+            seen.keys(str(number % 2 + 1))
+        elif number % 4 == 2:
+            decision |= {"wrong_verdicts": ["i2"]}
+            seen.keys("v", "w", "a")
+        elif number % 4 == 3:
+            seen.keys("f", "a")
+        else:
+            seen.keys("a")
+        wanted[f"s{number}"] = decision
+    seen.heading("All decided")
+    settled(backend, wanted)
+    assert len(backend.marks["flag"]) == 15
+
+
 def test_at_the_end_there_are_figures_and_how_to_go_on(look):
     seen = look(Run([sample(1)])).open()
     seen.keys("a")

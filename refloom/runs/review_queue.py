@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -67,8 +68,10 @@ class ReviewQueue:
         # What the lists show of a sample, by id; it never changes.
         self._summaries: dict[str, dict[str, Any]] = {}
         self._texts: dict[str, str] = {}
-        with closing(connect_read_only(self.path)):
-            pass
+        # While it is open, no other that is closed moves the write-ahead log into the file: that
+        # takes as long as the decision itself.
+        held = connect_read_only(self.path, check_same_thread=False)
+        weakref.finalize(self, held.close)
         with self._writing() as connection:
             connection.executescript(REVIEWS_TABLE)
 

@@ -5,6 +5,7 @@ import { outcome } from "./sample.js";
 
 const lines = new Map();
 let marked = null;
+let shown = { key: null, lines: [] };
 /** Without the marks of emphasis and code. */
 const bare = (text) => text.replace(/\*{1,2}([^*]+)\*{1,2}|`([^`]+)`/g, "$1$2");
 const WORDS = { accept: "accepted", edit: "edited", reject: "rejected" };
@@ -13,20 +14,23 @@ export function showQueue(store) {
   const list = byId("queue");
   const { listed } = store;
   const wanted = listed.map((item) => lineOf(item, store));
+  showCounts(store, listed.length);
+  const key = keyOf(store, store.current);
   // Only what differs is touched: a list of thousands stays quick.
+  if (key === shown.key && wanted.length === shown.lines.length && wanted.every((line, i) => line === shown.lines[i])) return;
   const keep = new Set(wanted);
-  for (const child of [...list.children]) if (!keep.has(child)) child.remove();
+  for (const line of shown.lines) if (!keep.has(line)) line.remove();
   let at = list.firstElementChild;
   for (const line of wanted) {
     if (line === at) at = at.nextElementSibling;
     else list.insertBefore(line, at);
   }
+  shown = { key, lines: wanted };
   // A line that left the list keeps its attributes, and may come back.
   marked?.removeAttribute("aria-current");
-  marked = lines.get(keyOf(store, store.current))?.firstElementChild ?? null;
+  marked = lines.get(key)?.firstElementChild ?? null;
   marked?.setAttribute("aria-current", "true");
   if (marked?.isConnected) intoView(list, marked);
-  showCounts(store, listed.length);
 }
 
 function showCounts(store, shown) {
@@ -82,6 +86,7 @@ export function showProgress(store) {
   byId("previous").disabled = at <= 0;
   byId("next").disabled = at < 0 || at >= listed.length - 1;
   byId("skip").firstChild.data = store.mode === "decided" ? "Put back " : "Skip ";
+  byId("flag").firstChild.data = store.item?.flagged ? "Flagged " : "Flag ";
   byId("flag").setAttribute("aria-pressed", String(Boolean(store.item?.flagged)));
   byId("undo").disabled = !store.log.length;
   document.title = `${store.items.length ? `(${store.items.length}) ` : ""}Review · refloom`;

@@ -95,14 +95,14 @@ export class ReviewStore extends EventTarget {
     }
     this.mode = mode;
     this.current = this.listed[0]?.id ?? null;
-    this.#changed();
-    return undefined;
+    this.#say("");
+    return this.#changed();
   }
 
   /** Take a decision on the current sample; the next one is current at once. */
   decide(decision) {
     const { item } = this;
-    if (!item) return;
+    if (!item) return undefined;
     if (this.mode === "decided") return this.#revise(item, decision);
     const entry = { id: item.id, decision, item, state: "queued" };
     const at = this.items.indexOf(item);
