@@ -30,6 +30,9 @@ from nodes.record import Record, record_of
 from nodes.state import SampleState
 from nodes.verdicts import best_of
 
+# What a decision may change.
+OUTCOME = ("status", "reason", "response", "reasoning", "review")
+
 
 class ReviewState(TypedDict):
     """One sample that waits for a person, with the references it was made from."""
@@ -71,13 +74,13 @@ async def review_one(
 ) -> dict[str, Any]:
     """Ask a person about the sample, at the end of the graph `sample`.
 
-    Writes `status`, `reason`, `response`, `review`, an edited text as one of `attempts`, and an
-    edited instruction.
+    Writes `status`, `reason`, `response`, `reasoning`, `review`, an edited text as one of
+    `attempts`, and an edited instruction.
     """
     context = runtime.context or Context()
     pending = mark_pending(record_of(state, (0, 0, 0), context))
     record = await _ask_person(pending, state["references"], runtime, contamination)
-    update = {name: record[name] for name in ("status", "reason", "response", "review")}
+    update = {name: record[name] for name in OUTCOME}
     if "instruction_before" in record:
         names = ("instruction", "instruction_before", "instruction_verdicts")
         update |= {name: record[name] for name in names}

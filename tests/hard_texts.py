@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """References and samples that are hard to lay out: code, tables, long words and lines, scripts."""
 
 from __future__ import annotations

@@ -29,7 +29,8 @@ OVERFLOW = """() => {
     }
     const inner = e.parentElement.closest("pre, table, .scroll");
     const box = e.getBoundingClientRect();
-    if (!inner && (box.right > width + 1 || box.left < -1)) wrong.push(`${name(e)}: to ${box.right}`);
+    const outside = box.right > width + 1 || box.left < -1;
+    if (!inner && outside) wrong.push(`${name(e)}: to ${box.right}`);
   }
   return [...new Set(wrong)].slice(0, 10);
 }"""
