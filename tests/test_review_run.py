@@ -185,6 +185,27 @@ async def test_an_edited_instruction_is_new_or_refused_with_what_it_is_near_to(t
     assert said["counts"]["duplicates"] >= 1 and said["counts"]["candidates"] == 3
 
 
+async def test_references_are_found_where_a_run_of_an_older_version_has_them(tmp_path):
+    import sqlite3
+    from contextlib import closing
+
+    await run_for_review(tmp_path)
+    with closing(sqlite3.connect(tmp_path / "journal.sqlite")) as connection:
+        connection.execute("DELETE FROM meta WHERE key = 'reference_file'")
+        connection.commit()
+    (first, *_) = ReviewQueue(tmp_path).queue()["items"]
+    reference = ReviewQueue(tmp_path).item(first["id"])["references"][0]["instruction"]
+    edit = ReviewDecision(decision="edit", response=BETTER, instruction=reference)
+    with pytest.raises(BadDecision, match="too near to that of reference"):
+        ReviewQueue(tmp_path).check(first["id"], edit)
+    for file in (tmp_path / "memory").glob("references-*.parquet"):
+        file.unlink()
+    with pytest.raises(BadDecision, match="cannot be read"):
+        ReviewQueue(tmp_path).check(first["id"], edit)
+    # An edit of the response alone needs no references.
+    ReviewQueue(tmp_path).check(first["id"], ReviewDecision(decision="edit", response=BETTER))
+
+
 async def test_a_benchmarks_prompt_is_no_instruction_either(tmp_path):
     from refloom.data.benchmarks import load_benchmarks
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from memory.novelty import NoveltyFilter
 from memory.references import IndexUnusable, exact_instruction_key
 from memory.store import ReferenceFile
+from nodes.decisions import BadDecision
 from nodes.hooks import near_to
 from nodes.state import Near, Slot
-from refloom.errors import JournalError
 from refloom.runs.journal import open_read_only
 
 # The edited instructions with the slots of their samples. Only reviewed samples are looked at.
@@ -45,7 +45,7 @@ class KnownInstructions:
         """What an instruction for the sample of `slot` is too near to; None if it is new. Blocks.
 
         The sample's own texts do not count. With `answer_seeds` only an equal text is too near.
-        Raises `JournalError` if the run's references cannot be read.
+        Raises `BadDecision` if the run's references cannot be read.
         """
         with self._lock, open_read_only(self._directory / "journal.sqlite") as connection:
             (turns,) = connection.execute("SELECT count(*) FROM turns").fetchone()
@@ -109,8 +109,8 @@ def _open_references(connection: sqlite3.Connection, directory: Path) -> Referen
             return ReferenceFile(paths[0])
         except IndexUnusable as error:
             problem = str(error)
-    raise JournalError(
-        f"{directory}: the run's references cannot be read ({problem}), so an edited instruction "
+    raise BadDecision(
+        f"The run's references cannot be read ({problem}), so an edited instruction "
         "cannot be compared with them; run the same command once more, or leave the instruction"
     )
 
