@@ -320,6 +320,9 @@ def rubric_healthbench(
     if answer is not None:
         attempts, accepted = record["attempts"], accepted_attempt(record)
         before = next((i for i, attempt in enumerate(attempts) if attempt is accepted), 0)
+        if "instruction_before" in record:
+            # Those before it answered another instruction.
+            before = 0
         completions = {
             "ideal_completion": answer,
             "ideal_completions_group": "refloom",
