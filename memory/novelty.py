@@ -193,9 +193,12 @@ class NoveltyFilter:
     def __len__(self) -> int:
         return len(self._names)
 
-    def collision(self, text: str) -> str | None:
-        """Return the name of the first near-duplicate of `text`, or None if it is new."""
-        return self._first_near(self._tokenize(text))
+    def collision(self, text: str, ignore: str | None = None) -> str | None:
+        """Return the name of the first near-duplicate of `text`, or None if it is new.
+
+        Texts under the name `ignore` do not count.
+        """
+        return self._first_near(self._tokenize(text), ignore)
 
     def add(self, text: str, name: str) -> None:
         """Add `text` under `name`."""
@@ -222,10 +225,12 @@ class NoveltyFilter:
         code = _encode(numbers, self._last_code_point)
         return _TokenizedText(code, len(numbers), self._rarest(keys), mask, long_mask)
 
-    def _first_near(self, text: _TokenizedText) -> str | None:
+    def _first_near(self, text: _TokenizedText, ignore: str | None = None) -> str | None:
         if not text.size:
-            return self._empty
+            return self._empty if self._empty != ignore else None
         for i in self._candidates(text):
+            if self._names[i] == ignore:
+                continue
             total = text.size + int(self._sizes[i])
             least = self._least_common(total)
             if text.long_mask and i in self._long_masks:

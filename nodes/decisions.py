@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from memory.contamination import Hit
+from memory.contamination import Contamination, Hit
 from memory.references import Reference
 from nodes.context import Review
 from nodes.criteria import RuleInput, apply_rules, verdict
@@ -64,12 +64,13 @@ ANSWER_SCHEMA: dict[str, Any] = {
 
 
 class ReviewDecision(BaseModel):
-    """A person's decision; `response` is the whole edited text."""
+    """A person's decision; `response` and `instruction` are whole edited texts."""
 
     model_config = ConfigDict(extra="ignore", str_strip_whitespace=True)
 
     decision: Literal["accept", "edit", "reject"]
     response: str | None = Field(None, max_length=MAX_TEXT_LENGTH)
+    instruction: str | None = Field(None, max_length=MAX_TEXT_LENGTH)
     reason: str | None = Field(None, max_length=2000)
 
 
@@ -258,6 +259,28 @@ def _own_form(answer: Any) -> Any:
     return {"decision": "accept" if kind == "approve" else kind}
 
 
+def find_benchmark_prompt(
+    decision: ReviewDecision, record: Record, contamination: Contamination | None
+) -> Hit | None:
+    """The benchmark's prompt that an edited text holds, or None. Blocks."""
+    if contamination is None or decision.decision != "edit":
+        return None
+    hit = None
+    if decision.response:
+        hit = contamination.find_in_response(decision.response)
+    if hit is None and (instruction := edited_instruction(record, decision)) is not None:
+        hit = contamination.find_in_instruction(instruction)
+    return hit
+
+
+def edited_instruction(record: Record, decision: ReviewDecision) -> str | None:
+    """The instruction that an edit puts in the place of a sample's own; None if it stays."""
+    text = decision.instruction
+    if decision.decision != "edit" or not text or text == record["instruction"].strip():
+        return None
+    return text
+
+
 def apply_decision(
     record: Record,
     references: Sequence[Reference],
@@ -270,8 +293,10 @@ def apply_decision(
     """The record of a pending sample after a person's decision.
 
     An edited text becomes the last attempt, with the rules' verdicts for information; the judge is
-    not asked. What the model thought did not lead to it, and goes. Raises `BadDecision` if the text
-    holds a benchmark's prompt, `hit`; `checked` says whether one was searched for.
+    not asked. Nor is it about an edited instruction: its verdicts are unknown, and the one before
+    it stands in `instruction_before`. What the model thought did not lead to either, and goes.
+    Raises `BadDecision` if a text holds a benchmark's prompt, `hit`; `checked` says whether one was
+    searched for.
     """
     proposed: ReviewOutcome = record["review"]
     review: ReviewOutcome = {
@@ -284,14 +309,31 @@ def apply_decision(
     ended = {**record, "review": review, "status": "accepted", "reason": None}
     if decision.decision == "reject":
         return {**ended, "status": "rejected", "reason": "reviewer"}
+    instruction = edited_instruction(record, decision)
     text = decision.response
-    if decision.decision == "accept" or text is None or text == record["response"]:
+    if decision.decision == "accept" or text is None:
         return ended
+    if text == record["response"].strip():
+        text = record["response"]
+        if instruction is None:
+            return ended
     if hit is not None:
         raise BadDecision(f"The text holds the prompt of {hit.benchmark}, row {hit.row}.")
-    rules = apply_rules(RuleInput(record["instruction"], text, references, checked=checked))
+    if instruction is not None:
+        not_judged = "A person changed the instruction; nobody judged it."
+        ended |= {
+            "instruction": instruction,
+            "instruction_before": record["instruction"],
+            "instruction_verdicts": [
+                verdict(one["criterion_id"], "unknown", not_judged)
+                for one in record.get("instruction_verdicts") or ()
+            ],
+        }
+    rules = apply_rules(RuleInput(ended["instruction"], text, references, checked=checked))
     by_rule = {v["criterion_id"]: v for v in rules}
     not_judged = "A person wrote this; the judge was not asked."
+    if text == record["response"]:
+        not_judged = "A person changed the instruction; the judge was not asked again."
     verdicts = [
         by_rule.get(c["id"]) or verdict(c["id"], "unknown", not_judged) for c in record["criteria"]
     ]

@@ -20,6 +20,7 @@ from nodes.decisions import (
     ANSWER_SCHEMA,
     BadDecision,
     apply_decision,
+    find_benchmark_prompt,
     is_ignored,
     mark_pending,
     needs_review,
@@ -75,13 +76,16 @@ async def review_one(
 ) -> dict[str, Any]:
     """Ask a person about the sample, at the end of the graph `sample`.
 
-    Writes `status`, `reason`, `response`, `reasoning`, `review`, and an edited text as one of
-    `attempts`.
+    Writes `status`, `reason`, `response`, `reasoning`, `review`, an edited text as one of
+    `attempts`, and an edited instruction.
     """
     context = runtime.context or Context()
     pending = mark_pending(record_of(state, (0, 0, 0), context))
     record = await _ask_person(pending, state["references"], runtime, contamination)
     update = {name: record[name] for name in OUTCOME}
+    if "instruction_before" in record:
+        names = ("instruction", "instruction_before", "instruction_verdicts")
+        update |= {name: record[name] for name in names}
     return {**update, "attempts": record["attempts"][len(pending["attempts"]) :]}
 
 
@@ -105,9 +109,7 @@ async def _ask_person(
                 emit(runtime, "review", "A person left it undecided.", id=record["id"])
                 return record
             decision = read_decision(answer)
-            hit = None
-            if contamination is not None and decision.response:
-                hit = await asyncio.to_thread(contamination.find_in_response, decision.response)
+            hit = await asyncio.to_thread(find_benchmark_prompt, decision, record, contamination)
             ended = apply_decision(
                 record,
                 references,

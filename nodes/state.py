@@ -283,6 +283,7 @@ class SampleState(TypedDict, total=False):
     seed: Seed
     slot: int
     instruction: str
+    instruction_before: str
     references: list[Reference]
     criteria: list[Criterion]
     instruction_criteria: list[Criterion]

@@ -149,33 +149,103 @@ class Backend:
 
 
 class Run(Backend):
-    """A run's directory, over REST."""
+    """A run's directory, over REST. An instruction with "tide" in it is refused."""
 
     most = 500
 
+    def __init__(self, samples: list[dict[str, Any]]) -> None:
+        super().__init__(samples)
+        self.marks: dict[str, set[str]] = {"skip": set(), "flag": set()}
+        self.reasons = ["It is about ponds.", "It is too long."]
+        self.references = REFERENCES
+        self.checked: list[dict[str, Any]] = []
+
     def routes(self) -> list[Route]:
-        item = "/review/items/{id:path}"
+        item = "/review/items/{id}"
         return [
-            *page_routes("run", self.authorise),
             Route("/review/queue", self.queue),
+            Route("/review/decided", self.decided),
+            Route("/review/search", self.search),
+            Route("/review/figures", self.figures),
+            Route(f"{item}/check", self.check, methods=["POST"]),
+            Route(f"{item}/marks", self.mark, methods=["POST"]),
             Route(item, self.item),
             Route(item, self.decide, methods=["POST"]),
             Route(item, self.undo, methods=["DELETE"]),
+            *page_routes("run"),
         ]
+
+    def _listed(self, id_: str) -> dict[str, Any]:
+        one = self.samples[id_]
+        words = {c["id"]: c["text"] for c in one["criteria"]}
+        failed = [
+            words[v["criterion_id"]]
+            for v in one["attempts"][-1]["verdicts"]
+            if v["verdict"] == "fail" and v["criterion_id"] in words
+        ]
+        marks = {"flagged": id_ in self.marks["flag"], "skipped": id_ in self.marks["skip"]}
+        keys = ("id", "instruction", "status", "reason")
+        length = {"failed": failed, "length": len(one["response"])}
+        return {**{key: one[key] for key in keys}, **length, **marks}
 
     async def queue(self, request: Request) -> Response:
         if refused := await self.authorise(request):
             return refused
-        keys = ("id", "instruction", "status", "reason")
-        waiting = [one for id_, one in self.samples.items() if id_ not in self.taken]
-        items = [{key: one[key] for key in keys} for one in waiting]
-        return JSONResponse({**self.counts(), "items": items[: self.most]})
+        items = [self._listed(id_) for id_ in self.samples if id_ not in self.taken]
+        more = {"reasons": self.reasons, "by": None}
+        return JSONResponse({**self.counts(), **more, "items": items[: self.most]})
+
+    async def decided(self, request: Request) -> Response:
+        items = [
+            {**self._listed(id_), "by": one.get("by"), "decision": one["decision"]}
+            for id_, one in reversed(self.taken.items())
+        ]
+        return JSONResponse({"items": items})
+
+    async def search(self, request: Request) -> Response:
+        words = request.query_params["text"].casefold().split()
+        texts = {
+            id_: f"{one['instruction']} {one['response']}".casefold()
+            for id_, one in self.samples.items()
+        }
+        return JSONResponse(
+            {"ids": [id_ for id_, text in texts.items() if all(word in text for word in words)]}
+        )
+
+    async def figures(self, request: Request) -> Response:
+        decisions = [one["decision"] for one in self.taken.values()]
+        row = {"of": "response", "text": "names who <b>measured</b> it " + "x" * 90}
+        return JSONResponse(
+            {
+                **self.counts(),
+                "accepted": decisions.count("accept"),
+                "edited": decisions.count("edit"),
+                "rejected": decisions.count("reject"),
+                "instructions_edited": 0,
+                "median_seconds": 4.0,
+                "reviewers": [{"by": "alice", "decided": 1}, {"by": "bob", "decided": 2}],
+                "agreement": {"n": 4, "agree": 3},
+                "criteria": [{**row, "n": 4, "failed": 3, "wrong_verdicts": 1, "wrong": 2}],
+                "steps": [{"what": "Export", "command": "refloom export out out.jsonl"}],
+            }
+        )
+
+    async def check(self, request: Request) -> Response:
+        self.checked.append(await request.json())
+        if "tide" in self.checked[-1].get("instruction", ""):
+            return JSONResponse({"detail": "The instruction is too near to that of r1"}, 422)
+        return JSONResponse({"ok": True})
+
+    async def mark(self, request: Request) -> Response:
+        said = await request.json()
+        ids = self.marks[said["kind"]]
+        (ids.add if said["on"] else ids.discard)(request.path_params["id"])
+        return JSONResponse({"ok": True})
 
     async def item(self, request: Request) -> Response:
-        one = self.samples[request.path_params["id"]]
-        if one["id"] in self.taken:
-            return JSONResponse({"detail": "it is decided"}, 404)
-        return JSONResponse({"sample": one, "references": REFERENCES})
+        id_ = request.path_params["id"]
+        found = {"sample": self.samples[id_], "references": self.references}
+        return JSONResponse({**found, "decision": self.taken.get(id_)})
 
     async def decide(self, request: Request) -> Response:
         if refused := self.refusal():
@@ -198,7 +268,7 @@ class Threads(Backend):
 
     def routes(self) -> list[Route]:
         return [
-            *page_routes("threads", self.authorise),
+            *page_routes("threads"),
             Route("/threads/search", self.search, methods=["POST"]),
             Route("/threads/t1", self.thread),
             Route("/threads/t1/state", self.state),

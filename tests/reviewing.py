@@ -26,10 +26,10 @@ async def run_for_review(out: Path, model=None, seeds=SEEDS[:3], **more):
 class ReviewProcess:
     """`refloom review DIR` on a free port."""
 
-    def __init__(self, out: Path, **environment: str) -> None:
+    def __init__(self, out: Path, *flags: object, **environment: str) -> None:
         self.port = free_port()
         self.process = subprocess.Popen(
-            command("review", out, "--port", self.port),
+            command("review", out, "--port", self.port, *flags),
             env=env_of(environment),
             cwd=out,
             stderr=subprocess.PIPE,

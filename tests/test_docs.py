@@ -78,7 +78,7 @@ def test_extending_names_what_it_tells_to_change() -> None:
         ("data.md", tuple(export.FORMATS)),
         ("run.md", PRESETS),
         ("evidence.md", get_args(FeedbackArm)),
-        ("judging.md", get_args(Review)),
+        ("review.md", get_args(Review)),
     ],
 )
 def test_a_page_lists_everything_there_is_to_choose(page: str, names: tuple[str, ...]) -> None:

@@ -99,6 +99,23 @@ async def test_an_edit_becomes_the_last_attempt_which_no_judge_has_seen():
     assert found["not-empty"] == "pass"
 
 
+@pytest.mark.parametrize("asks", [True, False])
+async def test_an_edit_may_change_the_instruction_too(asks):
+    said = {"decision": "edit", "response": BETTER, "instruction": "Say how waves form."}
+    if asks:
+        graph, out = await asked(review="all")
+        before = out["samples"][0]["instruction"]
+        (sample,) = (await answer(graph, out, said, review="all"))["samples"]
+    else:
+        graph = build_sample(complete=ScriptedModel(), embed=letters, checkpointer=InMemorySaver())
+        before = "Explain how waves form at sea."
+        await graph.ainvoke({"instruction": before}, AT, context=context(review="all"))
+        await graph.ainvoke(Command(resume=said), AT, context=context(review="all"))
+        sample = (await graph.aget_state(AT)).values
+    assert (sample["instruction"], sample["instruction_before"]) == (said["instruction"], before)
+    assert sample["response"] == BETTER and len(sample["attempts"]) == 2
+
+
 async def test_nothing_is_paid_again_for_an_answer():
     model = ScriptedModel()
     graph, out = await asked(model, review="all")

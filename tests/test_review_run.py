@@ -15,7 +15,8 @@ from runs import SEEDS, rows, summary_of
 from nodes.decisions import BadDecision, ReviewDecision
 from refloom.runs.journal import iter_records, open_read_only
 from refloom.runs.outputs import read_status, rewrite_files
-from refloom.runs.review_queue import ReviewQueue, UnknownSample
+from refloom.runs.review_figures import review_figures
+from refloom.runs.review_queue import Conflict, ReviewQueue, UnknownSample
 
 
 def failing() -> ScriptedModel:
@@ -104,6 +105,190 @@ async def test_criteria_marked_as_wrong_stand_with_the_decision_and_go_with_it(t
 def decided_rows(out: Path) -> list[dict[str, Any]]:
     with open_read_only(out / "journal.sqlite") as journal:
         return [json.loads(line) for line in iter_records(journal, "accepted", "rejected")]
+
+
+async def test_verdicts_marked_as_wrong_stand_beside_criteria_marked_as_wrong(tmp_path):
+    await run_for_review(tmp_path, failing())
+    reviews = ReviewQueue(tmp_path)
+    id_ = reviews.queue()["items"][0]["id"]
+    failed = reviews.item(id_)["sample"]["criteria"][-1]["id"]
+    accept = ReviewDecision(decision="accept")
+    reviews.decide(id_, accept, "alice", wrong_verdicts=[failed, failed])
+    (row,) = decided_rows(tmp_path)
+    assert row["review"]["wrong_verdicts"] == [failed]
+    assert "wrong_criteria" not in row["review"]
+    assert reviews.item(id_)["decision"]["wrong_verdicts"] == [failed]
+    with pytest.raises(BadDecision, match="no criterion"):
+        reviews.decide(id_, accept, "alice", wrong_verdicts=["nobody's"])
+
+
+INSTRUCTION = "Explain to a child of six why the wind makes waves on a lake."
+
+
+async def test_an_edited_instruction_keeps_the_one_before_and_was_judged_by_nobody(tmp_path):
+    await run_for_review(tmp_path, screen=True)
+    reviews = ReviewQueue(tmp_path)
+    id_ = reviews.queue()["items"][0]["id"]
+    sample = reviews.item(id_)["sample"]
+    texts = {"response": sample["response"], "instruction": INSTRUCTION}
+    reviews.decide(id_, ReviewDecision(decision="edit", **texts), "alice")
+    assert rewrite_files(tmp_path)
+    (row,) = rows(tmp_path, "accepted")
+    assert (row["instruction"], row["instruction_before"]) == (INSTRUCTION, sample["instruction"])
+    assert {v["verdict"] for v in row["instruction_verdicts"]} == {"unknown"}
+    judged = {c["id"] for c in row["criteria"] if c["judged_by"] == "judge"}
+    last = {v["criterion_id"]: v["verdict"] for v in row["attempts"][-1]["verdicts"]}
+    assert {last[id_] for id_ in judged} == {"unknown"} and last["not-empty"] == "pass"
+    assert row["response"] == row["attempts"][-1]["response"] == sample["response"]
+    assert (row["reasoning"], row["review"]["by"]) == (None, "alice")
+    assert "the instruction of 1" in (tmp_path / "README.md").read_text()
+    # What answers another instruction is no attempt at this one.
+    for format_ in ("preference", "kto", "trajectory"):
+        out = tmp_path / f"{format_}.jsonl"
+        assert refloom("export", tmp_path, out, "--format", format_, cwd=tmp_path).returncode == 0
+        assert len(lines(out)) == (0 if format_ == "preference" else 1)
+    # To leave it as it was is no edit of it.
+    reviews.decide(
+        id_,
+        ReviewDecision(decision="edit", **texts | {"instruction": sample["instruction"]}),
+        "alice",
+    )
+    (row,) = decided_rows(tmp_path)
+    assert "instruction_before" not in row and len(row["attempts"]) == 1
+
+
+async def test_an_edited_instruction_is_new_or_refused_with_what_it_is_near_to(tmp_path):
+    await run_for_review(tmp_path)
+    reviews = ReviewQueue(tmp_path)
+    first, second, _ = reviews.queue()["items"]
+
+    def edit(id_: str, instruction: str) -> ReviewDecision:
+        texts = {"response": "It is so.", "instruction": instruction}
+        return ReviewDecision(decision="edit", **texts)
+
+    own = reviews.item(first["id"])["sample"]["instruction"]
+    other = reviews.item(second["id"])["sample"]["instruction"]
+    reference = reviews.item(first["id"])["references"][0]
+    for text, near in ((other, "of another sample"), (reference["instruction"], reference["id"])):
+        with pytest.raises(BadDecision, match=near) as refused:
+            reviews.check(first["id"], edit(first["id"], f"{text} please"))
+        assert text[:40] in str(refused.value)
+    # Its own text before is no duplicate of it.
+    reviews.check(first["id"], edit(first["id"], f"{own} please"))
+    reviews.decide(first["id"], edit(first["id"], INSTRUCTION))
+    # Another that was edited counts from then on, in this process and in the run.
+    with pytest.raises(BadDecision, match="of another sample"):
+        reviews.decide(second["id"], edit(second["id"], f"Now, {INSTRUCTION}"))
+    reviews.decide(first["id"], edit(first["id"], f"{INSTRUCTION} Be short."))
+    again = ScriptedModel(propose=lambda call: json.dumps({"instructions": [INSTRUCTION]}))
+    said = await run_for_review(tmp_path, again, seeds=SEEDS[:4])
+    assert said["counts"]["duplicates"] >= 1 and said["counts"]["candidates"] == 3
+
+
+async def test_references_are_found_where_a_run_of_an_older_version_has_them(tmp_path):
+    import sqlite3
+    from contextlib import closing
+
+    await run_for_review(tmp_path)
+    with closing(sqlite3.connect(tmp_path / "journal.sqlite")) as connection:
+        connection.execute("DELETE FROM meta WHERE key = 'reference_file'")
+        connection.commit()
+    (first, *_) = ReviewQueue(tmp_path).queue()["items"]
+    reference = ReviewQueue(tmp_path).item(first["id"])["references"][0]["instruction"]
+    edit = ReviewDecision(decision="edit", response=BETTER, instruction=reference)
+    with pytest.raises(BadDecision, match="too near to that of reference"):
+        ReviewQueue(tmp_path).check(first["id"], edit)
+    for file in (tmp_path / "memory").glob("references-*.parquet"):
+        file.unlink()
+    with pytest.raises(BadDecision, match="cannot be read"):
+        ReviewQueue(tmp_path).check(first["id"], edit)
+    # An edit of the response alone needs no references.
+    ReviewQueue(tmp_path).check(first["id"], ReviewDecision(decision="edit", response=BETTER))
+
+
+async def test_a_benchmarks_prompt_is_no_instruction_either(tmp_path):
+    from refloom.data.benchmarks import load_benchmarks
+
+    prompt = "What would a lighthouse keeper say to the sea on the last night of the year, and why?"
+    (tmp_path / "exam.jsonl").write_text(json.dumps({"question": prompt}))
+    await run_for_review(tmp_path / "out")
+    reviews = ReviewQueue(tmp_path / "out", load_benchmarks([tmp_path / "exam.jsonl"]))
+    with pytest.raises(BadDecision, match="exam"):
+        decide(reviews, 0, "edit", response=BETTER, instruction=prompt)
+    assert reviews.counts()["decided"] == 0
+
+
+async def test_skips_and_flags_are_kept_for_who_they_are_for(tmp_path):
+    await run_for_review(tmp_path)
+    reviews = ReviewQueue(tmp_path)
+    first, second, _ = (item["id"] for item in reviews.queue()["items"])
+    reviews.mark(first, "skip", True, "alice")
+    reviews.mark(second, "flag", True, "alice")
+
+    def marks(by: str | None) -> list[tuple[bool, bool]]:
+        items = ReviewQueue(tmp_path).queue(by)["items"]
+        return [(item["skipped"], item["flagged"]) for item in items]
+
+    assert marks("alice") == [(True, False), (False, True), (False, False)]
+    assert marks("bob") == [(False, False), (False, True), (False, False)]
+    assert marks(None) == marks("bob")
+    reviews.mark(first, "skip", False, "bob")
+    reviews.mark(second, "flag", False, "bob")
+    assert marks("alice") == [(True, False), (False, False), (False, False)]
+    with pytest.raises(UnknownSample):
+        reviews.mark("nobody", "flag", True)
+
+
+async def test_of_two_who_decide_otherwise_the_first_stands_until_it_is_changed_on_purpose(
+    tmp_path,
+):
+    await run_for_review(tmp_path)
+    reviews = ReviewQueue(tmp_path)
+    id_ = reviews.queue()["items"][0]["id"]
+    accept, reject = (ReviewDecision(decision=word) for word in ("accept", "reject"))
+    reviews.decide(id_, accept, "alice")
+    with pytest.raises(Conflict, match="alice has decided otherwise meanwhile"):
+        reviews.decide(id_, reject, "bob")
+    assert reviews.decide(id_, accept, "bob")["decided"] == 1
+    reviews.decide(id_, reject, "alice", revise=True)
+    (row,) = decided_rows(tmp_path)
+    assert (row["status"], row["review"]["by"]) == ("rejected", "alice")
+    (item,) = reviews.decided()
+    assert (item["id"], item["decision"], item["by"]) == (id_, "reject", "alice")
+
+
+async def test_lists_say_what_failed_and_are_searched_by_words(tmp_path):
+    await run_for_review(tmp_path, failing())
+    reviews = ReviewQueue(tmp_path)
+    first, *_ = reviews.queue()["items"]
+    assert first["failed"] and first["length"] > 0
+    sample = reviews.item(first["id"])["sample"]
+    words = sample["instruction"].upper().split()[-2:]
+    assert reviews.search(" ".join(words)) == [first["id"]]
+    assert reviews.search("no-such-word") == [] and len(reviews.search("")) == 3
+
+
+async def test_figures_count_decisions_agreement_and_pace(tmp_path):
+    await run_for_review(tmp_path, failing())
+    reviews = ReviewQueue(tmp_path)
+    first, second, third = (item["id"] for item in reviews.queue()["items"])
+    assert review_figures(tmp_path)["decided"] == 0
+    failed = next(
+        c for c in reviews.item(first)["sample"]["criteria"] if c["id"] == "answers-instruction"
+    )
+    accept = ReviewDecision(decision="accept")
+    reviews.decide(first, accept, "alice", wrong_verdicts=[failed["id"]])
+    reviews.decide(second, ReviewDecision(decision="reject"), "alice")
+    reviews.decide(third, ReviewDecision(decision="edit", response=BETTER), "bob")
+    said = review_figures(tmp_path)
+    assert [said[name] for name in ("waiting", "decided", "accepted", "edited", "rejected")] == [
+        0, 3, 1, 1, 1,
+    ]  # fmt: skip
+    assert said["agreement"] == {"n": 2, "agree": 1}
+    row = next(row for row in said["criteria"] if row["text"] == failed["text"])
+    assert [row[name] for name in ("n", "failed", "wrong_verdicts", "wrong")] == [3, 3, 1, 0]
+    assert [(one["by"], one["decided"]) for one in said["reviewers"]] == [("alice", 2), ("bob", 1)]
+    assert said["median_seconds"] is not None and said["median_seconds"] < 10
 
 
 async def test_a_person_sees_the_sample_as_the_judge_left_it_and_its_references(tmp_path):
@@ -233,6 +418,36 @@ async def test_a_page_with_keys_wants_one_and_says_who_decided(tmp_path):
     assert key not in (tmp_path / "journal.sqlite").read_bytes().decode("latin-1")
 
 
+async def test_the_page_of_a_run_has_reasons_a_reviewer_marks_and_figures(tmp_path):
+    await run_for_review(tmp_path / "out")
+    (tmp_path / "why.txt").write_text("It is about ponds.\n\nToo short.\n")
+    flags = ("--reviewer", "carol", "--reasons", tmp_path / "why.txt")
+    with ReviewProcess(tmp_path / "out", *flags) as page:
+        queue = page.ask("/review/queue")[1]
+        assert (queue["by"], queue["reasons"]) == ("carol", ["It is about ponds.", "Too short."])
+        first, *_ = (item["id"] for item in queue["items"])
+        path = f"/review/items/{first}"
+        assert page.ask(f"{path}/marks", {"kind": "flag", "on": True}, "POST")[0] == 200
+        assert page.ask(f"{path}/marks", {"kind": "like", "on": True}, "POST")[0] == 422
+        assert page.ask("/review/queue")[1]["items"][0]["flagged"] is True
+        edit = {
+            "decision": "edit",
+            "response": BETTER,
+            "instruction": queue["items"][1]["instruction"],
+        }
+        status, refusal = page.ask(f"{path}/check", edit, "POST")
+        assert status == 422 and "too near" in refusal["detail"]
+        assert page.ask(f"{path}/check", {"decision": "accept"}, "POST") == (200, {"ok": True})
+        assert page.ask(path, {"decision": "accept"}, "POST")[1] == {"waiting": 2, "decided": 1}
+        assert page.ask("/review/decided")[1]["items"][0]["by"] == "carol"
+        assert page.ask("/review/search?text=zzz")[1] == {"ids": []}
+        said = page.ask("/review/figures")[1]
+        assert said["decided"] == 1 and "refloom export" in said["steps"][0]["command"]
+        assert page.ask("/review/figures", Host="evil.example")[0] == 403
+        form = {"Content-Type": "text/plain"}
+        assert page.ask(f"{path}/marks", {"kind": "flag", "on": True}, "POST", **form)[0] == 415
+
+
 @pytest.mark.parametrize(
     ("flags", "environment", "said"),
     [
@@ -240,6 +455,8 @@ async def test_a_page_with_keys_wants_one_and_says_who_decided(tmp_path):
         (("--host", "0.0.0.0"), {}, "set REFLOOM_API_KEYS first"),
         ((), {"REFLOOM_API_KEYS": "alice:secret"}, "entry 1 is not NAME:HASH"),
         (("--port", "0"), {}, "is not a port"),
+        (("--reasons", "none.txt"), {}, "--reasons none.txt: cannot be read"),
+        (("--reviewer", "a b"), {}, "is not a user name"),
     ],
 )
 def test_what_is_wrong_is_one_line(tmp_path, flags, environment, said):

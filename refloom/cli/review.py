@@ -10,6 +10,8 @@ from typing import Any
 from refloom.cli.options import port, print_line, user_name
 from refloom.errors import InputError
 
+MAX_REASONS = 30
+MAX_REASON_LENGTH = 300
 NEEDS_SERVE = "the review page needs the extra 'serve': pip install 'refloom[serve]'"
 
 
@@ -19,6 +21,18 @@ def add_commands(add: Any) -> None:
     parser.add_argument("directory", type=Path, metavar="DIR", help="run directory")
     parser.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1, this machine only")
     parser.add_argument("--port", type=port, default=2025, help="default: 2025")
+    parser.add_argument(
+        "--reviewer",
+        type=user_name,
+        metavar="NAME",
+        help="who stands with the decisions, unless an API key says it",
+    )
+    parser.add_argument(
+        "--reasons",
+        type=Path,
+        metavar="FILE",
+        help="reasons for a rejection, one a line: the first nine are on the keys 1 to 9",
+    )
     parser.set_defaults(command=review)
 
     parser = add("key", help="make an API key for a user of the server or the review page")
@@ -34,14 +48,15 @@ def review(args: Namespace, flags: dict[str, Any]) -> int:
     try:
         import uvicorn
 
-        from refloom.serve.review_app import review_app
+        from refloom.serve.review_app import DEFAULT_REASONS, review_app
     except ImportError as error:
         raise InputError(NEEDS_SERVE) from error
     _check_keys(args.host)
+    reasons = DEFAULT_REASONS if args.reasons is None else read_reasons(args.reasons)
     from refloom.runs.journal import check_run
 
     check_run(args.directory)
-    app = review_app(args.directory)
+    app = review_app(args.directory, args.reviewer, reasons)
     server = uvicorn.Server(
         uvicorn.Config(app, args.host, args.port, log_level="error", lifespan="on")
     )
@@ -56,6 +71,25 @@ def review(args: Namespace, flags: dict[str, Any]) -> int:
             f"--port {args.port} cannot be used; is another review open? Give another --port"
         ) from error
     return 0
+
+
+def read_reasons(path: Path) -> list[str]:
+    """The reasons in a file, one a line; empty lines do not count. Raises `InputError`."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--reasons {path}: cannot be read ({error})") from error
+    reasons = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
+    if not reasons or len(reasons) > MAX_REASONS:
+        raise InputError(
+            f"--reasons {path}: has {len(reasons)} reasons; one a line, 1 to {MAX_REASONS}"
+        )
+    for reason in reasons:
+        if len(reason) > MAX_REASON_LENGTH:
+            raise InputError(
+                f"--reasons {path}: {reason[:40]!r}... is over {MAX_REASON_LENGTH} characters"
+            )
+    return reasons
 
 
 def _check_keys(host: str) -> None:

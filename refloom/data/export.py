@@ -240,7 +240,8 @@ def trajectory(record: Record) -> list[ExportRow]:
 
     There is a row for each refinement, and one with an empty `refinement` if there is none.
     """
-    attempts = record["attempts"]
+    # Earlier attempts were at the instruction before a person edited it.
+    attempts = record["attempts"][-1 if "instruction_before" in record else 0 :]
     criteria = [{key: c[key] for key in _CRITERION_TYPES} for c in record["criteria"]]
     refined = [best_attempt(record, i) for i in range(1, len(attempts))]
     rows = []
@@ -267,6 +268,9 @@ def refed(record: Record) -> list[ExportRow]:
     `response` is the draft. Other records have no analysis, so they have no row.
     """
     if "improved_response" not in record or not record["attempts"]:
+        return []
+    if "instruction_before" in record:
+        # What was analysed and improved answered that one.
         return []
     fields = ("analysis", "implementation_strategy", "improved_response")
     draft = {"instruction": record["instruction"], "response": record["attempts"][0]["response"]}
@@ -316,6 +320,9 @@ def rubric_healthbench(
     if answer is not None:
         attempts, accepted = record["attempts"], accepted_attempt(record)
         before = next((i for i, attempt in enumerate(attempts) if attempt is accepted), 0)
+        if "instruction_before" in record:
+            # Those before it answered another instruction.
+            before = 0
         completions = {
             "ideal_completion": answer,
             "ideal_completions_group": "refloom",
@@ -501,6 +508,9 @@ def failed_attempts(record: Record) -> list[tuple[ExportRow, list[ExportRow]]]:
     """
     from rapidfuzz.distance import Indel
 
+    if "instruction_before" in record:
+        # They were attempts at another instruction.
+        return []
     accepted = accepted_attempt(record)
     if accepted is None:
         return []

@@ -194,6 +194,7 @@ class RecordStats:
     instructions: array[int] = field(default_factory=lambda: array("l"))
     responses: array[int] = field(default_factory=lambda: array("l"))
     sample: HashSample[str] = field(default_factory=lambda: HashSample(INSTRUCTION_SAMPLE))
+    instructions_edited: int = 0
     _tried: set[str] = field(default_factory=set)
 
     def add(self, record: dict[str, Any]) -> None:
@@ -209,6 +210,7 @@ class RecordStats:
             return
         if review := record.get("review"):
             self.reviews[str(review["decision"])] += 1
+            self.instructions_edited += "instruction_before" in record
         self._count_verdicts(record)
         self._count_trials(record)
         self.answers.add(record)
@@ -223,7 +225,12 @@ class RecordStats:
         """The reviewers' decisions as text, such as "2 accepted, 1 edited"."""
         words = {"accept": "accepted", "edit": "edited", "reject": "rejected"}
         counts = ((self.reviews[key], word) for key, word in words.items())
-        return ", ".join(f"{n:,} {word}" for n, word in counts if n)
+        summary = ", ".join(f"{n:,} {word}" for n, word in counts if n)
+        if self.instructions_edited:
+            summary = summary.replace(
+                " edited", f" edited (the instruction of {self.instructions_edited:,})"
+            )
+        return summary
 
     def _add_hit(self, record: dict[str, Any]) -> None:
         verdicts = [v for attempt in record["attempts"] for v in attempt["verdicts"]]

@@ -86,6 +86,9 @@ CREATE TABLE IF NOT EXISTS reviews (
   PRIMARY KEY (round, position, slot)
 );
 CREATE INDEX IF NOT EXISTS reviews_id ON reviews (id);
+CREATE TABLE IF NOT EXISTS review_marks (
+  id TEXT, kind TEXT, by TEXT NOT NULL, at TEXT NOT NULL, PRIMARY KEY (id, kind, by)
+) WITHOUT ROWID;
 """
 # The tokens of a usage that are counted by call.
 TOKEN_FIELDS = (

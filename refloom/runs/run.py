@@ -394,6 +394,9 @@ class Run:
         references = await asyncio.to_thread(
             load_or_write_references, memory, lambda: distinct(self.references)
         )
+        # A memory of the run's own moves along with it.
+        place = memory.name if settings.memory is None else str(memory.absolute())
+        await journal.put_meta("reference_file", f"{place}/{references.path.name}")
         if not settings.answer_seeds:
             await asyncio.to_thread(scheduler.add_known, references)
         await scheduler.resume()

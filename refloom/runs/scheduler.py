@@ -36,6 +36,7 @@ from refloom.errors import JournalError, TooManyFailed, WorkersLost
 from refloom.runs.client import CachedClient, Interrupted
 from refloom.runs.event_log import event
 from refloom.runs.journal import INSERT_TURN, Journal, count_pending, open_read_only
+from refloom.runs.known_instructions import SELECT_EDITED
 from refloom.runs.retrieval import (
     OrderedGate,
     ReferenceQuota,
@@ -131,6 +132,8 @@ class SlotScheduler:
         """Count and remember what earlier sessions did. Blocks."""
         for slot, text in before.admitted:
             self._remember(text, slot)
+        for slot, text in before.edited:
+            self._remember(text, slot, "/edited")
         self.accepted = self.accepted_before = before.accepted
         self.rejected, self.pending = before.rejected, before.pending
         self.failed = before.failed - self.retries.waiting
@@ -205,7 +208,8 @@ class SlotScheduler:
     def _near_to(self, text: str, name: str) -> Near:
         """How near a text is to what the filter has under a name."""
         if name in self._admitted:
-            return near_to(text, self._admitted[name], slot=[int(n) for n in name.split("/")])
+            slot = [int(number) for number in name.split("/")[:3]]
+            return near_to(text, self._admitted[name], slot=slot)
         reference = self._references[int(name)]
         return near_to(text, reference["instruction"], reference_id=reference["id"])
 
@@ -241,11 +245,11 @@ class SlotScheduler:
         """See `RunHooks.are_known`: whether each text is too near to one admitted so far."""
         return [self._novelty.collision(text) is not None for text in texts]
 
-    def _remember(self, text: str, slot: Slot) -> None:
+    def _remember(self, text: str, slot: Slot, suffix: str = "") -> None:
         if self._answer_seeds:
             self._exact.setdefault(exact_instruction_key(text), slot)
         else:
-            name = "/".join(map(str, slot))
+            name = "/".join(map(str, slot)) + suffix
             self._admitted[name] = text
             self._novelty.add(text, name)
 
@@ -528,6 +532,8 @@ class EarlierWork:
     """What earlier sessions of a run admitted and finished."""
 
     admitted: list[tuple[Slot, str]]
+    # What people made of instructions in their review.
+    edited: list[tuple[Slot, str]]
     accepted: int
     rejected: int
     failed: int
@@ -540,11 +546,13 @@ def read_earlier_work(journal: Journal) -> EarlierWork:
     sql = "SELECT round, position, admitted FROM turns ORDER BY round, position"
     for round_, position, texts in journal.read(sql):
         admitted += [((round_, position, i), text) for i, text in enumerate(json.loads(texts))]
+    edited = [((r, p, s), text) for r, p, s, text in journal.read(SELECT_EDITED)]
     counts = dict(journal.read("SELECT status, count(*) FROM samples GROUP BY status"))
     with open_read_only(journal.path) as connection:
         pending = count_pending(connection)
     return EarlierWork(
         admitted,
+        edited,
         accepted=counts.get("accepted", 0),
         rejected=counts.get("rejected", 0),
         failed=counts.get("failed", 0),

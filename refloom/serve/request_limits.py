@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import ValidationError
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nodes.context import Context
@@ -99,16 +99,6 @@ class RequestLimits:
             refusal = self.origins.refuse(scope)
             if refusal is not None:
                 raise RequestRefused(403, refusal)
-
-
-def require_key(keys: Mapping[str, str]) -> Callable[[Request], Awaitable[Response | None]]:
-    """A check for single routes: a 401 response if keys are configured and none fits, else None."""
-
-    async def authorise(request: Request) -> Response | None:
-        user = identify_request(request.scope, keys)
-        return None if isinstance(user, str) else JSONResponse({"detail": user[1]}, user[0])
-
-    return authorise
 
 
 def _needs_no_key(scope: Scope) -> bool:

@@ -10,7 +10,6 @@ import asyncio
 import html
 import json
 import re
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +17,14 @@ from markdown_it import MarkdownIt
 from markdown_it.rules_inline import StateInline, image
 from pydantic import BaseModel, Field, ValidationError
 from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route
+from starlette.responses import RedirectResponse, Response
+from starlette.routing import BaseRoute, Mount, Route
+from starlette.staticfiles import StaticFiles
+from starlette.types import Scope
 
 from nodes.text_diff import diff
 
-Authorise = Callable[[Request], Awaitable[Response | None]]
-
 PAGE_DIR = Path(__file__).parent / "page"
-# The only files that are served.
-MEDIA_TYPES = {
-    ".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"
-}  # fmt: skip
-PAGE_FILES = (
-    "index.html", "review.css", "icon.svg", "main.js", "api.js", "dialogs.js", "dom.js",
-    "editor.js", "evidence.js", "keys.js", "outbox.js", "queue.js", "references.js", "response.js",
-    "run_source.js", "sample.js", "store.js", "thread_source.js", "verdicts.js",
-)  # fmt: skip
-ICON = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 9 9"><rect width="9" height="9"
-rx="2" fill="#2b5f75"/><path d="M2.3 4.8l1.5 1.5L6.7 3" fill="none" stroke="#fff"/></svg>"""
 SECURITY_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src "
     "'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -48,7 +36,6 @@ SECURITY_HEADERS = {
 LINK_ATTRIBUTES = {"rel": "noopener noreferrer nofollow", "target": "_blank"}
 WEB_URL = re.compile(r"https?://", re.IGNORECASE)
 
-MAX_BODY_BYTES = 8 << 20
 # Longer texts are shown as source: markdown-it takes seconds on hostile input, and time quadratic
 # in the number of open brackets.
 MAX_MARKDOWN_CHARS = 300_000
@@ -148,50 +135,27 @@ def render_sample(request: DisplayRequest) -> dict[str, Any]:
     return {**pairs[0], "references": pairs[1:], "changes": diff(before, sample.response)}
 
 
-async def _read_body(request: Request) -> bytes | None:
-    """Read the body; None as soon as it is over `MAX_BODY_BYTES`."""
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            return None
-    return bytes(body)
+class PageFiles(StaticFiles):
+    """The files of the page, with the headers that keep foreign code out."""
+
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        """Serve a file. Raises `HTTPException` for what is none."""
+        response = await super().get_response(path, scope)
+        response.headers.update(SECURITY_HEADERS)
+        return response
 
 
-def _json_response(status: int, content: object) -> Response:
-    # ASCII-only JSON: a lone surrogate in a text does not fail here.
-    headers = {**SECURITY_HEADERS, "Cache-Control": "no-store"}
-    return Response(json.dumps(content), status, headers, "application/json")
-
-
-def _file_route(name: str) -> Route:
-    content = ICON if name == "icon.svg" else (PAGE_DIR / name).read_text(encoding="utf-8")
-    path = "/review" if name == "index.html" else f"/review/{name}"
-
-    async def serve(request: Request) -> Response:
-        return Response(
-            content, headers=SECURITY_HEADERS, media_type=MEDIA_TYPES[Path(name).suffix]
-        )
-
-    return Route(path, serve)
-
-
-def page_routes(source: str, authorise: Authorise | None = None) -> list[Route]:
+def page_routes(source: str) -> list[BaseRoute]:
     """The routes of the page; `source` ("run" or "threads") is where it gets samples from.
 
-    The files are read here, so no request can name another. `authorise` is awaited before a sample
-    is rendered; a response it returns is sent instead.
+    They come after other routes below /review. `RequestLimits` stands in front of them.
     """
 
     async def config(request: Request) -> Response:
         return _json_response(200, {"source": source})
 
     async def show(request: Request) -> Response:
-        if authorise and (refusal := await authorise(request)) is not None:
-            return refusal
-        body = await _read_body(request)
-        if body is None:
-            return _json_response(413, {"detail": f"the body is over {MAX_BODY_BYTES >> 20} MB"})
+        body = await request.body()
         try:
             return await asyncio.to_thread(
                 lambda: _json_response(200, render_sample(parse_sample(body)))
@@ -199,8 +163,24 @@ def page_routes(source: str, authorise: Authorise | None = None) -> list[Route]:
         except MalformedBody as error:
             return _json_response(422, {"detail": str(error)})
 
+    async def page(request: Request) -> Response:
+        return await files.get_response("index.html", request.scope)
+
+    async def page_without_slash(request: Request) -> Response:
+        # The page's links are relative.
+        return RedirectResponse("../review")
+
+    files = PageFiles(directory=PAGE_DIR)
     return [
         Route("/review/config", config),
         Route("/review/shown", show, methods=["POST"]),
-        *map(_file_route, PAGE_FILES),
+        Route("/review", page),
+        Route("/review/", page_without_slash),
+        Mount("/review", files),
     ]
+
+
+def _json_response(status: int, content: object) -> Response:
+    # ASCII-only JSON: a lone surrogate in a text does not fail here.
+    headers = {**SECURITY_HEADERS, "Cache-Control": "no-store"}
+    return Response(json.dumps(content), status, headers, "application/json")

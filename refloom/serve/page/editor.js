@@ -5,41 +5,53 @@ import { byId, make } from "./dom.js";
 const drafts = new Map();
 const unified = (text) => text.replace(/\r\n?/g, "\n");
 
-export const keepDraft = (id, text) => drafts.set(id, text);
+/** Keep what was typed for a sample: {response, instruction}, either of them or both. */
+export const keepDraft = (id, texts) => drafts.set(id, { ...drafts.get(id), ...texts });
 export const dropDraft = (id) => drafts.delete(id);
 
-/** Put an editor in the place of a response. `done(text)` is called with what is to be saved. */
+/**
+ * Put an editor in the place of a response. `texts` are {response} or {response, instruction};
+ * `done(edited)` is called with those that are to be saved, and gives why they cannot be, or null.
+ */
 export class Editor {
-  constructor(view, id, { done, closed, say }) {
-    Object.assign(this, { view, id, done, closed, say });
-    const original = view.sample.response;
-    this.area = make("textarea", { "aria-label": "Response", spellcheck: "true", rows: "12" });
-    this.area.value = drafts.get(id) ?? original;
-    this.area.addEventListener("keydown", (event) => this.#key(event));
-    this.area.addEventListener("input", () => drafts.set(id, this.area.value));
+  constructor(view, id, texts, { decided = {}, focus = "response", done, closed, say }) {
+    Object.assign(this, { view, id, texts, done, closed, say });
+    this.areas = new Map(Object.keys(texts).sort().map((name) => [name, this.#area(name, decided[name] ?? texts[name])]));
+    this.problem = make("p", { class: "problem", role: "alert" });
     const button = (text, key, props, action) => {
       const hint = key ? make("kbd", { text: key }) : null;
       return make("button", { type: "button", ...props, on: { click: action } }, text, hint);
     };
     this.element = make(
       "section",
-      { class: "editor", "aria-label": "Edit the response" },
-      make("div", { class: "bar" }, make("h3", { text: "Edit the response" })),
-      this.area,
+      { class: "editor", "aria-label": "Edit the sample" },
+      ...[...this.areas].map(([name, area]) =>
+        make("label", { class: "field" }, make("span", { text: `Edit the ${name}` }), area),
+      ),
+      this.problem,
       make(
         "div",
         { class: "buttons" },
         button("Save", "Ctrl ⏎", { class: "accept" }, () => this.save()),
         button("Close", "Esc", { class: "plain" }, () => this.close()),
-        button("Start over", null, { class: "plain" }, () => this.#startOver(original)),
+        button("Start over", null, { class: "plain" }, () => this.#startOver()),
       ),
     );
     view.element.replaceWith(this.element);
     document.body.classList.add("editing");
-    this.area.focus({ preventScroll: true });
-    this.area.setSelectionRange(0, 0);
-    this.area.scrollTop = 0;
+    const area = this.areas.get(focus) ?? this.areas.get("response");
+    area.focus({ preventScroll: true });
+    area.setSelectionRange(0, 0);
+    area.scrollTop = 0;
     this.element.scrollIntoView({ block: "nearest" });
+  }
+
+  #area(name, text) {
+    const area = make("textarea", { name, dir: "auto", spellcheck: "true", rows: name === "response" ? "12" : "3" });
+    area.value = drafts.get(this.id)?.[name] ?? text;
+    area.addEventListener("keydown", (event) => this.#key(event));
+    area.addEventListener("input", () => keepDraft(this.id, { [name]: area.value }));
+    return area;
   }
 
   #key(event) {
@@ -51,24 +63,42 @@ export class Editor {
     else this.close();
   }
 
-  #startOver(original) {
-    this.area.value = original;
+  #startOver() {
+    for (const [name, area] of this.areas) area.value = this.texts[name];
     drafts.delete(this.id);
-    this.area.focus();
+    this.problem.textContent = "";
+    this.areas.get("response").focus();
   }
 
-  save() {
-    const text = this.area.value;
-    if (!text.trim()) return this.say("A response cannot be empty.");
-    if (text === unified(this.view.sample.response)) {
+  #isChanged(name) {
+    return this.areas.get(name).value.trim() !== unified(this.texts[name]).trim();
+  }
+
+  async save() {
+    if (this.saving) return;
+    const names = [...this.areas.keys()];
+    const empty = names.find((name) => !this.areas.get(name).value.trim());
+    if (empty) return this.#refuse(empty, `The ${empty} cannot be empty.`);
+    if (!names.some((name) => this.#isChanged(name))) {
       return this.say("Nothing is changed: close it, and accept it as it is.");
     }
-    this.remove();
-    return this.done(text);
+    const edited = { response: this.areas.get("response").value };
+    if (names.includes("instruction") && this.#isChanged("instruction")) {
+      edited.instruction = this.areas.get("instruction").value;
+    }
+    this.saving = true;
+    const problem = await this.done(edited);
+    this.saving = false;
+    if (problem) this.#refuse(edited.instruction ? "instruction" : "response", problem);
+  }
+
+  #refuse(name, problem) {
+    this.problem.textContent = problem;
+    this.areas.get(name).focus();
   }
 
   close() {
-    const kept = this.area.value !== unified(this.view.sample.response);
+    const kept = [...this.areas.keys()].some((name) => this.#isChanged(name));
     if (!kept) drafts.delete(this.id);
     this.remove();
     this.closed();
@@ -98,6 +128,23 @@ export class ReasonForm {
       event.preventDefault();
       this.cancel();
     });
+  }
+
+  /** Offer reasons to choose from: `choose(reason)` is called with one. */
+  offer(reasons, choose) {
+    const line = (reason, i) => {
+      const key = i < 9 ? make("kbd", { text: String(i + 1) }) : null;
+      const click = () => {
+        this.close();
+        this.input.value = "";
+        choose(reason);
+      };
+      return make("li", {}, make("button", { type: "button", class: "plain", on: { click } }, key, reason));
+    };
+    byId("reasons").replaceChildren(...reasons.map(line));
+    byId("key-reasons").replaceChildren(
+      ...reasons.slice(0, 9).map((reason, i) => make("li", {}, make("kbd", { text: String(i + 1) }), reason)),
+    );
   }
 
   open(reason = "") {

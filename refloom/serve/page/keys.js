@@ -33,7 +33,7 @@ export function bindKeys(actions, once) {
     const key = letter(event);
     const action = Object.hasOwn(actions, key) ? actions[key] : null;
     if (!action || idle(event) || (event.repeat && once.includes(key))) return;
-    if (document.querySelector("dialog[open]") && key !== "?") return;
+    if (document.querySelector("dialog[open]") && !"?g".includes(key)) return;
     if (!box.checked && key.length === 1) return;
     event.preventDefault();
     action();

@@ -1,15 +1,18 @@
 /* Puts the page together: store, views, keys. */
 
 import { ask, onKeyNeeded } from "./api.js";
+import { Filter } from "./filter.js";
+import { figuresOf } from "./figures.js";
 import { ReviewStore } from "./store.js";
 import { askForKey, setUpKeysDialog } from "./dialogs.js";
-import { byId } from "./dom.js";
+import { byId, make } from "./dom.js";
 import { dropDraft, Editor, keepDraft, ReasonForm } from "./editor.js";
 import { bindKeys } from "./keys.js";
 import { showProgress, showQueue, showUnsent } from "./queue.js";
 import { RunSource } from "./run_source.js";
-import { showHeading, showLoading, showMessage, showSample } from "./sample.js";
+import { showDecision, showHeading, showLoading, showMessage, showSample } from "./sample.js";
 import { ThreadsSource } from "./thread_source.js";
+import { pressMark, stepVerdict } from "./verdicts.js";
 
 class Page {
   constructor(store) {
@@ -19,11 +22,13 @@ class Page {
     this.view = null;
     this.editor = null;
     this.reasons = new Map();
-    /** Id -> the criteria that are marked as wrong, until the decision takes them along. */
+    /** Id -> the verdicts and criteria marked as wrong, until the decision takes them along. */
     this.marks = new Map();
-    this.reasonForm = new ReasonForm((reason) =>
-      this.decide(reason ? { decision: "reject", reason } : { decision: "reject" }),
-    );
+    this.reasonForm = new ReasonForm((reason) => this.rejectFor(reason));
+    if (store.source.run) {
+      store.filter = new Filter((text) => store.source.search(text), () => store.refilter());
+    }
+    store.addEventListener("revised", ({ detail }) => this.revised(detail));
     store.addEventListener("change", () => this.changed());
     store.addEventListener("said", ({ detail }) => this.say(detail.text, detail.wrong));
     store.addEventListener("undone", ({ detail }) => this.undone(detail));
@@ -32,6 +37,7 @@ class Page {
   async start() {
     try {
       await this.store.load();
+      this.reasonForm.offer(this.store.reasons, (reason) => this.rejectFor(reason));
       if (!this.store.current) await this.show(null);
     } catch (error) {
       showHeading(null);
@@ -65,7 +71,8 @@ class Page {
     try {
       const found = await this.fetch(id);
       if (this.shownId !== id) return;
-      this.view = showSample(found, this.marksOf(id));
+      this.view = showSample(found, this.marksOf(id, found.sample.decided));
+      showDecision(found.sample.decided);
       if (!found.shown) this.say(`Shown as source text: ${found.error}`);
     } catch (error) {
       this.cache.delete(id);
@@ -74,8 +81,8 @@ class Page {
       showMessage("", error.message, "Try again", () => this.show(id));
       showHeading(item, total);
     }
-    const at = this.store.items.findIndex((item) => item.id === id);
-    const next = this.store.items[at + 1];
+    const { listed } = this.store;
+    const next = listed[listed.findIndex((item) => item.id === id) + 1];
     if (next) this.fetch(next.id).catch(() => this.cache.delete(next.id));
   }
 
@@ -107,19 +114,63 @@ class Page {
     }
   }
 
-  /** The marks on a sample's criteria; null where decisions cannot carry any. */
-  marksOf(id) {
-    if (!this.store.source.marks) return null;
-    if (!this.marks.has(id)) this.marks.set(id, new Set());
+  /** The marks on a sample's verdicts and criteria; null where decisions cannot carry any. */
+  marksOf(id, decided) {
+    if (!this.store.source.run) return null;
+    if (!this.marks.has(id)) this.setMarks(id, decided);
     return this.marks.get(id);
   }
 
-  showEnd() {
-    const { decided, beyond } = this.store;
+  setMarks(id, decision) {
+    const { wrong_criteria: criteria, wrong_verdicts: verdicts } = decision ?? {};
+    this.marks.set(id, { criteria: new Set(criteria), verdicts: new Set(verdicts) });
+  }
+
+  async showEnd() {
+    const { decided, beyond, all, filter, mode, source } = this.store;
+    if (all.length && filter.active) {
+      return showMessage("No sample fits", "None fits what you search or filter by.", "Show all", () => filter.clear());
+    }
+    if (mode === "decided") {
+      return showMessage("Nothing decided", "No sample is decided yet.", "Those that wait", () => this.store.turn("waiting"));
+    }
     if (beyond) return showMessage("More is coming", "", "Look again", () => this.start());
     const title = decided ? "All decided" : "Nothing waits";
     const text = decided ? "Every sample has its decision." : "There is no sample to review yet.";
-    return showMessage(title, text, "Look again", () => this.start());
+    showMessage(title, text, "Look again", () => this.start());
+    if (!decided || !source.run) return undefined;
+    try {
+      // The last decisions count, too.
+      await this.store.chain;
+      const figures = await source.figures();
+      if (this.shownId !== null) return undefined;
+      const closing = make("section", { class: "closing", "aria-label": "Figures" }, ...figuresOf(figures));
+      showMessage(title, text, "Look again", () => this.start(), closing);
+    } catch (error) {
+      this.say(`No figures: ${error.message}`, true);
+    }
+    return undefined;
+  }
+
+  /** Show the figures so far, or close them. */
+  async figures() {
+    const dialog = byId("figures");
+    if (!this.store.source.run) return;
+    if (dialog.open) return dialog.close();
+    try {
+      await this.store.chain;
+      byId("figures-body").replaceChildren(...figuresOf(await this.store.source.figures()));
+      dialog.showModal();
+    } catch (error) {
+      this.say(`No figures: ${error.message}`, true);
+    }
+  }
+
+  /** A decided sample was changed: what is shown of it is old. */
+  revised(id) {
+    if (id === null) this.cache.clear();
+    this.cache.delete(id);
+    if (id === this.store.current) this.show(id);
   }
 
   focus() {
@@ -138,9 +189,25 @@ class Page {
     if (decision.decision !== "edit") dropDraft(current);
     this.editor?.remove();
     this.editor = null;
-    const wrong = [...(this.marks.get(current) ?? [])];
+    this.reasonForm.close();
+    const marks = this.marks.get(current);
     this.marks.delete(current);
-    return this.store.decide(wrong.length ? { ...decision, wrong_criteria: wrong } : decision);
+    this.cache.delete(current);
+    const wrong = { wrong_criteria: [...(marks?.criteria ?? [])], wrong_verdicts: [...(marks?.verdicts ?? [])] };
+    const named = Object.entries(wrong).filter(([, ids]) => ids.length);
+    return this.store.decide({ ...decision, ...Object.fromEntries(named) });
+  }
+
+  rejectFor(reason) {
+    this.decide(reason ? { decision: "reject", reason } : { decision: "reject" });
+  }
+
+  /** Reject for the reason on a number key. */
+  rejectByNumber(number) {
+    const reason = this.store.reasons[number - 1];
+    if (!this.view || this.editor) return;
+    if (reason) this.rejectFor(reason);
+    else this.say(`There is no reason ${number}.`);
   }
 
   accept() {
@@ -151,18 +218,40 @@ class Page {
     if (!this.editor) this.store.undo();
   }
 
-  edit() {
+  edit(focus = "response") {
     if (!this.view || this.editor) return;
     this.reasonForm.close();
     this.say("");
-    this.editor = new Editor(this.view, this.store.current, {
-      done: (response) => this.decide({ decision: "edit", response }),
+    const { sample } = this.view;
+    const texts = { response: sample.response };
+    if (this.store.source.run) texts.instruction = sample.instruction;
+    this.editor = new Editor(this.view, this.store.current, texts, {
+      decided: sample.decided?.decision === "edit" ? sample.decided : {},
+      focus,
+      done: (edited) => this.saveEdit(edited),
       closed: () => {
         this.editor = null;
         this.focus();
       },
       say: (text) => this.say(text),
     });
+  }
+
+  /** Save edited texts; gives why they cannot be taken, or null. */
+  async saveEdit(edited) {
+    const decision = { decision: "edit", ...edited };
+    const { source, current } = this.store;
+    if (source.run) {
+      try {
+        await source.check(current, decision);
+      } catch (error) {
+        if (error.status === 422) return error.message;
+        // Whatever else is wrong, the text is kept and sent again.
+      }
+      if (current !== this.store.current) return null;
+    }
+    this.decide(decision);
+    return null;
   }
 
   reject() {
@@ -173,9 +262,10 @@ class Page {
 
   /** What was typed for a decision that was taken back is there for the next one. */
   undone({ id, decision }) {
-    if (decision.decision === "edit") keepDraft(id, decision.response);
-    if (decision.reason) this.reasons.set(id, decision.reason);
-    if (decision.wrong_criteria) this.marks.set(id, new Set(decision.wrong_criteria));
+    const { response, instruction, reason } = decision;
+    if (decision.decision === "edit") keepDraft(id, instruction === undefined ? { response } : { response, instruction });
+    if (reason) this.reasons.set(id, reason);
+    if (this.store.source.run) this.setMarks(id, decision);
   }
 
   turn(mode) {
@@ -186,6 +276,41 @@ class Page {
   step(by) {
     if (!this.editor) this.store.step(by);
   }
+
+  skip() {
+    if (!this.editor) this.store.skip();
+  }
+
+  flag() {
+    this.store.flag();
+  }
+
+  verdict(by) {
+    if (!stepVerdict(by)) this.say("There are no verdicts.");
+  }
+
+  markVerdict(key) {
+    if (!pressMark(key)) this.say("v goes to a verdict first.");
+  }
+
+  /** Go to the list, which narrow windows show only then; or away from it. */
+  list(open = !byId("list").contains(document.activeElement)) {
+    document.body.classList.toggle("listing", open);
+    byId("list-button").setAttribute("aria-expanded", String(open));
+    const line = byId("queue").querySelector("[aria-current]") ?? byId("queue").querySelector("button");
+    if (open) (line ?? byId("search")).focus();
+    else byId("heading").focus({ preventScroll: true });
+  }
+
+  find() {
+    this.list(true);
+    byId("search").focus();
+    byId("search").select();
+  }
+
+  showList(mode) {
+    if (!this.editor) this.store.turn(mode);
+  }
 }
 
 function connect(page) {
@@ -193,17 +318,43 @@ function connect(page) {
   const [reject, undo] = [() => page.reject(), () => page.undo()];
   const [next, previous] = [() => page.step(1), () => page.step(-1)];
   const [differences, source] = [() => page.turn("changes"), () => page.turn("source")];
-  const buttons = { accept, edit, reject, undo, next, previous };
+  const [skip, flag, figures] = [() => page.skip(), () => page.flag(), () => page.figures()];
+  const buttons = { accept, edit, reject, undo, next, previous, skip, flag };
   for (const [id, action] of Object.entries(buttons)) byId(id).addEventListener("click", action);
   const arrows = { ArrowRight: next, ArrowLeft: previous };
-  const letters = { n: next, j: next, p: previous, k: previous, d: differences, s: source };
+  const verdicts = { v: () => page.verdict(1), V: () => page.verdict(-1) };
+  const letters = { n: next, j: next, p: previous, k: previous, d: differences, s: source, ...verdicts };
   const keys = { a: accept, e: edit, r: reject, u: undo, "?": setUpKeysDialog() };
-  bindKeys({ ...keys, ...letters, ...arrows }, ["a", "e", "r", "u", "d", "s", "?"]);
+  const inRun = page.store.source.run ? connectRun(page, { x: skip, f: flag, g: figures }) : {};
+  const once = ["d", "s", ...Object.keys(keys), ...Object.keys(inRun)];
+  bindKeys({ ...keys, ...letters, ...arrows, ...inRun }, once);
+}
+
+/** What a run's directory has and threads have not; gives its keys. */
+function connectRun(page, keys) {
+  byId("list-button").addEventListener("click", () => page.list(!document.body.classList.contains("listing")));
+  byId("figures-button").addEventListener("click", keys.g);
+  byId("figures-close").addEventListener("click", () => byId("figures").close());
+  byId("tab-waiting").addEventListener("click", () => page.showList("waiting"));
+  byId("tab-decided").addEventListener("click", () => page.showList("decided"));
+  byId("list").addEventListener("keydown", (event) => {
+    if (event.key !== "Escape" || event.isComposing) return;
+    event.preventDefault();
+    page.list(false);
+  });
+  byId("queue").addEventListener("click", (event) => {
+    if (event.target.closest("button")) document.body.classList.remove("listing");
+  });
+  const digits = Array.from({ length: 9 }, (_, i) => [String(i + 1), () => page.rejectByNumber(i + 1)]);
+  const marks = { w: () => page.markVerdict("w"), c: () => page.markVerdict("c") };
+  const lists = { l: () => page.list(), "/": () => page.find(), t: () => page.showList() };
+  return { ...keys, ...marks, ...lists, i: () => page.edit("instruction"), ...Object.fromEntries(digits) };
 }
 
 onKeyNeeded(askForKey);
 try {
   const config = await ask("GET", "review/config");
+  document.body.classList.toggle("threads", config.source === "threads");
   const page = new Page(new ReviewStore(config.source === "threads" ? new ThreadsSource() : new RunSource()));
   connect(page);
   await page.start();

@@ -14,7 +14,7 @@ export function showReferences(references, html, wide) {
 function detailsOf(reference, html, open) {
   const score = typeof reference.score === "number" ? reference.score.toFixed(2) : null;
   const summary = [
-    make("span", { class: "title", text: oneLine(reference.instruction ?? "") }),
+    make("span", { class: "title", dir: "auto", text: oneLine(reference.instruction ?? "") }),
     make("span", { class: "meta", text: [reference.id, score].filter(Boolean).join(" · ") }),
   ];
   return lazyDetails({ class: "reference", open }, summary, () => [
@@ -32,7 +32,7 @@ function turnOf({ role, content }) {
 function part(title, html, text) {
   const body =
     html === undefined
-      ? make("pre", { class: "plain", text: text ?? "" })
-      : make("div", { class: "prose small", html });
+      ? make("pre", { class: "plain", dir: "auto", text: text ?? "" })
+      : make("div", { class: "prose small", dir: "auto", html });
   return make("div", { class: "part" }, make("h4", { text: title }), body);
 }

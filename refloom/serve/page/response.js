@@ -57,11 +57,11 @@ export class ResponseView {
   }
 
   #content() {
-    if (this.mode === "rendered") return make("div", { class: "prose", html: this.shown.response });
-    if (this.mode === "source") return make("pre", { class: "plain", text: this.sample.response });
+    if (this.mode === "rendered") return make("div", { class: "prose", dir: "auto", html: this.shown.response });
+    if (this.mode === "source") return make("pre", { class: "plain", dir: "auto", text: this.sample.response });
     const tags = { equal: "span", delete: "del", insert: "ins" };
     const parts = this.changes.map(([tag, text]) => make(tags[tag] ?? "span", { text }));
-    return make("div", { class: "changes" }, ...parts);
+    return make("div", { class: "changes", dir: "auto" }, ...parts);
   }
 }
 

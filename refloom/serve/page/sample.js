@@ -3,7 +3,7 @@
 import { byId, lazyDetails, make } from "./dom.js";
 import { showReferences } from "./references.js";
 import { answersOf, attemptsOf, reasoningOf, ResponseView } from "./response.js";
-import { bestOf, judged, judgedOfInstruction, kind, lineOf, markOf, showVerdicts, tally } from "./verdicts.js";
+import { bestOf, judged, judgedOfInstruction, kind, lineOf, marksOf, showVerdicts, tally } from "./verdicts.js";
 
 const REASONS = {
   criteria: "criteria failed",
@@ -22,8 +22,20 @@ export function outcome({ status, reason }) {
 /** The heading and what is known of an item before it has come. */
 export function showHeading(item, total) {
   document.body.classList.toggle("empty", !item);
-  byId("heading").textContent = item ? `Sample ${item.number} of ${Math.max(total, item.number)}` : "";
+  const number = item?.number ? `Sample ${item.number} of ${Math.max(total, item.number)}` : "Decided sample";
+  byId("heading").textContent = item ? number : "";
   byId("facts").replaceChildren(...(item ? [chip(item)] : []));
+}
+
+/** What was decided before of a sample that has come, in words; nothing if it waits. */
+export function showDecision(decision) {
+  if (!decision) return;
+  const { by, at, reason, instruction } = decision;
+  const edited = instruction === undefined ? "edited" : "instruction edited";
+  const words = { accept: "accepted", edit: edited, reject: "rejected" }[decision.decision];
+  const parts = [`decided: ${words}`, by ? `by ${by}` : null, at?.slice(0, 16).replace("T", " "), reason];
+  const text = parts.filter(Boolean).join(" · ");
+  byId("facts").prepend(make("span", { class: "chip decided", text }));
 }
 
 function chip(item) {
@@ -61,8 +73,8 @@ function factsOf(sample) {
 
 function instructionOf(sample, shown, marks) {
   const body = shown
-    ? make("div", { class: "prose", html: shown.instruction })
-    : make("pre", { class: "plain", text: sample.instruction });
+    ? make("div", { class: "prose", dir: "auto", html: shown.instruction })
+    : make("pre", { class: "plain", dir: "auto", text: sample.instruction });
   const props = { class: "instruction", "aria-labelledby": "instruction-title" };
   const title = make("h3", { id: "instruction-title", text: "Instruction" });
   return make("section", props, title, body, screeningOf(sample, marks));
@@ -86,7 +98,7 @@ function screeningLine(line, marks) {
   const content = lineOf(line);
   const evidence = (line.verdict.evidence ?? "").trim();
   if (evidence) content[1].append(make("q", { class: "evidence", text: evidence }));
-  return make("li", {}, make("div", { class: `verdict ${kind(line.verdict)}` }, ...content), markOf(line, marks));
+  return make("li", {}, make("div", { class: `verdict ${kind(line.verdict)}`, tabindex: "-1" }, ...content), marksOf(line, marks));
 }
 
 export function showLoading() {
@@ -95,11 +107,11 @@ export function showLoading() {
   byId("sample").replaceChildren(make("div", { class: "loading", "aria-hidden": "true" }, ...lines));
 }
 
-/** Say something where the sample would be, with one button. */
-export function showMessage(title, text, label, action) {
+/** Say something where the sample would be, with one button, and more below it. */
+export function showMessage(title, text, label, action, ...more) {
   byId("verdicts").hidden = byId("references").hidden = true;
   byId("heading").textContent = title;
   byId("facts").replaceChildren();
   const button = make("button", { type: "button", text: label, on: { click: action } });
-  byId("sample").replaceChildren(make("div", { class: "message" }, make("p", { text }), button));
+  byId("sample").replaceChildren(make("div", { class: "message" }, make("p", { text }), button), ...more);
 }

@@ -4,6 +4,8 @@ import * as outbox from "./outbox.js";
 import { oneLine } from "./dom.js";
 
 const DONE = { accept: "Accepted.", edit: "Edit saved.", reject: "Rejected." };
+const STATUS = { accept: "accepted", edit: "accepted", reject: "rejected" };
+const summary = (item) => ({ ...item, instruction: oneLine(item.instruction ?? "") });
 
 /** Fires "change" when anything did, and "said" with what a person should hear. */
 export class ReviewStore extends EventTarget {
@@ -11,6 +13,13 @@ export class ReviewStore extends EventTarget {
     super();
     this.source = source;
     this.items = [];
+    /** What was decided, newest first; read when it is first looked at. */
+    this.past = [];
+    /** "waiting" or "decided": what the list shows, and what keys move in. */
+    this.mode = "waiting";
+    /** What may narrow and sort the list: `apply(items)`; a filter knows the elements. */
+    this.filter = { apply: (items) => items, offer: () => {} };
+    this.reasons = [];
     this.current = null;
     this.total = 0;
     /** How many more wait than are listed: a run lists some hundred at a time. */
@@ -26,8 +35,17 @@ export class ReviewStore extends EventTarget {
     return Math.max(0, this.total - this.items.length - this.beyond);
   }
 
+  get all() {
+    return this.mode === "decided" ? this.past : this.items;
+  }
+
+  /** What the list shows. */
+  get listed() {
+    return this.filter.apply(this.all);
+  }
+
   get item() {
-    return this.items.find((item) => item.id === this.current) ?? null;
+    return this.all.find((item) => item.id === this.current) ?? null;
   }
 
   /** Ask what waits; what an earlier visit left unsent is sent now. */
@@ -36,9 +54,11 @@ export class ReviewStore extends EventTarget {
     const left = outbox.kept().filter((entry) => !this.unsent.has(entry.id));
     for (const entry of left) this.unsent.set(entry.id, { ...entry, state: "queued" });
     this.items = [];
+    this.mode = "waiting";
+    this.reasons = found.reasons ?? [];
     this.#counted(found);
     this.#number();
-    this.current = this.items[0]?.id ?? null;
+    this.current = this.listed[0]?.id ?? null;
     this.#changed();
     for (const entry of left) this.#enqueue(() => this.#send(this.unsent.get(entry.id)));
   }
@@ -49,25 +69,131 @@ export class ReviewStore extends EventTarget {
   }
 
   step(by) {
-    const at = this.items.findIndex((item) => item.id === this.current) + by;
-    if (at >= 0 && at < this.items.length) this.select(this.items[at].id);
+    const { listed } = this;
+    const at = listed.findIndex((item) => item.id === this.current) + by;
+    if (at >= 0 && at < listed.length) this.select(listed[at].id);
     else this.#say(by > 0 ? "This is the last one." : "This is the first one.");
+  }
+
+  /** Other samples fit the filter: keep the current one if it does. */
+  refilter() {
+    const { listed } = this;
+    if (!listed.some((item) => item.id === this.current)) this.current = listed[0]?.id ?? null;
+    this.#changed();
+  }
+
+  /** Look at the samples that wait, or at the decided ones. */
+  async turn(mode = this.mode === "waiting" ? "decided" : "waiting") {
+    try {
+      // What is on its way is decided, too.
+      if (mode === "decided") {
+        await this.chain;
+        this.past = (await this.source.decided()).map(summary);
+      }
+    } catch (error) {
+      return this.#say(`Not read: ${error.message}`, true);
+    }
+    this.mode = mode;
+    this.current = this.listed[0]?.id ?? null;
+    this.#say("");
+    return this.#changed();
   }
 
   /** Take a decision on the current sample; the next one is current at once. */
   decide(decision) {
     const { item } = this;
-    if (!item) return;
+    if (!item) return undefined;
+    if (this.mode === "decided") return this.#revise(item, decision);
     const entry = { id: item.id, decision, item, state: "queued" };
     const at = this.items.indexOf(item);
+    const next = this.#after(item);
     this.items.splice(at, 1);
-    this.current = (this.items[at] ?? this.items[at - 1])?.id ?? null;
+    this.current = next;
     this.unsent.set(item.id, entry);
     this.#logged([...this.log, { id: item.id, decision, item, at }]);
     const safe = outbox.keep(entry);
     this.#say(`${DONE[decision.decision]} u undoes it.${safe ? "" : " Keep this page open."}`);
-    this.#changed();
     this.#enqueue(() => this.#send(entry));
+    return this.#changed();
+  }
+
+  /** The id that follows an item in the list, or the last before it. */
+  #after(item) {
+    const { listed } = this;
+    const at = listed.indexOf(item);
+    return (listed[at + 1] ?? listed[at - 1])?.id ?? null;
+  }
+
+  /** Decide a sample otherwise that was decided before; it stays where it is. */
+  #revise(item, decision) {
+    const entry = { id: item.id, decision: { ...decision, revise: true }, item, state: "queued" };
+    this.past = this.past.map((one) => (one === item ? { ...item, decision: decision.decision, by: null } : one));
+    this.unsent.set(item.id, entry);
+    outbox.keep(entry);
+    this.#say(`Changed: ${STATUS[decision.decision]}.`);
+    this.#enqueue(() => this.#send(entry)).then(() => this.dispatchEvent(new CustomEvent("revised", { detail: item.id })));
+    this.#changed();
+  }
+
+  /** Skip the current sample: it comes again at the end. A decided one waits again. */
+  async skip() {
+    const { item } = this;
+    if (!item) return;
+    if (this.mode === "decided") return this.#putBack(item);
+    if (!this.#mark(item, "skip", !item.skipped)) return;
+    if (!item.skipped) return this.#say("It has its place again.");
+    const next = this.listed.find((one) => !one.skipped);
+    const following = this.#afterSkip(item);
+    this.#say("Skipped: it comes again at the end.");
+    this.current = following ?? next?.id ?? this.current;
+    this.#changed();
+  }
+
+  /** What stood behind an item before it was skipped. */
+  #afterSkip(item) {
+    item.skipped = false;
+    const next = this.#after(item);
+    item.skipped = true;
+    return next;
+  }
+
+  async #putBack(item) {
+    try {
+      await this.#enqueue(() => this.source.undo(item.id));
+      this.#logged(this.log.filter((past) => past.id !== item.id));
+      this.items = [];
+      const found = await this.source.queue();
+      this.#counted(found);
+      this.past = this.past.filter((one) => one !== item);
+      if (this.current === item.id) this.current = this.listed[0]?.id ?? null;
+      this.dispatchEvent(new CustomEvent("revised", { detail: null }));
+      this.#say("It waits again.");
+    } catch (error) {
+      this.#say(`Not put back: ${error.message}`, true);
+    }
+    this.#changed();
+  }
+
+  flag() {
+    const { item } = this;
+    if (item) this.#mark(item, "flag", !item.flagged);
+    if (item) this.#say(item.flagged ? "Flagged." : "Not flagged any more.");
+  }
+
+  #mark(item, kind, on) {
+    const name = kind === "skip" ? "skipped" : "flagged";
+    item[name] = on;
+    this.#enqueue(async () => {
+      try {
+        await this.source.mark(item.id, kind, on);
+      } catch (error) {
+        item[name] = !on;
+        this.#say(`Not marked: ${error.message}`, true);
+        this.#changed();
+      }
+    });
+    this.#changed();
+    return true;
   }
 
   /** Take back the newest decision of this session. */
@@ -75,6 +201,7 @@ export class ReviewStore extends EventTarget {
     const last = this.log.at(-1);
     if (!last) return this.#say("Nothing to undo.");
     const was = this.unsent.get(last.id);
+    this.mode = "waiting";
     this.#logged(this.log.slice(0, -1));
     this.#back(last.item, last.at);
     this.#say("Taken back.");
@@ -99,10 +226,16 @@ export class ReviewStore extends EventTarget {
     const entry = this.unsent.get(id);
     this.#withdraw(entry);
     this.#logged(this.log.filter((past) => past.id !== id));
+    // A change that was not taken leaves the decision before it.
+    if (entry.decision.revise) {
+      this.#say("Taken back.");
+      return this.#changed();
+    }
+    this.mode = "waiting";
     this.#back(entry.item, 0);
     this.dispatchEvent(new CustomEvent("undone", { detail: entry }));
     this.#say("Taken back.");
-    this.#changed();
+    return this.#changed();
   }
 
   async #send(entry) {
@@ -114,13 +247,35 @@ export class ReviewStore extends EventTarget {
       outbox.forget(entry.id);
       this.unsent.delete(entry.id);
       this.#counted(counts);
-      if (!this.items.length && this.beyond) this.#counted(await this.source.queue());
+      const others = counts.waiting < this.items.length + this.beyond + this.#onTheirWay();
+      if ((!this.items.length && this.beyond) || (this.source.run && others)) await this.#refresh();
     } catch (error) {
-      entry.state = "failed";
-      entry.error = error.message;
+      if (this.source.run && error.status === 409) {
+        // What somebody else decided stands: it is among the decided ones, to be changed.
+        this.#withdraw(entry);
+        this.#logged(this.log.filter((past) => past.id !== entry.id));
+      } else {
+        entry.state = "failed";
+        entry.error = error.message;
+      }
       this.#say(`Not saved: ${error.message}`, true);
     }
     this.#changed();
+  }
+
+  /** How many samples wait on the server only because their decisions have not come there. */
+  #onTheirWay() {
+    return [...this.unsent.values()].filter((entry) => !entry.decision.revise).length;
+  }
+
+  /** Ask again what waits: others decide, too. What a person looks at stays. */
+  async #refresh() {
+    const found = await this.source.queue();
+    const waiting = new Set(found.items.map((item) => item.id));
+    this.items = this.items.filter(
+      (item) => waiting.has(item.id) || item.id === this.current || this.returning.has(item.id),
+    );
+    this.#counted(found);
   }
 
   async #undoThere(last) {
@@ -155,9 +310,9 @@ export class ReviewStore extends EventTarget {
     if (found.items) this.beyond = Math.max(0, found.waiting - found.items.length);
     const known = new Set([...this.items.map((item) => item.id), ...this.unsent.keys()]);
     const more = (found.items ?? []).filter((item) => !known.has(item.id));
-    const summary = (item) => ({ ...item, instruction: oneLine(item.instruction ?? "") });
     this.items.push(...more.map(summary));
-    this.current ??= this.items[0]?.id ?? null;
+    if (found.items) this.filter.offer(this.items);
+    if (this.mode === "waiting") this.current ??= this.listed[0]?.id ?? null;
     this.#number();
   }
 

@@ -20,8 +20,8 @@ const askedAt = ({ checkpoint, parent_checkpoint: parent, metadata }) =>
   metadata?.source === "fork" && parent ? parent : checkpoint;
 
 export class ThreadsSource {
-  /** A thread's state has no place for criteria that are wrong. */
-  marks = false;
+  /** A thread's state has no place for marks, and a server no lists of what was decided. */
+  run = false;
 
   constructor() {
     /** Page id -> where and what is asked. */

@@ -69,21 +69,51 @@ export function lineOf({ criterion, verdict }) {
   ];
 }
 
-/** A button that marks a line's criterion as wrong; none where `marks` is null. */
-export function markOf({ criterion }, marks) {
+const MARKS = [
+  ["verdicts", "This verdict is wrong", "w"],
+  ["criteria", "This criterion is wrong", "c"],
+];
+
+/** Buttons that mark a line's verdict and criterion as wrong; none where `marks` is null. */
+export function marksOf({ criterion }, marks) {
   if (!marks) return null;
-  const button = make("button", { type: "button", class: "wrong", "aria-label": `This criterion is wrong: ${criterion.text}` });
+  return make("div", { class: "marks" }, ...MARKS.map(([name, label, key]) => markOf(criterion, marks[name], label, key)));
+}
+
+function markOf(criterion, marked, label, key) {
+  const props = { type: "button", class: "wrong", "data-key": key, "aria-label": `${label}: ${criterion.text}` };
+  const button = make("button", props);
+  const what = label.split(" ")[1];
   const draw = () => {
-    const marked = marks.has(criterion.id);
-    button.setAttribute("aria-pressed", String(marked));
-    button.textContent = marked ? "marked as wrong" : "this criterion is wrong";
+    const on = marked.has(criterion.id);
+    button.setAttribute("aria-pressed", String(on));
+    button.textContent = on ? `${what} marked as wrong` : `${what} is wrong`;
   };
   button.addEventListener("click", () => {
-    if (!marks.delete(criterion.id)) marks.add(criterion.id);
+    if (!marked.delete(criterion.id)) marked.add(criterion.id);
     draw();
   });
   draw();
   return button;
+}
+
+const cards = () => [...document.querySelectorAll("#screening .verdict, #verdict-list .verdict")].filter((card) => card.checkVisibility());
+
+/** Bring the focus to the next verdict, or the one before. */
+export function stepVerdict(by) {
+  const all = cards();
+  const at = all.findIndex((card) => card.closest("li").contains(document.activeElement));
+  const next = all[at < 0 ? (by > 0 ? 0 : all.length - 1) : (at + by + all.length) % all.length];
+  next?.focus({ focusVisible: true });
+  return Boolean(next);
+}
+
+/** Press a button of the verdict that has the focus, by its key; false if none has it. */
+export function pressMark(key) {
+  const line = document.activeElement?.closest("#screening li, #verdict-list li");
+  const button = line?.querySelector(`[data-key="${key}"]`);
+  button?.click();
+  return Boolean(button);
 }
 
 /** Show the verdicts; `found` has the numbers of those whose evidence is in what is seen, or is null. */
@@ -93,7 +123,7 @@ export function showVerdicts(lines, root, found, marks) {
   const pinned = { number: null };
   byId("verdict-list").replaceChildren(
     ...lines.map((line, number) =>
-      make("li", {}, cardOf(line, number, root, found, pinned), markOf(line, marks)),
+      make("li", {}, cardOf(line, number, root, found, pinned), marksOf(line, marks)),
     ),
   );
 }
@@ -106,7 +136,7 @@ function cardOf(line, number, root, found, pinned) {
     content[1].append(make("span", { class: "meta", text: "not found in the response" }));
   }
   const tone = `verdict ${kind(line.verdict)}`;
-  if (!found?.has(number)) return make("div", { class: tone }, ...content);
+  if (!found?.has(number)) return make("div", { class: tone, tabindex: "-1" }, ...content);
   const card = make("button", { type: "button", class: tone, "aria-pressed": "false" }, ...content);
   const rest = () => lightUp(root, pinned.number);
   card.addEventListener("pointerenter", () => lightUp(root, number));
