@@ -5,11 +5,12 @@ BIN := .venv/bin
 # of wheels (find-links) or TORCH_INDEX is empty, from where pip already finds it.
 # pip knows the CPU build by its local version (+cpu); macOS wheels carry none.
 TORCH := 2.13.0
+TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 ifeq ($(shell uname -s),Darwin)
 TORCH_INDEX ?=
 TORCH_SPEC := torch==$(TORCH)
 else
-TORCH_INDEX ?= $(if $(shell $(PYTHON) -m pip config list 2>/dev/null | grep find-links),,https://download.pytorch.org/whl/cpu)
+TORCH_INDEX ?= $(if $(shell $(PYTHON) -m pip config list 2>/dev/null | grep find-links),,$(TORCH_CPU_INDEX))
 TORCH_SPEC := torch==$(TORCH)+cpu
 endif
 
