@@ -82,13 +82,14 @@ class Image:
         self.workdir = self.root
         shutil.rmtree(folder, ignore_errors=True)
         (folder / "home").mkdir(parents=True)
+        self.root.mkdir()
         bin_ = self.folder / "venv" / "bin"
         subprocess.run([sys.executable, "-m", "venv", self.folder / "venv"], check=True)
         if packages:
             subprocess.run([bin_ / "pip", "install", "-qq", *packages], check=True)
             freeze = [bin_ / "pip", "freeze"]
             pins = subprocess.run(freeze, check=True, capture_output=True, text=True).stdout
-            (self.root / "api").mkdir(parents=True)
+            (self.root / "api").mkdir()
             (self.root / "api" / "constraints.txt").write_text(pins)
         # pip's own folder of wheels, where it has one, is uv's too. SSL_* are how to reach them.
         passed = {k: v for k, v in os.environ.items() if k.startswith(("SSL_", "PIP_", "TORCH_"))}
