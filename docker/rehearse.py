@@ -199,9 +199,8 @@ def main() -> None:
         image.build((ROOT / "Dockerfile").read_text(encoding="utf-8"))
     print(f"built in {time.monotonic() - began:.0f} s: {_size(image.folder)}")
     kind = "server" if given.server else "command"
-    image.environment["REFLOOM_TRIAL_DIR"] = str(image.folder)
     done = subprocess.run(
-        image.command(image.folder / "venv/bin/python", TRIAL, kind),
+        image.command(image.folder / "venv/bin/python", TRIAL, kind, image.folder),
         env=image.environment,
         cwd=image.workdir,
     )

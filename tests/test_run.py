@@ -1008,6 +1008,16 @@ async def test_synthesize_on_a_finished_run_yields_its_rows_and_pays_for_nothing
     assert len(endpoint.bodies) == asked
 
 
+@pytest.mark.parametrize("progress", [False, True])
+async def test_synthesize_shows_its_progress_if_asked_to(endpoint, capsys, progress):
+    found = [
+        r
+        async for r in synthesize(references(3), settings=settings_for(endpoint), progress=progress)
+    ]
+    assert len(found) == 3
+    assert ("accepted 3" in capsys.readouterr().err) is progress
+
+
 async def test_synthesize_makes_no_call_before_the_stored_rows_are_taken(tmp_path, endpoint):
     settings = settings_for(endpoint)
     assert len([r async for r in synthesize(references(3), settings=settings, out=tmp_path)]) == 3

@@ -11,7 +11,7 @@ import contextlib
 import os
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -44,7 +44,7 @@ from refloom.runs.garbage_collection import relaxed_gc
 from refloom.runs.journal import Journal, ReusedCalls, read_records
 from refloom.runs.outputs import RunSummary, count_journal, prior_usage, write_files
 from refloom.runs.preflight import preflight
-from refloom.runs.progress import RunStats
+from refloom.runs.progress import Progress, RunStats
 from refloom.runs.ray.pool import WorkerPool, WorkerStarter
 from refloom.runs.retrieval import ReferenceQuota, RunRetrieval
 from refloom.runs.retry import Retries, begin_session, has_ended
@@ -533,22 +533,51 @@ async def synthesize(
     seeds: str | Path | Iterable[dict[str, Any]] | None = None,
     settings: Settings | None = None,
     out: str | Path | None = None,
+    *,
+    progress: bool = False,
 ) -> AsyncIterator[Record]:
     """Make rows; yields the record of each sample as it ends, accepted, rejected or failed.
 
-    `references` and `seeds` are paths or rows; without seeds every reference is a seed. Without
-    `out` nothing is left behind. With it the run is stored there, and the next call resumes it: it
-    yields what is there first, accepted and rejected samples in the order of slots, and makes no
-    call before all of that is taken; then each new sample as it ends, failed ones that were tried
-    again among them; then the failed ones that were not. So every call that runs to its end yields
-    every sample of the run once. One that waits for a person is yielded as it is made, with the
-    status `pending`, and by later calls once it is decided.
+    `references` and `seeds` are paths or rows; without seeds every reference is a seed. `progress`
+    shows on stderr, or in a notebook's cell, how the run goes. Without `out` nothing is left
+    behind. With it the run is stored there, and the next call resumes it: it first yields what is
+    there, accepted and rejected samples in the order of slots, and makes no call before all of that
+    is taken; then each new sample as it ends, and failed ones that are tried again; then the failed
+    ones that were not. So every call that runs to its end yields every sample of the run once. One
+    that waits for a person is yielded as it is made, with the status `pending`, and by later calls
+    once it is decided.
 
     Raises `InputError`, `JournalError`, `BudgetSpent`, `TooManyFailed` or `ProviderStopped`, after
     what was there and what was made.
     """
+    with contextlib.ExitStack() as stack:
+        folder = Path(out) if out else Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        chosen = settings or Settings()
+        run = Run(
+            chosen,
+            read_references(references, chosen),
+            None if seeds is None else read_seeds(seeds, chosen),
+            folder,
+        )
+        if progress:
+            shown = Progress()
+            run.on_record, run.on_fault, run.on_notice = shown, shown.count_error, shown.notice
+            stack.enter_context(shown.begin(run.stats))
+        async with contextlib.aclosing(_stream_records(run)) as records:
+            async for record in records:
+                yield record
+
+
+async def _stream_records(run: Run) -> AsyncGenerator[Record, None]:
+    """Run to the end; yields as `synthesize` does. The run's own `on_record` is called too."""
     queue: asyncio.Queue[Record | None] = asyncio.Queue()
     begun, may_call = asyncio.Event(), asyncio.Event()
+    on_record, tried_again = run.on_record, set[str]()
+
+    def put(record: Record) -> None:
+        if on_record is not None:
+            on_record(record)
+        queue.put_nowait(record)
 
     async def wait_for_stored() -> None:
         begun.set()
@@ -558,43 +587,37 @@ async def synthesize(
         begun.set()
         queue.put_nowait(None)
 
-    with contextlib.ExitStack() as stack:
-        folder = Path(out) if out else Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        chosen = settings or Settings()
-        run = Run(
-            chosen,
-            read_references(references, chosen),
-            None if seeds is None else read_seeds(seeds, chosen),
-            folder,
-            on_record=queue.put_nowait,
-            before_calls=wait_for_stored,
-        )
-        task = asyncio.create_task(run.run())
-        task.add_done_callback(end)
-        retried: set[str] = set()
-        try:
-            await begun.wait()
-            if run.summary is not None and out:
-                async for stored in _stored_records(folder, "accepted", "rejected"):
-                    yield stored
-            may_call.set()
-            while (record := await queue.get()) is not None:
-                if record["status"] == "failed":
-                    retried.add(record["id"])
-                yield record
-            if run.summary is not None and out:
-                async for stored in _stored_records(folder, "failed"):
-                    if stored["id"] not in retried:
-                        yield stored
-            await task
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+    run.on_record, run.before_calls = put, wait_for_stored
+    task = asyncio.create_task(run.run())
+    task.add_done_callback(end)
+    try:
+        await begun.wait()
+        async for stored in _stored_records(run, "accepted", "rejected"):
+            yield stored
+        may_call.set()
+        while (record := await queue.get()) is not None:
+            if record["status"] == "failed":
+                tried_again.add(record["id"])
+            yield record
+        async for stored in _stored_records(run, "failed", leave_out=tried_again):
+            yield stored
+        await task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
-async def _stored_records(folder: Path, *statuses: str) -> AsyncIterator[Record]:
-    """The samples in a run's journal, in the order of slots."""
-    lines = read_records(folder / "journal.sqlite", *statuses)
+async def _stored_records(
+    run: Run, *statuses: str, leave_out: Collection[str] = ()
+) -> AsyncIterator[Record]:
+    """The samples in a run's journal, in the order of slots, but for those of some ids.
+
+    None if the directory holds another run, or the inputs could not be read.
+    """
+    if run.summary is None:
+        return
+    lines = read_records(run.out / "journal.sqlite", *statuses)
     while batch := await asyncio.to_thread(lambda: list(islice(lines, STORED_BATCH))):
-        for line in batch:
-            yield loads(line)
+        for record in map(loads, batch):
+            if record["id"] not in leave_out:
+                yield record
