@@ -10,10 +10,12 @@ torch="torch==$(sed -n 's/^TORCH := //p' Makefile)+cpu"
 index=${TORCH_INDEX-$(sed -n 's/^TORCH_CPU_INDEX := //p' Makefile)}
 uv pip install --system --no-cache ${index:+--index-url "$index"} "$torch"
 
+options=
+for extra; do options="$options --extra $extra"; done
 # LangGraph's image says which versions its server bears.
-set -- $(printf -- '--extra %s ' "$@")
-if [ -f /api/constraints.txt ]; then set -- "$@" -c /api/constraints.txt; fi
-uv pip install --system --no-cache "$@" -r pyproject.toml
+if [ -f /api/constraints.txt ]; then options="$options -c /api/constraints.txt"; fi
+# shellcheck disable=SC2086 - each option is a word.
+uv pip install --system --no-cache $options -r pyproject.toml
 
 # Where the weights lie, whoever runs the image: $XDG_CACHE_HOME.
 python -c 'from memory.weights import minilm_path; print(minilm_path())'
