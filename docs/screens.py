@@ -32,6 +32,7 @@ from reviewing import ReviewProcess  # noqa: E402
 COLUMNS, ROWS = 100, 30
 FLAGS = ["--references", "pairs.jsonl", "--seeds", "topics.txt", "--model", "my-model"]
 FLAGS += ["--references-per-seed", "2", "--max-attempts", "2", "--no-try-criteria"]
+FLAGS += ["--prices", "prices.toml"]
 
 RUNS_AS_IS = "shows code that runs as it stands"
 NAMES_A_CASE = "names a case in which the advice does not hold"
@@ -180,27 +181,28 @@ def judge(prompt: str) -> Iterator[dict[str, str]]:
     criteria = re.findall(
         r'<(criterion(?:-\w+)?) id="([^"]+)"[^>]*>\n?(.*?)\n?</\1>', prompt, re.DOTALL
     )
-    for _, id_, text in criteria:
+    lines = sorted(response.splitlines(), key=len)[-3:]
+    for number, (_, id_, text) in enumerate(criteria):
         why = next((why for part, why in missing.items() if part in text), None)
         yield {
             "criterion_id": id_,
             "reason": why or "The response does, in the words quoted.",
-            "evidence": max(response.splitlines(), key=len)[:80],
+            "evidence": lines[number % len(lines)][:80],
             "verdict": "fail" if why else "pass",
         }
 
 
 def run_on_a_terminal(folder: Path, *flags: str) -> bytes:
-    """Run refloom on a pseudo-terminal; what it had written when two thirds were done."""
+    """Run refloom on a pseudo-terminal; return what it wrote there."""
     parent, child = pty.openpty()
-    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": str(COLUMNS), "LINES": str(ROWS),
-                   "PYTHONPATH": str(ROOT)}  # fmt: skip
+    size = {"COLUMNS": str(COLUMNS), "LINES": str(ROWS)}
+    environment = {**os.environ, **size, "TERM": "xterm-256color", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "refloom", "run", *FLAGS, *flags]
     process = subprocess.Popen(
         command, cwd=folder, stdin=child, stdout=child, stderr=child, env=environment
     )
     os.close(child)
-    written, shown = b"", b""
+    written = b""
     while True:
         ready, _, _ = select.select([parent], [], [], 0.2)
         try:
@@ -208,14 +210,12 @@ def run_on_a_terminal(folder: Path, *flags: str) -> bytes:
         except OSError:  # the other end was closed
             data = b""
         written += data
-        if re.search(rb"accepted[^0-9]{0,12}5\b", written) and not shown:
-            shown = written
         if not data and process.poll() is not None:
             break
     os.close(parent)
     if process.returncode:
         raise SystemExit(written.decode())
-    return shown or written
+    return written
 
 
 def screen_of(written: bytes) -> list[str]:
@@ -282,6 +282,7 @@ def main(wanted: list[str]) -> None:
         folder = Path(name)
         pairs = [{"instruction": asked, "response": said} for asked, said, _ in REFERENCES]
         (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)), encoding="utf-8")
+        (folder / "prices.toml").write_text("my-model = { input = 0.15, output = 0.6 }")
         (folder / "topics.txt").write_text("\n".join(s[0] for s in SAMPLES), encoding="utf-8")
         flags = ["--base-url", endpoint.url, "--concurrency", "3"]
         written = run_on_a_terminal(folder, "--out", "rows", *flags)
@@ -298,7 +299,7 @@ def main(wanted: list[str]) -> None:
                 folder, "--out", "review", "--review", "all", "--reuse", "rows", *flags
             )
             with ReviewProcess(folder / "review") as served:
-                take(f"http://127.0.0.1:{served.port}/review", docs / "review.png", keys="a")
+                take(f"http://127.0.0.1:{served.port}/review", docs / "review.png", keys="aa")
 
 
 if __name__ == "__main__":

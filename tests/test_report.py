@@ -355,6 +355,9 @@ async def test_what_is_empty_has_no_box(mended, tmp_path):
     assert "Attempts until acceptance" in said
     assert "Why samples were rejected" not in said and "How samples failed" not in said
     assert "Why samples were rejected" in seen(await page_of(mended))
+    await finish_run(tmp_path / "screened", ScriptedModel(), screen=True)
+    said = seen(await page_of(tmp_path / "screened"))
+    assert "What they were held to" in said and "such as" not in said
     page = await page_of(await begun(tmp_path / "none"))
     assert "<figure" not in page and page.count("There are no rows to measure.") == 2
     assert "Not drawn: Any two instructions, ROUGE-L F1; Each instruction and" in seen(page)
