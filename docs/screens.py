@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -181,7 +182,7 @@ def judge(prompt: str) -> Iterator[dict[str, str]]:
     criteria = re.findall(
         r'<(criterion(?:-\w+)?) id="([^"]+)"[^>]*>\n?(.*?)\n?</\1>', prompt, re.DOTALL
     )
-    lines = sorted(response.splitlines(), key=len)[-3:]
+    lines = [line for line in response.splitlines() if len(line) > 25] or [response]
     for number, (_, id_, text) in enumerate(criteria):
         why = next((why for part, why in missing.items() if part in text), None)
         yield {
@@ -220,7 +221,7 @@ def run_on_a_terminal(folder: Path, *flags: str) -> bytes:
 
 def screen_of(written: bytes) -> list[str]:
     """The lines on a terminal that was written to, with their colours as ANSI codes."""
-    lines: list[dict[int, str]] = [{}]
+    lines: list[dict[int, tuple[str, str]]] = [{}]
     row = column = 0
     style = ""
     text = written.decode("utf-8", "replace")
@@ -235,11 +236,21 @@ def screen_of(written: bytes) -> list[str]:
             column = 0
         elif char == "\n":
             row, column = row + 1, 0
-            lines += [{}] * (row >= len(lines))
-        elif char and char >= " ":
-            lines[row] = lines[row] | {column: f"{style}{char}\x1b[0m" if style else char}
+            if row == len(lines):
+                lines.append({})
+        elif char >= " ":
+            lines[row][column] = style, char
             column += 1
-    return ["".join(line.get(i, " ") for i in range(max(line, default=-1) + 1)) for line in lines]
+    return list(map(_line, lines))
+
+
+def _line(cells: dict[int, tuple[str, str]]) -> str:
+    """A line of a terminal from its cells, each a style and a character."""
+    row = [cells.get(i, ("", " ")) for i in range(max(cells, default=-1) + 1)]
+    parts = [
+        (style, "".join(char for _, char in same)) for style, same in groupby(row, lambda c: c[0])
+    ]
+    return "".join(f"{style}{text}\x1b[0m" if style else text for style, text in parts)
 
 
 def draw_terminal(written: bytes, path: Path) -> None:
