@@ -293,7 +293,7 @@ def main(wanted: list[str]) -> None:
         folder = Path(name)
         pairs = [{"instruction": asked, "response": said} for asked, said, _ in REFERENCES]
         (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)), encoding="utf-8")
-        (folder / "prices.toml").write_text("my-model = { input = 0.15, output = 0.6 }")
+        (folder / "prices.toml").write_text("my-model = { input = 15, output = 60 }")
         (folder / "topics.txt").write_text("\n".join(s[0] for s in SAMPLES), encoding="utf-8")
         flags = ["--base-url", endpoint.url, "--concurrency", "3"]
         written = run_on_a_terminal(folder, "--out", "rows", *flags)
