@@ -1,4 +1,4 @@
-# The command line as an image: see "In a container" in docs/serving.md.
+# The command line as an image: see "Images" in docs/serving.md.
 #   docker build -t refloom .
 #   docker run --rm -v "$PWD:/data" --user "$(id -u):$(id -g)" refloom run --help
 FROM python:3.11-slim
