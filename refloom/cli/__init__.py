@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
 from refloom import __version__
-from refloom.cli import criteria, doctor, evaluate, export, index, review, run
+from refloom.cli import criteria, doctor, evaluate, export, index, review, run, score
 from refloom.errors import RefloomError
 from refloom.runs.garbage_collection import relax_gc_for_process
 from refloom.settings import Settings
@@ -61,7 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"refloom {__version__}")
     add = parser.add_subparsers(title="commands", metavar="", required=True).add_parser
-    for group in (run, criteria, doctor, evaluate, export, review, index):
+    for group in (run, criteria, doctor, evaluate, score, export, review, index):
         group.add_commands(add)
     return parser
 

@@ -162,14 +162,14 @@ def run_with_progress(
     session = Run(settings, references, seeds, out, tools=tools or Tools(), shared=shared)
     try:
         if settings.quiet:
-            asyncio.run(_run_until_signalled(session))
+            asyncio.run(run_until_signalled(session))
         else:
             session.on_begin = partial(_print_inputs, references, seeds)
             progress = Progress(show_rows=show_rows)
             session.on_record, session.on_fault = progress, progress.count_error
             session.on_notice = progress.notice
             with progress.begin(session.stats):
-                asyncio.run(_run_until_signalled(session))
+                asyncio.run(run_until_signalled(session))
     except asyncio.CancelledError:
         sys.stderr.write(f"stopped; every paid call is in {out / 'journal.sqlite'}\n")
         return EXIT_STATUS["interrupted"]
@@ -186,7 +186,7 @@ def run_with_progress(
     return EXIT_STATUS[summary.status]
 
 
-async def _run_until_signalled(session: Any) -> Any:
+async def run_until_signalled(session: Any) -> Any:
     """Run; a first Ctrl-C or SIGTERM finishes what is in flight, a second one stops at once."""
     work = asyncio.create_task(session.run())
     signals = 0
