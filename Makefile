@@ -5,15 +5,16 @@ BIN := .venv/bin
 # of wheels (find-links) or TORCH_INDEX is empty, from where pip already finds it.
 # pip knows the CPU build by its local version (+cpu); macOS wheels carry none.
 TORCH := 2.13.0
+TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 ifeq ($(shell uname -s),Darwin)
 TORCH_INDEX ?=
 TORCH_SPEC := torch==$(TORCH)
 else
-TORCH_INDEX ?= $(if $(shell $(PYTHON) -m pip config list 2>/dev/null | grep find-links),,https://download.pytorch.org/whl/cpu)
+TORCH_INDEX ?= $(if $(shell $(PYTHON) -m pip config list 2>/dev/null | grep find-links),,$(TORCH_CPU_INDEX))
 TORCH_SPEC := torch==$(TORCH)+cpu
 endif
 
-.PHONY: help install demo test check fix bench kill-test fault-test serve-test dev readme clean
+.PHONY: help install demo test check fix bench kill-test fault-test serve-test image-test dev readme clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/'
@@ -60,6 +61,10 @@ fault-test: install  ## 500 seeds at an endpoint of which 30 % of the calls fail
 
 serve-test: install  ## load a server, kill it in mid-run, and account for every seed
 	$(BIN)/python benchmarks/serving.py --seeds 200 --out bench-run/serving
+
+image-test: install  ## make what both images hold in a folder, without Docker, and try it without a network
+	$(BIN)/python docker/rehearse.py bench-run/image
+	$(BIN)/python docker/rehearse.py bench-run/server-image --server
 
 readme: install  ## redraw the generated parts of README and docs
 	$(BIN)/python docs/redraw.py

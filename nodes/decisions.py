@@ -63,6 +63,10 @@ ANSWER_SCHEMA: dict[str, Any] = {
 }
 
 
+# What a person may put in the place of.
+EDITABLE = ("response", "instruction")
+
+
 class ReviewDecision(BaseModel):
     """A person's decision; `response` and `instruction` are whole edited texts."""
 
@@ -143,7 +147,7 @@ def review_question(
     fields = {name: value for name, value in record.items() if name != "review"}
     text = f"{problem or 'Is this sample good enough to train on?'} {ANSWER_FORMAT}"
     sample = {**fields, "status": review["proposed"], "reason": review["proposed_reason"]}
-    arguments = {"response": record["response"]}
+    arguments = {key: record[key] for key in EDITABLE}
     request = {
         "name": ACTION_NAME,
         "args": arguments,
@@ -170,7 +174,8 @@ def _describe(sample: Record, references: Sequence[Reference], problem: str) -> 
     parts += ["**Instruction**", _fence(sample["instruction"])]
     parts += ["**Response**", _fence(sample["response"]), f"**The judge's decision: {status}**"]
     texts = {criterion["id"]: criterion["text"] for criterion in sample["criteria"]}
-    attempts = [one for one in sample["attempts"] if one["response"] == sample["response"]]
+    judged = [*sample["attempts"], *sample.get("answers", ())]
+    attempts = [one for one in judged if one["response"] == sample["response"]]
     verdicts = attempts[-1]["verdicts"] if attempts else []
     lines = [
         f"{one['verdict']}: {texts.get(one['criterion_id'], one['criterion_id'])}"
@@ -251,8 +256,8 @@ def _own_form(answer: Any) -> Any:
         action = answer.get("edited_action", args)
         # Agent Inbox names the action around its arguments, as LangChain does.
         edited = action.get("args", action) if isinstance(action, Mapping) else action
-        response = edited.get("response") if isinstance(edited, Mapping) else edited
-        return {"decision": "edit", "response": response}
+        texts = edited if isinstance(edited, Mapping) else {"response": edited}
+        return {"decision": "edit", **{key: texts.get(key) for key in EDITABLE}}
     if kind in ("reject", "response", "respond"):
         reason = answer.get("message", args)
         return {"decision": "reject", "reason": reason if isinstance(reason, str) else None}

@@ -18,7 +18,7 @@ DISTRIBUTIONS = packages_distributions()
 # Where an extra's distributions may be imported.
 EXTRAS = {
     "local": ("refloom/local.py", "memory/weights.py"),
-    "serve": ("refloom/serve/", "refloom/cli/review.py"),
+    "app": ("refloom/serve/", "refloom/cli/review.py"),
     "ray": ("refloom/runs/ray/",),
     "math": ("nodes/final_answer.py",),
     "providers": ("nodes/llm/chat_model.py",),

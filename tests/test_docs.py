@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib.util
+import io
 import re
 import sys
 from pathlib import Path
@@ -21,6 +23,7 @@ from refloom.settings import PRESETS
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "AGENTS.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES.append(ROOT / "skills" / "refloom" / "SKILL.md")
 FOLDERS = "|".join(
     ["graph", "nodes", "memory", "prompts", "refloom", "tests", "benchmarks", "examples", "docs"]
 )
@@ -139,6 +142,19 @@ async def test_the_node_of_the_recipe_runs() -> None:
     assert await names["tidy"]({"candidate": " So. "}, None) == {"candidate": "So."}
 
 
+def load_script(name: str) -> Any:
+    """A script of docs/ as a module; what it puts on the path is taken off again."""
+    before = list(sys.path)
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path[:] = before
+    return module
+
+
 @pytest.fixture(scope="module")
 def scripts():
     """The modules `rooms` and `redraw` of docs/, which are scripts and in no package."""
@@ -171,6 +187,30 @@ def test_the_drawing_has_the_nearest_imports_and_leaves_out_what_they_imply(scri
     assert ("nodes", "memory") in arrows
     assert ("graph", "memory") not in arrows
     assert "room_graph --> room_nodes;" in rooms.drawing()
+
+
+def test_the_skill_names_commands_and_flags_that_there_are() -> None:
+    import refloom.cli
+
+    text = text_of(ROOT / "skills" / "refloom" / "SKILL.md")
+    assert re.match(r"---\nname: refloom\ndescription: .{40,500}\n---\n", text)
+    commands = set(re.findall(r"^refloom (\w[\w-]*)", text, re.MULTILINE))
+    assert commands >= {"doctor", "run", "status", "judge-check", "report", "export"}
+    for command in commands:
+        with contextlib.redirect_stdout(io.StringIO()) as said, pytest.raises(SystemExit):
+            refloom.cli.main([command, "--help"])
+        for line in re.findall(rf"^refloom {command} (.+)$", text, re.MULTILINE):
+            for flag in re.findall(r"--[a-z-]+", line.partition("#")[0]):
+                assert f"{flag} " in said.getvalue() or f"{flag}]" in said.getvalue(), line
+    formats = {name for name in export.FORMATS if f"`{name}`" in text}
+    assert formats >= {"messages", "sharegpt", "alpaca", "preference", "kto"}
+
+
+def test_a_terminal_is_read_as_it_looks_in_the_end() -> None:
+    screens = load_script("screens")
+    written = b"one\r\n\x1b[33mtwo\x1b[0m\r\nthree\r\x1b[2K\x1b[1A\x1b[2Kbar\r\n\x1b[?25hend"
+    assert screens.screen_of(written) == ["one", "bar", "end"]
+    assert screens.screen_of(b"a\x1b[1;31mb\x1b[0mc") == ["a\x1b[1;31mb\x1b[0mc"]
 
 
 def test_a_part_is_drawn_between_its_marks_and_one_without_marks_is_named(scripts) -> None:

@@ -144,7 +144,7 @@ def test_environment_variables():
 def test_what_python_programs_import():
     assert package.__version__
     assert list(inspect.signature(package.synthesize).parameters) == [
-        *("references", "seeds", "settings", "out")
+        *("references", "seeds", "settings", "out", "progress")
     ]
     threshold = inspect.signature(novel).parameters["threshold"]
     assert list(inspect.signature(novel).parameters) == ["texts", "threshold"]

@@ -326,6 +326,43 @@ async def test_what_waits_for_a_person_is_pending(tmp_path):
     assert "3 pending" in said and "0 accepted" in said
 
 
+async def test_samples_that_wait_for_a_person_are_part_of_what_was_judged(tmp_path):
+    seeds = [words(f"seed {i}", 8) for i in range(24)]
+    more = {"judge_method": "verdict", "references_per_seed": 1, "review": "rejected"}
+    await finish_run(tmp_path, mending(), seeds, **more)
+    run_data = collect_run("run", tmp_path)
+    accepted, waiting = run_data.run_json["counts"]["accepted"], run_data.waiting
+    assert accepted and waiting and not run_data.run_json["counts"]["rejected"]
+    assert run_data.judged == accepted + waiting == 24
+    said = seen(await page_of(tmp_path))
+    share = 100 * accepted / 24
+    assert f"accepted {share:.0f} % " in said and "accepted 100 %" not in said
+    assert f"n = 24 judged samples, of which {waiting} wait for a person" in said
+    last = outcome_tables(run_data)["attempts"][-1]
+    assert last == ("not yet: waits for a person", waiting, proportion(waiting, 24))
+
+
+async def test_the_vendi_score_does_not_read_as_a_count(mended):
+    said = seen(await page_of(mended))
+    n = collect_run("mended", mended).run_json["counts"]["accepted"]
+    assert re.search(rf"variety \d+\.\d of {n} Vendi score: as varied as so many unrelated", said)
+    assert "different instructions" not in said
+
+
+async def test_what_is_empty_has_no_box(mended, tmp_path):
+    await finish_run(tmp_path / "good", ScriptedModel())
+    said = seen(await page_of(tmp_path / "good"))
+    assert "Attempts until acceptance" in said
+    assert "Why samples were rejected" not in said and "How samples failed" not in said
+    assert "Why samples were rejected" in seen(await page_of(mended))
+    await finish_run(tmp_path / "screened", ScriptedModel(), screen=True)
+    said = seen(await page_of(tmp_path / "screened"))
+    assert "What they were held to" in said and "such as" not in said
+    page = await page_of(await begun(tmp_path / "none"))
+    assert "<figure" not in page and page.count("There are no rows to measure.") == 2
+    assert "Not drawn: Any two instructions, ROUGE-L F1; Each instruction and" in seen(page)
+
+
 async def test_a_run_under_way_is_told_as_it_stands(tmp_path):
     await finish_run(tmp_path, ScriptedModel())
     journal = Journal(tmp_path)

@@ -988,10 +988,80 @@ async def test_synthesize_with_a_directory_keeps_the_run_and_takes_it_up_again(t
     first = [r async for r in synthesize(references(2), settings=settings, out=out)]
     asked = len(endpoint.bodies)
     second = [r async for r in synthesize(references(3), settings=settings, out=str(out))]
-    assert (len(first), len(second)) == (2, 1)
+    assert [r["seed_id"] for r in second] == [*sorted(r["seed_id"] for r in first), "r2"]
     assert len(rows(out, "accepted")) == 3
     assert [stage_of(b) for b in endpoint.bodies[asked:]].count("propose") == 1
     assert_adds_up(out)
+
+
+async def test_synthesize_on_a_finished_run_yields_its_rows_and_pays_for_nothing(
+    tmp_path, endpoint
+):
+    first = [
+        r async for r in synthesize(references(5), settings=settings_for(endpoint), out=tmp_path)
+    ]
+    asked = len(endpoint.bodies)
+    again = [
+        r async for r in synthesize(references(5), settings=settings_for(endpoint), out=tmp_path)
+    ]
+    assert again == sorted(first, key=lambda r: r["slot"]) == rows(tmp_path, "accepted")
+    assert len(endpoint.bodies) == asked
+
+
+@pytest.mark.parametrize("progress", [False, True])
+async def test_synthesize_shows_its_progress_if_asked_to(endpoint, capsys, progress):
+    found = [
+        r
+        async for r in synthesize(references(3), settings=settings_for(endpoint), progress=progress)
+    ]
+    assert len(found) == 3
+    assert ("accepted 3" in capsys.readouterr().err) is progress
+
+
+async def test_synthesize_makes_no_call_before_the_stored_rows_are_taken(tmp_path, endpoint):
+    settings = settings_for(endpoint)
+    assert len([r async for r in synthesize(references(3), settings=settings, out=tmp_path)]) == 3
+    asked = len(endpoint.bodies) + len(endpoint.preflights)
+    async with aclosing(synthesize(references(9), settings=settings, out=tmp_path)) as records:
+        async for _ in records:
+            await asyncio.sleep(0.05)
+            break
+    assert len(endpoint.bodies) + len(endpoint.preflights) == asked
+    found = [r["seed_id"] async for r in synthesize(references(9), settings=settings, out=tmp_path)]
+    assert found[:3] == ["r0", "r1", "r2"] and sorted(found) == [f"r{i}" for i in range(9)]
+
+
+async def test_synthesize_yields_a_failed_sample_once_whether_it_is_tried_again_or_not(
+    tmp_path, endpoint
+):
+    endpoint.script = lambda body, _: error(400, "no") if stage_of(body) == "generate" else None
+    settings = settings_for(endpoint)
+    first = [r async for r in synthesize(references(3), settings=settings, out=tmp_path)]
+    assert [r["status"] for r in first] == ["failed"] * 3
+    left = settings_for(endpoint, retry_failed=False)
+    again = [r async for r in synthesize(references(3), settings=left, out=tmp_path)]
+    assert again == sorted(first, key=lambda r: r["slot"])
+    tried = [r async for r in synthesize(references(3), settings=settings, out=tmp_path)]
+    assert sorted(r["id"] for r in tried) == sorted(r["id"] for r in first)
+    assert [r["status"] for r in tried] == ["failed"] * 3
+    endpoint.script = None
+    mended = [r async for r in synthesize(references(3), settings=settings, out=tmp_path)]
+    assert [r["status"] for r in mended] == ["accepted"] * 3
+
+
+async def test_synthesize_yields_what_is_there_although_the_endpoint_is_gone(tmp_path, endpoint):
+    settings = settings_for(endpoint)
+    assert len([r async for r in synthesize(references(2), settings=settings, out=tmp_path)]) == 2
+    endpoint.preflight = endpoint.script = lambda body, _: error(401, "no")
+    found = []
+    with pytest.raises(ProviderStopped):
+        async for record in synthesize(references(3), settings=settings, out=tmp_path):
+            found.append(record["status"])
+    assert found == ["accepted"] * 2
+    with pytest.raises(JournalError, match="per_seed"):
+        other = settings_for(endpoint, per_seed=2)
+        async for _ in synthesize(references(2), settings=other, out=tmp_path):
+            pytest.fail("these are not the rows of these settings")
 
 
 async def first_of(endpoint: Endpoint, closing: bool) -> int:

@@ -11,9 +11,10 @@ import contextlib
 import os
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from memory.store import ReferenceFile, load_or_write_references
 from nodes.checks import RunCheck
 from nodes.hooks import RunHooks
 from nodes.llm import CallFailed, Complete
+from nodes.llm.fast_json import loads
 from nodes.llm.provider import variables_of
 from nodes.own_criteria import OwnCriteria, OwnCriterion
 from nodes.record import Record
@@ -39,10 +41,10 @@ from refloom.runs.client import CachedClient, Endpoints, open_client
 from refloom.runs.cost import Prices, check_priced
 from refloom.runs.event_log import event
 from refloom.runs.garbage_collection import relaxed_gc
-from refloom.runs.journal import Journal, ReusedCalls
+from refloom.runs.journal import Journal, ReusedCalls, read_records
 from refloom.runs.outputs import RunSummary, count_journal, prior_usage, write_files
 from refloom.runs.preflight import preflight
-from refloom.runs.progress import RunStats
+from refloom.runs.progress import Progress, RunStats
 from refloom.runs.ray.pool import WorkerPool, WorkerStarter
 from refloom.runs.retrieval import ReferenceQuota, RunRetrieval
 from refloom.runs.retry import Retries, begin_session, has_ended
@@ -58,6 +60,9 @@ from refloom.settings import Settings
 
 # Workers get the keys that these variables hold.
 API_KEY_VARIABLES = ("OPENAI_API_KEY", "JUDGE_API_KEY")
+
+# Samples of an earlier session that are read from the journal at a time.
+STORED_BATCH = 100
 
 OnRecord = Callable[[Record], None]
 OnFault = Callable[[str], None]
@@ -233,8 +238,9 @@ class Run:
 
     `on_record` gets each finished sample, `on_fault` the kind of each failed call, `on_begin` the
     summary once the inputs are read, `on_notice` a line whenever something is learned of an
-    endpoint. `shared` is the journal of an experiment, which all its runs
-    pay into and whose totals budgets count.
+    endpoint. `before_calls` is awaited once the inputs are read and fit the run, before any call.
+    `shared` is the journal of an experiment, which all its runs pay into and whose totals budgets
+    count.
     """
 
     settings: Settings
@@ -246,6 +252,7 @@ class Run:
     on_fault: OnFault | None = None
     on_begin: Callable[[RunSummary], None] | None = None
     on_notice: Callable[[str], None] | None = None
+    before_calls: Callable[[], Awaitable[None]] | None = None
     summary: RunSummary | None = None
     shared: Journal | None = None
     _calls: CachedClient | None = None
@@ -281,6 +288,8 @@ class Run:
                 self.summary = summary
                 if self.on_begin is not None:
                     self.on_begin(summary)
+                if self.before_calls is not None:
+                    await self.before_calls()
                 for warning in await asyncio.to_thread(find_unused, inputs, self.references):
                     self._report_warning(warning)
                 await self._session(journal, started, inputs)
@@ -527,14 +536,23 @@ async def synthesize(
     seeds: str | Path | Iterable[dict[str, Any]] | None = None,
     settings: Settings | None = None,
     out: str | Path | None = None,
+    *,
+    progress: bool = False,
 ) -> AsyncIterator[Record]:
     """Make rows; yields the record of each sample as it ends, accepted, rejected or failed.
 
-    `references` and `seeds` are paths or rows; without seeds every reference is a seed. With `out`
-    the run is stored there, and the next call resumes it; without, nothing is left behind. Raises
-    `InputError`, `JournalError` or `ProviderStopped`.
+    `references` and `seeds` are paths or rows; without seeds every reference is a seed. `progress`
+    shows on stderr, or in a notebook's cell, how the run goes. Without `out` nothing is left
+    behind. With it the run is stored there, and the next call resumes it: it first yields what is
+    there, accepted and rejected samples in the order of slots, and makes no call before all of that
+    is taken; then each new sample as it ends, and failed ones that are tried again; then the failed
+    ones that were not. So every call that runs to its end yields every sample of the run once. One
+    that waits for a person is yielded as it is made, with the status `pending`, and by later calls
+    once it is decided.
+
+    Raises `InputError`, `JournalError`, `BudgetSpent`, `TooManyFailed` or `ProviderStopped`, after
+    what was there and what was made.
     """
-    queue: asyncio.Queue[Record | None] = asyncio.Queue()
     with contextlib.ExitStack() as stack:
         folder = Path(out) if out else Path(stack.enter_context(tempfile.TemporaryDirectory()))
         chosen = settings or Settings()
@@ -543,14 +561,66 @@ async def synthesize(
             read_references(references, chosen),
             None if seeds is None else read_seeds(seeds, chosen),
             folder,
-            on_record=queue.put_nowait,
         )
-        task = asyncio.create_task(run.run())
-        task.add_done_callback(lambda _: queue.put_nowait(None))
-        try:
-            while (record := await queue.get()) is not None:
+        if progress:
+            shown = Progress()
+            run.on_record, run.on_fault, run.on_notice = shown, shown.count_error, shown.notice
+            stack.enter_context(shown.begin(run.stats))
+        async with contextlib.aclosing(_stream_records(run)) as records:
+            async for record in records:
                 yield record
-            await task
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+
+
+async def _stream_records(run: Run) -> AsyncGenerator[Record, None]:
+    """Run to the end; yields as `synthesize` does. The run's own `on_record` is called too."""
+    queue: asyncio.Queue[Record | None] = asyncio.Queue()
+    begun, may_call = asyncio.Event(), asyncio.Event()
+    on_record, tried_again = run.on_record, set[str]()
+
+    def put(record: Record) -> None:
+        if on_record is not None:
+            on_record(record)
+        queue.put_nowait(record)
+
+    async def wait_for_stored() -> None:
+        begun.set()
+        await may_call.wait()
+
+    def end(_: object) -> None:
+        begun.set()
+        queue.put_nowait(None)
+
+    run.on_record, run.before_calls = put, wait_for_stored
+    task = asyncio.create_task(run.run())
+    task.add_done_callback(end)
+    try:
+        await begun.wait()
+        async for stored in _stored_records(run, "accepted", "rejected"):
+            yield stored
+        may_call.set()
+        while (record := await queue.get()) is not None:
+            if record["status"] == "failed":
+                tried_again.add(record["id"])
+            yield record
+        async for stored in _stored_records(run, "failed", leave_out=tried_again):
+            yield stored
+        await task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def _stored_records(
+    run: Run, *statuses: str, leave_out: Collection[str] = ()
+) -> AsyncIterator[Record]:
+    """The samples in a run's journal, in the order of slots, but for those of some ids.
+
+    None if the directory holds another run, or the inputs could not be read.
+    """
+    if run.summary is None:
+        return
+    lines = read_records(run.out / "journal.sqlite", *statuses)
+    while batch := await asyncio.to_thread(lambda: list(islice(lines, STORED_BATCH))):
+        for record in map(loads, batch):
+            if record["id"] not in leave_out:
+                yield record

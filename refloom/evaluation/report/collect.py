@@ -29,7 +29,7 @@ from refloom.data.record_stats import (
     hash_id,
 )
 from refloom.evaluation.report.screening import ScreeningStats
-from refloom.runs.journal import iter_records, read_snapshot
+from refloom.runs.journal import count_pending, iter_records, read_snapshot
 from refloom.runs.outputs import (
     ROW_STATUSES,
     StageUsage,
@@ -87,15 +87,17 @@ class RunData:
     )
     screening: ScreeningStats = field(default_factory=ScreeningStats)
     stages: list[StageUsage] = field(default_factory=list)
+    # Judged samples that wait for a person's decision.
+    waiting: int = 0
     # Calls paid by another run: another arm of the experiment, or the run that --reuse names.
     borrowed: int = 0
     judge_check: Mapping[str, Any] | None = None
 
     @property
     def judged(self) -> int:
-        """Accepted and rejected samples."""
+        """Samples that have verdicts: accepted, rejected, and those that wait for a person."""
         counts = self.run_json["counts"]
-        return int(counts["accepted"] + counts["rejected"])
+        return int(counts["accepted"] + counts["rejected"]) + self.waiting
 
     def add(self, record: dict[str, Any], line: str) -> None:
         """Count a record; `line` is its JSON."""
@@ -167,6 +169,7 @@ def collect_run(name: str, directory: Path) -> RunData:
         run.run_json = refresh_counts(run.run_json, connection)
         for line in iter_records(connection, *ROW_STATUSES):
             run.add(loads(line), line)
+        run.waiting = count_pending(connection)
         run.screening.add_dropped(connection)
         run.stages = sorted(usage_by_stage(connection), key=lambda used: -used.calls)
         run.borrowed = sum(used.calls for used in usage_by_stage(connection, "borrowed"))

@@ -54,9 +54,14 @@ def outcome_tables(run: RunData) -> dict[str, list[OutcomeShare]]:
     never = (
         [OutcomeShare("never: rejected", rejected, proportion(rejected, judged))] if judged else []
     )
+    waiting = (
+        [OutcomeShare("not yet: waits for a person", run.waiting, proportion(run.waiting, judged))]
+        if run.waiting
+        else []
+    )
     return {
         "answers": _answer_shares(run),
-        "attempts": [*accepted, *never],
+        "attempts": [*accepted, *never, *waiting],
         "reasons": _shares(Counter({REASONS.get(k, k): n for k, n in stats.reasons.items()})),
         "failures": _shares(stats.errors),
     }
@@ -401,12 +406,17 @@ def _tiles(run: RunData, diversity: RunDiversity) -> list[Tile]:
     rows, cost = diversity.rows, run.run_json.get("cost_usd")
     each = f"${cost / accepted:.4f}" if accepted and cost is not None else "unknown"
     near = f"{rows.nearest.mean():.2f}" if len(rows.nearest) else "unknown"
-    score = f"{rows.vendi:,.0f}" if rows.vendi is not None else "unknown"
+    # Alone it would read as a count.
+    score = f"{rows.vendi:,.1f} of {rows.n:,}" if rows.vendi is not None else "unknown"
+    samples = "judged samples"
+    if run.waiting:
+        wait = "waits" if run.waiting == 1 else "wait"
+        samples += f", of which {run.waiting:,} {wait} for a person"
     borrowed = f"; without {run.borrowed:,} calls that another run paid for" if run.borrowed else ""
     return [
-        _share_tile("accepted", proportion(accepted, judged), "judged samples"),
-        _share_tile("accepted at once", proportion(first, judged), "judged samples"),
-        Tile("different instructions", score, f"Vendi score of n = {rows.n:,} rows"),
+        _share_tile("accepted", proportion(accepted, judged), samples),
+        _share_tile("accepted at once", proportion(first, judged), samples),
+        Tile("variety", score, "Vendi score: as varied as so many unrelated instructions"),
         Tile("nearest instruction", near, f"mean ROUGE-L F1 of n = {rows.n:,} rows"),
         Tile(
             "dollars a row",
