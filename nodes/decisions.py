@@ -63,7 +63,7 @@ ANSWER_SCHEMA: dict[str, Any] = {
 }
 
 
-# What a person may put in the place of.
+# The texts of a sample that a person may edit.
 EDITABLE = ("response", "instruction")
 
 

@@ -172,13 +172,24 @@ async def test_an_ignored_sample_stays_pending_and_the_thread_ends():
     assert done["samples"][0]["review"]["decision"] is None
 
 
+async def test_a_client_of_langchain_edits_the_instruction_too():
+    graph, out = await asked(review="all")
+    edited = {"response": BETTER, "instruction": "Why are some tides higher than others?"}
+    action = {"name": "review_sample", "args": edited}
+    given = {"decisions": [{"type": "edit", "edited_action": action}]}
+    (sample,) = (await answer(graph, out, given, review="all"))["samples"]
+    assert (sample["instruction"], sample["response"]) == (edited["instruction"], BETTER)
+    assert sample["instruction_before"] and sample["status"] == "accepted"
+
+
 async def test_the_question_has_the_form_that_langchains_clients_read():
     _, out = await asked(review="all")
     (interrupt,) = out["__interrupt__"]
     (request,), (config,) = interrupt.value["action_requests"], interrupt.value["review_configs"]
-    response = interrupt.value["sample"]["response"]
+    sample = interrupt.value["sample"]
     assert request["name"] == config["action_name"] == "review_sample"
-    assert request["args"] == request["arguments"] == {"response": response}
+    texts = {"response": sample["response"], "instruction": sample["instruction"]}
+    assert request["args"] == request["arguments"] == texts
     assert config["allowed_decisions"] == ["approve", "edit", "reject"]
     assert "**Instruction**" in request["description"]
     assert REFERENCE["response"] in request["description"]
