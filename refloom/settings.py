@@ -29,6 +29,7 @@ from pydantic_settings import (
 
 from memory.weights import DEFAULT_MODEL
 from nodes.context import Context, ContextOptions, JudgeMethod, is_embedded, split_jurors
+from refloom.errors import InputError
 
 PRESETS = ("quick", "thorough", "refed")
 # The fields of a reference or seed that --map and --seeds-map can point at a column.
@@ -405,7 +406,8 @@ def load_settings(flags: dict[str, Any], config: Path | None = None) -> Settings
     """Return the settings from flags, the environment, a TOML file, and a preset, in that order.
 
     Raises `pydantic.ValidationError` on a wrong value, an unknown key or preset, `SettingsError` on
-    an unknown variable, `OSError` or `tomllib.TOMLDecodeError` when the file cannot be read.
+    an unknown variable, `InputError` on a key without a model's name, `OSError` or
+    `tomllib.TOMLDecodeError` when the file cannot be read.
     """
     _check_environment()
     toml_files: list[Path] = []
@@ -428,7 +430,19 @@ def load_settings(flags: dict[str, Any], config: Path | None = None) -> Settings
             # pydantic-settings warns about an empty list.
             model_config = SettingsConfigDict(toml_file=toml_files or None)
 
-        return Settings.model_validate(Layered(**flags).model_dump())
+        layered = Layered(**flags)
+        if "model" not in layered.model_fields_set:
+            _check_default_model(layered)
+        return Settings.model_validate(layered.model_dump())
+
+
+def _check_default_model(settings: Settings) -> None:
+    """Refuse to guess a model from a key alone: to guess would cost, or leave the key unused."""
+    if os.environ.get("OPENAI_API_KEY") and settings.base_url is None:
+        raise InputError(
+            "OPENAI_API_KEY is set, and no model is named. Give --model gpt-4o-mini, or another "
+            "of OpenAI's, which costs; or --model local, the embedded one, which is free"
+        )
 
 
 def _check_environment() -> None:

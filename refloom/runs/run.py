@@ -33,14 +33,14 @@ from nodes.record import Record
 from refloom.data.benchmarks import load_benchmarks
 from refloom.data.criteria import hash_criteria, load_criteria
 from refloom.data.read import ReadReport, Source, read_references, read_seeds
-from refloom.errors import InputError
+from refloom.errors import InputError, JournalError
 from refloom.runs import ray
 from refloom.runs.checks import RunChecks, check_permitted
 from refloom.runs.client import CachedClient, Endpoints, open_client
 from refloom.runs.cost import Prices, check_priced
 from refloom.runs.event_log import event
 from refloom.runs.garbage_collection import relaxed_gc
-from refloom.runs.journal import Journal, ReusedCalls
+from refloom.runs.journal import Journal, ReusedCalls, check_run
 from refloom.runs.outputs import RunSummary, count_journal, prior_usage, write_files
 from refloom.runs.preflight import preflight
 from refloom.runs.progress import MAKING_ROWS, RunStats
@@ -286,7 +286,7 @@ class Run:
             self._activity = "opening the run's directory"
             journal = await asyncio.to_thread(Journal, self.out)
             try:
-                await asyncio.to_thread(summary.check_same, journal, self.references, inputs.seeds)
+                await self._check_same(journal, summary, inputs)
                 self.summary = summary
                 if self.on_begin is not None:
                     self.on_begin(summary)
@@ -296,6 +296,21 @@ class Run:
                 return summary
             finally:
                 await asyncio.to_thread(journal.close)
+
+    async def _check_same(self, journal: Journal, summary: RunSummary, inputs: RunInputs) -> None:
+        """Raise `JournalError` if the directory holds the work of another run.
+
+        One that has paid for nothing is forgotten: a mistake shall not cost its directory.
+        """
+        try:
+            await asyncio.to_thread(summary.check_same, journal, self.references, inputs.seeds)
+        except JournalError:
+            if self.shared is not None or await asyncio.to_thread(journal.has_work):
+                raise
+            # What is no run's directory is refused before anything is changed in it.
+            await asyncio.to_thread(check_run, self.out)
+            await journal.begin_anew()
+            self._report_warning(f"{self.out}: held a run that paid for nothing; it begins anew")
 
     async def _session(self, journal: Journal, started: float, inputs: RunInputs) -> None:
         """Make rows, and write the files however that ends."""
