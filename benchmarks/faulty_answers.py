@@ -115,7 +115,10 @@ def spoilt_text(kind: str, content: dict[str, Any]) -> tuple[dict[str, Any], str
         "refusal": ({"content": None, "refusal": f"I will not. {MARK}"}, "stop"),
         "length": ({"content": f"{MARK} {text}"[: len(text) // 2]}, "length"),
     }
-    return ways[kind]
+    message, finish = ways[kind]
+    if "thoughts" in content:
+        message["reasoning_content"] = content["thoughts"]
+    return message, finish
 
 
 def spoilt(kind: str, content: dict[str, Any]) -> tuple[dict[str, Any], str]:
@@ -158,9 +161,10 @@ def completion(kind: str, body: dict[str, Any], content: dict[str, Any]) -> web.
 
 def made(stage: str, body: dict[str, Any], content: dict[str, Any]) -> dict[str, str]:
     """What a written response is for and what it is, as hashes, for checking rows."""
-    if stage not in ("generate", "refine"):
+    if stage not in ("generate", "refine", "answer"):
         return {}
-    instruction = fakes.tagged(body["messages"][1]["content"], "instruction")[-1]
+    asked = body["messages"][-1]["content"]
+    instruction = asked if stage == "answer" else fakes.tagged(asked, "instruction")[-1]
     return {"about": hashed(instruction), "made": hashed(content["response"])}
 
 

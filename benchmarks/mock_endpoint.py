@@ -28,6 +28,7 @@ WORDS = """
 LENGTHS = {"instruction": 30, "instructions": 30, "response": 80, "topic": 3}
 _CRITERION = re.compile(r'<criterion(?:-\w+)? id="([^"]+)"')
 _RESPONSE = re.compile(r"<response(?:-\w+)?>\s*([^<]{1,40})")
+_INSTRUCTION = re.compile(r"^<instruction[>-]", re.MULTILINE)
 # What only a refinement shows, which is asked for as plain text.
 _VERDICT = re.compile(r"^<(?:verdict|feedback)[ >-]", re.MULTILINE)
 _HOW_MANY = re.compile(r"(\d{1,3}) (?:new )?instructions")
@@ -92,6 +93,9 @@ def completion(body: dict[str, Any]) -> bytes:
     text = orjson.dumps(made(shape, prompt)).decode() if shape else plain_response(prompt)
     read, written = len(prompt) // 4, len(text) // 4
     message = {"role": "assistant", "content": text}
+    if shape is None and len(body["messages"]) == 1 and not _INSTRUCTION.search(prompt):
+        # A bare answer, whose thoughts are wanted.
+        message["reasoning_content"] = plain_response(f"thoughts on {prompt}")
     usage = {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
     return orjson.dumps(
         {

@@ -169,6 +169,11 @@ class KnownModel:
         plan = "\n".join(words(REASON_WORDS, draw("plan"), i) for i in range(2))
         return "refine", f"<plan>\n{plan}\n</plan>\n{self._written(draw, good)}"
 
+    def _answer(self, prompt: str, draw: Any) -> tuple[str, str]:
+        thoughts = words(REASON_WORDS, draw("thoughts"))
+        good = draw("good") < self.world.passes
+        return "answer", f"<think>\n{thoughts}\n</think>\n{self._written(draw, good)}"
+
     def _written(self, draw: Any, good: bool) -> str:
         """A response whose truth is kept; some bad ones stop in mid-sentence."""
         text = words(RESPONSE_WORDS, draw("response"))

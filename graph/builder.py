@@ -23,6 +23,7 @@ from memory.contamination import Contamination
 from memory.embed import Embed
 from memory.index import DrawOther, Search
 from nodes.add import AddToIndex, add
+from nodes.answer import answer
 from nodes.begin import begin
 from nodes.checks import RunCheck, run_safe_check
 from nodes.context import Context
@@ -142,6 +143,8 @@ def build_sample(
 ) -> Graph:
     """The graph of one instruction: generate, critique, and refine until the criteria pass.
 
+    With `reasoning`, an accepted instruction is then answered again, bare, and that is judged too.
+
     On its own it checks its input first and may ask a person at the end; as the `inner` loop of the
     synthesizer it does neither.
     """
@@ -156,15 +159,16 @@ def build_sample(
         contamination=contamination,
         check=check or run_safe_check,
     )
-    refining = partial(refine, complete=complete)
+    refining, answering = partial(refine, complete=complete), partial(answer, complete=complete)
     builder.add_node("generate", catch_call_failure(generating), metadata=describe_node(generate))
     builder.add_node("critique", catch_call_failure(critiquing), metadata=describe_node(critique))
     builder.add_node("refine", catch_call_failure(refining), metadata=describe_node(refine))
-    builder.add_edge("generate", "critique")
-    builder.add_edge("refine", "critique")
+    builder.add_node("answer", catch_call_failure(answering), metadata=describe_node(answer))
+    for writing in ("generate", "refine", "answer"):
+        builder.add_edge(writing, "critique")
     if inner:
         builder.add_edge(START, "generate")
-        builder.add_conditional_edges("critique", Route(after_critique), ["refine", END])
+        builder.add_conditional_edges("critique", Route(after_critique), ["refine", "answer", END])
     else:
         beginning = partial(begin, check=check or run_safe_check)
         builder.add_node("begin", beginning, metadata=describe_node(begin))

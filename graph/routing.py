@@ -94,15 +94,21 @@ def after_sample(state: State) -> Literal["__end__"] | list[Send]:
     return sends or "__end__"
 
 
-def after_critique(state: SampleState) -> Literal["refine", "__end__"]:
-    """Refine while the sample is open; `nodes.verdicts.next_step` closes it."""
-    return "refine" if state.get("status") == "open" else "__end__"
+def after_critique(state: SampleState) -> Literal["refine", "answer", "__end__"]:
+    """Refine while the sample is open; `nodes.verdicts.next_step` closes it.
+
+    An accepted sample may be answered again, bare, until `critique` says that it is enough.
+    """
+    if state.get("status") == "open":
+        return "refine"
+    return "answer" if state.get("answering") else "__end__"
 
 
 def after_critique_alone(
     state: SampleState, runtime: Runtime[Context]
-) -> Literal["refine", "review", "__end__"]:
+) -> Literal["refine", "answer", "review", "__end__"]:
     """The same in the graph `sample` on its own, where a person may be asked before the end."""
-    if state.get("status") == "open":
-        return "refine"
+    step = after_critique(state)
+    if step != "__end__":
+        return step
     return "review" if awaits_review(state, runtime.context or Context()) else "__end__"

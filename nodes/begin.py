@@ -40,10 +40,11 @@ async def begin(
         "instruction": instruction,
         "references": references,
         "criteria": [*criteria, *await default_checks(references, check), *rule_criteria()],
-        "attempts": None,
-        "usage": None,
+        **dict.fromkeys(("attempts", "answers", "answer_errors", "usage")),
         "status": "open",
+        "answering": False,
         **dict.fromkeys(("reason", "failure", "contaminated", "topic_bar", "review", "analysed")),
+        **dict.fromkeys(("bare", "reasoning")),
     }
 
 

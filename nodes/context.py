@@ -32,8 +32,9 @@ PROMPT_NAMES = (
 )
 MAX_NAME_LENGTH = 200
 MAX_JURORS = 9
+MAX_ATTEMPTS = 10
 # The nodes inside `sample`.
-LOOP_NODES = ("generate", "critique", "refine")
+LOOP_NODES = ("generate", "critique", "refine", "answer")
 
 
 def default_model() -> str:
@@ -161,7 +162,7 @@ class ContextOptions(BaseModel):
         title="Attempts",
         description="candidates an instruction at most",
         ge=1,
-        le=10,
+        le=MAX_ATTEMPTS,
         json_schema_extra=at("sample", "critique"),
     )
     max_criteria: int = Field(
@@ -232,6 +233,13 @@ class ContextOptions(BaseModel):
         le=9,
         json_schema_extra=at("sample", "critique"),
     )
+    reasoning: bool = Field(
+        default=False,
+        title="Reasoning",
+        description="answer accepted instructions again, without reference or criteria in view; an "
+        "answer that is as good becomes the response, with what the model thought before it",
+        json_schema_extra=at("sample", "critique", "answer"),
+    )
     review: Review = Field(
         default="never",
         title="Review by a person",
@@ -260,6 +268,12 @@ class ContextOptions(BaseModel):
         if self.pipeline == "refed" and self.feedback != "reference":
             raise PydanticCustomError(
                 "pipeline", "with pipeline refed, feedback is reference and nothing else"
+            )
+        if self.pipeline == "refed" and self.reasoning:
+            raise PydanticCustomError(
+                "reasoning",
+                "reasoning: the paper's pipeline (refed) judges nothing, so no bare answer can be "
+                "held to anything; leave reasoning out",
             )
         return self
 

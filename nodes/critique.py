@@ -1,17 +1,21 @@
-"""The candidate against the criteria: rules, checks, then the judge, and what to do next."""
+"""The candidate against the criteria: rules, checks, then the judge, and what to do next.
+
+A bare answer to an accepted instruction is judged in the same way, after the loop.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from langgraph.runtime import Runtime
 
 from memory.contamination import Contamination
 from memory.embed import Embed, cosine
+from nodes.answer import MAX_ANSWERS, count_draws
 from nodes.checks import RunCheck, apply_checks, is_check, run_safe_check
-from nodes.context import Context
+from nodes.context import MAX_ATTEMPTS, Context
 from nodes.criteria import RuleInput, apply_rules, verdict
 from nodes.events import emit
 from nodes.feedback import give_feedback
@@ -19,10 +23,22 @@ from nodes.inputs import check_list_sizes
 from nodes.judge import JudgeResult, judge
 from nodes.llm import Complete
 from nodes.origin import origin_of
-from nodes.state import Attempt, Criterion, SampleState, Verdict, add_usage, no_usage
-from nodes.verdicts import next_step, vote
+from nodes.reasoning import NO_THOUGHTS, find_fault
+from nodes.state import (
+    AnswerError,
+    Attempt,
+    BareAnswer,
+    Criterion,
+    SampleState,
+    Usage,
+    Verdict,
+    add_usage,
+    no_usage,
+)
+from nodes.verdicts import best_of, is_as_good, next_step, vote
 
-# Draws reserved for one vote; more than there are attempts, so that no two votes share a draw.
+# Draws reserved for one vote: more than there are attempts and bare answers, whose draws come
+# behind those of any attempt, so that no two judgements share a draw.
 DRAWS_PER_VOTE = 16
 
 
@@ -38,22 +54,32 @@ async def critique(
     """Judge the candidate and decide what happens to the sample.
 
     Reads `instruction`, `candidate`, `criteria`, `attempts`; writes `attempts`, `status`,
-    `reason`, `usage`. A failed `must` rule or check saves the judge's call.
+    `reason`, `usage`. A failed `must` rule or check saves the judge's call. Of a sample that is
+    accepted it reads `bare` and writes `answers`, `answering`, and, if that answer is taken,
+    `response` and `reasoning`.
     """
     check_list_sizes(state)
     context = runtime.context or Context()
+
+    async def judge_text(text: str, draw: int, not_asked: str = "") -> tuple[Attempt, Usage]:
+        rules = apply_rules(await _rule_input(state, text, context, embed, contamination))
+        checks = await apply_checks(
+            state["criteria"], state["instruction"], text, state["references"], check
+        )
+        made = [*rules, *checks]
+        judged = await _ask_judge(state, text, runtime, complete, made, draw, not_asked)
+        by_id = {v["criterion_id"]: v for v in [*judged.verdicts, *made]}
+        verdicts = [by_id[c["id"]] for c in state["criteria"] if c["id"] in by_id]
+        return {"response": text, "verdicts": verdicts}, judged.usage
+
+    if state.get("status") == "accepted":
+        bare = state.get("bare")
+        # Without one its call has failed, and what comes next is decided.
+        if bare is None:
+            return {}
+        return await _judge_bare_answer(state, runtime, bare, contamination, judge_text)
     previous = state.get("attempts") or []
-    rules = apply_rules(await _rule_input(state, context, embed, contamination))
-    checks = await apply_checks(
-        state["criteria"], state["instruction"], state["candidate"], state["references"], check
-    )
-    judged = await _ask_judge(state, runtime, complete, [*rules, *checks])
-    by_id = {v["criterion_id"]: v for v in [*judged.verdicts, *rules, *checks]}
-    attempt: Attempt = {
-        "response": state["candidate"],
-        "verdicts": [by_id[c["id"]] for c in state["criteria"] if c["id"] in by_id],
-    }
-    usage = judged.usage
+    attempt, usage = await judge_text(state["candidate"], len(previous))
     if context.refines_once and not previous:
         # Arms that refine a draft once refine it by feedback.
         if context.pipeline == "refed":
@@ -77,14 +103,55 @@ async def critique(
         "response": attempts[decision.best]["response"],
         "status": decision.status,
         "reason": decision.reason,
+        "answering": context.reasoning and decision.status == "accepted",
         "usage": usage,
     }
 
 
+async def _judge_bare_answer(
+    state: SampleState,
+    runtime: Runtime[Context],
+    bare: BareAnswer,
+    contamination: Contamination | None,
+    judge_text: Callable[[str, int, str], Awaitable[tuple[Attempt, Usage]]],
+) -> dict[str, Any]:
+    """Judge a bare answer; it becomes the response if it is as good and its thoughts can be kept.
+
+    If there are no thoughts, the judge is saved the call and no other is drawn: an endpoint that
+    gives none with one answer gives none with the next.
+    """
+    context, criteria = runtime.context or Context(), state["criteria"]
+    text, thoughts, draw = bare["response"], bare["thoughts"], count_draws(state)
+    hit = None
+    if thoughts and contamination is not None:
+        hit = await asyncio.to_thread(contamination.find_in_response, thoughts)
+    fault = find_fault(thoughts, state["instruction"], hit)
+    thoughtless = fault == NO_THOUGHTS
+    not_asked = "The judge was not asked, since the answer came without thoughts."
+    answer, usage = await judge_text(text, MAX_ATTEMPTS + draw, not_asked if thoughtless else "")
+    accepted = state["attempts"][best_of(state["attempts"], criteria, context)]
+    taken = fault is None and is_as_good(answer, accepted, criteria)
+    why = "taken" if taken else f"left, {(fault or 'not as good').replace('_', ' ')}"
+    emit(runtime, "decision", f"Bare answer {draw + 1}: {why}.", reason=None)
+    errors: list[AnswerError] = [] if fault is None else [{"stage": "answer", "kind": fault}]
+    update: dict[str, Any] = {
+        "bare": None,
+        "answers": [answer],
+        "answer_errors": errors,
+        "answering": not taken and not thoughtless and draw + 1 < MAX_ANSWERS,
+        "usage": usage,
+    }
+    return update | {"response": text, "reasoning": thoughts} if taken else update
+
+
 async def _rule_input(
-    state: SampleState, context: Context, embed: Embed, contamination: Contamination | None
+    state: SampleState,
+    candidate: str,
+    context: Context,
+    embed: Embed,
+    contamination: Contamination | None,
 ) -> RuleInput:
-    candidate, topic_bar = state["candidate"], state.get("topic_bar")
+    topic_bar = state.get("topic_bar")
     similarity = hit = None
     if context.method == "logodds" and topic_bar is not None and candidate.strip():
         similarity = await cosine(embed, state["instruction"], candidate)
@@ -102,12 +169,19 @@ async def _rule_input(
 
 
 async def _ask_judge(
-    state: SampleState, runtime: Runtime[Context], complete: Complete, rules: list[Verdict]
+    state: SampleState,
+    candidate: str,
+    runtime: Runtime[Context],
+    complete: Complete,
+    rules: list[Verdict],
+    draw: int,
+    not_asked: str,
 ) -> JudgeResult:
     """The judge's verdicts, by vote where one decides alone; unknown if a `must` rule fails.
 
-    `rules` are the verdicts of rules and checks. Emits an event for each of them that failed, for
-    each check that could not be made, and for each verdict of the judge as it comes.
+    They are unknown as well if `not_asked` says why the judge is not to be asked. `rules` are the
+    verdicts of rules and checks. Emits an event for each of them that failed, for each check that
+    could not be made, and for each verdict of the judge as it comes.
     """
     context, criteria = runtime.context or Context(), state["criteria"]
     texts = {c["id"]: c["text"] for c in criteria}
@@ -129,10 +203,10 @@ async def _ask_judge(
     musts = {c["id"] for c in criteria if c["must"]}
     if any(v["criterion_id"] in musts for v in failed):
         what = "rule" if any(v["criterion_id"] not in checks for v in failed) else "check"
-        reason = f"The judge was not asked, since a {what} fails."
+        not_asked = f"The judge was not asked, since a {what} fails."
+    if not_asked:
         judge_ids = [c["id"] for c in criteria if c["judged_by"] == "judge"]
-        return JudgeResult([verdict(id_, "unknown", reason) for id_ in judge_ids], no_usage())
-    attempt_number = len(state.get("attempts") or [])
+        return JudgeResult([verdict(id_, "unknown", not_asked) for id_ in judge_ids], no_usage())
 
     async def ask(criteria: Sequence[Criterion], vote_number: int) -> JudgeResult:
         return await judge(
@@ -140,9 +214,9 @@ async def _ask_judge(
             context,
             origin_of(state),
             instruction=state["instruction"],
-            response=state["candidate"],
+            response=candidate,
             criteria=criteria,
-            draw=attempt_number + DRAWS_PER_VOTE * vote_number,
+            draw=draw + DRAWS_PER_VOTE * vote_number,
             on_verdict=emit_verdict,
         )
 

@@ -136,8 +136,8 @@ def apply_decision(
     """The record of a pending sample after a person's decision.
 
     An edited text becomes the last attempt, with the rules' verdicts for information; the judge is
-    not asked. Raises `BadDecision` if the text holds a benchmark's prompt, `hit`; `checked` says
-    whether one was searched for.
+    not asked. What the model thought did not lead to it, and goes. Raises `BadDecision` if the text
+    holds a benchmark's prompt, `hit`; `checked` says whether one was searched for.
     """
     proposed: ReviewOutcome = record["review"]
     review: ReviewOutcome = {
@@ -162,4 +162,4 @@ def apply_decision(
         by_rule.get(c["id"]) or verdict(c["id"], "unknown", not_judged) for c in record["criteria"]
     ]
     attempts = [*record["attempts"], {"response": text, "verdicts": verdicts}]
-    return {**ended, "attempts": attempts, "response": text}
+    return {**ended, "attempts": attempts, "response": text, "reasoning": None}

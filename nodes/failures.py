@@ -7,6 +7,7 @@ from typing import Any
 
 from langgraph.runtime import Runtime
 
+from nodes.answer import fail_draw
 from nodes.context import Context
 from nodes.llm import CallFailed
 from nodes.state import Failure, SampleState, State
@@ -22,7 +23,8 @@ def failure_from(error: CallFailed) -> Failure:
 def catch_call_failure(node: Node) -> Node:
     """Wrap a node of the inner loop: a failed call makes the sample `failed`, with its usage.
 
-    A sample that has failed skips the remaining nodes.
+    A sample that has failed skips the remaining nodes. One that is accepted stays so: a bare answer
+    that cannot be had, or judged, costs it nothing else.
     """
 
     async def run(state: SampleState, runtime: Runtime[Context]) -> dict[str, Any]:
@@ -31,6 +33,8 @@ def catch_call_failure(node: Node) -> Node:
         try:
             return await node(state, runtime)
         except CallFailed as error:
+            if state.get("status") == "accepted":
+                return fail_draw(state, error)
             return {"status": "failed", "failure": failure_from(error), "usage": error.usage}
 
     return run

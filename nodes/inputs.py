@@ -195,7 +195,9 @@ class SampleOutput(TypedDict, total=False):
     status: Status
     reason: RejectionReason | None
     response: str
+    reasoning: str | None
     attempts: list[Attempt]
+    answers: list[Attempt]
     criteria: list[Criterion]
     review: ReviewOutcome
 

@@ -33,6 +33,10 @@ def record_of(state: SampleState, slot: tuple[int, int, int], context: Context) 
     response = None
     if attempts:
         response = attempts[best_of(attempts, criteria, context)]["response"] or None
+    reasoning = state.get("reasoning")
+    if reasoning is not None:
+        # The bare answer that was taken, which is the last one.
+        response = state["answers"][-1]["response"]
     seed_id = state["seed"].get("id", "")
     usage = dict(state.get("usage") or no_usage())
     cost: Any = usage.pop("cost_usd", None)
@@ -48,6 +52,7 @@ def record_of(state: SampleState, slot: tuple[int, int, int], context: Context) 
         "criteria": [criterion_of(c) for c in criteria],
         "instruction_criteria": [criterion_of(c) for c in state.get("instruction_criteria") or []],
         "instruction_verdicts": state.get("instruction_verdicts") or [],
+        "reasoning": reasoning,
         "attempts": attempts,
         "feedback": context.feedback,
         "model": context.model,
@@ -58,6 +63,9 @@ def record_of(state: SampleState, slot: tuple[int, int, int], context: Context) 
         "cost_usd": None if cost is None else round(cost, 9),
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+    if context.reasoning:
+        record["answers"] = state.get("answers") or []
+        record["answer_errors"] = state.get("answer_errors") or []
     if context.pipeline == "refed":
         record |= refed_fields(state)
     if status == "failed":

@@ -29,6 +29,9 @@ from nodes.record import Record, record_of
 from nodes.state import SampleState
 from nodes.verdicts import best_of
 
+# What a decision may change.
+OUTCOME = ("status", "reason", "response", "reasoning", "review")
+
 
 class ReviewState(TypedDict):
     """One sample that waits for a person, with the references it was made from."""
@@ -70,12 +73,13 @@ async def review_one(
 ) -> dict[str, Any]:
     """Ask a person about the sample, at the end of the graph `sample`.
 
-    Writes `status`, `reason`, `response`, `review`, and an edited text as one of `attempts`.
+    Writes `status`, `reason`, `response`, `reasoning`, `review`, and an edited text as one of
+    `attempts`.
     """
     context = runtime.context or Context()
     pending = mark_pending(record_of(state, (0, 0, 0), context))
     record = await _ask_person(pending, state["references"], runtime, contamination)
-    update = {name: record[name] for name in ("status", "reason", "response", "review")}
+    update = {name: record[name] for name in OUTCOME}
     return {**update, "attempts": record["attempts"][len(pending["attempts"]) :]}
 
 

@@ -96,6 +96,23 @@ class Attempt(TypedDict):
     feedback: NotRequired[list[str]]
 
 
+class BareAnswer(TypedDict):
+    """An answer to an accepted instruction alone, and what the model thought before it."""
+
+    response: str
+    thoughts: str | None
+
+
+class AnswerError(TypedDict):
+    """Why a bare answer could not be had, judged or taken: a stage, and the kind of fault.
+
+    There is no message, which might quote what came: it stands in an accepted row.
+    """
+
+    stage: str
+    kind: str
+
+
 class Near(TypedDict):
     """What an instruction is too near to, with their ROUGE-L: a reference's, or that of a slot.
 
@@ -237,7 +254,12 @@ class State(TypedDict, total=False):
 
 
 class SampleState(TypedDict, total=False):
-    """State of the graph `sample`: one slot, its candidate responses and their verdicts."""
+    """State of the graph `sample`: one slot, its candidate responses and their verdicts.
+
+    With the setting `reasoning` an accepted sample goes on: `bare` is the answer to be judged,
+    `answers` are those that were, `answer_errors` say why a draw brought none or one that may not
+    be taken, `answering` that another is to be drawn. `reasoning` is that of the one taken.
+    """
 
     seed: Seed
     slot: int
@@ -254,6 +276,11 @@ class SampleState(TypedDict, total=False):
     candidate: str
     response: str
     attempts: Annotated[list[Attempt], append_or_reset]
+    bare: BareAnswer | None
+    answers: Annotated[list[Attempt], append_or_reset]
+    answer_errors: Annotated[list[AnswerError], append_or_reset]
+    answering: bool
+    reasoning: str | None
     status: Status
     reason: RejectionReason | None
     failure: Failure | None

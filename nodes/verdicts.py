@@ -85,6 +85,20 @@ def _rank(attempt: Attempt, criteria: Sequence[Criterion]) -> tuple[int, int, fl
     return musts, shoulds, sum(margins) / len(margins) if margins else 0.0
 
 
+def is_as_good(answer: Attempt, accepted: Attempt, criteria: Sequence[Criterion]) -> bool:
+    """Whether a bare answer may take the place of an accepted response.
+
+    All `must` criteria have to pass, and at least as many `should` as of the response.
+    """
+    passed, passed_before = (
+        {v["criterion_id"] for v in attempt["verdicts"] if passes(v)}
+        for attempt in (answer, accepted)
+    )
+    musts = {c["id"] for c in criteria if c["must"]}
+    shoulds = {c["id"] for c in criteria} - musts
+    return musts <= passed and len(shoulds & passed) >= len(shoulds & passed_before)
+
+
 def best_of(attempts: Sequence[Attempt], criteria: Sequence[Criterion], context: Context) -> int:
     """The number of the best attempt: the first that meets the criteria, else the best so far.
 

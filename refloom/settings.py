@@ -13,10 +13,17 @@ import tomllib
 from hashlib import sha256
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 from pydantic_settings import (
     BaseSettings,
@@ -29,6 +36,7 @@ from pydantic_settings import (
 
 from memory.weights import DEFAULT_MODEL
 from nodes.context import Context, ContextOptions, JudgeMethod, is_embedded, split_jurors
+from nodes.llm import MIN_ANSWER_TOKENS
 from refloom.errors import InputError
 
 PRESETS = ("quick", "thorough", "refed")
@@ -136,8 +144,9 @@ def parse_columns(value: Any) -> Any:
 
 
 StageName = Literal[
-    "extract", "propose", "screen", "generate", "critique", "refine", "feedback", "compare"
-]
+    "extract", "propose", "screen", "generate", "critique", "refine", "answer", "feedback",
+    "compare",
+]  # fmt: skip
 
 
 class StageSettings(BaseModel):
@@ -306,6 +315,17 @@ class Settings(ContextOptions, BaseSettings):
         description="temperature, max_tokens and extra_body by stage (config file only)",
     )
 
+    @model_validator(mode="after")
+    def _check_room_of_answers(self) -> Self:
+        tokens = self.stage_settings().get("answer", StageSettings()).max_tokens
+        if tokens is not None and tokens < MIN_ANSWER_TOKENS:
+            raise PydanticCustomError(
+                "stages",
+                "stage answer needs room for thoughts and answer: at least {least} tokens",
+                {"least": MIN_ANSWER_TOKENS},
+            )
+        return self
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -378,6 +398,9 @@ class Settings(ContextOptions, BaseSettings):
     def fingerprint(self, criteria: str = "") -> str:
         """Return a hash of the settings that decide the rows, and of the content of `criteria`."""
         values = self.row_settings() | ({"criteria": criteria} if criteria else {})
+        if not self.reasoning:
+            # Without it the rows, and so the hash, are those of versions that had no such setting.
+            del values["reasoning"]
         return sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
     def row_settings(self) -> dict[str, Any]:

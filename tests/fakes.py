@@ -113,6 +113,10 @@ def answer(stage: str, prompt: str, seed: int) -> dict[str, Any]:
         return {"response": words(prompt, 40).capitalize() + "."}
     if stage == "refine":
         return {"plan": ["mend it"], "response": words(prompt, 41).capitalize() + "."}
+    if stage == "answer":
+        # From the instruction alone, for that is all there is.
+        said = words(f"{seed} {prompt}", 40).capitalize() + "."
+        return {"thoughts": f"First, {words(f'{seed} thought {prompt}', 12)}.", "response": said}
     if stage == "feedback":
         return {"feedback": [words(f"{seed} first", 3), words(f"{seed} second", 3)]}
     if stage == "compare":
@@ -135,7 +139,7 @@ class ScriptedModel:
 
     `stages` maps a stage to a function from the call to an answer (a dict), a text, or a Reply;
     an exception it returns is raised. Stages without one are answered agreeably. In a text call a
-    dict is a response with its plan.
+    dict is a response with its plan, or with thoughts in a field of their own.
     """
 
     def __init__(self, **stages: Callable[[Call], Any]) -> None:
@@ -157,9 +161,11 @@ class ScriptedModel:
             raise said
         if isinstance(said, Reply):
             return said
+        thoughts = None
         if isinstance(said, dict):
+            thoughts = said.get("thoughts") if call.kind == "text" else None
             said = as_text(said) if call.kind == "text" else json.dumps(said)
-        return Reply(said, "stop", dict(USAGE))
+        return Reply(said, "stop", dict(USAGE), reasoning=thoughts)
 
     def asked(self, stage: str) -> list[str]:
         """The prompts of a stage, in the order they came."""
@@ -288,7 +294,8 @@ def is_text(body: dict[str, Any]) -> bool:
 def stage_of(body: dict[str, Any]) -> str:
     """The stage a request carries: the name of its schema or tool, or what its text says.
 
-    A text request has no name: a refinement is one that shows verdicts or feedback.
+    A text request has no name: a refinement is one that shows verdicts or feedback, and a bare
+    answer is asked for by one message without tags.
     """
     if body["messages"][-1]["content"].startswith(PROBE_PROMPT):
         return "probe"
@@ -297,7 +304,7 @@ def stage_of(body: dict[str, Any]) -> str:
     if is_text(body):
         data = body["messages"][-1]["content"]
         shown = re.search(r"^<(?:verdict|feedback)(?:-\w+)?(?: [^>]*)?>$", data, re.MULTILINE)
-        return "refine" if shown else "generate"
+        return "refine" if shown else "answer" if is_bare(body) else "generate"
     shape = body.get("response_format", {})
     if shape.get("type") == "json_schema":
         return str(shape["json_schema"]["name"])
@@ -307,12 +314,22 @@ def stage_of(body: dict[str, Any]) -> str:
     return found.group(1) if found else "critique"
 
 
+def is_bare(body: dict[str, Any]) -> bool:
+    """Whether a text request holds one message, and in it nothing between tags."""
+    (*others, last) = body["messages"]
+    return not others and not re.search(r"^<instruction(?:-\w+)?>$", last["content"], re.MULTILINE)
+
+
 def completion(said: Any, body: dict[str, Any], finish: str = "stop") -> web.Response:
     """A chat completion around an answer; by a tool call if the request had tools."""
+    thoughts = None
     if isinstance(said, dict):
+        thoughts = said.get("thoughts") if is_text(body) else None
         said = as_text(said) if is_text(body) and "response" in said else json.dumps(said)
     text = said
     message: dict[str, Any] = {"role": "assistant", "content": text}
+    if thoughts is not None:
+        message["reasoning_content"] = thoughts
     if body.get("tools"):
         function = {"name": body["tools"][0]["function"]["name"], "arguments": text}
         message = {

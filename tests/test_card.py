@@ -359,6 +359,25 @@ def test_the_card_says_that_a_person_may_have_decided_against_the_judge():
     assert "1 edited by a person" in text
 
 
+def test_the_card_says_how_reasoning_was_made_and_how_many_rows_have_it():
+    plain = render_card(run_json(), RecordStats(), "graph TD;")
+    assert "answered again" not in plain and "have reasoning" not in plain
+    stats = RecordStats()
+    answers = [{"response": "So.", "verdicts": []}]
+    talk = [{"stage": "answer", "kind": "prompt_talk"}]
+    stats.add(record(0, reasoning="Hm.", answers=answers, answer_errors=[]))
+    stats.add(record(1, reasoning=None, answers=answers * 3, answer_errors=talk))
+    stats.add(record(2))
+    run = run_json(reasoning=True)
+    run["counts"]["accepted"] = 3
+    text = render_card(run, stats, "graph TD;")
+    assert "**1 of 3 rows\nhave reasoning**" in text
+    assert "The thoughts of 1 spoke of a prompt" in text
+    assert "need not be how it came to its answer" in text
+    assert "without thoughts" not in text
+    assert "--reasoning" in text.split("## How to make it again")[1]
+
+
 def test_instructions_that_were_not_compared_are_not_said_to_be():
     assert "compared with all others" in render_card(run_json(), RecordStats(), "graph TD;")
     text = render_card(run_json(novelty_threshold=1.0), RecordStats(), "graph TD;")

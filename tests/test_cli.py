@@ -16,7 +16,7 @@ from processes import command, env_of, lines, refloom, run_process
 from runs import run_flags
 
 KEYS = {
-    *("instruction_criteria", "instruction_verdicts"),
+    *("instruction_criteria", "instruction_verdicts", "reasoning"),
     "id", "seed_id", "slot", "instruction", "response", "status", "reason", "reference_ids",
     "criteria", "attempts", "feedback", "model", "judge_model", "prompt_version", "random_seed",
     "usage", "cost_usd", "created",

@@ -185,6 +185,30 @@ async def test_by_log_odds_every_criterion_is_a_call(tmp_path, tried):
     assert calls(found["low"]) == said["calls"]["by_stage"]
 
 
+async def test_bare_answers_are_counted_as_they_are_made(tmp_path):
+    said = await ran(tmp_path, scripted(), 3, 3, reasoning=True)
+    low = (await estimated(reasoning=True))["low"]
+    assert calls(low) == said["calls"]["by_stage"]
+    assert calls(low)["answer"] == low["candidates"] == 3
+    without = calls((await estimated())["low"])
+    assert calls(low)["critique"] == without["critique"] + 3
+    assert "answer" not in without
+
+
+async def test_when_no_bare_answer_passes_their_calls_are_those_of_high(tmp_path):
+    def first_ones(call: Call) -> dict[str, Any]:
+        bare = tagged(prompt_of(call), "response")[-1].startswith("Bare")
+        return verdicts(prompt_of(call), "fail" if bare else "pass")
+
+    def bare(call: Call) -> dict[str, Any]:
+        return {"response": f"Bare one {call.seed}.", "thoughts": "So it is."}
+
+    model = scripted(critique=first_ones, answer=bare)
+    said = await ran(tmp_path, model, 3, 3, reasoning=True)
+    high = (await estimated(reasoning=True))["high"]
+    assert calls(high)["answer"] == said["calls"]["by_stage"]["answer"] == 9
+
+
 async def test_when_no_draft_passes_the_calls_are_those_of_high(tmp_path):
     def never(call: Call) -> dict[str, Any]:
         return verdicts(prompt_of(call), "fail")
@@ -207,7 +231,8 @@ async def test_a_target_takes_at_least_low_and_proposes_for_no_more_than_high(tm
 
 
 async def test_low_is_at_most_expected_and_expected_at_most_high():
-    for given in [*RUNS, {"target": 50}, {"max_candidates": 2}, {"max_attempts": 10}]:
+    bare = [{"reasoning": True}, {"reasoning": True, "max_attempts": 1}]
+    for given in [*RUNS, *bare, {"target": 50}, {"max_candidates": 2}, {"max_attempts": 10}]:
         found = await estimated(**given)
         for key in (*TOKENS, "cost_usd"):
             low, expected, high = (found[way]["total"][key] for way in CASES)

@@ -108,6 +108,15 @@ SCENARIOS = {
         ],
         with_a_plain_judge,
     ),
+    # Accepted instructions answered again, bare; the rest is as in "verdicts".
+    "reasoning": Scenario(
+        [
+            (
+                *RUN, "--reasoning", "--per-seed", "3", "--references-per-seed", "2",
+                "--judge-votes", "3", "--max-failure-rate", "1",
+            ),
+        ]
+    ),
     "refed": Scenario([(*RUN, "--preset", "refed", "--per-seed", "4")]),
     "arms": Scenario(
         [

@@ -13,8 +13,8 @@ from graph.builder import build_graph, build_indexer, build_sample
 
 ROOT = Path(__file__).parent.parent
 SYNTHESIZER = ["retrieve", "extract", "propose", "screen"]
-SYNTHESIZER += ["sample", "generate", "critique", "refine", "review"]
-SAMPLE = ["begin", "generate", "critique", "refine", "review"]
+SYNTHESIZER += ["sample", "generate", "critique", "refine", "answer", "review"]
+SAMPLE = ["begin", "generate", "critique", "refine", "answer", "review"]
 INDEXER = ["add"]
 NODES = sorted({*SYNTHESIZER, *SAMPLE, *INDEXER})
 PROMPTED = ["extract", "propose", "screen", "generate", "critique", "refine"]
@@ -36,6 +36,7 @@ def test_the_synthesizer_is_drawn_with_these_nodes_and_edges():
         *(("propose", "screen"), ("screen", "propose"), ("screen", "generate")),
         *(("propose", "generate"), ("generate", "critique"), ("critique", "refine")),
         *(("critique", "end"), ("refine", "critique")),
+        *(("critique", "answer"), ("answer", "critique")),
         *(("end", "review"), ("end", "end"), ("review", "end")),
     }
 
@@ -47,6 +48,7 @@ def test_the_graph_sample_is_drawn_with_these_nodes_and_edges():
         *(("start", "begin"), ("begin", "generate"), ("generate", "critique")),
         *(("critique", "refine"), ("critique", "review"), ("critique", "end")),
         *(("refine", "critique"), ("review", "end")),
+        *(("critique", "answer"), ("answer", "critique")),
     }
 
 

@@ -376,6 +376,27 @@ def test_differences_and_other_attempts_are_shown(look):
     seen.page.locator(".attempt", has_text="Only one bulge is explained.").wait_for()
 
 
+def test_reasoning_is_shown_as_text_and_bare_answers_are_counted(look):
+    bare = sample(1)["attempts"][-1] | {"response": "A bare answer."}
+    more = {"response": bare["response"], "answers": [sample(1)["attempts"][0], bare]}
+    thoughts = "First <b>the moon</b> <img src=x onerror=alert(1)> then ![the](http://sun.test)."
+    others = [sample(2, answers=[bare]), sample(3)]
+    seen = look(Run([sample(1, reasoning=thoughts, **more), *others])).open()
+    shown = seen.page.locator("#reasoning pre")
+    shown.wait_for()
+    assert shown.inner_text() == thoughts
+    assert seen.page.locator("#reasoning b, #reasoning img").count() == 0
+    tried = seen.page.locator("#answers-tried")
+    assert tried.inner_text() == "2 bare answers tried: the last one is the response."
+    # It was written anew, and both attempts of the loop are others now.
+    assert seen.page.locator(".attempts .attempt").count() == 2
+    seen.keys("j")
+    seen.page.locator("#answers-tried", has_text="1 bare answer tried: none was taken.").wait_for()
+    assert seen.page.locator("#reasoning").count() == 0
+    seen.keys("j")
+    tried.wait_for(state="detached")
+
+
 def test_references_are_beside_it_and_inert(look):
     seen = look(Run([sample(1)])).open()
     assert seen.page.locator(".reference strong").inner_text() == "blue"

@@ -52,7 +52,7 @@ from refloom.runs.rate_limit import Limiter
 from refloom.settings import Settings
 
 RECORD = {
-    *("instruction_criteria", "instruction_verdicts"),
+    *("instruction_criteria", "instruction_verdicts", "reasoning"),
     *("id", "seed_id", "slot", "instruction", "response", "status", "reason", "reference_ids"),
     *("criteria", "attempts", "feedback", "model", "judge_model", "prompt_version"),
     *("random_seed", "usage", "cost_usd", "created"),

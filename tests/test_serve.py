@@ -147,7 +147,7 @@ def test_every_setting_has_a_title_a_range_and_the_nodes_it_belongs_to(client):
     assert {"model", "judge_method", "references_per_seed", "feedback", "review"} <= set(settings)
     assert not {"base_url", "api_key", "memory"} & set(settings)
     nodes = {"retrieve", "extract", "propose", "screen"}
-    nodes |= {"sample", "generate", "critique", "refine"}
+    nodes |= {"sample", "generate", "critique", "refine", "answer"}
     for name, setting in settings.items():
         assert setting["title"], name
         assert setting["description"], name
@@ -171,11 +171,11 @@ def test_prompts_are_settings_that_studio_opens_an_editor_for(client):
 def test_the_drawing_shows_the_loop_and_says_what_nodes_do(client):
     drawn = client.assistants.get_graph(of(client, "synthesizer"), xray=True)
     names = {node["id"]: node for node in drawn["nodes"]}
-    in_sample = {"sample:critique", "sample:refine"}
+    in_sample = {"sample:critique", "sample:refine", "sample:answer"}
     assert {"retrieve", "extract", "propose", "screen", "review", *in_sample} <= set(names)
     assert names["retrieve"]["metadata"]["description"].startswith("Retrieve the references")
     # Nothing is drawn to lead from every node to every other.
-    assert len(drawn["edges"]) == 14, drawn["edges"]
+    assert len(drawn["edges"]) == 16, drawn["edges"]
 
 
 # --- runs ----------------------------------------------------------------------------------------

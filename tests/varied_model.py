@@ -94,7 +94,7 @@ WORDS = """
 # Of random seed 0 every reference can be learned from, though not at the first ask.
 DRAW = 24
 # What is asked for with more room than this is not cut.
-ROOMS = {"extract": 1200, "propose": 1500, "generate": 3000, "refine": 4000}
+ROOMS = {"extract": 1200, "propose": 1500, "generate": 3000, "refine": 4000, "answer": 3000}
 # So that every rule that can be mended has a response to find wanting.
 POOR = 7
 QUALITIES = (
@@ -141,7 +141,9 @@ def stage_of(body: dict[str, Any]) -> str:
     named = re.search(r"JSON object, named (\w+)", prompt_of(body))
     if named is not None:
         return named.group(1)
-    # Plain text: only a refinement shows verdicts or feedback.
+    # Plain text: only a refinement shows verdicts or feedback, and a bare answer shows nothing.
+    if len(body["messages"]) == 1 and not blocks(prompt_of(body), "instruction"):
+        return "answer"
     shown = re.search(r"^<(?:verdict|feedback)[ >-]", prompt_of(body), re.MULTILINE)
     return "refine" if shown else "generate"
 
@@ -177,7 +179,7 @@ def respond(body: dict[str, Any], count: int = 0) -> web.Response:
     if fault == 5:
         fence = "" if is_text(body) else "json"
         return _completion(body, f"<think>So it is.</think>\n```{fence}\n{answer}\n```")
-    return _completion(body, answer)
+    return _completion(body, answer, thoughts=found.get("thoughts"))
 
 
 def _plain(found: dict[str, Any]) -> str:
@@ -215,8 +217,11 @@ def _completion(
     finish: str = "stop",
     refusal: str | None = None,
     logprobs: dict[str, Any] | None = None,
+    thoughts: str | None = None,
 ) -> web.Response:
     message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": refusal}
+    if thoughts is not None:
+        message["reasoning_content"] = thoughts
     if body.get("tools"):
         function = {"name": body["tools"][0]["function"]["name"], "arguments": text}
         message["tool_calls"] = [{"id": "t", "type": "function", "function": function}]
@@ -346,6 +351,17 @@ def _refine(body: dict[str, Any], prompt: str) -> dict[str, Any]:
     return answer
 
 
+def _answer(body: dict[str, Any], prompt: str) -> dict[str, Any]:
+    """A bare answer; some come without thoughts, or with thoughts of criteria that nobody named."""
+    key = f"{body.get('seed')} {prompt}"
+    answer: dict[str, Any] = {"response": _text(key, prompt, 24)}
+    odd = number(key, "thoughts") % 8
+    if odd:
+        talk = " The criteria ask for more." if odd == 1 else ""
+        answer["thoughts"] = f"{sentence(9, key, 'thought')}.{talk}"
+    return answer
+
+
 def _critique(body: dict[str, Any], prompt: str) -> dict[str, Any]:
     instruction, response = blocks(prompt, "instruction")[-1], blocks(prompt, "response")[-1]
     own = (instruction, response) in PAIRS
@@ -385,6 +401,7 @@ ANSWERS: dict[str, Callable[[dict[str, Any], str], dict[str, Any]]] = {
     "screen": _screen,
     "generate": _generate,
     "refine": _refine,
+    "answer": _answer,
     "critique": _critique,
     "feedback": _feedback,
     "compare": _compare,

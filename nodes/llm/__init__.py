@@ -23,6 +23,7 @@ from nodes.llm.answers import (
     split_plan,
 )
 from nodes.llm.faults import is_error_line
+from nodes.llm.thoughts import find_thoughts, strip_marks
 from nodes.state import Usage, add_usage, no_usage
 from prompts import Message
 
@@ -33,6 +34,7 @@ Stage = Literal[
     "generate",
     "critique",
     "refine",
+    "answer",
     "feedback",
     "compare",
     "preflight",
@@ -44,6 +46,7 @@ TEMPERATURE_BY_STAGE = {
     "extract": 0.3,
     "generate": 0.7,
     "refine": 0.7,
+    "answer": 0.7,
     "critique": 0.0,
     "screen": 0.0,
     "feedback": 0.3,
@@ -56,7 +59,10 @@ MAX_TOKENS_BY_STAGE = {
     "screen": 4000,
     "generate": 3000,
     "refine": 4000,
+    "answer": 3000,
 }
+# A bare question is known by the room it asks for: a probe has far less.
+MIN_ANSWER_TOKENS = 1000
 DEFAULT_MAX_TOKENS = 2000
 MAX_ASKS = 3
 # How many times a cut answer is asked for again, each time with twice the room.
@@ -192,10 +198,15 @@ class AskResult(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class PlainText:
-    """An answer in plain text, and the plan that stood before it, if one was asked for."""
+    """An answer in plain text, and what was asked for beside it.
+
+    `plan` is the one that stood before the text, `thoughts` what the model thought; None if there
+    is none, or if none was asked for.
+    """
 
     text: str
     plan: str | None = None
+    thoughts: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,8 +286,13 @@ async def ask_text(
     code_only: bool = False,
     errors: bool = False,
     planned: bool = False,
+    thoughts: bool = False,
+    most_asks: int = MAX_ASKS,
 ) -> AskResult[PlainText]:
     """Ask for plain text until it can be told from the model's thoughts: as `ask` does.
+
+    With `thoughts` those are kept beside it. `most_asks` counts the draws, but not the asks with
+    more room for an answer that was cut.
 
     A tag or fence around the whole answer is taken off; with `code_only`, a fence stays. With
     `planned` the answer may open with a plan between marks, which is split off. What came only in
@@ -298,12 +314,27 @@ async def ask_text(
             raise UnreadableAnswer("nothing is left of the answer without its thoughts")
         if not errors and is_error_line(text):
             raise UnreadableAnswer(f"an error came in place of the answer: {text.strip()[:200]!r}")
-        return PlainText(text, plan)
+        if not thoughts:
+            return PlainText(text, plan)
+        return PlainText(text, plan, _thoughts_of(reply, text, marks, usual))
 
-    return await _ask(complete, call, read)
+    return await _ask(complete, call, read, most_asks)
 
 
-async def _ask(complete: Complete, call: Call, read: Callable[[Reply], T]) -> AskResult[T]:
+def _thoughts_of(
+    reply: Reply, text: str, marks_in_prompt: bool, usual_marks: frozenset[str]
+) -> str | None:
+    """What the model thought before it wrote `text`: from its own field, or from the content."""
+    thoughts = strip_marks(reply.reasoning or "")
+    if not thoughts and not marks_in_prompt:
+        thoughts = find_thoughts(reply.text or "", usual_marks)
+    # Some endpoints give a model that does not think its answer in both fields.
+    return thoughts if thoughts and thoughts != text.strip() else None
+
+
+async def _ask(
+    complete: Complete, call: Call, read: Callable[[Reply], T], most_asks: int = MAX_ASKS
+) -> AskResult[T]:
     """Ask until `read` takes the reply. The order of asks rests on replies alone."""
     usage, current, draw, unreadable = no_usage(), call, 0, 0
     while True:
@@ -330,7 +361,7 @@ async def _ask(complete: Complete, call: Call, read: Callable[[Reply], T]) -> As
             current = replace(current, room=room)
             continue
         draw += 1
-        if draw == MAX_ASKS or kind == "cut":
+        if draw == most_asks or kind == "cut":
             raise CallFailed(call.stage, "cut" if kind == "long" else kind, message, usage)
         unreadable += kind == "malformed"
         # With the same seed the journal would give the same answer again.

@@ -71,6 +71,10 @@ MARKS = (
 )  # fmt: skip
 
 
+# Tokens of Harmony between its channels.
+_HARMONY = re.compile(r"<\|(?:start\|>assistant|(?:message|end|start)\|>)")
+
+
 class _Form(NamedTuple):
     marks: Marks
     opening: re.Pattern[str]
@@ -161,6 +165,37 @@ def find_answer(text: str, usual: Collection[str] = ()) -> int:
         if opened is not None and not usual_pair:
             raise UnclearThoughts(f"thoughts are opened by {opened.group()!r} and not closed")
     return start
+
+
+def find_thoughts(text: str, usual: Collection[str] = ()) -> str:
+    r"""The thoughts that open a text, without their marks; "" if there are none.
+
+    `usual` is as for `find_answer`, which raises the same.
+
+    >>> find_thoughts("<think>Two tides?</think><think>Yes.</think>\nSo it is.")
+    'Two tides? Yes.'
+    """
+    thoughts = text[: find_answer(text, usual)]
+    for form in _forms_in(thoughts, usual):
+        if not form.marks.plain:
+            thoughts = form.closing.sub(" ", form.opening.sub("", thoughts))
+    return strip_marks(_HARMONY.sub("", thoughts))
+
+
+def strip_marks(thoughts: str) -> str:
+    r"""Thoughts without marks around them; what they say of marks stays.
+
+    >>> strip_marks("<think>\nIt asks about <think>.\n</think>")
+    'It asks about <think>.'
+    """
+    thoughts = thoughts.removeprefix("\ufeff").strip()
+    for form in _forms_in(thoughts):
+        if (opened := form.opening.match(thoughts)) is not None:
+            thoughts = thoughts[opened.end() :].strip()
+        for closed in form.closing.finditer(thoughts):
+            if closed.end() == len(thoughts):
+                thoughts = thoughts[: closed.start()].strip()
+    return thoughts
 
 
 def find_thinking_marks(text: str, usual: Collection[str] = ()) -> list[tuple[int, int]]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from refloom.settings import Settings
 
 # An arm decides these, or they cannot be compared.
-NOT_IN_EXPERIMENTS = ("feedback", "pipeline", "paired", "review")
+NOT_IN_EXPERIMENTS = ("feedback", "pipeline", "paired", "review", "reasoning")
 
 
 def add_commands(add: Any) -> None:
@@ -79,6 +79,14 @@ def add_commands(add: Any) -> None:
 
     parser = add("experiment", help="compare feedback arms on the same drafts", allow_abbrev=False)
     add_run_flags(parser, without=NOT_IN_EXPERIMENTS)
+    # Read, so that it can be refused with the reason.
+    parser.add_argument(
+        "--reasoning",
+        action="store_const",
+        const=True,
+        default=argparse.SUPPRESS,
+        help=argparse.SUPPRESS,
+    )
     parser.add_argument(
         "--arms",
         required=True,

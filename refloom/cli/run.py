@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 DRY_RUN_SAMPLE = 1000
 # Counts of tokens that status shows only where there are any.
 RARE_TOKENS = ("cache_write_tokens", "reasoning_tokens")
+# Why bare answers were not taken, but for their verdicts.
+LEFT = ("without_thoughts", "prompt_talk", "contaminated", "failed")
 # A run that is stopped raises what stopped it.
 EXIT_STATUS = {"done": 0, "short": 3, "interrupted": 130}
 NOTHING_ACCEPTED = 3
@@ -337,6 +339,8 @@ def _print_summary(summary: RunSummary, out: Path) -> None:
     if usage["reasoning_tokens"]:
         share = usage["reasoning_tokens"] / max(usage["completion_tokens"], 1)
         print_line(f"{share:.0%} of {usage['completion_tokens']:,} completion tokens were thinking")
+    if (answers := summary.totals["answers"]) is not None:
+        print_line(_describe_answers(answers, counts["accepted"]))
     if summary.settings.service_tier != DEFAULT_TIER:
         print_line(_describe_tiers(summary.totals))
     if (out / "accepted.jsonl").is_file():
@@ -350,6 +354,16 @@ def _print_summary(summary: RunSummary, out: Path) -> None:
     retry_failed = summary.settings.retry_failed
     if (line := _describe_next(summary.status, summary.retriable, retry_failed)) is not None:
         print_line(line)
+
+
+def _describe_answers(answers: dict[str, int], accepted: int) -> str:
+    """How many rows have reasoning, and what became of the bare answers asked for."""
+    line = (
+        f"{answers['taken']} of {accepted} accepted rows have reasoning: "
+        f"{answers['passed']} of {answers['judged']} bare answers were as good as the response"
+    )
+    rest = (f"{answers[name]} {name.replace('_', ' ')}" for name in LEFT if answers[name])
+    return "; ".join([line, *rest])
 
 
 def _describe_failures(summary: RunSummary) -> str:
@@ -465,6 +479,8 @@ def _print_status(run: dict[str, Any]) -> None:
         print_line(f"  {group}: " + ", ".join(pairs))
     if (line := _describe_seeds(run)) is not None:
         print_line(f"  {line}")
+    if run["answers"] is not None:
+        print_line(f"  {_describe_answers(run['answers'], run['counts']['accepted'])}")
     stages = []
     for stage, calls in run["calls"].get("by_stage", {}).items():
         cost = run["cost_by_stage"].get(stage)

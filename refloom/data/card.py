@@ -164,6 +164,7 @@ def _card_values(run: RunJson, stats: RecordStats) -> dict[str, Any]:
         "screening": _screening(run, log_odds),
         "tried": bool(stats.trials),
         "reviews": stats.review_summary,
+        "answers": stats.answers,
         "reasons": _join_counts(stats.reasons),
         "errors": _join_counts(stats.errors),
         "lengths": [(what, q) for what, of in lengths.items() if (q := quantiles(of))],

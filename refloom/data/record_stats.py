@@ -14,6 +14,9 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from memory.novelty import rouge_matrix, tokens
 from nodes.criteria import ANSWERS_ID, NOT_CONTAMINATED_ID
+from nodes.reasoning import CONTAMINATED, FAULTS_OF_THOUGHTS, NO_THOUGHTS, PROMPT_TALK
+from nodes.state import Attempt, Criterion
+from nodes.verdicts import is_as_good, passes
 
 INSTRUCTION_SAMPLE = 200
 MAX_HITS = 200
@@ -115,12 +118,68 @@ def jury_votes(verdict: Mapping[str, Any], criterion: Mapping[str, Any]) -> Jury
 
 
 @dataclass
+class AnswerStats:
+    """Counts of the bare answers to accepted instructions, which `add` takes record by record.
+
+    Of those `asked` for, `failed` brought none and `without_thoughts` nothing that could be kept;
+    the others were `judged`. `passed` are as good as the accepted response. The thoughts of
+    `prompt_talk` speak of a prompt, those of `contaminated` hold a benchmark's; `taken` are those
+    that became the response and stayed it. The first one judged of each sample is in
+    `first_judged`, and in `first_passed` if it is as good: of these there is one an instruction,
+    whereas later ones are drawn only where the first was left.
+    """
+
+    samples: int = 0
+    asked: int = 0
+    failed: int = 0
+    without_thoughts: int = 0
+    prompt_talk: int = 0
+    contaminated: int = 0
+    judged: int = 0
+    passed: int = 0
+    first_judged: int = 0
+    first_passed: int = 0
+    taken: int = 0
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        """Count a record; one without bare answers, and one of an older version, counts nothing."""
+        answers, errors = record.get("answers") or [], record.get("answer_errors") or []
+        if not answers and not errors:
+            return
+        kinds = Counter(error["kind"] for error in errors)
+        failed = len(errors) - sum(kinds[kind] for kind in FAULTS_OF_THOUGHTS)
+        self.samples += 1
+        self.asked += len(answers) + failed
+        self.failed += failed
+        self.without_thoughts += kinds[NO_THOUGHTS]
+        self.prompt_talk += kinds[PROMPT_TALK]
+        self.contaminated += kinds[CONTAMINATED]
+        self.judged += len(answers) - kinds[NO_THOUGHTS]
+        self.taken += record["reasoning"] is not None
+        criteria = record["criteria"]
+        accepted = next((a for a in reversed(record["attempts"]) if _holds(a, criteria)), None)
+        # Who comes without thoughts was not judged, and is the last.
+        judged = answers[:-1] if kinds[NO_THOUGHTS] else answers
+        if accepted is not None and judged:
+            passing = [is_as_good(answer, accepted, criteria) for answer in judged]
+            self.passed += sum(passing)
+            self.first_judged += 1
+            self.first_passed += passing[0]
+
+
+def _holds(attempt: Attempt, criteria: Sequence[Criterion]) -> bool:
+    """Whether all `must` criteria pass, as they do of an accepted attempt."""
+    passed = {v["criterion_id"] for v in attempt["verdicts"] if passes(v)}
+    return all(c["id"] in passed for c in criteria if c["must"])
+
+
+@dataclass
 class RecordStats:
     """Counts of records, which `add` takes one by one, and a sample of accepted instructions.
 
     `hits` has the seed id of the first contaminated samples, and the benchmark prompt they hold;
     `instructions` and `responses` have the lengths of accepted texts, in characters. `juries`
-    counts the votes behind the verdicts of all attempts.
+    counts the votes behind the verdicts of all attempts, `answers` the bare answers.
     """
 
     reasons: Counter[str] = field(default_factory=Counter)
@@ -130,6 +189,7 @@ class RecordStats:
     criteria: dict[str, CriterionStats] = field(default_factory=dict)
     trials: dict[tuple[str, str], TrialStats] = field(default_factory=dict)
     juries: Counter[JuryVotes] = field(default_factory=Counter)
+    answers: AnswerStats = field(default_factory=AnswerStats)
     hits: list[tuple[str, str]] = field(default_factory=list)
     instructions: array[int] = field(default_factory=lambda: array("l"))
     responses: array[int] = field(default_factory=lambda: array("l"))
@@ -151,6 +211,7 @@ class RecordStats:
             self.reviews[str(review["decision"])] += 1
         self._count_verdicts(record)
         self._count_trials(record)
+        self.answers.add(record)
         if status == "accepted":
             self.attempts[len(record["attempts"])] += 1
             self.instructions.append(len(record["instruction"]))

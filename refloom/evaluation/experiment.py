@@ -48,6 +48,11 @@ def arm_settings(settings: Settings, arm: str, out: Path) -> Settings:
         raise InputError(
             "--review cannot be used in an experiment, which compares what models write"
         )
+    if settings.reasoning:
+        raise InputError(
+            "--reasoning cannot be used in an experiment: a bare answer sees nothing of its arm, "
+            "so all arms would get the same text"
+        )
     memory = settings.memory or out / "memory"
     return settings.model_copy(update={"feedback": arm, "paired": True, "memory": memory})
 

@@ -2,7 +2,8 @@
 
 The real graph runs on a fake model for a few of the user's own seeds and references. That shows
 what each unit of work costs: learning from a reference, proposing for a seed, writing a draft,
-judging an attempt, refining. Plain arithmetic says how many of each unit the whole run has.
+judging an attempt, refining, a bare answer with its verdicts. Plain arithmetic says how many of
+each unit the whole run has.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from graph.builder import build_graph
 from memory.embed import Vectors
 from memory.index import draw_other
 from memory.references import Reference
+from nodes.answer import MAX_ANSWERS
 from nodes.hooks import RunHooks
 from nodes.learn import MAX_CHARACTERISTICS
 from nodes.llm import MAX_GROWTHS, STAGES_OF_THE_JUDGE, Call, Reply
@@ -37,7 +39,7 @@ from refloom.settings import Settings
 
 CASES = ("low", "expected", "high")
 TOKENS = ("calls", "prompt_tokens", "completion_tokens")
-STAGES = ("extract", "propose", "screen", "generate", "critique", "refine", "feedback")
+STAGES = ("extract", "propose", "screen", "generate", "critique", "refine", "answer", "feedback")
 # At least so many seeds and references are tried, if there are so many.
 SAMPLE = 20
 # What an assumption is, for people. The first ones are `Assumptions`; the others follow from
@@ -65,6 +67,8 @@ WHY = {
     "attempts": "a candidate, when attempts_passing of them pass; 1 in low, max_attempts in high",
     "accepted_share": "of candidates, by attempts_passing and max_attempts; all of them in low. "
     "With a target, a run that accepts fewer goes on to max_candidates",
+    "bare_answers": "a candidate, with reasoning: an accepted one is answered until an answer "
+    "passes, of which attempts_passing do; one answer in low, three in high",
     "seeds_ahead": "proposed for beyond what a target needs, at most; none in low",
     "cached_tokens": "no discount by an endpoint's prompt cache is counted",
     "asked_again": "every answer can be read; no call is repeated",
@@ -139,13 +143,17 @@ async def estimate(
     facts = _facts(settings, measured, texts, costs, judge_criteria, assume)
     first = facts["attempts"] if settings.context().refines_once else 1.0
     low = {**facts, "attempts": first, "accepted_share": 1.0, "seeds_ahead": 0}
-    high = facts if facts["attempts"] == first else {**facts, "attempts": settings.max_attempts}
+    high = dict(facts)
+    if facts["attempts"] != first:
+        high["attempts"] = settings.max_attempts
+    if settings.reasoning:
+        low["bare_answers"], high["bare_answers"] = 1.0, MAX_ANSWERS
     cases = {}
     for name, case in zip(CASES, (low, facts, high), strict=True):
         volume = _volume(settings, references.taken, seeds.taken, case)
         # In `high` no call finds room in a cheaper tier.
         tier = settings.service_tiers[-1 if name == "high" else 0]
-        total = _total(settings, volume, case["attempts"], costs, prices, assume, tier)
+        total = _total(settings, volume, case, costs, prices, assume, tier)
         cases[name] = volume | total
     facts["references_used"] = cases["expected"]["references_used"]
     values = {**asdict(assume), **facts}
@@ -262,6 +270,7 @@ async def _try_graph(
         "draft": calls["generate"],
         "attempt": calls["generate"] + calls["refine"],
         "refinement": calls["refine"],
+        "answer": calls["answer"],
     }
     costs: UnitCosts = {unit: {} for unit in units}
     for (unit, stage), spent in model.spent.items():
@@ -282,7 +291,7 @@ class FakeModel:
     """A `Complete` whose answers have the assumed lengths; it counts calls and bytes by unit.
 
     References' own responses pass every criterion and corrupted ones fail. A draft fails as many
-    criteria as are assumed to be fed back, and its refinement passes.
+    criteria as are assumed to be fed back, and its refinement and every bare answer pass.
     """
 
     def __init__(
@@ -295,6 +304,7 @@ class FakeModel:
         self._instruction_bytes = round(fmean(map(byte_length, texts)))
         self._response_bytes = round(fmean(byte_length(r["response"]) for r in references))
         self._drafts: set[str] = set()
+        self._bare: set[str] = set()
         # By model and draft: each juror fails as many.
         self._failed: Counter[tuple[str, str]] = Counter()
         self._fillers = 0
@@ -317,14 +327,19 @@ class FakeModel:
         elif call.answer is None:
             text = self._text(call)
             cost = StageCost(1, prompt_bytes, byte_length(text))
-            reply = Reply(text, "stop", no_usage())
+            # Thoughts count among the tokens for thinking, which are not estimated.
+            thoughts = self._filler(self._assume.reason_bytes)
+            reply = Reply(text, "stop", no_usage(), reasoning=thoughts)
         else:
             text = json.dumps(self._answer(call, prompt), ensure_ascii=False)
             schema_bytes = byte_length(json.dumps(schema_of(call.answer)))
             cost = StageCost(1, prompt_bytes + schema_bytes, byte_length(text))
             reply = Reply(text, "stop", no_usage())
         self.calls[call.stage] += 1
-        self.spent[_unit_of(call), call.stage].add(cost)
+        unit = _unit_of(call)
+        if unit == "attempt" and _tagged(prompt, "response")[-1] in self._bare:
+            unit = "answer"
+        self.spent[unit, call.stage].add(cost)
         return reply
 
     async def embed(self, texts: Sequence[str]) -> Vectors:
@@ -395,6 +410,8 @@ class FakeModel:
         self._on_topic.add(response)
         if call.stage == "generate":
             self._drafts.add(response)
+        if call.stage == "answer":
+            self._bare.add(response)
         return response
 
     def _verdicts(self, call: Call, prompt: str) -> list[dict[str, str]]:
@@ -469,6 +486,7 @@ def _unit_of(call: Call) -> str:
     if call.stage == "feedback":
         return "draft" if of_candidate else "reference"
     units = {"extract": "reference", "propose": "turn", "refine": "refinement"}
+    units["answer"] = "answer"
     return units.get(call.stage, "draft" if of_candidate else "turn")
 
 
@@ -492,6 +510,8 @@ def _facts(
         passing, attempts_allowed = 1.0, 1
     failing = 1 - passing
     attempts = sum(failing**i for i in range(attempts_allowed))
+    accepted_share = 1 - failing**attempts_allowed
+    answers = sum(failing**i for i in range(MAX_ANSWERS)) if settings.reasoning else 0
     a_reference = sum(cost.calls for cost in costs["reference"].values())
     a_trial = sum(cost.calls for cost in costs["trial"].values())
     a_critique = costs["attempt"].get("critique", StageCost()).calls
@@ -506,7 +526,9 @@ def _facts(
         "judge_criteria": judge_criteria,
         "calls_a_critique": round(a_critique, 2),
         "attempts": min(2, settings.max_attempts) if settings.context().refines_once else attempts,
-        "accepted_share": 1 - failing**attempts_allowed,
+        "accepted_share": accepted_share,
+        # As many as in low at least, where every candidate is accepted and answered once.
+        "bare_answers": max(answers * accepted_share, 1.0) if settings.reasoning else 0,
         "seeds_ahead": settings.seeds_in_flight(settings.target) - 1,
     }
 
@@ -538,14 +560,15 @@ def _volume(
 def _total(
     settings: Settings,
     volume: Mapping[str, int],
-    attempts: float,
+    facts: Mapping[str, Any],
     costs: UnitCosts,
     prices: Prices,
     assume: Assumptions,
     tier: str,
 ) -> dict[str, Any]:
     """Calls, tokens and dollars by stage and in total, at the prices of a service tier."""
-    candidates, all_attempts = volume["candidates"], math.ceil(volume["candidates"] * attempts)
+    candidates = volume["candidates"]
+    all_attempts = math.ceil(candidates * facts["attempts"])
     units = {
         "trial": 1,
         "reference": volume["references_used"],
@@ -553,6 +576,7 @@ def _total(
         "draft": candidates,
         "attempt": all_attempts,
         "refinement": all_attempts - candidates,
+        "answer": math.ceil(candidates * facts["bare_answers"]),
     }
     spent = {stage: StageCost() for stage in STAGES}
     for unit, by_stage in costs.items():

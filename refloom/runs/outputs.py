@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nodes.checks import rule_versions
+from nodes.llm.fast_json import loads
 from prompts import prompt_version, prompt_versions
 from refloom.data.card import render_card
 from refloom.data.read import ReadReport, Source
-from refloom.data.record_stats import collect_stats
+from refloom.data.record_stats import AnswerStats, collect_stats
 from refloom.data.write import replace_lines
 from refloom.errors import JournalError
 from refloom.runs.cost import Price, Prices
@@ -83,8 +84,20 @@ def journal_totals(connection: Any, ended: bool) -> dict[str, Any]:
         "references_failed": failed,
         "criteria": {name: criteria[name] for name in TRIAL_OUTCOMES},
         "instruction_criteria": {n: criteria[f"instruction_{n}"] for n in TRIAL_OUTCOMES},
+        "answers": _count_answers(connection),
         **_usage_totals(connection),
     }
+
+
+def _count_answers(connection: Any) -> dict[str, int] | None:
+    """The counts of bare answers; None in a run without the setting `reasoning`."""
+    row = connection.execute("SELECT value FROM meta WHERE key = 'settings'").fetchone()
+    if row is None or not json.loads(row[0]).get("reasoning"):
+        return None
+    stats = AnswerStats()
+    for line in iter_records(connection, "accepted", "rejected"):
+        stats.add(loads(line))
+    return asdict(stats)
 
 
 @dataclass(frozen=True, slots=True)

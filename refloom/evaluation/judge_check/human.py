@@ -159,8 +159,13 @@ def _check_sample(
 
 
 def final_attempt(record: Record) -> Attempt:
-    """The attempt that became the sample; the last attempt if a person rewrote the response."""
+    """The attempt that became the sample; the last attempt if a person rewrote the response.
+
+    With reasoning that is the bare answer that was taken.
+    """
     attempts: list[Attempt] = record["attempts"]
+    if record.get("reasoning") is not None:
+        attempts = record["answers"]
     same = [a for a in attempts if a["response"] == (record["response"] or "")]
     empty: Attempt = {"response": "", "verdicts": []}
     return same[0] if same else attempts[-1] if attempts else empty

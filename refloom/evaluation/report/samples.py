@@ -59,7 +59,11 @@ def sample_card(record: Mapping[str, Any], sample: ReferenceSample) -> dict[str,
         _attempt(number, attempt, criteria) for number, attempt in enumerate(record["attempts"], 1)
     ]
     responses = [attempt["response"] for attempt in record["attempts"]]
+    reasoning, answers = record.get("reasoning"), record.get("answers") or []
     final = record.get("response") or (responses[-1] if responses else "")
+    if reasoning is not None:
+        # The loop's, which a bare answer took the place of.
+        final = responses[-1]
     draft = responses[0] if responses else ""
     refined = len(responses) > 1 and draft != final
     error = record.get("error") or {}
@@ -72,6 +76,14 @@ def sample_card(record: Mapping[str, Any], sample: ReferenceSample) -> dict[str,
         "draft": clip(draft) if refined else None,
         "changes": text_changes(draft, final) if refined else [],
         "final": clip(final) if final else None,
+        "tried": len(answers),
+        "bare": None
+        if reasoning is None
+        else {
+            "response": clip(record["response"]),
+            "reasoning": clip(reasoning),
+            "attempt": _attempt(len(answers), answers[-1], criteria),
+        },
         "references": [(id_, sample.start(id_)) for id_ in record["reference_ids"]],
         "error": clip(error.get("message"), MAX_REASON) if error else None,
         "where": f"{error.get('kind')} in {error.get('stage')}" if error else "",

@@ -41,7 +41,10 @@ class OutcomeShare(NamedTuple):
 
 
 def outcome_tables(run: RunData) -> dict[str, list[OutcomeShare]]:
-    """At which attempt samples were accepted, why they were rejected, and how they failed."""
+    """At which attempt samples were accepted, why they were rejected, and how they failed.
+
+    With reasoning also what became of the bare answers.
+    """
     stats, judged = run.stats, run.judged
     accepted = [
         OutcomeShare(f"accepted at attempt {at}", n, proportion(n, judged))
@@ -52,10 +55,51 @@ def outcome_tables(run: RunData) -> dict[str, list[OutcomeShare]]:
         [OutcomeShare("never: rejected", rejected, proportion(rejected, judged))] if judged else []
     )
     return {
+        "answers": _answer_shares(run),
         "attempts": [*accepted, *never],
         "reasons": _shares(Counter({REASONS.get(k, k): n for k, n in stats.reasons.items()})),
         "failures": _shares(stats.errors),
     }
+
+
+def _answer_shares(run: RunData) -> list[OutcomeShare]:
+    """How often bare answers are as good, beside the loop's drafts; empty without any."""
+    answers = run.stats.answers
+    if not answers.samples:
+        return []
+    first, judged = run.stats.attempts[1], run.judged
+    return [
+        OutcomeShare(
+            "of the loop: first drafts that passed, of judged samples",
+            first,
+            proportion(first, judged),
+        ),
+        OutcomeShare(
+            "first bare answers as good as the accepted response",
+            answers.first_passed,
+            proportion(answers.first_passed, answers.first_judged),
+        ),
+        OutcomeShare(
+            "all bare answers judged, up to three a sample",
+            answers.passed,
+            proportion(answers.passed, answers.judged),
+        ),
+        OutcomeShare(
+            "accepted samples that have reasoning",
+            answers.taken,
+            proportion(answers.taken, answers.samples),
+        ),
+        *(
+            OutcomeShare(f"answers, of all asked for: {name}", n, proportion(n, answers.asked))
+            for name, n in (
+                ("without thoughts", answers.without_thoughts),
+                ("thoughts that speak of a prompt", answers.prompt_talk),
+                ("thoughts that hold a benchmark's prompt", answers.contaminated),
+                ("none came", answers.failed),
+            )
+            if n
+        ),
+    ]
 
 
 def _shares(counts: Counter[str], limit: int = 12) -> list[OutcomeShare]:
@@ -301,6 +345,7 @@ LISTED_SETTINGS = (
     "criteria_per_call",
     "should_share",
     "try_criteria",
+    "reasoning",
     "novelty_threshold",
     "target",
     "limit",

@@ -91,8 +91,9 @@ class Page {
   async read(id) {
     await this.store.returning.get(id);
     const { sample, references = [] } = await this.store.source.item(id);
-    const { instruction, response, attempts = [] } = sample;
-    const drafts = attempts.slice(0, 1).map((attempt) => ({ response: attempt.response }));
+    const { instruction, response, attempts = [], reasoning } = sample;
+    // A bare answer was written anew, and has no draft.
+    const drafts = (reasoning == null ? attempts : []).slice(0, 1).map((attempt) => ({ response: attempt.response }));
     const pairs = references.map((one) => ({
       id: String(one.id ?? ""),
       instruction: one.instruction ?? "",

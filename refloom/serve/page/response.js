@@ -65,6 +65,28 @@ export class ResponseView {
   }
 }
 
+/** What the model thought before the response, as it wrote it; null without reasoning. */
+export function reasoningOf(sample) {
+  if (sample.reasoning == null) return null;
+  const words = sample.reasoning.trim().split(/\s+/).length;
+  const summary = [
+    make("span", { class: "title", text: "Reasoning" }),
+    make("span", { class: "meta", text: plural(words, "word") }),
+  ];
+  return lazyDetails({ class: "attempt", id: "reasoning", open: true }, summary, () => [
+    make("pre", { class: "plain", text: sample.reasoning }),
+  ]);
+}
+
+/** How many bare answers were tried, and what became of them; null if none were. */
+export function answersOf(sample) {
+  const tried = (sample.answers ?? []).length;
+  if (!tried) return null;
+  const end = sample.reasoning == null ? "none was taken" : "the last one is the response";
+  const props = { class: "quiet", id: "answers-tried" };
+  return make("p", { ...props, text: `${plural(tried, "bare answer")} tried: ${end}.` });
+}
+
 /** The attempts that did not become the response, each folded away. */
 export function attemptsOf(sample, best) {
   const attempts = (sample.attempts ?? []).map((attempt, i) => [attempt, i + 1]);

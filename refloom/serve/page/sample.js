@@ -2,7 +2,7 @@
 
 import { byId, lazyDetails, make } from "./dom.js";
 import { showReferences } from "./references.js";
-import { attemptsOf, ResponseView } from "./response.js";
+import { answersOf, attemptsOf, reasoningOf, ResponseView } from "./response.js";
 import { bestOf, judged, judgedOfInstruction, kind, lineOf, markOf, showVerdicts, tally } from "./verdicts.js";
 
 const REASONS = {
@@ -42,6 +42,7 @@ export function showSample({ sample, references, shown }, marks) {
   byId("sample").replaceChildren(
     instructionOf(sample, shown, marks),
     view.element,
+    ...[reasoningOf(sample), answersOf(sample)].filter(Boolean),
     ...[attemptsOf(sample, best)].filter(Boolean),
   );
   view.draw();

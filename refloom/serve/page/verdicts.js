@@ -7,8 +7,9 @@ const SIGNS = { pass: "✓", fail: "✕", unknown: "?", not_applicable: "–" };
 const WORDS = { pass: "pass", fail: "fail", unknown: "unknown", not_applicable: "does not apply" };
 const ORDER = ["fail", "unknown", "pass", "not_applicable"];
 
-/** The attempt whose response the sample has: the best one, not always the last. */
+/** The attempt whose response the sample has: the best one, not always the last, or a bare answer. */
 export function bestOf(sample) {
+  if (sample.reasoning != null && sample.answers?.length) return sample.answers.at(-1);
   const attempts = sample.attempts ?? [];
   return attempts.findLast((one) => one.response === sample.response) ?? attempts.at(-1) ?? null;
 }
