@@ -173,27 +173,13 @@ def demo(args: Namespace, flags: dict[str, Any]) -> int:
 
     with as_file(files("refloom").joinpath("resources/demo")) as folder:
         if args.all:
-            names = "references.jsonl", "seeds.jsonl"
-            settings = Settings(
-                model="local", references_per_seed=1, max_criteria=3, max_attempts=2
-            )
+            settings, references, seeds = choose_wide_demo(folder)
             sys.stderr.write(ABOUT_ALL)
         else:
-            names = "code_references.jsonl", "code_seeds.jsonl"
             obstacle = find_obstacle()
-            criteria = "code_criteria.toml" if obstacle is None else "code_criteria_unrun.toml"
-            settings = Settings(
-                model="local",
-                answer_seeds=True,
-                references_per_seed=1,
-                max_criteria=2,
-                max_attempts=3,
-                criteria=folder / criteria,
-                run_code=obstacle is None,
-            )
+            settings, references, seeds = choose_code_demo(folder, run_code=obstacle is None)
             sys.stderr.write(ABOUT_CODE)
             sys.stderr.write(CODE_IS_RUN if obstacle is None else f"Code is not run: {obstacle}.\n")
-        references, seeds = (str(folder / name) for name in names)
         exit_status = run_with_progress(
             settings,
             read_references(references, settings),
@@ -205,6 +191,29 @@ def demo(args: Namespace, flags: dict[str, Any]) -> int:
     if not args.json:
         print_line(_format_next_commands(args.out))
     return exit_status
+
+
+def choose_code_demo(folder: Path, *, run_code: bool) -> tuple[Settings, str, str]:
+    """The settings, references and seeds of the demo: tasks that suit a small model.
+
+    The seeds are answered as they are, since such a model thinks of few tasks of its own.
+    """
+    settings = Settings(
+        model="local",
+        answer_seeds=True,
+        references_per_seed=1,
+        max_criteria=2,
+        max_attempts=3,
+        criteria=folder / ("code_criteria.toml" if run_code else "code_criteria_unrun.toml"),
+        run_code=run_code,
+    )
+    return settings, str(folder / "code_references.jsonl"), str(folder / "code_seeds.jsonl")
+
+
+def choose_wide_demo(folder: Path) -> tuple[Settings, str, str]:
+    """The same for many kinds of tasks, for which new instructions are made."""
+    settings = Settings(model="local", references_per_seed=1, max_criteria=3, max_attempts=2)
+    return settings, str(folder / "references.jsonl"), str(folder / "seeds.jsonl")
 
 
 def _format_next_commands(out: Path) -> str:

@@ -276,7 +276,10 @@ def format_record(record: Record) -> str:
         if number:
             lines += describe_changes(attempts[number - 1]["response"], attempt["response"])
         if record["status"] != "accepted" or number < len(attempts) - 1:
-            lines += [f"  failed:  {line}" for line in describe_failures(record, attempt)]
+            lines += [
+                indent(line, "           ").replace("           ", "  failed:  ", 1)
+                for line in describe_failures(record, attempt)
+            ]
         elif number:
             lines.append("  passed:  all that it has to")
     lines.append(indent(record["response"] or "", "  | "))
@@ -284,8 +287,13 @@ def format_record(record: Record) -> str:
 
 
 def indent(text: str, margin: str) -> str:
-    """Return a text with a margin before each line, empty ones too."""
-    return "\n".join(f"{margin}{line}".rstrip() for line in text.splitlines())
+    """Return a text with a margin before each line; those that are too long are wrapped."""
+    width = MAX_LINE_CHARS - len(margin)
+    lines: list[str] = []
+    for line in text.splitlines():
+        # What fits keeps its spaces: it may be code.
+        lines += [line] if len(line) <= width else textwrap.wrap(line, width)
+    return "\n".join(f"{margin}{line}".rstrip() for line in lines)
 
 
 def describe_failures(record: Record, attempt: dict[str, Any]) -> list[str]:
