@@ -34,7 +34,6 @@ MENDED = DRAFT.replace("    return", '    """Return two."""\n    return')
 TEXTS = {
     "python": DRAFT,
     "explain": "It adds.\n\n```python\na = 1 + 1\nassert a == 2\n```",
-    "sql": "```sql\nSELECT 1;\n```\n\n`SELECT` gives one row.",
 }
 
 
@@ -47,10 +46,7 @@ def folder():
 async def embed(texts):
     """Code is one topic, with a shade for each kind of task; what has none is another topic."""
     rows = [
-        [1, 0.3 * ("SQL" in text), 0.3 * text.startswith("Explain"), 0]
-        if "`" in text
-        else [0, 0, 0, 1]
-        for text in texts
+        [1, 0.3 * text.startswith("Explain"), 0] if "`" in text else [0, 0, 1] for text in texts
     ]
     vectors = np.array(rows, np.float32)
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -58,7 +54,7 @@ async def embed(texts):
 
 def kind_of(prompt: str) -> str:
     asked = tagged(prompt, "instruction")[-1]
-    return next(k for k in ("sql", "explain", "python") if k in asked.lower())
+    return next(k for k in ("explain", "python") if k in asked.lower())
 
 
 def write(call):
@@ -139,7 +135,7 @@ def test_the_demo_shows_refinements_in_short_lines_and_few_of_its_calls_are_tria
     assert "passed:  all that it has to" in said
     assert max(map(len, said.splitlines())) < 100, said
     trials = [c for c in model.calls if c.source.startswith("reference ")]
-    assert len(trials) <= 3 * 13, "an extraction, and two criteria and one on four responses"
+    assert len(trials) <= 2 * 13, "an extraction, and two criteria and one on four responses"
 
 
 def test_the_wide_demo_is_still_there(folder: Path):

@@ -39,7 +39,7 @@ NOTHING_ACCEPTED = 3
 LARGE_ORDER, FIRST_ROWS = 50, 5
 ABOUT_CODE = """\
 refloom demo: a small model writes and judges on this machine. No key is used.
-Six tasks on code are answered after three references. What fails a criterion is refined.
+Six tasks on code are answered after two references. What fails a criterion is refined.
 This takes about four minutes on two idle cores.
 """
 CODE_IS_RUN = "The code that it writes is run shut in, without network and files.\n"
