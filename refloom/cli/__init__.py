@@ -68,7 +68,7 @@ def build_parser() -> CommandParser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"refloom {__version__}")
-    add = parser.add_subparsers(title="commands", metavar="COMMAND", required=True).add_parser
+    add = parser.add_subparsers(title="commands", metavar="", required=True).add_parser
     for group in (run, criteria, doctor, evaluate, export, review, index):
         group.add_commands(add)
     completion = add("completion", help="print a script that completes commands in bash and zsh")

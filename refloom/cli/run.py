@@ -241,8 +241,8 @@ def run_with_progress(
 ) -> int:
     """Run with a progress display until it ends or is stopped. Returns the exit status.
 
-    `print_summary` writes what has come of it to stdout, by default as text. `shared`, `tools`: see
-    `refloom.runs.run.Run`.
+    `show_rows` shows each row as it ends, and not what was read. `print_summary` writes what has
+    come of it to stdout, by default as text. `shared`, `tools`: see `refloom.runs.run.Run`.
     """
     from refloom.runs.progress import Progress
     from refloom.runs.run import Run, Tools
@@ -252,7 +252,8 @@ def run_with_progress(
         if settings.quiet:
             asyncio.run(_run_until_signalled(session))
         else:
-            session.on_begin = partial(_print_inputs, references, seeds)
+            if not show_rows:
+                session.on_begin = partial(_print_inputs, references, seeds)
             progress = Progress(show_rows=show_rows)
             session.on_record, session.on_fault = progress, progress.count_error
             session.on_notice = progress.notice
