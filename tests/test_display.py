@@ -7,6 +7,7 @@ import re
 import sys
 import threading
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -16,6 +17,7 @@ from refloom.runs.progress import (
     MAX_COUNTED_CHARS,
     Progress,
     RunStats,
+    find_notebook,
     format_seconds,
 )
 
@@ -339,6 +341,29 @@ def test_a_notebook_shows_one_text_in_place_of_the_last():
     assert shown[1].startswith("[  31 s] making rows; accepted 10 of 100")
     assert shown[2].startswith("[  31 s] accepted 10 of 100")
     assert run.to.getvalue() == ""
+
+
+def test_a_notebook_is_known_by_its_kernel(monkeypatch):
+    shown: list[dict] = []
+
+    class Handle:
+        def update(self, data, raw):
+            shown.append(data)
+
+    def display(data, raw, display_id):
+        shown.append(data)
+        return Handle()
+
+    shell = SimpleNamespace(kernel=None)
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+    monkeypatch.setitem(sys.modules, "IPython.display", SimpleNamespace(display=display))
+    assert find_notebook() is None, "a shell in a terminal has none"
+    shell.kernel = object()
+    run = Watched()
+    with run.begin():
+        run.after(1, activity="learning from\x1b references")
+    assert [set(data) for data in shown] == [{"text/plain"}] * 3
+    assert "learning from\ufffd references" in shown[1]["text/plain"]
 
 
 def test_a_terminal_keeps_the_last_picture_and_gets_its_cursor_back():

@@ -178,7 +178,7 @@ def format_pace(view: ProgressView) -> list[str]:
 def format_calls(view: ProgressView) -> list[str]:
     """Return the calls that were made and, while the run goes on, those in flight."""
     stats = view.stats
-    parts = [f"{stats.paid:,} calls paid"]
+    parts = ["1 call paid" if stats.paid == 1 else f"{stats.paid:,} calls paid"]
     parts += [f"{stats.reused:,} reused"] if stats.reused else []
     parts += [f"{stats.retried:,} retried"] if stats.retried else []
     if not view.finished:
@@ -222,7 +222,7 @@ def format_troubles(view: ProgressView) -> list[str]:
 def format_seconds(seconds: float) -> str:
     """Return a time in words.
 
-    >>> format_seconds(40), format_seconds(150), format_seconds(9000)
+    >>> format_seconds(40), format_seconds(170), format_seconds(9000)
     ('40 s', '3 min', '2 h 30 min')
     """
     if seconds < 100:
