@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -229,7 +230,7 @@ def test_every_format_gives_back_every_text_through_the_datasets_library(tmp_pat
     texts = {text.encode() for row in found for text in texts_in(row)}
     assert {f"{text[:500]}?".encode() for text in NASTY.values()} <= texts
     assert {f"{text}!".encode() for text in NASTY.values()} <= texts
-    if format_ in ("preference", "kto", "trajectory", "refed"):
+    if format_.startswith(("preference", "kto", "trajectory", "refed")):
         assert {text.encode() for text in drafts.values()} <= texts
 
 
@@ -288,6 +289,20 @@ def test_kto_has_the_accepted_response_and_each_attempt_that_failed_once():
     assert found == [("So it is.", True), ("no idea at all", False), ("only half of it", False)]
 
 
+def test_plain_pairs_have_the_words_of_those_in_turns():
+    line = json.loads(judged("Why?", "no idea at all", "only half of it", "So it is."))
+    (pair,), (turns,) = (FORMATS[name].rows(line) for name in ("preference_text", "preference"))
+    assert [turns[k][0]["content"] for k in ("prompt", "chosen", "rejected")] == [
+        pair[k] for k in ("prompt", "chosen", "rejected")
+    ]
+    assert pair["decided_by"] == turns["decided_by"]
+    assert FORMATS["kto_text"].rows(line) == [
+        {"prompt": "Why?", "completion": "So it is.", "label": True},
+        {"prompt": "Why?", "completion": "no idea at all", "label": False},
+        {"prompt": "Why?", "completion": "only half of it", "label": False},
+    ]
+
+
 def test_a_trajectory_pairs_each_draft_with_what_was_made_from_it():
     line = json.loads(judged("Why?", "first", "second", "third"))
     # The second attempt breaks what the first had: the third is made from the first again.
@@ -301,6 +316,130 @@ def test_a_trajectory_pairs_each_draft_with_what_was_made_from_it():
         ("third", ""),
     ]
     assert [v["verdict"] for v in found[0]["verdicts"]] == ["fail", "pass", "pass", "pass"]
+
+
+# Thoughts.
+
+THOUGHTS = "First the sky,\nthen the sea."
+
+
+def thought(*answers: str, reasoning: str | None = THOUGHTS) -> str:
+    """A record whose bare answers stand apart from its two attempts; the last is the response."""
+    line = json.loads(judged("Why?", "no idea at all", "So it is."))
+    bare = json.loads(judged("Why?", *answers))["attempts"]
+    return json.dumps(line | {"answers": bare, "response": answers[-1], "reasoning": reasoning})
+
+
+def test_messages_have_the_thoughts_where_chat_templates_look_for_them():
+    made = [thought("It is blue."), record("Why?", "So.", reasoning=None), record("Why?", "So.")]
+    turns = [row["messages"] for _, row in format_rows(made, "messages")]
+    assert turns[0][1] == {
+        "role": "assistant", "content": "It is blue.", "reasoning_content": THOUGHTS
+    }  # fmt: skip
+    assert turns[0][0] == {"role": "user", "content": "Why?"}
+    assert turns[1] == turns[2] and "reasoning_content" not in turns[1][1]
+
+
+@pytest.mark.parametrize("format_", ["messages", "prompt_completion", "alpaca", "sharegpt"])
+def test_thoughts_may_stand_inside_the_text(format_):
+    tagged = f"<think>\n{THOUGHTS}\n</think>\n\nIt is blue."
+    (row,) = [row for _, row in format_rows([thought("It is blue.")], format_, think_tags=True)]
+    assert texts_in(row)[-1] == tagged and "reasoning_content" not in json.dumps(row)
+    (row,) = [row for _, row in format_rows([record("Why?", "So.")], format_, think_tags=True)]
+    assert texts_in(row)[-1] == "So."
+    others = [row for _, row in format_rows([thought("It is blue.")], format_)]
+    assert ("sea" in json.dumps(others)) == (format_ == "messages")
+
+
+@pytest.mark.parametrize("format_", set(FORMATS) - {"messages"})
+def test_no_other_format_has_thoughts(format_):
+    assert "the sea" not in json.dumps(FORMATS[format_].rows(json.loads(thought("It is blue."))))
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("with_thoughts", [True, False])
+def test_a_table_has_a_column_of_thoughts_if_any_row_has_some(tmp_path, with_thoughts):
+    import datasets
+
+    made = [record("Why?", "So.")] * 2 + [thought("It is blue.")] * with_thoughts
+    found = {}
+    for suffix, kind in ((".jsonl", "json"), (".parquet", "parquet")):
+        path = tmp_path / f"rows{suffix}"
+        export_rows(lambda: made, path, "messages")
+        cache = {"cache_dir": str(tmp_path / "cache")}
+        found[kind] = datasets.load_dataset(kind, data_files=str(path), split="train", **cache)
+    read = {
+        kind: [[{k: v for k, v in turn.items() if v is not None} for turn in row["messages"]]
+               for row in rows]
+        for kind, rows in found.items()
+    }  # fmt: skip
+    assert read["json"] == read["parquet"] == [messages(json.loads(m))[0]["messages"] for m in made]
+    assert ("reasoning_content" in str(found["parquet"].features)) == with_thoughts
+
+
+def test_parts_of_an_export_have_the_same_columns(tmp_path):
+    import pyarrow.parquet
+
+    made = [*several(3, 1), thought("It is blue.")]
+    parts = {"train": 0.5, "validation": 0.5}
+    written = export_rows(lambda: made, tmp_path / "r.parquet", "messages", parts=parts)
+    schemas = [pyarrow.parquet.read_schema(path) for path in written]
+    assert schemas[0] == schemas[1] and "reasoning_content" in str(schemas[0])
+
+
+def test_a_bare_answer_is_set_over_attempts_and_bare_answers_that_failed():
+    line = json.loads(thought("poor words of mine", "not quite it at all", "It is blue."))
+    (pair,) = FORMATS["preference"].rows(line)
+    assert pair["chosen"] == [{"role": "assistant", "content": "It is blue."}]
+    found = [(r["completion"][0]["content"], r["label"]) for r in FORMATS["kto"].rows(line)]
+    assert found == [
+        ("It is blue.", True),
+        ("no idea at all", False),
+        ("poor words of mine", False),
+        ("not quite it at all", False),
+    ]
+
+
+def test_bare_answers_that_failed_are_set_under_a_response_that_stayed():
+    line = json.loads(thought("poor words of mine", "passes without thoughts", reasoning=None))
+    line["response"] = "So it is."
+    found = [(r["completion"][0]["content"], r["label"]) for r in FORMATS["kto"].rows(line)]
+    assert found == [
+        ("So it is.", True), ("no idea at all", False), ("poor words of mine", False)
+    ]  # fmt: skip
+
+
+def test_a_bare_answer_with_an_attempts_words_is_judged_by_its_own_verdicts():
+    line = json.loads(thought("poor words of mine", "no idea at all"))
+    (row, *_) = FORMATS["preference"].rows(line)
+    assert row["chosen"][0]["content"] == "no idea at all"
+    assert row["rejected"][0]["content"] == "poor words of mine"
+    line["reasoning"] = None
+    assert FORMATS["preference"].rows(line) == []
+
+
+def test_a_trajectory_tells_of_the_attempts_alone():
+    line = json.loads(thought("poor words of mine", "It is blue."))
+    drafts = [row["draft"] for row in FORMATS["trajectory"].rows(line)]
+    assert drafts == ["no idea at all", "So it is."]
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_chat_template_of_trl_puts_the_thoughts_before_the_answer():
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    # Read as a file: to import TRL's modules takes seconds.
+    (folder,) = find_spec("trl").submodule_search_locations
+    template = Path(folder, "chat_templates", "qwen3_training.jinja").read_text(encoding="utf-8")
+    rows = [row for _, row in format_rows([thought("It is blue.")], "messages")]
+    (text,), (learned,) = render_jinja_template(
+        [row["messages"] for row in rows],
+        chat_template=template,
+        return_assistant_tokens_mask=True,
+    )
+    answer = f"<think>\n{THOUGHTS}\n</think>\n\nIt is blue.<|im_end|>\n"
+    assert text == f"<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n{answer}"
+    assert [text[start:end] for start, end in learned] == [answer]
 
 
 # Parts.
@@ -408,9 +547,25 @@ def test_export_writes_parts_and_says_how_many_rows(made, tmp_path):
             "not a whole number of at least 1",
         ),
         (["d.jsonl", "--format", "chatml"], "invalid choice"),
+        (["d.jsonl", "--format", "kto", "--think-tags"], "--think-tags: not with --format kto"),
     ],
 )
 def test_an_odd_export_is_refused_and_writes_nothing(made, tmp_path, arguments, says):
     done = refloom("export", made, *arguments, cwd=tmp_path)
     assert done.returncode == 2 and says in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_columns_that_llama_factory_is_told_of_are_there():
+    path = Path(__file__).parent.parent / "examples/training/llama_factory/dataset_info.json"
+    entries = json.loads(path.read_text())
+    line = json.loads(judged("Why?", "no idea at all", "So it is."))
+    for name, entry in entries.items():
+        (row, *_) = FORMATS[name].rows(line)
+        assert entry["file_name"] == f"{name}.jsonl"
+        assert set(entry.get("columns", {}).values()) <= set(row)
+        if turns := row.get(entry.get("columns", {}).get("messages")):
+            tags = {"role_tag": "from", "user_tag": "human", "assistant_tag": "gpt"}
+            tags |= entry.get("tags", {})
+            roles = [turn[tags["role_tag"]] for turn in turns]
+            assert roles == [tags["user_tag"], tags["assistant_tag"]]

@@ -217,6 +217,25 @@ def near(one: str, other: str, threshold: float) -> bool:
     return 2 * row[-1] * 100 > round(threshold * 100) * (len(a) + len(b))
 
 
+async def test_a_bare_answer_is_no_refinement_and_is_kept_without_a_comparison(run):
+    path = run / "journal.sqlite"
+    changed = [r for r in accepted(run).values() if refined(r)]
+    bare = changed[0]
+    attempt = bare["attempts"][-1]
+    bare |= {
+        "response": "Bare.",
+        "reasoning": "I think.",
+        "answers": [attempt | {"response": "Bare."}],
+    }
+    with sqlite3.connect(path) as journal:
+        sql = "UPDATE samples SET record = ? WHERE round = ? AND position = ? AND slot = ?"
+        journal.execute(sql, (json.dumps(bare), *bare["slot"]))
+    model = family(compare=lambda call: {"reason": "so", "winner": "tie"})
+    found = await choose(run, model, filters=("judge",))
+    assert bare["id"] in found.ids and not found.ids & {r["id"] for r in changed[1:]}
+    assert len(model.asked("compare")) == 2 * (len(changed) - 1)
+
+
 async def stored(folder: Path, instructions: list[str], draft: str = "So.") -> Path:
     journal = Journal(folder)
     for i, instruction in enumerate(instructions):

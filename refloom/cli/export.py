@@ -10,7 +10,7 @@ import sqlite3
 import sys
 import tempfile
 from argparse import ArgumentTypeError, Namespace
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,14 @@ from refloom.cli.options import (
     print_line,
     ratio,
 )
-from refloom.data.export import FORMATS, export_rows, parse_shares
+from refloom.data.export import (
+    FORMATS,
+    TAGGED_FORMATS,
+    RubricSettings,
+    export_rows,
+    parse_shares,
+)
+from refloom.data.rubrics import ITEM_KEYS, RubricCounts
 from refloom.errors import InputError
 from refloom.settings import JUDGE_SETTINGS
 
@@ -48,6 +55,7 @@ def add_commands(add: Any) -> None:
     parser.add_argument("file", type=Path, metavar="FILE", help="a .jsonl or .parquet file")
     parser.add_argument("--format", required=True, choices=tuple(FORMATS))
     _add_split(parser, "which seeds go into which part, and the order samples are selected in")
+    _add_format_options(parser)
     parser.add_argument("--max-rows", type=positive_int, metavar="N", help="the first N rows only")
     _add_selection(parser)
     add_json(parser)
@@ -62,6 +70,7 @@ def add_commands(add: Any) -> None:
         choices=tuple(FORMATS),
         help="a format of the rows; may be given several times (default: messages)",
     )
+    _add_format_options(parser)
     _add_split(parser, "which seeds go into which part")
     parser.add_argument("--public", action="store_true", help="visible to all (default: private)")
     parser.add_argument(
@@ -72,6 +81,64 @@ def add_commands(add: Any) -> None:
     parser.add_argument("--dry-run", action="store_true", help="show the card, send nothing")
     add_json(parser)
     parser.set_defaults(command=push)
+
+
+def _add_format_options(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that only some formats take."""
+    parser.add_argument(
+        "--rubric-shape",
+        choices=tuple(ITEM_KEYS),
+        help="whose names a rubric has (--format rubric; default: rar)",
+    )
+    parser.add_argument(
+        "--split-criteria",
+        type=_parse_criteria_share,
+        metavar="SHARE",
+        help="hold out this share of all criteria: FILE has the rubrics without them and "
+        "FILE-heldout, row by row, with them alone. A hash of a criterion's words decides, so a "
+        "short rubric may have none held out (--format rubric)",
+    )
+    parser.add_argument(
+        "--think-tags",
+        action="store_true",
+        help="put thoughts into the response's text, between <think> and </think> (formats "
+        f"{', '.join(TAGGED_FORMATS)}; by default only `messages` has them, as reasoning_content)",
+    )
+
+
+def _check_format_options(args: Namespace, formats: Sequence[str]) -> None:
+    """Raise `InputError` for a flag that a format does not take."""
+    for format_ in formats:
+        if args.think_tags and format_ not in TAGGED_FORMATS:
+            raise InputError(
+                f"--think-tags: not with --format {format_}; only with {', '.join(TAGGED_FORMATS)}"
+            )
+    for name, value in (("shape", args.rubric_shape), ("criteria", args.split_criteria)):
+        if value is not None and RUBRIC not in formats:
+            flag = "--rubric-shape" if name == "shape" else "--split-criteria"
+            raise InputError(f"{flag}: only with --format {RUBRIC}")
+
+
+def _rubric_settings(args: Namespace, records: Iterable[str]) -> RubricSettings:
+    """How rubrics are written, after a pass over all records of the run."""
+    counts = RubricCounts(args.split_criteria or 0.0)
+    for line in records:
+        counts.add(loads(line))
+    return RubricSettings(args.rubric_shape or "rar", counts)
+
+
+def _tell_of_rubrics(counts: RubricCounts) -> None:
+    """Say on stderr what became of weights, and of the criteria that are held out."""
+    if counts.fractional:
+        sys.stderr.write(
+            "some weights have decimals, so all are written as decimals; RaR's and HealthBench's "
+            "are whole numbers\n"
+        )
+    if counts.share and counts.rubrics:
+        sys.stderr.write(
+            f"held out: {counts.held_out} of {counts.items} items; of {counts.rubrics} rubrics "
+            f"{counts.none_held_out} have none held out and {counts.all_held_out} have all\n"
+        )
 
 
 def _add_split(parser: argparse.ArgumentParser, decides: str) -> None:
@@ -149,6 +216,11 @@ def _selection_settings(args: Namespace, flags: dict[str, Any]) -> SelectionSett
             raise InputError(conflict)
     if not filters and not diverse:
         return None
+    if args.format == RUBRIC:
+        raise InputError(
+            "--filter and --sample: choose among accepted samples, and --format rubric has "
+            "rejected ones too"
+        )
     from refloom.evaluation.selection import SelectionSettings
 
     threshold = args.filter_threshold or THRESHOLD
@@ -175,8 +247,14 @@ def _select_ids(directory: Path, choice: SelectionSettings, flags: dict[str, Any
     return selection.ids
 
 
+RUBRIC = "rubric"
+# Whose records are read for rubrics: drafts of all of them have verdicts.
+STATUSES = ("accepted", "rejected", "failed")
+NO_PAIR = "no accepted row had an earlier attempt that failed a `must` criterion"
 EMPTY_REASONS = {
-    "preference": "no accepted row had an earlier attempt that failed a `must` criterion",
+    "preference": NO_PAIR,
+    "preference_text": NO_PAIR,
+    RUBRIC: "no instruction has a criterion that a judge or a check decides",
     "refed": "no accepted row was made with --preset refed",
 }
 NO_ROW = "no row was accepted"
@@ -193,23 +271,43 @@ def _parse_split(text: str) -> dict[str, float]:
         raise ArgumentTypeError(f"{error}; give train=0.95,validation=0.05") from error
 
 
+def _parse_criteria_share(text: str) -> float:
+    """Parse the value of --split-criteria."""
+    try:
+        share = float(text)
+    except ValueError as error:
+        raise ArgumentTypeError(f"{text!r} is not a number") from error
+    if not 0 < share < 1:
+        raise ArgumentTypeError(f"{text} is not between 0 and 1")
+    return share
+
+
 def export(args: Namespace, flags: dict[str, Any]) -> int:
     """Write a run's accepted rows, or a selection of them, as training data."""
-    from refloom.runs.journal import check_run, read_snapshot
+    from refloom.runs.journal import check_run, iter_records, read_snapshot
 
     _check_file(args.file)
+    _check_format_options(args, [args.format])
     check_run(args.directory)
     choice = _selection_settings(args, flags)
     ids = None if choice is None else _select_ids(args.directory, choice, flags)
+    rubric = None
     with read_snapshot(args.directory / "journal.sqlite") as journal:
+        read = partial(_accepted, journal, ids)
+        if args.format == RUBRIC:
+            read = partial(iter_records, journal, *STATUSES)
+            rubric = _rubric_settings(args, read())
+            _tell_of_rubrics(rubric.counts)
         try:
             written = export_rows(
-                partial(_accepted, journal, ids),
+                read,
                 args.file,
                 args.format,
                 parts=args.split,
                 limit=args.max_rows,
                 random_seed=args.random_seed,
+                think_tags=args.think_tags,
+                rubric=rubric,
             )
         except OSError as error:
             raise InputError(
@@ -255,6 +353,7 @@ def push(args: Namespace, flags: dict[str, Any]) -> int:
     from refloom.runs.outputs import card_text, read_status, refresh_counts
 
     check_repo_id(args.repo_id)
+    _check_format_options(args, args.format or ["messages"])
     check_run(args.directory)
     status = read_status(args.directory)
     if not status.keys() >= CARD_NEEDS or "references" not in status["reading"]:
@@ -301,25 +400,41 @@ def _write_formats(
     """Write the data files of each format; their row counts, and the configs for the hub."""
     from refloom.runs.journal import iter_records
 
-    read_records = partial(iter_records, journal, "accepted")
     rows: dict[str, int] = {}
     configs: list[dict[str, Any]] = []
+    parts = args.split or {"train": 1.0}
     for format_ in dict.fromkeys(args.format or ["messages"]):
         (folder / format_).mkdir()
-        stem = folder / format_ / "rows.parquet"
-        parts = args.split or {"train": 1.0}
+        read, rubric = partial(iter_records, journal, "accepted"), None
+        if format_ == RUBRIC:
+            read = partial(iter_records, journal, *STATUSES)
+            rubric = _rubric_settings(args, read())
+            _tell_of_rubrics(rubric.counts)
         written = export_rows(
-            read_records, stem, format_, parts=parts, random_seed=args.random_seed
+            read,
+            folder / format_ / "rows.parquet",
+            format_,
+            parts=parts,
+            random_seed=args.random_seed,
+            think_tags=args.think_tags,
+            rubric=rubric,
         )
-        filled = [(name, path) for name, path in zip(parts, written, strict=True) if written[path]]
-        if not filled:
+        if not any(written.values()):
             sys.stderr.write(f"{format_}: left out, {EMPTY_REASONS.get(format_, NO_ROW)}\n")
             shutil.rmtree(folder / format_)
             continue
-        files = [{"split": name, "path": f"{format_}/{path.name}"} for name, path in filled]
-        first = {} if configs else {"default": True}
-        configs.append({"config_name": format_, "data_files": files, **first})
-        rows[format_] = sum(written.values())
+        # Files with the criteria that are held out come after the others, a part each.
+        files = list(written)
+        for start in range(0, len(files), len(parts)):
+            filled = [
+                {"split": name, "path": f"{format_}/{path.name}"}
+                for name, path in zip(parts, files[start : start + len(parts)], strict=True)
+                if written[path]
+            ]
+            config = f"{format_}_heldout" if start else format_
+            first = {} if configs else {"default": True}
+            configs.append({"config_name": config, "data_files": filled, **first})
+            rows[config] = sum(written[path] for path in files[start : start + len(parts)])
     if not configs:
         raise InputError(f"{args.directory}: there are no rows to publish")
     return rows, configs

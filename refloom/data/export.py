@@ -10,6 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
@@ -17,7 +18,17 @@ from typing import Any, NamedTuple
 
 from nodes.context import Context
 from nodes.record import Record
+from nodes.state import Criterion
 from nodes.verdicts import is_better
+from refloom.data.rubrics import (
+    ITEM_KEYS,
+    RubricCounts,
+    RubricShape,
+    has_standing_instruction,
+    is_held_out,
+    rubric_of,
+    write_item,
+)
 from refloom.data.write import open_row_writer
 
 ExportRow = dict[str, Any]
@@ -27,6 +38,19 @@ MAX_SHARE = 1_000_000
 # Values that stand for their type in a format's example.
 TEXT = ""
 TURNS = [{"role": TEXT, "content": TEXT}]
+THINKING_TURNS = [{"role": TEXT, "content": TEXT, "reasoning_content": TEXT}]
+# Formats whose responses may have their thoughts inside the text.
+TAGGED_FORMATS = ("messages", "prompt_completion", "alpaca", "sharegpt")
+
+
+class RubricSettings(NamedTuple):
+    """How rubrics are exported: whose names they have, and what is known of the run's drafts.
+
+    With `counts.share` above 0, that share of the criteria goes into a file of its own.
+    """
+
+    shape: RubricShape
+    counts: RubricCounts
 
 
 class Format(NamedTuple):
@@ -44,47 +68,76 @@ def export_rows(
     parts: dict[str, float] | None = None,
     limit: int | None = None,
     random_seed: int = 0,
+    think_tags: bool = False,
+    rubric: RubricSettings | None = None,
 ) -> dict[Path, int]:
     """Write the rows of a format; return the number of rows of each file. Blocks.
 
+    The rows of `rubric` are written twice if criteria are held out: to the files without them, and
+    to `FILE-heldout` beside each with them alone.
+
     Args:
-        read_records: Called to read the records, as JSON lines; twice if there are several parts.
-            Rows are written in the order of the records.
+        read_records: Called to read the records, as JSON lines, once or more often. Rows are
+            written in the order of the records.
         path: A `.jsonl` or `.parquet` file; with `parts`, `FILE-PART` beside it for each part.
         format_: A name in `FORMATS`.
         parts: Shares by the name of a part, which sum to 1.
         limit: The highest number of rows.
         random_seed: Decides which seeds go into which part.
+        think_tags: Put thoughts into the text of the response, for a format of `TAGGED_FORMATS`.
+        rubric: How the format `rubric` is written; records of all statuses are read for it.
 
     Raises:
         OSError: A file cannot be written; existing files stay as they are.
     """
     paths = {name: path.with_stem(f"{path.stem}-{name}") for name in parts or {}} or {"": path}
-    several = parts is not None and len(parts) > 1
+    formats = {"": FORMATS[format_]}
+    if rubric is not None:
+        formats = rubric_formats(rubric)
+    elif (
+        format_ == "messages"
+        and path.suffix == ".parquet"
+        and not think_tags
+        and any(json.loads(line).get("reasoning") for line in read_records())
+    ):
+        # A column of thoughts only where there are any, as in lines of JSON.
+        formats = {"": Format(messages, {"messages": THINKING_TURNS})}
+    first, *_ = formats.values()
     assigned: dict[int, str] = {}
+    several = parts is not None and len(parts) > 1
     if parts is not None and several:
-        rows = islice(format_rows(read_records(), format_), limit)
+        rows = islice(format_rows(read_records(), first, think_tags), limit)
         assigned = assign_parts((seed for seed, _ in rows), parts, random_seed)
-    counts = dict.fromkeys(paths.values(), 0)
-    with ExitStack() as stack:
-        example = FORMATS[format_].example
-        writers = {
-            name: stack.enter_context(open_row_writer(part_path, example))
+    counts: dict[Path, int] = {}
+    for suffix, format_of in formats.items():
+        files = {
+            name: part_path.with_stem(f"{part_path.stem}-{suffix}") if suffix else part_path
             for name, part_path in paths.items()
         }
-        for seed, row in islice(format_rows(read_records(), format_), limit):
-            name = assigned[seeded_hash(seed, random_seed)] if several else next(iter(paths))
-            writers[name](row)
-            counts[paths[name]] += 1
+        counts |= dict.fromkeys(files.values(), 0)
+        with ExitStack() as stack:
+            writers = {
+                name: stack.enter_context(open_row_writer(file, format_of.example))
+                for name, file in files.items()
+            }
+            for seed, row in islice(format_rows(read_records(), format_of, think_tags), limit):
+                name = assigned[seeded_hash(seed, random_seed)] if several else next(iter(files))
+                writers[name](row)
+                counts[files[name]] += 1
     return counts
 
 
-def format_rows(records: Iterable[str], format_: str) -> Iterator[tuple[str, ExportRow]]:
+def format_rows(
+    records: Iterable[str], format_: str | Format, think_tags: bool = False
+) -> Iterator[tuple[str, ExportRow]]:
     """The seed id and the row, for each row of an export, in the order of the records."""
-    rows_of = FORMATS[format_].rows
+    if isinstance(format_, str):
+        format_ = FORMATS[format_]
     for line in records:
         record = json.loads(line)
-        for row in rows_of(record):
+        if think_tags:
+            record = tag_thoughts(record)
+        for row in format_.rows(record):
             yield record["seed_id"], row
 
 
@@ -94,10 +147,16 @@ def format_rows(records: Iterable[str], format_: str) -> Iterator[tuple[str, Exp
 def messages(record: Record) -> list[ExportRow]:
     """TRL's conversational shape for SFT, and that of OpenAI's fine-tuning.
 
+    The thoughts behind a response stand in `reasoning_content`, where chat templates look for them;
+    a response without thoughts has no such key.
+
     >>> messages({"instruction": "Why?", "response": "So."})[0]["messages"][1]
     {'role': 'assistant', 'content': 'So.'}
     """
-    return [{"messages": _user_turn(record["instruction"]) + _assistant_turn(record["response"])}]
+    answer = _assistant_turn(record["response"])
+    if record.get("reasoning"):
+        answer[0]["reasoning_content"] = record["reasoning"]
+    return [{"messages": _user_turn(record["instruction"]) + answer}]
 
 
 def prompt_completion(record: Record) -> list[ExportRow]:
@@ -120,17 +179,32 @@ def preference(record: Record) -> list[ExportRow]:
     """TRL's conversational preference shape: the accepted response over an earlier attempt.
 
     The rejected response is the attempt that failed the most `must` criteria that the accepted one
-    passes; `decided_by` has these verdicts. Without such an attempt there is no row.
+    passes; `decided_by` has these verdicts. Without such an attempt there is no row. Neither side
+    has thoughts, since attempts were not written by a model that thought over the instruction
+    alone.
     """
+    return [
+        row
+        | {
+            "prompt": _user_turn(row["prompt"]),
+            "chosen": _assistant_turn(row["chosen"]),
+            "rejected": _assistant_turn(row["rejected"]),
+        }
+        for row in preference_text(record)
+    ]
+
+
+def preference_text(record: Record) -> list[ExportRow]:
+    """The rows of `preference` as plain text: TRL's without a chat template, LLaMA-Factory's."""
     failed = failed_attempts(record)
     if not failed:
         return []
     worst, verdicts = max(failed, key=lambda pair: len(pair[1]))
     return [
         {
-            "prompt": _user_turn(record["instruction"]),
-            "chosen": _assistant_turn(record["response"]),
-            "rejected": _assistant_turn(worst["response"]),
+            "prompt": record["instruction"],
+            "chosen": record["response"],
+            "rejected": worst["response"],
             "decided_by": verdicts,
         }
     ]
@@ -139,13 +213,24 @@ def preference(record: Record) -> list[ExportRow]:
 def kto(record: Record) -> list[ExportRow]:
     """TRL's unpaired preference shape: the accepted response, and attempts that failed before it.
 
-    The attempts are those that `preference` chooses from.
+    The attempts are those that `preference` chooses from, and none has thoughts.
     """
-    prompt = _user_turn(record["instruction"])
+    return [
+        {
+            "prompt": _user_turn(row["prompt"]),
+            "completion": _assistant_turn(row["completion"]),
+            "label": row["label"],
+        }
+        for row in kto_text(record)
+    ]
+
+
+def kto_text(record: Record) -> list[ExportRow]:
+    """The rows of `kto` as plain text: TRL's without a chat template, LLaMA-Factory's."""
     labels = [(record["response"], True)]
     labels += [(attempt["response"], False) for attempt, _ in failed_attempts(record)]
     return [
-        {"prompt": prompt, "completion": _assistant_turn(text), "label": label}
+        {"prompt": record["instruction"], "completion": text, "label": label}
         for text, label in labels
     ]
 
@@ -188,6 +273,124 @@ def refed(record: Record) -> list[ExportRow]:
     return [draft | {key: record[key] for key in fields}]
 
 
+def rubric_rar(
+    record: Record,
+    counts: RubricCounts | None = None,
+    takes: Callable[[Criterion], bool] = lambda _: True,
+) -> list[ExportRow]:
+    """The rubric of an instruction, accepted or rejected, with the names of the RaR data sets.
+
+    Args:
+        record: One whose rubric has no item has no row.
+        counts: What is known of the run's drafts.
+        takes: Which items the row has; those that it leaves out stand in another file.
+    """
+    items = _rubric_items(record, "rar", counts, takes)
+    if items is None:
+        return []
+    return [
+        {
+            "question": record["instruction"],
+            "reference_answer": _reference_answer(record) or "",
+            "question_source": record["seed_id"],
+            "rubric": items,
+            "rubric_list": [item["description"] for item in items],
+            "rubric_count": len(items),
+        }
+    ]
+
+
+def rubric_healthbench(
+    record: Record,
+    counts: RubricCounts | None = None,
+    takes: Callable[[Criterion], bool] = lambda _: True,
+) -> list[ExportRow]:
+    """The row of `rubric_rar` with the names of HealthBench.
+
+    The reference completions are the attempts that the ideal one was refined from.
+    """
+    items = _rubric_items(record, "healthbench", counts, takes)
+    if items is None:
+        return []
+    answer, completions = _reference_answer(record), None
+    if answer is not None:
+        attempts, accepted = record["attempts"], accepted_attempt(record)
+        before = next((i for i, attempt in enumerate(attempts) if attempt is accepted), 0)
+        completions = {
+            "ideal_completion": answer,
+            "ideal_completions_group": "refloom",
+            "ideal_completions_ref_completions": [a["response"] for a in attempts[:before]],
+        }
+    return [
+        {
+            "example_tags": [f"status:{record['status']}", f"seed:{record['seed_id']}"],
+            "ideal_completions_data": completions,
+            "prompt": _user_turn(record["instruction"]),
+            "prompt_id": record["id"],
+            "rubrics": items,
+        }
+    ]
+
+
+def rubric_formats(settings: RubricSettings) -> dict[str, Format]:
+    """The format of the rubrics' file, by the suffix of its name, and of held-out criteria's."""
+    shape, counts = settings
+    rows = rubric_rar if shape == "rar" else rubric_healthbench
+    example = RUBRIC_EXAMPLES[shape]
+    if counts.fractional:
+        column, (_, weight) = ("rubric" if shape == "rar" else "rubrics"), ITEM_KEYS[shape]
+        example = example | {column: [{**example[column][0], weight: 1.0}]}
+    if not counts.share:
+        return {"": Format(partial(rows, counts=counts), example)}
+
+    def is_out(criterion: Criterion) -> bool:
+        return is_held_out(criterion, counts.share)
+
+    return {
+        "": Format(partial(rows, counts=counts, takes=lambda c: not is_out(c)), example),
+        "heldout": Format(partial(rows, counts=counts, takes=is_out), example),
+    }
+
+
+def _rubric_items(
+    record: Record,
+    shape: RubricShape,
+    counts: RubricCounts | None,
+    takes: Callable[[Criterion], bool],
+) -> list[ExportRow] | None:
+    """The items of a record's rubric; None if it has no rubric or its instruction cannot stand."""
+    criteria = rubric_of(record["criteria"])
+    if not criteria or not has_standing_instruction(record):
+        return None
+    counts = counts or RubricCounts()
+    accepted = accepted_attempt(record) if record["status"] == "accepted" else None
+    verdicts = accepted["verdicts"] if accepted is not None else []
+    outcomes = {verdict["criterion_id"]: verdict["verdict"] for verdict in verdicts}
+    return [
+        write_item(
+            criterion,
+            shape,
+            pass_rate=counts.pass_rate(criterion["id"]),
+            verdict=outcomes.get(criterion["id"], ""),
+            fractional=counts.fractional,
+        )
+        for criterion in criteria
+        if takes(criterion)
+    ]
+
+
+def _reference_answer(record: Record) -> str | None:
+    return record["response"] if record["status"] == "accepted" else None
+
+
+def tag_thoughts(record: Record) -> Record:
+    """The record with its thoughts in front of the response, between `<think>` and `</think>`."""
+    if not record.get("reasoning"):
+        return record
+    response = f"<think>\n{record['reasoning']}\n</think>\n\n{record['response']}"
+    return {**record, "response": response, "reasoning": None}
+
+
 def _user_turn(text: str) -> list[ExportRow]:
     return [{"role": "user", "content": text}]
 
@@ -198,6 +401,39 @@ def _assistant_turn(text: str) -> list[ExportRow]:
 
 _VERDICT_TYPES = {"criterion_id": TEXT, "verdict": TEXT, "reason": TEXT, "evidence": TEXT}
 _CRITERION_TYPES = {"id": TEXT, "text": TEXT, "must": True, "judged_by": TEXT}
+
+_PROOF_TYPES = {
+    "criterion_id": TEXT,
+    "must": True,
+    "quote": TEXT,
+    "reference_id": TEXT,
+    "judged_by": TEXT,
+    "check": TEXT,
+    "trial": {"references": 1, "own": 1, "spoiled": [{"kind": TEXT, "passed": 1}]},
+    "pass_rate": 1.0,
+    "verdict": TEXT,
+}
+RUBRIC_EXAMPLES: dict[RubricShape, ExportRow] = {
+    "rar": {
+        "question": TEXT,
+        "reference_answer": TEXT,
+        "question_source": TEXT,
+        "rubric": [{"title": TEXT, "description": TEXT, "weight": 1, **_PROOF_TYPES}],
+        "rubric_list": [TEXT],
+        "rubric_count": 1,
+    },
+    "healthbench": {
+        "example_tags": [TEXT],
+        "ideal_completions_data": {
+            "ideal_completion": TEXT,
+            "ideal_completions_group": TEXT,
+            "ideal_completions_ref_completions": [TEXT],
+        },
+        "prompt": TURNS,
+        "prompt_id": TEXT,
+        "rubrics": [{"criterion": TEXT, "points": 1, "tags": [TEXT], **_PROOF_TYPES}],
+    },
+}
 
 # To add a format: write a function from a record to rows and name it here.
 FORMATS: dict[str, Format] = {
@@ -214,7 +450,17 @@ FORMATS: dict[str, Format] = {
             "decided_by": [{**_VERDICT_TYPES, "criterion": TEXT}],
         },
     ),
+    "preference_text": Format(
+        preference_text,
+        {
+            "prompt": TEXT,
+            "chosen": TEXT,
+            "rejected": TEXT,
+            "decided_by": [{**_VERDICT_TYPES, "criterion": TEXT}],
+        },
+    ),
     "kto": Format(kto, {"prompt": TURNS, "completion": TURNS, "label": True}),
+    "kto_text": Format(kto_text, {"prompt": TEXT, "completion": TEXT, "label": True}),
     "refed": Format(
         refed,
         {
@@ -229,6 +475,7 @@ FORMATS: dict[str, Format] = {
             "improved_response": TEXT,
         },
     ),
+    "rubric": Format(rubric_rar, RUBRIC_EXAMPLES["rar"]),
     "trajectory": Format(
         trajectory,
         {
@@ -248,31 +495,37 @@ FORMATS: dict[str, Format] = {
 def failed_attempts(record: Record) -> list[tuple[ExportRow, list[ExportRow]]]:
     """Attempts before the accepted one that failed a `must` it passes, with those verdicts.
 
-    Empty attempts and those that hardly differ from the accepted response are left out.
+    The bare answers of `--reasoning` count as attempts: one of them may be the accepted one, and
+    all others may have failed. Empty attempts and those that hardly differ from the accepted
+    response are left out.
     """
     from rapidfuzz.distance import Indel
 
-    attempts = record["attempts"]
-    same = [i for i, a in enumerate(attempts) if a["response"] == record["response"]]
-    if not same:
+    accepted = accepted_attempt(record)
+    if accepted is None:
         return []
-    accepted = same[-1]
+    earlier: list[ExportRow] = []
+    for others in (record["attempts"], record.get("answers") or []):
+        before = next((i for i, other in enumerate(others) if other is accepted), len(others))
+        earlier += others[:before]
     accepted_words = record["response"].split()
     texts = {c["id"]: c["text"] for c in record["criteria"] if c["must"]}
     passed = {
         v["criterion_id"]
-        for v in attempts[accepted]["verdicts"]
+        for v in accepted["verdicts"]
         if v["verdict"] == "pass" and v["criterion_id"] in texts
     }
     reviewer_verdict = _reviewer_verdict(record)
+    # Where there are bare answers, it is not known which text the reviewer saw.
+    reviewed = None if record.get("answers") else next(iter(earlier[-1:]), None)
     failed = []
-    for attempt in attempts[:accepted]:
+    for attempt in earlier:
         verdicts = [
             {**verdict_fields(v), "criterion": f"The response {texts[v['criterion_id']]}."}
             for v in attempt["verdicts"]
             if v["verdict"] == "fail" and v["criterion_id"] in passed
         ]
-        if reviewer_verdict and attempt is attempts[accepted - 1]:
+        if reviewer_verdict and attempt is reviewed:
             verdicts.append(reviewer_verdict)
         words = attempt["response"].split()
         if (
@@ -282,6 +535,15 @@ def failed_attempts(record: Record) -> list[tuple[ExportRow, list[ExportRow]]]:
         ):
             failed.append((attempt, verdicts))
     return failed
+
+
+def accepted_attempt(record: Record) -> ExportRow | None:
+    """The attempt, or the bare answer, that is the record's response; None if a person wrote it."""
+    drafts = [*record["attempts"], *(record.get("answers") or [])]
+    if not record.get("reasoning"):
+        # A bare answer is taken with its thoughts or not at all.
+        drafts = [*(record.get("answers") or []), *record["attempts"]]
+    return next((d for d in reversed(drafts) if d["response"] == record["response"]), None)
 
 
 def _reviewer_verdict(record: Record) -> ExportRow | None:

@@ -7,7 +7,10 @@ simple-evals) name the parts of a rubric differently; both are read, and so is w
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,9 +26,14 @@ RubricShape = Literal["rar", "healthbench"]
 MUST_WEIGHT = 5
 SHOULD_WEIGHT = 2
 # What a description begins with, as RaR's do.
-CATEGORIES = {"must": "Essential Criteria: ", "should": "Important Criteria: "}
-PITFALL_CATEGORY = "Pitfall Criteria: "
+CATEGORIES = {
+    "must": "Essential Criteria: ",
+    "should": "Important Criteria: ",
+    "pitfall": "Pitfall Criteria: ",
+}
 SUBJECT = "The response "
+MAX_TITLE_WORDS = 8
+MAX_TITLE_CHARS = 60
 # Public rubrics have up to 67 items.
 MAX_ITEMS = 200
 # The names of an item's text and weight.
@@ -33,6 +41,12 @@ ITEM_KEYS: dict[RubricShape, tuple[str, str]] = {
     "rar": ("description", "weight"),
     "healthbench": ("criterion", "points"),
 }
+_CLAUSE_END = re.compile(r"[,;:.()\n]|\s[-\u2013\u2014]\s")
+# Words that a title does not end with.
+_LINKS = re.compile(
+    r"an?|and|as|at|but|by|for|from|if|in|into|is|it|its|not|of|on|or|so|such|than|that|the|their"
+    r"|then|to|when|where|which|while|who|with|without"
+)
 _QUESTION_KEYS = ("question", "prompt", "instruction")
 
 
@@ -50,18 +64,168 @@ def weight_of(criterion: Criterion) -> float:
 
 
 def describe_item(criterion: Criterion, shape: RubricShape = "rar") -> str:
-    """A criterion as a sentence; in RaR's shape with its category before it.
+    """A criterion as other tools word it; in RaR's shape with its category before it.
+
+    Theirs leave out "The response", and so do these, unless `read_item` could not find the text
+    again: one that begins with a capital, say.
 
     >>> from nodes.own_criteria import read_own_criterion
     >>> describe_item(read_own_criterion("names the cause", trusted=False)["criterion"])
-    'Essential Criteria: The response names the cause'
+    'Essential Criteria: Names the cause'
+    >>> describe_item(read_own_criterion("JSON is all it holds", trusted=False)["criterion"])
+    'Essential Criteria: The response JSON is all it holds'
     """
-    fault = fault_of(criterion)
-    sentence = SUBJECT + (criterion["text"] if fault is None else fault)
-    if shape == "healthbench":
-        return sentence
-    category = CATEGORIES["must" if criterion["must"] else "should"]
-    return (PITFALL_CATEGORY if fault is not None else category) + sentence
+    text = fault_of(criterion) or criterion["text"]
+    ending = text[:1].upper() + text[1:]
+    if _end_of_sentence(ending) != text:
+        ending = SUBJECT + text
+    return ending if shape == "healthbench" else category_of(criterion) + ending
+
+
+def category_of(criterion: Criterion) -> str:
+    """What a description of RaR's begins with."""
+    return CATEGORIES[_level_of(criterion)]
+
+
+def _level_of(criterion: Criterion) -> str:
+    if fault_of(criterion) is not None:
+        return "pitfall"
+    return "must" if criterion["must"] else "should"
+
+
+def _end_of_sentence(ending: str) -> str:
+    """The text of a criterion from what `describe_item` makes of it."""
+    if ending.startswith(SUBJECT):
+        return ending.removeprefix(SUBJECT)
+    return ending[:1].lower() + ending[1:]
+
+
+def title_of(criterion: Criterion) -> str:
+    """The first words of a criterion, up to its first comma, as a title.
+
+    >>> from nodes.own_criteria import read_own_criterion
+    >>> own = read_own_criterion("names the cause of the fault, if any", trusted=False)
+    >>> title_of(own["criterion"])
+    'Names the cause of the fault'
+    """
+    text = fault_of(criterion) or criterion["text"]
+    clause = _CLAUSE_END.split(text, maxsplit=1)[0].strip() or text
+    words = clause.split()[:MAX_TITLE_WORDS]
+    while len(words) > 1 and _LINKS.fullmatch(words[-1].lower()):
+        words.pop()
+    title = " ".join(words)[:MAX_TITLE_CHARS].strip()
+    return title[:1].upper() + title[1:]
+
+
+def write_item(
+    criterion: Criterion,
+    shape: RubricShape,
+    *,
+    pass_rate: float | None = None,
+    verdict: str = "",
+    fractional: bool = False,
+) -> dict[str, Any]:
+    """A criterion as an item of a rubric, with what is known of it.
+
+    Args:
+        criterion: As a record has it.
+        shape: Whose names the item has.
+        pass_rate: The share of drafts that passed it.
+        verdict: On the reference answer, "" if there is none.
+        fractional: Write the weight as a number with decimals, since others of the file have some.
+    """
+    weight = weight_of(criterion)
+    weight = float(weight) if fractional else int(weight)
+    item: dict[str, Any]
+    if shape == "rar":
+        item = {
+            "title": title_of(criterion),
+            "description": describe_item(criterion, shape),
+            "weight": weight,
+        }
+    else:
+        item = {
+            "criterion": describe_item(criterion, shape),
+            "points": weight,
+            "tags": [f"level:{_level_of(criterion)}", f"judged_by:{criterion['judged_by']}"],
+        }
+    trial, tried = criterion.get("trial"), None
+    if trial is not None:
+        # A list of kinds, since the names of an object's keys are part of a column's type.
+        kinds = [{"kind": kind, "passed": n} for kind, n in trial["spoiled"].items()]
+        tried = {"references": trial["references"], "own": trial["own"], "spoiled": kinds}
+    return item | {
+        "criterion_id": criterion["id"],
+        "must": criterion["must"],
+        "quote": criterion["quote"] or "",
+        "reference_id": criterion["reference_id"] or "",
+        "judged_by": criterion["judged_by"],
+        "check": criterion.get("check") or "",
+        "trial": tried,
+        "pass_rate": pass_rate,
+        "verdict": verdict,
+    }
+
+
+def is_held_out(criterion: Criterion, share: float) -> bool:
+    """Whether a criterion is among the `share` that a policy is not trained on.
+
+    It depends on the words alone, so that a criterion is held out in every row and every export, or
+    in none.
+    """
+    digest = sha256(criterion["text"].encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:8], "big") < share * 2**64
+
+
+@dataclass(slots=True)
+class RubricCounts:
+    """What a run's drafts say of each criterion, and how many items its rubrics have.
+
+    `held_out` counts items that `share` holds out; `none_held_out` and `all_held_out` count the
+    rubrics of which it takes no item, or leaves none.
+    """
+
+    share: float = 0.0
+    fractional: bool = False
+    rubrics: int = 0
+    items: int = 0
+    held_out: int = 0
+    none_held_out: int = 0
+    all_held_out: int = 0
+    _verdicts: dict[str, list[int]] = field(default_factory=dict)
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        """Count the verdicts on a record's drafts, bare answers included, and its rubric."""
+        criteria = rubric_of(record["criteria"])
+        for draft in (*record["attempts"], *(record.get("answers") or ())):
+            for verdict in draft["verdicts"]:
+                if verdict["verdict"] in ("pass", "fail"):
+                    counts = self._verdicts.setdefault(verdict["criterion_id"], [0, 0])
+                    counts[verdict["verdict"] == "pass"] += 1
+        if not criteria or not has_standing_instruction(record):
+            return
+        self.fractional |= any(weight_of(c) != int(weight_of(c)) for c in criteria)
+        held_out = sum(is_held_out(criterion, self.share) for criterion in criteria)
+        self.rubrics += 1
+        self.items += len(criteria)
+        self.held_out += held_out
+        self.none_held_out += held_out == 0
+        self.all_held_out += held_out == len(criteria)
+
+    def pass_rate(self, criterion_id: str) -> float | None:
+        """The share of the drafts on which a verdict is known that passed; None without any."""
+        failed, passed = self._verdicts.get(criterion_id, (0, 0))
+        return passed / (passed + failed) if passed + failed else None
+
+
+def has_standing_instruction(record: Mapping[str, Any]) -> bool:
+    """Whether an instruction may be trained on, whatever became of its response.
+
+    One that holds a benchmark's prompt may not, and of a failed sample nobody knows.
+    """
+    return record["status"] == "accepted" or (
+        record["status"] == "rejected" and record.get("reason") != "contaminated"
+    )
 
 
 def read_item(item: Mapping[str, Any]) -> Criterion:
@@ -69,25 +233,27 @@ def read_item(item: Mapping[str, Any]) -> Criterion:
 
     Raises `ValueError` if it is of no known shape.
     """
-    for text_key, weight_key in ITEM_KEYS.values():
+    for shape, (text_key, weight_key) in ITEM_KEYS.items():
         text, weight = item.get(text_key), item.get(weight_key)
         id_, judged_by = item.get("criterion_id"), item.get("judged_by")
         if not (isinstance(text, str) and isinstance(id_, str)) or judged_by is None:
             continue
         if isinstance(weight, bool) or not isinstance(weight, int | float):
             raise ValueError(f"{weight_key}: must be a number")
-        for category in (*CATEGORIES.values(), PITFALL_CATEGORY):
+        if shape == "rar":
+            category = next((c for c in CATEGORIES.values() if text.startswith(c)), "")
             text = text.removeprefix(category)
-        text = text.removeprefix(SUBJECT)
+        text = _end_of_sentence(text)
         return {
             "id": id_,
             "text": PITFALL + text if weight < 0 else text,
             "must": bool(item.get("must")),
-            "reference_id": item.get("reference_id"),
-            "quote": item.get("quote"),
+            # Empty where a criterion is from no reference, or no function decides it.
+            "reference_id": item.get("reference_id") or None,
+            "quote": item.get("quote") or None,
             "judged_by": "check" if judged_by == "check" else "judge",
             "weight": weight,
-            "check": item.get("check"),
+            "check": item.get("check") or None,
             "trial": None,
         }
     found = find_criteria({"rubric": [item]})

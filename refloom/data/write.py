@@ -79,14 +79,15 @@ def _open_parquet_writer(path: Path, example: OutputRow) -> Iterator[WriteRow]:
 
 
 def _arrow_type(example: Any) -> Any:
-    """The Arrow type of values like the example: objects, lists, booleans and text."""
+    """The Arrow type of values like the example: objects, lists, booleans, numbers and text."""
     import pyarrow
 
     if isinstance(example, dict):
         return pyarrow.struct([(name, _arrow_type(value)) for name, value in example.items()])
     if isinstance(example, list):
         return pyarrow.list_(_arrow_type(example[0]))
-    return pyarrow.bool_() if isinstance(example, bool) else pyarrow.string()
+    types = {bool: pyarrow.bool_(), int: pyarrow.int64(), float: pyarrow.float64()}
+    return types.get(type(example), pyarrow.string())
 
 
 def replace_lines(path: Path, lines: Iterable[str]) -> int:

@@ -40,7 +40,7 @@ RefinementOutcome = Literal["better", "not better", "failed", "unchanged"]
 
 
 class Sample(NamedTuple):
-    """An accepted sample without its response; `changed`: the response is not the first attempt."""
+    """An accepted sample without its response; `changed`: the response is a refined attempt."""
 
     id: str
     slot: SlotKey
@@ -153,7 +153,9 @@ class AcceptedSamples:
         for line in iter_records(self._connection, "accepted"):
             record = loads(line)
             attempts = record["attempts"]
-            changed = bool(attempts) and attempts[0]["response"] != record["response"]
+            # A bare answer is no refinement: it was written once, without criteria.
+            refined = not record.get("reasoning")
+            changed = refined and bool(attempts) and attempts[0]["response"] != record["response"]
             samples.append(
                 Sample(
                     record["id"],
