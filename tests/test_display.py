@@ -10,7 +10,9 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+from fakes import ScriptedModel, answer, letters, prompt_of
 from rich.console import Console
+from runs import SEEDS, build_run
 
 from refloom.runs.progress import (
     MAX_COUNTED,
@@ -20,6 +22,7 @@ from refloom.runs.progress import (
     find_notebook,
     format_seconds,
 )
+from refloom.runs.run import Tools
 
 SEEN = RunStats(
     accepted=0,
@@ -165,6 +168,27 @@ def test_a_run_says_what_it_is_doing_before_it_makes_rows():
             "[  56 s] embedding references, 7,000 of 10,000\n"
         )
         assert run.after(6, activity="making rows") == "", "rows speak for themselves"
+
+
+async def test_a_run_tells_reading_embedding_learning_and_making(tmp_path):
+    told: list[str] = []
+
+    def tell(call):
+        told.append(f"{call.stage}: {run.stats().activity}")
+        return answer(call.stage, prompt_of(call), 1)
+
+    async def embed(texts):
+        told.append(run.stats().activity)
+        return await letters(texts)
+
+    model = ScriptedModel(extract=tell, generate=tell)
+    run = build_run(tmp_path, model, SEEDS[:1])
+    run.tools = Tools(complete=model, embed=embed)
+    assert run.stats().activity == "reading the inputs"
+    await run.run()
+    assert "embedding references, 0 of 3" in told
+    assert "extract: learning from references" in told
+    assert "generate: making rows" in told
 
 
 def test_the_end_says_how_it_went_in_one_line_with_the_speed_of_the_whole():
