@@ -141,6 +141,17 @@ def test_lines_say_all_there_is_to_say_and_are_short():
     assert max(map(len, said.splitlines())) < 100
 
 
+def test_a_line_that_is_too_long_is_broken_between_its_parts():
+    run = Watched(replace(SEEN, target=None, slots=600_000))
+    with run.begin():
+        run.after(30, accepted=1000, rejected=100, failed=10)
+        said = run.after(30, accepted=2000, rejected=200, failed=20)
+    assert said.splitlines()[:2] == [
+        "[  60 s] accepted 2,000, rejected 200, failed 20 (2,220 of 600,000 samples)",
+        "         2,220.0 samples a minute; about 4 h 29 min left",
+    ]
+
+
 def test_what_fails_most_is_said_in_full_on_lines_that_are_short():
     run = Watched()
     text = "names each of the things that the reader has to do " + "and when " * 15 + "so."

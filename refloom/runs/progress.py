@@ -254,11 +254,22 @@ def shorten(text: str, most: int = MAX_LABEL_CHARS) -> str:
 
 
 def wrap_lines(lines: Iterable[str], start: str) -> str:
-    """Return lines of at most `MAX_LINE_CHARS`, the first after `start`, the others indented."""
+    """Return lines of at most `MAX_LINE_CHARS`, the first after `start`, the others indented.
+
+    One that is too long is broken after a semicolon where it has one.
+    """
+    width = MAX_LINE_CHARS - len(LINE_INDENT)
     wrapped: list[str] = []
     for line in lines:
-        wrapped += textwrap.wrap(line, MAX_LINE_CHARS - len(LINE_INDENT)) or [""]
-    head, *rest = wrapped
+        first, *parts = line.split("; ")
+        joined = [first]
+        for part in parts:
+            if len(joined[-1]) + len(part) + 2 <= width:
+                joined[-1] += f"; {part}"
+            else:
+                joined.append(part)
+        wrapped += [short for one in joined for short in textwrap.wrap(one, width)]
+    head, *rest = wrapped or [""]
     return "".join([f"{start} {head}\n", *(f"{LINE_INDENT}{line}\n" for line in rest)])
 
 
