@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sqlite3
 import threading
 import time
@@ -222,6 +223,51 @@ class FileStore:
             for number, key in self._reader.execute(sql, (self._last_number,)):
                 self._known_keys.add(key)
                 self._last_number = number
+
+
+class StoredCharacteristics:
+    """The entries of a `FileStore`, only read; another process may be adding to them."""
+
+    def __init__(self, directory: Path) -> None:
+        """Raises `IndexUnusable` if there are none in `directory`. Blocks."""
+        path = directory / "characteristics.sqlite"
+        # Where nothing can be written nobody writes, and SQLite must not try to lock.
+        immutable = "" if os.access(directory, os.W_OK) else "&immutable=1"
+        address = f"{path.absolute().as_uri()}?mode=ro{immutable}"
+        try:
+            self._connection = sqlite3.connect(address, uri=True, check_same_thread=False)
+            self._connection.execute("SELECT key FROM characteristics LIMIT 1").fetchall()
+        except sqlite3.Error as error:
+            raise IndexUnusable(f"{path}: cannot be opened ({error})") from error
+        self._lock = threading.Lock()
+        self._newest: dict[str, int] | None = None
+
+    def find(self, key: str) -> Learned | None:
+        """The entry under a key; None if there is none. Blocks."""
+        return self._read("key", key)
+
+    def find_newest(self, reference_id: str) -> Learned | None:
+        """The last entry of a reference of this id, by whatever prompts and models. Blocks."""
+        with self._lock:
+            if self._newest is None:
+                sql = (
+                    "SELECT json_extract(learned, '$.reference_id'), max(number) "
+                    "FROM characteristics GROUP BY 1"
+                )
+                self._newest = dict(self._connection.execute(sql).fetchall())
+        number = self._newest.get(reference_id)
+        return None if number is None else self._read("number", number)
+
+    def _read(self, column: str, value: str | int) -> Learned | None:
+        sql = f"SELECT learned FROM characteristics WHERE {column} = ?"
+        with self._lock:
+            row = self._connection.execute(sql, (value,)).fetchone()
+        return None if row is None else cast(Learned, json.loads(row[0]))
+
+    def close(self) -> None:
+        """Close the file once no thread reads. Blocks."""
+        with self._lock:
+            self._connection.close()
 
 
 def _connect(path: Path) -> sqlite3.Connection:

@@ -7,8 +7,8 @@ comes of that is told, and kept with it.
 from __future__ import annotations
 
 import heapq
-import math
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -69,7 +69,8 @@ def read_own_criterion(value: Any, *, trusted: bool) -> OwnCriterion:
     if of not in ("response", "instruction"):
         raise ValueError(f"of: {of!r} is neither 'response' nor 'instruction'")
     weight = _read(fields, "weight", (int, float), "a number", None)
-    if weight is not None and not math.isfinite(weight):
+    # Of an integer beyond all floats, too.
+    if weight is not None and not abs(weight) <= sys.float_info.max:
         raise ValueError("weight: must be a finite number")
     check = _read(fields, "check", str, "a text", None)
     if check is not None:

@@ -425,8 +425,15 @@ def default_judge_method(judge: str) -> JudgeMethod:
 OTHER_VARIABLES = {"REFLOOM_INDEX", "REFLOOM_API_KEYS", "REFLOOM_OFFLINE", "REFLOOM_PROVIDERS"}
 
 
-def load_settings(flags: dict[str, Any], config: Path | None = None) -> Settings:
+def load_settings(
+    flags: dict[str, Any],
+    config: Path | None = None,
+    *,
+    calls: Literal["nothing", "judge", "all"] = "nothing",
+) -> Settings:
     """Return the settings from flags, the environment, a TOML file, and a preset, in that order.
+
+    `calls` says which models will be called, so that none of them is guessed from a key alone.
 
     Raises `pydantic.ValidationError` on a wrong value, an unknown key or preset, `SettingsError` on
     an unknown variable, `InputError` on a key without a model's name, `OSError` or
@@ -454,7 +461,8 @@ def load_settings(flags: dict[str, Any], config: Path | None = None) -> Settings
             model_config = SettingsConfigDict(toml_file=toml_files or None)
 
         layered = Layered(**flags)
-        if "model" not in layered.model_fields_set:
+        named = {"model", "judge_model"} if calls == "judge" else {"model"}
+        if calls != "nothing" and not named & layered.model_fields_set:
             _check_default_model(layered)
         return Settings.model_validate(layered.model_dump())
 

@@ -15,6 +15,8 @@ from runs import run_flags
 
 from refloom.cli import build_parser
 from refloom.cli.parser import walk_commands
+from refloom.errors import InputError
+from refloom.settings import load_settings
 
 PAIR = {"instruction": "Why do tides rise?", "response": "The Moon pulls at the sea. So it rises."}
 
@@ -70,6 +72,27 @@ def test_a_key_alone_chooses_no_model(tmp_path, references, command):
     assert ended.returncode == 2
     assert "--model gpt-4o-mini" in ended.stderr and "--model local" in ended.stderr
     assert not (tmp_path / "rows").exists()
+
+
+def test_where_no_model_is_called_or_only_a_named_judge_a_key_alone_does_no_harm(
+    tmp_path, references
+):
+    (tmp_path / "mine.toml").write_text('[[criteria]]\ntext = "is short"\n')
+    asked = ["criteria", "mine.toml", "--references", references, "--judge-model", "m"]
+    with Endpoint() as endpoint:
+        for command in (["dedup", references, "d.jsonl"], asked):
+            more = ["--base-url", endpoint.url] if command is asked else []
+            ended = refloom(*command, *more, cwd=tmp_path, OPENAI_API_KEY="sk-1")
+            assert ended.returncode == 0, ended.stderr
+    assert load_settings({"turns": "all"}).turns == "all"
+
+
+def test_a_judge_may_be_named_in_place_of_the_writer_it_replaces(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-1")
+    assert load_settings({"judge_model": "m"}, calls="judge").judge == "m"
+    assert load_settings({}).model == "local"
+    with pytest.raises(InputError, match="--model local"):
+        load_settings({"judge_model": "m"}, calls="all")
 
 
 def test_a_model_may_be_named_anywhere_for_a_key_alone(tmp_path, references):

@@ -151,6 +151,17 @@ def test_rubrics_of_one_question_are_joined(tmp_path: Path) -> None:
             {"question": "Why?", "rubric": [{**exported(MUST, "rar"), "weight": "5"}]},
             "rubric, item 1: weight: must be a number",
         ),
+        *(
+            (
+                {"question": "Why?", "rubric": [{**exported(MUST, "rar"), "weight": weight}]},
+                "rubric, item 1: weight: must be a finite number",
+            )
+            for weight in (float("nan"), float("inf"), 10**400)
+        ),
+        (
+            {"question": "Why?", "rubric": [{"description": "Is kind", "weight": 10**400}]},
+            "rubric, item 1: weight: must be a finite number",
+        ),
         ({"prompt": [{"role": "assistant", "content": "a"}], "rubric": []}, "line 2: prompt: must"),
     ],
 )

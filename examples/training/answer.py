@@ -38,6 +38,25 @@ def answers(model_name: str, questions: list[str], most: int) -> list[str]:
     return texts
 
 
+def write_answers(
+    model: str,
+    file: Path,
+    out: Path,
+    *,
+    max_tokens: int = 1024,
+    generator: str | None = None,
+    limit: int | None = None,
+) -> None:
+    """Write a model's answers to the questions of a file; `generator` is its name in the rows."""
+    questions = [seed["instruction"] for seed in Source(file, as_reference=False, limit=limit)]
+    name = generator or Path(model).name
+    rows = [
+        {"instruction": question, "output": output, "generator": name}
+        for question, output in zip(questions, answers(model, questions, max_tokens), strict=True)
+    ]
+    out.write_text(json.dumps(rows, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -48,16 +67,14 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=1024)
     parser.add_argument("--limit", type=int, help="the first so many questions")
     args = parser.parse_args()
-    seeds = Source(args.questions, as_reference=False, limit=args.limit)
-    questions = [seed["instruction"] for seed in seeds]
-    name = args.generator or Path(args.model).name
-    rows = [
-        {"instruction": question, "output": output, "generator": name}
-        for question, output in zip(
-            questions, answers(args.model, questions, args.max_tokens), strict=True
-        )
-    ]
-    args.out.write_text(json.dumps(rows, indent=1, ensure_ascii=False), encoding="utf-8")
+    write_answers(
+        args.model,
+        args.questions,
+        args.out,
+        max_tokens=args.max_tokens,
+        generator=args.generator,
+        limit=args.limit,
+    )
 
 
 if __name__ == "__main__":

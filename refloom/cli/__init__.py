@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
 from refloom import __version__
-from refloom.cli import criteria, doctor, evaluate, export, index, review, run
+from refloom.cli import criteria, doctor, evaluate, export, index, review, run, score
 from refloom.cli.options import print_line
 from refloom.cli.parser import CommandParser, completion_script
 from refloom.errors import RefloomError
@@ -69,7 +69,7 @@ def build_parser() -> CommandParser:
     )
     parser.add_argument("--version", action="version", version=f"refloom {__version__}")
     add = parser.add_subparsers(title="commands", metavar="", required=True).add_parser
-    for group in (run, criteria, doctor, evaluate, export, review, index):
+    for group in (run, criteria, doctor, evaluate, score, export, review, index):
         group.add_commands(add)
     completion = add("completion", help="print a script that completes commands in bash and zsh")
     completion.set_defaults(command=print_completion)

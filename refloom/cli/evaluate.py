@@ -25,7 +25,7 @@ NOT_IN_EXPERIMENTS = ("feedback", "pipeline", "paired", "review", "reasoning")
 def add_commands(add: Any) -> None:
     """Add the commands of this module to the parser."""
     parser = add("report", help="write an HTML page of figures and samples of runs")
-    _add_directories(parser, "a run, several side by side, or an experiment")
+    _add_directories(parser, "a run, several side by side, an experiment, or files of scored rows")
     _add_out(parser, "the page (default: report.html in DIR)")
     add_json(parser)
     parser.set_defaults(command=report)
@@ -35,7 +35,8 @@ def add_commands(add: Any) -> None:
     _add_directories(
         parser,
         "runs that answered the same instructions, or an experiment. Win rates are those of the "
-        "first against each of the others",
+        "first against each of the others. Or two files of scored rows: the difference of their "
+        "scores, without a call",
     )
     parser.add_argument("--json", action="store_true", help="everything, as JSON")
     parser.add_argument(
@@ -113,6 +114,10 @@ def report(args: Namespace, flags: dict[str, Any]) -> int:
 
     directories: list[Path] = args.directories
     out: Path | None = args.out
+    if _are_scored(directories):
+        from refloom.evaluation.report.scores import report_scores
+
+        return _print_page(asyncio.run(report_scores(directories, out)), as_json=args.json)
     comparison = None
     if len(directories) > 1:
         for directory in directories:
@@ -123,10 +128,50 @@ def report(args: Namespace, flags: dict[str, Any]) -> int:
         comparison = _read_comparison(home / "compare.json")
         out = out or home / FILE_NAME
     path = asyncio.run(write_report(directories, out, compared=comparison))
-    if args.json:
+    return _print_page(path, as_json=args.json)
+
+
+def _print_page(path: Path, *, as_json: bool) -> int:
+    if as_json:
         print_json({"page": str(path), "bytes": path.stat().st_size})
     else:
         print_line(f"{path} ({path.stat().st_size / 1e6:.1f} MB): open it in a browser")
+    return 0
+
+
+def _are_scored(paths: list[Path]) -> bool:
+    """Whether files are named, and no directories. Raises `InputError` if it is both."""
+    files = [path for path in paths if path.is_file()]
+    if files and len(files) < len(paths):
+        other = next(path for path in paths if path not in files)
+        raise InputError(
+            f"{other}: is not a file of scored rows as {files[0]} is; give such files or "
+            "directories of runs"
+        )
+    return bool(files)
+
+
+def _compare_scores(args: Namespace) -> int:
+    """Compare two files of scored rows. Nothing is asked of a judge."""
+    from refloom.evaluation.report import check_output
+    from refloom.evaluation.report.scores import write_scores_page
+    from refloom.evaluation.scored import ScoredFile, compare_scored, format_scored
+
+    if len(args.directories) != 2:
+        raise InputError("compare: give two files of scored rows")
+    if args.out is not None:
+        check_output(args.out)
+    first, second = map(ScoredFile, args.directories)
+    if first.path.resolve() == second.path.resolve():
+        raise InputError("compare: a file is named twice; give different ones")
+    comparison = compare_scored(first, second, limit=args.limit)
+    if args.json:
+        print_json(comparison)
+    else:
+        print_line(format_scored(comparison))
+    if args.out is not None:
+        path = asyncio.run(write_scores_page([first, second], comparison, args.out))
+        sys.stderr.write(f"page: {path}\n")
     return 0
 
 
@@ -151,6 +196,8 @@ def compare(args: Namespace, flags: dict[str, Any]) -> int:
     from refloom.runs.journal import check_run, is_experiment
 
     directories: list[Path] = args.directories
+    if _are_scored(directories):
+        return _compare_scores(args)
     of_experiment = len(directories) == 1 and is_experiment(directories[0])
     if of_experiment:
         directories = arm_directories(directories[0])

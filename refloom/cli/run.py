@@ -111,7 +111,7 @@ def add_run_flags(parser: argparse.ArgumentParser, without: Sequence[str] = ()) 
 
 def read_inputs(args: Namespace, flags: dict[str, Any]) -> tuple[Settings, Source, Source | None]:
     """The settings, references and seeds of a run, as the command line names them."""
-    settings = load_settings(flags, args.config)
+    settings = load_settings(flags, args.config, calls="all")
     skip = args.skip_bad_lines
     references = read_references(args.references, settings, skip_bad_lines=skip)
     seeds = None
@@ -250,7 +250,7 @@ def run_with_progress(
     session = Run(settings, references, seeds, out, tools=tools or Tools(), shared=shared)
     try:
         if settings.quiet:
-            asyncio.run(_run_until_signalled(session))
+            asyncio.run(run_until_signalled(session))
         else:
             if not show_rows:
                 session.on_begin = partial(_print_inputs, references, seeds)
@@ -258,7 +258,7 @@ def run_with_progress(
             session.on_record, session.on_fault = progress, progress.count_error
             session.on_notice = progress.notice
             with progress.begin(session.stats):
-                asyncio.run(_run_until_signalled(session))
+                asyncio.run(run_until_signalled(session))
     except asyncio.CancelledError:
         sys.stderr.write(
             f"stopped; every paid call is in {out / 'journal.sqlite'}, "
@@ -278,7 +278,7 @@ def run_with_progress(
     return EXIT_STATUS[summary.status]
 
 
-async def _run_until_signalled(session: Any) -> Any:
+async def run_until_signalled(session: Any) -> Any:
     """Run; a first Ctrl-C or SIGTERM finishes what is in flight, a second one stops at once."""
     work = asyncio.create_task(session.run())
     signals = 0

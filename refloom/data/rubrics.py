@@ -8,6 +8,7 @@ simple-evals) name the parts of a rubric differently; both are read, and so is w
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -240,6 +241,8 @@ def read_item(item: Mapping[str, Any]) -> Criterion:
             continue
         if isinstance(weight, bool) or not isinstance(weight, int | float):
             raise ValueError(f"{weight_key}: must be a number")
+        if not abs(weight) <= sys.float_info.max:
+            raise ValueError(f"{weight_key}: must be a finite number")
         if shape == "rar":
             category = next((c for c in CATEGORIES.values() if text.startswith(c)), "")
             text = text.removeprefix(category)

@@ -10,13 +10,15 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from nodes.llm import Complete, ProviderStopped
-from refloom.runs.client import CachedClient, Endpoints, Interrupted, open_client
+from nodes.llm.endpoint import OnLearned
+from refloom.runs.client import CachedClient, Endpoints, FaultCallback, Interrupted, open_client
 from refloom.runs.cost import Prices, check_priced
-from refloom.runs.journal import Journal, ReusedCalls
+from refloom.runs.journal import JOURNAL_NAME, Journal, ReusedCalls
 from refloom.runs.outputs import prior_usage, read_status
+from refloom.runs.preflight import preflight
 from refloom.settings import Settings, load_settings
 
 # Settings taken from the evaluated run unless flags or the environment give others.
@@ -66,6 +68,14 @@ def judge_settings_over(run_settings: Mapping[str, Any], flags: Mapping[str, Any
     return load_settings(values)
 
 
+class JudgeSession(NamedTuple):
+    """An open judge: its client, the journal of its calls, and the calls that it may reuse."""
+
+    client: CachedClient
+    journal: Journal
+    reused: ReusedCalls | None
+
+
 @asynccontextmanager
 async def judge_session(
     directory: Path,
@@ -73,18 +83,38 @@ async def judge_session(
     complete: Complete | None = None,
     stage: str | None = None,
 ) -> AsyncIterator[CachedClient]:
-    """Open a judge whose calls go to the journal of `directory` before their answers are used.
+    """Open a judge whose calls go to the journal of `directory`; see `open_judge`."""
+    path = directory / JOURNAL_NAME
+    async with open_judge(path, settings, complete, stage=stage) as session:
+        yield session.client
 
-    Calls paid for before, here or in the run that `reuse` names, are not paid again. `complete`
-    replaces the endpoint; `stage` is what the calls are recorded under in place of their own.
-    Raises `JournalError` while another process holds the directory, `InputError` for a cap without
+
+@asynccontextmanager
+async def open_judge(
+    path: Path,
+    settings: Settings,
+    complete: Complete | None = None,
+    *,
+    stage: str | None = None,
+    asks_first: bool = False,
+    on_fault: FaultCallback = lambda fault: None,
+    on_learned: OnLearned = lambda model, sentence: None,
+) -> AsyncIterator[JudgeSession]:
+    """Open a judge whose calls go to the journal at `path` before their answers are used.
+
+    Calls paid for before, there or in the journal that `reuse` names, are not paid again.
+    `complete` replaces the endpoint; `stage` is what the calls are recorded under in place of their
+    own. With `asks_first` a small call finds out whether the judge can be reached. `on_fault` and
+    `on_learned` are those of `open_client`.
+
+    Raises `JournalError` while another process holds the journal, `InputError` for a cap without
     a price, and what stopped the calls: `ProviderStopped` or `BudgetSpent`.
     """
     endpoints, prices = Endpoints(settings), Prices.load(settings.prices)
     check_priced(prices, settings.jurors, settings.max_cost)
     if complete is None:
         await endpoints.check_judge(settings)
-    journal = await asyncio.to_thread(Journal, directory)
+    journal = await asyncio.to_thread(Journal, path.parent, path.name)
     journal.stage = stage
     reused: ReusedCalls | None = None
     try:
@@ -101,9 +131,18 @@ async def judge_session(
             prior_tokens=tokens,
             complete=complete,
             reused=reused,
+            on_fault=on_fault,
+            on_learned=on_learned,
         ) as client:
             try:
-                yield client
+                if asks_first and complete is None:
+                    journals = (journal, reused)
+                    await preflight(
+                        client, settings, endpoints.addresses, *journals, judges_only=True
+                    )
+                    if client.stopped_by is not None:
+                        raise client.stopped_by
+                yield JudgeSession(client, journal, reused)
             except Interrupted as interrupted:
                 stopped_by = client.stopped_by or ProviderStopped("the calls were stopped")
                 raise stopped_by from interrupted

@@ -83,6 +83,38 @@ def bootstrap_mean(
     return _resampled_interval(float(values.mean()), means, groups)
 
 
+# With more groups the interval is the normal one: resamples of all cases would not fit in memory.
+MAX_RESAMPLED = 2000
+
+
+def mean_interval(
+    values: Sequence[float], groups: Sequence[Hashable], random_seed: int = 0, *, low: float = 0.0
+) -> Interval:
+    """The mean of values between `low` and 1, with a 95 % interval over groups of cases.
+
+    By bootstrap; of more than `MAX_RESAMPLED` cases by the normal distribution, with the variance
+    of the groups' sums.
+
+    >>> mean_interval([-1, 0, 0, 1], range(4), low=-1).value
+    0.0
+    """
+    if not len(values):
+        return EMPTY
+    span = 1.0 - low
+    shares = (np.asarray(values, np.float64) - low) / span
+    if len(values) <= MAX_RESAMPLED:
+        found = bootstrap_mean(shares.tolist(), groups, random_seed)
+    else:
+        known: dict[Hashable, int] = {}
+        numbers = np.array([known.setdefault(name, len(known)) for name in groups], np.int64)
+        mean, count = float(shares.mean()), len(known)
+        sums = np.bincount(numbers, shares - mean, minlength=count)
+        half = Z * math.sqrt(float(sums @ sums) * count / max(count - 1, 1)) / len(shares)
+        found = rounded_interval(mean, max(mean - half, 0.0), min(mean + half, 1.0), len(shares))
+    value, bottom, top = (low + span * float(part or 0.0) for part in found[:3])
+    return rounded_interval(value, bottom, top, found.n)
+
+
 def percentiles(values: FloatArray) -> tuple[float, float]:
     """The bounds between which `CONFIDENCE` of the values lie."""
     low, high = np.quantile(values, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
@@ -107,6 +139,9 @@ def sign_test(wins: int, losses: int) -> float:
     0.1094
     """
     n, most = wins + losses, max(wins, losses)
+    if n > MAX_RESAMPLED:
+        # The normal distribution with its correction: exact sums take long for so many.
+        return round(math.erfc(max(abs(wins - losses) - 1, 0) / math.sqrt(2 * n)), 4)
     tail = sum(math.comb(n, k) for k in range(most, n + 1)) / 2**n
     return round(min(1.0, float(2 * tail)), 4)
 

@@ -23,6 +23,7 @@ from nodes.llm.fast_json import dumps
 from refloom.errors import JournalError
 
 JOURNAL_FORMAT = 1
+JOURNAL_NAME = "journal.sqlite"
 # Files that a run writes next to its journal, each by way of a `.new` file.
 WRITTEN_FILES = (
     *("accepted.jsonl", "rejected.jsonl", "failed.jsonl", "dropped.jsonl"),
@@ -121,12 +122,15 @@ SELECT_REPLY = (
 class Journal:
     """The journal of the run in `directory`, held by this process alone while it is open."""
 
-    def __init__(self, directory: Path) -> None:
-        """Open or create it. Raises `JournalError` if it is held, damaged or cannot be written."""
-        self.path = directory / "journal.sqlite"
+    def __init__(self, directory: Path, name: str = JOURNAL_NAME) -> None:
+        """Open or create it. Raises `JournalError` if it is held, damaged or cannot be written.
+
+        Under another `name` than a run's, the file is locked and not the directory.
+        """
+        self.path = directory / name
         # The stage under which all calls are recorded, where they do not make rows.
         self.stage: str | None = None
-        self._lock = lock_directory(directory)
+        self._lock = lock_directory(directory, "" if name == JOURNAL_NAME else name)
         try:
             self._writer = _connect(self.path)
             self._reader = _connect(self.path)
@@ -320,8 +324,9 @@ class ReusedCalls:
     """The calls of another run's journal, read-only; that run may be going on."""
 
     def __init__(self, directory: Path) -> None:
-        """Raises `JournalError` if there is no journal in `directory`."""
-        path = directory / "journal.sqlite"
+        """Raises `JournalError` if there is no journal in `directory`, which may be one itself."""
+        is_journal = directory.suffix == ".sqlite"
+        path = directory if is_journal else directory / JOURNAL_NAME
         self._connection = connect_read_only(path, check_same_thread=False)
         self._lock = threading.Lock()
         self._has_checks = has_table(self._connection, "checks")
@@ -459,39 +464,46 @@ def check_run(directory: Path) -> None:
 # One process a directory, which leaves its pid for the others.
 
 
-def lock_directory(directory: Path) -> FileLock:
+def lock_directory(directory: Path, name: str = "") -> FileLock:
     """Lock a run's directory, and remove half-written files of a process that was killed.
 
-    Raises `JournalError` with the pid of the process that has it.
+    With a `name` only the file of that name in it is locked. Raises `JournalError` with the pid of
+    the process that has it.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
         # It is acquired in one thread and released in another.
-        lock = FileLock(directory / ".lock", thread_local=False)
+        lock = FileLock(_beside(directory, name, ".lock"), thread_local=False)
         lock.acquire(timeout=0)
     except Timeout as error:
         raise JournalError(
-            f"{directory}: another process (pid {lock_holder(directory)}) is at work here; "
-            "wait for it or end it"
+            f"{directory / name}: another process (pid {lock_holder(directory, name)}) is at work "
+            "here; wait for it or end it"
         ) from error
     except OSError as error:
         raise JournalError(f"{directory}: cannot be written ({error.strerror or error})") from error
-    (directory / ".pid").write_text(str(os.getpid()), encoding="utf-8")
-    for name in WRITTEN_FILES:
-        for half_written in directory.glob(f"{name}.*.new"):
+    _beside(directory, name, ".pid").write_text(str(os.getpid()), encoding="utf-8")
+    for written in () if name else WRITTEN_FILES:
+        for half_written in directory.glob(f"{written}.*.new"):
             half_written.unlink(missing_ok=True)
     return lock
 
 
-def lock_holder(directory: Path) -> int | None:
-    """The pid of the process that has locked `directory`; None if there is none."""
-    if not (directory / ".lock").is_file():
+def lock_holder(directory: Path, name: str = "") -> int | None:
+    """The pid of the process that has locked `directory`, or a file; None if there is none."""
+    path = _beside(directory, name, ".lock")
+    if not path.is_file():
         return None
     try:
-        with FileLock(directory / ".lock").acquire(timeout=0):
+        with FileLock(path).acquire(timeout=0):
             return None
     except Timeout:
-        pid = (directory / ".pid").read_text(encoding="utf-8")
+        pid = _beside(directory, name, ".pid").read_text(encoding="utf-8")
         return int(pid) if pid.isdigit() else -1
     except OSError:
         return None
+
+
+def _beside(directory: Path, name: str, suffix: str) -> Path:
+    """The hidden file that says who has locked a directory, or the file of a name in it."""
+    return directory / f"{'.' if name else ''}{name}{suffix}"

@@ -31,14 +31,16 @@ async def preflight(
     settings: Settings,
     addresses: tuple[str, str],
     *journals: Journal | ReusedCalls | None,
+    judges_only: bool = False,
 ) -> None:
     """Ask each model at each address for a word, unless one of the `journals` has its answer.
 
     `addresses` name the writer's and the judge's endpoint; a provider's model is at its own. Any
     answer will do, and so will a refusal of this very call. What passes (an endpoint that is
     loading, limits, timeouts) is waited for. What ends every call stops `calls`, with the reason.
+    With `judges_only` nothing is written, and the writer is not asked.
     """
-    new = await asyncio.to_thread(_calls_to_make, settings, addresses, journals)
+    new = await asyncio.to_thread(_calls_to_make, settings, addresses, journals, judges_only)
     with suppress(Interrupted):
         await asyncio.gather(*(_ask(calls, call) for call in new))
 
@@ -53,10 +55,13 @@ async def _ask(calls: CachedClient, call: Call) -> None:
             raise
 
 
-def preflight_calls(settings: Settings, addresses: tuple[str, str]) -> list[Call]:
+def preflight_calls(
+    settings: Settings, addresses: tuple[str, str], judges_only: bool = False
+) -> list[Call]:
     """A call for each model at each address; none for a model inside this process."""
     calls: dict[tuple[str, str], Call] = {}
-    for model, judge in ((settings.model, False), *((juror, True) for juror in settings.jurors)):
+    writer = () if judges_only else ((settings.model, False),)
+    for model, judge in (*writer, *((juror, True) for juror in settings.jurors)):
         if not is_embedded(model):
             call = Call(
                 stage="preflight",
@@ -77,9 +82,10 @@ def _calls_to_make(
     settings: Settings,
     addresses: tuple[str, str],
     journals: Iterable[Journal | ReusedCalls | None],
+    judges_only: bool,
 ) -> list[Call]:
     """The calls that no journal has made needless. Blocks."""
-    calls = preflight_calls(settings, addresses)
+    calls = preflight_calls(settings, addresses, judges_only)
     usable = [
         journal for journal in journals if journal and _is_of_same_addresses(journal, settings)
     ]

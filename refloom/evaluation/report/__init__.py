@@ -127,11 +127,12 @@ async def report(
                 "unmeasured": embedded.missing,
                 "drawn": sizes,
                 "compared": comparison_section(compared) if compared else None,
+                "scores": None,
             }
         )
 
     page = await asyncio.to_thread(render)
-    await asyncio.to_thread(_write_page, path, page)
+    await asyncio.to_thread(write_page, path, page)
     return path
 
 
@@ -143,7 +144,8 @@ def check_output(path: Path) -> None:
         raise InputError(f"{path}: cannot be written: there is no directory {path.parent}")
 
 
-def _write_page(path: Path, page: str) -> None:
+def write_page(path: Path, page: str) -> None:
+    """Write a page at once and whole. Raises `InputError` if it cannot be written."""
     try:
         with write_atomically(path) as temporary:
             temporary.write_text(page, encoding="utf-8", newline="\n")

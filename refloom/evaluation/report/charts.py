@@ -207,14 +207,14 @@ def similarity_charts(run: RunData, diversity: RunDiversity) -> dict[str, Chart]
     beside = f"references (n = {others.n:,})"
     size, pairs = f"n = {rows.n:,} rows", len(rows.pairwise)
     return {
-        "pairwise": _unit_chart(
+        "pairwise": unit_chart(
             "Any two instructions, ROUGE-L F1",
             f"{pairs:,} pairs of {size}; mean {_format_mean(rows.pairwise)}",
             rows.pairwise,
             others.pairwise,
             beside,
         ),
-        "nearest": _unit_chart(
+        "nearest": unit_chart(
             "Each instruction and its nearest, ROUGE-L F1",
             f"{size}; mean {_format_interval(rows.nearest)}",
             rows.nearest,
@@ -222,14 +222,14 @@ def similarity_charts(run: RunData, diversity: RunDiversity) -> dict[str, Chart]
             beside,
             limit,
         ),
-        "distances": _unit_chart(
+        "distances": unit_chart(
             "Distance to the nearest by meaning, 1 - cosine",
             f"{size}; mean {_format_interval(rows.distances)}",
             rows.distances,
             others.distances,
             beside,
         ),
-        "novelty": _unit_chart(
+        "novelty": unit_chart(
             "Each instruction and the nearest reference, ROUGE-L F1",
             f"{size}, {diversity.compared:,} references; "
             f"mean {_format_interval(diversity.novelty)}",
@@ -241,14 +241,15 @@ def similarity_charts(run: RunData, diversity: RunDiversity) -> dict[str, Chart]
     }
 
 
-def _unit_chart(
+def unit_chart(
     title: str,
     note: str,
     values: FloatArray,
-    baseline: FloatArray | None,
-    beside: str,
+    baseline: FloatArray | None = None,
+    beside: str = "",
     limit: float | None = None,
 ) -> Chart:
+    """A histogram of values between 0 and 1, beside those of a `baseline`, if there is one."""
     if not len(values):
         return Chart(title, "There are no rows to measure.")
     has = baseline is not None and len(baseline) > 0
