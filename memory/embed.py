@@ -42,6 +42,8 @@ class Embedder:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="embed")
         self._lock = threading.Lock()
         self._encoder: Any = None
+        # Whether the model is being loaded, for a display.
+        self.loading = False
         # The criteria of a reference are embedded for every seed that uses it.
         self._cache: OrderedDict[str, Vectors] = OrderedDict()
 
@@ -62,7 +64,11 @@ class Embedder:
 
     def _encode(self, texts: Sequence[str]) -> Vectors:
         if self._encoder is None:
-            self._encoder = _load(self.model)
+            self.loading = True
+            try:
+                self._encoder = _load(self.model)
+            finally:
+                self.loading = False
         vectors = self._encoder.encode(
             list(texts), batch_size=32, normalize_embeddings=True, show_progress_bar=False
         )

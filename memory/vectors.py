@@ -322,6 +322,7 @@ class VectorStore:
         old: Any = await asyncio.to_thread(self._open_index, stored) if stored else None
         known = KeyedVectors(old, stored.keys if stored else np.zeros(0, np.int64))
         out: Any = None
+        self._on_progress(0, len(keys))
         for start in range(0, len(keys), TEXTS_PER_BATCH):
             rows = known.rows(keys[start : start + TEXTS_PER_BATCH])
             new = np.flatnonzero(rows < 0)

@@ -38,9 +38,8 @@ LOOP_NODES = ("generate", "critique", "refine", "answer")
 
 
 def default_model() -> str:
-    """The embedded model, unless the environment names an endpoint."""
-    has_endpoint = os.environ.get("OPENAI_BASE_URL") or os.environ.get("OPENAI_API_KEY")
-    return "gpt-4o-mini" if has_endpoint else "local"
+    """The embedded model, unless the environment names an endpoint: a key alone names none."""
+    return "gpt-4o-mini" if os.environ.get("OPENAI_BASE_URL") else "local"
 
 
 def is_embedded(model: str) -> bool:

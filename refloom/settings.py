@@ -37,6 +37,7 @@ from pydantic_settings import (
 from memory.weights import DEFAULT_MODEL
 from nodes.context import Context, ContextOptions, JudgeMethod, is_embedded, split_jurors
 from nodes.llm import MIN_ANSWER_TOKENS
+from refloom.errors import InputError
 
 PRESETS = ("quick", "thorough", "refed")
 # The fields of a reference or seed that --map and --seeds-map can point at a column.
@@ -427,11 +428,19 @@ OTHER_VARIABLES = {
 }
 
 
-def load_settings(flags: dict[str, Any], config: Path | None = None) -> Settings:
+def load_settings(
+    flags: dict[str, Any],
+    config: Path | None = None,
+    *,
+    calls: Literal["nothing", "judge", "all"] = "nothing",
+) -> Settings:
     """Return the settings from flags, the environment, a TOML file, and a preset, in that order.
 
+    `calls` says which models will be called, so that none of them is guessed from a key alone.
+
     Raises `pydantic.ValidationError` on a wrong value, an unknown key or preset, `SettingsError` on
-    an unknown variable, `OSError` or `tomllib.TOMLDecodeError` when the file cannot be read.
+    an unknown variable, `InputError` on a key without a model's name, `OSError` or
+    `tomllib.TOMLDecodeError` when the file cannot be read.
     """
     _check_environment()
     toml_files: list[Path] = []
@@ -454,7 +463,20 @@ def load_settings(flags: dict[str, Any], config: Path | None = None) -> Settings
             # pydantic-settings warns about an empty list.
             model_config = SettingsConfigDict(toml_file=toml_files or None)
 
-        return Settings.model_validate(Layered(**flags).model_dump())
+        layered = Layered(**flags)
+        named = {"model", "judge_model"} if calls == "judge" else {"model"}
+        if calls != "nothing" and not named & layered.model_fields_set:
+            _check_default_model(layered)
+        return Settings.model_validate(layered.model_dump())
+
+
+def _check_default_model(settings: Settings) -> None:
+    """Refuse to guess a model from a key alone: to guess would cost, or leave the key unused."""
+    if os.environ.get("OPENAI_API_KEY") and settings.base_url is None:
+        raise InputError(
+            "OPENAI_API_KEY is set, and no model is named. Give --model gpt-4o-mini, or another "
+            "of OpenAI's, which costs; or --model local, the embedded one, which is free"
+        )
 
 
 def _check_environment() -> None:

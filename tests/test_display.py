@@ -7,11 +7,22 @@ import re
 import sys
 import threading
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+from fakes import ScriptedModel, answer, letters, prompt_of
 from rich.console import Console
+from runs import SEEDS, build_run
 
-from refloom.runs.progress import MAX_COUNTED, MAX_COUNTED_CHARS, Progress, RunStats
+from refloom.runs.progress import (
+    MAX_COUNTED,
+    MAX_COUNTED_CHARS,
+    Progress,
+    RunStats,
+    find_notebook,
+    format_seconds,
+)
+from refloom.runs.run import Tools
 
 SEEN = RunStats(
     accepted=0,
@@ -96,12 +107,12 @@ def test_a_line_is_written_every_half_minute_and_no_sooner():
     run = Watched()
     with run.begin():
         assert run.after(29) == ""
-        assert run.after(1).count("\n") == 1
+        assert run.after(1).count("\n") == 2
         assert run.after(29) == ""
         assert run.after(2).startswith("[  61 s] accepted 0 of 100, ")
 
 
-def test_a_line_says_all_there_is_to_say():
+def test_lines_say_all_there_is_to_say_and_are_short():
     run = Watched(replace(SEEN, max_cost=5.0))
     with run.begin():
         run.progress(record("rejected", ["gives a reason", "is short"]))
@@ -109,7 +120,7 @@ def test_a_line_says_all_there_is_to_say():
         run.progress.count_error("timeout")
         run.progress.count_error("rate_limit")
         run.progress.count_error("timeout")
-        line = run.after(
+        said = run.after(
             30,
             accepted=10,
             rejected=2,
@@ -120,13 +131,75 @@ def test_a_line_says_all_there_is_to_say():
             cost=0.5,
             tokens=12345,
         )
-    assert line == (
-        "[  30 s] accepted 10 of 100, rejected 2, failed 1; "
-        "20.0 rows a minute, 2.0 calls a second; 60 calls paid, 7 reused, 3 retried; "
-        "8 in flight of 16 allowed (at most 32), 4 waiting; "
-        "cost $0.5000 of $5.00 allowed, $5.00 by the end, 12,345 tokens; "
-        'fails most: "gives a reason" 2, "is short" 1; errors: timeout 2, rate_limit 1\n'
+    assert said == (
+        "[  30 s] accepted 10 of 100, rejected 2, failed 1; 20.0 rows a minute; about 4 min left\n"
+        "         60 calls paid; 7 reused; 3 retried; 8 of 16 in flight; 4 waiting\n"
+        "         $0.5000 so far; about $4.50 to come; $5.00 allowed\n"
+        "         failed 2 times: the response gives a reason\n"
+        "         errors: timeout 2, rate_limit 1\n"
     )
+    assert max(map(len, said.splitlines())) < 100
+
+
+def test_a_line_that_is_too_long_is_broken_between_its_parts():
+    run = Watched(replace(SEEN, target=None, slots=600_000))
+    with run.begin():
+        run.after(30, accepted=1000, rejected=100, failed=10)
+        said = run.after(30, accepted=2000, rejected=200, failed=20)
+    assert said.splitlines()[:2] == [
+        "[  60 s] accepted 2,000, rejected 200, failed 20 (2,220 of 600,000 samples)",
+        "         2,220.0 samples a minute; about 4 h 29 min left",
+    ]
+
+
+def test_what_fails_most_is_said_in_full_on_lines_that_are_short():
+    run = Watched()
+    text = "names each of the things that the reader has to do " + "and when " * 15 + "so."
+    with run.begin():
+        run.progress(record("rejected", [text]))
+        said = run.after(30)
+    assert " ".join(text.split()) in " ".join(said.split())
+    assert max(map(len, said.splitlines())) < 100
+
+
+def test_a_run_says_what_it_is_doing_before_it_makes_rows():
+    run = Watched(replace(SEEN, activity="loading the model into this process"))
+    with run.begin():
+        assert run.after(4) == "", "most runs are past it by now"
+        assert run.after(2) == "", "since when it is so is known from the first look on"
+        assert run.after(4) == "[  10 s] loading the model into this process\n"
+        assert run.after(10) == "", "it is said once"
+        embedding = "embedding references, {:,} of 10,000"
+        assert run.after(1, activity=embedding.format(1000)) == ""
+        assert run.after(5, activity=embedding.format(2000)) == (
+            "[  26 s] embedding references, 2,000 of 10,000\n"
+        )
+        assert run.after(5, activity=embedding.format(3000)) == "", "numbers make no news"
+        assert run.after(25, activity=embedding.format(7000)) == (
+            "[  56 s] embedding references, 7,000 of 10,000\n"
+        )
+        assert run.after(6, activity="making rows") == "", "rows speak for themselves"
+
+
+async def test_a_run_tells_reading_embedding_learning_and_making(tmp_path):
+    told: list[str] = []
+
+    def tell(call):
+        told.append(f"{call.stage}: {run.stats().activity}")
+        return answer(call.stage, prompt_of(call), 1)
+
+    async def embed(texts):
+        told.append(run.stats().activity)
+        return await letters(texts)
+
+    model = ScriptedModel(extract=tell, generate=tell)
+    run = build_run(tmp_path, model, SEEDS[:1])
+    run.tools = Tools(complete=model, embed=embed)
+    assert run.stats().activity == "reading the inputs"
+    await run.run()
+    assert "embedding references, 0 of 3" in told
+    assert "extract: learning from references" in told
+    assert "generate: making rows" in told
 
 
 def test_the_end_says_how_it_went_in_one_line_with_the_speed_of_the_whole():
@@ -135,9 +208,7 @@ def test_the_end_says_how_it_went_in_one_line_with_the_speed_of_the_whole():
         run.after(10, accepted=50, paid=100)
         run.after(100, accepted=100, paid=220)
     last = run.to.getvalue().splitlines()[-1]
-    assert last.startswith("[ 110 s] accepted 100 of 100, rejected 0, failed 0; 54.5 rows a minute")
-    assert "2.0 calls a second" in last
-    assert "in flight" not in last and "by the end" not in last
+    assert last == "[ 110 s] accepted 100 of 100, rejected 0, failed 0; 54.5 rows a minute"
 
 
 def test_a_run_in_which_nothing_happened_ends_without_a_word():
@@ -147,47 +218,63 @@ def test_a_run_in_which_nothing_happened_ends_without_a_word():
     assert run.to.getvalue() == ""
 
 
-def test_speed_is_that_of_the_last_minute():
+def test_speed_and_time_left_are_those_of_the_last_minute():
     run = Watched(replace(SEEN, accepted=40, paid=500))
     with run.begin():
-        assert "20.0 rows a minute, 1.0 calls a second" in run.after(30, accepted=50, paid=530)
-        assert "10.0 rows a minute, 0.5 calls a second" in run.after(30)
-        assert "0.0 rows a minute, 0.0 calls a second" in run.after(30)
-        assert "3.0 rows a minute, 0.1 calls a second" in run.after(30, accepted=53, paid=536)
+        assert "20.0 rows a minute; about 2 min left" in run.after(30, accepted=50)
+        assert "20.0 rows a minute; about 2 min left" in run.after(30, accepted=60)
+        # Without two rows in the last minute it is the whole session's.
+        run.after(100, accepted=62)
+        assert "5.5 rows a minute; about 6 min left" in run.after(100, accepted=64)
 
 
-def test_speed_is_unknown_before_any_time_has_passed():
-    run = Screen()
+def test_speed_is_unknown_before_any_row():
+    run = Watched()
     with run.begin():
-        assert "- rows a minute, - calls a second" in run.after(0)
+        said = run.after(30)
+    assert "a minute" not in said and "left" not in said
+
+
+@pytest.mark.parametrize(
+    ("seconds", "says"),
+    [(0, "0 s"), (99, "99 s"), (100, "2 min"), (5900, "98 min"), (9000, "2 h 30 min")],
+)
+def test_times_are_said_in_words(seconds, says):
+    assert format_seconds(seconds) == says
 
 
 @pytest.mark.parametrize(
     ("changed", "says"),
     [
-        ({"accepted": 10, "cost": 0.5}, "cost $0.5000, $5.00 by the end"),
-        ({"accepted": 100, "cost": 2000.0}, "cost $2,000.00, $2,000.00 by the end"),
-        ({"accepted": 0, "cost": 0.5}, "cost $0.5000, - by the end"),
-        ({"accepted": 10, "cost": None}, "cost -, - by the end"),
+        ({"accepted": 10, "cost": 0.5}, "$0.5000 so far; about $4.50 to come"),
+        ({"accepted": 100, "cost": 2000.0}, "$2,000.00 so far"),
+        ({"accepted": 0, "cost": 0.5}, "$0.5000 so far"),
         (
             {"accepted": 5, "rejected": 4, "failed": 1, "target": None, "slots": 40, "cost": 1.0},
-            "cost $1.00, $4.00 by the end",
+            "$1.00 so far; about $3.00 to come",
         ),
     ],
 )
 def test_the_rest_is_reckoned_to_cost_what_it_cost_so_far(changed, says):
     run = Watched()
     with run.begin():
-        assert says in run.after(30, **changed)
+        assert " ".join(run.after(30, **changed).split()).endswith(says)
+
+
+@pytest.mark.parametrize("cost", [None, 0.0])
+def test_of_a_cost_that_is_none_or_unknown_nothing_is_said(cost):
+    run = Watched()
+    with run.begin():
+        assert "$" not in run.after(30, accepted=10, cost=cost)
 
 
 def test_without_a_target_the_measure_is_the_samples_that_ended():
     run = Watched(replace(SEEN, target=None))
     with run.begin():
-        assert "accepted 5, rejected 4, failed 1 (10 of 50 samples ended);" in run.after(
+        assert "accepted 5, rejected 4, failed 1 (10 of 50 samples); 20.0 samples a m" in run.after(
             30, accepted=5, rejected=4, failed=1
         )
-        assert "(10 of 200 samples ended)" in run.after(30, slots=200)
+        assert "(10 of 200 samples)" in run.after(30, slots=200)
 
 
 def test_a_run_in_which_no_call_ends_says_so():
@@ -234,14 +321,14 @@ def test_it_ends_when_the_run_raises():
         run.seen = replace(SEEN, paid=1)
         raise KeyError
     assert threading.active_count() == before
-    assert "1 calls paid" in run.to.getvalue()
+    assert run.to.getvalue().startswith("[   0 s] accepted 0 of 100")
 
 
 def test_what_it_looks_at_may_be_given_when_it_is_made():
     to = io.StringIO()
     with Progress(to=to, read_stats=lambda: replace(SEEN, paid=3), tick_s=NEVER):
         pass
-    assert "3 calls paid" in to.getvalue()
+    assert "accepted 0 of 100" in to.getvalue()
 
 
 def test_a_terminal_shows_bar_calls_money_criteria_and_errors():
@@ -251,18 +338,67 @@ def test_a_terminal_shows_bar_calls_money_criteria_and_errors():
         run.progress.count_error("timeout")
         seen = run.after(30, accepted=25, rejected=1, paid=60, cost=0.25)
     lines = [line.rstrip() for line in seen.splitlines()]
-    assert lines[0].startswith("━") and lines[0].endswith(
-        "25 of 100 accepted, 1 rejected, 0 failed, 30 s"
-    )
+    assert lines[0].startswith("making rows ━━")
+    assert lines[0].endswith(" 25 of 100 accepted, 1 rejected")
     assert lines[1:] == [
-        "50.0 rows a minute, 2.0 calls a second",
-        "60 calls paid, 0 reused, 0 retried",
-        "8 in flight of 16 allowed (at most 32), 4 waiting",
-        "cost $0.2500, $1.00 by the end, 0 tokens",
-        "1 x not: gives a reason",
+        "50.0 rows a minute, about 90 s left",
+        "60 calls paid, 8 of 16 in flight, 4 waiting",
+        "$0.2500 so far, about $0.7500 to come",
+        "failed once: the response gives a reason",
         "errors: timeout 1",
     ]
     assert run.to.getvalue() == ""
+
+
+def test_a_terminal_says_at_once_what_a_run_is_doing():
+    run = Screen(replace(SEEN, activity="loading the model into this process"))
+    with run.begin():
+        seen = run.after(0.5)
+        assert seen.startswith("loading the model into this process ")
+        assert len(seen.splitlines()) == 1, "there is nothing else to say yet"
+
+
+def test_rows_stand_above_the_live_view():
+    run = Screen(show_rows=True)
+    with run.begin():
+        run.progress(record(response="[b]So.[/b]"))
+        seen = run.after(1, accepted=1, paid=3)
+    assert seen.index("  | [b]So.[/b]") < seen.index("making rows")
+
+
+def test_a_notebook_shows_one_text_in_place_of_the_last():
+    shown: list[str] = []
+    run = Watched(notebook=shown.append)
+    with run.begin():
+        run.after(1, activity="learning from references")
+        run.after(30, activity="making rows", accepted=10, paid=60)
+    assert shown[0].startswith("[   1 s] learning from references; accepted 0 of 100")
+    assert shown[1].startswith("[  31 s] making rows; accepted 10 of 100")
+    assert shown[2].startswith("[  31 s] accepted 10 of 100")
+    assert run.to.getvalue() == ""
+
+
+def test_a_notebook_is_known_by_its_kernel(monkeypatch):
+    shown: list[dict] = []
+
+    class Handle:
+        def update(self, data, raw):
+            shown.append(data)
+
+    def display(data, raw, display_id):
+        shown.append(data)
+        return Handle()
+
+    shell = SimpleNamespace(kernel=None)
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+    monkeypatch.setitem(sys.modules, "IPython.display", SimpleNamespace(display=display))
+    assert find_notebook() is None, "a shell in a terminal has none"
+    shell.kernel = object()
+    run = Watched()
+    with run.begin():
+        run.after(1, activity="learning from\x1b references")
+    assert [set(data) for data in shown] == [{"text/plain"}] * 3
+    assert "learning from\ufffd references" in shown[1]["text/plain"]
 
 
 def test_a_terminal_keeps_the_last_picture_and_gets_its_cursor_back():
@@ -281,7 +417,7 @@ def test_what_looks_like_markup_is_shown_as_it_is(text):
         run.progress(record("rejected", [text]))
         run.progress.count_error(text)
         seen = run.after(1)
-    assert f"1 x not: {text}" in seen
+    assert f"failed once: the response {text}" in seen
     assert f"errors: {text} 1" in seen
 
 
@@ -296,7 +432,7 @@ def test_nothing_a_stranger_wrote_reaches_the_terminal_as_a_command():
     for written in (screen.drawn, plain.to, shown.to):
         assert not re.search("\x1b\\]|\x07|\x9b|\u202e|\ud800", written.getvalue())
     assert "is\ufffd]0;title\ufffd \ufffd2J short \ufffdand\ufffd so" in screen.drawn.getvalue()
-    assert len(plain.to.getvalue().splitlines()) == 2
+    assert len(plain.to.getvalue().splitlines()) == 4
 
 
 @pytest.mark.parametrize("width", [1, 10, 24, 40, 80, 200])
@@ -309,7 +445,6 @@ def test_no_line_is_wider_than_the_terminal(width):
         run.progress.count_error("timeout")
         seen = run.after(100, accepted=100_000, target=1_000_000, cost=123456.0)
     lines = seen.splitlines()
-    assert len(lines) == 9
     assert all(cell_len(line) <= width for line in lines)
 
 
@@ -328,7 +463,7 @@ def test_a_terminal_that_can_not_be_drawn_on_gets_lines():
     console = Console(file=io.StringIO(), force_terminal=True, _environ={"TERM": "dumb"})
     run = Watched(console=console)
     with run.begin():
-        assert run.after(30).count("\n") == 1
+        assert run.after(30).count("\n") == 2
 
 
 def test_colour_is_left_out_where_that_is_wished(monkeypatch):
@@ -352,10 +487,6 @@ def test_what_is_remembered_is_bounded_and_what_fails_most_stays():
     assert len(run.progress._errors) <= MAX_COUNTED
     assert max(map(len, run.progress._failed_criteria)) <= MAX_COUNTED_CHARS
     assert run.progress._failed_criteria.most_common(1) == [("fails always", 20_000)]
-    with run.begin():
-        for _ in range(10_000):
-            run.after(0.5)
-        assert len(run.progress._history) <= 122
 
 
 def test_equal_criteria_of_different_references_are_counted_together():
@@ -365,7 +496,7 @@ def test_equal_criteria_of_different_references_are_counted_together():
             one = record("rejected", ["is  short"])
             one["criteria"][0]["id"] = one["attempts"][0]["verdicts"][0]["criterion_id"] = id_
             run.progress(one)
-        assert 'fails most: "is short" 2' in run.after(30)
+        assert "failed 2 times: the response is short" in run.after(30)
 
 
 def test_a_reader_that_went_away_costs_no_run():
@@ -395,16 +526,35 @@ def test_rows_are_shown_as_they_end_with_and_without_a_look():
     alone.progress(record())
     alone.progress(record("rejected", ["short"]))
     assert alone.to.getvalue() == (
-        "[   0 s] accepted 1, rejected 0, failed 0\n"
-        "accepted after 1 attempt(s)\n> Why?\n  So.\n  And so.\n\n"
-        "[   0 s] accepted 1, rejected 1, failed 0\n"
-        "rejected after 1 attempt(s) (criteria: not short)\n> Why?\n  So.\n  And so.\n\n"
+        "[   0 s] accepted at the first attempt\n> Why?\n  | So.\n  | And so.\n\n"
+        "[   0 s] rejected at the first attempt\n> Why?\n"
+        "  failed:  not: the response short\n  | So.\n  | And so.\n\n"
     )
     run = Watched(show_rows=True)
     with run.begin():
         run.progress(record())
-        assert run.after(1).endswith("> Why?\n  So.\n  And so.\n\n")
+        assert run.after(1).endswith("> Why?\n  | So.\n  | And so.\n\n")
         assert run.after(28) == ""
+
+
+def test_a_refinement_can_be_followed_from_what_failed_to_what_passed():
+    run = Watched(show_rows=True)
+    long = record("accepted", ["has at most 3 words"])
+    fault = long["attempts"][0]["verdicts"][0] | {"reason": "It has 4 words."}
+    long["attempts"] = [
+        {"response": "So it is now.", "verdicts": [fault]},
+        {"response": "So it was.", "verdicts": [fault | {"verdict": "pass"}]},
+    ]
+    run.progress(long | {"response": "So it was."})
+    assert run.to.getvalue() == (
+        "[   0 s] accepted after 2 attempts\n"
+        "> Why?\n"
+        "  failed:  not: the response has at most 3 words (It has 4 words.)\n"
+        "  changed: 4 words to 3\n"
+        '           "is now." to "was."\n'
+        "  passed:  all that it has to\n"
+        "  | So it was.\n\n"
+    )
 
 
 def test_a_failed_row_is_shown_with_its_error():

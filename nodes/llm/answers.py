@@ -121,11 +121,12 @@ def read_answer(
     return fit.answer
 
 
-# A response in its tag, and behind it what the prompt holds: a small model goes on writing.
+# A response, and behind its closing tag what the prompt holds: a small model goes on writing. The
+# opening tag may be missing, or stand behind words such as "Here is the response:".
 _ECHO = re.compile(
-    r"\s*<(?P<tag>response(?:-\w+)?)\b[^>\n]*>.*?</(?P=tag)>\s*"
+    r"</response(?:-\w+)?>\s*"
     r"(?P<more><(?:feedback|verdict|criterion|instruction|reference|response|seed)(?:-\w+)?[ >])",
-    re.DOTALL | re.IGNORECASE,
+    re.IGNORECASE,
 )
 
 
@@ -157,7 +158,9 @@ def read_text(
         text = text[_find_answer(text, usual_marks) :]
     while (bare := text.rstrip()).endswith(_TURN_ENDS):
         text = bare[: bare.rindex("<")]
-    if echo := _ECHO.match(text):
+    echo = _ECHO.search(text)
+    # In a block of code it may be a part of the answer.
+    if echo is not None and text.count("```", 0, echo.start()) % 2 == 0:
         raise UnreadableAnswer(
             f"after the response comes more, from {echo['more']!r} on: give the response alone"
         )

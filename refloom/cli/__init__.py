@@ -9,13 +9,15 @@ from __future__ import annotations
 import argparse
 import sys
 import tomllib
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
 from refloom import __version__
 from refloom.cli import criteria, doctor, evaluate, export, index, review, run, score
+from refloom.cli.options import print_line
+from refloom.cli.parser import CommandParser, completion_script
 from refloom.errors import RefloomError
 from refloom.runs.garbage_collection import relax_gc_for_process
 from refloom.settings import Settings
@@ -33,7 +35,13 @@ examples:
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run a command and exit: 0 done, 2 bad input, 3 short, 4 stopped, 130 interrupted."""
-    args = build_parser().parse_args(arguments)
+    parser = build_parser()
+    given = sys.argv[1:] if arguments is None else arguments
+    if not given:
+        parser.print_help()
+        sys.exit(0)
+    parser.check_names(given)
+    args = parser.parse_args(given, argparse.Namespace(given=given))
     flags = {k: v for k, v in vars(args).items() if k in Settings.model_fields}
     relax_gc_for_process()
     try:
@@ -50,9 +58,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         sys.exit(status)
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> CommandParser:
     """The parser of all commands; the flags of `run` are the fields of `Settings`."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="refloom",
         description="Make instruction-tuning data by reference-level feedback.",
         epilog=EXAMPLES,
@@ -63,7 +71,15 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_subparsers(title="commands", metavar="", required=True).add_parser
     for group in (run, criteria, doctor, evaluate, score, export, review, index):
         group.add_commands(add)
+    completion = add("completion", help="print a script that completes commands in bash and zsh")
+    completion.set_defaults(command=print_completion)
     return parser
+
+
+def print_completion(args: argparse.Namespace, flags: dict[str, Any]) -> int:
+    """Print the script of the shell's completion: `eval "$(refloom completion)"`."""
+    print_line(completion_script(build_parser()))
+    return 0
 
 
 def _exit_status(error: Exception) -> int | None:

@@ -34,7 +34,7 @@ def criteria(args: Namespace, flags: dict[str, Any]) -> int:
     from refloom.data.criteria import load_criteria
     from refloom.evaluation.own_criteria import check_criteria, format_check
 
-    settings = load_settings(flags)
+    settings = load_settings(flags, calls="judge")
     own = load_criteria(args.file)
     references = read_references(args.references, settings, skip_bad_lines=args.skip_bad_lines)
     warn_of_skipped_rows(references.scan())

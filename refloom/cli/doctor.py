@@ -30,7 +30,7 @@ def doctor(args: Namespace, flags: dict[str, Any]) -> int:
     """Examine the models, and say which flags suit them. Returns 0 if a run can use them."""
     from refloom.runs.doctor import examine
 
-    report = asyncio.run(examine(load_settings(flags)))
+    report = asyncio.run(examine(load_settings(flags, calls="all")))
     if args.json:
         print_json(report.to_dict())
     else:

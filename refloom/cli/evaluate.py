@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from refloom.cli.options import add_judge_settings, positive_int, print_json, print_line
+from refloom.cli.options import add_json, add_judge_settings, positive_int, print_json, print_line
 from refloom.cli.run import add_run_flags, dry_run, read_inputs, run_with_progress
 from refloom.errors import InputError
 
@@ -27,6 +27,7 @@ def add_commands(add: Any) -> None:
     parser = add("report", help="write an HTML page of figures and samples of runs")
     _add_directories(parser, "a run, several side by side, an experiment, or files of scored rows")
     _add_out(parser, "the page (default: report.html in DIR)")
+    add_json(parser)
     parser.set_defaults(command=report)
 
     parser = add("compare", help="judge the responses of runs against each other")
@@ -116,9 +117,7 @@ def report(args: Namespace, flags: dict[str, Any]) -> int:
     if _are_scored(directories):
         from refloom.evaluation.report.scores import report_scores
 
-        path = asyncio.run(report_scores(directories, out))
-        print_line(f"{path} ({path.stat().st_size / 1e6:.1f} MB): open it in a browser")
-        return 0
+        return _print_page(asyncio.run(report_scores(directories, out)), as_json=args.json)
     comparison = None
     if len(directories) > 1:
         for directory in directories:
@@ -129,7 +128,14 @@ def report(args: Namespace, flags: dict[str, Any]) -> int:
         comparison = _read_comparison(home / "compare.json")
         out = out or home / FILE_NAME
     path = asyncio.run(write_report(directories, out, compared=comparison))
-    print_line(f"{path} ({path.stat().st_size / 1e6:.1f} MB): open it in a browser")
+    return _print_page(path, as_json=args.json)
+
+
+def _print_page(path: Path, *, as_json: bool) -> int:
+    if as_json:
+        print_json({"page": str(path), "bytes": path.stat().st_size})
+    else:
+        print_line(f"{path} ({path.stat().st_size / 1e6:.1f} MB): open it in a browser")
     return 0
 
 
@@ -269,9 +275,14 @@ def experiment(args: Namespace, flags: dict[str, Any]) -> int:
     arms = parse_arms(args.arms)
     settings_by_arm = {arm: arm_settings(settings, arm, args.out) for arm in arms}
     if args.dry_run:
+        estimates = {}
         for arm, own_settings in settings_by_arm.items():
-            print_line(f"\narm {arm}; calls shared by arms are counted in each, and paid once")
-            dry_run(own_settings, references, seeds)
+            if not args.json:
+                print_line(f"\narm {arm}; calls shared by arms are counted in each, and paid once")
+            # Of all arms there is one object in JSON.
+            estimates[arm] = dry_run(own_settings, references, seeds, quiet=args.json)
+        if args.json:
+            print_json({"arms": estimates})
         return 0
     _check_arms(settings_by_arm.values(), references, seeds)
     status, tools = 0, Tools(embed=Embedder(settings.embedding_model))
@@ -289,13 +300,14 @@ def experiment(args: Namespace, flags: dict[str, Any]) -> int:
                     show_rows=False,
                     shared=shared.journal,
                     tools=tools,
+                    print_summary=(lambda summary, out: None) if args.json else None,
                 )
                 if arm_status not in (0, 3):
                     return arm_status
                 status = max(status, arm_status)
         finally:
             shared.close()
-        comparison = _compare_arms(args.out, settings, arms)
+        comparison = _compare_arms(args.out, settings, arms, as_json=args.json)
     return status if all(pair["n"] for pair in comparison["pairs"]) else 3
 
 
@@ -309,13 +321,18 @@ def _check_arms(all_settings: Iterable[Settings], references: Any, seeds: Any) -
             inputs.reused.close()
 
 
-def _compare_arms(out: Path, settings: Settings, arms: tuple[str, ...]) -> dict[str, Any]:
+def _compare_arms(
+    out: Path, settings: Settings, arms: tuple[str, ...], *, as_json: bool
+) -> dict[str, Any]:
     from refloom.evaluation.compare import format_comparison
     from refloom.evaluation.experiment import compare_arms
     from refloom.evaluation.judging import progress_printer
 
     on_progress = progress_printer("compared", settings.quiet)
     comparison = asyncio.run(compare_arms(out, arms, settings, on_progress=on_progress))
+    if as_json:
+        print_json(comparison)
+        return comparison
     print_line(format_comparison(comparison))
     print_line(f"\n{out / 'compare.json'}; `refloom report {out}` makes a page of it")
     return comparison

@@ -16,7 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nodes.llm.fast_json import loads
-from refloom.cli.options import MAX_LISTED, add_setting, positive_int, print_line, ratio
+from refloom.cli.options import (
+    MAX_LISTED,
+    add_json,
+    add_setting,
+    positive_int,
+    print_json,
+    print_line,
+    ratio,
+)
 from refloom.data.export import (
     FORMATS,
     TAGGED_FORMATS,
@@ -50,6 +58,7 @@ def add_commands(add: Any) -> None:
     _add_format_options(parser)
     parser.add_argument("--max-rows", type=positive_int, metavar="N", help="the first N rows only")
     _add_selection(parser)
+    add_json(parser)
     parser.set_defaults(command=export)
 
     parser = add("push", help="publish a run's rows and card on the Hugging Face hub")
@@ -70,6 +79,7 @@ def add_commands(add: Any) -> None:
         help="publish although some samples held a benchmark's prompt",
     )
     parser.add_argument("--dry-run", action="store_true", help="show the card, send nothing")
+    add_json(parser)
     parser.set_defaults(command=push)
 
 
@@ -303,8 +313,11 @@ def export(args: Namespace, flags: dict[str, Any]) -> int:
             raise InputError(
                 f"{args.file}: cannot be written ({error.strerror or error})"
             ) from error
+    if args.json:
+        print_json({"format": args.format, "rows": {str(p): n for p, n in written.items()}})
     for path, count in written.items():
-        print_line(f"{count} rows in {path}")
+        if not args.json:
+            print_line(f"{count} rows in {path}")
         if not count:
             reason = NONE_LEFT if ids == set() else EMPTY_REASONS.get(args.format, NO_ROW)
             if args.split and sum(written.values()):
@@ -362,13 +375,19 @@ def push(args: Namespace, flags: dict[str, Any]) -> int:
         rows, configs = _write_formats(args, journal, Path(folder))
         text = card_text(journal, status, title=args.repo_id, configs=configs, rows=rows)
         if args.dry_run:
-            print_line(text)
+            if args.json:
+                print_json({"repo_id": args.repo_id, "rows": rows, "card": text})
+            else:
+                print_line(text)
             return 0
         (Path(folder) / "README.md").write_text(text, encoding="utf-8")
         address, new = push_folder(Path(folder), args.repo_id, private=not args.public)
     visibility = "visibility unchanged"
     if new:
         visibility = "public" if args.public else "private"
+    if args.json:
+        print_json({"address": address, "visibility": visibility, "rows": rows})
+        return 0
     print_line(
         f"{address} ({visibility}): " + ", ".join(f"{n} rows of {name}" for name, n in rows.items())
     )

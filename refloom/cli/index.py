@@ -10,8 +10,10 @@ from typing import Any
 
 from memory.weights import DEFAULT_MODEL
 from refloom.cli.options import (
+    add_json,
     add_setting,
     positive_int,
+    print_json,
     print_line,
     ratio,
     warn_of_skipped_rows,
@@ -35,6 +37,7 @@ def add_commands(add: Any) -> None:
     parser.add_argument(
         "--skip-bad-lines", action="store_true", help="skip lines that are not valid JSON"
     )
+    add_json(parser)
     parser.set_defaults(command=dedup)
 
     parser = add("index", help="build or search an index of references")
@@ -56,12 +59,14 @@ def add_commands(add: Any) -> None:
     search.set_defaults(command=index_search)
     for command in (build, search):
         command.add_argument("--embedding-model", default=DEFAULT_MODEL)
+        add_json(command)
 
     parser = add("model", help="the embedded model")
     pull = parser.add_subparsers(metavar="", required=True).add_parser(
         "pull", help="download its weights (1.1 GB) into the cache"
     )
     pull.add_argument("--from-hub", action="store_true", help="from the publisher's own repository")
+    add_json(pull)
     pull.set_defaults(command=model_pull)
 
 
@@ -81,14 +86,21 @@ def dedup(args: Namespace, flags: dict[str, Any]) -> int:
         skip_bad_lines=args.skip_bad_lines,
         meaning=meaning,
     )
-    for row in summary.dropped:
+    skipped = summary.report.skipped_count
+    if args.json:
+        dropped = [row._asdict() for row in summary.dropped]
+        print_json(
+            {"out": str(args.out), "rows": summary.written, "dropped": dropped, "left_out": skipped}
+        )
+    for row in () if args.json else summary.dropped:
         print_line(
             f"line {row.line} is too near to line {row.near} ({row.by}): {row.instruction[:80]!r}"
         )
-    skipped = summary.report.skipped_count
     warn_of_skipped_rows(summary.report)
     for note in summary.report.notes:
         sys.stderr.write(note + "\n")
+    if args.json:
+        return 0
     print_line(
         f"{summary.written} rows in {args.out}; {len(summary.dropped)} near-duplicates"
         + (f", {skipped} rows left out" if skipped else "")
@@ -110,7 +122,8 @@ def index_build(args: Namespace, flags: dict[str, Any]) -> int:
     lines = describe_report(
         "references", source.name, report, takes_first=source.takes_first, listed=""
     )
-    print_line("\n".join(lines))
+    if not args.json:
+        print_line("\n".join(lines))
     warn_of_skipped_rows(report)
     references = write_references(args.out, distinct(source))
     with Progress(transient=True, disable=not sys.stderr.isatty()) as progress:
@@ -123,7 +136,10 @@ def index_build(args: Namespace, flags: dict[str, Any]) -> int:
             lambda done, total: progress.update(bar, completed=done, total=total),
         )
         count = asyncio.run(index.build())
-    print_line(f"{count} references in {args.out}")
+    if args.json:
+        print_json({"out": str(args.out), "references": count, "left_out": report.skipped_count})
+    else:
+        print_line(f"{count} references in {args.out}")
     return 0
 
 
@@ -141,6 +157,9 @@ def index_search(args: Namespace, flags: dict[str, Any]) -> int:
     )
     where = {name: values for name in FILTERS if (values := getattr(args, name))}
     hits = asyncio.run(index.search(args.text, args.k, where=where or None))
+    if args.json:
+        print_json(hits)
+        return 0
     if not hits:
         sys.stderr.write("nothing found" + (" with these filters\n" if where else "\n"))
     for hit in hits:
@@ -153,6 +172,9 @@ def model_pull(args: Namespace, flags: dict[str, Any]) -> int:
     from memory.weights import minilm_path
     from refloom.local import pull
 
-    print_line(str(pull(from_hub=args.from_hub)))
-    print_line(str(minilm_path()))
+    paths = {"model": str(pull(from_hub=args.from_hub)), "embedding_model": str(minilm_path())}
+    if args.json:
+        print_json(paths)
+    else:
+        print_line("\n".join(paths.values()))
     return 0

@@ -56,6 +56,11 @@ def add_judge_settings(parser: argparse.ArgumentParser) -> None:
         add_setting(group, name)
 
 
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Add the flag that has a command write what it says as JSON."""
+    parser.add_argument("--json", action="store_true", help="everything, as JSON")
+
+
 def positive_int(text: str) -> int:
     """Parse a whole number of at least 1."""
     if not text.isdecimal() or int(text) < 1:

@@ -7,7 +7,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from refloom.cli.options import port, print_line, user_name
+from refloom.cli.options import add_json, port, print_json, print_line, user_name
 from refloom.errors import InputError
 
 MAX_REASONS = 30
@@ -37,6 +37,7 @@ def add_commands(add: Any) -> None:
 
     parser = add("key", help="make an API key for a user of the server or the review page")
     parser.add_argument("name", type=user_name, metavar="NAME", help="letters, digits and _ . @ -")
+    add_json(parser)
     parser.set_defaults(command=key)
 
 
@@ -112,6 +113,9 @@ def key(args: Namespace, flags: dict[str, Any]) -> int:
     from refloom.serve.api_keys import create_key
 
     secret, entry = create_key(args.name)
+    if args.json:
+        print_json({"key": secret, "hash": entry})
+        return 0
     print_line(secret)
     sys.stderr.write(
         f"This is {args.name}'s key, shown once. Add its hash to REFLOOM_API_KEYS, separated by "

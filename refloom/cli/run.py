@@ -5,18 +5,18 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import json
+import shlex
 import signal
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.resources import as_file, files
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from refloom.cli.options import add_setting, print_json, print_line, warn_of_skipped_rows
+from refloom.cli.options import add_json, add_setting, print_json, print_line, warn_of_skipped_rows
 from refloom.data.criteria import load_criteria
 from refloom.data.read import ReadReport, Source, describe_report, read_references, read_seeds
 from refloom.settings import DEFAULT_TIER, Settings, load_settings
@@ -35,13 +35,31 @@ LEFT = ("without_thoughts", "prompt_talk", "contaminated", "failed")
 # A run that is stopped raises what stopped it.
 EXIT_STATUS = {"done": 0, "short": 3, "interrupted": 130}
 NOTHING_ACCEPTED = 3
+# Candidates of an order that is worth a look at a few rows first, and how few.
+LARGE_ORDER, FIRST_ROWS = 50, 5
+ABOUT_CODE = """\
+refloom demo: a small model writes and judges on this machine. No key is used.
+Six tasks on code are answered after two references. What fails a criterion is refined.
+This takes about four minutes on two idle cores.
+"""
+CODE_IS_RUN = "The code that it writes is run shut in, without network and files.\n"
+ABOUT_ALL = """\
+refloom demo: a small model writes and judges on this machine. No key is used.
+It shows each step of making rows of many kinds. They are not worth training on.
+This takes about fifteen minutes on two idle cores.
+"""
 
 
 def add_commands(add: Any) -> None:
     """Add the commands of this module to the parser."""
     parser = add("demo", help="make rows on the embedded model from the bundled references")
     parser.add_argument("--out", type=Path, default=Path("demo-run"), metavar="DIR")
-    parser.add_argument("--all", action="store_true", help="all 12 seeds, not the first 4")
+    parser.add_argument(
+        "--all",
+        action="store_true",
+        help="instead of small code: 12 seeds of many kinds, for which new instructions are made",
+    )
+    add_json(parser)
     parser.set_defaults(command=demo)
 
     parser = add("run", help="make rows from your references", allow_abbrev=False)
@@ -50,7 +68,7 @@ def add_commands(add: Any) -> None:
 
     parser = add("status", help="show how a run stands")
     parser.add_argument("directory", type=Path, metavar="DIR")
-    parser.add_argument("--json", action="store_true", help="everything, as JSON")
+    add_json(parser)
     parser.set_defaults(command=status)
 
 
@@ -84,6 +102,7 @@ def add_run_flags(parser: argparse.ArgumentParser, without: Sequence[str] = ()) 
     parser.add_argument(
         "--log-file", type=Path, metavar="FILE", help="append events to it, as JSON lines"
     )
+    add_json(parser)
     group = parser.add_argument_group("settings")
     for name in Settings.model_fields:
         if name != "stages" and name not in without:
@@ -92,7 +111,7 @@ def add_run_flags(parser: argparse.ArgumentParser, without: Sequence[str] = ()) 
 
 def read_inputs(args: Namespace, flags: dict[str, Any]) -> tuple[Settings, Source, Source | None]:
     """The settings, references and seeds of a run, as the command line names them."""
-    settings = load_settings(flags, args.config)
+    settings = load_settings(flags, args.config, calls="all")
     skip = args.skip_bad_lines
     references = read_references(args.references, settings, skip_bad_lines=skip)
     seeds = None
@@ -108,38 +127,105 @@ def run(args: Namespace, flags: dict[str, Any]) -> int:
 
     settings, references, seeds = read_inputs(args, flags)
     if args.dry_run:
-        return dry_run(settings, references, seeds)
+        estimated = dry_run(settings, references, seeds, quiet=args.json)
+        if args.json:
+            print_json(estimated)
+        elif estimated["expected"]["candidates"] > LARGE_ORDER:
+            print_line(_describe_first_rows(args.given, args.out, settings))
+        return 0
     with log_to(args.log_file, Endpoints(settings).api_keys()):
-        return run_with_progress(settings, references, seeds, args.out, show_rows=False)
+        return run_with_progress(
+            settings,
+            references,
+            seeds,
+            args.out,
+            show_rows=False,
+            print_summary=_print_json_summary if args.json else _print_summary,
+        )
+
+
+def _describe_first_rows(given: Sequence[str], out: Path, settings: Settings) -> str:
+    """The command that makes a few rows of an order first, in a directory of their own."""
+    first = out.with_name(f"{out.name}-first")
+    kept: list[str] = []
+    words = iter(given)
+    for word in words:
+        flag, equals, _ = word.partition("=")
+        if flag in ("--out", "--target", "--limit"):
+            if not equals:
+                next(words, None)
+        elif flag != "--dry-run":
+            kept.append(word)
+    size = ["--target", str(FIRST_ROWS)]
+    if settings.target is None:
+        size = ["--limit", str(-(-FIRST_ROWS // settings.per_seed))]
+    command = shlex.join(["refloom", *kept, "--out", str(first), *size])
+    return (
+        f"\nto look at {FIRST_ROWS} rows first:\n  {command}\n"
+        f"and then give the whole order with --reuse {shlex.quote(str(first))}: "
+        "what is paid by then is not paid again"
+    )
 
 
 def demo(args: Namespace, flags: dict[str, Any]) -> int:
     """Make rows from the bundled references and seeds on the embedded model."""
-    settings = Settings(
-        model="local",
-        references_per_seed=1,
-        max_criteria=3,
-        max_attempts=2,
-        limit=None if args.all else 4,
-    )
-    folder = files("refloom").joinpath("resources/demo")
-    with as_file(folder / "references.jsonl") as references, as_file(folder / "seeds.jsonl") as s:
-        sys.stderr.write(
-            "refloom demo: the embedded model writes and judges on this machine; no key is used.\n"
-            "It is small: this shows every step of making a row, not rows worth training on.\n"
-        )
+    from refloom.runs.sandbox import find_obstacle
+
+    with as_file(files("refloom").joinpath("resources/demo")) as folder:
+        if args.all:
+            settings, references, seeds = choose_wide_demo(folder)
+            sys.stderr.write(ABOUT_ALL)
+        else:
+            obstacle = find_obstacle()
+            settings, references, seeds = choose_code_demo(folder, run_code=obstacle is None)
+            sys.stderr.write(ABOUT_CODE)
+            sys.stderr.write(CODE_IS_RUN if obstacle is None else f"Code is not run: {obstacle}.\n")
         exit_status = run_with_progress(
             settings,
             read_references(references, settings),
-            read_seeds(s, settings),
+            read_seeds(seeds, settings),
             args.out,
             show_rows=True,
+            print_summary=_print_json_summary if args.json else _print_summary,
         )
-    with (args.out / "accepted.jsonl").open(encoding="utf-8") as file:
-        for line in islice(file, 3):
-            row = json.loads(line)
-            print_line(f"> {row['instruction']}\n{row['response']}\n")
+    if not args.json:
+        print_line(_format_next_commands(args.out))
     return exit_status
+
+
+def choose_code_demo(folder: Path, *, run_code: bool) -> tuple[Settings, str, str]:
+    """The settings, references and seeds of the demo: tasks that suit a small model.
+
+    The seeds are answered as they are, since such a model thinks of few tasks of its own.
+    """
+    settings = Settings(
+        model="local",
+        answer_seeds=True,
+        references_per_seed=1,
+        max_criteria=2,
+        max_attempts=3,
+        criteria=folder / ("code_criteria.toml" if run_code else "code_criteria_unrun.toml"),
+        run_code=run_code,
+    )
+    return settings, str(folder / "code_references.jsonl"), str(folder / "code_seeds.jsonl")
+
+
+def choose_wide_demo(folder: Path) -> tuple[Settings, str, str]:
+    """The same for many kinds of tasks, for which new instructions are made."""
+    settings = Settings(model="local", references_per_seed=1, max_criteria=3, max_attempts=2)
+    return settings, str(folder / "references.jsonl"), str(folder / "seeds.jsonl")
+
+
+def _format_next_commands(out: Path) -> str:
+    """The commands to go on with after a demo."""
+    commands = {
+        f"refloom report {out}": "a page of figures and samples",
+        f"refloom export {out} train.jsonl --format messages": "the rows as training data",
+        "refloom run --references FILE --out rows --model NAME": "rows from references of yours",
+    }
+    width = max(map(len, commands))
+    lines = (f"  {command:<{width}}  {what}" for command, what in commands.items())
+    return "\n".join(["", "to go on:", *lines])
 
 
 def run_with_progress(
@@ -151,10 +237,12 @@ def run_with_progress(
     show_rows: bool,
     shared: Journal | None = None,
     tools: Tools | None = None,
+    print_summary: Callable[[RunSummary, Path], None] | None = None,
 ) -> int:
     """Run with a progress display until it ends or is stopped. Returns the exit status.
 
-    `shared`, `tools`: see `refloom.runs.run.Run`.
+    `show_rows` shows each row as it ends, and not what was read. `print_summary` writes what has
+    come of it to stdout, by default as text. `shared`, `tools`: see `refloom.runs.run.Run`.
     """
     from refloom.runs.progress import Progress
     from refloom.runs.run import Run, Tools
@@ -164,18 +252,22 @@ def run_with_progress(
         if settings.quiet:
             asyncio.run(run_until_signalled(session))
         else:
-            session.on_begin = partial(_print_inputs, references, seeds)
+            if not show_rows:
+                session.on_begin = partial(_print_inputs, references, seeds)
             progress = Progress(show_rows=show_rows)
             session.on_record, session.on_fault = progress, progress.count_error
             session.on_notice = progress.notice
             with progress.begin(session.stats):
                 asyncio.run(run_until_signalled(session))
     except asyncio.CancelledError:
-        sys.stderr.write(f"stopped; every paid call is in {out / 'journal.sqlite'}\n")
+        sys.stderr.write(
+            f"stopped; every paid call is in {out / 'journal.sqlite'}, "
+            "and the same command goes on\n"
+        )
         return EXIT_STATUS["interrupted"]
     finally:
         if session.summary is not None and session.summary.counts:
-            _print_summary(session.summary, out)
+            (print_summary or _print_summary)(session.summary, out)
     summary = session.summary
     assert summary is not None
     counts, ended = summary.counts, summary.status in ("done", "short")
@@ -229,6 +321,13 @@ def _describe_jury(settings: Settings) -> list[str]:
     if len(settings.jurors) == 1 or settings.model not in settings.jurors:
         return []
     return [f"jury: {settings.model} writes and judges; models are lenient with their own writing"]
+
+
+def _print_json_summary(summary: RunSummary, out: Path) -> None:
+    """Write what `refloom status --json` says."""
+    from refloom.runs.outputs import read_status
+
+    print_json(read_status(out))
 
 
 def _print_summary(summary: RunSummary, out: Path) -> None:
@@ -292,12 +391,17 @@ def _describe_next(status: str, retriable: int, retry_failed: bool) -> str | Non
         samples = "1 failed sample is" if retriable == 1 else f"{retriable} failed samples are"
         return f"{samples} tried again by the same command, once the cause is mended"
     if status == "interrupted":
-        return "the same command resumes the run"
+        return "the same command goes on with the run"
     return None
 
 
-def dry_run(settings: Settings, references: Source, seeds: Source | None) -> int:
-    """Show what a run would do and cost, without a call and without writing anything."""
+def dry_run(
+    settings: Settings, references: Source, seeds: Source | None, *, quiet: bool = False
+) -> dict[str, Any]:
+    """Show what a run would do and cost, without a call and without writing anything.
+
+    `quiet` shows nothing. Returns the estimate; see `refloom.runs.estimate.estimate`.
+    """
     from refloom.runs.checks import check_permitted
     from refloom.runs.cost import Prices
     from refloom.runs.estimate import estimate, format_estimate
@@ -307,8 +411,9 @@ def dry_run(settings: Settings, references: Source, seeds: Source | None) -> int
     check_permitted([own["criterion"].get("check") for own in own_criteria], settings)
     seed_source = seeds or Source(references, as_reference=False, limit=settings.limit)
     reports = (references.scan(), seed_source.scan())
-    for line in _describe_inputs(references, seeds, reports, listed=""):
-        print_line(line)
+    if not quiet:
+        for line in _describe_inputs(references, seeds, reports, listed=""):
+            print_line(line)
     for report in reports:
         warn_of_skipped_rows(report)
     sys.stderr.writelines(f"{line}\n" for line in _describe_jury(settings))
@@ -322,8 +427,9 @@ def dry_run(settings: Settings, references: Source, seeds: Source | None) -> int
             own_criteria=own_criteria,
         )
     )
-    print_line(format_estimate(estimated))
-    return 0
+    if not quiet:
+        print_line(format_estimate(estimated))
+    return estimated
 
 
 def status(args: Namespace, flags: dict[str, Any]) -> int:
@@ -390,6 +496,11 @@ def _print_status(run: dict[str, Any]) -> None:
         cost = run["cost_by_stage"].get(stage)
         stages.append(f"{stage} {calls}" + (f" (${cost:.4f})" if cost else ""))
     print_line("  calls by stage: " + (", ".join(stages) or "none"))
+    tokens = (
+        f"{stage} {counts['prompt_tokens']:,} + {counts['completion_tokens']:,}"
+        for stage, counts in run["tokens_by_stage"].items()
+    )
+    print_line("  tokens by stage, of prompts + of answers: " + (", ".join(tokens) or "none"))
     if run["calls"].get("by_tier", {}).keys() - {DEFAULT_TIER}:
         print_line(f"  {_describe_tiers(run)}")
     if run["cost_usd"] is None:

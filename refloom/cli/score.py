@@ -137,7 +137,7 @@ def _settings(source: Path, flags: dict[str, Any]) -> Settings:
         check_run(source)
         settings = judge_settings(source, flags)
     else:
-        settings = load_settings(flags)
+        settings = load_settings(flags, calls="judge")
     reuse = settings.reuse
     if reuse is not None and reuse.suffix == ".jsonl":
         reuse = journal_of(reuse)

@@ -90,6 +90,10 @@ CREATE TABLE IF NOT EXISTS review_marks (
   id TEXT, kind TEXT, by TEXT NOT NULL, at TEXT NOT NULL, PRIMARY KEY (id, kind, by)
 ) WITHOUT ROWID;
 """
+# What a run has made of its calls.
+TABLES_OF_A_RUN = ("turns", "retrieved", "samples", "learned", "retries", "unusable", "reviews")
+# Stages of calls that only find out whether an endpoint answers, and how.
+TRYING_STAGES = ("preflight", "probe")
 # The tokens of a usage that are counted by call.
 TOKEN_FIELDS = (
     "prompt_tokens",
@@ -240,6 +244,25 @@ class Journal:
     async def put_meta(self, key: str, value: Any) -> None:
         """Store a JSON value under `key`."""
         await self.put(INSERT_META, key, json.dumps(value))
+
+    def has_work(self) -> bool:
+        """Whether anything was paid for but small calls that try an endpoint, or made. Blocks."""
+        ((calls, samples),) = self.read(
+            f"SELECT EXISTS (SELECT 1 FROM calls WHERE stage NOT IN {TRYING_STAGES}) "
+            "OR EXISTS (SELECT 1 FROM borrowed), "
+            "EXISTS (SELECT 1 FROM samples WHERE status != 'failed')"
+        )
+        return bool(calls or samples)
+
+    async def begin_anew(self) -> None:
+        """Forget a run without work, and what it was to be; its calls stay."""
+        await self.put_all(
+            [
+                *(Statement(f"DELETE FROM {table}", ()) for table in TABLES_OF_A_RUN),
+                Statement("DELETE FROM meta WHERE key != 'format'", ()),
+            ]
+        )
+        await asyncio.to_thread(self.load_unusable)
 
     def close(self) -> None:
         """Write what is left, close the file and release the directory. Blocks."""

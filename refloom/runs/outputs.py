@@ -164,6 +164,13 @@ def _usage_totals(connection: Any) -> dict[str, Any]:
             f"cost_by_{name}": {value: total_cost(part) for value, part in group.items()}
             for name, group in groups.items()
         },
+        "tokens_by_stage": {
+            stage: {
+                name: sum(getattr(usage, name) for usage in part)
+                for name in ("prompt_tokens", "completion_tokens")
+            }
+            for stage, part in groups["stage"].items()
+        },
     }
 
 

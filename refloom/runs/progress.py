@@ -1,47 +1,63 @@
-"""The progress of a run on stderr: live lines on a terminal, else a line every 30 seconds."""
+"""The progress of a run on stderr: a live view on a terminal, a cell in a notebook, else lines.
+
+What a run is doing, its rows, rate and time left, its calls and dollars, and what fails most.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import re
 import sys
+import textwrap
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self, TextIO
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Self, TextIO
 
 if TYPE_CHECKING:
-    from rich.console import Console, Group
-    from rich.live import Live
+    from rich.console import Console, RenderableType
 
     from nodes.record import Record
 
 # Between two lines where there is no terminal.
 LINE_INTERVAL_S = 30.0
-# Rates are those of the last minute.
+# A line says what a run is doing, other than making rows, once it has taken so long.
+ACTIVITY_S = 5.0
+# Rates are those of the last minute or so.
 RATE_WINDOW_S = 60.0
 # Without the end of a call for this long, the display says so.
 SILENT_S = 60.0
+# A line where there is no terminal.
+MAX_LINE_CHARS = 98
+LINE_INDENT = " " * 9
 MAX_LABEL_CHARS = 48
+# Criteria that fail most, in a live view and in lines.
+MAX_SHOWN, MAX_IN_LINES = 3, 1
 # Different texts that are counted, and how much of each.
 MAX_COUNTED = 400
 MAX_COUNTED_CHARS = 200
+# Places of a refinement that are shown, and characters of each side.
+MAX_CHANGES, MAX_CHANGE_CHARS = 3, 60
+
+MAKING_ROWS = "making rows"
 
 # Control characters that a terminal obeys, and lone surrogates, which cannot be written at all.
 _TERMINAL_CONTROLS = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 )
+_DIGITS = re.compile(r"\d")
 
 
 @dataclass(frozen=True)
 class RunStats:
     """The counts of a run, in totals that include its earlier sessions.
 
-    `slots` is the most samples there can be; None in a run with a target. `limit` is the number of
-    calls allowed in flight now, `concurrency` the most it may become. `cost` and `max_cost` are US
-    dollars; None is an unknown price or no limit.
+    `activity` says what it is doing. `slots` is the most samples there can be; None in a run with a
+    target. `limit` is the number of calls allowed in flight now, `concurrency` the most it may
+    become. `cost` and `max_cost` are US dollars; None is an unknown price or no limit.
     """
 
     target: int | None
@@ -50,6 +66,7 @@ class RunStats:
     limit: int
     concurrency: int
     max_cost: float | None
+    activity: str = MAKING_ROWS
     accepted: int = 0
     rejected: int = 0
     failed: int = 0
@@ -65,113 +82,130 @@ class RunStats:
     tokens: int = 0
 
     @property
-    def rows_made(self) -> int:
-        """Rows accepted in this session; `accepted_before` came from the journal."""
-        return self.accepted - self.accepted_before
-
-    @property
     def calls_ended(self) -> int:
         """Calls that ended, with or without an answer."""
         return self.paid + self.reused + self.retried
 
     @property
+    def samples_ended(self) -> int:
+        """Samples that ended, in whatever way."""
+        return self.accepted + self.rejected + self.failed
+
+    @property
     def begun(self) -> bool:
         """Whether any call or sample has ended."""
-        return bool(self.paid + self.reused + self.accepted + self.rejected + self.failed)
+        return bool(self.paid + self.reused + self.samples_ended)
 
     @property
     def share(self) -> tuple[int, int]:
         """How many are done and how many there are: accepted rows of the target, else samples."""
         if self.target is not None:
             return self.accepted, self.target
-        ended = self.accepted + self.rejected + self.failed
+        ended = self.samples_ended
         total = max(self.candidates, self.seeds) if self.slots is None else self.slots
         return ended, max(total, ended)
 
     @property
-    def estimated_cost(self) -> float | None:
-        """US dollars for the whole run if the rest costs as much a sample as so far."""
+    def cost_to_come(self) -> float | None:
+        """US dollars for the rest, if it costs as much a sample as so far."""
         done, total = self.share
-        return None if self.cost is None or not done else self.cost / done * max(total, done)
+        return None if self.cost is None or not done else self.cost / done * max(total - done, 0)
 
 
 @dataclass(frozen=True)
 class ProgressView:
-    """What the display has at one moment; `elapsed` and `silent`, without a call, in seconds."""
+    """What the display has at one moment.
+
+    `rows_a_minute` are accepted rows or, without a target, samples; None until it is known, as are
+    `seconds_left`. `silent` are the seconds without the end of a call.
+    """
 
     stats: RunStats
     elapsed: float
     rows_a_minute: float | None
-    calls_a_second: float | None
+    seconds_left: float | None
     failed_criteria: list[tuple[str, int]]
     errors: list[tuple[str, int]]
     silent: float
     finished: bool
 
 
-def format_line(view: ProgressView) -> str:
-    """Return a view as one line."""
+def format_lines(view: ProgressView) -> list[str]:
+    """Return a view as short lines, the first of which says how far the run is."""
     stats = view.stats
     done, total = stats.share
-    target = f" of {total}" if stats.target is not None else ""
-    samples = "" if target else f" ({done} of {total} samples ended)"
-    parts = [
-        f"accepted {stats.accepted}{target}, rejected {stats.rejected}, "
-        f"failed {stats.failed}{samples}"
-    ]
-    parts += format_facts(view)
-    if view.failed_criteria:
-        labels = (f'"{shorten(text)}" {number}' for text, number in view.failed_criteria)
-        parts.append(f"fails most: {', '.join(labels)}")
-    parts += format_troubles(view)
-    return one_line("; ".join(parts))
+    target = f" of {total:,}" if stats.target is not None else ""
+    ended = "" if target else f" ({done:,} of {total:,} samples)"
+    counts = (
+        f"accepted {stats.accepted:,}{target}, rejected {stats.rejected:,}, "
+        f"failed {stats.failed:,}{ended}"
+    )
+    lines = ["; ".join([counts, *format_pace(view)])]
+    lines += ["; ".join(format_calls(view)), "; ".join(format_cost(view))]
+    lines += format_failing(view, MAX_IN_LINES)
+    lines += format_troubles(view)
+    return [line for line in map(one_line, lines) if line]
 
 
-def draw_lines(view: ProgressView) -> Group:
-    """Return a view as lines for a terminal, each cut to its width."""
-    from rich.console import Group
-    from rich.progress_bar import ProgressBar
-    from rich.table import Table
+def draw_facts(view: ProgressView) -> list[RenderableType]:
+    """Return what stands under the bar of a live view: lines that wrap where they are long."""
     from rich.text import Text
 
     def line(text: str, style: str = "") -> Text:
         # rich does not interpret markup inside a Text.
-        return Text(one_line(text), style=style, no_wrap=True, overflow="ellipsis")
+        return Text(one_line(text), style=style)
 
-    stats = view.stats
-    done, total = stats.share
-    unit = "accepted" if stats.target is not None else f"ended, {stats.accepted} accepted"
-    bar = Table.grid(expand=True, padding=(0, 1, 0, 0))
-    bar.add_column(ratio=1)
-    bar.add_column(no_wrap=True, overflow="ellipsis")
-    bar.add_row(
-        ProgressBar(total=total, completed=done),
-        line(
-            f"{done} of {total} {unit}, {stats.rejected} rejected, {stats.failed} failed, "
-            f"{view.elapsed:.0f} s"
-        ),
-    )
-    failing = [line(f"{number} x not: {text}", "yellow") for text, number in view.failed_criteria]
-    troubles = [line(text, "red") for text in format_troubles(view)]
-    return Group(bar, *map(line, format_facts(view)), *failing, *troubles)
-
-
-def format_facts(view: ProgressView) -> list[str]:
-    """Return speed, calls and cost, one text each."""
-    stats = view.stats
-    parts = [
-        f"{_rate(view.rows_a_minute)} rows a minute, {_rate(view.calls_a_second)} calls a second",
-        f"{stats.paid} calls paid, {stats.reused} reused, {stats.retried} retried",
+    parts = (format_pace(view), format_calls(view), format_cost(view))
+    facts = [", ".join(part) for part in parts if view.stats.begun]
+    return [
+        *(line(text) for text in facts if text),
+        *(line(text, "yellow") for text in format_failing(view, MAX_SHOWN)),
+        *(line(text, "red") for text in format_troubles(view)),
     ]
-    limit = "" if stats.max_cost is None else f" of {_usd(stats.max_cost)} allowed"
-    cost = f"cost {_usd(stats.cost)}{limit}"
+
+
+def format_pace(view: ProgressView) -> list[str]:
+    """Return the rate, and the time that is left."""
+    if view.rows_a_minute is None:
+        return []
+    unit = "rows" if view.stats.target is not None else "samples"
+    parts = [f"{view.rows_a_minute:,.1f} {unit} a minute"]
+    if view.seconds_left is not None and not view.finished:
+        parts.append(f"about {format_seconds(view.seconds_left)} left")
+    return parts
+
+
+def format_calls(view: ProgressView) -> list[str]:
+    """Return the calls that were made and, while the run goes on, those in flight."""
+    stats = view.stats
+    parts = ["1 call paid" if stats.paid == 1 else f"{stats.paid:,} calls paid"]
+    parts += [f"{stats.reused:,} reused"] if stats.reused else []
+    parts += [f"{stats.retried:,} retried"] if stats.retried else []
     if not view.finished:
-        parts.append(
-            f"{stats.in_flight} in flight of {stats.limit} allowed (at most {stats.concurrency}), "
-            f"{stats.waiting} waiting"
-        )
-        cost += f", {_usd(stats.estimated_cost)} by the end"
-    return [*parts, f"{cost}, {stats.tokens:,} tokens"]
+        parts.append(f"{stats.in_flight} of {stats.limit} in flight")
+        parts += [f"{stats.waiting} waiting"] if stats.waiting else []
+    return parts
+
+
+def format_cost(view: ProgressView) -> list[str]:
+    """Return the dollars so far and to come, where they are known and a model has a price."""
+    stats = view.stats
+    if not stats.cost and stats.max_cost is None:
+        return []
+    parts = [f"{format_dollars(stats.cost)} so far"]
+    if stats.cost_to_come and not view.finished:
+        parts.append(f"about {format_dollars(stats.cost_to_come)} to come")
+    if stats.max_cost is not None:
+        parts.append(f"{format_dollars(stats.max_cost)} allowed")
+    return parts
+
+
+def format_failing(view: ProgressView, most: int) -> list[str]:
+    """Return the criteria that fail most, each in full with how often it failed."""
+    return [
+        f"failed {'once' if number == 1 else f'{number:,} times'}: the response {text}"
+        for text, number in view.failed_criteria[:most]
+    ]
 
 
 def format_troubles(view: ProgressView) -> list[str]:
@@ -181,8 +215,27 @@ def format_troubles(view: ProgressView) -> list[str]:
         counts = (f"{shorten(kind)} {number}" for kind, number in view.errors)
         parts.append(f"errors: {', '.join(counts)}")
     if view.silent >= SILENT_S and not view.finished:
-        parts.append(f"no call has ended for {view.silent:.0f} s")
+        parts.append(f"no call has ended for {format_seconds(view.silent)}")
     return parts
+
+
+def format_seconds(seconds: float) -> str:
+    """Return a time in words.
+
+    >>> format_seconds(40), format_seconds(170), format_seconds(9000)
+    ('40 s', '3 min', '2 h 30 min')
+    """
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = max(round(seconds / 60), 1)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def format_dollars(value: float | None) -> str:
+    """Return US dollars, with cents' parts of a small sum."""
+    if value is None:
+        return "an unknown sum"
+    return f"${value:,.2f}" if value >= 1 or not value else f"${value:.4f}"
 
 
 def escape_controls(text: str) -> str:
@@ -195,38 +248,94 @@ def one_line(text: str) -> str:
     return escape_controls(" ".join(text.split()))
 
 
-def shorten(text: str) -> str:
-    """Return the start of a text, at most `MAX_LABEL_CHARS` long."""
-    return text if len(text) <= MAX_LABEL_CHARS else text[: MAX_LABEL_CHARS - 1] + "…"
+def shorten(text: str, most: int = MAX_LABEL_CHARS) -> str:
+    """Return the start of a text, at most `most` characters long."""
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def wrap_lines(lines: Iterable[str], start: str) -> str:
+    """Return lines of at most `MAX_LINE_CHARS`, the first after `start`, the others indented.
+
+    One that is too long is broken after a semicolon where it has one.
+    """
+    width = MAX_LINE_CHARS - len(LINE_INDENT)
+    wrapped: list[str] = []
+    for line in lines:
+        first, *parts = line.split("; ")
+        joined = [first]
+        for part in parts:
+            if len(joined[-1]) + len(part) + 2 <= width:
+                joined[-1] += f"; {part}"
+            else:
+                joined.append(part)
+        wrapped += [short for one in joined for short in textwrap.wrap(one, width)]
+    head, *rest = wrapped or [""]
+    return "".join([f"{start} {head}\n", *(f"{LINE_INDENT}{line}\n" for line in rest)])
 
 
 def format_record(record: Record) -> str:
-    """Return a record as text for a person."""
+    """Return a record as text for a person: what failed, what was changed, what came out."""
     if record["status"] == "failed":
         error = record["error"]
         cause = f"{error['stage']}: {error['kind']}: {error['message']}"
         return f"failed: {record['instruction'] or record['seed_id']}\n  {cause}"
-    response = "\n".join("  " + line for line in (record["response"] or "").splitlines())
-    why = "" if record["status"] == "accepted" else f" ({_missed(record)})"
-    head = f"{record['status']} after {len(record['attempts'])} attempt(s){why}"
-    return f"{head}\n> {record['instruction']}\n{response}"
+    attempts = record["attempts"]
+    tries = "at the first attempt" if len(attempts) == 1 else f"after {len(attempts)} attempts"
+    lines = [f"{record['status']} {tries}"]
+    lines.append(indent(record["instruction"] or "", "> "))
+    for number, attempt in enumerate(attempts):
+        if number:
+            lines += describe_changes(attempts[number - 1]["response"], attempt["response"])
+        if record["status"] != "accepted" or number < len(attempts) - 1:
+            lines += [
+                indent(line, "           ").replace("           ", "  failed:  ", 1)
+                for line in describe_failures(record, attempt)
+            ]
+        elif number:
+            lines.append("  passed:  all that it has to")
+    lines.append(indent(record["response"] or "", "  | "))
+    return "\n".join(lines)
 
 
-def _missed(record: Record) -> str:
-    texts = {c["id"]: c["text"] for c in record["criteria"]}
-    last = record["attempts"][-1]["verdicts"] if record["attempts"] else []
-    missed = [texts[v["criterion_id"]] for v in last if v["verdict"] in ("fail", "unknown")]
-    return f"{record['reason']}: not {'; not '.join(missed[:3])}" if missed else record["reason"]
+def indent(text: str, margin: str) -> str:
+    """Return a text with a margin before each line; those that are too long are wrapped."""
+    width = MAX_LINE_CHARS - len(margin)
+    lines: list[str] = []
+    for line in text.splitlines():
+        # What fits keeps its spaces: it may be code.
+        lines += [line] if len(line) <= width else textwrap.wrap(line, width)
+    return "\n".join(f"{margin}{line}".rstrip() for line in lines)
 
 
-def _rate(value: float | None) -> str:
-    return "-" if value is None else f"{value:,.1f}"
+def describe_failures(record: Record, attempt: dict[str, Any]) -> list[str]:
+    """Return what an attempt failed in: the musts if there are any, else the others."""
+    criteria = {criterion["id"]: criterion for criterion in record["criteria"]}
+    failed = [
+        (criteria[verdict["criterion_id"]], verdict.get("reason") or "")
+        for verdict in attempt["verdicts"]
+        if verdict["verdict"] == "fail" and verdict["criterion_id"] in criteria
+    ]
+    musts = [pair for pair in failed if pair[0].get("must", True)]
+    return [
+        one_line(f"not: the response {criterion['text']}" + (f" ({reason})" if reason else ""))
+        for criterion, reason in musts or failed
+    ] or [f"{record['reason'] or 'no verdict that is known'}"]
 
 
-def _usd(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"${value:,.2f}" if value >= 1 else f"${value:.4f}"
+def describe_changes(before: str, after: str) -> list[str]:
+    """Return what a refinement changed: its length, and the first places where it differs."""
+    # Imported here: a run is begun before anything slow is imported.
+    from nodes.text_diff import diff_parts
+
+    if before == after:
+        return ["  changed: nothing"]
+    lines = [f"  changed: {len(before.split())} words to {len(after.split())}"]
+    for part in diff_parts(before, after, MAX_CHANGES):
+        sides = [shorten(one_line(part[side]), MAX_CHANGE_CHARS) for side in ("removed", "added")]
+        if any(sides):
+            removed, added = (f'"{side}"' if side else "nothing" for side in sides)
+            lines.append(f"           {removed} to {added}")
+    return lines
 
 
 class Progress:
@@ -245,28 +354,35 @@ class Progress:
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
         tick_s: float = 0.5,
+        notebook: Callable[[str], None] | None = None,
     ) -> None:
-        """`show_rows` prints each record as it ends, without live lines; `to` is stderr if None."""
+        """`show_rows` prints each record as it ends; `to` is stderr if None.
+
+        `notebook` shows a text in the place of the one before; by default a notebook's cell does,
+        where there is one.
+        """
         self._show_rows = show_rows
         self._to = to or sys.stderr
         self._read_stats = read_stats
         self._console = console
         self._clock = clock
         self._tick_s = tick_s
+        self._notebook = notebook
         self._counts = Counter[str]()
         self._failed_criteria = Counter[str]()
         self._errors = Counter[str]()
         self._counts_lock = threading.Lock()
         self._draw_lock = threading.Lock()
-        # Time, rows made and calls paid, at each tick of the last minute.
-        self._history: deque[tuple[float, int, int]] = deque()
         self._rows: deque[str] = deque()
         self._calls_ended = 0
         self._started = self._last_write = self._last_activity = clock()
-        self._session_start = (self._started, 0, 0)
+        self._done_before = 0
+        # What the run was doing, since when, and whether a line said so.
+        self._activity, self._activity_since, self._activity_told = "", self._started, False
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        self._live: Live | None = None
+        self._bars: Any = None
+        self._live = False
         # A process may have been started without a stderr.
         self._reader_gone = self._to is None
 
@@ -282,8 +398,9 @@ class Progress:
                     texts.get(verdict["criterion_id"], verdict["criterion_id"]),
                 )
         if self._show_rows:
-            self._rows.append(f"[{self._clock() - self._started:4.0f} s] {self.summary()}\n")
-            self._rows.append(format_record(record) + "\n\n")
+            self._rows.append(
+                f"[{self._clock() - self._started:4.0f} s] {format_record(record)}\n\n"
+            )
             if self._thread is None:
                 self._write_rows()
 
@@ -310,18 +427,28 @@ class Progress:
             return self
         self._started = self._last_write = self._last_activity = self._clock()
         stats = read_stats()
-        self._session_start = (self._started, stats.rows_made, stats.paid - stats.paid_before)
+        self._done_before = stats.share[0]
         self._calls_ended = stats.calls_ended
-        self._history.append(self._session_start)
-        self._live = (
-            None if self._show_rows or self._reader_gone else open_live(self._to, self._console)
-        )
-        if self._live is not None:
-            self._try_write(self._live.start)
+        self._activity, self._activity_since = "", self._started
+        self._open(stats)
         self._stop.clear()
         self._thread = threading.Thread(target=self._watch, name="refloom-display", daemon=True)
         self._thread.start()
         return self
+
+    def _open(self, stats: RunStats) -> None:
+        """Make the bar, which keeps the rate and the time left even where it is not drawn."""
+        if self._notebook is None and self._console is None:
+            self._notebook = find_notebook()
+        console = None
+        if self._notebook is None and not self._reader_gone:
+            console = find_terminal(self._to, self._console)
+        self._live = console is not None
+        self._bars = make_bars(console, self._clock, is_stderr=self._to is sys.stderr)
+        done, total = stats.share
+        self._task = self._bars.add_task("", total=total, completed=done, words="")
+        if self._live:
+            self._try_write(self._bars.start)
 
     def end(self) -> None:
         """Show the last state, and stop."""
@@ -333,12 +460,11 @@ class Progress:
         try:
             self.tick(finished=True)
         finally:
-            self._history.clear()
-            live, self._live = self._live, None
-            if live is not None:
+            live, self._live = self._live, False
+            if live:
                 # Stop it even when the reader has gone: this restores sys.stderr.
                 with contextlib.suppress(OSError, ValueError):
-                    live.stop()
+                    self._bars.stop()
 
     def __enter__(self) -> Self:
         return self.begin()
@@ -355,37 +481,82 @@ class Progress:
         with self._draw_lock:
             self._write_rows()
             view = self._view(finished)
-            live = self._live
-            if live is not None:
-                live.transient = finished and not view.stats.begun
-                lines = draw_lines(view)
-                self._try_write(lambda: live.update(lines, refresh=True))
-            elif self._clock() - self._last_write >= LINE_INTERVAL_S or (
-                finished and view.stats.begun
-            ):
-                self._write(f"[{view.elapsed:4.0f} s] {format_line(view)}\n")
+            if self._notebook is not None:
+                self._show_in_notebook(view)
+            elif self._live:
+                self._draw(view)
+            else:
+                self._write_due_lines(view)
+
+    def _draw(self, view: ProgressView) -> None:
+        bars = self._bars
+        bars.live.transient = view.finished and not view.stats.begun
+        bars.facts = draw_facts(view)
+        self._try_write(bars.refresh)
+
+    def _show_in_notebook(self, view: ProgressView) -> None:
+        assert self._notebook is not None
+        words = "" if view.finished else f"{view.stats.activity}; "
+        lines = format_lines(view)
+        lines[0] = words + lines[0]
+        self._notebook(wrap_lines(lines, f"[{view.elapsed:4.0f} s]"))
+
+    def _write_due_lines(self, view: ProgressView) -> None:
+        now, activity = self._clock(), view.stats.activity
+        start = f"[{view.elapsed:4.0f} s]"
+        if view.finished:
+            if view.stats.begun:
+                self._write(wrap_lines(format_lines(view)[:1], start))
+            return
+        # Numbers in it do not make it another activity.
+        kind = _DIGITS.sub("", activity)
+        if kind != self._activity:
+            self._activity, self._activity_since, self._activity_told = kind, now, False
+        if now - self._last_write >= LINE_INTERVAL_S:
+            self._activity_told = True
+            busy = activity == MAKING_ROWS or view.stats.samples_ended
+            lines = format_lines(view) if busy else [activity, *format_troubles(view)]
+            self._write(wrap_lines(lines, start))
+        elif (
+            not self._activity_told
+            and activity != MAKING_ROWS
+            and now - self._activity_since >= ACTIVITY_S
+        ):
+            self._activity_told = True
+            self._write(wrap_lines([activity], start))
 
     def _view(self, finished: bool) -> ProgressView:
         assert self._read_stats is not None
         stats, now = self._read_stats(), self._clock()
-        calls = stats.calls_ended
-        if calls != self._calls_ended:
-            self._calls_ended, self._last_activity = calls, now
-        # Rates are of this session only: what comes from the journal comes at once.
-        rows_now, paid_now = stats.rows_made, stats.paid - stats.paid_before
-        self._history.append((now, rows_now, paid_now))
-        while len(self._history) > 1 and self._history[1][0] <= now - RATE_WINDOW_S:
-            self._history.popleft()
-        since, rows, paid = self._session_start if finished else self._history[0]
-        elapsed = now - since
+        if stats.calls_ended != self._calls_ended:
+            self._calls_ended, self._last_activity = stats.calls_ended, now
+        done, total = stats.share
+        elapsed = now - self._started
+        unit = "accepted" if stats.target is not None else "samples"
+        words = f"{done:,} of {total:,} {unit}, {stats.rejected:,} rejected"
+        if stats.target is None:
+            words = f"{done:,} of {total:,} {unit}: {stats.accepted:,} accepted, "
+            words += f"{stats.rejected:,} rejected"
+        words += f", {stats.failed:,} failed" if stats.failed else ""
+        activity = "done" if finished else stats.activity
+        self._bars.update(
+            self._task, completed=done, total=total, description=activity, words=words
+        )
+        task = self._bars.tasks[0]
+        # Of this session only: what comes from the journal comes at once.
+        made = done - self._done_before
+        speed = task.speed
+        if finished or speed is None:
+            speed = made / elapsed if made and elapsed > 0 else None
+        left = None if not speed else max(total - done, 0) / speed
         with self._counts_lock:
-            failed_criteria = self._failed_criteria.most_common(3)
+            failed_criteria = self._failed_criteria.most_common(MAX_SHOWN)
             errors = self._errors.most_common(6)
         return ProgressView(
             stats=stats,
-            elapsed=now - self._started,
-            rows_a_minute=(rows_now - rows) / elapsed * 60 if elapsed > 0 else None,
-            calls_a_second=(paid_now - paid) / elapsed if elapsed > 0 else None,
+            elapsed=elapsed,
+            rows_a_minute=None if speed is None else speed * 60,
+            seconds_left=left,
             failed_criteria=failed_criteria,
             errors=errors,
             silent=now - self._last_activity,
@@ -400,6 +571,11 @@ class Progress:
         self._last_write = self._clock()
         encoding = getattr(self._to, "encoding", None) or "utf-8"
         writable = escape_controls(text).encode(encoding, "backslashreplace").decode(encoding)
+        if self._live:
+            # Above the live lines.
+            console = self._bars.console
+            self._try_write(lambda: console.out(writable, end="", highlight=False))
+            return
         self._try_write(lambda: (self._to.write(writable), self._to.flush()))
 
     def _try_write(self, write: Callable[[], object]) -> None:
@@ -412,23 +588,65 @@ class Progress:
             self._reader_gone = True
 
 
-def open_live(to: TextIO, console: Console | None) -> Live | None:
-    """Return a live display; None unless `to` is a terminal that can move its cursor."""
+def make_bars(console: Console | None, clock: Callable[[], float], *, is_stderr: bool) -> Any:
+    """Return rich's bars with the lines of `facts` under them; without a console nothing is drawn.
+
+    Other output to stderr goes above them. stdout carries results and is left alone.
+    """
+    from rich.console import Group
+    from rich.progress import BarColumn, TextColumn
+    from rich.progress import Progress as Bars
+    from rich.table import Column
+
+    def words(name: str) -> TextColumn:
+        column = Column(no_wrap=True, overflow="ellipsis")
+        return TextColumn(name, markup=False, table_column=column)
+
+    class BarsWithFacts(Bars):
+        facts: tuple[RenderableType, ...] | list[RenderableType] = ()
+
+        def get_renderable(self) -> RenderableType:
+            return Group(*self.get_renderables(), *self.facts)
+
+    return BarsWithFacts(
+        words("{task.description}"),
+        BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=4)),
+        words("{task.fields[words]}"),
+        console=console,
+        auto_refresh=False,
+        speed_estimate_period=RATE_WINDOW_S,
+        redirect_stdout=False,
+        redirect_stderr=is_stderr,
+        get_time=clock,
+        expand=True,
+        disable=console is None,
+    )
+
+
+def find_terminal(to: TextIO, console: Console | None) -> Console | None:
+    """Return a console to draw on; None unless `to` is a terminal that can move its cursor."""
     if console is None:
         if not to.isatty():
             return None
         from rich.console import Console
 
         console = Console(file=to)
-    if not console.is_terminal or console.is_dumb_terminal:
-        return None
-    from rich.live import Live
+    return None if not console.is_terminal or console.is_dumb_terminal else console
 
-    # Other output to stderr goes above the live lines. stdout carries results and is left alone.
-    is_stderr = to is sys.stderr
-    return Live(
-        console=console, auto_refresh=False, redirect_stdout=False, redirect_stderr=is_stderr
-    )
+
+def find_notebook() -> Callable[[str], None] | None:
+    """Return what shows a text in a notebook's cell in the place of the last; None elsewhere."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    # A shell in a terminal has no kernel.
+    if shell is None or getattr(shell, "kernel", None) is None:
+        return None
+    handle = import_module("IPython.display").display({"text/plain": ""}, raw=True, display_id=True)
+
+    def show(text: str) -> None:
+        handle.update({"text/plain": escape_controls(text)}, raw=True)
+
+    return show
 
 
 def count(counter: Counter[str], text: str) -> None:

@@ -25,6 +25,7 @@ from memory.index import ReferenceIndex
 from memory.references import distinct
 from memory.store import ReferenceFile, load_or_write_references
 from nodes.checks import RunCheck
+from nodes.context import is_embedded
 from nodes.hooks import RunHooks
 from nodes.llm import CallFailed, Complete
 from nodes.llm.fast_json import loads
@@ -34,17 +35,17 @@ from nodes.record import Record
 from refloom.data.benchmarks import load_benchmarks
 from refloom.data.criteria import hash_criteria, load_criteria
 from refloom.data.read import ReadReport, Source, read_references, read_seeds
-from refloom.errors import InputError
+from refloom.errors import InputError, JournalError
 from refloom.runs import ray
 from refloom.runs.checks import RunChecks, check_permitted
 from refloom.runs.client import CachedClient, Endpoints, open_client
 from refloom.runs.cost import Prices, check_priced
 from refloom.runs.event_log import event
 from refloom.runs.garbage_collection import relaxed_gc
-from refloom.runs.journal import Journal, ReusedCalls, read_records
+from refloom.runs.journal import Journal, ReusedCalls, check_run, read_records
 from refloom.runs.outputs import RunSummary, count_journal, prior_usage, write_files
 from refloom.runs.preflight import preflight
-from refloom.runs.progress import Progress, RunStats
+from refloom.runs.progress import MAKING_ROWS, Progress, RunStats
 from refloom.runs.ray.pool import WorkerPool, WorkerStarter
 from refloom.runs.retrieval import ReferenceQuota, RunRetrieval
 from refloom.runs.retry import Retries, begin_session, has_ended
@@ -160,17 +161,19 @@ class ExecutorInputs:
     learned: Characteristics
     own_criteria: OwnCriteria
     check: RunCheck
+    on_embedded: Callable[[int, int], None]
 
 
-def local_executor(parts: ExecutorInputs, embed: Embed | None) -> LocalExecutor:
+def local_executor(parts: ExecutorInputs, embed: Embed) -> LocalExecutor:
     """An executor whose graph uses the run's scheduler, journal and limits directly."""
     # Imported here: a run that its preflight ends does not wait for LangGraph.
     from graph.builder import build_graph
 
     settings, recorder = parts.settings, parts.recorder
-    embed = embed or Embedder(settings.embedding_model)
     memory = parts.references.path.parent
-    index = ReferenceIndex(parts.references, embed, memory, settings.embedding_model)
+    index = ReferenceIndex(
+        parts.references, embed, memory, settings.embedding_model, parts.on_embedded
+    )
     retrieval = RunRetrieval(index, parts.quota)
     graph = build_graph(
         complete=recorder.calls,
@@ -258,6 +261,9 @@ class Run:
     _calls: CachedClient | None = None
     _scheduler: SlotScheduler | None = None
     _stopping: bool = False
+    # What the run is doing where its counts do not tell; see `_describe_activity`.
+    _activity: str = "reading the inputs"
+    _embed: Embed | None = None
     _warnings: set[str] = field(default_factory=set)
 
     def stop(self) -> None:
@@ -281,10 +287,13 @@ class Run:
             if inputs.reused is not None:
                 stack.callback(inputs.reused.close)
             if self.tools.complete is None:
+                if any(map(is_embedded, self.settings.models)):
+                    self._activity = "loading the model into this process"
                 await inputs.endpoints.check(self.settings)
+            self._activity = "opening the run's directory"
             journal = await asyncio.to_thread(Journal, self.out)
             try:
-                await asyncio.to_thread(summary.check_same, journal, self.references, inputs.seeds)
+                await self._check_same(journal, summary, inputs)
                 self.summary = summary
                 if self.on_begin is not None:
                     self.on_begin(summary)
@@ -296,6 +305,21 @@ class Run:
                 return summary
             finally:
                 await asyncio.to_thread(journal.close)
+
+    async def _check_same(self, journal: Journal, summary: RunSummary, inputs: RunInputs) -> None:
+        """Raise `JournalError` if the directory holds the work of another run.
+
+        One that has paid for nothing is forgotten: a mistake shall not cost its directory.
+        """
+        try:
+            await asyncio.to_thread(summary.check_same, journal, self.references, inputs.seeds)
+        except JournalError:
+            if self.shared is not None or await asyncio.to_thread(journal.has_work):
+                raise
+            # What is no run's directory is refused before anything is changed in it.
+            await asyncio.to_thread(check_run, self.out)
+            await journal.begin_anew()
+            self._report_warning(f"{self.out}: held a run that paid for nothing; it begins anew")
 
     async def _session(self, journal: Journal, started: float, inputs: RunInputs) -> None:
         """Make rows, and write the files however that ends."""
@@ -365,6 +389,7 @@ class Run:
                 calls.stop()
             if self.tools.complete is None:
                 journals = (journal, self.shared, inputs.reused)
+                self._activity = "trying the endpoint with one small call"
                 await preflight(calls, settings, inputs.endpoints.addresses, *journals)
             if calls.stopping:
                 if calls.stopped_by is not None:
@@ -400,6 +425,7 @@ class Run:
         pool: WorkerPool | None,
     ) -> None:
         settings, memory = self.settings, self.settings.memory or self.out / "memory"
+        self._activity = "storing the references"
         references = await asyncio.to_thread(
             load_or_write_references, memory, lambda: distinct(self.references)
         )
@@ -436,16 +462,27 @@ class Run:
             )
             stack.push_async_callback(checks.aclose)
             parts = ExecutorInputs(
-                settings, inputs, references, recorder, quota, store, learned, own, checks
+                settings,
+                inputs,
+                references,
+                recorder,
+                quota,
+                store,
+                learned,
+                own,
+                checks,
+                self._count_embedded,
             )
             executor: Executor
             if pool is None:
-                executor = local_executor(parts, self.tools.embed)
+                embed = self._embed = self.tools.embed or Embedder(settings.embedding_model)
+                executor = local_executor(parts, embed)
             else:
                 executor = await stack.enter_async_context(
                     open_pool(parts, pool, self.tools.worker_starter)
                 )
             stack.push_async_callback(calls.aclose)
+            self._activity = ""
             await SeedRunner(executor, settings, inputs.seeds, recorder, quota).run_seeds()
 
     async def _tell_outdated(self, store: FileStore, references: ReferenceFile) -> None:
@@ -495,6 +532,19 @@ class Run:
         if self.on_notice is not None:
             self.on_notice(sentence)
 
+    def _count_embedded(self, done: int, total: int) -> None:
+        self._activity = "" if done >= total else f"embedding references, {done:,} of {total:,}"
+
+    def _describe_activity(self) -> str:
+        """What the run is doing, in words. Plain reads, from any thread."""
+        if getattr(self._embed, "loading", False):
+            return "loading the embedding model"
+        if self._activity:
+            return self._activity
+        scheduler = self._scheduler
+        begun = scheduler is not None and scheduler.candidates
+        return MAKING_ROWS if begun else "learning from references"
+
     def stats(self) -> RunStats:
         """How the run stands now, for a display. Plain reads, from any thread."""
         settings, summary = self.settings, self.summary
@@ -508,6 +558,7 @@ class Run:
             limit=settings.max_in_flight,
             concurrency=settings.max_in_flight,
             max_cost=settings.max_cost,
+            activity=self._describe_activity(),
         )
         if summary is None or calls is None or scheduler is None:
             return stats

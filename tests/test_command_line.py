@@ -1,0 +1,230 @@
+"""The command line names what it does not know, guesses no model, and speaks JSON where asked."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from fakes import Endpoint, error, stage_of
+from processes import lines, refloom
+from runs import run_flags
+
+from refloom.cli import build_parser
+from refloom.cli.parser import walk_commands
+from refloom.errors import InputError
+from refloom.settings import load_settings
+
+PAIR = {"instruction": "Why do tides rise?", "response": "The Moon pulls at the sea. So it rises."}
+
+
+@pytest.fixture
+def references(tmp_path: Path) -> Path:
+    path = tmp_path / "references.jsonl"
+    rows = [{**PAIR, "instruction": f"{PAIR['instruction']} Part {i}."} for i in range(3)]
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return path
+
+
+def test_refloom_alone_shows_its_help(tmp_path):
+    alone = refloom(cwd=tmp_path)
+    assert (alone.returncode, alone.stderr) == (0, "")
+    assert alone.stdout == refloom("--help", cwd=tmp_path).stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["statsu", "x"], "unknown command 'statsu'; did you mean status?"),
+        (["index", "bild"], "unknown command 'bild'; did you mean build?"),
+        (["xyzzy"], "unknown command 'xyzzy'; `refloom --help` says more"),
+        (["run", "--reference", "x"], "unknown flag '--reference'; did you mean --references"),
+        (["run", "--targt=5"], "unknown flag '--targt'; did you mean --target"),
+        (["--versoin"], "unknown flag '--versoin'; did you mean --version?"),
+        (["status"], "required: DIR; `refloom status --help` says more"),
+        (["status", "a", "b"], "unrecognized arguments: b"),
+        (["export", "a", "b.jsonl", "--format", "mesages"], "--format: invalid choice: 'mesages'"),
+    ],
+)
+def test_what_is_not_known_is_named_with_the_nearest_that_is(tmp_path, arguments, says):
+    ended = refloom(*arguments, cwd=tmp_path)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("refloom: ") and ended.stderr.count("\n") == 1
+    assert says in ended.stderr
+
+
+def test_a_flag_may_be_shortened_where_it_could_be(tmp_path):
+    assert "there is no run here" in refloom("status", "x", "--js", cwd=tmp_path).stderr
+
+
+@pytest.mark.parametrize("command", ["run", "criteria", "doctor"])
+def test_a_key_alone_chooses_no_model(tmp_path, references, command):
+    flags = {
+        "run": ["run", "--references", references, "--out", "rows"],
+        "criteria": ["criteria", "mine.toml", "--references", references],
+        "doctor": ["doctor"],
+    }
+    (tmp_path / "mine.toml").write_text('[[criteria]]\ntext = "is short"\n')
+    ended = refloom(*flags[command], cwd=tmp_path, OPENAI_API_KEY="sk-1")
+    assert ended.returncode == 2
+    assert "--model gpt-4o-mini" in ended.stderr and "--model local" in ended.stderr
+    assert not (tmp_path / "rows").exists()
+
+
+def test_where_no_model_is_called_or_only_a_named_judge_a_key_alone_does_no_harm(
+    tmp_path, references
+):
+    (tmp_path / "mine.toml").write_text('[[criteria]]\ntext = "is short"\n')
+    asked = ["criteria", "mine.toml", "--references", references, "--judge-model", "m"]
+    with Endpoint() as endpoint:
+        for command in (["dedup", references, "d.jsonl"], asked):
+            more = ["--base-url", endpoint.url] if command is asked else []
+            ended = refloom(*command, *more, cwd=tmp_path, OPENAI_API_KEY="sk-1")
+            assert ended.returncode == 0, ended.stderr
+    assert load_settings({"turns": "all"}).turns == "all"
+
+
+def test_a_judge_may_be_named_in_place_of_the_writer_it_replaces(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-1")
+    assert load_settings({"judge_model": "m"}, calls="judge").judge == "m"
+    assert load_settings({}).model == "local"
+    with pytest.raises(InputError, match="--model local"):
+        load_settings({"judge_model": "m"}, calls="all")
+
+
+def test_a_model_may_be_named_anywhere_for_a_key_alone(tmp_path, references):
+    run = ["run", "--references", references, "--out", "rows", "--dry-run"]
+    (tmp_path / "c.toml").write_text('model = "gpt-4o-mini"\n')
+    key = {"OPENAI_API_KEY": "sk-1"}
+    for more, environment in (
+        (["--model", "local"], {}),
+        (["--config", "c.toml"], {}),
+        ([], {"REFLOOM_MODEL": "gpt-4o-mini"}),
+        ([], {"OPENAI_BASE_URL": "http://127.0.0.1:9/v1"}),
+        (["--base-url", "http://127.0.0.1:9/v1"], {}),
+    ):
+        ended = refloom(*run, *more, cwd=tmp_path, **key, **environment)
+        assert ended.returncode == 0, ended.stderr
+
+
+def test_a_folder_in_which_nothing_was_paid_is_begun_anew(tmp_path, references):
+    out = tmp_path / "out"
+
+    def refuse(body, number):
+        return error(401, "Incorrect API key provided")
+
+    with Endpoint(refuse, refuse) as endpoint:
+        assert refloom(*run_flags(references, out, endpoint), cwd=tmp_path).returncode == 4
+    other = tmp_path / "other.jsonl"
+    other.write_text(json.dumps({**PAIR, "instruction": "Why do rivers bend?"}))
+    with Endpoint() as endpoint:
+        flags = run_flags(other, out, endpoint, "--per-seed", 2)
+        done = refloom(*flags, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert "held a run that paid for nothing; it begins anew" in done.stderr
+        assert len(lines(out / "accepted.jsonl")) == 2
+        # Now it holds work, and is another's no more.
+        refused = refloom(*run_flags(references, out, endpoint), cwd=tmp_path)
+    assert refused.returncode == 2 and "holds a run with other settings" in refused.stderr
+    assert len(lines(out / "accepted.jsonl")) == 2
+
+
+def test_a_folder_with_one_paid_call_is_not_begun_anew(tmp_path, references):
+    out = tmp_path / "out"
+
+    def script(body, number):
+        return error(401, "no") if stage_of(body) == "propose" else None
+
+    with Endpoint(script) as endpoint:
+        flags = run_flags(references, out, endpoint, "--no-try-criteria")
+        assert refloom(*flags, cwd=tmp_path).returncode == 4
+        refused = refloom(*flags, "--per-seed", 2, cwd=tmp_path)
+    assert refused.returncode == 2 and "holds a run with other settings" in refused.stderr
+
+
+def test_status_shows_tokens_by_stage(tmp_path, references):
+    out = tmp_path / "out"
+    with Endpoint() as endpoint:
+        refloom(*run_flags(references, out, endpoint), cwd=tmp_path)
+    status = json.loads(refloom("status", out, "--json", cwd=tmp_path).stdout)
+    by_stage = status["tokens_by_stage"]
+    assert by_stage.keys() == status["calls"]["by_stage"].keys()
+    for name in ("prompt_tokens", "completion_tokens"):
+        assert sum(tokens[name] for tokens in by_stage.values()) == status["usage"][name]
+    text = refloom("status", out, cwd=tmp_path).stdout
+    tokens = by_stage["generate"]
+    said = f"generate {tokens['prompt_tokens']:,} + {tokens['completion_tokens']:,}"
+    assert said in text
+
+
+def test_commands_say_in_json_what_they_say(tmp_path, references):
+    out = tmp_path / "out"
+
+    def read(*arguments: object) -> object:
+        ended = refloom(*arguments, "--json", cwd=tmp_path)
+        assert ended.returncode == 0, ended.stderr
+        return json.loads(ended.stdout)
+
+    with Endpoint() as endpoint:
+        flags = run_flags(references, out, endpoint)
+        estimated = read(*flags, "--dry-run")
+        assert estimated["expected"]["candidates"] == 3
+        done = read(*flags)
+    assert (done["status"], done["counts"]["accepted"]) == ("done", 3)
+    rows = read("export", out, "train.jsonl", "--format", "messages")
+    assert rows == {"format": "messages", "rows": {"train.jsonl": 3}}
+    assert read("push", out, "me/rows", "--dry-run")["rows"] == {"messages": 3}
+    assert Path(read("report", out)["page"]).is_file()
+    assert read("dedup", references, "distinct.jsonl")["rows"] == 1
+    assert read("key", "ann").keys() == {"key", "hash"}
+
+
+def test_every_command_that_says_something_has_json():
+    silent = {("review",), ("completion",), (), ("index",), ("model",)}
+    without = {
+        path for path, parser in walk_commands(build_parser()) if "--json" not in parser.flags()
+    }
+    assert without == silent
+
+
+def test_a_dry_run_of_a_large_order_ends_with_the_command_for_five_rows(tmp_path, references):
+    with Endpoint() as endpoint:
+        flags = run_flags(references, tmp_path / "out", endpoint, "--target", 500)
+        said = refloom(*flags, "--dry-run", cwd=tmp_path).stdout
+        assert (
+            "look at 5 rows first"
+            not in refloom(
+                *run_flags(references, tmp_path / "out", endpoint), "--dry-run", cwd=tmp_path
+            ).stdout
+        ), "three rows are no large order"
+        command = said.splitlines()[-2].strip()
+        program, *first = shlex.split(command)
+        assert program == "refloom" and first[-2:] == ["--target", "5"]
+        done = refloom(*first, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert len(lines(tmp_path / "out-first" / "accepted.jsonl")) == 5
+    assert f"--reuse {tmp_path / 'out-first'}" in said.splitlines()[-1]
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
+@pytest.mark.parametrize(
+    ("words", "has", "has_not"),
+    [
+        (["refloom", "st"], "status", "run"),
+        (["refloom", "run", "--targ"], "--target", "--out"),
+        (["refloom", "index", ""], "build", "status"),
+        (["refloom", "index", "search", "--t"], "--tags", "--threshold"),
+        (["refloom", "run", "--out", "status", "--li"], "--limit", "--json"),
+    ],
+)
+def test_the_shell_completes_commands_and_flags(tmp_path, words, has, has_not):
+    script = refloom("completion", cwd=tmp_path).stdout
+    quoted = " ".join(map(shlex.quote, words))
+    script += f"COMP_WORDS=({quoted})\nCOMP_CWORD={len(words) - 1}\n_refloom\n"
+    script += 'printf "%s\\n" "${COMPREPLY[@]}"\n'
+    done = subprocess.run(["bash"], input=script, capture_output=True, text=True, check=True)
+    found = done.stdout.split()
+    assert has in found and has_not not in found, done.stderr
