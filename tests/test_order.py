@@ -447,6 +447,7 @@ def earlier_work(plan: Plan, journal: Turns, done: list[tuple[int, int, int]]) -
             for place, turn in journal.turns.items()
             for number, text in enumerate(json.loads(turn[0]))
         ],
+        edited=[],
         pending=0,
         **{status: ends.count(status) for status in ("accepted", "rejected", "failed")},
     )
