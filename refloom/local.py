@@ -64,7 +64,7 @@ EMBEDDED = Gguf(
 SLOTS = 2
 CONTEXT_TOKENS = 6144
 # A small model may write blanks until it is stopped.
-MAX_TOKENS = 512
+MAX_TOKENS = 768
 
 _servers: dict[Path, tuple[Any, Endpoint]] = {}
 _lock = threading.Lock()
