@@ -447,13 +447,14 @@ class _JudgeThread:
             self._opened.set_exception(error)
 
     async def _serve(self) -> None:
-        from refloom.evaluation.row_criteria import open_criteria
+        from refloom.evaluation.row_criteria import check_outside_run, open_criteria
         from refloom.evaluation.score import open_scorer
 
         self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
         warn, source = _LOGGER.warning, None
         async with AsyncExitStack() as stack:
             if self._criteria is not None:
+                check_outside_run(self._journal, self._criteria)
                 source = await asyncio.to_thread(
                     open_criteria, self._criteria, self._settings, on_warning=warn
                 )

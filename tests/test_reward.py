@@ -325,6 +325,17 @@ async def test_criteria_may_be_those_of_a_run(endpoint, tmp_path):
     assert all(text in shown for text in judged)
 
 
+async def test_a_runs_own_journal_is_no_journal_of_a_reward(endpoint, tmp_path):
+    run = tmp_path / "run"
+    await finish_run(run, ScriptedModel(), SEEDS[:1])
+    before = (run / "journal.sqlite").read_bytes()
+    with pytest.raises(RefloomError, match="is only read"):
+        async with reward_of(endpoint, run, journal=run / "journal.sqlite"):
+            pass
+    assert endpoint.preflights == []
+    assert (run / "journal.sqlite").read_bytes() == before
+
+
 async def test_criteria_that_cannot_be_used_are_told_before_any_call(endpoint, tmp_path):
     for path in (tmp_path / "none.jsonl", tmp_path):
         with pytest.raises(RefloomError):

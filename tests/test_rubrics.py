@@ -11,7 +11,7 @@ from nodes.own_criteria import read_own_criterion
 from nodes.state import Criterion
 from refloom.data.rubrics import (
     describe_item,
-    fold_instruction,
+    conversation_key,
     read_rubrics,
     rubric_of,
     weight_of,
@@ -121,12 +121,13 @@ def test_public_shapes_are_read(tmp_path: Path) -> None:
         "rubrics": [{"criterion": "Asks where it hurts.", "points": 7, "tags": ["axis:x"]}],
     }
     rubrics = read_rubrics(write(tmp_path / "rubric.jsonl", rar, health))
-    assert list(rubrics) == ["What is it?", "It hurts."]
+    talk = "user: Hello.\nassistant: Yes?\nIt hurts."
+    assert list(rubrics) == ["What is it?", talk]
     names, blames = rubrics["What is it?"].criteria
     assert (names["text"], names["must"], weight_of(names)) == ("names the cause", True, 5)
     assert blames["text"] == "avoids this fault: blames the reader"
-    assert [turn["content"] for turn in rubrics["It hurts."].history] == ["Hello.", "Yes?"]
-    assert fold_instruction(" It  hurts.\n") in rubrics
+    assert [turn["content"] for turn in rubrics[talk].history] == ["Hello.", "Yes?"]
+    assert conversation_key(" It  hurts.\n", rubrics[talk].history) == talk
 
 
 def test_rubrics_of_one_question_are_joined(tmp_path: Path) -> None:

@@ -48,6 +48,7 @@ _LINKS = re.compile(
     r"an?|and|as|at|but|by|for|from|if|in|into|is|it|its|not|of|on|or|so|such|than|that|the|their"
     r"|then|to|when|where|which|while|who|with|without"
 )
+SYSTEM_ROLES = frozenset({"system", "developer"})
 _QUESTION_KEYS = ("question", "prompt", "instruction")
 
 
@@ -268,6 +269,8 @@ def read_item(item: Mapping[str, Any]) -> Criterion:
 class Rubric:
     """The criteria of one instruction, and the conversation before it, if there was one."""
 
+    __slots__ = ("criteria", "history", "instruction")
+
     def __init__(
         self, instruction: str, criteria: Sequence[Criterion], history: Sequence[Turn] = ()
     ) -> None:
@@ -283,21 +286,44 @@ def fold_instruction(text: str) -> str:
     return " ".join(text.split())
 
 
-def read_rubrics(source: Path) -> dict[str, Rubric]:
-    """The rubrics of a file by `fold_instruction` of their question or prompt. Blocks.
+def conversation_key(instruction: str, history: Sequence[Turn] = ()) -> str:
+    r"""What a question and the conversation before it are matched by, white space folded.
 
-    Of several with the same question the criteria are joined, each id once. Raises `InputError`
-    with file and line.
+    System prompts are no part of it: trainers and tools add their own.
+
+    >>> conversation_key("And \n now?", [{"role": "user", "content": "Why?"}])
+    'user: Why?\nAnd now?'
+    """
+    said = [
+        f"{turn['role']}: {fold_instruction(turn['content'])}"
+        for turn in history
+        if turn["role"].strip().lower() not in SYSTEM_ROLES
+    ]
+    return "\n".join([*said, fold_instruction(instruction)])
+
+
+def read_rubrics(source: Path) -> dict[str, Rubric]:
+    """The rubrics of a file by `conversation_key` of their question or prompt. Blocks.
+
+    Of several with the same question, and the same turns before it, the criteria are joined, each
+    id once. Raises `InputError` with file and line.
     """
     rubrics: dict[str, Rubric] = {}
+    # Many rows have the same criteria: each is held once.
+    known: dict[str, Criterion] = {}
     for line, row in read_rows(source, None):
         try:
             rubric = read_rubric(row)
         except ValueError as error:
             raise InputError(f"{source}: line {line}: {error}") from error
-        before = rubrics.setdefault(fold_instruction(rubric.instruction), rubric)
+        key = conversation_key(rubric.instruction, rubric.history)
+        before = rubrics.setdefault(key, rubric)
         ids = {criterion["id"] for criterion in before.criteria}
         before.criteria += [c for c in rubric.criteria if c["id"] not in ids]
+        firsts = [known.setdefault(c["id"], c) for c in before.criteria]
+        before.criteria[:] = [
+            first if first == c else c for first, c in zip(firsts, before.criteria, strict=True)
+        ]
     if not rubrics:
         raise InputError(f"{source}: holds no rubric (it is empty)")
     return rubrics
