@@ -10,8 +10,8 @@ from nodes.criteria import verdict
 from nodes.own_criteria import read_own_criterion
 from nodes.state import Criterion
 from refloom.data.rubrics import (
-    describe_item,
     conversation_key,
+    describe_item,
     read_rubrics,
     rubric_of,
     weight_of,

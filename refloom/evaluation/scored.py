@@ -222,8 +222,8 @@ def compare_scored(
     """The difference of the scores of two files, row by row. Blocks.
 
     Rows are paired by their instruction and the turns before it, white space folded; of several
-    with one instruction by their `id` if both files have the same ones, else in their order. `limit` takes the first so
-    many pairs of the first file.
+    with one instruction by their `id` if both files have the same ones, else in their order.
+    `limit` takes the first so many pairs of the first file.
 
     Raises:
         InputError: They have no instruction in common, or were scored by different judges or
