@@ -157,7 +157,25 @@ def test_rubrics_of_one_question_are_joined(tmp_path: Path) -> None:
                 {"question": "Why?", "rubric": [{**exported(MUST, "rar"), "weight": weight}]},
                 "rubric, item 1: weight: must be a finite number",
             )
-            for weight in (float("nan"), float("inf"), 10**400)
+            for weight in (float("nan"), float("inf"), 10**400, 1e308, -1e308)
+        ),
+        *(
+            (
+                {"question": "Why?", "rubric": [{**exported(MUST, "rar"), **fields}]},
+                f"rubric, item 1: {said}",
+            )
+            for fields, said in (
+                ({"description": "Essential Criteria: "}, "description: says nothing"),
+                ({"description": "Is " + "x" * 3000}, "description: has 3003 characters"),
+                ({"description": "Is \ud800 kind"}, "text: has a lone surrogate"),
+                ({"criterion_id": "a b"}, "id: 'a b' is not"),
+                ({"criterion_id": "a\ud800"}, "id: "),
+                ({"criterion_id": ""}, "id: "),
+            )
+        ),
+        (
+            {"question": "Why?", "rubric": [{"description": "Is \ud800 kind", "weight": 1}]},
+            "rubric, item 1: text: has a lone surrogate",
         ),
         (
             {"question": "Why?", "rubric": [{"description": "Is kind", "weight": 10**400}]},

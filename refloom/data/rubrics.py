@@ -8,7 +8,6 @@ simple-evals) name the parts of a rubric differently; both are read, and so is w
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -16,7 +15,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from memory.references import Turn
-from nodes.own_criteria import PITFALL, fault_of, read_own_criterion
+from nodes.own_criteria import (
+    PITFALL,
+    check_id,
+    check_weight,
+    check_words,
+    fault_of,
+    read_own_criterion,
+)
 from nodes.state import Criterion
 from refloom.data.files import read_rows
 from refloom.data.shapes import UnknownShape, find_criteria, history_turns, is_missing, parse_cell
@@ -37,6 +43,8 @@ MAX_TITLE_WORDS = 8
 MAX_TITLE_CHARS = 60
 # Public rubrics have up to 67 items.
 MAX_ITEMS = 200
+# More than a criterion of a run has.
+MAX_ITEM_CHARS = 2000
 # The names of an item's text and weight.
 ITEM_KEYS: dict[RubricShape, tuple[str, str]] = {
     "rar": ("description", "weight"),
@@ -242,12 +250,19 @@ def read_item(item: Mapping[str, Any]) -> Criterion:
             continue
         if isinstance(weight, bool) or not isinstance(weight, int | float):
             raise ValueError(f"{weight_key}: must be a number")
-        if not abs(weight) <= sys.float_info.max:
-            raise ValueError(f"{weight_key}: must be a finite number")
+        check_weight(weight, weight_key)
+        check_id(id_)
+        check_words(text)
         if shape == "rar":
             category = next((c for c in CATEGORIES.values() if text.startswith(c)), "")
             text = text.removeprefix(category)
         text = _end_of_sentence(text)
+        if not text.strip():
+            raise ValueError(f"{text_key}: says nothing")
+        if len(text) > MAX_ITEM_CHARS:
+            raise ValueError(
+                f"{text_key}: has {len(text)} characters, at most {MAX_ITEM_CHARS} are read"
+            )
         return {
             "id": id_,
             "text": PITFALL + text if weight < 0 else text,
