@@ -420,6 +420,14 @@ def test_no_heavy_package_is_loaded_for_rubrics_and_a_remote_judge(folder):
     assert "heavy: []" in done.stderr
 
 
+def test_why_there_is_a_wait_is_told_once(folder):
+    down = {1, 2, 4}
+    with Endpoint(lambda body, n: error(503, "gone for lunch") if n in down else None) as endpoint:
+        done = score(folder, endpoint)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("gone for lunch") == 1
+
+
 def test_what_one_row_holds_costs_that_row_alone(folder):
     def script(body, number):
         if "Since 1" in body["messages"][-1]["content"]:

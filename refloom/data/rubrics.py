@@ -43,8 +43,8 @@ MAX_TITLE_WORDS = 8
 MAX_TITLE_CHARS = 60
 # Public rubrics have up to 67 items.
 MAX_ITEMS = 200
-# More than a criterion of a run has.
-MAX_ITEM_CHARS = 2000
+# More than any criterion of a run has.
+MAX_ITEM_CHARS = 20_000
 # The names of an item's text and weight.
 ITEM_KEYS: dict[RubricShape, tuple[str, str]] = {
     "rar": ("description", "weight"),
