@@ -175,7 +175,7 @@ def test_every_instruction_that_stands_has_a_row_with_its_proof(
         assert row["rubric_count"] == len(row["rubric"]) == len(row["rubric_list"])
         assert row["rubric_list"] == [item["description"] for item in row["rubric"]]
         assert [i["criterion_id"] for i in row["rubric"]] == [
-            c["id"] for c in record["criteria"] if c["judged_by"] != "rule"
+            c["id"] for c in rubric_of(record["criteria"])
         ]
         for item in row["rubric"]:
             criterion = next(c for c in record["criteria"] if c["id"] == item["criterion_id"])

@@ -73,10 +73,11 @@ def test_a_missing_verdict_is_unknown() -> None:
     assert score_verdicts([MUST, SHOULD], [verdict("b", "pass")]) == (None, 1)
 
 
-def test_rules_are_no_items_of_a_rubric() -> None:
+def test_rules_and_checks_by_default_are_no_items_of_a_rubric() -> None:
     rule: Criterion = {**MUST, "id": "not-empty", "judged_by": "rule"}
     check: Criterion = {**SHOULD, "judged_by": "check", "check": "json"}
-    assert rubric_of([MUST, rule, check]) == [MUST, check]
+    default: Criterion = {**check, "id": "check-python"}
+    assert rubric_of([MUST, rule, check, default]) == [MUST, check]
 
 
 @pytest.mark.parametrize("shape", ["rar", "healthbench"])

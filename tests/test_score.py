@@ -37,6 +37,7 @@ from nodes.llm import Call, CallFailed, ProviderStopped, Reply
 from nodes.own_criteria import read_own_criterion
 from nodes.state import Criterion
 from refloom.data.responses import Responses
+from refloom.data.rubrics import rubric_of
 from refloom.evaluation.judging import judge_settings
 from refloom.evaluation.score import Scorer, open_scorer
 from refloom.evaluation.score_file import ScoreRun
@@ -729,7 +730,7 @@ async def test_an_instruction_of_the_run_has_its_own_criteria(run, tmp_path):
         {"instruction": f"  {record['instruction']}\n", "response": record["response"]},
         {"instruction": record["instruction"], "response": "Another thing."},
     )  # fmt: skip
-    wanted = [one["id"] for one in record["criteria"] if one["judged_by"] != "rule"]
+    wanted = [one["id"] for one in rubric_of(record["criteria"])]
     for row in scored:
         assert [one["criterion_id"] for one in row["verdicts"]] == wanted
         assert row["criteria_from"] == "instruction"

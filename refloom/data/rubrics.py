@@ -1,8 +1,8 @@
 """Rubrics: the criteria of one instruction, with weights, as other tools' files have them.
 
-A rubric has the criteria that a judge or a check decides. Rules are none of it: they hold for every
-response, and gate a draft. RaR (Rubrics as Rewards, arXiv 2507.17746) and HealthBench (openai/
-simple-evals) name the parts of a rubric differently; both are read, and so is what refloom exports.
+A rubric has the criteria that a judge or a person's check decides. Rules are none of it: they hold
+for every response, and gate a draft. RaR (Rubrics as Rewards, arXiv 2507.17746) and HealthBench
+(openai/simple-evals) name its parts differently; both are read, and so is what refloom exports.
 """
 
 from __future__ import annotations
@@ -61,8 +61,14 @@ _QUESTION_KEYS = ("question", "prompt", "instruction")
 
 
 def rubric_of(criteria: Iterable[Criterion]) -> list[Criterion]:
-    """The criteria that are items of a rubric: those that a judge or a check decides."""
-    return [criterion for criterion in criteria if criterion["judged_by"] != "rule"]
+    """The criteria that are items of a rubric: a judge's, and checks that a person named.
+
+    Checks by default hold for every response, as rules do.
+    """
+    # Imported here: what only reads rubrics does not wait for it.
+    from nodes.checks import DEFAULT_CHECKS
+
+    return [c for c in criteria if c["judged_by"] != "rule" and c["id"] not in DEFAULT_CHECKS]
 
 
 def weight_of(criterion: Criterion) -> float:

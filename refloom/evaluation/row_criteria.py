@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, cast
 from memory.characteristics import Learned, StoredCharacteristics
 from memory.embed import Embed, Embedder
 from memory.references import IndexUnusable, Reference, Turn, instruction_key
-from nodes.checks import DEFAULT_CHECKS, SAFE_CHECKS, TRUSTED_CHECKS, parse_check, run_safe_check
+from nodes.checks import DEFAULT_CHECKS, SAFE_CHECKS, TRUSTED_CHECKS, parse_check
 from nodes.context import Context
 from nodes.criteria import ANSWERS_ID
 from nodes.judge import fold_text
@@ -279,9 +279,8 @@ class RunCriteria:
         return RowCriteria(criteria, "retrieved", references=references, trusted=True)
 
     async def _merge(self, references: Sequence[Reference]) -> list[Criterion]:
-        """The criteria of references as a run merges them, with the checks by default."""
+        """The criteria of references as a run merges them."""
         # Imported here: nodes import LangGraph.
-        from nodes.checks import default_checks
         from nodes.extract import merge_criteria
 
         learned = await self._memory.learned(references)
@@ -298,9 +297,7 @@ class RunCriteria:
         embed = self._memory.embed
         # The arms without criteria of references are of the making of rows.
         context = self._context.model_copy(update={"feedback": "reference", "pipeline": "loop"})
-        merged = await merge_criteria(learned, context, embed, own)
-        checks = await default_checks(references, run_safe_check)
-        return [*rubric_of(merged), *checks]
+        return rubric_of(await merge_criteria(learned, context, embed, own))
 
     def _read_person(self) -> list[Criterion]:
         """The criteria of the run's file that held for all its samples. Blocks.
