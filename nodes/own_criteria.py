@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import heapq
 import re
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -18,6 +17,7 @@ from memory.references import Reference, content_id, reference_hash
 from nodes.state import Criterion, Seed
 
 MAX_TEXT_CHARS = 1000
+MAX_WEIGHT = 1_000_000
 # Of a row, and of a seed.
 MAX_CRITERIA = 50
 # References that a criterion is tried on at most.
@@ -69,9 +69,8 @@ def read_own_criterion(value: Any, *, trusted: bool) -> OwnCriterion:
     if of not in ("response", "instruction"):
         raise ValueError(f"of: {of!r} is neither 'response' nor 'instruction'")
     weight = _read(fields, "weight", (int, float), "a number", None)
-    # Of an integer beyond all floats, too.
-    if weight is not None and not abs(weight) <= sys.float_info.max:
-        raise ValueError("weight: must be a finite number")
+    if weight is not None:
+        check_weight(weight)
     check = _read(fields, "check", str, "a text", None)
     if check is not None:
         _check_check(check, of, weight, trusted)
@@ -80,7 +79,7 @@ def read_own_criterion(value: Any, *, trusted: bool) -> OwnCriterion:
         text = PITFALL + text
     id_ = _read(fields, "id", str, "a text", None)
     if id_ is not None:
-        _check_id(id_)
+        _check_own_id(id_)
     criterion: Criterion = {
         "id": id_ or f"own-{content_id(of, text, str(must), str(check), str(weight))[:8]}",
         "text": text,
@@ -99,6 +98,27 @@ def read_own_criterion(value: Any, *, trusted: bool) -> OwnCriterion:
         raise ValueError("tags: must be a list of texts")
     seed_id = _read(fields, "seed_id", str, "a text", None)
     return {"criterion": criterion, "of": of, "tags": sorted(set(tags)), "seed_id": seed_id}
+
+
+def check_weight(weight: float, name: str = "weight") -> None:
+    """Raise `ValueError` for a weight that no sum of weights can hold."""
+    # Of an integer beyond all floats, and of NaN, too.
+    if not abs(weight) <= MAX_WEIGHT:
+        raise ValueError(f"{name}: must be a finite number, not beyond {MAX_WEIGHT:,}")
+
+
+def check_id(id_: str) -> None:
+    """Raise `ValueError` for an id that a prompt cannot show as it is."""
+    if not _ID.fullmatch(id_):
+        raise ValueError(f"id: {id_[:80]!r} is not 1 to 80 letters, digits, and _ - . : /")
+
+
+def check_words(text: str) -> None:
+    """Raise `ValueError` for a text that no request can hold."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError("text: has a lone surrogate, which is no character") from error
 
 
 def fault_of(criterion: Criterion) -> str | None:
@@ -125,6 +145,7 @@ _SAYS_NOTHING = ("the response", "the instruction", "should", "must", "must be",
 def _read_text(fields: Mapping[str, Any]) -> tuple[str, str]:
     """The person's words, and the same made to fit."""
     words = " ".join(_read(fields, "text", str, "a text", "").split())
+    check_words(words)
     text = fit_text(words)
     if not text or text.lower() in _SAYS_NOTHING:
         raise ValueError("text: is missing or empty")
@@ -162,14 +183,13 @@ def _check_check(check: str, of: str, weight: float | None, trusted: bool) -> No
         raise ValueError(f"check: {error}") from error
 
 
-def _check_id(id_: str) -> None:
+def _check_own_id(id_: str) -> None:
     # Imported here: what only reads criteria does not wait for NumPy.
     from nodes.checks import DEFAULT_CHECKS
     from nodes.criteria import ANSWERS_ID, RULES
     from nodes.screening import BUILT_IN_IDS
 
-    if not _ID.fullmatch(id_):
-        raise ValueError(f"id: {id_[:80]!r} is not 1 to 80 letters, digits, and _ - . : /")
+    check_id(id_)
     reserved = {ANSWERS_ID, *RULES, *DEFAULT_CHECKS, *BUILT_IN_IDS}
     if id_ in reserved or _RESERVED_ID.fullmatch(id_):
         raise ValueError(f"id: {id_!r} is a criterion of refloom's own")

@@ -59,7 +59,7 @@ _LOGGER = logging.getLogger("refloom.reward")
 MAX_CRITERION_CHARS = 2000
 MAX_WEIGHT = 1e6
 # Columns that say which criteria of a file hold for a row.
-ROW_COLUMNS = ("id", "seed_id", "tags")
+ROW_COLUMNS = frozenset({"id", "seed_id", "tags"})
 # Why a completion has no reward; each is logged once.
 WHY_NONE = {
     "no_rubric": "no rubric matches the prompt",
@@ -174,13 +174,14 @@ class RubricReward:
             BudgetSpent: A cap leaves no room.
             TooManyFailed: More than half of the judge's calls fail.
             InputError: The criteria cannot be used, or there are none.
+            ValueError: There are not as many completions, or values of a column, as prompts.
         """
-        rubrics = self._column(columns, len(prompts))
-        about = [
-            {name: columns[name][n] for name in ROW_COLUMNS if name in columns}
-            for n in range(len(prompts))
-        ]
-        rows = list(map(_Row, prompts, completions, rubrics, about))
+        prompts, n = _to_plain(prompts), len(prompts)
+        rubrics = _check_number("rubrics", self._column(columns, n), n)
+        about = {name: _check_number(name, columns[name], n) for name in ROW_COLUMNS & {*columns}}
+        fields = [{name: values[row] for name, values in about.items()} for row in range(n)]
+        completions = _check_number("completions", completions, n)
+        rows = list(map(_Row, prompts, completions, rubrics, fields))
         judge = await asyncio.to_thread(self._open_judge)
         results = await judge.do(partial(self._score_batch, rows=rows))
         self._report(results, columns.get("log_metric"))
@@ -288,6 +289,25 @@ class RubricReward:
                 f"the judge's calls failed for {failed} of {total} completions, more than "
                 f"max_failure_rate {allowed} allows; `refloom doctor` says what the endpoint can do"
             )
+
+
+def _check_number(name: str, values: Any, n: int) -> Sequence[Any]:
+    """What a trainer has of each of `n` prompts, as plain Python. Raises `ValueError`."""
+    values = _to_plain(values)
+    if not isinstance(values, list) or len(values) != n:
+        raise ValueError(f"there must be as many {name} as prompts, in a list")
+    return values
+
+
+def _to_plain(value: Any) -> Any:
+    """A value with the arrays and numbers of NumPy in it, and the like, as plain Python."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {name: _to_plain(part) for name, part in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return list(map(_to_plain, value))
+    return value
 
 
 class _Row(NamedTuple):
@@ -447,13 +467,14 @@ class _JudgeThread:
             self._opened.set_exception(error)
 
     async def _serve(self) -> None:
-        from refloom.evaluation.row_criteria import open_criteria
+        from refloom.evaluation.row_criteria import check_outside_run, open_criteria
         from refloom.evaluation.score import open_scorer
 
         self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
         warn, source = _LOGGER.warning, None
         async with AsyncExitStack() as stack:
             if self._criteria is not None:
+                check_outside_run(self._journal, self._criteria)
                 source = await asyncio.to_thread(
                     open_criteria, self._criteria, self._settings, on_warning=warn
                 )

@@ -19,6 +19,7 @@ from refloom.data.export import (
     assign_parts,
     export_rows,
     format_rows,
+    has_taggable_thoughts,
     messages,
     parse_shares,
     seeded_hash,
@@ -349,6 +350,16 @@ def test_thoughts_may_stand_inside_the_text(format_):
     assert texts_in(row)[-1] == "So."
     others = [row for _, row in format_rows([thought("It is blue.")], format_)]
     assert ("sea" in json.dumps(others)) == (format_ == "messages")
+
+
+@pytest.mark.parametrize("mark", ["</think>", "< / THINK >", "</thinking>"])
+def test_thoughts_that_would_close_the_tag_are_left_out_of_the_text(mark):
+    said = thought("It is blue.", reasoning=f"It asks what {mark} is for.")
+    (row,) = [row for _, row in format_rows([said], "messages", think_tags=True)]
+    assert row["messages"][1] == {"role": "assistant", "content": "It is blue."}
+    assert not has_taggable_thoughts(json.loads(said))
+    (row,) = [row for _, row in format_rows([said], "messages")]
+    assert mark in row["messages"][1]["reasoning_content"]
 
 
 @pytest.mark.parametrize("format_", sorted(set(FORMATS) - {"messages"}))

@@ -552,6 +552,8 @@ def test_thoughts_in_a_text(text, thoughts):
         ("<reasoning>\nHm.\n</reasoning>\n", "Hm."),
         (" Hm. ", "Hm."),
         ("</think>", ""),
+        ("<think>\n<think>Hm.</think>\n</think>", "Hm."),
+        ("<think>\n<think> is a tag.</think>", "<think> is a tag."),
     ],
 )
 def test_marks_around_thoughts_are_taken_off(thoughts, bare):

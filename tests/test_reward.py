@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from aiohttp import web
 from fakes import Endpoint, ScriptedModel, completion, error, stage_of, tagged, verdicts
@@ -325,6 +326,17 @@ async def test_criteria_may_be_those_of_a_run(endpoint, tmp_path):
     assert all(text in shown for text in judged)
 
 
+async def test_a_runs_own_journal_is_no_journal_of_a_reward(endpoint, tmp_path):
+    run = tmp_path / "run"
+    await finish_run(run, ScriptedModel(), SEEDS[:1])
+    before = (run / "journal.sqlite").read_bytes()
+    with pytest.raises(RefloomError, match="is only read"):
+        async with reward_of(endpoint, run, journal=run / "journal.sqlite"):
+            pass
+    assert endpoint.preflights == []
+    assert (run / "journal.sqlite").read_bytes() == before
+
+
 async def test_criteria_that_cannot_be_used_are_told_before_any_call(endpoint, tmp_path):
     for path in (tmp_path / "none.jsonl", tmp_path):
         with pytest.raises(RefloomError):
@@ -343,6 +355,35 @@ async def test_rows_may_carry_their_own_rubrics(endpoint, column):
     async with reward_of(endpoint) as reward:
         rewards = await reward(["Why?"] * 5, ["cause"] * 5, **{column: own})
     assert rewards == [pytest.approx(2 / 7), 1.0, pytest.approx(2 / 7), None, None]
+
+
+async def test_columns_of_numpy_are_read(endpoint):
+    item = {**ITEMS[0], "weight": np.int64(5)}
+    own = np.empty(2, dtype=object)
+    own[:] = [np.array([item], dtype=object), [{**item, "weight": np.float32(5)}]]
+    prompts = np.empty(2, dtype=object)
+    prompts[:] = ["Why?", np.array([{"role": "user", "content": "Why?"}], dtype=object)]
+    completions = np.array([[{"role": "assistant", "content": "cause"}]] * 2, dtype=object)
+    async with reward_of(endpoint) as reward:
+        assert await reward(prompts, completions, rubric=own) == [1.0, 1.0]
+        assert await reward(np.array(["Why?"]), np.array(["cause"]), rubric=own[:1]) == [1.0]
+
+
+@pytest.mark.parametrize(
+    ("completions", "columns"),
+    [
+        (["cause"], {"rubric": [ITEMS] * 2}),
+        (["cause"] * 3, {"rubric": [ITEMS] * 2}),
+        (["cause"] * 2, {"rubric": [ITEMS]}),
+        (["cause"] * 2, {"rubric": [ITEMS] * 2, "tags": [["sea"]]}),
+        (["cause"] * 2, {"rubric": [ITEMS] * 2, "id": 3}),
+    ],
+)
+async def test_what_is_not_as_many_as_the_prompts_is_refused(endpoint, completions, columns):
+    async with reward_of(endpoint) as reward:
+        with pytest.raises(ValueError, match=r"as many .* as prompts"):
+            await reward(["Why?"] * 2, completions, **columns)
+    assert asked(endpoint) == []
 
 
 async def test_without_criteria_and_column_it_says_so(endpoint):

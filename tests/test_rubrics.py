@@ -10,8 +10,8 @@ from nodes.criteria import verdict
 from nodes.own_criteria import read_own_criterion
 from nodes.state import Criterion
 from refloom.data.rubrics import (
+    conversation_key,
     describe_item,
-    fold_instruction,
     read_rubrics,
     rubric_of,
     weight_of,
@@ -122,12 +122,13 @@ def test_public_shapes_are_read(tmp_path: Path) -> None:
         "rubrics": [{"criterion": "Asks where it hurts.", "points": 7, "tags": ["axis:x"]}],
     }
     rubrics = read_rubrics(write(tmp_path / "rubric.jsonl", rar, health))
-    assert list(rubrics) == ["What is it?", "It hurts."]
+    talk = "user: Hello.\nassistant: Yes?\nIt hurts."
+    assert list(rubrics) == ["What is it?", talk]
     names, blames = rubrics["What is it?"].criteria
     assert (names["text"], names["must"], weight_of(names)) == ("names the cause", True, 5)
     assert blames["text"] == "avoids this fault: blames the reader"
-    assert [turn["content"] for turn in rubrics["It hurts."].history] == ["Hello.", "Yes?"]
-    assert fold_instruction(" It  hurts.\n") in rubrics
+    assert [turn["content"] for turn in rubrics[talk].history] == ["Hello.", "Yes?"]
+    assert conversation_key(" It  hurts.\n", rubrics[talk].history) == talk
 
 
 def test_rubrics_of_one_question_are_joined(tmp_path: Path) -> None:
@@ -157,7 +158,25 @@ def test_rubrics_of_one_question_are_joined(tmp_path: Path) -> None:
                 {"question": "Why?", "rubric": [{**exported(MUST, "rar"), "weight": weight}]},
                 "rubric, item 1: weight: must be a finite number",
             )
-            for weight in (float("nan"), float("inf"), 10**400)
+            for weight in (float("nan"), float("inf"), 10**400, 1e308, -1e308)
+        ),
+        *(
+            (
+                {"question": "Why?", "rubric": [{**exported(MUST, "rar"), **fields}]},
+                f"rubric, item 1: {said}",
+            )
+            for fields, said in (
+                ({"description": "Essential Criteria: "}, "description: says nothing"),
+                ({"description": "Is " + "x" * 20_000}, "description: has 20003 characters"),
+                ({"description": "Is \ud800 kind"}, "text: has a lone surrogate"),
+                ({"criterion_id": "a b"}, "id: 'a b' is not"),
+                ({"criterion_id": "a\ud800"}, "id: "),
+                ({"criterion_id": ""}, "id: "),
+            )
+        ),
+        (
+            {"question": "Why?", "rubric": [{"description": "Is \ud800 kind", "weight": 1}]},
+            "rubric, item 1: text: has a lone surrogate",
         ),
         (
             {"question": "Why?", "rubric": [{"description": "Is kind", "weight": 10**400}]},

@@ -421,6 +421,14 @@ def test_no_heavy_package_is_loaded_for_rubrics_and_a_remote_judge(folder):
     assert "heavy: []" in done.stderr
 
 
+def test_why_there_is_a_wait_is_told_once(folder):
+    down = {1, 2, 4}
+    with Endpoint(lambda body, n: error(503, "gone for lunch") if n in down else None) as endpoint:
+        done = score(folder, endpoint)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("gone for lunch") == 1
+
+
 def test_what_one_row_holds_costs_that_row_alone(folder):
     def script(body, number):
         if "Since 1" in body["messages"][-1]["content"]:
@@ -491,6 +499,48 @@ def test_rows_of_every_shape_are_read(folder, row):
     (scored,) = lines(folder / "scored.jsonl")
     assert (scored["score"], scored["criteria_from"]) == (1.0, "instruction")
     assert {name: scored[name] for name in row} == row
+
+
+def talk(first: str, *more: str) -> list[dict[str, str]]:
+    """A conversation that ends in the same way, whatever it is about."""
+    said = ("user", first), ("assistant", "Shall I go on?"), ("user", "Yes, please.")
+    turns = [{"role": role, "content": content} for role, content in said]
+    return turns + [{"role": "assistant", "content": content} for content in more]
+
+
+def test_conversations_that_end_with_the_same_words_have_rubrics_of_their_own(folder):
+    def rubric(text: str) -> list[dict[str, Any]]:
+        return [{"criterion": text, "points": 5, "tags": []}]
+
+    write(
+        folder / "rubrics.jsonl",
+        {"prompt": talk("I have a fever."), "rubrics": rubric("asks how high it is")},
+        {"prompt": talk("My leg hurts."), "rubrics": rubric("asks which leg it is")},
+        {"prompt": "Why?", "rubrics": rubric("gives a reason")},
+        {"prompt": [*talk("Hello.")[:2], {"role": "user", "content": "Whence?"}],
+         "rubrics": rubric("names the place")},
+    )  # fmt: skip
+    brief = {"role": "system", "content": "Be brief."}
+    write(
+        folder / "rows.jsonl",
+        {"messages": talk("I have a fever.", "How high?")},
+        {"messages": [brief, *talk("My  leg hurts.", "Which one?")]},
+        {"messages": talk("I am tired.", "Sleep.")},
+        {"instruction": "Yes, please.", "response": "Here it is."},
+        {"messages": [brief, {"role": "user", "content": "Why?"},
+                      {"role": "assistant", "content": "So."}]},
+        {"instruction": "Whence?", "response": "From there."},
+    )  # fmt: skip
+    with Endpoint() as endpoint:
+        done = score(folder, endpoint)
+    assert done.returncode == 0, done.stderr
+    asked = ["\n".join(tagged(body["messages"][-1]["content"], "criterion"))
+             for body in endpoint.asked()]  # fmt: skip
+    assert sorted(text.partition("The response ")[2].strip(" .") or text for text in asked) == [
+        "asks how high it is", "asks which leg it is", "gives a reason", "names the place",
+    ]  # fmt: skip
+    found = [row["criteria_from"] for row in lines(folder / "scored.jsonl")]
+    assert found == ["instruction", "instruction", None, None, "instruction", "instruction"]
 
 
 def test_other_columns_are_mapped_and_kept(folder):
@@ -818,6 +868,18 @@ async def test_rejected_rows_have_criteria_too(tmp_path):
     assert (row["criteria_from"], row["score"]) == ("instruction", 1.0)
 
 
+@pytest.mark.parametrize("name", ["rejected.jsonl", "scored.jsonl", "memory/scored.jsonl"])
+def test_nothing_is_written_into_the_runs_directory(run, tmp_path, name):
+    answers(tmp_path / "rows.jsonl")
+    before = tree(run)
+    with Endpoint() as endpoint:
+        out = ("--criteria", run, "--out", run / name)
+        done = score(tmp_path, endpoint, *out)
+        assert (done.returncode, endpoint.preflights) == (2, [])
+    assert "the run's directory is only read" in done.stderr
+    assert tree(run) == before
+
+
 def test_the_judge_is_the_runs_own_by_the_command_line(run, tmp_path):
     record = accepted(run)[0]
     write(tmp_path / "rows.jsonl", {"instruction": record["instruction"], "response": "Other."})
@@ -920,6 +982,19 @@ def test_several_rows_of_one_instruction_are_paired_by_id_or_order(tmp_path, ids
     assert (found["wins"], found["losses"]) == ((0, 0) if difference == 0.0 else (1, 1))
 
 
+def test_conversations_that_end_with_the_same_words_are_no_pair(tmp_path):
+    def row(first: str, value: float, id_: str) -> dict[str, Any]:
+        of_it = [{**scored_row("", value)["verdicts"][0], "criterion_id": id_}]
+        row = {**scored_row("", value), "messages": talk(first, "Well."), "verdicts": of_it}
+        return {key: value for key, value in row.items() if key not in ("instruction", "response")}
+
+    fever, leg = ("I have a fever.", 1.0, "a"), ("My leg hurts.", 0.0, "b")
+    write(tmp_path / "a.jsonl", row(*fever), row(*leg))
+    write(tmp_path / "b.jsonl", row(*leg), row(*fever))
+    found = compared(tmp_path)
+    assert (found["n"], found["instructions"], found["ties"]) == (2, 2, 2)
+
+
 def test_equal_files_differ_by_nothing(tmp_path):
     for name in "ab":
         write(tmp_path / f"{name}.jsonl", *(scored_row(f"Why {i}?", 0.5) for i in range(4)))
@@ -935,6 +1010,16 @@ def test_equal_files_differ_by_nothing(tmp_path):
         (scored_row("Whence?", 1.0), "no instruction in common"),
         ({"instruction": "Why?", "response": "So."}, "line 1: is no scored row"),
         ({**scored_row("Why?", 1.0), "response": None}, "are not found"),
+        (scored_row("Why?", 1.0, score="1"), "line 1: 'score'"),
+        (scored_row("Why?", 1.0, score=True), "line 1: 'score'"),
+        (scored_row("Why?", 1.0, score=7), "line 1: 'score'"),
+        (scored_row("Why?", float("nan")), "line 1: 'score'"),
+        (scored_row("Why?", 1.0, verdicts=None), "line 1: 'verdicts'"),
+        (scored_row("Why?", 1.0, verdicts="none"), "line 1: 'verdicts'"),
+        (scored_row("Why?", 1.0, verdicts=["a"]), "line 1: 'verdicts'"),
+        (scored_row("Why?", 1.0, verdicts=[{"verdict": "pass"}]), "line 1: 'verdicts'"),
+        (scored_row("Why?", 1.0, verdicts=[{"criterion_id": [], "verdict": "pass"}]), "'verdicts'"),
+        (scored_row("Why?", 1.0, verdicts=[{"criterion_id": "a", "verdict": 5}]), "'verdicts'"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(tmp_path, row, said):
@@ -943,6 +1028,13 @@ def test_what_cannot_be_compared_is_refused(tmp_path, row, said):
     done = refloom("compare", "a.jsonl", "b.jsonl", cwd=tmp_path)
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
     assert said in done.stderr
+
+
+def test_a_page_is_not_made_of_what_is_no_score(tmp_path):
+    write(tmp_path / "a.jsonl", scored_row("Why?", 1.0), scored_row("Why?", 1.0, score="1"))
+    done = refloom("report", "a.jsonl", cwd=tmp_path)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "line 2: 'score'" in done.stderr
 
 
 def test_a_file_and_a_directory_are_not_compared(tmp_path):

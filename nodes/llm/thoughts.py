@@ -195,7 +195,14 @@ def strip_marks(thoughts: str) -> str:
         for closed in form.closing.finditer(thoughts):
             if closed.end() == len(thoughts):
                 thoughts = thoughts[: closed.start()].strip()
+        if form.opening.match(thoughts) is not None and _ends_with(form.closing, thoughts):
+            # Some servers put marks around thoughts that have them already.
+            return strip_marks(thoughts)
     return thoughts
+
+
+def _ends_with(closing: re.Pattern[str], text: str) -> bool:
+    return any(mark.end() == len(text) for mark in closing.finditer(text))
 
 
 def find_thinking_marks(text: str, usual: Collection[str] = ()) -> list[tuple[int, int]]:

@@ -30,6 +30,7 @@ from refloom.data.export import (
     TAGGED_FORMATS,
     RubricSettings,
     export_rows,
+    has_taggable_thoughts,
     parse_shares,
 )
 from refloom.data.rubrics import ITEM_KEYS, RubricCounts
@@ -313,6 +314,8 @@ def export(args: Namespace, flags: dict[str, Any]) -> int:
             raise InputError(
                 f"{args.file}: cannot be written ({error.strerror or error})"
             ) from error
+        if args.think_tags:
+            _tell_of_thoughts(read())
     if args.json:
         print_json({"format": args.format, "rows": {str(p): n for p, n in written.items()}})
     for path, count in written.items():
@@ -324,6 +327,14 @@ def export(args: Namespace, flags: dict[str, Any]) -> int:
                 reason = "there are too few seeds"
             sys.stderr.write(f"{path} is empty: {reason}\n")
     return 0
+
+
+def _tell_of_thoughts(records: Iterable[str]) -> None:
+    """Say how many rows have thoughts that cannot stand between tags."""
+    thoughtful = (record for record in map(loads, records) if record.get("reasoning"))
+    closing = sum(not has_taggable_thoughts(record) for record in thoughtful)
+    if closing:
+        sys.stderr.write(f"{closing} rows without their thoughts: these hold a closing tag\n")
 
 
 def _check_file(path: Path) -> None:

@@ -7,6 +7,7 @@ same seed as another's.
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
@@ -39,6 +40,8 @@ MAX_SHARE = 1_000_000
 TEXT = ""
 TURNS = [{"role": TEXT, "content": TEXT}]
 THINKING_TURNS = [{"role": TEXT, "content": TEXT, "reasoning_content": TEXT}]
+# What would close the tag around thoughts.
+_CLOSING_TAG = re.compile(r"<\s*/\s*think(?:ing)?\s*>", re.IGNORECASE)
 # Formats whose responses may have their thoughts inside the text.
 TAGGED_FORMATS = ("messages", "prompt_completion", "alpaca", "sharegpt")
 
@@ -390,10 +393,21 @@ def _reference_answer(record: Record) -> str | None:
     return record["response"] if record["status"] == "accepted" else None
 
 
+def has_taggable_thoughts(record: Record) -> bool:
+    """Whether a record's thoughts can stand between tags: they do not hold the closing one."""
+    return _CLOSING_TAG.search(record["reasoning"]) is None
+
+
 def tag_thoughts(record: Record) -> Record:
-    """The record with its thoughts in front of the response, between `<think>` and `</think>`."""
+    """The record with its thoughts in front of the response, between `<think>` and `</think>`.
+
+    Without them where they hold the closing tag: whoever reads the text would take the rest of them
+    for the answer.
+    """
     if not record.get("reasoning"):
         return record
+    if not has_taggable_thoughts(record):
+        return {**record, "reasoning": None}
     response = f"<think>\n{record['reasoning']}\n</think>\n\n{record['response']}"
     return {**record, "response": response, "reasoning": None}
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from memory.references import Turn
 from refloom.data.files import read_rows
 from refloom.data.read import ReadReport
+from refloom.data.rubrics import conversation_key
 from refloom.data.shapes import (
     Exchange,
     UnknownShape,
@@ -39,6 +40,12 @@ class ResponseRow(NamedTuple):
     history: Sequence[Turn]
     text: str
     tags: Sequence[str]
+
+    @property
+    def key(self) -> str:
+        """What the row is matched by: the instruction, and the conversation before it."""
+        # Where the row's own columns say something before it, the text has that.
+        return conversation_key(self.text, self.history if self.text == self.instruction else ())
 
 
 class Responses:

@@ -8,7 +8,6 @@ for every response, and gate a draft. RaR (Rubrics as Rewards, arXiv 2507.17746)
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -16,7 +15,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from memory.references import Turn
-from nodes.own_criteria import PITFALL, fault_of, read_own_criterion
+from nodes.own_criteria import (
+    PITFALL,
+    check_id,
+    check_weight,
+    check_words,
+    fault_of,
+    read_own_criterion,
+)
 from nodes.state import Criterion
 from refloom.data.files import read_rows
 from refloom.data.shapes import UnknownShape, find_criteria, history_turns, is_missing, parse_cell
@@ -37,6 +43,8 @@ MAX_TITLE_WORDS = 8
 MAX_TITLE_CHARS = 60
 # Public rubrics have up to 67 items.
 MAX_ITEMS = 200
+# More than any criterion of a run has.
+MAX_ITEM_CHARS = 20_000
 # The names of an item's text and weight.
 ITEM_KEYS: dict[RubricShape, tuple[str, str]] = {
     "rar": ("description", "weight"),
@@ -48,6 +56,7 @@ _LINKS = re.compile(
     r"an?|and|as|at|but|by|for|from|if|in|into|is|it|its|not|of|on|or|so|such|than|that|the|their"
     r"|then|to|when|where|which|while|who|with|without"
 )
+SYSTEM_ROLES = frozenset({"system", "developer"})
 _QUESTION_KEYS = ("question", "prompt", "instruction")
 
 
@@ -247,12 +256,19 @@ def read_item(item: Mapping[str, Any]) -> Criterion:
             continue
         if isinstance(weight, bool) or not isinstance(weight, int | float):
             raise ValueError(f"{weight_key}: must be a number")
-        if not abs(weight) <= sys.float_info.max:
-            raise ValueError(f"{weight_key}: must be a finite number")
+        check_weight(weight, weight_key)
+        check_id(id_)
+        check_words(text)
         if shape == "rar":
             category = next((c for c in CATEGORIES.values() if text.startswith(c)), "")
             text = text.removeprefix(category)
         text = _end_of_sentence(text)
+        if not text.strip():
+            raise ValueError(f"{text_key}: says nothing")
+        if len(text) > MAX_ITEM_CHARS:
+            raise ValueError(
+                f"{text_key}: has {len(text)} characters, at most {MAX_ITEM_CHARS} are read"
+            )
         return {
             "id": id_,
             "text": PITFALL + text if weight < 0 else text,
@@ -274,6 +290,8 @@ def read_item(item: Mapping[str, Any]) -> Criterion:
 class Rubric:
     """The criteria of one instruction, and the conversation before it, if there was one."""
 
+    __slots__ = ("criteria", "history", "instruction")
+
     def __init__(
         self, instruction: str, criteria: Sequence[Criterion], history: Sequence[Turn] = ()
     ) -> None:
@@ -289,21 +307,44 @@ def fold_instruction(text: str) -> str:
     return " ".join(text.split())
 
 
-def read_rubrics(source: Path) -> dict[str, Rubric]:
-    """The rubrics of a file by `fold_instruction` of their question or prompt. Blocks.
+def conversation_key(instruction: str, history: Sequence[Turn] = ()) -> str:
+    r"""What a question and the conversation before it are matched by, white space folded.
 
-    Of several with the same question the criteria are joined, each id once. Raises `InputError`
-    with file and line.
+    System prompts are no part of it: trainers and tools add their own.
+
+    >>> conversation_key("And \n now?", [{"role": "user", "content": "Why?"}])
+    'user: Why?\nAnd now?'
+    """
+    said = [
+        f"{turn['role']}: {fold_instruction(turn['content'])}"
+        for turn in history
+        if turn["role"].strip().lower() not in SYSTEM_ROLES
+    ]
+    return "\n".join([*said, fold_instruction(instruction)])
+
+
+def read_rubrics(source: Path) -> dict[str, Rubric]:
+    """The rubrics of a file by `conversation_key` of their question or prompt. Blocks.
+
+    Of several with the same question, and the same turns before it, the criteria are joined, each
+    id once. Raises `InputError` with file and line.
     """
     rubrics: dict[str, Rubric] = {}
+    # Many rows have the same criteria: each is held once.
+    known: dict[str, Criterion] = {}
     for line, row in read_rows(source, None):
         try:
             rubric = read_rubric(row)
         except ValueError as error:
             raise InputError(f"{source}: line {line}: {error}") from error
-        before = rubrics.setdefault(fold_instruction(rubric.instruction), rubric)
+        key = conversation_key(rubric.instruction, rubric.history)
+        before = rubrics.setdefault(key, rubric)
         ids = {criterion["id"] for criterion in before.criteria}
         before.criteria += [c for c in rubric.criteria if c["id"] not in ids]
+        firsts = [known.setdefault(c["id"], c) for c in before.criteria]
+        before.criteria[:] = [
+            first if first == c else c for first, c in zip(firsts, before.criteria, strict=True)
+        ]
     if not rubrics:
         raise InputError(f"{source}: holds no rubric (it is empty)")
     return rubrics

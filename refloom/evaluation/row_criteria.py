@@ -27,7 +27,14 @@ from nodes.state import Criterion
 from refloom.data.criteria import load_criteria
 from refloom.data.files import read_rows
 from refloom.data.responses import ResponseRow
-from refloom.data.rubrics import Rubric, fold_instruction, read_rubrics, rubric_of
+from refloom.data.rubrics import (
+    SYSTEM_ROLES,
+    Rubric,
+    conversation_key,
+    fold_instruction,
+    read_rubrics,
+    rubric_of,
+)
 from refloom.errors import InputError
 from refloom.runs.checks import check_permitted
 from refloom.runs.journal import JOURNAL_NAME, check_run, connect_read_only, iter_records
@@ -66,6 +73,12 @@ class CriteriaSource(Protocol):
     def close(self) -> None:
         """Close what is open."""
         ...
+
+
+def check_outside_run(out: Path, source: Path) -> None:
+    """Raise `InputError` if a file to be written is in the run's directory `source`."""
+    if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
+        raise InputError(f"{out}: is in {source}, and the run's directory is only read")
 
 
 def open_criteria(
@@ -121,12 +134,20 @@ class PersonCriteria:
 
 
 class FileRubrics:
-    """The rubrics of a file, by question. What another made may name no check that runs code."""
+    """The rubrics of a file, by question, and by the turns before it where there are some.
+
+    What another made may name no check that runs code.
+    """
 
     def __init__(
         self, source: Path, rubrics: Mapping[str, Rubric], on_warning: Callable[[str], None]
     ) -> None:
         self._rubrics = rubrics
+        # Of one question after several conversations nobody knows which a row means.
+        talks = [one for one in rubrics.values() if one.history]
+        times = Counter(fold_instruction(one.instruction) for one in talks)
+        last = ((fold_instruction(one.instruction), one) for one in talks)
+        self._by_last = {text: rubric for text, rubric in last if times[text] == 1}
         refused: Counter[str] = Counter()
         for rubric in rubrics.values():
             for criterion in rubric.criteria:
@@ -144,12 +165,15 @@ class FileRubrics:
             )
 
     async def find(self, row: ResponseRow) -> RowCriteria:
-        """See `CriteriaSource`."""
-        for text in (row.text, row.instruction):
-            rubric = self._rubrics.get(fold_instruction(text))
-            if rubric is not None:
-                return RowCriteria(rubric.criteria, "instruction", rubric.history)
-        return RowCriteria()
+        """See `CriteriaSource`. A row may leave out the conversation, but not have another."""
+        texts = (row.text, row.instruction)
+        keys = (conversation_key(row.instruction, row.history), *map(fold_instruction, texts))
+        rubric = next((self._rubrics[key] for key in keys if key in self._rubrics), None)
+        if rubric is None and all(turn["role"] in SYSTEM_ROLES for turn in row.history):
+            rubric = self._by_last.get(fold_instruction(row.instruction))
+        if rubric is None:
+            return RowCriteria()
+        return RowCriteria(rubric.criteria, "instruction", rubric.history)
 
     def close(self) -> None:
         """See `CriteriaSource`."""

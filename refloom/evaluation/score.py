@@ -18,6 +18,7 @@ from nodes.criteria import verdict
 from nodes.judge import judge
 from nodes.llm import CallFailed, CallOrigin, Complete, ProviderStopped
 from nodes.llm.endpoint import OnLearned
+from nodes.llm.protocol import Transient
 from nodes.state import Criterion, Usage, Verdict, no_usage
 from refloom.data.rubrics import rubric_of, weight_of
 from refloom.evaluation.judging import open_judge
@@ -200,15 +201,24 @@ async def open_scorer(
     """Open a scorer whose calls are journaled in the file `journal`, beside which it is locked.
 
     Limits, budget, prices and `reuse` are those of the settings; no call is paid twice. `complete`
-    replaces the endpoint, `on_warning` gets each trouble with a check once. Raises what
+    replaces the endpoint, `on_warning` gets each trouble with a check, and each kind of fault that
+    calls are made again for, once. Raises what
     `refloom.evaluation.judging.open_judge` raises.
     """
+    kinds: set[str] = set()
+
+    def tell_of_fault(fault: CallFailed) -> None:
+        on_fault(fault)
+        if isinstance(fault, Transient) and fault.kind not in kinds:
+            kinds.add(fault.kind)
+            on_warning(f"calls are made again, after a wait if need be: {fault.message}")
+
     async with open_judge(
         journal,
         settings,
         complete,
         asks_first=True,
-        on_fault=on_fault,
+        on_fault=tell_of_fault,
         on_learned=on_learned,
     ) as session:
         client = session.client

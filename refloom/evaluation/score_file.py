@@ -23,10 +23,16 @@ from nodes.judge import FAULTS_OF_CONTENT
 from nodes.llm import CallFailed, Complete
 from nodes.state import Criterion
 from refloom.data.responses import ResponseRow, Responses
-from refloom.data.rubrics import SUBJECT, fold_instruction
+from refloom.data.rubrics import SUBJECT
 from refloom.data.write import write_atomically
 from refloom.errors import InputError, TooManyFailed
-from refloom.evaluation.row_criteria import CriteriaFrom, CriteriaSource, RunCriteria, open_criteria
+from refloom.evaluation.row_criteria import (
+    CriteriaFrom,
+    CriteriaSource,
+    RunCriteria,
+    check_outside_run,
+    open_criteria,
+)
 from refloom.evaluation.score import ScoredResponse, Scorer, open_scorer
 from refloom.evaluation.stats import Interval, mean_interval, proportion
 from refloom.runs.client import CachedClient, Interrupted
@@ -101,7 +107,7 @@ class ScoreSummary:
             self.without_score += 1
         else:
             self.values.append(scored.value)
-            self.groups.append(instruction_key(fold_instruction(row.text)))
+            self.groups.append(instruction_key(row.key))
 
     def note_criteria(self, criteria: Sequence[Criterion]) -> None:
         """Remember what criteria say; of very many only the first."""
@@ -139,6 +145,7 @@ def check_files(source: str, criteria: Path, out: Path) -> None:
     for path, what in ((Path(source), "the rows"), (criteria, "the criteria")):
         if path.exists() and path.resolve() == out.resolve():
             raise InputError(f"{out}: is the file of {what}; give another --out")
+    check_outside_run(out, criteria)
 
 
 @dataclass

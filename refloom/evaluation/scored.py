@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from memory.references import instruction_key
 from refloom.data.files import read_rows
-from refloom.data.rubrics import SUBJECT, fold_instruction
+from refloom.data.rubrics import SUBJECT, conversation_key
 from refloom.data.shapes import UnknownShape, join_history, parse_exchanges, rename_columns
 from refloom.errors import InputError
 from refloom.evaluation.score_file import SCORE_FIELDS, SCORED_META, journal_of
@@ -30,10 +30,14 @@ ALIKE = 1e-9
 
 
 class ScoredRow(NamedTuple):
-    """A scored row: its line, instruction and response, score, and verdicts by criterion id."""
+    """A scored row: its line, instruction and response, score, and verdicts by criterion id.
+
+    `key` is what rows are matched by: the instruction, and the conversation before it.
+    """
 
     line: int
     id: str | None
+    key: str
     instruction: str
     response: str
     score: float | None
@@ -80,11 +84,17 @@ class ScoredFile:
                     f"({error or 'it has no response'}); {journal_of(self.path).name} beside it "
                     "tells their columns"
                 ) from error
+            if wrong := _find_wrong_field(row):
+                raise InputError(
+                    f"{self.path}: line {line}: {wrong!r} is not as `refloom score` writes it"
+                )
             id_ = row.get("id")
             verdicts = row["verdicts"]
+            history = exchange.history if exchange.in_conversation else ()
             yield ScoredRow(
                 line,
                 str(id_) if isinstance(id_, str | int) else None,
+                conversation_key(join_history(exchange), history),
                 join_history(exchange),
                 exchange.response or "",
                 row["score"],
@@ -97,6 +107,24 @@ class ScoredFile:
         """What a criterion says; its id where that is not known."""
         text = self.texts.get(id_)
         return id_ if text is None else SUBJECT + text
+
+
+def _find_wrong_field(row: Mapping[str, Any]) -> str | None:
+    """The field of a row that is not as scoring writes it, if one is not."""
+    score, verdicts = row["score"], row["verdicts"]
+    if score is not None and (
+        isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= 1
+    ):
+        return "score"
+    if not isinstance(verdicts, list) or not all(map(_is_verdict, verdicts)):
+        return "verdicts"
+    return None
+
+
+def _is_verdict(one: Any) -> bool:
+    return isinstance(one, Mapping) and all(
+        isinstance(one.get(name), str) for name in ("criterion_id", "verdict")
+    )
 
 
 # What one file holds.
@@ -143,7 +171,7 @@ def describe_file(file: ScoredFile, random_seed: int = 0) -> ScoredFigures:
             figures.without_score += 1
             continue
         figures.scores.append(row.score)
-        groups.append(instruction_key(fold_instruction(row.instruction)))
+        groups.append(instruction_key(row.key))
         # A heap of the worst has the best of them on top.
         entry = (-row.score, -row.line, row)
         if len(worst) < MAX_ROWS_LISTED:
@@ -193,9 +221,9 @@ def compare_scored(
 ) -> dict[str, Any]:
     """The difference of the scores of two files, row by row. Blocks.
 
-    Rows are paired by their instruction, its white space folded; of several with one instruction by
-    their `id` if both files have the same ones, else in their order. `limit` takes the first so
-    many pairs of the first file.
+    Rows are paired by their instruction and the turns before it, white space folded; of several
+    with one instruction by their `id` if both files have the same ones, else in their order.
+    `limit` takes the first so many pairs of the first file.
 
     Raises:
         InputError: They have no instruction in common, or were scored by different judges or
@@ -266,7 +294,7 @@ def _entries(file: ScoredFile, judges: Counter[str]) -> dict[int, list[_Entry]]:
         # Most rows have verdicts that others have too.
         outcomes = shared.setdefault(tuple(row.outcomes.items()), dict(row.outcomes))
         entry = _Entry(row.line, row.id, row.score, outcomes)
-        found.setdefault(instruction_key(fold_instruction(row.instruction)), []).append(entry)
+        found.setdefault(instruction_key(row.key), []).append(entry)
     if not found:
         raise InputError(f"{file.path}: holds no row")
     return found
