@@ -528,7 +528,7 @@ def test_rows_are_shown_as_they_end_with_and_without_a_look():
     assert alone.to.getvalue() == (
         "[   0 s] accepted at the first attempt\n> Why?\n  | So.\n  | And so.\n\n"
         "[   0 s] rejected at the first attempt\n> Why?\n"
-        "  failed:  not: the response short\n  | So.\n  | And so.\n\n"
+        '  failed:  "short"\n  | So.\n  | And so.\n\n'
     )
     run = Watched(show_rows=True)
     with run.begin():
@@ -549,7 +549,7 @@ def test_a_refinement_can_be_followed_from_what_failed_to_what_passed():
     assert run.to.getvalue() == (
         "[   0 s] accepted after 2 attempts\n"
         "> Why?\n"
-        "  failed:  not: the response has at most 3 words (It has 4 words.)\n"
+        '  failed:  "has at most 3 words": It has 4 words.\n'
         "  changed: 4 words to 3\n"
         '           "is now." to "was."\n'
         "  passed:  all that it has to\n"

@@ -317,7 +317,7 @@ def describe_failures(record: Record, attempt: dict[str, Any]) -> list[str]:
     ]
     musts = [pair for pair in failed if pair[0].get("must", True)]
     return [
-        one_line(f"not: the response {criterion['text']}" + (f" ({reason})" if reason else ""))
+        one_line(f'"{criterion["text"]}"' + (f": {reason}" if reason else ""))
         for criterion, reason in musts or failed
     ] or [f"{record['reason'] or 'no verdict that is known'}"]
 
