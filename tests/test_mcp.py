@@ -173,7 +173,9 @@ async def test_it_needs_a_key_where_others_do(monkeypatch):
     assert (await send(body, **bearer)).json()["result"] == {}
 
 
-@pytest.mark.parametrize("id_", [b'"\\ud800"', b"NaN", b"Infinity", b"{}", b"[1]", b"true", b"null"])
+@pytest.mark.parametrize(
+    "id_", [b'"\\ud800"', b"NaN", b"Infinity", b"{}", b"[1]", b"true", b"null"]
+)
 async def test_an_id_that_is_no_text_or_number_gets_a_reason(id_):
     response = await send(b'{"jsonrpc": "2.0", "method": "ping", "id": ' + id_ + b"}")
     if id_ == b'"\\ud800"':
