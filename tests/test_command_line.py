@@ -228,3 +228,15 @@ def test_the_shell_completes_commands_and_flags(tmp_path, words, has, has_not):
     done = subprocess.run(["bash"], input=script, capture_output=True, text=True, check=True)
     found = done.stdout.split()
     assert has in found and has_not not in found, done.stderr
+
+
+@pytest.mark.parametrize("name", ["README.md", "accepted.jsonl"])
+def test_a_file_of_somebody_elses_is_not_replaced_by_a_run(tmp_path, references, name):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / name).write_text("mine\n")
+    with Endpoint() as endpoint:
+        refused = refloom(*run_flags(references, out, endpoint), cwd=tmp_path)
+    assert (out / name).read_text() == "mine\n"
+    assert refused.returncode == 2 and f"but a file {name}" in refused.stderr
+    assert not (out / "journal.sqlite").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import shlex
 import sys
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -17,6 +18,7 @@ from nodes.checks import blocks_of_python, default_checks, parse_check, run_safe
 from nodes.criteria import RuleInput, apply_rules
 from nodes.own_criteria import OwnCriteria
 from nodes.screening import is_request
+from refloom.cli import run
 from refloom.cli.run import choose_code_demo, choose_wide_demo, run_with_progress
 from refloom.data.criteria import load_criteria
 from refloom.data.read import read_references, read_seeds
@@ -142,3 +144,10 @@ def test_the_wide_demo_is_still_there(folder: Path):
     settings, references, seeds = choose_wide_demo(folder)
     assert read_references(references, settings).scan().taken >= 30
     assert read_seeds(seeds, settings).scan().taken == 12
+
+
+def test_the_commands_to_go_on_with_can_be_pasted():
+    out = Path("my rows & more")
+    commands = [line.strip() for line in run._format_next_commands(out).splitlines()[2:4]]
+    for command in commands:
+        assert shlex.split(command)[2] == str(out)

@@ -171,3 +171,24 @@ async def test_it_needs_a_key_where_others_do(monkeypatch):
     assert (await send(body)).status_code == 401
     bearer = {"Authorization": f"Bearer {ALICE}"}
     assert (await send(body, **bearer)).json()["result"] == {}
+
+
+@pytest.mark.parametrize(
+    "id_", [b'"\\ud800"', b"NaN", b"Infinity", b"{}", b"[1]", b"true", b"null"]
+)
+async def test_an_id_that_is_no_text_or_number_gets_a_reason(id_):
+    response = await send(b'{"jsonrpc": "2.0", "method": "ping", "id": ' + id_ + b"}")
+    if id_ == b'"\\ud800"':
+        assert response.status_code == 200
+        assert response.json() == {"jsonrpc": "2.0", "id": "\ud800", "result": {}}
+    else:
+        assert response.status_code == 400
+        assert "id" in response.json()["detail"]
+
+
+async def test_lone_surrogates_in_a_seed_or_a_method_are_answered():
+    answer = await send(b'{"jsonrpc": "2.0", "method": "\\ud800", "id": 1}')
+    assert answer.status_code == 200
+    assert answer.json()["error"]["code"] == -32601
+    result = await call({"seed": {"instruction": "waves \ud800 at sea"}, "references": [REFERENCE]})
+    assert "content" in result

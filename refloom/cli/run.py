@@ -218,9 +218,10 @@ def choose_wide_demo(folder: Path) -> tuple[Settings, str, str]:
 
 def _format_next_commands(out: Path) -> str:
     """The commands to go on with after a demo."""
+    folder = shlex.quote(str(out))
     commands = {
-        f"refloom report {out}": "a page of figures and samples",
-        f"refloom export {out} train.jsonl --format messages": "the rows as training data",
+        f"refloom report {folder}": "a page of figures and samples",
+        f"refloom export {folder} train.jsonl --format messages": "the rows as training data",
         "refloom run --references FILE --out rows --model NAME": "rows from references of yours",
     }
     width = max(map(len, commands))
@@ -357,7 +358,8 @@ def _print_summary(summary: RunSummary, out: Path) -> None:
         print_line(f"rows: {out / 'accepted.jsonl'}")
     if summary.settings.review != "never" and counts["pending"]:
         print_line(
-            f"{counts['pending']} samples wait for review: `refloom review {out}` shows them"
+            f"{counts['pending']} samples wait for review: "
+            f"`refloom review {shlex.quote(str(out))}` shows them"
         )
     if counts["failed"]:
         print_line(f"why samples failed: {out / 'failed.jsonl'}")

@@ -453,6 +453,18 @@ def _has_experiment(connection: sqlite3.Connection) -> bool:
     return connection.execute(sql).fetchone() is not None
 
 
+def check_own_files(directory: Path) -> None:
+    """Raise `JournalError` if a directory without a run holds a file that a run would replace."""
+    if (directory / JOURNAL_NAME).exists():
+        return
+    for name in WRITTEN_FILES:
+        if (directory / name).exists():
+            raise JournalError(
+                f"{directory}: has no run in it, but a file {name}, which a run would replace; "
+                "give another directory, or move the file away"
+            )
+
+
 def check_run(directory: Path) -> None:
     """Raise `JournalError` if a directory does not hold a run; says what to name. Blocks."""
     with open_read_only(directory / "journal.sqlite") as connection:

@@ -42,7 +42,7 @@ from refloom.runs.client import CachedClient, Endpoints, open_client
 from refloom.runs.cost import Prices, check_priced
 from refloom.runs.event_log import event
 from refloom.runs.garbage_collection import relaxed_gc
-from refloom.runs.journal import Journal, ReusedCalls, check_run, read_records
+from refloom.runs.journal import Journal, ReusedCalls, check_own_files, check_run, read_records
 from refloom.runs.outputs import RunSummary, count_journal, prior_usage, write_files
 from refloom.runs.preflight import preflight
 from refloom.runs.progress import MAKING_ROWS, Progress, RunStats
@@ -291,6 +291,7 @@ class Run:
                     self._activity = "loading the model into this process"
                 await inputs.endpoints.check(self.settings)
             self._activity = "opening the run's directory"
+            await asyncio.to_thread(check_own_files, self.out)
             journal = await asyncio.to_thread(Journal, self.out)
             try:
                 await self._check_same(journal, summary, inputs)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 from functools import cache
 from importlib.metadata import version
@@ -151,11 +152,18 @@ class McpEndpoint:
         if "id" not in message or "method" not in message:
             # A notification or a response: there is nothing to say to either.
             return Response(status_code=202)
+        id_ = message["id"]
+        if isinstance(id_, bool) or not isinstance(id_, str | int | float):
+            return _refusal(400, "the id is neither a text nor a number")
+        if isinstance(id_, float) and not math.isfinite(id_):
+            return _refusal(400, "the id is not a number that JSON has")
         try:
             answer = {"result": await self._answer(message)}
         except _RpcError as error:
             answer = {"error": {"code": error.code, "message": str(error)}}
-        return JSONResponse({"jsonrpc": "2.0", "id": message["id"], **answer})
+        # ASCII-only JSON: a lone surrogate in a text does not fail here.
+        body = json.dumps({"jsonrpc": "2.0", "id": id_, **answer})
+        return Response(body, media_type="application/json")
 
     async def _answer(self, message: dict[str, Any]) -> dict[str, Any]:
         """The result of a request. Raises `_RpcError`."""

@@ -198,8 +198,13 @@ class ReviewEndpoints:
 
     async def undo(self, request: Request) -> Response:
         """Undo the decision of a sample."""
-        self._files.mark_stale()
-        return await _respond(lambda: self._reviews.undo(request.path_params["id"]))
+
+        def work() -> dict[str, int]:
+            counts = self._reviews.undo(request.path_params["id"])
+            self._files.mark_stale()
+            return counts
+
+        return await _respond(work)
 
 
 def _next_steps(directory: Path) -> list[dict[str, str]]:
