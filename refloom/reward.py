@@ -32,6 +32,7 @@ from typing_extensions import TypedDict, Unpack
 
 from nodes.llm import ProviderStopped
 from nodes.llm.thoughts import UnclearThoughts, find_answer, find_usual_marks
+from nodes.own_criteria import MAX_WEIGHT
 from refloom.data.rubrics import (
     Rubric,
     read_rubric,
@@ -55,9 +56,8 @@ if TYPE_CHECKING:
     from refloom.runs.client import CachedClient
 
 _LOGGER = logging.getLogger("refloom.reward")
-# A longer criterion is no criterion, and a larger weight no weight.
+# A longer criterion of a row's own is no criterion.
 MAX_CRITERION_CHARS = 2000
-MAX_WEIGHT = 1e6
 # Columns that say which criteria of a file hold for a row.
 ROW_COLUMNS = frozenset({"id", "seed_id", "tags"})
 # Why a completion has no reward; each is logged once.
@@ -157,7 +157,7 @@ class RubricReward:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # What is open stays with this one.
-        return _call, (self._made_by,)
+        return self._made_by, ()
 
     async def __call__(
         self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
@@ -386,7 +386,6 @@ def read_column(instruction: str, value: Any) -> Rubric | None:
             or not abs(weight_of(criterion)) < MAX_WEIGHT
         ):
             raise ValueError("has an item that is too long, or whose weight is no weight")
-        valid_text(criterion["text"] + criterion["id"])
     return rubric
 
 
@@ -483,10 +482,6 @@ class _JudgeThread:
             session = await stack.enter_async_context(scorer)
             self._opened.set_result(_Judge(session.scorer, session.client, source))
             await self._stopping.wait()
-
-
-def _call(make: Callable[[], RubricReward]) -> RubricReward:
-    return make()
 
 
 def _place_among_processes() -> tuple[int, int]:

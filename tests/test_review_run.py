@@ -185,6 +185,28 @@ async def test_an_edited_instruction_is_new_or_refused_with_what_it_is_near_to(t
     assert said["counts"]["duplicates"] >= 1 and said["counts"]["candidates"] == 3
 
 
+async def test_two_reviewers_do_not_put_one_instruction_into_two_samples_at_once(
+    tmp_path, monkeypatch
+):
+    await run_for_review(tmp_path)
+    reviews, others = ReviewQueue(tmp_path), ReviewQueue(tmp_path)
+    first, second, _ = reviews.queue()["items"]
+    edit = ReviewDecision(decision="edit", response="It is so.", instruction=INSTRUCTION)
+    find_near, asked = reviews._known.find_near, []
+
+    def find_before_the_other_decides(text, slot):
+        near = find_near(text, slot)
+        if not asked:
+            asked.append(text)
+            others.decide(second["id"], edit)
+        return near
+
+    monkeypatch.setattr(reviews._known, "find_near", find_before_the_other_decides)
+    with pytest.raises(BadDecision, match="of another sample"):
+        reviews.decide(first["id"], edit)
+    assert [row["id"] for row in decided_rows(tmp_path)] == [second["id"]]
+
+
 async def test_references_are_found_where_a_run_of_an_older_version_has_them(tmp_path):
     import sqlite3
     from contextlib import closing

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
@@ -131,9 +132,9 @@ async def send_traced(exchange: Exchange) -> Reply | Fault:
     token = _exchange.set(exchange)
     try:
         messages = [(m["role"], m["content"]) for m in call.messages]
-        await model.ainvoke(messages, {"run_name": call.stage, "metadata": place})
-    except RequestFault:
-        pass
+        # A fault ends the run in the trace; whoever asked gets it as the outcome.
+        with suppress(RequestFault):
+            await model.ainvoke(messages, {"run_name": call.stage, "metadata": place})
     finally:
         _exchange.reset(token)
     assert exchange.outcome is not None

@@ -15,7 +15,6 @@ from refloom.data.files import read_rows
 from refloom.data.read import ReadReport
 from refloom.data.rubrics import conversation_key
 from refloom.data.shapes import (
-    Exchange,
     UnknownShape,
     check_exchange,
     check_media,
@@ -77,37 +76,13 @@ class Responses:
         skip = report.skip if self._skip else None
         for line, fields in read_rows(self.name, skip, report.notes.append):
             try:
-                shape, exchange = self._parse(fields, report)
+                shape, turns, row = parse_response(line, fields, self._columns)
             except UnknownShape as error:
                 report.skip(self.name, line, str(error), error.kind)
                 continue
             report.count_item(shape, "")
-            tags = fields.get("tags")
-            yield ResponseRow(
-                line,
-                fields,
-                exchange.instruction,
-                exchange.response or "",
-                exchange.history,
-                join_history(exchange),
-                [str(tag) for tag in tags] if isinstance(tags, list) else [],
-            )
-
-    def _parse(self, fields: Any, report: ReadReport) -> tuple[str, Exchange]:
-        row = rename_columns(fields, self._columns)
-        shape, exchanges = parse_exchanges(row)
-        everything = list(exchanges)
-        report.several_turns += len(everything) > 1
-        answered = [one for one in everything if one.response is not None]
-        exchange = check_exchange((answered or everything)[-1])
-        if exchange.calls_tool:
-            raise UnknownShape(
-                "it is answered by a call of a tool, and tools are not read", "with tools"
-            )
-        if exchange.response is None:
-            raise UnknownShape("it has no response", "without a response")
-        check_media(row, exchange)
-        return shape, exchange
+            report.several_turns += turns > 1
+            yield row
 
     def scan(self) -> ReadReport:
         """Read everything once, so that errors show before any call is paid for. Blocks.
@@ -122,6 +97,38 @@ class Responses:
                 "--map names other columns"
             )
         return self.report
+
+
+def parse_response(
+    line: int, fields: Any, columns: Mapping[str, str]
+) -> tuple[str, int, ResponseRow]:
+    """The shape of a row, how many exchanges it holds, and the last one that is answered.
+
+    `columns` are names of columns by what they hold. Raises `UnknownShape` if nothing is answered.
+    """
+    row = rename_columns(fields, columns)
+    shape, exchanges = parse_exchanges(row)
+    everything = list(exchanges)
+    answered = [one for one in everything if one.response is not None]
+    exchange = check_exchange((answered or everything)[-1])
+    if exchange.calls_tool:
+        raise UnknownShape(
+            "it is answered by a call of a tool, and tools are not read", "with tools"
+        )
+    if exchange.response is None:
+        raise UnknownShape("it has no response", "without a response")
+    check_media(row, exchange)
+    tags = fields.get("tags")
+    response = ResponseRow(
+        line,
+        fields,
+        exchange.instruction,
+        exchange.response,
+        exchange.history,
+        join_history(exchange),
+        [str(tag) for tag in tags] if isinstance(tags, list) else [],
+    )
+    return shape, len(everything), response
 
 
 def describe_responses(report: ReadReport) -> list[str]:

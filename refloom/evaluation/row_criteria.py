@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, cast
 from memory.characteristics import Learned, StoredCharacteristics
 from memory.embed import Embed, Embedder
 from memory.references import IndexUnusable, Reference, Turn, instruction_key
-from nodes.checks import DEFAULT_CHECKS, SAFE_CHECKS, TRUSTED_CHECKS, parse_check
+from nodes.checks import SAFE_CHECKS, TRUSTED_CHECKS, parse_check
 from nodes.context import Context
 from nodes.criteria import ANSWERS_ID
 from nodes.judge import fold_text
@@ -327,7 +327,7 @@ def _context_of_run(settings: Settings, run_settings: Mapping[str, Any]) -> Cont
 
 
 def _is_built_in(id_: str) -> bool:
-    return id_ == ANSWERS_ID or id_ in DEFAULT_CHECKS or id_.startswith("generic-")
+    return id_ == ANSWERS_ID or id_.startswith("generic-")
 
 
 def _reads_references(criterion: Criterion) -> bool:

@@ -67,6 +67,21 @@ class CriterionFigures(NamedTuple):
     unknown: int
 
 
+def criterion_figures(
+    texts: Mapping[str, str], outcomes: Counter[tuple[str, str]]
+) -> list[CriterionFigures]:
+    """The figures of each criterion, the commonest first.
+
+    `texts` is what they say by id, `outcomes` counts their verdicts by id and outcome.
+    """
+    figures = []
+    for id_, text in texts.items():
+        passed, failed = outcomes[id_, "pass"], outcomes[id_, "fail"]
+        share = proportion(passed, passed + failed)
+        figures.append(CriterionFigures(id_, text, share, outcomes[id_, "unknown"]))
+    return sorted(figures, key=lambda one: -(one.passed.n + one.unknown))
+
+
 @dataclass
 class ScoreSummary:
     """What came of scoring a file, so far.
@@ -121,12 +136,7 @@ class ScoreSummary:
 
     def criteria(self) -> list[CriterionFigures]:
         """The figures of each criterion, the commonest first."""
-        figures = []
-        for id_, text in self.texts.items():
-            passed, failed = self.outcomes[id_, "pass"], self.outcomes[id_, "fail"]
-            share = proportion(passed, passed + failed)
-            figures.append(CriterionFigures(id_, text, share, self.outcomes[id_, "unknown"]))
-        return sorted(figures, key=lambda one: -one.passed.n)
+        return criterion_figures(self.texts, self.outcomes)
 
 
 def is_failure(fault: CallFailed | None) -> bool:

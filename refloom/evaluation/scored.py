@@ -13,18 +13,24 @@ from typing import Any, NamedTuple
 
 from memory.references import instruction_key
 from refloom.data.files import read_rows
-from refloom.data.rubrics import SUBJECT, conversation_key
-from refloom.data.shapes import UnknownShape, join_history, parse_exchanges, rename_columns
+from refloom.data.responses import parse_response
+from refloom.data.rubrics import SUBJECT
+from refloom.data.shapes import UnknownShape
 from refloom.errors import InputError
-from refloom.evaluation.score_file import SCORE_FIELDS, SCORED_META, journal_of
+from refloom.evaluation.score_file import (
+    MAX_CRITERIA,
+    SCORE_FIELDS,
+    SCORED_META,
+    CriterionFigures,
+    criterion_figures,
+    journal_of,
+)
 from refloom.evaluation.stats import EMPTY, Interval, mean_interval, proportion, sign_test
 from refloom.runs.journal import open_read_only
 
 # Criteria and rows that are listed one by one.
 MAX_CRITERIA_LISTED = 30
 MAX_ROWS_LISTED = 12
-# Criteria that are counted apart.
-MAX_CRITERIA = 10_000
 # Scores nearer to one another than this are alike.
 ALIKE = 1e-9
 
@@ -75,14 +81,11 @@ class ScoredFile:
                     f"{self.path}: line {line}: is no scored row; `refloom score` makes them"
                 )
             try:
-                _, exchanges = parse_exchanges(rename_columns(row, self._columns))
-                answered = [one for one in exchanges if one.response is not None]
-                exchange = answered[-1]
-            except (UnknownShape, IndexError) as error:
+                _, _, said = parse_response(line, row, self._columns)
+            except UnknownShape as error:
                 raise InputError(
                     f"{self.path}: line {line}: its instruction and response are not found "
-                    f"({error or 'it has no response'}); {journal_of(self.path).name} beside it "
-                    "tells their columns"
+                    f"({error}); {journal_of(self.path).name} beside it tells their columns"
                 ) from error
             if wrong := _find_wrong_field(row):
                 raise InputError(
@@ -90,13 +93,12 @@ class ScoredFile:
                 )
             id_ = row.get("id")
             verdicts = row["verdicts"]
-            history = exchange.history if exchange.in_conversation else ()
             yield ScoredRow(
                 line,
                 str(id_) if isinstance(id_, str | int) else None,
-                conversation_key(join_history(exchange), history),
-                join_history(exchange),
-                exchange.response or "",
+                said.key,
+                said.text,
+                said.response,
                 row["score"],
                 {one["criterion_id"]: one["verdict"] for one in verdicts},
                 verdicts,
@@ -143,7 +145,7 @@ class ScoredFigures:
     without_criteria: int = 0
     verdicts: int = 0
     unknown: int = 0
-    criteria: list[tuple[str, Interval, int]] = field(default_factory=list)
+    criteria: list[CriterionFigures] = field(default_factory=list)
     more_criteria: int = 0
     worst: list[ScoredRow] = field(default_factory=list)
 
@@ -154,7 +156,7 @@ def describe_file(file: ScoredFile, random_seed: int = 0) -> ScoredFigures:
     The worst rows are those of the lowest score, the earlier ones first.
     """
     figures, outcomes = ScoredFigures(file.path.name), Counter[tuple[str, str]]()
-    ids: dict[str, None] = {}
+    texts: dict[str, str] = {}
     groups = array("q")
     worst: list[tuple[float, int, ScoredRow]] = []
     for row in file:
@@ -164,8 +166,8 @@ def describe_file(file: ScoredFile, random_seed: int = 0) -> ScoredFigures:
         figures.without_criteria += not row.outcomes
         for id_, outcome in row.outcomes.items():
             figures.unknown += outcome == "unknown"
-            if id_ in ids or len(ids) < MAX_CRITERIA:
-                ids[id_] = None
+            if id_ in texts or len(texts) < MAX_CRITERIA:
+                texts.setdefault(id_, file.text_of(id_))
                 outcomes[id_, outcome] += 1
         if row.score is None:
             figures.without_score += 1
@@ -182,17 +184,9 @@ def describe_file(file: ScoredFile, random_seed: int = 0) -> ScoredFigures:
         raise InputError(f"{file.path}: holds no row")
     figures.mean = mean_interval(figures.scores, groups, random_seed)
     figures.worst = [row for _, _, row in sorted(worst, reverse=True)]
-    rows = [
-        (
-            file.text_of(id_),
-            proportion(outcomes[id_, "pass"], outcomes[id_, "pass"] + outcomes[id_, "fail"]),
-            outcomes[id_, "unknown"],
-        )
-        for id_ in ids
-    ]
-    rows.sort(key=lambda one: -(one[1].n + one[2]))
-    figures.criteria = rows[:MAX_CRITERIA_LISTED]
-    figures.more_criteria = max(len(rows) - MAX_CRITERIA_LISTED, 0)
+    criteria = criterion_figures(texts, outcomes)
+    figures.criteria = criteria[:MAX_CRITERIA_LISTED]
+    figures.more_criteria = max(len(criteria) - MAX_CRITERIA_LISTED, 0)
     return figures
 
 

@@ -538,7 +538,7 @@ class Progress:
             words = f"{done:,} of {total:,} {unit}: {stats.accepted:,} accepted, "
             words += f"{stats.rejected:,} rejected"
         words += f", {stats.failed:,} failed" if stats.failed else ""
-        activity = "done" if finished else stats.activity
+        activity = "ended" if finished else stats.activity
         self._bars.update(
             self._task, completed=done, total=total, description=activity, words=words
         )

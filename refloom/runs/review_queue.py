@@ -191,17 +191,7 @@ class ReviewQueue:
         self, slot: Slot, entry: dict[str, Any], decision: ReviewDecision, by: str | None
     ) -> Record:
         sample = entry["sample"]
-        instruction = edited_instruction(sample, decision)
-        if instruction is not None:
-            near = self._known.find_near(instruction, slot)
-            if near is not None:
-                place = (
-                    "of another sample" if near["slot"] else f"of reference {near['reference_id']}"
-                )
-                raise BadDecision(
-                    f"The instruction is too near to that {place} (ROUGE-L {near['score']:.2f}): "
-                    f"“{near['instruction'][:300]}”"
-                )
+        self._check_new(slot, sample, decision)
         return apply_decision(
             sample,
             entry["references"],
@@ -210,6 +200,17 @@ class ReviewQueue:
             hit=find_benchmark_prompt(decision, sample, self._contamination),
             checked=self._contamination is not None,
         )
+
+    def _check_new(self, slot: Slot, sample: Record, decision: ReviewDecision) -> None:
+        """Raise `BadDecision` if an edited instruction is too near to one that the run has."""
+        instruction = edited_instruction(sample, decision)
+        near = None if instruction is None else self._known.find_near(instruction, slot)
+        if near is not None:
+            place = "of another sample" if near["slot"] else f"of reference {near['reference_id']}"
+            raise BadDecision(
+                f"The instruction is too near to that {place} (ROUGE-L {near['score']:.2f}): "
+                f"“{near['instruction'][:300]}”"
+            )
 
     def decide(
         self,
@@ -237,6 +238,8 @@ class ReviewQueue:
             marks = {name: list(dict.fromkeys(ids)) for name, ids in wrong.items() if ids}
             record = {**record, "review": {**record["review"], **marks}}
             connection.execute("BEGIN IMMEDIATE")
+            # Another reviewer may have put the same instruction elsewhere meanwhile.
+            self._check_new(slot, entry["sample"], decision)
             before = _read_record(connection, slot)
             if before is not None and not revise:
                 _check_same(before, record)
