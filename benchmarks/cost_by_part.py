@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 EVERY_S = 0.005
 ROOT = Path(__file__).resolve().parent.parent
@@ -129,6 +128,8 @@ class Profile:
                 where = _part_of_thread(threads[task], frames)
             self.by_part[where[0]] += spent
             self.by_function[where] += spent
+        # They hold this one, which holds them: what they work on would live on until a collection.
+        frames.clear()
         self._used = times
         self._own = time.thread_time_ns() - begun
 

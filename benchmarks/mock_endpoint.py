@@ -2,10 +2,10 @@
 
     python benchmarks/mock_endpoint.py [--latency-ms 200] [--like-a-run]
 
-With `--like-a-run` its texts are as long as real ones, a share of its verdicts fail, and it proposes
-some near-duplicates (scripted_run.py). It prints `listening URL`. GET /sizes gives the bytes of
-every request and answer so far. GET /reset?latency_ms=N sets the latency and zeroes the counters, GET
-/stats gives them. It is one Python process: it takes a part of the machine, and at a latency of
+With `--like-a-run` its texts are as long as real ones, a share of its verdicts fail, and it
+proposes some near-duplicates (scripted_run.py). It prints `listening URL`. GET /reset?latency_ms=N
+sets the latency and zeroes the counters, GET /stats gives them, GET /sizes the bytes of every
+request and answer. It is one Python process: it takes a part of the machine, and at a latency of
 nothing it, and not its client, sets the pace.
 """
 
@@ -15,9 +15,11 @@ import argparse
 import asyncio
 import random
 import re
+import sys
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -104,7 +106,12 @@ def completion(body: dict[str, Any], say: Say = simple_answer) -> bytes:
     text = say(prompt, shape)
     read, written = len(prompt) // 4, len(text) // 4
     message = {"role": "assistant", "content": text}
-    if say is simple_answer and shape is None and len(body["messages"]) == 1 and not _INSTRUCTION.search(prompt):
+    if (
+        say is simple_answer
+        and shape is None
+        and len(body["messages"]) == 1
+        and not _INSTRUCTION.search(prompt)
+    ):
         # A bare answer, whose thoughts are wanted.
         message["reasoning_content"] = plain_response(f"thoughts on {prompt}")
     usage = {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
@@ -192,7 +199,8 @@ if __name__ == "__main__":
     args = parser.parse_args()
     said_by: Say = simple_answer
     if args.like_a_run:
-        from scripted_run import ScriptedRun
+        sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+        from benchmarks.scripted_run import ScriptedRun
 
         said_by = ScriptedRun()
     with suppress(KeyboardInterrupt):

@@ -22,7 +22,7 @@ RARE += [a + b + c for a in SYLLABLES for b in SYLLABLES for c in SYLLABLES]
 WORDS = COMMON + RARE
 # The common ones make up somewhat over half of a text, as they do in English.
 _WEIGHTS = list(accumulate(1 / (rank + 1) for rank in range(len(WORDS))))
-OPENINGS = "Explain how|Compare|Write|Describe why|Plan|List|Show me how|Find out when".split("|")
+OPENINGS = ("Explain how", "Compare", "Write", "Describe why", "Plan", "List", "Show me how")
 
 
 def words(draw: random.Random, n: int) -> list[str]:

@@ -32,10 +32,8 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-import prose
-
+from benchmarks import prose
 from benchmarks.cost_by_part import profiled
 from benchmarks.endpoints import started
 

@@ -12,29 +12,44 @@ import re
 import zlib
 from typing import Any
 
-import prose
+from benchmarks import prose
 
 # Shares: of responses that fail their critique, instructions that are screened out, and proposals
 # that are near-duplicates of another one.
 FAIL, SCREENED_OUT, ALIKE = 0.3, 0.05, 0.1
 QUALITIES = """
-    gives a reason for every claim it makes|begins with the main answer and explains it afterwards|
-    explains each step before the next one starts|compares at least two ways of doing it|
-    warns of a common mistake and how to avoid it|keeps a friendly and calm tone throughout|
-    uses short sentences and plain words|ends with what to do next|illustrates a point by an example|
-    names the limits of its advice|puts what belongs together under one heading|
-    states what it takes for granted|gives numbers with their units|
-    says how sure it is of what it claims|defines a term where it first appears|
-    shows a finished piece that can be used as it is|puts the points in order of importance|
-    answers the question behind the question|sums up in a sentence what was found|
+    gives a reason for every claim it makes
+    begins with the main answer and explains it afterwards
+    explains each step before the next one starts
+    compares at least two ways of doing it
+    warns of a common mistake and how to avoid it
+    keeps a friendly and calm tone throughout
+    uses short sentences and plain words
+    ends with what to do next
+    illustrates a point by an example
+    names the limits of its advice
+    puts what belongs together under one heading
+    states what it takes for granted
+    gives numbers with their units
+    says how sure it is of what it claims
+    defines a term where it first appears
+    shows a finished piece that can be used as it is
+    puts the points in order of importance
+    answers the question behind the question
+    sums up in a sentence what was found
     keeps facts apart from opinions
-""".replace("\n", " ").strip().split("|")  # noqa: SIM905
+""".strip().splitlines()
 INSTRUCTION_QUALITIES = """
-    states who asks and what for|sets a limit that the answer has to keep to|asks for one thing only|
-    gives all that is needed to answer it|calls for a comparison of two things|
-    names the form that the answer should have|asks for reasons and not only for facts|
-    describes a situation with details|calls for several steps that build on each other
-""".replace("\n", " ").strip().split("|")  # noqa: SIM905
+    states who asks and what for
+    sets a limit that the answer has to keep to
+    asks for one thing only
+    gives all that is needed to answer it
+    calls for a comparison of two things
+    names the form that the answer should have
+    asks for reasons and not only for facts
+    describes a situation with details
+    calls for several steps that build on each other
+""".strip().splitlines()
 _HOW_MANY = re.compile(r"Asked for: (\d+)")
 _CRITERION = re.compile(r'<criterion(?:-\w+)? id="([^"]+)"')
 _NUMBERED = re.compile(r'<(instruction(?:-\w+)?) number="(\d+)">\n(.*?)\n</\1>', re.DOTALL)
@@ -127,9 +142,7 @@ class ScriptedRun:
         ids = _CRITERION.findall(prompt)
         return {"verdicts": [self._verdict(id_, passed, response, draw) for id_ in ids]}
 
-    def _verdict(
-        self, id_: str, passed: bool, text: str, draw: random.Random
-    ) -> dict[str, str]:
+    def _verdict(self, id_: str, passed: bool, text: str, draw: random.Random) -> dict[str, str]:
         return {
             "criterion_id": id_,
             "reason": prose.sentences(draw, 20),
