@@ -19,6 +19,7 @@ from graph.routing import (
     after_screen,
 )
 from graph.synchronous import SynchronousGraph
+from graph.walk import Steps
 from memory.characteristics import Characteristics
 from memory.contamination import Contamination
 from memory.embed import Embed
@@ -44,6 +45,7 @@ from nodes.inputs import (
 )
 from nodes.llm import Complete
 from nodes.llm.chat_model import ModelClient
+from nodes.llm.endpoint import is_traced
 from nodes.own_criteria import OwnCriteria
 from nodes.propose import propose
 from nodes.refine import refine
@@ -53,8 +55,15 @@ from nodes.sample import sample as run_sample
 from nodes.screen import screen
 from nodes.state import SampleState, State
 
-Graph = CompiledStateGraph[Any, Context, Any, Any]
+Graph = SynchronousGraph
 Indexer = CompiledStateGraph[IndexerState, None, IndexerInput, IndexerOutput]
+
+
+# What each node does is the first line of its function's docstring.
+NODES = {
+    node.__name__: node
+    for node in (retrieve, extract, propose, screen, run_sample, generate, critique, refine, answer)
+}
 
 
 def describe_node(node: Any) -> dict[str, str]:
@@ -81,56 +90,138 @@ def build_graph(
     `REFLOOM_INDEX` or the demo references, a memory of this process, and a seed on its own. Without
     a `check`, checks that run and read nothing are made, and others are unknown.
     """
-    check = check or run_safe_check
-    if search is None:
-        search = shared_search() if embed is None else DefaultSearch(embed)
-        draw_other = draw_other or search.draw_other
-    complete, embed = complete or ModelClient(only_listed=True), embed or shared_embedder()
-    characteristics, hooks = characteristics or Characteristics(), hooks or RunHooks()
-    loop = build_sample(
-        complete=complete, embed=embed, contamination=contamination, check=check, inner=True
-    )
-
-    # A closure and no partial, so that LangGraph finds the loop in it, draws it and streams it.
-    async def sample(state: SampleState, runtime: Runtime[Context]) -> dict[str, Any]:
-        return await run_sample(state, runtime, loop=loop, hooks=hooks, contamination=contamination)
-
-    retrieving = partial(retrieve, search=search, contamination=contamination)
-    extracting = partial(
-        extract,
+    hooks = hooks or RunHooks()
+    steps = seed_steps(
         complete=complete,
+        search=search,
+        draw_other=draw_other,
         embed=embed,
         characteristics=characteristics,
-        draw_other=draw_other,
+        hooks=hooks,
+        contamination=contamination,
         own_criteria=own_criteria,
         check=check,
     )
-    proposing = partial(propose, complete=complete, hooks=hooks)
-    screening = partial(screen, complete=complete, embed=embed, hooks=hooks)
-    reviewing = partial(review, contamination=contamination)
     builder = StateGraph(
         State,
         context_schema=Context,
         input_schema=SynthesizerInput,
         output_schema=SynthesizerOutput,
     )
-    builder.add_node("retrieve", retrieving, metadata=describe_node(retrieve))
-    builder.add_node("extract", skip_if_ended(extracting), metadata=describe_node(extract))
-    builder.add_node("propose", skip_if_ended(proposing), metadata=describe_node(propose))
-    builder.add_node("screen", screening, metadata=describe_node(screen))
-    builder.add_node("sample", sample, metadata=describe_node(run_sample))
-    builder.add_edge(START, "retrieve")
-    builder.add_edge("retrieve", "extract")
-    builder.add_edge("extract", "propose")
+    _add_steps(builder, steps)
+    builder.add_edge(START, steps.first)
     builder.add_conditional_edges("propose", Route(after_propose), ["screen", "sample"])
     builder.add_conditional_edges("screen", Route(after_screen), ["propose", "sample"])
     if hooks.interrupts:
+        reviewing = partial(review, contamination=contamination)
         builder.add_node("review", reviewing, metadata=describe_node(review))
         builder.add_conditional_edges("sample", Route(after_sample), ["review", END])
         builder.add_edge("review", END)
     else:
         builder.add_edge("sample", END)
-    return SynchronousGraph.of(builder.compile(name="synthesizer", checkpointer=checkpointer))
+    return SynchronousGraph.of(
+        builder.compile(name="synthesizer", checkpointer=checkpointer), steps
+    )
+
+
+def seed_steps(
+    *,
+    complete: Complete | None,
+    search: Search | None,
+    draw_other: DrawOther | None,
+    embed: Embed | None,
+    characteristics: Characteristics | None,
+    hooks: RunHooks,
+    contamination: Contamination | None,
+    own_criteria: OwnCriteria | None,
+    check: RunCheck | None,
+) -> Steps:
+    """The steps of one seed; see `build_graph`."""
+    check = check or run_safe_check
+    if search is None:
+        search = shared_search() if embed is None else DefaultSearch(embed)
+        draw_other = draw_other or search.draw_other
+    complete, embed = complete or ModelClient(only_listed=True), embed or shared_embedder()
+    loop = loop_steps(complete=complete, embed=embed, contamination=contamination, check=check)
+    graph = build_loop(loop)
+
+    # A closure and no partial, so that LangGraph finds the graph in it, draws it and streams it.
+    async def sample(state: SampleState, runtime: Runtime[Context]) -> dict[str, Any]:
+        watched = hooks.interrupts or is_traced()
+        run_loop = graph.ainvoke if watched else partial(loop.walk, runtime=runtime)
+        return await run_sample(
+            state, runtime, run_loop=run_loop, hooks=hooks, contamination=contamination
+        )
+
+    extracting = partial(
+        extract,
+        complete=complete,
+        embed=embed,
+        characteristics=characteristics or Characteristics(),
+        draw_other=draw_other,
+        own_criteria=own_criteria,
+        check=check,
+    )
+    return Steps(
+        State,
+        first="retrieve",
+        nodes={
+            "retrieve": partial(retrieve, search=search, contamination=contamination),
+            "extract": skip_if_ended(extracting),
+            "propose": skip_if_ended(partial(propose, complete=complete, hooks=hooks)),
+            "screen": partial(screen, complete=complete, embed=embed, hooks=hooks),
+            "sample": sample,
+        },
+        edges={
+            "retrieve": "extract",
+            "extract": "propose",
+            "propose": after_propose,
+            "screen": after_screen,
+            "sample": END,
+        },
+    )
+
+
+def loop_steps(
+    *,
+    complete: Complete,
+    embed: Embed,
+    contamination: Contamination | None = None,
+    check: RunCheck = run_safe_check,
+) -> Steps:
+    """The loop of one instruction: generate, critique, and refine until the criteria pass.
+
+    With `reasoning`, an accepted instruction is then answered again, bare, and that is judged too.
+    """
+    judging = partial(
+        critique, complete=complete, embed=embed, contamination=contamination, check=check
+    )
+    nodes = {
+        "generate": partial(generate, complete=complete),
+        "critique": judging,
+        "refine": partial(refine, complete=complete),
+        "answer": partial(answer, complete=complete),
+    }
+    return Steps(
+        SampleState,
+        first="generate",
+        nodes={name: catch_call_failure(node) for name, node in nodes.items()},
+        edges={
+            "generate": "critique",
+            "critique": after_critique,
+            "refine": "critique",
+            "answer": "critique",
+        },
+    )
+
+
+def build_loop(steps: Steps) -> Graph:
+    """The loop of one instruction as the graph `sample` inside the synthesizer."""
+    builder = StateGraph(SampleState, context_schema=Context)
+    _add_steps(builder, steps)
+    builder.add_edge(START, steps.first)
+    builder.add_conditional_edges("critique", Route(after_critique), ["refine", "answer", END])
+    return SynchronousGraph.of(builder.compile(name="sample"))
 
 
 def build_sample(
@@ -139,47 +230,37 @@ def build_sample(
     embed: Embed | None = None,
     contamination: Contamination | None = None,
     check: RunCheck | None = None,
-    inner: bool = False,
     checkpointer: Any = None,
 ) -> Graph:
-    """The graph of one instruction: generate, critique, and refine until the criteria pass.
+    """The graph of one instruction on its own.
 
-    With `reasoning`, an accepted instruction is then answered again, bare, and that is judged too.
-
-    On its own it checks its input first and may ask a person at the end; as the `inner` loop of the
-    synthesizer it does neither.
+    It checks its input first, then runs the loop, and may ask a person at the end.
     """
     complete, embed = complete or ModelClient(only_listed=True), embed or shared_embedder()
-    schemas = {} if inner else {"input_schema": SampleInput, "output_schema": SampleOutput}
-    builder = StateGraph(SampleState, context_schema=Context, **schemas)
-    generating = partial(generate, complete=complete)
-    critiquing = partial(
-        critique,
-        complete=complete,
-        embed=embed,
-        contamination=contamination,
-        check=check or run_safe_check,
+    check = check or run_safe_check
+    steps = loop_steps(complete=complete, embed=embed, contamination=contamination, check=check)
+    builder = StateGraph(
+        SampleState, context_schema=Context, input_schema=SampleInput, output_schema=SampleOutput
     )
-    refining, answering = partial(refine, complete=complete), partial(answer, complete=complete)
-    builder.add_node("generate", catch_call_failure(generating), metadata=describe_node(generate))
-    builder.add_node("critique", catch_call_failure(critiquing), metadata=describe_node(critique))
-    builder.add_node("refine", catch_call_failure(refining), metadata=describe_node(refine))
-    builder.add_node("answer", catch_call_failure(answering), metadata=describe_node(answer))
-    for writing in ("generate", "refine", "answer"):
-        builder.add_edge(writing, "critique")
-    if inner:
-        builder.add_edge(START, "generate")
-        builder.add_conditional_edges("critique", Route(after_critique), ["refine", "answer", END])
-    else:
-        beginning = partial(begin, check=check or run_safe_check)
-        builder.add_node("begin", beginning, metadata=describe_node(begin))
-        reviewing = partial(review_one, contamination=contamination)
-        builder.add_node("review", reviewing, metadata=describe_node(review))
-        builder.add_edge(START, "begin")
-        builder.add_edge("begin", "generate")
-        builder.add_conditional_edges("critique", after_critique_alone)
-        builder.add_edge("review", END)
+    _add_steps(builder, steps)
+    beginning = partial(begin, check=check)
+    builder.add_node("begin", beginning, metadata=describe_node(begin))
+    reviewing = partial(review_one, contamination=contamination)
+    builder.add_node("review", reviewing, metadata=describe_node(review))
+    builder.add_edge(START, "begin")
+    builder.add_edge("begin", steps.first)
+    builder.add_conditional_edges("critique", after_critique_alone)
+    builder.add_edge("review", END)
     return SynchronousGraph.of(builder.compile(name="sample", checkpointer=checkpointer))
+
+
+def _add_steps(builder: StateGraph[Any, Any, Any, Any], steps: Steps) -> None:
+    """Add the nodes of steps, and the edges between them that lead to one place."""
+    for name, node in steps.nodes.items():
+        builder.add_node(name, node, metadata=describe_node(NODES[name]))
+    for name, edge in steps.edges.items():
+        if isinstance(edge, str) and edge != END:
+            builder.add_edge(name, edge)
 
 
 def build_indexer(*, add_to_index: AddToIndex = add_to_index, checkpointer: Any = None) -> Indexer:

@@ -16,6 +16,8 @@ from typing import Any, TypeVar
 
 from langgraph.graph.state import CompiledStateGraph
 
+from graph.walk import Steps
+
 T = TypeVar("T")
 _lock = Lock()
 
@@ -26,11 +28,18 @@ class SynchronousGraph(CompiledStateGraph[Any, Any, Any, Any]):
     A checkpointer must have asynchronous methods, as `InMemorySaver` does.
     """
 
+    # What it was compiled from, for a caller that walks it.
+    steps: Steps | None = None
+
     @classmethod
-    def of(cls, graph: CompiledStateGraph[Any, Any, Any, Any]) -> SynchronousGraph:
+    def of(
+        cls, graph: CompiledStateGraph[Any, Any, Any, Any], steps: Steps | None = None
+    ) -> SynchronousGraph:
         """A compiled graph as one of this class."""
         fields = {name: v for name, v in vars(graph).items() if name != "__orig_class__"}
-        return cls(**fields)
+        synchronous = cls(**fields)
+        synchronous.steps = steps
+        return synchronous
 
     def invoke(self, *args: Any, **kwargs: Any) -> Any:
         """Run the graph and wait for its output: `ainvoke` for callers without `await`.

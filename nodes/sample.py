@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any
 
-from langchain_core.runnables import Runnable
 from langgraph.runtime import Runtime
 
 from memory.contamination import Contamination
@@ -18,12 +18,15 @@ from nodes.record import record_of
 from nodes.review import awaits_review
 from nodes.state import SampleState, Slot
 
+# Runs the inner loop of a slot, and returns its state at the end.
+RunLoop = Callable[[SampleState], Awaitable[Any]]
+
 
 async def sample(
     state: SampleState,
     runtime: Runtime[Context],
     *,
-    loop: Runnable[Any, Any],
+    run_loop: RunLoop,
     hooks: RunHooks,
     contamination: Contamination | None = None,
 ) -> dict[str, Any]:
@@ -31,8 +34,7 @@ async def sample(
 
     An instruction that is a benchmark's prompt is rejected before anything is paid for it.
 
-    Reads a slot's `instruction`, `references`, `criteria`; writes `samples`. `loop` is the compiled
-    graph `sample`.
+    Reads a slot's `instruction`, `references`, `criteria`; writes `samples`.
     """
     context = runtime.context or Context()
     seed = state["seed"]
@@ -49,7 +51,7 @@ async def sample(
             hit = await asyncio.to_thread(contamination.find_in_instruction, state["instruction"])
             verdict = None if hit is None else contamination_verdict(hit)
         if verdict is None:
-            final = {**state, **await loop.ainvoke(state)}
+            final = {**state, **await run_loop(state)}
         else:
             final = {
                 **state,

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from langgraph.checkpoint.memory import InMemorySaver
 
-from graph.builder import build_graph, build_sample
+from graph.builder import build_graph, build_loop, build_sample, loop_steps
 from nodes.context import Context
 from nodes.inputs import BadInput
 from nodes.llm import Call, CallFailed
@@ -316,7 +316,7 @@ def test_for_any_run_of_verdicts_it_ends_at_the_first_pass_or_the_limit(passes, 
             }
         ],
     }
-    graph = build_sample(complete=model, embed=letters, inner=True)
+    graph = build_loop(loop_steps(complete=model, embed=letters))
     final = asyncio.run(graph.ainvoke(state, context=Context(model="m", max_attempts=most)))
     first = next((i for i, p in enumerate([*passes, True], 1) if p), 99)
     # Two rounds without progress end it too: nothing ever gets better here but to a pass.

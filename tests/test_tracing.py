@@ -207,8 +207,8 @@ async def test_a_providers_call_is_one_run_too():
 
 def test_without_tracing_none_of_it_is_imported():
     code = (
-        "import sys; from nodes.llm.endpoint import EndpointClient, _is_traced; "
-        "assert not _is_traced(); assert 'nodes.llm.tracing' not in sys.modules; "
+        "import sys; from nodes.llm.endpoint import EndpointClient, is_traced; "
+        "assert not is_traced(); assert 'nodes.llm.tracing' not in sys.modules; "
         "assert 'langchain_core' not in sys.modules"
     )
     root = Path(__file__).parent.parent

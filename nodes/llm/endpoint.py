@@ -601,7 +601,7 @@ class EndpointClient:
         """Send one request as `_send` does, inside a run of a chat model if anyone traces it."""
         # Another process traces what it sends.
         elsewhere = self._remote_attempt is not None and call.stage != "preflight"
-        if elsewhere or not _is_traced():
+        if elsewhere or not is_traced():
             return await self._send(target, call, known)
         # Its imports take a second: not on the event loop.
         tracing = await asyncio.to_thread(import_module, "nodes.llm.tracing")
@@ -919,7 +919,7 @@ def target_of(endpoint: Endpoint) -> Target:
     return Target(endpoint, name, urlunsplit(parts._replace(path=path, fragment="")), headers)
 
 
-def _is_traced() -> bool:
+def is_traced() -> bool:
     """Whether LangSmith tracing is on, or callbacks other than LangGraph's own are set."""
     if not any(name in sys.modules for name in ("langchain_core", "langsmith")) and not any(
         name.startswith(TRACING_PREFIXES) for name in os.environ

@@ -27,6 +27,7 @@ from memory.weights import WeightsUnavailable
 from nodes.context import Context
 from nodes.hooks import Admitted, near_to
 from nodes.llm import CallOrigin, ProviderStopped
+from nodes.llm.endpoint import is_traced
 from nodes.llm.fast_json import dumps
 from nodes.origin import origin_of, origin_of_proposals
 from nodes.record import Record, record_of
@@ -632,12 +633,22 @@ class LocalExecutor:
     """An `Executor` that runs the graph in this process."""
 
     def __init__(self, graph: Graph, context: Context, retrieval: RunRetrieval) -> None:
+        # Imported here, as the graph is: a run that its preflight ends does not wait for LangGraph.
+        from langgraph.runtime import Runtime
+
         self._graph, self._context = graph, context
+        self._runtime = Runtime(context=context)
         self.prefetch, self.forget = retrieval.prefetch, retrieval.forget
 
     async def run_seed(self, seed: Seed) -> None:
-        """See `Executor`. The graph's hooks record the results, so no state is streamed."""
+        """See `Executor`. The graph's hooks record the results, so no state is streamed.
+
+        LangGraph runs the graph if the run is traced; else its steps are walked.
+        """
         graph_input: Any = {"seed": seed}
+        if self._graph.steps is not None and not is_traced():
+            await self._graph.steps.walk(graph_input, self._runtime)
+            return
         async for _ in self._graph.astream(graph_input, context=self._context, stream_mode=[]):
             continue
 
