@@ -413,8 +413,12 @@ def _now() -> float:
     return asyncio.get_running_loop().time()
 
 
+# Made once: `json.dumps` makes an encoder for every call that sorts keys.
+_encode = json.JSONEncoder(sort_keys=True).encode
+
+
 def _json_items(values: tuple[Any, ...]) -> str:
-    return json.dumps(values, sort_keys=True)[1:-1]
+    return _encode(values)[1:-1]
 
 
 @cache
