@@ -6,7 +6,7 @@ import asyncio
 import json
 import random
 import tomllib
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from refloom.runs.cost import (
     Reservation,
     check_priced,
 )
+from refloom.runs.rate_limit import Limiter
 
 TIERED = Price(1.0, 2.0, 0.5, 1.25, Price(0.5, 1.0))
 PRICES = Prices({"m": Price(1.0, 2.0, 0.5), "dear": Price(10.0, 20.0)})
@@ -67,23 +68,46 @@ async def turns() -> None:
         await asyncio.sleep(0)
 
 
-async def admits(budget: Budget, wanted: Call) -> bool:
+def admits(budget: Budget, wanted: Call) -> bool:
     """Whether a call is let on at once; it stays in flight if so."""
-    reserving = asyncio.create_task(budget.reserve(wanted))
-    await turns()
-    if not reserving.done():
-        reserving.cancel()
-        await turns()
-        return False
-    reserving.result()
-    return True
+    return budget.reserve(wanted) is not None
 
 
-async def assert_nothing_reserved(budget: Budget, max_tokens: int) -> None:
+class Waiting:
+    """A call that waits in a limiter, and is in flight from then on until it is told its bill."""
+
+    def __init__(self, limiter: Limiter, wanted: Call) -> None:
+        self.limiter = limiter
+        self.reservation: Reservation | None = None
+        self.ended: asyncio.Future[Usage | None] = asyncio.get_running_loop().create_future()
+        self.task = asyncio.create_task(self._go(wanted))
+
+    async def _go(self, wanted: Call) -> None:
+        async with self.limiter.acquire(wanted) as permit:
+            self.reservation = permit.reservation
+            billed = await self.ended
+            if billed is not None:
+                self.limiter.budget.settle(permit.reservation, billed)
+
+    @property
+    def in_flight(self) -> bool:
+        return self.reservation is not None and not self.task.done()
+
+
+def limiter_of(budget: Budget) -> Limiter:
+    """A limiter that has an answer already, so that only the budget bounds it."""
+    limiter = Limiter(1000)
+    limiter.budget = budget
+    limiter.for_model("m", False).responsive = True
+    limiter.for_model("dear", False).responsive = True
+    return limiter
+
+
+def assert_nothing_reserved(budget: Budget, max_tokens: int) -> None:
     """A call for all that is not spent is let on, and then no other."""
     rest = max_tokens - budget.spent_tokens
-    assert await admits(budget, call(rest - TOKENS_PER_CALL))
-    assert not await admits(budget, call(0))
+    assert admits(budget, call(rest - TOKENS_PER_CALL))
+    assert not admits(budget, call(0))
 
 
 def lines(tmp_path: Path, text: str) -> Path:
@@ -253,36 +277,36 @@ def test_a_cap_in_dollars_needs_the_price_of_every_model():
 
 async def test_a_call_is_reserved_at_its_most_and_settled_at_its_bill():
     budget = Budget(max_cost=1.0, max_tokens=10_000, prices=PRICES)
-    reservation = await budget.reserve(call(100, room=2))
+    reservation = budget.reserve(call(100, room=2))
     assert reservation.tokens == TOKENS_PER_CALL + 200
     assert reservation.pico == (TOKENS_PER_CALL + 400) * 10**6
     budget.settle(reservation, usage(20, 30, 10))
     assert budget.spent_tokens == 50
     assert budget.spent_cost == pytest.approx((10 * 1.0 + 10 * 0.5 + 30 * 2.0) / 1e6)
-    await assert_nothing_reserved(budget, 10_000)
+    assert_nothing_reserved(budget, 10_000)
 
 
 async def test_what_is_reserved_in_dollars_is_free_again_when_it_is_settled():
     # Exactly what two calls of 264 micro-dollars may cost.
     budget = Budget(max_cost=528 / 1e6, max_tokens=None, prices=PRICES)
-    first = await budget.reserve(call(100))
-    assert await admits(budget, call(100))
-    assert not await admits(budget, call(0))
+    first = budget.reserve(call(100))
+    assert admits(budget, call(100))
+    assert not admits(budget, call(0))
     budget.settle(first, None)
-    assert await admits(budget, call(100))
-    assert not await admits(budget, call(0))
+    assert admits(budget, call(100))
+    assert not admits(budget, call(0))
 
 
 async def test_a_failed_call_is_billed_nothing():
     budget = tokens_only(1000)
-    budget.settle(await budget.reserve(call()), None)
+    budget.settle(budget.reserve(call()), None)
     assert budget.spent_tokens == 0
-    await assert_nothing_reserved(budget, 1000)
+    assert_nothing_reserved(budget, 1000)
 
 
 async def test_a_reservation_is_settled_only_once():
     budget = tokens_only(1000)
-    kept = await budget.reserve(call())
+    kept = budget.reserve(call())
     budget.settle(kept, None)
     with pytest.raises(ValueError, match="once"):
         budget.settle(kept, usage(1))
@@ -292,7 +316,7 @@ async def test_a_reservation_is_settled_only_once():
 async def test_a_call_is_reserved_at_the_dearest_tier_allowed(tiers, share):
     budget = Budget(max_cost=1.0, max_tokens=None, prices=Prices({"m": TIERED}), tiers=tiers)
     full = TIERED if "default" in tiers else TIERED.flex
-    kept = await budget.reserve(call(1000))
+    kept = budget.reserve(call(1000))
     assert kept.pico == round(full.max_cost(TOKENS_PER_CALL, 1000) * 1e12)
     budget.settle(kept, usage(0, 1000), "flex")
     assert budget.spent_cost == pytest.approx(1000 * 1.0 / 1e6)
@@ -301,40 +325,40 @@ async def test_a_call_is_reserved_at_the_dearest_tier_allowed(tiers, share):
 async def test_a_tier_that_answers_unasked_is_billed_and_reserved_from_then_on():
     prices = Prices({"m": TIERED})
     budget = Budget(max_cost=1.0, max_tokens=None, prices=prices, tiers=("flex",))
-    kept = await budget.reserve(call(1000))
+    kept = budget.reserve(call(1000))
     budget.settle(kept, usage(0, 1000), None)
     assert budget.spent_cost == pytest.approx(1000 * 2.0 / 1e6)
-    assert (await budget.reserve(call(1000))).pico > 1.9 * kept.pico
+    assert (budget.reserve(call(1000))).pico > 1.9 * kept.pico
 
 
 async def test_the_prompt_and_the_schema_are_counted_in_bytes():
     budget = tokens_only(10_000)
-    plain = await budget.reserve(call(0, text="é" * 50))
+    plain = budget.reserve(call(0, text="é" * 50))
     assert plain.tokens == TOKENS_PER_CALL + 100 * TOKENS_PER_BYTE
-    shaped = await budget.reserve(call(0, text="é" * 50, answer=Generated))
+    shaped = budget.reserve(call(0, text="é" * 50, answer=Generated))
     assert shaped.tokens > plain.tokens + 20
 
 
 async def test_the_tokens_of_a_byte_are_learned_upwards_by_model():
     budget = tokens_only(100_000)
     for prompt in (TOKENS_PER_CALL + 100, 20):
-        kept = await budget.reserve(call(0, text="x" * 100))
+        kept = budget.reserve(call(0, text="x" * 100))
         budget.settle(kept, usage(prompt))
-    assert (await budget.reserve(call(0, text="x" * 100))).tokens == TOKENS_PER_CALL + 100
-    other = await budget.reserve(call(0, text="x" * 100, model="dear"))
+    assert (budget.reserve(call(0, text="x" * 100))).tokens == TOKENS_PER_CALL + 100
+    other = budget.reserve(call(0, text="x" * 100, model="dear"))
     assert other.tokens == TOKENS_PER_CALL + 100 * TOKENS_PER_BYTE
 
 
 async def test_a_body_of_the_users_that_asks_for_more_is_reserved_for():
     budget = tokens_only(10_000)
-    kept = await budget.reserve(call(100, extra_body={"max_completion_tokens": 3000}))
+    kept = budget.reserve(call(100, extra_body={"max_completion_tokens": 3000}))
     assert kept.tokens == TOKENS_PER_CALL + 3000
 
 
 async def test_without_a_cap_nothing_is_reserved_and_everything_is_counted():
     budget = Budget(max_cost=None, max_tokens=None, prices=PRICES, cost=1.5, tokens=7)
     for _ in range(3):
-        reservation = await budget.reserve(call(10**9))
+        reservation = budget.reserve(call(10**9))
         assert (reservation.tokens, reservation.pico) == (0, 0)
         budget.settle(reservation, usage(100, 100))
     assert budget.spent_tokens == 607
@@ -343,7 +367,7 @@ async def test_without_a_cap_nothing_is_reserved_and_everything_is_counted():
 
 async def test_what_a_model_without_a_price_has_cost_is_not_known():
     budget = Budget(max_cost=None, max_tokens=10**6, prices=PRICES)
-    budget.settle(await budget.reserve(call(model="unknown")), usage(100))
+    budget.settle(budget.reserve(call(model="unknown")), usage(100))
     assert budget.spent_cost is None
     assert budget.spent_tokens == 100
 
@@ -351,20 +375,20 @@ async def test_what_a_model_without_a_price_has_cost_is_not_known():
 async def test_a_cap_in_dollars_refuses_a_model_without_a_price():
     budget = Budget(max_cost=1.0, max_tokens=None, prices=PRICES)
     with pytest.raises(InputError, match="unknown"):
-        await budget.reserve(call(model="unknown"))
+        budget.reserve(call(model="unknown"))
 
 
 async def test_a_call_that_can_never_fit_is_refused_with_what_to_do():
     budget = tokens_only(1000, tokens=900)
     with pytest.raises(BudgetSpent) as spent:
-        await budget.reserve(call(100))
+        budget.reserve(call(100))
     assert str(spent.value) == (
         "--max-tokens is 1,000: 900 are used and the next call (generate, m) may use 164; "
         "raise --max-tokens and run again to resume"
     )
     budget = Budget(max_cost=0.05, max_tokens=None, prices=PRICES, cost=0.0499)
     with pytest.raises(BudgetSpent) as spent:
-        await budget.reserve(call(100))
+        budget.reserve(call(100))
     assert str(spent.value) == (
         "--max-cost is $0.05: $0.0499 is spent and the next call (generate, m) may cost "
         "$0.000264; raise --max-cost and run again to resume"
@@ -373,96 +397,156 @@ async def test_a_call_that_can_never_fit_is_refused_with_what_to_do():
 
 async def test_what_does_not_fit_beside_others_waits_for_them_lower_orders_first():
     budget, entered = tokens_only(1000), []
-    first = await budget.reserve(call(1000 - TOKENS_PER_CALL))
+    limiter = limiter_of(budget)
+    first = Waiting(limiter, call(1000 - TOKENS_PER_CALL))
+    await turns()
 
     async def one(order):
-        kept = await budget.reserve(call(500, order=order))
-        entered.append(order)
-        await turns()
-        budget.settle(kept, usage(1))
+        async with limiter.acquire(call(500, order=order)) as permit:
+            entered.append(order)
+            await turns()
+            budget.settle(permit.reservation, usage(1))
 
     orders = [(3,), (1, 2), (2,), (1,), (1, 1)]
     tasks = [asyncio.create_task(one(order)) for order in orders]
     await turns()
     assert entered == []
-    budget.settle(first, usage(10))
-    await asyncio.gather(*tasks)
+    first.ended.set_result(usage(10))
+    await asyncio.gather(first.task, *tasks)
     assert entered == sorted(orders)
     assert budget.spent_tokens == 15
-    await assert_nothing_reserved(budget, 1000)
+    assert_nothing_reserved(budget, 1000)
+    limiter.close()
 
 
 async def test_once_spent_it_is_spent_for_all_who_wait_and_all_who_come():
     budget = tokens_only(1000)
-    first = await budget.reserve(call(900))
-    waiting = [asyncio.create_task(budget.reserve(call(500, order=(i,)))) for i in range(3)]
+    limiter = limiter_of(budget)
+    first = Waiting(limiter, call(900))
+    await turns()
+    waiting = [Waiting(limiter, call(500, order=(i,))).task for i in range(3)]
     await turns()
     assert not any(task.done() for task in waiting)
-    budget.settle(first, usage(64, 900))
+    first.ended.set_result(usage(64, 900))
     found = await asyncio.gather(*waiting, return_exceptions=True)
     assert [type(one) for one in found] == [BudgetSpent] * 3
     with pytest.raises(BudgetSpent, match="964 are used"):
-        await budget.reserve(call(0))
+        budget.reserve(call(0))
+    limiter.close()
 
 
-async def test_a_hopeless_call_ends_the_wait_of_others_too():
+async def test_a_hopeless_call_ends_the_run_when_it_is_next_and_not_before():
     budget = tokens_only(1000)
-    kept = await budget.reserve(call(900))
-    waiting = asyncio.create_task(budget.reserve(call(100)))
+    limiter = limiter_of(budget)
+    first = Waiting(limiter, call(900))
     await turns()
+    fitting = Waiting(limiter, call(100, order=(0,)))
+    hopeless = Waiting(limiter, call(5000, order=(1,)))
+    await turns()
+    assert not fitting.in_flight
+    assert not hopeless.task.done()
+    first.ended.set_result(usage(1))
     with pytest.raises(BudgetSpent):
-        await budget.reserve(call(5000))
+        await hopeless.task
+    assert fitting.in_flight
+    fitting.ended.set_result(usage(1))
+    await fitting.task
+    assert budget.spent_tokens == 2
     with pytest.raises(BudgetSpent):
-        await waiting
-    budget.settle(kept, usage(1))
-    assert budget.spent_tokens == 1
+        budget.reserve(call(0))
+    limiter.close()
 
 
 async def test_a_big_call_that_is_given_up_lets_those_behind_it_on():
     budget = tokens_only(1000)
-    await budget.reserve(call(500))
-    big = asyncio.create_task(budget.reserve(call(900, order=(0,))))
-    small = asyncio.create_task(budget.reserve(call(100, order=(1,))))
+    limiter = limiter_of(budget)
+    assert budget.reserve(call(500)) is not None
+    big = Waiting(limiter, call(900, order=(0,)))
+    small = Waiting(limiter, call(100, order=(1,)))
     await turns()
-    assert not small.done()
-    big.cancel()
+    assert not small.in_flight
+    big.task.cancel()
     await turns()
-    assert small.done()
-    assert big.cancelled()
+    assert small.in_flight
+    assert big.task.cancelled()
+    small.ended.set_result(None)
+    await small.task
+    limiter.close()
 
 
 async def test_one_given_up_in_the_moment_it_is_let_on_gives_its_part_back():
     budget = tokens_only(1000)
-    first = await budget.reserve(call(900))
-    lost = asyncio.create_task(budget.reserve(call(900)))
+    limiter = limiter_of(budget)
+    first = Waiting(limiter, call(900))
     await turns()
-    budget.settle(first, None)
-    lost.cancel()
+    lost = Waiting(limiter, call(900))
     await turns()
-    assert lost.cancelled()
-    await assert_nothing_reserved(budget, 1000)
+    first.ended.set_result(None)
+    await asyncio.sleep(0)
+    # It is let on, and does not know it yet.
+    assert limiter.in_flight == 1
+    assert not lost.in_flight
+    lost.task.cancel()
+    await turns()
+    assert lost.task.cancelled()
+    assert limiter.in_flight == 0
+    assert_nothing_reserved(budget, 1000)
+    limiter.close()
+
+
+async def test_a_call_is_reserved_in_the_size_that_it_has_when_it_is_let_on():
+    budget = tokens_only(1000)
+    limiter, size = limiter_of(budget), 100
+    first = Waiting(limiter, call(900))
+    await turns()
+
+    async def grown() -> int:
+        fit = lambda wanted: replace(wanted, wire_tokens=size)  # noqa: E731
+        async with limiter.acquire(call(100), fit=fit) as permit:
+            assert permit.reservation.tokens == permit.call.most_tokens + TOKENS_PER_CALL
+            return permit.call.most_tokens
+
+    waiting = asyncio.create_task(grown())
+    await turns()
+    size = 300
+    first.ended.set_result(usage(1))
+    assert await waiting == 300
+    limiter.close()
+
+
+async def test_a_call_that_waits_for_room_takes_no_place_in_flight():
+    budget = tokens_only(1000)
+    limiter = limiter_of(budget)
+    first = Waiting(limiter, call(900))
+    await turns()
+    waiting = [Waiting(limiter, call(900)) for _ in range(3)]
+    await turns()
+    assert limiter.in_flight == 1
+    for one in (first, *waiting):
+        one.ended.set_result(None)
+    await asyncio.gather(first.task, *(one.task for one in waiting))
+    assert_nothing_reserved(budget, 1000)
+    limiter.close()
 
 
 class Played:
-    """Calls on their way through a budget, settled and given up as a draw says."""
+    """Calls on their way through a limiter and its budget, ended and given up as a draw says."""
 
     def __init__(self, max_pico: int | None, max_tokens: int | None, draw: random.Random) -> None:
         max_cost = None if max_pico is None else max_pico / 1e6
         self.max_cost, self.max_tokens, self.draw = max_cost, max_tokens, draw
         self.budget = Budget(max_cost=max_cost, max_tokens=max_tokens, prices=PRICES)
-        self.tasks: list[asyncio.Task[Reservation]] = []
-        self.settled: set[Reservation] = set()
+        self.limiter = limiter_of(self.budget)
+        self.calls: list[Waiting] = []
 
     def under_way(self) -> list[Reservation]:
-        ended = [t for t in self.tasks if t.done() and not t.cancelled() and not t.exception()]
-        return [t.result() for t in ended if t.result() not in self.settled]
+        return [c.reservation for c in self.calls if c.in_flight and not c.reservation.settled]
 
     def settle_one(self) -> None:
-        open_ = self.under_way()
+        open_ = [one for one in self.calls if one.in_flight and not one.ended.done()]
         if open_:
             kept = self.draw.choice(open_)
-            self.settled.add(kept)
-            self.budget.settle(kept, self.bill(kept))
+            kept.ended.set_result(self.bill(kept.reservation))
 
     def bill(self, kept: Reservation) -> Usage | None:
         """Nothing, or anything up to what was set aside, which a test's prompt never passes."""
@@ -475,7 +559,7 @@ class Played:
         return usage(prompt, completion, self.draw.randint(0, prompt))
 
     def give_one_up(self) -> None:
-        open_ = [t for t in self.tasks if not t.done()]
+        open_ = [one.task for one in self.calls if not one.task.done()]
         if open_:
             self.draw.choice(open_).cancel()
 
@@ -488,7 +572,7 @@ class Played:
             cost = self.budget.spent_cost + sum(one.pico for one in in_flight) / 1e12
             assert cost <= self.max_cost + 1e-11
 
-    async def check_that_nothing_is_reserved(self) -> None:
+    def check_that_nothing_is_reserved(self) -> None:
         """A call for nearly all that is left is let on, if there may be any more, and no other."""
         rests = []
         if self.max_tokens is not None:
@@ -500,26 +584,27 @@ class Played:
         if not rests or min(rests) < 0:
             return
         try:
-            assert await admits(self.budget, call(min(rests)))
-            assert not await admits(self.budget, call(0))
+            assert admits(self.budget, call(min(rests)))
+            assert not admits(self.budget, call(0))
         except BudgetSpent:
             # One of them was refused, perhaps in the moment it was given up.
-            assert any(t.cancelled() or t.exception() for t in self.tasks)
+            assert any(one.task.cancelled() or one.task.exception() for one in self.calls)
 
     async def play(self, calls: list[tuple[int, int, str]]) -> None:
         for completion, order, model in calls:
-            reserving = self.budget.reserve(call(completion, order=(order,), model=model))
-            self.tasks.append(asyncio.create_task(reserving))
+            self.calls.append(Waiting(self.limiter, call(completion, order=(order,), model=model)))
             for act in self.draw.choices((self.settle_one, self.give_one_up, None), k=2):
                 await asyncio.sleep(0) if act is None else act()
                 self.check()
-        while any(not t.done() for t in self.tasks) or self.under_way():
+        while any(not one.task.done() for one in self.calls):
             await turns()
             self.check()
-            waiting, open_ = [t for t in self.tasks if not t.done()], self.under_way()
-            assert open_ or not waiting, "they wait and nothing is under way"
+            left = [one for one in self.calls if not one.task.done()]
+            assert not left or any(one.in_flight for one in left), "they wait for nothing"
             self.settle_one()
         self.check()
+        assert self.limiter.in_flight == 0
+        self.limiter.close()
 
 
 @given(
@@ -535,8 +620,9 @@ def test_no_order_of_things_passes_a_cap_or_leaves_anyone_waiting(calls, micro, 
     async def main() -> None:
         played = Played(micro, most, random.Random(seed))
         await played.play(calls)
-        await played.check_that_nothing_is_reserved()
-        refused = [t for t in played.tasks if not t.cancelled() and t.exception()]
+        played.check_that_nothing_is_reserved()
+        tasks = [one.task for one in played.calls]
+        refused = [t for t in tasks if not t.cancelled() and t.exception()]
         assert all(type(t.exception()) is BudgetSpent for t in refused)
         if micro is None and most is None:
             assert not refused

@@ -707,7 +707,7 @@ def test_while_an_endpoint_is_down_one_call_at_a_time_tries_it():
 
 def test_what_a_try_reserves_is_settled_by_its_answer_or_given_back():
     unlimited = Budget(max_cost=None, max_tokens=10**6, prices=Prices({}))
-    reservation, _ = jumping(unlimited.reserve(call()))
+    reservation = unlimited.reserve(call())
     # Two answers, and room for one call at a time.
     budget = Budget(max_cost=None, max_tokens=15 + reservation.tokens, prices=Prices({}))
     send = Sending(transient(), transient("rate_limit"))

@@ -72,6 +72,10 @@ _USAGE_FIELDS = {
         "reasoning_tokens", "thoughtsTokenCount",
     ),
 }  # fmt: skip
+_USAGE_PATHS = {
+    count: tuple((name, inner) for name, _, inner in (field.partition(".") for field in fields))
+    for count, fields in _USAGE_FIELDS.items()
+}
 
 
 class NotACompletion(ValueError):
@@ -264,7 +268,10 @@ def _arguments(message: dict[str, Any]) -> list[str]:
 
 def _reasoning(message: dict[str, Any]) -> str:
     """What the model thought, from the first field that holds any."""
-    return next((text for name in REASONING_FIELDS if (text := _text_of(message.get(name)))), "")
+    for name in REASONING_FIELDS:
+        if name in message and (text := _text_of(message[name])):
+            return text
+    return ""
 
 
 def _finish(choice: dict[str, Any], body: dict[str, Any]) -> str:
@@ -298,7 +305,7 @@ def _reported_usage(body: dict[str, Any], choice: dict[str, Any]) -> dict[str, A
 
 def _usage(reported: dict[str, Any]) -> Usage:
     """The tokens of a call. Cached ones are part of the prompt's, thoughts of the completion's."""
-    count = {name: _first_count(reported, fields) for name, fields in _USAGE_FIELDS.items()}
+    count = {name: _first_count(reported, paths) for name, paths in _USAGE_PATHS.items()}
     prompt, completion = count["prompt_tokens"], count["completion_tokens"]
     if "prompt_tokens" not in reported and "input_tokens" in reported:
         # Anthropic counts what it reads from its cache and writes to it beside the input.
@@ -321,13 +328,13 @@ def _usage(reported: dict[str, Any]) -> Usage:
     return read
 
 
-def _first_count(usage: dict[str, Any], fields: tuple[str, ...]) -> int:
-    for field in fields:
-        value: Any = usage
-        for name in field.split("."):
-            value = value.get(name) if isinstance(value, dict) else None
-        if value := _count(value):
-            return value
+def _first_count(usage: dict[str, Any], paths: tuple[tuple[str, str], ...]) -> int:
+    for name, inner in paths:
+        value = usage.get(name)
+        if inner:
+            value = value.get(inner) if isinstance(value, dict) else None
+        if value is not None and (value := _count(value)):
+            return int(value)
     return 0
 
 

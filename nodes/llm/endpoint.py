@@ -326,8 +326,9 @@ class EndpointClient:
 
     def _accept(self, target: Target, call: Call, reply: Reply) -> Reply:
         """A completion as the reply to a call, with what it teaches."""
-        gives_odds = reply.odds is not None or self._has_answered(target, call, kind="question")
-        if call.kind == "question" and not gives_odds and reply.finish != "content_filter":
+        no_odds = call.kind == "question" and reply.odds is None
+        withheld = reply.finish == "content_filter"
+        if no_odds and not withheld and not self._has_answered(target, call, kind="question"):
             raise _no_log_probabilities()
         self._proven.add((target.name, call.model, call.kind, self._known(target, call).way))
         used, most = reply.usage["completion_tokens"], call.most_tokens
@@ -921,8 +922,10 @@ def target_of(endpoint: Endpoint) -> Target:
 
 def is_traced() -> bool:
     """Whether LangSmith tracing is on, or callbacks other than LangGraph's own are set."""
-    if not any(name in sys.modules for name in ("langchain_core", "langsmith")) and not any(
-        name.startswith(TRACING_PREFIXES) for name in os.environ
+    if (
+        "langchain_core" not in sys.modules
+        and "langsmith" not in sys.modules
+        and not any(name.startswith(TRACING_PREFIXES) for name in os.environ)
     ):
         # Before LangChain is imported nobody can have set any; the import takes half a second.
         return False
@@ -931,8 +934,10 @@ def is_traced() -> bool:
 
     callbacks: Any = (var_child_runnable_config.get() or {}).get("callbacks")
     handlers = getattr(callbacks, "handlers", callbacks) or []
-    foreign = any(not type(handler).__module__.startswith("langgraph") for handler in handlers)
-    return foreign or bool(tracing_is_enabled())
+    if any(not type(handler).__module__.startswith("langgraph") for handler in handlers):
+        return True
+    # A run of LangChain's has a tracer among its handlers if tracing is on: no need to ask.
+    return not hasattr(callbacks, "handlers") and bool(tracing_is_enabled())
 
 
 async def _ssl_context() -> ssl.SSLContext:

@@ -163,7 +163,7 @@ class CachedClient:
         allow, and `observe` learns that from replies.
         """
         self.limiter = limiter
-        self.budget = budget
+        self.budget = limiter.budget = budget
         self._send = send
         self._journal = journal
         self._timeout = timeout
@@ -284,8 +284,8 @@ class CachedClient:
         if self._tiers[0] != DEFAULT_TIER and not is_embedded(call.model):
             call = replace(call, tier=self._tiers[0])
         while True:
-            async with self.limiter.acquire(call, timeouts) as permit:
-                result = await self._try(self._fit(call), permit)
+            async with self.limiter.acquire(call, timeouts, self._fit) as permit:
+                result = await self._try(permit)
                 if isinstance(result, Reply):
                     permit.limiter.record_reply(permit, result, _now())
                     await self._record(key, call, result)
@@ -337,20 +337,17 @@ class CachedClient:
             await self._record(key, call, reply)
         return reply
 
-    async def _try(self, call: Call, permit: Permit) -> Reply | Transient:
+    async def _try(self, permit: Permit) -> Reply | Transient:
         """Send a call once: its reply, or the fault that may pass.
 
-        The most it may cost is reserved before, and replaced by what it did cost after.
+        The most it may cost, which is reserved with the permit, is replaced by what it did cost.
         """
-        reservation, usage, tier = await self.budget.reserve(call), None, None
-        permit.start = _now()
+        call = permit.call
         try:
             async with asyncio.timeout(self._timeout) as permit.deadline:
                 if self.stopping or self.closed:
                     raise Interrupted
                 reply = await self._send(call)
-            usage, tier = reply.usage, reply.tier
-            self._observe(call, reply)
         except TimeoutError:
             return Transient(call.stage, "timeout", "the endpoint did not answer in time")
         except Transient as fault:
@@ -358,8 +355,9 @@ class CachedClient:
                 # So says Gemini where its flex tier has no room.
                 fault.kind = "no_resources"
             return fault
-        finally:
-            self.budget.settle(reservation, usage, tier)
+        assert permit.reservation is not None
+        self.budget.settle(permit.reservation, reply.usage, reply.tier)
+        self._observe(call, reply)
         return reply
 
     def _report(self, call: Call, fault: CallFailed) -> None:
@@ -415,8 +413,12 @@ def _now() -> float:
     return asyncio.get_running_loop().time()
 
 
+# Made once: `json.dumps` makes an encoder for every call that sorts keys.
+_encode = json.JSONEncoder(sort_keys=True).encode
+
+
 def _json_items(values: tuple[Any, ...]) -> str:
-    return json.dumps(values, sort_keys=True)[1:-1]
+    return _encode(values)[1:-1]
 
 
 @cache

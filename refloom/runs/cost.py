@@ -6,9 +6,6 @@ may use is reserved before it is sent, and replaced by what it used.
 
 from __future__ import annotations
 
-import asyncio
-import heapq
-import itertools
 import json
 import math
 import re
@@ -216,17 +213,11 @@ class Reservation:
     settled: bool = False
 
 
-@dataclass(slots=True, eq=False)
-class _QueuedCall:
-    call: Call
-    reservation: Reservation
-    admission: asyncio.Future[None]
-
-
 class Budget:
     """What a run has spent and reserved, under a cap on dollars, on tokens, on both or neither.
 
-    Calls that wait for room are admitted by their order. Once a cap is reached, none is.
+    Once a cap is reached, no further call is admitted. `refloom.runs.rate_limit` has those that
+    wait for room.
     """
 
     def __init__(
@@ -255,8 +246,6 @@ class Budget:
         self._spent_pico, self._spent_tokens = round(cost * PICO), tokens
         self._reserved_pico = self._reserved_tokens = 0
         self._all_priced = True
-        self._queue: list[tuple[tuple[int, ...], int, _QueuedCall]] = []
-        self._arrivals = itertools.count()
         self._refusal: str | None = None
 
     @property
@@ -269,8 +258,8 @@ class Budget:
         """Prompt and completion tokens billed, earlier sessions' too."""
         return self._spent_tokens
 
-    async def reserve(self, call: Call) -> Reservation:
-        """Reserve the most a call may use; waits while other reservations leave no room.
+    def reserve(self, call: Call) -> Reservation | None:
+        """Reserve the most a call may use; None while other reservations leave no room.
 
         The reservation must be settled. Raises `BudgetSpent` if the call can never fit, and for
         every later call.
@@ -280,34 +269,20 @@ class Budget:
         if self._refusal is not None:
             raise BudgetSpent(self._refusal)
         reservation = self._estimate(call)
-        admission: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        queued = _QueuedCall(call, reservation, admission)
         if self._exceeds_cap(reservation):
-            raise BudgetSpent(self._refuse_all(queued))
-        heapq.heappush(self._queue, (call.order, next(self._arrivals), queued))
-        self._admit()
-        try:
-            await admission
-        except asyncio.CancelledError:
-            # It may have been admitted, or refused, in the moment it was cancelled.
-            if admission.done() and not admission.cancelled() and admission.exception() is None:
-                self.settle(reservation, None)
-            self._admit()
-            raise
+            self._refusal = self._refusal_message(call, reservation)
+            raise BudgetSpent(self._refusal)
+        if self._exceeds_cap(reservation, beside_reserved=True):
+            return None
+        self._reserved_pico += reservation.pico
+        self._reserved_tokens += reservation.tokens
         return reservation
 
     def reserve_now(self, call: Call) -> Reservation:
-        """Reserve the most a call may use beside all reservations, without waiting.
-
-        The reservation must be settled. Raises `BudgetSpent` if there is no room now.
-        """
-        if not self._capped:
-            return Reservation(call.model)
-        reservation = self._estimate(call)
-        if self._exceeds_cap(reservation, beside_reserved=True):
-            raise BudgetSpent(self._refusal_message(call, reservation))
-        self._reserved_pico += reservation.pico
-        self._reserved_tokens += reservation.tokens
+        """`reserve` for a call that cannot wait: raises `BudgetSpent` if there is no room now."""
+        reservation = self.reserve(call)
+        if reservation is None:
+            raise BudgetSpent(self._refusal_message(call, self._estimate(call)))
         return reservation
 
     def settle(
@@ -335,8 +310,6 @@ class Budget:
                 ratio = (usage["prompt_tokens"] - TOKENS_PER_CALL) / reservation.size
                 if ratio > self._tokens_per_byte.get(reservation.model, TOKENS_PER_BYTE):
                     self._tokens_per_byte[reservation.model] = ratio
-        if self._queue:
-            self._admit()
 
     def check_usage(self, usage: Usage) -> None:
         """Raise `BudgetSpent` if there is a cap and the endpoint reports no usage to keep it by."""
@@ -377,31 +350,6 @@ class Budget:
             pico, tokens = pico + self._reserved_pico, tokens + self._reserved_tokens
         over_cost = self._max_pico is not None and pico > self._max_pico
         return over_cost or (self._max_tokens is not None and tokens > self._max_tokens)
-
-    def _admit(self) -> None:
-        """Admit the first queued calls while they fit; one that never will ends them all."""
-        while self._queue:
-            queued = self._queue[0][2]
-            if queued.admission.done():
-                heapq.heappop(self._queue)
-            elif self._exceeds_cap(queued.reservation):
-                self._refuse_all(queued)
-            elif self._exceeds_cap(queued.reservation, beside_reserved=True):
-                return
-            else:
-                heapq.heappop(self._queue)
-                self._reserved_pico += queued.reservation.pico
-                self._reserved_tokens += queued.reservation.tokens
-                queued.admission.set_result(None)
-
-    def _refuse_all(self, unfit: _QueuedCall) -> str:
-        """Refuse the calls that wait and all later ones, because of one that can never fit."""
-        self._refusal = self._refusal_message(unfit.call, unfit.reservation)
-        for _, _, queued in self._queue:
-            if not queued.admission.done():
-                queued.admission.set_exception(BudgetSpent(self._refusal))
-        self._queue.clear()
-        return self._refusal
 
     def _refusal_message(self, unfit: Call, wanted: Reservation) -> str:
         max_tokens = self._max_tokens

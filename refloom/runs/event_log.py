@@ -1,7 +1,6 @@
 """The event log of a run (`--log-file`): one JSON object a line, with API keys redacted.
 
 A line is formatted where its event happens, since the values may change, and written by a thread.
-Warnings of the libraries below go into the log too, beside what they print.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from functools import lru_cache
 from logging.handlers import QueueHandler, QueueListener
@@ -23,8 +22,6 @@ from urllib.parse import quote
 
 from refloom.errors import InputError
 
-# Loggers whose warnings are copied into the log.
-LIBRARY_LOGGERS = ("openai", "aiohttp", "langgraph", "asyncio")
 # A shorter secret is not redacted: it would take words out of the text.
 MIN_SECRET_CHARS = 6
 # Texts up to this length are redacted through a cache.
@@ -60,12 +57,14 @@ def event(name: str, /, *, level: int = logging.INFO, **fields: object) -> None:
     Fields are plain values or exceptions; what JSON has no type for is written as text.
     """
     if _LOGGER.isEnabledFor(level):
-        _LOGGER.log(level, "%s", name, extra={"event_fields": fields})
+        # `log` would look for the caller's file and line first, which nobody reads.
+        extra = {"event_fields": fields}
+        _LOGGER.handle(_LOGGER.makeRecord("refloom", level, "", 0, name, (), None, extra=extra))
 
 
 @contextmanager
 def log_to(path: Path | None, secrets: Iterable[str]) -> Iterator[None]:
-    """Append events and the libraries' warnings to a file while this is open.
+    """Append events to a file while this is open.
 
     `secrets` are the API keys in use, which the file never shows. Without a `path` there is no log.
     Raises `InputError` if the file cannot be written.
@@ -76,21 +75,15 @@ def log_to(path: Path | None, secrets: Iterable[str]) -> Iterator[None]:
     file = _open_log(path)
     file.setFormatter(logging.Formatter("%(message)s"))
     queue: SimpleQueue[logging.LogRecord] = SimpleQueue()
-    formatter = _JsonFormatter(make_redact(secrets))
-    events, warnings = QueueHandler(queue), _LibraryHandler(queue)
-    warnings.setLevel(logging.WARNING)
-    with ExitStack() as undo:
-        undo.callback(file.close)
-        listener = QueueListener(queue, file)
+    events = QueueHandler(queue)
+    events.setFormatter(_JsonFormatter(make_redact(secrets)))
+    listener = QueueListener(queue, file)
+    with closing(file), _only_handler(events):
         listener.start()
-        undo.callback(listener.stop)
-        for handler in (events, warnings):
-            handler.setFormatter(formatter)
-        undo.enter_context(_only_handler(events))
-        for name in LIBRARY_LOGGERS:
-            logging.getLogger(name).addHandler(warnings)
-            undo.callback(logging.getLogger(name).removeHandler, warnings)
-        yield
+        try:
+            yield
+        finally:
+            listener.stop()
 
 
 def make_redact(secrets: Iterable[str]) -> Redact:
@@ -128,22 +121,22 @@ class _JsonFormatter(logging.Formatter):
     def __init__(self, redact: Redact) -> None:
         super().__init__()
         self._redact = redact
+        # The names of fields come again and again.
+        self._show_name = lru_cache(256)(lambda name: str(json_value(name, redact)))
 
     def format(self, record: logging.LogRecord) -> str:
         time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
         line: dict[str, object] = {"time": time.replace("+00:00", "Z"), "level": record.levelname}
-        fields = getattr(record, "event_fields", None)
+        name, fields = record.getMessage(), getattr(record, "event_fields", None)
         if fields is None:
-            line["event"] = "log"
-            fields = {"logger": record.name, "message": _message(record)}
-        else:
-            line["event"] = self._redact(record.getMessage())
-        if record.exc_info:
-            fields = {**fields, "exception": self.formatException(record.exc_info)}
+            # Another module of refloom says something by its own logger.
+            name, fields = "log", {"message": name}
+        line["event"] = self._redact(name)
         for name, value in fields.items():
+            shown = REDACTED if _SECRET_NAME.fullmatch(name) else json_value(value, self._redact)
             # A field never replaces the time, the level or the name of the event.
-            line[f"{name}_" if name in line else name] = value
-        return json.dumps(json_value(line, self._redact), allow_nan=False)
+            line[f"{name}_" if name in line else self._show_name(name)] = shown
+        return json.dumps(line, allow_nan=False)
 
 
 def json_value(value: object, redact: Redact, depth: int = MAX_FIELD_DEPTH) -> object:
@@ -152,12 +145,10 @@ def json_value(value: object, redact: Redact, depth: int = MAX_FIELD_DEPTH) -> o
         return redact(
             value if value.isascii() else _SURROGATE.sub("\N{REPLACEMENT CHARACTER}", value)
         )
-    if value is None or isinstance(value, bool):
+    if value is None or isinstance(value, int):
         return value
-    if isinstance(value, int | float):
-        text = repr(value)
-        redacted = redact(text)
-        return value if redacted == text and math.isfinite(value) else redacted
+    if isinstance(value, float):
+        return value if math.isfinite(value) else repr(value)
     if depth and isinstance(value, dict):
         return {
             str(json_value(str(name), redact)): REDACTED
@@ -169,14 +160,6 @@ def json_value(value: object, redact: Redact, depth: int = MAX_FIELD_DEPTH) -> o
         return [json_value(item, redact, depth - 1) for item in value]
     text = f"{type(value).__name__}: {value}" if isinstance(value, BaseException) else f"{value}"
     return json_value(text, redact)
-
-
-def _message(record: logging.LogRecord) -> str:
-    try:
-        return record.getMessage()
-    except (TypeError, ValueError, KeyError):
-        # The arguments do not fit the message: a log that says less is better than none.
-        return f"{record.msg} {record.args}"
 
 
 class _LogFile(logging.FileHandler):
@@ -197,26 +180,6 @@ class _LogFile(logging.FileHandler):
         if not self._reported:
             self._reported = True
             sys.stderr.write(f"{self.baseFilename}: the log is incomplete: {error}\n")
-
-
-class _LibraryHandler(QueueHandler):
-    """Copies records into the log, and leaves on stderr what would be there without it."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        super().emit(record)
-        last = logging.lastResort
-        if last is not None and record.levelno >= last.level and not _has_handler(record.name):
-            last.handle(record)
-
-
-def _has_handler(name: str) -> bool:
-    """Whether a logger's records reach a handler that is not ours."""
-    logger: logging.Logger | None = logging.getLogger(name)
-    while logger is not None:
-        if any(not isinstance(handler, _LibraryHandler) for handler in logger.handlers):
-            return True
-        logger = logger.parent if logger.propagate else None
-    return False
 
 
 @contextmanager

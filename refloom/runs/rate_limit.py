@@ -1,9 +1,10 @@
 """Rate limits of a run: how many calls are in flight, which goes next, and when.
 
-`Limiter` bounds the calls of a whole run and admits them by their place in it. Each model at each
-endpoint has a `ModelLimiter`: a concurrency limit that adapts to what the endpoint can take,
-requests and tokens a minute, pauses that the endpoint asks for, and a circuit breaker. Times are
-those of the event loop's clock, in seconds.
+`Limiter` bounds the calls of a whole run and admits them by their place in it; a call waits once,
+for its turn and for room under the caps of the budget. Each model at each endpoint has a
+`ModelLimiter`: a concurrency limit that adapts to what the endpoint can take, requests and tokens a
+minute, pauses that the endpoint asks for, and a circuit breaker. Times are those of the event
+loop's clock, in seconds.
 """
 
 from __future__ import annotations
@@ -13,13 +14,15 @@ import heapq
 import itertools
 import re
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from nodes.llm import Call, ProviderStopped, Reply
 from nodes.llm.protocol import Transient
 from nodes.llm.provider import address_of
+from refloom.errors import BudgetSpent, InputError
+from refloom.runs.cost import Budget, Reservation
 
 # The headers that `pause_from_headers` reads.
 RATE_LIMIT_HEADERS = tuple(
@@ -78,8 +81,9 @@ def kind_of(call: Call) -> CallKind:
 class Permit:
     """Leave to send one call: waited for in a queue, then held while the call is in flight.
 
-    `timeouts` counts earlier tries of the call that took too long. Whoever sends the call sets
-    `deadline`, by which an overdue call is ended.
+    `fit` gives the call, as it is admitted, the room that its endpoint is known to need. The most
+    it may cost is reserved with the permit. `timeouts` counts earlier tries of the call that took
+    too long. Whoever sends the call sets `deadline`, by which an overdue call is ended.
     """
 
     limiter: ModelLimiter
@@ -87,6 +91,8 @@ class Permit:
     timeouts: int
     expected_tokens: float
     admission: asyncio.Future[None]
+    fit: Callable[[Call], Call] = lambda call: call
+    reservation: Reservation | None = None
     start: float = 0.0
     deadline: asyncio.Timeout | None = None
 
@@ -109,6 +115,8 @@ class Limiter:
         """
         self.concurrency = concurrency
         self.in_flight = 0
+        # Where the most that a call may cost is reserved; without one there are no caps.
+        self.budget: Budget | None = None
         self._rpm, self._tpm = rpm, tpm
         self._addresses = addresses
         self._models: dict[tuple[str, str], ModelLimiter] = {}
@@ -136,22 +144,33 @@ class Limiter:
         return sum(len(limiter.queue) for limiter in self._models.values())
 
     @asynccontextmanager
-    async def acquire(self, call: Call, timeouts: int = 0) -> AsyncIterator[Permit]:
-        """Wait for a permit, and hold it inside the block; calls of equal order by arrival."""
+    async def acquire(
+        self, call: Call, timeouts: int = 0, fit: Callable[[Call], Call] = lambda call: call
+    ) -> AsyncIterator[Permit]:
+        """Wait for a permit, and hold it inside the block; calls of equal order by arrival.
+
+        A reservation that is not settled inside the block is given back at its end. Raises
+        `BudgetSpent` if the call can never fit under a cap.
+        """
         limiter = self.for_model(call.model, call.judge)
         admission: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        permit = Permit(limiter, call, timeouts, limiter.expected_tokens(call), admission)
+        permit = Permit(limiter, call, timeouts, limiter.expected_tokens(call), admission, fit)
         heapq.heappush(limiter.queue, (call.order, next(self._arrivals), permit))
         self._admit()
         try:
             await admission
             yield permit
         finally:
-            # A caller that was cancelled may have been granted the permit in the same moment.
-            if admission.done() and not admission.cancelled():
+            # A caller that was cancelled may have been admitted, or refused, in the same moment.
+            done = admission.done() and not admission.cancelled()
+            if done and admission.exception() is None:
                 limiter.in_flight.discard(permit)
                 self.in_flight -= 1
-                self._admit()
+                kept = permit.reservation
+                if self.budget is not None and kept is not None and not kept.settled:
+                    self.budget.settle(kept, None)
+            # Even a call that was not admitted may have kept others waiting for room.
+            self._admit()
 
     def apply_headers(self, model: str, judge: bool, headers: Mapping[str, str]) -> None:
         """Pause a model's calls if the rate-limit headers of an answer ask for it."""
@@ -184,12 +203,31 @@ class Limiter:
                 self._timer = loop.call_at(earliest, self._admit)
                 break
             limiter = min(ready, key=lambda limiter: limiter.queue[0][:2])
-            permit = heapq.heappop(limiter.queue)[2]
+            permit = limiter.queue[0][2]
+            try:
+                if not self._reserve(permit):
+                    # There is room when another call ends.
+                    break
+            except (BudgetSpent, InputError) as refusal:
+                permit.admission.set_exception(refusal)
+                continue
+            heapq.heappop(limiter.queue)
             limiter.begin(permit, loop.time())
             permit.admission.set_result(None)
             self.in_flight += 1
         if self.in_flight and self._sweeper is None:
             self._sweeper = loop.call_later(SWEEP_INTERVAL_S, self._sweep)
+
+    def _reserve(self, permit: Permit) -> bool:
+        """Reserve what a call may cost; False while the reservations of others leave no room."""
+        if self.budget is None:
+            return True
+        call = permit.fit(permit.call)
+        permit.reservation = self.budget.reserve(call)
+        if permit.reservation is None:
+            return False
+        permit.call = call
+        return True
 
     def _sweep(self) -> None:
         """End overdue calls, again and again while any are in flight."""
