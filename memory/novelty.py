@@ -27,6 +27,8 @@ MASK_LENGTHS = ((SHORT_TEXT, 128), (160, 512), (1 << 32, 2048))
 LAST_WORD = (1 << 64) - 1
 LAST_CODE_POINT = 0x10FFFF
 COSINE_BLOCK = 4096
+# About 30 kB for a source of 400 words.
+REMEMBERED_SOURCES = 512
 
 # A text with one code point a token, rapidfuzz's fastest form; a tuple when they run out.
 Code = str | tuple[int, ...]
@@ -371,14 +373,35 @@ def find_copied_run(text: str, source: str, words: int, allowed: str = "") -> st
     >>> find_copied_run("so we rise with the sea", "Boats rise with the sea each day.", 4)
     'rise with the sea'
     """
-    runs = _source_runs(source, words) - set(_runs(allowed, words))
+    runs = set(_runs(source, words)) - set(_runs(allowed, words))
     return next((" ".join(run) for run in _runs(text, words) if run in runs), None)
 
 
-@lru_cache(maxsize=32)
-def _source_runs(source: str, words: int) -> frozenset[tuple[str, ...]]:
-    """Return the runs of a reference; cached, as every draft made from it is checked."""
-    return frozenset(_runs(source, words))
+def find_copied_source(
+    text: str, sources: Iterable[str], words: int, allowed: str = ""
+) -> tuple[int, str] | None:
+    """Return which of the sources is the first that `find_copied_run` finds a run of, and the run.
+
+    >>> find_copied_source("so we rise with the sea", ["We rise.", "Rise with the sea!"], 4)
+    (1, 'rise with the sea')
+    """
+    # Cut into blocks of half a run, a text has a whole block in every run.
+    size = (words + 1) // 2
+    split = tokens(text)
+    starts = range(0, len(split) - size + 1, size)
+    blocks = {hash(tuple(split[i : i + size])) for i in starts}
+    for i, source in enumerate(sources):
+        if not blocks.isdisjoint(_hash_runs(source, size)):
+            run = find_copied_run(text, source, words, allowed)
+            if run is not None:
+                return i, run
+    return None
+
+
+@lru_cache(maxsize=REMEMBERED_SOURCES)
+def _hash_runs(source: str, words: int) -> frozenset[int]:
+    """Return the hashes of a reference's runs; cached, as every draft made from it is checked."""
+    return frozenset(map(hash, _runs(source, words)))
 
 
 def _runs(text: str, words: int) -> Iterator[tuple[str, ...]]:

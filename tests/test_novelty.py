@@ -15,7 +15,14 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from rapidfuzz.distance import LCSseq
 
-from memory.novelty import CosineFilter, NoveltyFilter, find_copied_run, novel, tokens
+from memory.novelty import (
+    CosineFilter,
+    NoveltyFilter,
+    find_copied_run,
+    find_copied_source,
+    novel,
+    tokens,
+)
 from refloom.data.dedup import MeaningFilter, deduplicate
 from refloom.errors import InputError
 
@@ -505,6 +512,35 @@ def naive_copied(text: str, source: str, words: int) -> str | None:
 )
 def test_copied_run_is_the_first_run_that_a_naive_look_finds(text, source, words):
     assert find_copied_run(text, source, words) == naive_copied(text, source, words)
+
+
+@given(
+    st.one_of(few_words.map(" ".join), st.text(NASTY, max_size=20)),
+    st.lists(st.one_of(few_words.map(" ".join), st.text(NASTY, max_size=20)), max_size=4),
+    st.one_of(few_words.map(" ".join), st.text(NASTY, max_size=20)),
+    st.integers(1, 7),
+)
+def test_the_source_of_a_copy_is_the_first_that_has_a_run(text, sources, allowed, words):
+    permitted = {tuple(split(allowed)[i : i + words]) for i in range(len(split(allowed)))}
+    ours = [split(text)[i : i + words] for i in range(len(split(text)) - words + 1)]
+    expected = None
+    for i, source in enumerate(sources):
+        theirs = [split(source)[j : j + words] for j in range(len(split(source)) - words + 1)]
+        runs = [run for run in ours if run in theirs and tuple(run) not in permitted]
+        if runs:
+            expected = i, " ".join(runs[0])
+            break
+    assert find_copied_source(text, sources, words, allowed) == expected
+
+
+@pytest.mark.parametrize("words", [1, 2, 3, 5, 20])
+@pytest.mark.parametrize("at", range(12))
+def test_a_copy_is_found_wherever_it_stands(words, at):
+    run = [f"r{i}" for i in range(words)]
+    text = [f"a{i}" for i in range(at)] + run + ["end"]
+    source = [f"b{i}" for i in range(at // 2)] + run
+    found = find_copied_source(" ".join(text), ["none", " ".join(source)], words)
+    assert found == (1, " ".join(run))
 
 
 def test_copied_run_folds_case_and_marks_but_needs_the_whole_length():
