@@ -102,9 +102,8 @@ class Contamination:
         self._long = NGramIndex(self._prompts, n, digest, first_only=True)
         self._whole_prompts: dict[str, int] = {}
         self._whole_starts: set[str] = set()
-        # One filter for each power of two of prompt length: a text is near to few lengths.
-        self._filters: defaultdict[int, NoveltyFilter]
-        self._filters = defaultdict(lambda: NoveltyFilter(float(NEAR_DUPLICATE_F1)))
+        self._near_duplicates = NoveltyFilter(float(NEAR_DUPLICATE_F1))
+        self._longest = 0
 
     def __len__(self) -> int:
         """Return the number of prompts."""
@@ -124,7 +123,8 @@ class Contamination:
             self._whole_prompts.setdefault(code, number)
             self._whole_starts.add(code[:_MIN_WORDS])
         if len(code) >= _MIN_WORDS:
-            self._filters[len(code).bit_length()].add(_spell(code), str(number))
+            self._near_duplicates.add(_spell(code), str(number))
+            self._longest = max(self._longest, len(code))
 
     def find_in_instruction(self, text: str) -> Hit | None:
         """Return the prompt that an instruction contains or nearly is, or None.
@@ -243,18 +243,13 @@ class Contamination:
 
     def _find_near_duplicate(self, words: list[str], code: str) -> Hit | None:
         """Return the first prompt of five or more words that the text is a near-duplicate of."""
-        least = int(len(code) * NEAR_DUPLICATE_F1 / (2 - NEAR_DUPLICATE_F1))
-        most = int(len(code) * (2 - NEAR_DUPLICATE_F1) / NEAR_DUPLICATE_F1)
-        spelled = _spell(code)
-        names = [
-            self._filters[size].collision(spelled)
-            for size in range(least.bit_length(), most.bit_length() + 1)
-            if size in self._filters
-        ]
-        numbers = [int(name) for name in names if name is not None]
-        if not numbers:
+        # The longest common subsequence is at most the whole prompt.
+        if 2 * self._longest <= NEAR_DUPLICATE_F1 * (len(code) + self._longest):
             return None
-        first = min(numbers)
+        name = self._near_duplicates.collision(_spell(code))
+        if name is None:
+            return None
+        first = int(name)
         return self._hit(first, "near-duplicate", _common_words(words, code, self._prompts[first]))
 
     def _hit(self, number: int, how: str, pieces: list[str]) -> Hit:

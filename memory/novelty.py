@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import re
 from array import array
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rapidfuzz.distance import LCSseq
 
@@ -22,12 +21,14 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-# After this many texts the token frequencies are good enough to order the index by.
-LEARN_FROM_TEXTS = 1024
-# A text with more tokens has a second mask of 1024 bits: nearly all of its 64 would be set.
-LONG_TEXT = 24
+# Texts of fewer tokens than the first number have masks as long as the second, in bits.
+SHORT_TEXT = 40
+MASK_LENGTHS = ((SHORT_TEXT, 128), (160, 512), (1 << 32, 2048))
+LAST_WORD = (1 << 64) - 1
 LAST_CODE_POINT = 0x10FFFF
 COSINE_BLOCK = 4096
+# About 30 kB for a source of 400 words.
+REMEMBERED_SOURCES = 512
 
 # A text with one code point a token, rapidfuzz's fastest form; a tuple when they run out.
 Code = str | tuple[int, ...]
@@ -131,62 +132,114 @@ def _encode(numbers: Sequence[int], last_code_point: int = LAST_CODE_POINT) -> C
     return "".join(map(chr, numbers))
 
 
-class _TokenRank(dict[int, int]):
-    """Rank of a token, the rarest first. A token not counted yet is rarer, the later the rarer."""
-
-    def __missing__(self, key: int) -> int:
-        return -key
-
-
 class _TokenizedText(NamedTuple):
-    """A text as the filter compares it: `mask` has a bit for each token, modulo 64.
+    """A text as the filter compares it.
 
-    `long_mask` is the same modulo 1024, for a long text; else 0.
+    `keys` are its tokens, repeated ones made distinct; `masks` are its masks by their length.
     """
 
     code: Code
-    size: int
-    rarest: list[int]
-    mask: int
-    long_mask: int
+    keys: Sequence[int]
+    masks: dict[int, int]
+
+
+class _MaskTable:
+    """Texts of fewer than `end` tokens: their places in the filter, their sizes and masks.
+
+    A mask has a bit for each number that an odd number of the text's tokens have, modulo its
+    length. Where the masks of two texts differ, only one of them has a token. All texts are
+    compared by the halves of their masks, XORed, and those left by the whole mask.
+    """
+
+    def __init__(self, end: int, length: int) -> None:
+        self.end, self.length = end, length
+        self._bits = [1 << i for i in range(length)]
+        code = "B" if end <= SHORT_TEXT else "H"
+        self._largest = 0xFF if code == "B" else 0xFFFF
+        # Sizes, and twice the bits that each text lets differ; neither over what its type holds.
+        self._sizes, self._twice = array(code), array(code)
+        self._columns = [array("Q") for _ in range(0, length // 2, 64)]
+        self._masks: list[int] = []
+        self.places = array("I")
+
+    def append(self, place: int, text: _TokenizedText, twice: int) -> None:
+        """Add a text."""
+        mask = self._mask(text)
+        self.places.append(place)
+        self._sizes.append(min(len(text.keys), self._largest))
+        self._twice.append(min(twice, self._largest // 2))
+        for column, word in zip(self._columns, self._words(mask), strict=True):
+            column.append(word)
+        self._masks.append(mask)
+
+    def find_like(
+        self, text: _TokenizedText, shortest: int, longest: int, twice: int
+    ) -> list[tuple[int, int]]:
+        """Return the place of each text of such a size and like mask, and how many bits differ."""
+        import numpy as np
+
+        mask, largest = self._mask(text), self._largest
+        number = np.uint8 if largest == 0xFF else np.uint16
+        sizes: NDArray[Any] = np.frombuffer(self._sizes, number)
+        words = self._words(mask)
+        differing = np.bitwise_count(np.frombuffer(self._columns[0], np.uint64) ^ words[0])
+        differing = differing.astype(number, copy=False)
+        for column, word in zip(self._columns[1:], words[1:], strict=True):
+            differing += np.bitwise_count(np.frombuffer(column, np.uint64) ^ word)
+        differing += differing
+        like = differing <= np.frombuffer(self._twice, number) + min(twice, largest // 2)
+        # A size under the least wraps around to a great number.
+        least = min(shortest, largest)
+        like &= sizes - least <= min(longest, largest) - least
+        masks, places = self._masks, self.places
+        return [(places[i], (masks[i] ^ mask).bit_count()) for i in like.nonzero()[0].tolist()]
+
+    def _mask(self, text: _TokenizedText) -> int:
+        mask = text.masks.get(self.length)
+        if mask is None:
+            mask, bits, last = 0, self._bits, self.length - 1
+            for key in text.keys:
+                mask ^= bits[key & last]
+            text.masks[self.length] = mask
+        return mask
+
+    def _words(self, mask: int) -> list[int]:
+        """Return the halves of a mask, XORed, by 64 bits."""
+        folded = mask ^ mask >> self.length // 2
+        return [folded >> start & LAST_WORD for start in range(0, self.length // 2, 64)]
 
 
 class NoveltyFilter:
     """Finds which known text is a near-duplicate of a new one. Exact.
 
-    Near-duplicates share some of their rarest tokens, and more of them the closer they are in
-    length. An inverted index over those finds the candidates, a 64-bit mask of each text's tokens
-    rules out most of them, and the rest are compared exactly. A text of 30 tokens takes about 450
-    bytes.
+    A new text is compared with all known ones, by masks of their tokens; that rules out nearly all
+    others. Those left are compared exactly. A text of 18 tokens takes about 150 bytes.
     """
 
     def __init__(
         self,
         threshold: float = 0.7,
         *,
-        learn_from_texts: int = LEARN_FROM_TEXTS,
+        mask_lengths: Iterable[tuple[int, int]] = MASK_LENGTHS,
         last_code_point: int = LAST_CODE_POINT,
     ) -> None:
         """Start without texts.
 
         Args:
             threshold: An F1 over this is a duplicate; 0 < threshold <= 1.
-            learn_from_texts: The index is rebuilt by token frequency after this many texts.
+            mask_lengths: As `MASK_LENGTHS`; the last has no end that a text could reach.
             last_code_point: Texts with a greater token number are compared as tuples.
         """
         ratio = Fraction(str(threshold)) / 2
         self._num, self._den = ratio.numerator, ratio.denominator
-        self._ratio = float(ratio)
-        self._learn_from_texts, self._last_code_point = learn_from_texts, last_code_point
+        self._may_differ = float(1 - 2 * ratio)
+        self._last_code_point = last_code_point
         self._numbers = TokenNumbers()
-        self._rank = _TokenRank()
-        self._unindexed_of_size: dict[int, int] = {}
-        self._postings: dict[int, array[int]] = {}
         # The codes of all texts as UTF-8, one after another, and where each ends.
         self._codes, self._ends = bytearray(), array("Q")
         self._wide_codes: dict[int, Code] = {}
-        self._masks, self._sizes, self._unindexed = array("Q"), array("f"), array("f")
-        self._long_masks: dict[int, int] = {}
+        self._sizes = array("I")
+        self._tables = [_MaskTable(end, length) for end, length in mask_lengths]
         self._names: list[str] = []
         self._empty: str | None = None
 
@@ -214,134 +267,64 @@ class NoveltyFilter:
 
     def _tokenize(self, text: str) -> _TokenizedText:
         numbers = self._numbers.of(text)
-        keys = self._numbers.distinct(numbers)
-        mask = 0
-        for key in keys:
-            mask |= 1 << (key & 63)
-        long_mask = 0
-        if len(keys) > LONG_TEXT:
-            for key in keys:
-                long_mask |= 1 << (key & 1023)
         code = _encode(numbers, self._last_code_point)
-        return _TokenizedText(code, len(numbers), self._rarest(keys), mask, long_mask)
+        return _TokenizedText(code, self._numbers.distinct(numbers), {})
 
     def _first_near(self, text: _TokenizedText, ignore: str | None = None) -> str | None:
-        if not text.size:
+        size = len(text.keys)
+        if not size:
             return self._empty if self._empty != ignore else None
         for i in self._candidates(text):
             if self._names[i] == ignore:
                 continue
-            total = text.size + int(self._sizes[i])
-            least = self._least_common(total)
-            if text.long_mask and i in self._long_masks:
-                differing = (text.long_mask ^ self._long_masks[i]).bit_count()
-                if differing > total - 2 * least:
-                    continue
-            other = self._code(i)
-            if LCSseq.similarity(text.code, other, score_cutoff=least) >= least:
+            least = self._num * (size + self._sizes[i]) // self._den + 1
+            if LCSseq.similarity(text.code, self._code(i), score_cutoff=least) >= least:
                 return self._names[i]
         return None
 
     def _candidates(self, text: _TokenizedText) -> list[int]:
         """Return the indices of all possible near-duplicates, in order."""
-        postings = [self._postings[key] for key in text.rarest if key in self._postings]
-        if not postings:
+        size, sizes, share = len(text.keys), self._sizes, self._may_differ
+        # The LCS of two texts is at most the shorter one.
+        shortest = self._num * size // (self._den - self._num) + 1
+        longest = ((self._den - self._num) * size - 1) // self._num
+        if shortest > longest:
             return []
-        import numpy as np
-
-        indices = np.frombuffer(b"".join(postings), np.uint32)
-        # Each differing bit is a token that only one text has, and at most m + n - 2 * LCS tokens
-        # are. The small excess makes up for rounding.
-        masks = np.frombuffer(self._masks, np.uint64).take(indices)
-        sizes = np.frombuffer(self._sizes, np.float32)
-        share = 1 - 2 * self._ratio
-        limit = sizes.take(indices) * np.float32(share) + np.float32(share * text.size + 0.01)
-        indices = indices[np.bitwise_count(masks ^ np.uint64(text.mask)) <= limit]
-        if not len(indices):
-            return []
-        indices, shared = _count_each(indices)
-        # Two texts share the indexed tokens counted here, and at most all the unindexed tokens of
-        # one of them.
-        least = np.floor((sizes.take(indices) + text.size) * self._ratio - 0.01) + 1
-        unindexed = np.frombuffer(self._unindexed, np.float32).take(indices)
-        enough = shared >= least - np.maximum(unindexed, self._count_unindexed(text.size))
-        candidates: list[int] = indices[enough].tolist()
-        return candidates
+        twice, start = self._twice(size), 0
+        candidates: list[int] = []
+        for table in self._tables:
+            if start <= longest and shortest < table.end and table.places:
+                # At most m + n - 2 * LCS tokens are in one text only. The excess is for rounding.
+                candidates += [
+                    i
+                    for i, differing in table.find_like(text, shortest, longest, twice)
+                    if differing <= (size + sizes[i]) * share + 0.01
+                ]
+            start = table.end
+        return sorted(candidates)
 
     def _append(self, text: _TokenizedText, name: str) -> None:
-        i = len(self._names)
-        if not text.size and self._empty is None:
+        i, size = len(self._names), len(text.keys)
+        if not size and self._empty is None:
             self._empty = name
         if isinstance(text.code, str):
             self._codes += text.code.encode()
         else:
             self._wide_codes[i] = text.code
         self._ends.append(len(self._codes))
-        self._masks.append(text.mask)
-        self._sizes.append(text.size)
-        self._unindexed.append(self._count_unindexed(text.size))
-        if text.long_mask:
-            self._long_masks[i] = text.long_mask
+        self._sizes.append(size)
         self._names.append(name)
-        self._post(i, text.rarest)
-        if i + 1 == self._learn_from_texts:
-            self._learn_frequencies()
+        table = next(table for table in self._tables if size < table.end)
+        table.append(i, text, self._twice(size))
 
-    def _post(self, i: int, rarest: Iterable[int]) -> None:
-        for key in rarest:
-            if key in self._postings:
-                self._postings[key].append(i)
-            else:
-                self._postings[key] = array("I", (i,))
-
-    def _learn_frequencies(self) -> None:
-        """Rebuild the index in the order of the measured token frequencies."""
-        codes = map(self._code, range(len(self)))
-        numbers = (list(map(ord, code)) if isinstance(code, str) else code for code in codes)
-        texts = list(map(self._numbers.distinct, numbers))
-        counts = Counter(key for keys in texts for key in keys)
-        by_count = sorted(counts, key=lambda key: (counts[key], -key))
-        self._rank.update((key, i) for i, key in enumerate(by_count))
-        self._postings.clear()
-        for i, keys in enumerate(texts):
-            self._post(i, self._rarest(keys))
+    def _twice(self, size: int) -> int:
+        """Return twice the share of a text of this size in the tokens that may differ, or more."""
+        return -(-2 * (self._den - 2 * self._num) * size // self._den)
 
     def _code(self, i: int) -> Code:
         start = self._ends[i - 1] if i else 0
         code = self._codes[start : self._ends[i]]
         return code.decode() if code or i not in self._wide_codes else self._wide_codes[i]
-
-    def _rarest(self, keys: Sequence[int]) -> list[int]:
-        """Return the tokens to index; a near-duplicate has at least one of them in its own."""
-        ranks = sorted(map(self._rank.__getitem__, keys))
-        return ranks[: len(keys) - self._count_unindexed(len(keys))]
-
-    def _count_unindexed(self, size: int) -> int:
-        """Return how many tokens need no index: any near-duplicate shares more than those."""
-        count = self._unindexed_of_size.get(size)
-        if count is None:
-            shortest = min(self._num * size // (self._den - self._num) + 1, size)
-            count = max(min(self._least_common(size + shortest), size) - 1, 0)
-            self._unindexed_of_size[size] = count
-        return count
-
-    def _least_common(self, total: int) -> int:
-        """Return the shortest LCS of near-duplicates that have `total` tokens together."""
-        return self._num * total // self._den + 1
-
-
-def _count_each(indices: NDArray[np.uint32]) -> tuple[NDArray[np.uint32], NDArray[np.intp]]:
-    """Return each index once, in order, and how often it occurs."""
-    import numpy as np
-
-    indices.sort()
-    first = np.ones(len(indices), np.bool_)
-    np.not_equal(indices[1:], indices[:-1], out=first[1:])
-    starts = first.nonzero()[0]
-    counts = np.empty_like(starts)
-    np.subtract(starts[1:], starts[:-1], out=counts[:-1])
-    counts[-1] = len(indices) - starts[-1]
-    return indices[starts], counts
 
 
 class CosineFilter:
@@ -390,14 +373,35 @@ def find_copied_run(text: str, source: str, words: int, allowed: str = "") -> st
     >>> find_copied_run("so we rise with the sea", "Boats rise with the sea each day.", 4)
     'rise with the sea'
     """
-    runs = _source_runs(source, words) - set(_runs(allowed, words))
+    runs = set(_runs(source, words)) - set(_runs(allowed, words))
     return next((" ".join(run) for run in _runs(text, words) if run in runs), None)
 
 
-@lru_cache(maxsize=32)
-def _source_runs(source: str, words: int) -> frozenset[tuple[str, ...]]:
-    """Return the runs of a reference; cached, as every draft made from it is checked."""
-    return frozenset(_runs(source, words))
+def find_copied_source(
+    text: str, sources: Iterable[str], words: int, allowed: str = ""
+) -> tuple[int, str] | None:
+    """Return which of the sources is the first that `find_copied_run` finds a run of, and the run.
+
+    >>> find_copied_source("so we rise with the sea", ["We rise.", "Rise with the sea!"], 4)
+    (1, 'rise with the sea')
+    """
+    # Cut into blocks of half a run, a text has a whole block in every run.
+    size = (words + 1) // 2
+    split = tokens(text)
+    starts = range(0, len(split) - size + 1, size)
+    blocks = {hash(tuple(split[i : i + size])) for i in starts}
+    for i, source in enumerate(sources):
+        if not blocks.isdisjoint(_hash_runs(source, size)):
+            run = find_copied_run(text, source, words, allowed)
+            if run is not None:
+                return i, run
+    return None
+
+
+@lru_cache(maxsize=REMEMBERED_SOURCES)
+def _hash_runs(source: str, words: int) -> frozenset[int]:
+    """Return the hashes of a reference's runs; cached, as every draft made from it is checked."""
+    return frozenset(map(hash, _runs(source, words)))
 
 
 def _runs(text: str, words: int) -> Iterator[tuple[str, ...]]:

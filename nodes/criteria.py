@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from memory.contamination import Hit
-from memory.novelty import find_copied_run
+from memory.novelty import find_copied_source
 from memory.references import Reference
 from nodes.chatter import closing_chatter, opening_chatter
 from nodes.state import Criterion, Outcome, Verdict
@@ -141,16 +141,15 @@ def no_chatter(candidate: RuleInput) -> Verdict:
 
 def not_copied(candidate: RuleInput) -> Verdict:
     """Fail a long run of words taken from a reference, unless the instruction holds it too."""
-    for reference in candidate.references:
-        run = find_copied_run(
-            candidate.response,
-            reference["response"],
-            COPIED_RUN_WORDS,
-            allowed=candidate.instruction,
-        )
-        if run:
-            reason = f"{COPIED_RUN_WORDS} words in a row are those of reference {reference['id']}."
-            return verdict("not-copied", "fail", reason, run)
+    sources = [reference["response"] for reference in candidate.references]
+    copied = find_copied_source(
+        candidate.response, sources, COPIED_RUN_WORDS, allowed=candidate.instruction
+    )
+    if copied:
+        i, run = copied
+        id_ = candidate.references[i]["id"]
+        reason = f"{COPIED_RUN_WORDS} words in a row are those of reference {id_}."
+        return verdict("not-copied", "fail", reason, run)
     return verdict("not-copied", "pass")
 
 

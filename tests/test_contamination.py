@@ -380,3 +380,12 @@ def test_a_file_without_a_prompt_is_one_clear_line(
         load_benchmarks([good, tmp_path / name])
     assert name in str(caught.value) and "\n" not in str(caught.value)
     assert len(load_benchmarks([])) == 0
+
+
+@pytest.mark.parametrize(("fillers", "how"), [(5, "near-duplicate"), (6, None)])
+def test_a_text_is_too_long_to_be_a_near_duplicate_only_past_the_threshold(fillers, how):
+    known = Contamination()
+    known.add(" ".join(f"w{i}" for i in range(7)), "bench", 1)
+    text = " ".join(f"w{i} x{i}" if i < fillers else f"w{i}" for i in range(7))
+    hit = known.find_in_response(text)
+    assert (hit.how if hit else None) == how

@@ -13,8 +13,16 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from rapidfuzz.distance import LCSseq
 
-from memory.novelty import CosineFilter, NoveltyFilter, find_copied_run, novel, tokens
+from memory.novelty import (
+    CosineFilter,
+    NoveltyFilter,
+    find_copied_run,
+    find_copied_source,
+    novel,
+    tokens,
+)
 from refloom.data.dedup import MeaningFilter, deduplicate
 from refloom.errors import InputError
 
@@ -188,11 +196,42 @@ def admitted(known: NoveltyFilter, texts: Sequence[str]) -> list[int]:
     return [i for i, text in enumerate(texts) if known.admit(text, "") is None]
 
 
-@given(texts_of, st.sampled_from(THRESHOLDS), st.sampled_from([3, 40]), st.data())
-def test_what_is_learned_of_rarity_changes_no_decision(texts, threshold, learn, data):
+@given(texts_of, st.sampled_from(THRESHOLDS), st.data())
+def test_where_the_length_of_masks_changes_changes_no_decision(texts, threshold, data):
     texts = [data.draw(st.sampled_from(texts)) for _ in texts] + texts + texts[::-1]
-    known = NoveltyFilter(threshold, learn_from_texts=learn)
+    known = NoveltyFilter(threshold, mask_lengths=((4, 128), (9, 512), (1 << 32, 2048)))
     assert admitted(known, texts) == naive_novel(texts, threshold)
+
+
+@pytest.mark.parametrize("threshold", [0.05, 0.4, 0.7, 0.9])
+def test_collisions_of_texts_of_every_length_of_mask_have_the_name_of_the_first(threshold):
+    draw = random.Random(7)
+    texts: list[list[str]] = []
+    known = NoveltyFilter(threshold)
+    for i in range(90):
+        if texts and draw.random() < 0.7:
+            share, old = draw.random() / 2, draw.choice(texts)
+            text = [w if draw.random() > share else str(draw.randrange(40)) for w in old]
+        else:
+            text = [str(draw.randrange(300)) for _ in range(draw.choice([5, 38, 41, 150, 200]))]
+        numbers = np.array(text, np.int64)
+        near = (
+            2 * LCSseq.similarity(numbers, np.array(other, np.int64))
+            > Fraction(str(threshold)) * (len(text) + len(other))
+            for other in texts
+        )
+        first = next((f"n{j}" for j, is_near in enumerate(near) if is_near), None)
+        assert known.collision(" ".join(text)) == first
+        known.add(" ".join(text), f"n{i}")
+        texts.append(text)
+
+
+def test_texts_longer_than_a_size_is_held_are_found():
+    words = [f"w{i % 50_000}" for i in range(70_000)]
+    known = NoveltyFilter()
+    known.add(" ".join(words), "long")
+    assert known.collision(" ".join(words[:66_000])) == "long"
+    assert known.collision(" ".join(words[:30_000])) is None
 
 
 @given(texts_of, st.integers(0, 12))
@@ -473,6 +512,35 @@ def naive_copied(text: str, source: str, words: int) -> str | None:
 )
 def test_copied_run_is_the_first_run_that_a_naive_look_finds(text, source, words):
     assert find_copied_run(text, source, words) == naive_copied(text, source, words)
+
+
+@given(
+    st.one_of(few_words.map(" ".join), st.text(NASTY, max_size=20)),
+    st.lists(st.one_of(few_words.map(" ".join), st.text(NASTY, max_size=20)), max_size=4),
+    st.one_of(few_words.map(" ".join), st.text(NASTY, max_size=20)),
+    st.integers(1, 7),
+)
+def test_the_source_of_a_copy_is_the_first_that_has_a_run(text, sources, allowed, words):
+    permitted = {tuple(split(allowed)[i : i + words]) for i in range(len(split(allowed)))}
+    ours = [split(text)[i : i + words] for i in range(len(split(text)) - words + 1)]
+    expected = None
+    for i, source in enumerate(sources):
+        theirs = [split(source)[j : j + words] for j in range(len(split(source)) - words + 1)]
+        runs = [run for run in ours if run in theirs and tuple(run) not in permitted]
+        if runs:
+            expected = i, " ".join(runs[0])
+            break
+    assert find_copied_source(text, sources, words, allowed) == expected
+
+
+@pytest.mark.parametrize("words", [1, 2, 3, 5, 20])
+@pytest.mark.parametrize("at", range(12))
+def test_a_copy_is_found_wherever_it_stands(words, at):
+    run = [f"r{i}" for i in range(words)]
+    text = [f"a{i}" for i in range(at)] + run + ["end"]
+    source = [f"b{i}" for i in range(at // 2)] + run
+    found = find_copied_source(" ".join(text), ["none", " ".join(source)], words)
+    assert found == (1, " ".join(run))
 
 
 def test_copied_run_folds_case_and_marks_but_needs_the_whole_length():
