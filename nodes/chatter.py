@@ -7,6 +7,7 @@ questions." A row with such a line teaches it. Only the first and the last line 
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 # Longer lines are matter with, at most, a sentence of chatter at one end.
 MAX_CHARS = 400
@@ -153,7 +154,7 @@ def opening_chatter(response: str, instruction: str) -> str:
     """
     first = next((line for line in response.splitlines() if line.strip(_MARKS)), "")
     start = _EMPHASIS.sub("", first[:MAX_CHARS]).strip(_MARKS)
-    in_person = _IN_PERSON.search(instruction)
+    in_person = _is_in_person(instruction)
     patterns = [_ANNOUNCEMENT]
     if not in_person:
         patterns.append(_WRITER)
@@ -176,7 +177,7 @@ def closing_chatter(response: str, instruction: str) -> str:
     """
     last = next((line for line in reversed(response.splitlines()) if line.strip(_MARKS)), "")
     tail = last.strip()[-MAX_CHARS:]
-    in_person = _IN_PERSON.search(instruction)
+    in_person = _is_in_person(instruction)
     patterns = [_NOTE] if in_person else [_NOTE, _REMARK]
     for sentence in re.split(r"(?<=[.!?])\s+", tail)[-SENTENCES:]:
         start = _EMPHASIS.sub("", sentence).strip(_MARKS)
@@ -184,6 +185,12 @@ def closing_chatter(response: str, instruction: str) -> str:
             if pattern.match(start) and not _held_by(instruction, start, pattern):
                 return sentence.strip()
     return ""
+
+
+@lru_cache(maxsize=256)
+def _is_in_person(instruction: str) -> bool:
+    """Whether what is asked for is a text that one person says to another."""
+    return _IN_PERSON.search(instruction) is not None
 
 
 def _rest_of_acknowledgement(start: str) -> list[str]:

@@ -30,15 +30,21 @@ _REFUSAL = re.compile(
     r"(assist|help|provide|answer|complete|fulfil|comply)",
     re.IGNORECASE,
 )
+_REFUSAL_HINTS = (
+    *("as an a", "sorry", "unable to", "not able to", "cannot", "can not", "can't", "can’t"),
+    *("cant", "won't", "won’t", "wont"),
+)
 # The word TODO counts in capitals only: "todo" is a common one of Spanish and Portuguese.
 _PLACEHOLDER = re.compile(
     r"(?i:\[(?:insert|your|add|enter|fill in|name of)\b(?!\()[^\]\n]{0,60}\](?!\())"
     r"|\bTODO\b|(?i:\blorem ipsum\b)"
 )
+_PLACEHOLDER_HINTS = ("[", "todo", "lorem ")
 _PROMPT_TALK = re.compile(
     r"\bthe reference (response|answer|instruction|pair)\b|\bthe criteria\b|\bthe feedback\b",
     re.IGNORECASE,
 )
+_PROMPT_TALK_HINTS = ("the reference ", "the cr", "the feedback")
 _DANGLING = re.compile(r"(?:[,;:(\[{–]|\b(?:and|or|the|a|an|of|to|with|for|in|is|are))\s*$")
 
 
@@ -77,9 +83,15 @@ def verdict(
 
 
 def _fail_on_match(
-    id_: str, pattern: re.Pattern[str], candidate: RuleInput, reason: str
+    id_: str, pattern: re.Pattern[str], hints: Sequence[str], candidate: RuleInput, reason: str
 ) -> Verdict:
-    """Fail if the response matches; phrases that the instruction holds too are allowed."""
+    """Fail if the response matches; phrases that the instruction holds too are allowed.
+
+    A match holds one of the `hints`, in any case: they are found ten times as fast.
+    """
+    response = candidate.response.casefold()
+    if not any(hint in response for hint in hints):
+        return verdict(id_, "pass")
     allowed = candidate.instruction.casefold()
     for match in pattern.finditer(candidate.response):
         phrase = match.group(0).strip()
@@ -97,31 +109,31 @@ def finished(candidate: RuleInput) -> Verdict:
     """Fail a response that stops in mid-sentence or inside a code block."""
     if candidate.response.count("```") % 2:
         return verdict("finished", "fail", "A code block is never closed.")
-    if _DANGLING.search(candidate.response.rstrip()):
-        tail = candidate.response.rstrip()[-60:]
+    tail = candidate.response.rstrip()[-60:]
+    if _DANGLING.search(tail):
         return verdict("finished", "fail", "The response stops in mid-sentence.", tail)
     return verdict("finished", "pass")
 
 
 def no_refusal(candidate: RuleInput) -> Verdict:
     """Fail set phrases of refusal, unless the instruction holds one."""
-    if _REFUSAL.search(candidate.instruction):
+    reason = "The response refuses with a set phrase."
+    result = _fail_on_match("no-refusal", _REFUSAL, _REFUSAL_HINTS, candidate, reason)
+    if result["verdict"] == "fail" and _REFUSAL.search(candidate.instruction):
         return verdict("no-refusal", "pass")
-    return _fail_on_match(
-        "no-refusal", _REFUSAL, candidate, "The response refuses with a set phrase."
-    )
+    return result
 
 
 def no_placeholder(candidate: RuleInput) -> Verdict:
     """Fail placeholders such as "[your name]" or "lorem ipsum"."""
-    return _fail_on_match("no-placeholder", _PLACEHOLDER, candidate, "The response leaves a blank.")
+    reason = "The response leaves a blank."
+    return _fail_on_match("no-placeholder", _PLACEHOLDER, _PLACEHOLDER_HINTS, candidate, reason)
 
 
 def no_prompt_talk(candidate: RuleInput) -> Verdict:
     """Fail mentions of the prompt that produced the response."""
-    return _fail_on_match(
-        "no-prompt-talk", _PROMPT_TALK, candidate, "The response speaks of its prompt."
-    )
+    reason = "The response speaks of its prompt."
+    return _fail_on_match("no-prompt-talk", _PROMPT_TALK, _PROMPT_TALK_HINTS, candidate, reason)
 
 
 def no_chatter(candidate: RuleInput) -> Verdict:

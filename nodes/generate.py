@@ -33,6 +33,13 @@ _CODE_ALONE = re.compile(
     rf"(?: (?!on\b|of\b|about\b|for\b|to\b|in\b|that\b|how\b)[\w+#.-]+){{0,4}}? {_CODE}\b",
     re.IGNORECASE,
 )
+# A match holds one of these, in any case: they are found ten times as fast.
+_CODE_HINTS = (
+    *("code", "json", "yaml", "toml", "xml", "csv", "sql", "html", "css", "latex", "markdown"),
+    *("function", "script", "program", "snippet", "quer", "regex", "regular expression", "class"),
+    *("one-liner", "dockerfile", "makefile", "unit test", "command"),
+    *("explanation", "commentary", "prose", "explain"),
+)
 _NO_FENCE = re.compile(
     r"\b(?:no|without|do(?: not|n['’]t) (?:use|add|include|put|wrap)|never|not)\b[^.!?\n]{0,40}"
     r"(?:\bfences?\b|\bfenced\b|\bbackticks?\b|\bcode ?blocks?\b|\bmarkdown\b|```)",
@@ -66,6 +73,9 @@ def asks_for_code_alone(instruction: str) -> bool:
     >>> asks_for_code_alone("How do I reverse a list?")
     False
     """
+    asked = instruction.casefold()
+    if not any(hint in asked for hint in _CODE_HINTS):
+        return False
     return bool(_CODE_ALONE.search(instruction)) and not _NO_FENCE.search(instruction)
 
 

@@ -1,3 +1,4 @@
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memory.references import Reference
+from nodes import criteria, generate
 from nodes.criteria import (
     ANSWERS_ID,
     COPIED_RUN_WORDS,
@@ -379,3 +381,18 @@ def test_every_criterion_completes_its_sentence() -> None:
         text = criterion["text"]
         assert text[0].islower()
         assert not text.endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "hints"),
+    [
+        (criteria._REFUSAL, criteria._REFUSAL_HINTS),
+        (criteria._PLACEHOLDER, criteria._PLACEHOLDER_HINTS),
+        (criteria._PROMPT_TALK, criteria._PROMPT_TALK_HINTS),
+        (re.compile(generate._CODE_ALONE.pattern), generate._CODE_HINTS),
+    ],
+)
+@given(data=st.data())
+def test_whatever_a_rule_matches_holds_one_of_its_hints(pattern, hints, data):
+    text = data.draw(st.from_regex(pattern)).casefold()
+    assert any(hint in text for hint in hints)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
+from functools import lru_cache
 from typing import NamedTuple
 
 
@@ -100,9 +101,14 @@ _FORMS = [_compile(marks) for marks in MARKS]
 
 def _forms_in(text: str, but: Collection[str] = ()) -> list[_Form]:
     """The forms of which a text may hold a mark: mostly none, which is found out fast."""
+    return [form for form in _forms_by_word(text) if form.marks.word not in but]
+
+
+# A prompt is looked at twice in a row, and its first message is that of the next prompt.
+@lru_cache(maxsize=16)
+def _forms_by_word(text: str) -> tuple[_Form, ...]:
     lower = text.lower()
-    words = (form for form in _FORMS if form.marks.word in lower)
-    return [form for form in words if form.marks.word not in but]
+    return tuple([form for form in _FORMS if form.marks.word in lower])
 
 
 def has_thinking_mark(text: str) -> bool:
