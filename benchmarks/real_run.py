@@ -1,6 +1,6 @@
 """refloom's cost in a run like a real one, against an asyncio + aiohttp floor of as many calls.
 
-    python benchmarks/real_run.py [--n 1000] [--in-flight 64] [--latency-ms 200] [--no-profile] \\
+    python benchmarks/real_run.py [--n 1000] [--in-flight 64] [--latency-ms 200] \\
         [--references FILE] [--seeds FILE] --out DIR [--json]
 
 Texts of natural lengths, ten instructions a seed, three references a seed, trials, screening,
@@ -11,7 +11,8 @@ Python one here (scripted_run.py), whose answers follow from the prompts.
 Three processes in turn: a run under a sampling profiler, which gives the cost by part and the sizes
 of all bodies; the floor, which sends and reads as many bodies of the same sizes; the run that is
 measured. In each the clock starts with everything imported, the index built, the preflight made and
-the embedding model loaded. The last line on stdout is JSON; OUT/real_run.json has all of it.
+the embedding model loaded; OUT/real_run.json has the whole processes, too, and the functions that
+most went to. The last line on stdout is JSON.
 """
 
 from __future__ import annotations
@@ -171,10 +172,14 @@ def part(name: str, args: argparse.Namespace) -> dict[str, Any]:
     command = [sys.executable, __file__, "--part", name, "--endpoint", args.endpoint]
     command += ["--n", str(args.n), "--in-flight", str(args.in_flight), "--out", str(args.out)]
     command += ["--references", str(args.references), "--seeds", str(args.seeds)]
+    begun, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"the {name} part failed:\n{done.stderr}")
-    return json.loads(done.stdout.splitlines()[-1])
+    wall, after = time.perf_counter() - begun, resource.getrusage(resource.RUSAGE_CHILDREN)
+    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    said: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return said | {"process_wall_s": wall, "process_cpu_s": used}
 
 
 def ratios(least: dict[str, float], own: dict[str, Any]) -> dict[str, Any]:
