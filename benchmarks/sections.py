@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks import peers
+from benchmarks.journal import NAMES
 from benchmarks.tables import Bar, Row, figure, table
 
 Figures = Mapping[str, Any]
@@ -19,24 +20,45 @@ CPU, REAL_CPU, START, OVER_START_MB = Bar(5), Bar(8), Bar(12), Bar(300)
 NONE, BRUTE_FORCE, GROWTH, PACE = Bar(0), Bar(0.2), Bar(1.5), Bar(0.8, most=False)
 SEARCH_MS, RECALL, OPEN_S = Bar(10), Bar(0.95, most=False), Bar(1)
 
+# What a figure is, its key, its unit, digits after the point, and its bar.
+Spec = Sequence[tuple[str, str, str, int, Bar | None]]
+COSTS: Spec = (
+    ("CPU a call", "cpu_ms_per_call", " ms", 2, None),
+    ("CPU a call of the floor", "floor_cpu_ms_per_call", " ms", 2, None),
+    ("samples a second", "samples_per_s", "", 0, None),
+    ("peak memory", "peak_mb", " MB", 0, None),
+)
+MEMORY: Spec = (
+    ("above the start", "over_start_mb", " MB", 0, OVER_START_MB),
+    ("pace, last tenth to first", "pace", "x", 2, PACE),
+    ("samples a second, last tenth", "last_tenth_per_s", "", 0, None),
+    ("peak memory", "peak_mb", " MB", 0, None),
+    ("CPU a call", "cpu_ms_per_call", " ms", 2, None),
+    ("in all", "seconds", " s", 0, None),
+    ("the finished run, resumed", "resume_s", " s", 1, None),
+)
+NOVELTY: Spec = (
+    ("CPU", "cpu_s", " s", 2, None),
+    ("new ones", "kept", "", 0, None),
+    ("memory", "added_mb", " MB", 0, None),
+)
+RETRIEVAL: Spec = (
+    ("search, p50", "p50_ms", " ms", 1, None),
+    ("search, p99", "p99_ms", " ms", 1, SEARCH_MS),
+    ("recall@10 against exact search", "recall", "", 3, RECALL),
+    ("opening it", "open_s", " s", 2, OPEN_S),
+    ("building it, embedding apart", "build_s", " s", 0, None),
+    ("own memory of each of four processes", "own_mb", " MB", 0, None),
+)
 
-def own_cost(figures: Figures) -> list[Row]:
-    """Wall and CPU beside the floor of the same run."""
-    rows, enough = [], figures["n"] >= SAMPLES
-    for cell in figures["cells"]:
-        runs, slow = cell["runs"], cell["latency_ms"] == SLOW_MS
-        ratios = [r["whole"]["refloom"]["cpu_s"] / r["whole"]["floor"]["cpu_s"] for r in runs]
-        shown = (
-            ("wall to floor", [r["wall_ratio"] for r in runs], "x", 2, WALL[cell["in_flight"]]),
-            ("CPU to floor", ratios, "x", 1, CPU),
-            ("CPU a call", [r["cpu_ms_per_call"] for r in runs], " ms", 2, None),
-            ("samples a second", [r["samples_per_s"] for r in runs], "", 0, None),
-            ("peak memory", [r["peak_mb"] for r in runs], " MB", 0, None),
-        )
-        where = f"{cell['in_flight']} in flight, {cell['latency_ms']} ms: "
-        for name, values, unit, digits, bar in shown:
-            rows.append(Row(where + name, values, unit, digits, bar if slow else None, enough))
-    return rows + by_part(figures)
+
+def rows_of(runs: Sequence[Figures], spec: Spec, where: str = "", enough: bool = True) -> list[Row]:
+    """A row for each figure that the repeats have."""
+    return [
+        Row(where + what, [run[key] for run in runs if key in run], unit, digits, bar, enough)
+        for what, key, unit, digits, bar in spec
+        if any(key in run for run in runs)
+    ]
 
 
 def by_part(figures: Figures) -> list[Row]:
@@ -45,23 +67,38 @@ def by_part(figures: Figures) -> list[Row]:
     return [Row(f"CPU a call: {name}", [ms], " ms", 3) for name, ms in spent.items()]
 
 
+def own_cost(figures: Figures) -> list[Row]:
+    """Wall and CPU beside the floor of the same run."""
+    rows = []
+    for cell in figures["cells"]:
+        whole = [run["whole"] for run in cell["runs"]]
+        to_floor = [{"cpu": w["refloom"]["cpu_s"] / w["floor"]["cpu_s"]} for w in whole]
+        runs = [run | more for run, more in zip(cell["runs"], to_floor, strict=True)]
+        slow = cell["latency_ms"] == SLOW_MS
+        wall = WALL[cell["in_flight"]] if slow else None
+        spec = (
+            ("wall to floor", "wall_ratio", "x", 2, wall),
+            ("CPU to floor", "cpu", "x", 1, CPU if slow else None),
+            *COSTS,
+        )
+        where = f"{cell['in_flight']} in flight, {cell['latency_ms']} ms: "
+        rows += rows_of(runs, spec, where, figures["n"] >= SAMPLES)
+    return rows + by_part(figures)
+
+
 def real_run(figures: Figures) -> list[Row]:
     """A run like a real one beside as many calls alone."""
-    runs, enough = figures["runs"], figures["n"] >= SAMPLES
-
-    def each(key: str) -> list[float]:
-        return [run[key] for run in runs]
-
+    spec = (
+        ("CPU to floor", "cpu_ratio", "x", 1, REAL_CPU),
+        ("wall to floor", "wall_ratio", "x", 2, None),
+        *COSTS,
+        *((key, key, "", 0, None) for key in ("accepted", "rejected", "failed", "calls")),
+    )
     where = f"{figures['in_flight']} in flight, {figures['latency_ms']} ms: "
+    stages = figures["runs"][0]["by_stage"].items()
     return [
-        Row(where + "CPU to floor", each("cpu_ratio"), "x", 1, REAL_CPU, enough),
-        Row(where + "wall to floor", each("wall_ratio"), "x"),
-        Row(where + "CPU a call", each("cpu_ms_per_call"), " ms"),
-        Row(where + "CPU a call of the floor", each("floor_cpu_ms_per_call"), " ms"),
-        Row(where + "peak memory", each("peak_mb"), " MB", 0),
-        *(Row(f"samples {name}", each(name), "", 0) for name in ("accepted", "rejected", "failed")),
-        Row("calls", each("calls"), "", 0),
-        *(Row(f"calls: {stage}", [n], "", 0) for stage, n in runs[0]["by_stage"].items()),
+        *rows_of(figures["runs"], spec, where, figures["n"] >= SAMPLES),
+        *(Row(f"calls: {stage}", [n], "", 0) for stage, n in stages),
         *by_part(figures),
     ]
 
@@ -78,65 +115,40 @@ def start(figures: Figures) -> list[Row]:
 
 
 def memory(figures: Figures) -> list[Row]:
-    """Memory and pace as a run grows; the start is when 1,000 samples are done."""
+    """Memory and pace as a run grows."""
     rows = []
     for run in figures["runs"]:
-        where, enough = f"{run['samples']:,} samples: ", run["samples"] >= LONG
-        pace = run["last_tenth_per_s"] / run["first_tenth_per_s"]
-        resumed = [run["resume_s"]] if "resume_s" in run else []
-        rows += [
-            Row(where + "above the start", [run["over_start_mb"]], " MB", 0, OVER_START_MB, enough),
-            Row(where + "pace, last tenth to first", [pace], "x", 2, PACE, enough),
-            Row(where + "samples a second, last tenth", [run["last_tenth_per_s"]], "", 0),
-            Row(where + "peak memory", [run["peak_mb"]], " MB", 0),
-            Row(where + "CPU a call", [run["cpu_ms_per_call"]], " ms"),
-            Row(where + "in all", [run["seconds"]], " s", 0),
-            Row(where + "the finished run, resumed", resumed, " s", 1),
-        ]
+        n, pace = run["samples"], run["last_tenth_per_s"] / run["first_tenth_per_s"]
+        rows += rows_of([run | {"pace": pace}], MEMORY, f"{n:,} samples: ", n >= LONG)
     return rows
 
 
 def journal(figures: Figures) -> list[Row]:
     """The journal's rate beside plain SQLite's."""
-    from benchmarks.journal import NAMES
-
     return [Row(NAMES[way], each, "", 0) for way, each in figures["each"].items()]
 
 
 def novelty(figures: Figures) -> list[Row]:
     """The exact greedy ROUGE-L filter beside brute force, and as texts become more."""
     few, many = figures["filter"], figures.get("big")
-    ratio = few["cpu_s"] / figures["every_pair_cpu_s"]
     enough, grown = few["n"] >= 10_000, []
     if many:
         grown = [math.log(many["cpu_s"] / few["cpu_s"]) / math.log(many["n"] / few["n"])]
+    ratio = few["cpu_s"] / figures["every_pair_cpu_s"]
     rows = [
         Row("CPU to brute force", [ratio], "x", 2, BRUTE_FORCE, enough),
         Row("growth: CPU is as n to the power of", grown, "", 2, GROWTH, enough),
         Row("kept otherwise than by brute force", [int(not figures["exact"])], "", 0, NONE),
     ]
     for run in (few, *([many] if many else [])):
-        where = f"{run['n']:,} texts: "
-        rows += [
-            Row(where + "CPU", [run["cpu_s"]], " s"),
-            Row(where + "new ones", [run["kept"]], "", 0),
-            Row(where + "memory", [run["added_mb"]], " MB", 0),
-        ]
+        rows += rows_of([run], NOVELTY, f"{run['n']:,} texts: ")
     return rows
 
 
 def retrieval(figures: Figures) -> list[Row]:
     """The index of many references."""
-    enough = figures["n"] >= REFERENCES
-    own = [part["anonymous"] for part in figures["four_processes_mb"]]
-    return [
-        Row("search, p50", [figures["p50_ms"]], " ms", 1),
-        Row("search, p99", [figures["p99_ms"]], " ms", 1, SEARCH_MS, enough),
-        Row("recall@10 against exact search", [figures["recall"]], "", 3, RECALL, enough),
-        Row("opening it", [figures["open_s"]], " s", 2, OPEN_S, enough),
-        Row("building it, embedding apart", [figures["build_s"]], " s", 0),
-        Row("own memory of each of four processes", [max(own)], " MB", 0),
-    ]
+    own = max(part["anonymous"] for part in figures["four_processes_mb"])
+    return rows_of([{**figures, "own_mb": own}], RETRIEVAL, "", figures["n"] >= REFERENCES)
 
 
 PIPELINES = {
