@@ -13,8 +13,8 @@ import pytest
 
 from benchmarks import peers, prose, results, sections
 from benchmarks.authors import Sizes, authors, judged_once, per_row, total
+from benchmarks.cost_by_part import PARTS, part_of, profiled
 from benchmarks.cost_by_part import ROOT as PROFILED_ROOT
-from benchmarks.cost_by_part import part_of, profiled
 from benchmarks.journal import report
 from benchmarks.mock_endpoint import made
 from benchmarks.own_cost import ratios
@@ -467,6 +467,13 @@ def test_a_scripted_run_proposes_as_many_as_were_asked_for_and_some_alike():
 )
 def test_a_file_belongs_to_a_part(file, part):
     assert part_of(file) == part
+
+
+def test_every_module_that_a_part_names_is_there():
+    rooms = ("graph/", "nodes/", "memory/", "prompts/", "refloom/")
+    named = [one for prefixes in PARTS.values() for one in prefixes if one.startswith(rooms)]
+    assert len(named) > 20
+    assert [one for one in named if not [*ROOT.glob(f"{one}*")]] == []
 
 
 def test_a_profile_gives_the_time_to_who_spent_it():
