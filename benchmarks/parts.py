@@ -126,35 +126,6 @@ def beside_peers(args: argparse.Namespace, endpoint: Endpoint | None) -> Figures
     }
 
 
-def journal(args: argparse.Namespace, endpoint: Endpoint | None) -> Figures:
-    """The journal's own rate, see journal.py."""
-    quick = ("--quick",) if args.quick else ()
-    return last_line("journal.py", "--out", args.out / "journal", *quick)
-
-
-def calls(args: argparse.Namespace, endpoint: Endpoint | None) -> Figures:
-    """Calls and tokens a row, see calls.py."""
-    quick = ("--quick", "--drafts", "0.6") if args.quick else ()
-    return last_line("calls.py", "--json", *quick)
-
-
-def novelty(args: argparse.Namespace, endpoint: Endpoint | None) -> Figures:
-    """The novelty filter, on edited copies of the texts that were given, see novelty.py."""
-    numbers = ("--n", 1000, "--big", 0) if args.quick else ("--n", 10_000, "--big", 100_000)
-    real = ("--real", *args.texts) if args.texts else ()
-    return last_line("novelty.py", *numbers, "--rouge", 0, *real)
-
-
-def retrieval(args: argparse.Namespace, endpoint: Endpoint | None) -> Figures:
-    """The index of a million references, see retrieval.py; without texts, around the demo's."""
-    texts = args.texts or [ROOT / "refloom" / "resources" / "demo" / "references.jsonl"]
-    out = empty(args.out / "retrieval")
-    n = 3000 if args.quick else 1_000_000
-    said = last_line("retrieval.py", "--texts", *texts, "--n", n, "--out", out)
-    shutil.rmtree(out)
-    return said
-
-
 def memory(args: argparse.Namespace, endpoint: Endpoint | None) -> Figures:
     """How memory and pace change as a run grows, see flat_memory.py."""
     assert endpoint is not None
@@ -167,15 +138,29 @@ def memory(args: argparse.Namespace, endpoint: Endpoint | None) -> Figures:
     return {"runs": runs}
 
 
+def script(name: str, quick: str, full: str, texts: str = "") -> Part:
+    """A benchmark that is a process alone: its flags, in small and in full, and that for texts."""
+
+    def measure(args: argparse.Namespace, endpoint: Endpoint | None) -> Figures:
+        out = empty(args.out / Path(name).stem)
+        given = (texts, *args.texts) if texts and args.texts else ()
+        flags = (quick if args.quick else full).split()
+        return last_line(name, *(out if flag == "OUT" else flag for flag in flags), *given)
+
+    return measure
+
+
 PARTS: dict[str, Part] = {
     "start": start,
     "own_cost": own_cost,
     "real_run": real_run,
-    "journal": journal,
-    "calls": calls,
+    "journal": script("journal.py", "--out OUT --quick", "--out OUT"),
+    "calls": script("calls.py", "--json --quick --drafts 0.6", "--json"),
     "memory": memory,
-    "novelty": novelty,
-    "retrieval": retrieval,
+    "novelty": script(
+        "novelty.py", "--n 1000 --big 0 --rouge 0", "--n 10000 --big 100000 --rouge 0", "--real"
+    ),
+    "retrieval": script("retrieval.py", "--n 3000 --out OUT", "--n 1000000 --out OUT", "--texts"),
     "peers": beside_peers,
 }
 NEED_ENDPOINT = frozenset({"own_cost", "memory", "peers"})

@@ -148,7 +148,9 @@ def novelty(figures: Figures) -> list[Row]:
 def retrieval(figures: Figures) -> list[Row]:
     """The index of many references."""
     own = max(part["anonymous"] for part in figures["four_processes_mb"])
-    return rows_of([{**figures, "own_mb": own}], RETRIEVAL, "", figures["n"] >= REFERENCES)
+    n = figures["n"]
+    where = f"{n:,} references: "
+    return rows_of([{**figures, "own_mb": own}], RETRIEVAL, where, n >= REFERENCES)
 
 
 PIPELINES = {
