@@ -26,8 +26,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks import sections
 from benchmarks.authors import Sizes, authors, judged_once, per_row
-from benchmarks.calls_tables import tables
 from benchmarks.scripted import LETTERS_A_TOKEN, KnownModel, World, embed, make_references
 from nodes.criteria import RULES
 
@@ -189,7 +189,7 @@ def main() -> None:
             world = World(passes, seed=args.seed, **chances)
             qualities.append(compared(world, args, Path(folder) / str(passes)))
     if not args.json:
-        print(tables(qualities), end="\n\n")
+        print(sections.calls({"qualities": qualities}), end="\n\n")
     print(json.dumps({"per_reference": args.per_reference, "qualities": qualities}))
 
 

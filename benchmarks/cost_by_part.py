@@ -13,10 +13,12 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures.thread import _WorkItem
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 EVERY_S = 0.005
 ROOT = Path(__file__).resolve().parent.parent
@@ -80,13 +82,14 @@ def _part_of_stack(frame: FrameType | None) -> tuple[str, str]:
     return "other", "other"
 
 
-def _part_of_thread(thread: threading.Thread, frames: dict[int, FrameType]) -> tuple[str, str]:
-    """The part of another thread; of a pool's thread that is idle again, by the pool's name."""
-    part, line = _part_of_stack(frames.get(thread.ident or 0))
-    if part == "event loop":
-        pool = thread.name.rpartition("_")[0] or thread.name
-        return ("embedding" if pool == "embed" else "threads"), pool
-    return part, line
+def _work_of(call: Any) -> tuple[str, str]:
+    """The part that a call made on a pool's thread belongs to."""
+    while isinstance(call, partial):
+        # asyncio.to_thread calls the context's `run` with the function.
+        call = call.args[0] if call.args and callable(call.args[0]) else call.func
+    code = getattr(getattr(call, "__func__", call), "__code__", None)
+    file = code.co_filename if code else ""
+    return part_of(file) or "other", f"{Path(file).stem}.{getattr(call, '__name__', 'call')}"
 
 
 class Profile:
@@ -97,6 +100,8 @@ class Profile:
         self.by_function: Counter[tuple[str, str]] = Counter()
         self._used: dict[int, int] = {}
         self._own = 0
+        # What each pool's thread was last called for: it may be idle again when it is looked at.
+        self._work: dict[int, tuple[str, str]] = {}
 
     def _thread_times(self) -> dict[int, int]:
         """Nanoseconds of CPU time by thread."""
@@ -125,7 +130,9 @@ class Profile:
             if task == main:
                 where = _part_of_stack(frame)
             elif task in threads:
-                where = _part_of_thread(threads[task], frames)
+                where = _part_of_stack(frames.get(threads[task].ident or 0))
+                if where[0] == "event loop":
+                    where = self._work.get(task, where)
             self.by_part[where[0]] += spent
             self.by_function[where] += spent
         # They hold this one, which holds them: what they work on would live on until a collection.
@@ -149,9 +156,17 @@ def profiled() -> Iterator[Profile]:
     profile = Profile()
     profile._used = profile._thread_times()
     before = signal.signal(signal.SIGPROF, profile.sample)
+    run = _WorkItem.run
+
+    def noted(item: Any) -> None:
+        profile._work[threading.get_native_id()] = _work_of(item.fn)
+        run(item)
+
+    _WorkItem.run = noted
     signal.setitimer(signal.ITIMER_PROF, EVERY_S, EVERY_S)
     try:
         yield profile
     finally:
+        _WorkItem.run = run
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.signal(signal.SIGPROF, before)

@@ -24,7 +24,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.tabled import figure, median, spread, table
+from benchmarks.tables import median, spread, table
 
 WAITERS = (1, 64, 1000)
 # Where every row waits for the disk alone, more would take minutes and say nothing more.
@@ -128,21 +128,6 @@ NAMES = {
 }
 
 
-def rate_table(figures: dict) -> str:
-    """The rates and ratios as a table."""
-    head = ["way", "rows a second", "to one commit a row", "to one transaction"]
-    lines = [
-        [
-            NAMES[name],
-            spread(each, 0),
-            figure(figures["to_commit_a_row"][name]),
-            figure(figures["to_one_transaction"][name]),
-        ]
-        for name, each in figures["each"].items()
-    ]
-    return table(head, lines)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=20_000)
@@ -157,7 +142,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=args.out) as folder:
         figures = report(measured(rows, repeats, Path(folder)))
     if not args.json:
-        print(rate_table(figures), end="\n\n")
+        rates = ((NAMES[way], spread(each, 0)) for way, each in figures["each"].items())
+        print(table(["way", "rows a second"], rates), end="\n\n")
     print(json.dumps({"rows": rows, "repeats": repeats, **figures}))
 
 

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.scripted import drawn, words
-from benchmarks.tabled import table
+from benchmarks.tables import table
 from graph.builder import build_graph
 from memory.embed import Vectors
 from nodes.context import Context

@@ -96,12 +96,17 @@ def simple_answer(prompt: str, shape: dict[str, Any] | None) -> str:
     return orjson.dumps(made(shape, prompt)).decode() if shape else plain_response(prompt)
 
 
+def _text_of(content: str | list[dict[str, str]]) -> str:
+    """A message's text, which some clients send in parts."""
+    return content if isinstance(content, str) else "".join(part["text"] for part in content)
+
+
 Say = Callable[[str, dict[str, Any] | None], str]
 
 
 def completion(body: dict[str, Any], say: Say = simple_answer) -> bytes:
     """The chat completion that answers a request."""
-    prompt = "".join(message["content"] for message in body["messages"])
+    prompt = "".join(_text_of(message["content"]) for message in body["messages"])
     shape = body.get("response_format", {}).get("json_schema", {}).get("schema")
     text = say(prompt, shape)
     read, written = len(prompt) // 4, len(text) // 4

@@ -1,7 +1,7 @@
 """refloom's own cost a sample of three dependent calls, against an asyncio + aiohttp floor.
 
     python benchmarks/own_cost.py --endpoint http://127.0.0.1:8900/v1 --n 1000 --in-flight 64 \\
-        --out DIR [--json]
+        --out DIR [--json] [--profile]
 
 The endpoint should answer at once or after a fixed time and mind the shape it is asked for; the
 response is asked for as plain text. The
@@ -9,7 +9,8 @@ pipeline is the product's own, as a process: extract, generate, critique, each s
 not seen before, journal on; references are kept and the preflight is made before the clock starts.
 The floor makes the same three calls in the same order, in a process of its own, right before. The
 last line on stdout is JSON; OUT/own_cost.json has all that was measured, of both processes as a
-whole, too, with their start-up.
+whole, too, with their start-up. `--profile` makes the run once more, under a sampling profiler, and
+adds its CPU by part of the program.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ import asyncio
 import json
 import random
 import resource
+import shutil
 import subprocess
 import sys
 import time
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -144,11 +146,18 @@ async def make_preflight(args: argparse.Namespace) -> None:
             await preflight(calls, settings, endpoints.addresses, journal)
 
 
-async def pipeline(args: argparse.Namespace) -> dict[str, float]:
+async def pipeline(args: argparse.Namespace, profile: bool = False) -> dict[str, Any]:
     """One run of the product over references made before; the clock starts at its first seed."""
     run = measured_run(args)
-    begun, used = time.perf_counter(), time.process_time()
-    summary = await run.run()
+    with ExitStack() as stack:
+        if profile:
+            from benchmarks.cost_by_part import profiled
+
+            watched = stack.enter_context(profiled())
+        begun, used = time.perf_counter(), time.process_time()
+        summary = await run.run()
+    if profile:
+        return {"parts_ms": watched.table_ms(summary.totals["calls"]["paid"] - 1)}
     return {
         "wall_s": time.perf_counter() - begun,
         "cpu_s": time.process_time() - used,
@@ -159,7 +168,7 @@ async def pipeline(args: argparse.Namespace) -> dict[str, float]:
     }
 
 
-def part(name: str, args: argparse.Namespace) -> dict[str, float]:
+def part(name: str, args: argparse.Namespace) -> dict[str, Any]:
     """Run one part as a process of its own and read its last line."""
     command = [sys.executable, __file__, "--part", name, "--endpoint", args.endpoint]
     command += ["--n", str(args.n), "--in-flight", str(args.in_flight), "--out", str(args.out)]
@@ -192,11 +201,12 @@ def main() -> None:
     parser.add_argument("--in-flight", type=int, default=64)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--json", action="store_true", help="only the last line")
-    parser.add_argument("--part", choices=("floor", "pipeline"), help=argparse.SUPPRESS)
+    parser.add_argument("--profile", action="store_true", help="CPU by part of the program, too")
+    parser.add_argument("--part", choices=("floor", "pipeline", "profile"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    if args.part == "pipeline":
-        print(json.dumps(asyncio.run(pipeline(args))))
+    if args.part in ("pipeline", "profile"):
+        print(json.dumps(asyncio.run(pipeline(args, args.part == "profile"))))
         return
     references = make_references(args.n)
     if args.part == "floor":
@@ -212,8 +222,16 @@ def main() -> None:
     least, own = part("floor", args), part("pipeline", args)
     if not args.json:
         print(f"floor {least}\nrefloom {own}")
-    (args.out / "own_cost.json").write_text(json.dumps({"floor": least, "refloom": own}))
-    print(json.dumps(ratios(least, own)))
+    measured, shown = {"floor": least, "refloom": own}, ratios(least, own)
+    if args.profile:
+        shutil.rmtree(args.out / "run")
+        asyncio.run(make_preflight(args))
+        measured["profile"] = part("profile", args)
+        shown["parts_ms"] = measured["profile"]["parts_ms"]
+        for name, ms in () if args.json else shown["parts_ms"].items():
+            print(f"{name:16}{ms:8.3f} ms a call")
+    (args.out / "own_cost.json").write_text(json.dumps(measured))
+    print(json.dumps(shown))
 
 
 if __name__ == "__main__":

@@ -9,43 +9,42 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from benchmarks import peers
 from benchmarks.endpoints import Endpoint
-from benchmarks.tabled import median
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 SETTINGS = ("REFLOOM_", "OPENAI_", "JUDGE_")
 HEAVY = ("torch", "faiss", "langgraph")
 CELLS = ((64, 200), (256, 200), (64, 0), (256, 0))
-Part = Callable[[argparse.Namespace, Endpoint | None], dict[str, Any]]
+Figures = dict[str, Any]
+Part = Callable[[argparse.Namespace, Endpoint | None], Figures]
 
 
 class PartFailed(Exception):
     """A benchmark ended with an error; what it said is the message."""
 
 
-def last_line(script: str, *flags: object) -> dict[str, Any]:
+def last_line(script: str, *flags: object) -> Figures:
     """Run a benchmark and read the JSON on its last line."""
-    command = [sys.executable, str(HERE / script), *map(str, flags)]
-    done = run(command)
+    done = run([sys.executable, str(HERE / script), *map(str, flags)])
     try:
-        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        found: Figures = json.loads(done.stdout.splitlines()[-1])
     except (IndexError, ValueError) as error:
         raise PartFailed(f"{script}: the last line is no JSON: {done.stdout[-300:]}") from error
     return found
 
 
-def run(command: list[str], **more: Any) -> subprocess.CompletedProcess[str]:
+def run(command: list[str]) -> subprocess.CompletedProcess[str]:
     """Run a command to its end; the settings of whoever measures are not its own."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(SETTINGS)}
-    done = subprocess.run(command, cwd=ROOT, env=kept, text=True, capture_output=True, **more)
+    done = subprocess.run(command, cwd=ROOT, env=kept, text=True, capture_output=True, check=False)
     if done.returncode:
-        name = Path(command[1] if len(command) > 1 else command[0]).name
-        raise PartFailed(f"{name} ended with {done.returncode}: {done.stderr.strip()[-600:]}")
+        raise PartFailed(f"{command[1]} ended with {done.returncode}: {done.stderr.strip()[-600:]}")
     return done
 
 
@@ -56,80 +55,82 @@ def empty(folder: Path) -> Path:
     return folder
 
 
-def start(args: argparse.Namespace, endpoint: Endpoint | None) -> dict[str, Any]:
+def start(args: argparse.Namespace, endpoint: Endpoint | None) -> Figures:
     """How long `refloom --help` takes beside a Python that does nothing, and what is imported."""
-    bare, help_ = [], []
+    seconds: dict[str, list[float]] = {"bare_s": [], "help_s": []}
     for _ in range(3 if args.quick else 9):
-        bare.append(_seconds([sys.executable, "-c", "pass"]))
-        help_.append(_seconds([sys.executable, "-m", "refloom", "--help"]))
+        for name, flags in (("bare_s", ["-c", "pass"]), ("help_s", ["-m", "refloom", "--help"])):
+            begun = time.perf_counter()
+            run([sys.executable, *flags])
+            seconds[name].append(round(time.perf_counter() - begun, 4))
     code = f"import sys, refloom; print(*[m for m in {HEAVY} if m in sys.modules])"
-    loaded = run([sys.executable, "-c", code]).stdout.split()
-    return {"help_s": help_, "bare_s": bare, "loaded": loaded}
+    return {**seconds, "loaded": run([sys.executable, "-c", code]).stdout.split()}
 
 
-def _seconds(command: list[str]) -> float:
-    begun = time.perf_counter()
-    run(command)
-    return round(time.perf_counter() - begun, 4)
-
-
-def own_cost(args: argparse.Namespace, endpoint: Endpoint | None) -> dict[str, Any]:
+def own_cost_cells(
+    args: argparse.Namespace, endpoint: Endpoint, wanted: Iterable[tuple[int, int, int]]
+) -> list[Figures]:
     """The pipeline beside the floor: every cell once, and all of them again, as often as said.
 
-    A machine that changes its speed meanwhile so strikes every cell, and not one of them.
+    A cell is samples, calls in flight, latency in ms. A machine that changes its speed meanwhile so
+    strikes every cell, and not one of them.
     """
-    assert endpoint is not None
-    n, repeats = (60, 1) if args.quick else (1000, args.repeats)
-    cells: list[dict[str, Any]] = [
-        {"in_flight": k, "latency_ms": ms, "runs": []} for k, ms in CELLS
+    cells: list[Figures] = [
+        {"n": n, "in_flight": k, "latency_ms": ms, "runs": []} for n, k, ms in wanted
     ]
-    for _ in range(repeats):
+    for _ in range(1 if args.quick else args.repeats):
         for cell in cells:
             endpoint.reset(cell["latency_ms"])
             out = empty(args.out / "own_cost")
-            flags = ("--endpoint", endpoint.url, "--n", n, "--in-flight", cell["in_flight"])
-            said = last_line("own_cost.py", *flags, "--out", out, "--json")
+            flags = ("--n", cell["n"], "--in-flight", cell["in_flight"], "--out", out, "--json")
+            said = last_line("own_cost.py", "--endpoint", endpoint.url, *flags)
             whole = json.loads((out / "own_cost.json").read_text(encoding="utf-8"))
             cell["runs"].append(said | {"whole": whole})
-    shutil.rmtree(args.out / "own_cost")
-    return {"n": n, "cells": cells}
+    return cells
 
 
-def journal(args: argparse.Namespace, endpoint: Endpoint | None) -> dict[str, Any]:
-    """The journal's own rate, see journal.py."""
-    quick = ("--quick",) if args.quick else ()
-    return last_line("journal.py", "--out", args.out / "journal", *quick)
+def own_cost(args: argparse.Namespace, endpoint: Endpoint | None) -> Figures:
+    """The pipeline beside the floor, and its cost by part."""
+    assert endpoint is not None
+    n = 60 if args.quick else 1000
+    cells = own_cost_cells(args, endpoint, ((n, k, ms) for k, ms in CELLS))
+    endpoint.reset(0)
+    out = empty(args.out / "own_cost")
+    flags = ("--endpoint", endpoint.url, "--n", n, "--out", out, "--json", "--profile")
+    return {"n": n, "cells": cells, "parts_ms": last_line("own_cost.py", *flags)["parts_ms"]}
 
 
-def calls(args: argparse.Namespace, endpoint: Endpoint | None) -> dict[str, Any]:
-    """Calls and tokens a row, see calls.py."""
-    quick = ("--quick", "--drafts", "0.6") if args.quick else ()
-    return last_line("calls.py", "--json", *quick)
+def real_run(args: argparse.Namespace, endpoint: Endpoint | None) -> Figures:
+    """A run like a real one, see real_run.py; on texts that were given, as references."""
+    n, in_flight, latency_ms = (60 if args.quick else 1000), 64, 200
+    flags = ["--n", n, "--in-flight", in_flight, "--latency-ms", latency_ms, "--json"]
+    if args.texts:
+        flags += ["--references", args.texts[0]]
+    runs = [
+        last_line("real_run.py", *flags, "--out", empty(args.out / "real_run"))
+        for _ in range(1 if args.quick else args.repeats)
+    ]
+    about = {"n": n, "in_flight": in_flight, "latency_ms": latency_ms}
+    return {**about, "runs": runs, "parts_ms": runs[-1]["parts_ms"]}
 
 
-def novelty(args: argparse.Namespace, endpoint: Endpoint | None) -> dict[str, Any]:
-    """The novelty filter, on edited copies of the texts that were given, see novelty.py."""
-    numbers = ("--n", 1000, "--big", 0) if args.quick else ("--n", 10_000, "--big", 100_000)
-    real = ("--real", *args.texts) if args.texts else ()
-    return last_line("novelty.py", *numbers, "--rouge", 0, *real) | {"real": bool(args.texts)}
+def beside_peers(args: argparse.Namespace, endpoint: Endpoint | None) -> Figures:
+    """What was measured of other frameworks, and refloom in the same cells."""
+    assert endpoint is not None
+    rows = peers.read(args.peer_results)
+    found = peers.versions(args.peers) if args.peers else {}
+    return {
+        "rows": rows,
+        "versions": found,
+        "own": own_cost_cells(args, endpoint, peers.cells(rows)),
+    }
 
 
-def retrieval(args: argparse.Namespace, endpoint: Endpoint | None) -> dict[str, Any]:
-    """The index of a million references, see retrieval.py; without texts, around the demo's."""
-    texts = args.texts or [ROOT / "refloom" / "resources" / "demo" / "references.jsonl"]
-    out = empty(args.out / "retrieval")
-    n = 3000 if args.quick else 1_000_000
-    said = last_line("retrieval.py", "--texts", *texts, "--n", n, "--out", out)
-    shutil.rmtree(out)
-    return said
-
-
-def memory(args: argparse.Namespace, endpoint: Endpoint | None) -> dict[str, Any]:
+def memory(args: argparse.Namespace, endpoint: Endpoint | None) -> Figures:
     """How memory and pace change as a run grows, see flat_memory.py."""
     assert endpoint is not None
-    sizes = [200] if args.quick else [1000, 10_000, *([100_000] if args.largest else [])]
     runs = []
-    for n in sizes:
+    for n in [200] if args.quick else [1000, 10_000, *([100_000] if args.largest else [])]:
         endpoint.reset(0)
         out = empty(args.out / "memory")
         runs.append(last_line("flat_memory.py", "--endpoint", endpoint.url, "--n", n, "--out", out))
@@ -137,18 +138,29 @@ def memory(args: argparse.Namespace, endpoint: Endpoint | None) -> dict[str, Any
     return {"runs": runs}
 
 
+def script(name: str, quick: str, full: str, texts: str = "") -> Part:
+    """A benchmark that is a process alone: its flags, in small and in full, and that for texts."""
+
+    def measure(args: argparse.Namespace, endpoint: Endpoint | None) -> Figures:
+        out = empty(args.out / Path(name).stem)
+        given = (texts, *args.texts) if texts and args.texts else ()
+        flags = (quick if args.quick else full).split()
+        return last_line(name, *(out if flag == "OUT" else flag for flag in flags), *given)
+
+    return measure
+
+
 PARTS: dict[str, Part] = {
     "start": start,
     "own_cost": own_cost,
-    "journal": journal,
-    "calls": calls,
+    "real_run": real_run,
+    "journal": script("journal.py", "--out OUT --quick", "--out OUT"),
+    "calls": script("calls.py", "--json --quick --drafts 0.6", "--json"),
     "memory": memory,
-    "novelty": novelty,
-    "retrieval": retrieval,
+    "novelty": script(
+        "novelty.py", "--n 1000 --big 0 --rouge 0", "--n 10000 --big 100000 --rouge 0", "--real"
+    ),
+    "retrieval": script("retrieval.py", "--n 3000 --out OUT", "--n 1000000 --out OUT", "--texts"),
+    "peers": beside_peers,
 }
 NEED_ENDPOINT = frozenset({"own_cost", "memory", "peers"})
-
-
-def middle(runs: list[dict[str, Any]], key: str) -> float:
-    """The median of a figure over repeats."""
-    return median(run[key] for run in runs)

@@ -1,40 +1,33 @@
-"""Other frameworks under the same load: reading what `bench.py` measured of them, or running it.
+"""Other frameworks under the same load: what `bench.py` measured of them, beside refloom.
 
-The runners are no part of this project: `bench.py` with its folder of runners is named by
-`--peer-bench`, a folder of virtual environments made for it by `--peers`.
+Their runners are no part of this project. `--peer-results` names the lines that were written of
+them, `--peers` the folder with their virtual environments, which shows their versions. refloom is
+run in every cell that the lines name.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
-import subprocess
 import sys
-import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.endpoints import Endpoint
-
 FLOOR = "floor_aiohttp"
 NAMES = {
+    "refloom": "refloom",
     "langgraph": "LangGraph + ChatOpenAI",
     "distilabel": "distilabel",
-    "distilabel_task": "distilabel, with a task",
     "curator": "Curator",
     "datadesigner": "NeMo Data Designer",
     "sdghub": "SDG Hub",
     "sygra": "SyGra",
-    "deepfabric": "DeepFabric",
     "openai": "asyncio + the OpenAI client",
 }
 # What is installed for a framework, as its folder of metadata is named.
 PACKAGES = {"curator": "bespokelabs_curator", "datadesigner": "data_designer", "sdghub": "sdg_hub"}
 KEYS = ("name", "n", "conc", "latency_ms", "rc", "wall_s", "samples_s", "cpu_s", "calls", "lost")
 KEYS += ("peak_rss_mb", "peak_tree_pss_mb", "procs", "ratio_wall", "ratio_span", "other_cpus")
-CELLS = ((64, 200), (256, 200), (64, 0))
-LONGEST_S = 900
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -48,7 +41,7 @@ def read(path: Path) -> list[dict[str, Any]]:
                 row = json.loads(line)
             except ValueError as error:
                 sys.exit(f"{path.name}, line {number}: is no JSON: {error}")
-            if "ratio_wall" in row and row["name"] != FLOOR:
+            if "ratio_wall" in row and row["name"] in NAMES:
                 rows.append({key: row[key] for key in KEYS if key in row})
     return rows
 
@@ -61,6 +54,11 @@ def versions(folder: Path) -> dict[str, str]:
         for path in folder.glob(f"venvs/{name}/lib/python*/site-packages/{package}-*.dist-info"):
             by_name[name] = path.name.removesuffix(".dist-info").removeprefix(f"{package}-")
     return by_name
+
+
+def cells(rows: list[dict[str, Any]]) -> list[tuple[int, int, int]]:
+    """The cells that were measured: samples, calls in flight, latency in ms."""
+    return sorted({(row["n"], row["conc"], row["latency_ms"]) for row in rows})
 
 
 def best(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -77,20 +75,19 @@ def _disturbed(row: dict[str, Any]) -> tuple[bool, float]:
     return row["rc"] != 0, row.get("other_cpus", 0.0)
 
 
-def figures_of(row: dict[str, Any]) -> dict[str, float]:
+def figures_of(row: dict[str, Any]) -> dict[str, Any]:
     """One framework's run as it is shown: all of the process, start-up and children included."""
-    peak = row["peak_tree_pss_mb"] if row.get("procs", 1) > 1 else row["peak_rss_mb"]
     return {
         "wall": row["ratio_wall"],
         "span": row.get("ratio_span"),
         "cpu_ms": row["cpu_s"] / row["calls"] * 1000 if row["calls"] else None,
         "samples_per_s": row["samples_s"],
-        "peak_mb": peak,
+        "peak_mb": row["peak_tree_pss_mb"] if row.get("procs", 1) > 1 else row["peak_rss_mb"],
         "lost": row["lost"],
     }
 
 
-def own_figures(cell: dict[str, Any], n: int) -> dict[str, float]:
+def own_figures(cell: Mapping[str, Any]) -> dict[str, Any]:
     """refloom's own run of a cell, measured in the same way; of repeats the one of median wall."""
     runs = sorted(cell["runs"], key=lambda run: run["wall_ratio"])
     run = runs[(len(runs) - 1) // 2]
@@ -101,34 +98,15 @@ def own_figures(cell: dict[str, Any], n: int) -> dict[str, float]:
         "cpu_ms": own["process_cpu_s"] / own["calls"] * 1000,
         "samples_per_s": own["accepted"] / own["process_wall_s"],
         "peak_mb": own["peak_mb"],
-        "lost": n - own["accepted"],
+        "lost": cell["n"] - own["accepted"],
     }
 
 
-def measure(args: argparse.Namespace, endpoint: Endpoint) -> dict[str, Any]:
-    """Run every framework that has an environment, each right after the floor."""
-    venvs = {path.name for path in (args.peers / "venvs").iterdir() if path.is_dir()}
-    n = 60 if args.quick else 1000
-    with tempfile.TemporaryDirectory() as folder:
-        results = Path(folder) / "results.jsonl"
-        for conc, latency in CELLS[:1] if args.quick else CELLS:
-            for name in (name for name in NAMES if name in venvs):
-                flags = ["--pair", FLOOR, "--n", n, "--conc", conc, "--latency", latency]
-                flags += ["--results", results, "--timeout", LONGEST_S]
-                command = [sys.executable, args.peer_bench, name, *flags]
-                own = os.environ | {"PB": str(args.peers.resolve()), "MOCK": endpoint.root}
-                line = [*map(str, command)]
-                done = subprocess.run(line, env=own, stdout=sys.stderr, check=False)
-                if done.returncode:
-                    print(f"{name}: bench.py ended with {done.returncode}", file=sys.stderr)
-        return {"rows": read(results) if results.is_file() else []}
-
-
-def figures(args: argparse.Namespace, endpoint: Endpoint | None) -> dict[str, Any]:
-    """What was measured of them, now or before, and of which versions where that can be seen."""
-    if args.peer_results:
-        measured = {"rows": read(args.peer_results)}
-    else:
-        assert endpoint is not None
-        measured = measure(args, endpoint)
-    return measured | {"versions": versions(args.peers) if args.peers else {}}
+def lines(figures: Mapping[str, Any]) -> Iterator[tuple[tuple[str, int, int, int], dict[str, Any]]]:
+    """Everyone's figures by name, samples, calls in flight and latency."""
+    for row in best(figures["rows"]):
+        if row["name"] in NAMES:
+            yield (row["name"], row["n"], row["conc"], row["latency_ms"]), figures_of(row)
+    for cell in figures.get("own", []):
+        where = ("refloom", cell["n"], cell["in_flight"], cell["latency_ms"])
+        yield where, own_figures(cell)

@@ -1,27 +1,30 @@
 """Made-up prose of natural lengths: words as unequally common as in English (Zipf), lists, code.
 
-The commonest words are English ones, so that it passes for English; the rare ones are made up. The
-same seed gives the same text.
+The words are those of the demo's references, by how common they are there, and after them made-up
+ones. The same seed gives the same text.
 """
 
 from __future__ import annotations
 
+import json
 import random
+import re
+from collections import Counter
 from itertools import accumulate
+from pathlib import Path
 
-COMMON = """
-    the of and to a in is that for it as with be on by this are or from at which an not can but one
-    have if all when more you will has so we there their how what then each than do these its they
-    about into your may most any should some use only before after while between every other both
-    such first two where through because until again without under over need keep give find show
-    write explain compare list describe plan make change check
-""".split()  # noqa: SIM905
+ROOT = Path(__file__).resolve().parent.parent
+REFERENCES = ROOT / "refloom" / "resources" / "demo" / "references.jsonl"
 SYLLABLES = "ba cen di for gu har je kil lo mun na per ri sol tu van we xi yor zan".split()  # noqa: SIM905
-RARE = [a + b for a in SYLLABLES for b in SYLLABLES]
-RARE += [a + b + c for a in SYLLABLES for b in SYLLABLES for c in SYLLABLES]
+# By two and by three syllables.
+RARE = [a + b + c for a in ["", *SYLLABLES] for b in SYLLABLES for c in SYLLABLES]
+_ROWS = map(json.loads, REFERENCES.read_text("utf-8").splitlines())
+_TEXTS = (f"{row['instruction']} {row['response']}".lower() for row in _ROWS)
+_COUNTS = Counter(word for text in _TEXTS for word in re.findall(r"\b[a-z]{2,}\b", text))
+COMMON = [word for word, _ in _COUNTS.most_common()]
 WORDS = COMMON + RARE
-# The common ones make up somewhat over half of a text, as they do in English.
-_WEIGHTS = list(accumulate(1 / (rank + 1) for rank in range(len(WORDS))))
+# About one word in fourteen is made up.
+_WEIGHTS = list(accumulate((1 if i < len(COMMON) else 0.4) / (i + 1) for i in range(len(WORDS))))
 OPENINGS = ("Explain how", "Compare", "Write", "Describe why", "Plan", "List", "Show me how")
 
 

@@ -1,7 +1,7 @@
 """refloom's cost in a run like a real one, against an asyncio + aiohttp floor of as many calls.
 
-    python benchmarks/real_run.py [--n 1000] [--in-flight 64] [--latency-ms 200] [--no-profile] \\
-        [--references FILE] [--seeds FILE] --out DIR [--json]
+    python benchmarks/real_run.py [--n 1000] [--in-flight 64] [--latency-ms 200] \\
+        [--references FILE] [--seeds FILE] [--no-embeddings] --out DIR [--json]
 
 Texts of natural lengths, ten instructions a seed, three references a seed, trials, screening,
 near-duplicates, drafts that fail their first critique, journal on. `--references` and `--seeds`
@@ -11,7 +11,8 @@ Python one here (scripted_run.py), whose answers follow from the prompts.
 Three processes in turn: a run under a sampling profiler, which gives the cost by part and the sizes
 of all bodies; the floor, which sends and reads as many bodies of the same sizes; the run that is
 measured. In each the clock starts with everything imported, the index built, the preflight made and
-the embedding model loaded. The last line on stdout is JSON; OUT/real_run.json has all of it.
+the embedding model loaded; OUT/real_run.json has the whole processes, too, and the functions that
+most went to. The last line on stdout is JSON.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import prose
+from benchmarks import prose, scripted
 from benchmarks.cost_by_part import profiled
 from benchmarks.endpoints import started
 
@@ -71,9 +72,19 @@ def settings_of(args: argparse.Namespace, memory: Path) -> Any:
     )
 
 
+def embed_of(args: argparse.Namespace) -> Any:
+    """The embedding model, loaded; with --no-embeddings vectors that no model made."""
+    from memory.embed import Embedder
+
+    if args.no_embeddings:
+        return scripted.embed
+    embedder = Embedder()
+    embedder.encode(["Load the model."])
+    return embedder
+
+
 async def prepare(args: argparse.Namespace) -> None:
     """Embed the references and make the preflight, before any clock starts."""
-    from memory.embed import Embedder
     from memory.index import ReferenceIndex
     from memory.references import distinct
     from memory.store import write_references
@@ -82,7 +93,7 @@ async def prepare(args: argparse.Namespace) -> None:
     memory = args.out / "memory"
     settings = settings_of(args, memory)
     file = write_references(memory, distinct(read_references(args.references, settings)))
-    index = ReferenceIndex(file, Embedder(), memory, settings.embedding_model)
+    index = ReferenceIndex(file, embed_of(args), memory, settings.embedding_model)
     await index.search("any", 1)
 
 
@@ -90,7 +101,6 @@ async def pipeline(args: argparse.Namespace, profile: bool) -> dict[str, Any]:
     """One run of the product; its figures."""
     # Imported before the clock starts, as the rest of the program is.
     import graph.builder  # noqa: F401
-    from memory.embed import Embedder
     from refloom.data.read import read_references, read_seeds
     from refloom.runs.client import Endpoints, open_client
     from refloom.runs.cost import Prices
@@ -104,8 +114,7 @@ async def pipeline(args: argparse.Namespace, profile: bool) -> dict[str, Any]:
     # Each run studies its references anew; only their vectors are there.
     shutil.copytree(args.out / "memory", memory)
     settings = settings_of(args, memory)
-    embedder = Embedder()
-    embedder.encode(["Load the model."])
+    embed = embed_of(args)
     endpoints = Endpoints(settings)
     with closing(Journal(out)) as journal:
         spent = {"prior_cost": 0.0, "prior_tokens": 0}
@@ -113,7 +122,7 @@ async def pipeline(args: argparse.Namespace, profile: bool) -> dict[str, Any]:
             await preflight(calls, settings, endpoints.addresses, journal)
     references = read_references(args.references, settings)
     seeds = read_seeds(args.seeds, settings)
-    run = Run(settings, references, seeds, out, tools=Tools(embed=embedder))
+    run = Run(settings, references, seeds, out, tools=Tools(embed=embed))
     with ExitStack() as stack:
         watched = stack.enter_context(profiled()) if profile else None
         begun, used = time.perf_counter(), time.process_time()
@@ -171,10 +180,15 @@ def part(name: str, args: argparse.Namespace) -> dict[str, Any]:
     command = [sys.executable, __file__, "--part", name, "--endpoint", args.endpoint]
     command += ["--n", str(args.n), "--in-flight", str(args.in_flight), "--out", str(args.out)]
     command += ["--references", str(args.references), "--seeds", str(args.seeds)]
+    command += ["--no-embeddings"] if args.no_embeddings else []
+    begun, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"the {name} part failed:\n{done.stderr}")
-    return json.loads(done.stdout.splitlines()[-1])
+    wall, after = time.perf_counter() - begun, resource.getrusage(resource.RUSAGE_CHILDREN)
+    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    said: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return said | {"process_wall_s": wall, "process_cpu_s": used}
 
 
 def ratios(least: dict[str, float], own: dict[str, Any]) -> dict[str, Any]:
@@ -212,6 +226,9 @@ def main() -> None:
     parser.add_argument("--latency-ms", type=int, default=200)
     parser.add_argument("--references", type=Path, metavar="FILE")
     parser.add_argument("--seeds", type=Path, metavar="FILE")
+    parser.add_argument(
+        "--no-embeddings", action="store_true", help="vectors by chance: leaves out what they cost"
+    )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--json", action="store_true", help="only the last line")
     parser.add_argument("--endpoint", help=argparse.SUPPRESS)

@@ -1,10 +1,10 @@
 """The index of many references: how long it takes to build, what it needs, what it finds.
 
-    python benchmarks/retrieval.py --texts FILE .. [--n 1000000] --out DIR [--hnsw N]
+    python benchmarks/retrieval.py [--texts FILE ..] [--n 1000000] --out DIR [--hnsw N]
 
-Vectors are those of the instructions in FILE, each many times over with noise, so that they lie as
-real ones do and not evenly. `--hnsw N` builds a graph index (HNSW) of N of them beside it. The last
-line on stdout is JSON. Reads /proc, so: Linux.
+Vectors are those of the instructions in FILE (of the demo's references without it), each many times
+over with noise, so that they lie as real ones do and not evenly. `--hnsw N` builds a graph index
+(HNSW) of N of them beside it. The last line on stdout is JSON. Reads /proc, so: Linux.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
+ROOT = Path(__file__).resolve().parent.parent
+DEMO = ROOT / "refloom" / "resources" / "demo" / "references.jsonl"
 NOISE = 0.6
 QUERIES = 500
 PROCESSES = 4
@@ -163,7 +165,7 @@ def asked_by_processes(given: argparse.Namespace) -> tuple[dict, list[dict]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--texts", nargs="+", required=True)
+    parser.add_argument("--texts", nargs="+", default=[str(DEMO)])
     parser.add_argument("--n", type=int, default=1_000_000)
     parser.add_argument("--hnsw", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)

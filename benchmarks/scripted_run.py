@@ -50,6 +50,25 @@ INSTRUCTION_QUALITIES = """
     describes a situation with details
     calls for several steps that build on each other
 """.strip().splitlines()
+# Few references are good in just the same way.
+MANNERS = """
+    in the first paragraph already
+    wherever the reader could go wrong
+    before any detail is given
+    without being asked for it
+    and keeps to it until the end
+    so that the reader can check it
+    in words that need no training
+    once, and not again
+    for the case that was asked about
+    and for one that was not
+    even where it costs a few words more
+    at the place where it is needed
+    and says so openly
+    in the order in which it is done
+    with care for who is reading
+    as far as the question calls for it
+""".strip().splitlines()
 _HOW_MANY = re.compile(r"Asked for: (\d+)")
 _CRITERION = re.compile(r'<criterion(?:-\w+)? id="([^"]+)"')
 _NUMBERED = re.compile(r'<(instruction(?:-\w+)?) number="(\d+)">\n(.*?)\n</\1>', re.DOTALL)
@@ -102,7 +121,11 @@ class ScriptedRun:
             "subject_areas": [" ".join(prose.words(draw, 2)) for _ in range(2)],
             "relevant_skills": [" ".join(prose.words(draw, 3)) for _ in range(3)],
             "characteristics": [
-                {"text": text.strip(), "quote": quote(draw, response), "must": i < 2}
+                {
+                    "text": f"{text.strip()} {draw.choice(MANNERS).strip()}",
+                    "quote": quote(draw, response),
+                    "must": i < 2,
+                }
                 for i, text in enumerate(draw.sample(QUALITIES, 5))
             ],
         }

@@ -1,202 +1,277 @@
-"""The sections of RESULTS.md: one a part, its figures beside their bars, from the raw figures."""
+"""The sections of RESULTS.md as data: each part's figures as rows beside bars, or as tables."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from benchmarks import bars, peers
-from benchmarks.bars import beside
-from benchmarks.calls_tables import tables as call_tables
-from benchmarks.journal import rate_table
-from benchmarks.parts import middle
-from benchmarks.tabled import figure, median, spread, table
+from benchmarks import peers
+from benchmarks.journal import NAMES
+from benchmarks.tables import Bar, Row, figure, table
 
-Figures = dict[str, Any]
-BESIDE = ["bar", "reached"]
+Figures = Mapping[str, Any]
+# What a real run's samples and the memory of a long one are judged at, and the index's references.
+SAMPLES, LONG, REFERENCES = 1000, 100_000, 1_000_000
+SLOW_MS = 200
+WALL = {64: Bar(1.12), 256: Bar(1.8)}
+CPU, REAL_CPU, START, OVER_START_MB = Bar(5), Bar(8), Bar(12), Bar(300)
+NONE, BRUTE_FORCE, GROWTH, PACE = Bar(0), Bar(0.2), Bar(1.5), Bar(0.8, most=False)
+SEARCH_MS, RECALL, OPEN_S = Bar(10), Bar(0.95, most=False), Bar(1)
+
+# What a figure is, its key, its unit, digits after the point, and its bar.
+Spec = Sequence[tuple[str, str, str, int, Bar | None]]
+COSTS: Spec = (
+    ("CPU a call", "cpu_ms_per_call", " ms", 2, None),
+    ("CPU a call of the floor", "floor_cpu_ms_per_call", " ms", 2, None),
+    ("samples a second", "samples_per_s", "", 0, None),
+    ("peak memory", "peak_mb", " MB", 0, None),
+)
+MEMORY: Spec = (
+    ("above the start", "over_start_mb", " MB", 0, OVER_START_MB),
+    ("pace, last tenth to first", "pace", "x", 2, PACE),
+    ("samples a second, last tenth", "last_tenth_per_s", "", 0, None),
+    ("peak memory", "peak_mb", " MB", 0, None),
+    ("CPU a call", "cpu_ms_per_call", " ms", 2, None),
+    ("in all", "seconds", " s", 0, None),
+    ("the finished run, resumed", "resume_s", " s", 1, None),
+)
+NOVELTY: Spec = (
+    ("CPU", "cpu_s", " s", 2, None),
+    ("new ones", "kept", "", 0, None),
+    ("memory", "added_mb", " MB", 0, None),
+)
+RETRIEVAL: Spec = (
+    ("search, p50", "p50_ms", " ms", 1, None),
+    ("search, p99", "p99_ms", " ms", 1, SEARCH_MS),
+    ("recall@10 against exact search", "recall", "", 3, RECALL),
+    ("opening it", "open_s", " s", 2, OPEN_S),
+    ("building it, embedding apart", "build_s", " s", 0, None),
+    ("own memory of each of four processes", "own_mb", " MB", 0, None),
+)
 
 
-def own_cost(figures: Figures, everything: Figures) -> str:
+def rows_of(runs: Sequence[Figures], spec: Spec, where: str = "", enough: bool = True) -> list[Row]:
+    """A row for each figure that the repeats have."""
+    return [
+        Row(where + what, [run[key] for run in runs if key in run], unit, digits, bar, enough)
+        for what, key, unit, digits, bar in spec
+        if any(key in run for run in runs)
+    ]
+
+
+def by_part(figures: Figures) -> list[Row]:
+    """CPU a call by part of the program, from a profile."""
+    spent = figures.get("parts_ms", {})
+    return [Row(f"CPU a call: {name}", [ms], " ms", 3) for name, ms in spent.items()]
+
+
+def own_cost(figures: Figures) -> list[Row]:
     """Wall and CPU beside the floor of the same run."""
-    head = ["in flight", "endpoint", "wall to floor", *BESIDE, "CPU a call", *BESIDE]
-    head += ["CPU to floor", "samples/s", "peak MB"]
-    enough = figures["n"] >= 1000
-    lines = []
+    rows = []
     for cell in figures["cells"]:
-        runs, slow = cell["runs"], cell["latency_ms"] == bars.LATENCY_MS
-        wall, cpu = middle(runs, "wall_ratio"), middle(runs, "cpu_ms_per_call")
-        wall_bar = bars.WALL.get(cell["in_flight"]) if slow else None
-        to_floor = [r["whole"]["refloom"]["cpu_s"] / r["whole"]["floor"]["cpu_s"] for r in runs]
-        lines.append(
-            [
-                *(cell["in_flight"], f"{cell['latency_ms']} ms"),
-                *(spread([r["wall_ratio"] for r in runs]), *beside(wall, wall_bar, enough)),
-                f"{spread([r['cpu_ms_per_call'] for r in runs])} ms",
-                *beside(cpu, bars.CPU_MS_A_CALL if slow else None, enough),
-                *(figure(median(to_floor), 1), figure(middle(runs, "samples_per_s"), 0)),
-                figure(middle(runs, "peak_mb"), 0),
-            ]
+        whole = [run["whole"] for run in cell["runs"]]
+        to_floor = [{"cpu": w["refloom"]["cpu_s"] / w["floor"]["cpu_s"]} for w in whole]
+        runs = [run | more for run, more in zip(cell["runs"], to_floor, strict=True)]
+        slow = cell["latency_ms"] == SLOW_MS
+        wall = WALL[cell["in_flight"]] if slow else None
+        spec = (
+            ("wall to floor", "wall_ratio", "x", 2, wall),
+            ("CPU to floor", "cpu", "x", 1, CPU if slow else None),
+            *COSTS,
         )
-    repeats = len(figures["cells"][0]["runs"])
-    about = (
-        f"{figures['n']:,} samples of three dependent calls, journal on, and right before each run "
-        "the same calls by asyncio and aiohttp alone (the floor). "
-        + ("One run each." if repeats == 1 else f"Median of {repeats}, the least and the most.")
+        where = f"{cell['in_flight']} in flight, {cell['latency_ms']} ms: "
+        rows += rows_of(runs, spec, where, figures["n"] >= SAMPLES)
+    return rows + by_part(figures)
+
+
+def real_run(figures: Figures) -> list[Row]:
+    """A run like a real one beside as many calls alone."""
+    spec = (
+        ("CPU to floor", "cpu_ratio", "x", 1, REAL_CPU),
+        ("wall to floor", "wall_ratio", "x", 2, None),
+        *COSTS,
+        *((key, key, "", 0, None) for key in ("accepted", "rejected", "failed", "calls")),
     )
-    return f"{about}\n\n{table(head, lines)}"
+    where = f"{figures['in_flight']} in flight, {figures['latency_ms']} ms: "
+    stages = figures["runs"][0]["by_stage"].items()
+    return [
+        *rows_of(figures["runs"], spec, where, figures["n"] >= SAMPLES),
+        *(Row(f"calls: {stage}", [n], "", 0) for stage, n in stages),
+        *by_part(figures),
+    ]
 
 
-def start(figures: Figures, everything: Figures) -> str:
+def start(figures: Figures) -> list[Row]:
     """Start-up, beside a Python that does nothing."""
-    seconds, bare = median(figures["help_s"]), median(figures["bare_s"])
-    heavy = [name for name in ("torch", "faiss") if name in figures["loaded"]]
-    lines = [
-        ["`refloom --help`", f"{spread(figures['help_s'])} s", *beside(seconds, bars.HELP_S)],
-        ["the same to a Python that does nothing", f"{figure(seconds / bare, 1)}x", "–", "no bar"],
-        [
-            "`import refloom` loads",
-            " and ".join(heavy) or "neither",
-            "neither torch nor faiss",
-            "**no**" if heavy else "yes",
-        ],
+    pairs = zip(figures["help_s"], figures["bare_s"], strict=False)
+    heavy = [name for name in figures["loaded"] if name in ("torch", "faiss")]
+    return [
+        Row("`refloom --help` to `python -c pass`", [a / b for a, b in pairs], "x", 1, START),
+        Row("`refloom --help`", figures["help_s"], " s"),
+        Row("torch and faiss loaded by `import refloom`", [len(heavy)], "", 0, NONE),
     ]
-    return table(["what", "measured", *BESIDE], lines)
 
 
-def journal(figures: Figures, everything: Figures) -> str:
-    """The journal's rate beside plain SQLite's."""
-    about = (
-        f"Calls kept a second ({figures['rows']:,} replies of 2 kB, each waited for until it is on "
-        "disk), one writer, beside SQLite used plainly in the same run. No bar."
-    )
-    return f"{about}\n\n{rate_table(figures)}"
-
-
-def calls(figures: Figures, everything: Figures) -> str:
-    """What the loop adds and what it buys."""
-    world = figures["qualities"][0]["world"]
-    about = (
-        "refloom's own runs over a scripted model of which everything is known: a draft is good as "
-        f"often as the table says, a refinement mends a bad one with {world['mends']:.0%} and "
-        f"spoils a good one with {world['spoils']:.0%}, the judge errs in {world['errs']:.0%} of "
-        f"the responses, {world['plain']:.0%} of the bad ones break a rule. "
-        f"{figures['per_reference']} instructions a reference. The authors' pipeline is arithmetic "
-        "on the same texts: it refines every draft and exports every row. Lengths of texts are "
-        "assumed, so tokens say less than calls. First what the loop adds and buys. No bar."
-    )
-    return f"{about}\n\n{call_tables(figures['qualities'])}"
-
-
-def memory(figures: Figures, everything: Figures) -> str:
+def memory(figures: Figures) -> list[Row]:
     """Memory and pace as a run grows."""
-    head = ["samples", "seconds", "samples/s, first and last tenth", "CPU a call"]
-    head += ["MB before, at 1,000, peak", "MB above the start", *BESIDE, "kB a sample"]
-    lines = []
+    rows = []
     for run in figures["runs"]:
-        n, over = run["samples"], run["over_start_mb"]
-        later = n - 1000
-        lines.append(
-            [
-                *(figure(n, 0), figure(run["seconds"], 0)),
-                f"{figure(run['first_tenth_per_s'], 0)}, {figure(run['last_tenth_per_s'], 0)}",
-                f"{figure(run['cpu_ms_per_call'])} ms",
-                ", ".join(figure(run[key], 0) for key in ("before_mb", "start_mb", "peak_mb")),
-                *(figure(over, 0), *beside(over, bars.OVER_START_MB, n >= bars.OVER_START_AT)),
-                figure(over * 1024 / later if later > 0 else None, 1),
-            ]
-        )
-    about = (
-        "One run, 64 in flight, an endpoint that answers at once; the bar is for 100,000 samples. "
-        "The start is when 1,000 samples are done."
-    )
-    return f"{about}\n\n{table(head, lines)}"
+        n, pace = run["samples"], run["last_tenth_per_s"] / run["first_tenth_per_s"]
+        rows += rows_of([run | {"pace": pace}], MEMORY, f"{n:,} samples: ", n >= LONG)
+    return rows
 
 
-def novelty(figures: Figures, everything: Figures) -> str:
-    """The exact greedy ROUGE-L filter."""
-    lines = []
-    for run in (figures["filter"], *([figures["big"]] if "big" in figures else [])):
-        bar = bars.NOVELTY_S.get(run["n"])
-        kept = f"{run['kept']:,}"
-        spent = [f"{figure(run['cpu_s'])} s", *beside(run["cpu_s"], bar)]
-        lines.append([f"{run['n']:,}", kept, *spent, figure(run["added_mb"], 0)])
-    texts = "edited copies of real instructions" if figures["real"] else "made-up texts"
-    exact = "the same as" if figures["exact"] else "**not** the same as"
-    ratio = figures["every_pair_cpu_s"] / figures["filter"]["cpu_s"]
-    about = (
-        f"On {texts}, CPU time. What is kept of the first line's is {exact} what comparing every "
-        f"pair keeps, which took {figure(ratio, 1)} times as much in the same run."
-    )
-    return f"{about}\n\n{table(['texts', 'kept', 'CPU', *BESIDE, 'MB added'], lines)}"
+def journal(figures: Figures) -> list[Row]:
+    """The journal's rate beside plain SQLite's."""
+    return [Row(NAMES[way], each, "", 0) for way, each in figures["each"].items()]
 
 
-def retrieval(figures: Figures, everything: Figures) -> str:
+def novelty(figures: Figures) -> list[Row]:
+    """The exact greedy ROUGE-L filter beside brute force, and as texts become more."""
+    few, many = figures["filter"], figures.get("big")
+    enough, grown = few["n"] >= 10_000, []
+    if many:
+        grown = [math.log(many["cpu_s"] / few["cpu_s"]) / math.log(many["n"] / few["n"])]
+    ratio = few["cpu_s"] / figures["every_pair_cpu_s"]
+    rows = [
+        Row("CPU to brute force", [ratio], "x", 2, BRUTE_FORCE, enough),
+        Row("growth: CPU is as n to the power of", grown, "", 2, GROWTH, enough),
+        Row("kept otherwise than by brute force", [int(not figures["exact"])], "", 0, NONE),
+    ]
+    for run in (few, *([many] if many else [])):
+        rows += rows_of([run], NOVELTY, f"{run['n']:,} texts: ")
+    return rows
+
+
+def retrieval(figures: Figures) -> list[Row]:
     """The index of many references."""
-    enough = figures["n"] >= bars.RETRIEVAL_AT
-    p99, opened = figures["p99_ms"], figures["open_s"]
     own = max(part["anonymous"] for part in figures["four_processes_mb"])
-    lines = [
-        ["search, p50", f"{figure(figures['p50_ms'], 1)} ms", "–", "no bar"],
-        ["search, p99", f"{figure(p99, 1)} ms", *beside(p99, bars.SEARCH_MS, enough)],
-        [
-            "recall@10 against exact search",
-            figure(figures["recall"], 3),
-            *beside(figures["recall"], bars.RECALL, enough),
-        ],
-        ["opening it", f"{figure(opened)} s", *beside(opened, bars.OPEN_S, enough)],
-        ["building it, embedding apart", f"{figure(figures['build_s'], 0)} s", "–", "no bar"],
-        ["own memory of each of four processes", f"{figure(own, 0)} MB", "–", "no bar"],
-    ]
-    about = f"{figures['n']:,} references of 384 numbers, an index of kind `{figures['kind']}`."
-    return f"{about}\n\n{table(['what', 'measured', *BESIDE], lines)}"
+    n = figures["n"]
+    where = f"{n:,} references: "
+    return rows_of([{**figures, "own_mb": own}], RETRIEVAL, where, n >= REFERENCES)
 
 
-PEER_HEAD = ["what", "wall to floor", "calls' span to floor", "CPU a call", "samples/s"]
-PEER_HEAD += ["peak MB", "rows lost"]
+PIPELINES = {
+    "authors": "the authors' (arithmetic)",
+    "authors_judged": "the same, then a judge once",
+    "no_loop": "refloom, `feedback = none`",
+    "refloom": "refloom",
+}
+STAGES = ("feedback", "extract", "trial", "propose", "generate", "critique", "refine")
+CALLS_HEAD = ["drafts good", "pipeline", "rows of candidates", "truly good", "calls a row"]
+CALLS_HEAD += ["calls a good row", "tokens read a row", "written a row", *STAGES]
 
 
-def beside_peers(figures: Figures, everything: Figures) -> str:
+def calls(figures: Figures, *_: Figures) -> str:
+    """What a row costs and is worth by pipeline, and its calls by stage."""
+    lines = []
+    for one in figures["qualities"]:
+        for name, run in one["pipelines"].items():
+            by, stages = run["per_row"], run["stages"]
+            paid = [stages.get(stage, {}).get("calls") for stage in STAGES]
+            lines.append(
+                [
+                    *(f"{one['world']['passes']:.0%}", PIPELINES[name]),
+                    f"{run['rows']:,.0f} of {run['candidates']:,}",
+                    *(f"{by['good_share']:.1%}", figure(by["calls"]), figure(by["calls_a_good"])),
+                    *(figure(by["read"], 0), figure(by["written"], 0)),
+                    *(figure(n / run["rows"] if n else None) for n in paid),
+                ]
+            )
+    return table(CALLS_HEAD, lines)
+
+
+PEER_HEAD = ["what", "wall to floor", "calls' span to floor", "CPU a call", "CPU a call before"]
+PEER_HEAD += ["samples/s", "peak MB", "rows lost"]
+
+
+def beside_peers(figures: Figures, before: Figures) -> str:
     """Other frameworks and refloom, a table a cell."""
-    own = everything.get("own_cost", {}).get("figures", {})
-    mine = {(c["in_flight"], c["latency_ms"]): c for c in own.get("cells", [])}
-    cells: dict[tuple[int, int, int], list[tuple[str, Figures]]] = {}
-    for row in peers.best(figures["rows"]):
-        name = peers.NAMES.get(row["name"], row["name"])
-        version = figures.get("versions", {}).get(row["name"])
-        named = f"{name} ({version})" if version else name
-        cell = (row["n"], row["conc"], row["latency_ms"])
-        cells.setdefault(cell, []).append((named, peers.figures_of(row)))
-    parts = [
-        "Three dependent calls a sample. Each was run as a whole process, start-up included, right "
-        "after the floor of its own (asyncio and aiohttp); where it was run more than once, the "
-        "run with the least beside it. The span is from first call to last, without start-up."
-    ]
-    for (n, conc, latency), rows in sorted(cells.items(), key=lambda cell: (-cell[0][2], cell[0])):
-        if (conc, latency) in mine and own["n"] == n:
-            rows.append(("refloom", peers.own_figures(mine[conc, latency], n)))
-        parts.append(f"**{n:,} samples, {conc} in flight, {latency} ms**")
-        ordered = sorted(rows, key=lambda row: row[1]["wall"])
-        parts.append(table(PEER_HEAD, [_peer_line(name, one) for name, one in ordered]))
+    parts, earlier = [], {key: one for key, one in peers.lines(before)} if before else {}
+    by_cell: dict[tuple[int, int, int], list[tuple[str, Figures]]] = {}
+    for (name, *cell), one in peers.lines(figures):
+        by_cell.setdefault((*cell,), []).append((name, one))
+    for cell, rows in sorted(by_cell.items(), key=lambda one: (-one[0][2], one[0])):
+        parts.append("**{:,} samples, {} in flight, {} ms**".format(*cell))
+        lines = []
+        for name, one in sorted(rows, key=lambda row: row[1]["wall"]):
+            version = figures.get("versions", {}).get(name)
+            shown = peers.NAMES[name] + (f" ({version})" if version else "")
+            was = earlier.get((name, *cell), {}).get("cpu_ms")
+            lines.append(
+                [
+                    f"**{shown}**" if name == "refloom" else shown,
+                    *(figure(one["wall"]), figure(one["span"]), figure(one["cpu_ms"]), figure(was)),
+                    *(figure(one["samples_per_s"], 1), figure(one["peak_mb"], 0), one["lost"]),
+                ]
+            )
+        parts.append(table(PEER_HEAD, lines))
     return "\n\n".join(parts)
 
 
-def _peer_line(name: str, one: Figures) -> list[str]:
-    cpu = one["cpu_ms"]
-    return [
-        f"**{name}**" if name == "refloom" else name,
-        *(f"{figure(one['wall'])}x", "–" if one["span"] is None else f"{figure(one['span'])}x"),
-        "–" if cpu is None else f"{figure(cpu)} ms",
-        *(figure(one["samples_per_s"], 1), figure(one["peak_mb"], 0), str(one["lost"])),
-    ]
+@dataclass(frozen=True)
+class Section:
+    """A heading, what its figures are of, and the figures: rows beside bars, or tables."""
+
+    title: str
+    about: str
+    rows: Callable[[Figures], Sequence[Row]] | None = None
+    tables: Callable[[Figures, Figures], str] | None = None
 
 
-SECTIONS: dict[str, tuple[str, Callable[[Figures, Figures], str]]] = {
-    "own_cost": ("Own cost", own_cost),
-    "peers": ("Beside other frameworks", beside_peers),
-    "start": ("Start-up", start),
-    "memory": ("Memory of a run that grows", memory),
-    "journal": ("The journal", journal),
-    "calls": ("Calls and tokens a row", calls),
-    "novelty": ("Novelty", novelty),
-    "retrieval": ("Retrieval", retrieval),
+SECTIONS = {
+    "own_cost": Section(
+        "Own cost",
+        "Samples of three dependent calls, journal on, and right before each run the same calls by "
+        "asyncio and aiohttp alone (the floor). CPU by part is of a run of its own under a "
+        "sampling profiler, at 64 in flight and 0 ms.",
+        own_cost,
+    ),
+    "real_run": Section(
+        "A run like a real one",
+        "Texts of natural lengths, ten instructions a seed, three references a seed, trials, "
+        "screening, near-duplicates, drafts that fail their first critique, journal on; the floor "
+        "makes as many calls with bodies of the same sizes. CPU by part is of a run of its own "
+        "under a sampling profiler, at 0 ms.",
+        real_run,
+    ),
+    "peers": Section(
+        "Beside other frameworks",
+        "Three dependent calls a sample. Each was run as a whole process, start-up included, right "
+        "after the floor of its own; where it was run more than once, the run with the least "
+        "beside it, of refloom the one of median wall time. Ratios are times the floor's, CPU is "
+        "in ms. The span is from first call to last, without start-up.",
+        tables=beside_peers,
+    ),
+    "start": Section("Start-up", "Seconds of a whole process.", start),
+    "memory": Section(
+        "Memory of a run that grows",
+        "One run each, 64 in flight, an endpoint that answers at once. The start is when 1,000 "
+        "samples are done; the bars are for 100,000.",
+        memory,
+    ),
+    "journal": Section(
+        "The journal",
+        "Replies of 2 kB kept a second, each waited for until it is on disk, one writer, beside "
+        "SQLite used plainly in the same run.",
+        journal,
+    ),
+    "calls": Section(
+        "Calls and tokens a row",
+        "refloom's own runs over a scripted model of which everything is known: how often a draft "
+        "is good, a refinement mends a bad one, the judge errs (`calls.py --help`). The authors' "
+        "pipeline is arithmetic on the same texts: it refines every draft and exports every row. "
+        "Lengths of texts are assumed, so tokens say less than calls. The last columns are calls a "
+        "row by stage.",
+        tables=calls,
+    ),
+    "novelty": Section(
+        "Novelty",
+        "Edited copies of instructions, CPU time; brute force is every pair's LCS by rapidfuzz in "
+        "the same run.",
+        novelty,
+    ),
+    "retrieval": Section("Retrieval", "Vectors of 384 numbers.", retrieval),
 }

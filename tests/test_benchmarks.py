@@ -11,14 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import bars, peers, plot, results, sections
+from benchmarks import peers, prose, results, sections
 from benchmarks.authors import Sizes, authors, judged_once, per_row, total
-from benchmarks.bars import Bar, beside, judged
+from benchmarks.cost_by_part import PARTS, part_of, profiled
+from benchmarks.cost_by_part import ROOT as PROFILED_ROOT
 from benchmarks.journal import report
 from benchmarks.mock_endpoint import made
 from benchmarks.own_cost import ratios
 from benchmarks.scripted import KnownModel, World, make_references, tagged
-from benchmarks.tabled import figure, median, spread, table
+from benchmarks.scripted_run import ScriptedRun
+from benchmarks.tables import Bar, Row, beside_bars, figure, median, spread, table
 from nodes.context import Context
 from nodes.criteria import RuleInput, answers_instruction
 from nodes.critique import apply_rules
@@ -84,22 +86,30 @@ def test_what_was_not_measured_is_a_dash():
 
 
 @pytest.mark.parametrize(
-    ("value", "bar", "said"),
+    ("values", "bar", "said"),
     [
-        (1.15, Bar(1.15), "yes"),
-        (1.151, Bar(1.15), "**no**"),
-        (0.95, Bar(0.95, most=False), "yes"),
-        (0.949, Bar(0.95, most=False), "**no**"),
-        (None, Bar(1), "not measured"),
-        (5, None, "no bar"),
+        ([1.15], Bar(1.15), "yes"),
+        ([1.151], Bar(1.15), "**no**"),
+        ([0.95], Bar(0.95, most=False), "yes"),
+        ([0.949], Bar(0.95, most=False), "**no**"),
+        ([1.1, 1.2, 9], Bar(1.2), "yes"),
+        ([], Bar(1), "not measured"),
+        ([5], None, "–"),
     ],
 )
-def test_a_figure_is_judged_by_its_bar(value, bar, said):
-    assert judged(value, bar) == said
+def test_the_median_is_judged_by_the_bar(values, bar, said):
+    assert Row("it", values, bar=bar).judged() == said
 
 
 def test_small_numbers_reach_no_bar():
-    assert beside(0.1, Bar(1.15, "x"), False) == ["at most 1.15x", "too few to say"]
+    assert Row("it", [0.1], bar=Bar(1.15), enough=False).judged() == "too few to say"
+
+
+def test_a_figure_stands_beside_its_bar_and_what_was_measured_before():
+    row = Row("wall", [1.1, 1.2, 9], "x", bar=Bar(1.15))
+    said = beside_bars([row], {"wall": Row("wall", [3, 2, 4])})
+    line = "| wall | 1.20 (1.10 to 9.00)x | at most 1.15x | **no** | 3.00 |"
+    assert said.splitlines()[-1] == line
 
 
 # The authors' pipeline
@@ -230,24 +240,25 @@ def test_the_journal_is_compared_with_both_plain_ways():
 # Sections
 
 
-def test_own_cost_is_judged_by_the_median_of_its_repeats():
-    runs = [run_of(1.1), run_of(1.2), run_of(9)]
-    said = sections.own_cost({"n": 1000, "cells": [cell_of(64, 200, *runs)]}, {})
-    line = said.splitlines()[-1]
-    assert "| 1.20 (1.10 to 9.00) | at most 1.15x | **no** |" in line
-    assert "| at most 1.2 ms | yes |" in line
-
-
 def test_an_endpoint_that_answers_at_once_has_no_bar():
-    said = sections.own_cost({"n": 1000, "cells": [cell_of(64, 0, run_of(5))]}, {})
-    assert said.splitlines()[-1].count("no bar") == 2
+    cells = [cell_of(64, 0, run_of(5)), cell_of(64, 200, run_of(1.1))]
+    rows = sections.own_cost({"n": 1000, "cells": cells})
+    assert {row.what for row in rows if row.bar} == {
+        "64 in flight, 200 ms: wall to floor",
+        "64 in flight, 200 ms: CPU to floor",
+    }
+
+
+def test_cost_by_part_is_a_figure_a_part():
+    figures = {"n": 1000, "cells": [], "parts_ms": {"graph": 0.25}}
+    (row,) = sections.own_cost(figures)
+    assert (row.what, row.values) == ("CPU a call: graph", [0.25])
 
 
 @pytest.mark.parametrize(("loaded", "said"), [([], "yes"), (["torch"], "**no**")])
-def test_a_heavy_import_is_named(loaded, said):
-    *_, last = sections.start(START | {"loaded": loaded}, {}).splitlines()
-    assert last.endswith(f"| {said} |")
-    assert f"| {loaded[0] if loaded else 'neither'} |" in last
+def test_a_heavy_import_is_judged(loaded, said):
+    *_, last = sections.start(START | {"loaded": loaded})
+    assert last.judged() == said
 
 
 @pytest.mark.parametrize(("samples", "said"), [(10_000, "too few to say"), (100_000, "yes")])
@@ -255,7 +266,16 @@ def test_memory_is_judged_at_100_000_samples_only(samples, said):
     run = {"samples": samples, "over_start_mb": 299.0, "seconds": 9, "cpu_ms_per_call": 1}
     run |= dict.fromkeys(("first_tenth_per_s", "last_tenth_per_s"), 100)
     run |= dict.fromkeys(("before_mb", "start_mb", "peak_mb"), 300)
-    assert f"| {said} |" in sections.memory({"runs": [run]}, {})
+    assert [r.judged() for r in sections.memory({"runs": [run]}) if r.bar] == [said, said]
+
+
+def test_novelty_is_judged_by_its_ratio_and_its_growth():
+    few, many = {"n": 10_000, "cpu_s": 1.0}, {"n": 100_000, "cpu_s": 40.0}
+    figures = {"filter": few, "big": many, "every_pair_cpu_s": 6.0, "exact": True}
+    for one in (few, many):
+        one |= {"kept": 1, "added_mb": 1}
+    judged = [row.judged() for row in sections.novelty(figures)][:3]
+    assert judged == ["yes", "**no**", "yes"]
 
 
 # Peers
@@ -301,37 +321,42 @@ def test_versions_are_those_installed(tmp_path):
 
 
 def test_refloom_stands_beside_its_peers_with_its_start_up():
-    own = {"n": 1000, "cells": [cell_of(64, 200, run_of(1.1, accepted=999))]}
-    everything = kept(own_cost=own, peers={"rows": [peer("langgraph")]})
-    said = sections.beside_peers(everything["peers"]["figures"], everything)
+    own = cell_of(64, 200, run_of(1.1, accepted=999)) | {"n": 1000}
+    before = {"rows": [peer("langgraph", cpu_s=60.0)]}
+    said = sections.beside_peers({"rows": [peer("langgraph")], "own": [own]}, before)
     first, second = said.splitlines()[-2:]
-    assert first == "| **refloom** | 1.36x | 1.10x | 2.00 ms | 66.6 | 200 | 1 |"
-    assert second == "| LangGraph + ChatOpenAI | 4.00x | 3.50x | 14.00 ms | 25.0 | 100 | 0 |"
+    assert first == "| **refloom** | 1.36 | 1.10 | 2.00 | – | 66.6 | 200 | 1 |"
+    assert second == "| LangGraph + ChatOpenAI | 4.00 | 3.50 | 14.00 | 20.00 | 25.0 | 100 | 0 |"
+
+
+def test_every_cell_of_the_peers_has_a_table():
+    rows = [peer("curator", n=n, conc=conc) for n in (1000, 5000) for conc in (64, 256)]
+    assert peers.cells(rows) == [(n, c, 200) for n in (1000, 5000) for c in (64, 256)]
+    assert sections.beside_peers({"rows": rows}, {}).count("**") == 8
 
 
 # results.json and RESULTS.md
 
 
-def test_no_file_holds_no_figures(tmp_path):
-    assert results.load(tmp_path / "results.json") == {}
+def test_no_text_holds_no_figures():
+    assert results.load("") == {}
 
 
 @pytest.mark.parametrize("text", ["{", "[]"])
-def test_a_damaged_file_of_figures_is_refused(tmp_path, text):
-    (tmp_path / "results.json").write_text(text)
+def test_damaged_figures_are_refused(text):
     with pytest.raises(SystemExit, match=r"results\.json"):
-        results.load(tmp_path / "results.json")
+        results.load(text)
 
 
 def test_a_part_run_alone_changes_its_own_section(tmp_path):
-    given = argparse.Namespace(results=tmp_path / "r.json", table=tmp_path / "R.md")
+    given = argparse.Namespace(results=tmp_path / "r.json", table=tmp_path / "R.md", quick=True)
     given.table.write_text(f"# Mine\n\n{results.BEGIN}\nold\n{results.END}\n\nBelow.\n")
     own = {"n": 1000, "cells": [cell_of(64, 200, run_of(1.1))]}
     results.keep("own_cost", results.entry(own, False, "python"), given)
     before = given.table.read_text()
     results.keep("start", results.entry(START, True, None), given)
     after = given.table.read_text()
-    assert set(results.load(given.results)) == {"own_cost", "start"}
+    assert set(results.load(given.results.read_text())) == {"own_cost", "start"}
     assert after.startswith("# Mine\n") and after.endswith(f"{results.END}\n\nBelow.\n")
     section = before.split("## Own cost")[1].split(results.END)[0].strip()
     assert section in after and "old" not in after
@@ -340,22 +365,27 @@ def test_a_part_run_alone_changes_its_own_section(tmp_path):
 
 
 def test_figures_of_another_version_cost_their_own_section_only():
-    said = results.written("", kept(own_cost={"n": 1000}, start=START))
+    said = results.written("", kept(own_cost={"n": 1000}, start=START), {})
     assert results.OLDER in said.split("## Start-up")[0]
     assert "`refloom --help`" in said.split("## Start-up")[1]
 
 
+def test_figures_of_before_that_cannot_be_read_are_dashes():
+    said = results.written("", kept(start=START), {"start": {"figures": {"older": 1}}})
+    assert said.count("| – |\n") == 3
+
+
 def test_a_new_table_has_a_heading():
-    assert results.written("", kept(start=START)).startswith("# Results\n")
+    assert results.written("", kept(start=START), {}).startswith("# Results\n")
 
 
 def test_a_table_without_a_place_for_figures_gets_one_at_its_end():
-    said = results.written("# Mine\n", kept(start=START))
+    said = results.written("# Mine\n", kept(start=START), {})
     assert said.startswith(f"# Mine\n\n{results.BEGIN}\n")
 
 
 def asked(**more) -> argparse.Namespace:
-    plain = {"only": None, "peers": None, "peer_results": None, "peer_bench": None}
+    plain = {"only": None, "peers": None, "peer_results": None}
     return argparse.Namespace(**plain | more)
 
 
@@ -369,8 +399,7 @@ def test_parts_come_in_the_order_of_the_suite():
     ("more", "said"),
     [
         ({"only": "call"}, "there is no call"),
-        ({"only": "peers"}, "name them"),
-        ({"peers": Path("x")}, "--peer-bench"),
+        ({"only": "peers"}, "--peer-results"),
     ],
 )
 def test_what_cannot_be_run_is_refused(more, said):
@@ -386,25 +415,77 @@ def test_the_machine_is_described_without_its_name():
     assert platform.node() not in json.dumps(said)
 
 
-# The drawing
+# A run like a real one
 
 
-def test_the_drawing_is_small_and_names_no_place(tmp_path):
-    own = {"n": 1000, "cells": [cell_of(64, 200, run_of(1.1))]}
-    rows = plot.bars_of(kept(own_cost=own, peers={"rows": [peer("langgraph")]}))
-    assert [name for name, _ in rows] == ["LangGraph + ChatOpenAI", "refloom"]
-    first, again = tmp_path / "a.svg", tmp_path / "b.svg"
-    for path in (first, again):
-        plot.draw(rows, 1000, path)
-    assert first.read_bytes() == again.read_bytes()
-    text = first.read_text()
-    assert len(text) < 60_000
-    assert str(ROOT) not in text and str(tmp_path) not in text
+def test_made_up_prose_has_natural_lengths():
+    pairs = prose.make_pairs(50)
+    assert len({pair["instruction"] for pair in pairs}) == 50
+    for pair in pairs:
+        assert 10 <= len(pair["instruction"].split()) <= 60
+        assert 80 <= len(pair["response"].split()) <= 520
+    assert any("```" in pair["response"] for pair in pairs)
+    assert prose.make_pairs(2) == pairs[:2]
 
 
-def test_there_is_no_drawing_without_figures_of_ones_own():
-    with pytest.raises(SystemExit, match="own_cost"):
-        plot.bars_of(kept(peers={"rows": [peer("langgraph")]}))
+def shape_of(name: str, **more) -> dict:
+    return {"properties": {name: {}, **more}}
+
+
+def test_a_scripted_run_knows_a_reference_from_its_spoiled_forms():
+    say = ScriptedRun()
+    pair = "<instruction>\nWhy?\n</instruction>\n<response>\n{}\n</response>"
+    say(pair.format("So it is."), shape_of("characteristics"))
+
+    def verdict(response: str) -> str:
+        prompt = '<criterion id="a">\nIt is.\n</criterion>\n' + pair.format(response)
+        (found,) = json.loads(say(prompt, shape_of("verdicts")))["verdicts"]
+        return found["verdict"]
+
+    assert [verdict("So it is."), verdict("So is it.")] == ["pass", "fail"]
+
+
+def test_a_scripted_run_proposes_as_many_as_were_asked_for_and_some_alike():
+    prompt = "Asked for: 50 instructions, each new."
+    said = json.loads(ScriptedRun()(prompt, shape_of("instructions")))["instructions"]
+    assert len(said) == 50
+    beginnings = [" ".join(text.split()[6:10]) for text in said]
+    assert len(set(beginnings)) < 50
+
+
+@pytest.mark.parametrize(
+    ("file", "part"),
+    [
+        (f"{PROFILED_ROOT}/memory/novelty.py", "novelty"),
+        (f"{PROFILED_ROOT}/nodes/llm/endpoint.py", "http"),
+        (f"{PROFILED_ROOT}/nodes/begin.py", "nodes"),
+        ("/any/lib/python3.11/site-packages/langgraph/pregel/main.py", "graph"),
+        ("/any/lib/python3.11/site-packages/pydantic/main.py", None),
+        ("/any/lib/python3.11/asyncio/events.py", "event loop"),
+        ("<string>", None),
+    ],
+)
+def test_a_file_belongs_to_a_part(file, part):
+    assert part_of(file) == part
+
+
+def test_every_module_that_a_part_names_is_there():
+    rooms = ("graph/", "nodes/", "memory/", "prompts/", "refloom/")
+    named = [one for prefixes in PARTS.values() for one in prefixes if one.startswith(rooms)]
+    assert len(named) > 20
+    assert [one for one in named if not [*ROOT.glob(f"{one}*")]] == []
+
+
+def test_a_profile_gives_the_time_to_who_spent_it():
+    import time
+
+    with profiled() as profile:
+        begun = time.process_time()
+        while time.process_time() - begun < 0.3:
+            prose.make_pairs(2)
+    spent = profile.table_ms(1)
+    assert sum(spent.values()) > 150
+    assert max(spent, key=spent.__getitem__) == "other"
 
 
 # A part as a process
@@ -449,9 +530,24 @@ def test_the_program_that_others_measure_with_gives_its_figures(tmp_path):
     assert written["floor"]["cpu_s"] > 0 < written["refloom"]["cpu_s"]
 
 
+def test_a_run_like_a_real_one_does_all_of_it(tmp_path):
+    command = [sys.executable, "benchmarks/real_run.py", "--n", "20", "--latency-ms", "0", "--json"]
+    command += ["--no-embeddings", "--out", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout.splitlines()[-1])
+    stages = {"extract", "propose", "screen", "generate", "critique", "refine"}
+    assert stages <= said["by_stage"].keys()
+    assert said["accepted"] > 10 and said["failed"] == 0
+    assert said["parts_ms"]["graph"] > 0 < said["cpu_ratio"]
+    lines = (tmp_path / "floor.jsonl").read_text().splitlines()
+    assert len(lines) == pytest.approx(said["calls"], rel=0.05)
+
+
 def test_the_bars_are_those_of_the_design():
-    assert {k: bar.limit for k, bar in bars.WALL.items()} == {64: 1.15, 256: 1.6}
-    assert {k: bar.limit for k, bar in bars.NOVELTY_S.items()} == {10_000: 1, 100_000: 30}
+    assert {k: bar.limit for k, bar in sections.WALL.items()} == {64: 1.12, 256: 1.8}
+    one_core = (sections.CPU, sections.REAL_CPU, sections.START, sections.GROWTH)
+    assert [bar.limit for bar in one_core] == [5, 8, 12, 1.5]
 
 
 def test_files_of_the_repository_that_benchmarks_name_are_there():
