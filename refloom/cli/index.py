@@ -24,7 +24,7 @@ from refloom.settings import load_settings
 
 def add_commands(add: Any) -> None:
     """Add the commands of this module to the parser."""
-    parser = add("dedup", help="write a file without its near-duplicates")
+    parser = add("dedup")
     parser.add_argument("file", metavar="FILE", help="rows of any shape that `run` reads")
     parser.add_argument("out", metavar="OUT", type=Path, help="a .jsonl or .parquet file")
     parser.add_argument(
@@ -40,7 +40,7 @@ def add_commands(add: Any) -> None:
     add_json(parser)
     parser.set_defaults(command=dedup)
 
-    parser = add("index", help="build or search an index of references")
+    parser = add("index")
     add_index = parser.add_subparsers(metavar="", required=True).add_parser
     build = add_index("build", help="embed references and store them as an index")
     build.add_argument("file", metavar="FILE")
@@ -61,7 +61,7 @@ def add_commands(add: Any) -> None:
         command.add_argument("--embedding-model", default=DEFAULT_MODEL)
         add_json(command)
 
-    parser = add("model", help="the embedded model")
+    parser = add("model")
     pull = parser.add_subparsers(metavar="", required=True).add_parser(
         "pull", help="download its weights (1.1 GB) into the cache"
     )
