@@ -548,6 +548,71 @@ async def test_many_references_are_added_to_without_embedding_the_old_ones(tmp_p
     assert embed.texts == []
 
 
+class Breaking(Counting):
+    """A `Counting` that fails after some calls, as a process that is killed would end."""
+
+    def __init__(self, after: int) -> None:
+        super().__init__()
+        self.after = after
+
+    async def __call__(self, texts):
+        if self.calls == self.after:
+            raise InterruptedError
+        return await super().__call__(texts)
+
+
+async def test_embedding_goes_on_where_it_was_cut_off(tmp_path, monkeypatch):
+    monkeypatch.setattr(faiss_vectors, "TEXTS_PER_BATCH", 10)
+    whole, first, second = Counting(), Breaking(after=3), Counting()
+    undisturbed = opened(references(65), tmp_path / "whole", embed=whole)
+    await undisturbed.build()
+    with pytest.raises(InterruptedError):
+        await opened(references(65), tmp_path / "cut", embed=first).build()
+    # What a kill left of a record is written over.
+    with (tmp_path / "cut" / "vectors.spare").open("ab") as file:
+        file.write(b"half a record")
+    index = opened(references(65), tmp_path / "cut", embed=second)
+    await index.build()
+    assert len(first.texts) == 30
+    assert first.texts + second.texts == whole.texts
+    assert not (tmp_path / "cut" / "vectors.spare").exists()
+    for r in references(65):
+        near = await found_ids(index, r["instruction"] + "!", 3)
+        assert near == await found_ids(undisturbed, r["instruction"] + "!", 3)
+
+
+async def test_a_cut_off_embedding_by_another_model_is_not_used(tmp_path, monkeypatch):
+    monkeypatch.setattr(faiss_vectors, "TEXTS_PER_BATCH", 10)
+    with pytest.raises(InterruptedError):
+        await opened(references(25), tmp_path, embed=Breaking(after=2)).build()
+    embed = Counting()
+    await opened(references(25), tmp_path, "another", embed=embed).build()
+    assert len(embed.texts) == 25
+
+
+@pytest.mark.parametrize(
+    "damage", [b"", b"{", b"[]\n", b'{"embedding_model": "m"}\n', b"\x00" * 50]
+)
+async def test_a_damaged_file_of_spare_vectors_counts_as_empty(tmp_path, damage):
+    (tmp_path / "vectors.spare").write_bytes(damage)
+    embed = Counting()
+    await opened(references(5), tmp_path, embed=embed).build()
+    assert len(embed.texts) == 5
+
+
+async def test_no_text_is_embedded_twice_for_a_directory_that_runs_share(tmp_path):
+    embed = Counting()
+    first, second = references(30, "a"), references(20, "b")
+    for given_ in (first, second, first + second[:5], second, first):
+        index = opened(given_, tmp_path, embed=embed)
+        await index.build()
+    assert embed.texts == [r["instruction"] for r in first + second]
+    fresh = opened(first, tmp_path / "fresh")
+    for r in first:
+        text = r["instruction"] + "!"
+        assert await found_ids(index, text, 3) == await found_ids(fresh, text, 3)
+
+
 async def test_progress_is_told_while_references_are_embedded(tmp_path):
     told: list[tuple[int, int]] = []
     index = ReferenceIndex(

@@ -149,7 +149,11 @@ def _one_line(error: Exception) -> str:
     """The error's message in one line; a setting that is wrong is named as a user would set it."""
     from pydantic import ValidationError
 
-    return _describe_invalid(error) if isinstance(error, ValidationError) else " ".join(str(error).split())
+    return (
+        _describe_invalid(error)
+        if isinstance(error, ValidationError)
+        else " ".join(str(error).split())
+    )
 
 
 def _describe_invalid(error: ValidationError) -> str:
