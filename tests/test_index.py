@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from graph.defaults import default_references
 from memory import vectors as faiss_vectors
+from memory.embed import SLICE, Embedder
 from memory.index import Candidates, ReferenceIndex, choose_by_mmr, matching_rows, mmr
 from memory.references import IndexUnusable, content_id, distinct
 from memory.store import (
@@ -683,3 +684,28 @@ def test_other_references_and_damaged_ones_are_written(tmp_path):
     assert list(more) == references(4)
     first.path.write_bytes(b"no parquet")
     assert list(load_or_write_references(tmp_path, lambda: references(3))) == references(3)
+
+
+class ByLength(Embedder):
+    """An `Embedder` without a model: each vector is the length of its text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batches: list[list[str]] = []
+
+    def _encode(self, texts):
+        self.batches.append(list(texts))
+        return np.array([[len(text)] for text in texts], np.float32)
+
+
+async def test_a_few_texts_do_not_wait_until_many_are_embedded():
+    embed = ByLength()
+    many = ["x" * (1 + i * 37 % 500) for i in range(10 * SLICE + 1)]
+    vectors, few = await asyncio.gather(embed(many), embed(["ab", "abc"]))
+    assert vectors[:, 0].tolist() == [len(text) for text in many]
+    assert few[:, 0].tolist() == [2, 3]
+    assert embed.batches.index(["ab", "abc"]) <= 1
+    # Texts of like length go together: a batch is padded to its longest.
+    for batch in embed.batches:
+        assert len(batch) <= SLICE
+        assert len(batch[0]) - len(batch[-1]) <= 60
