@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -98,6 +99,9 @@ class Embedder:
 
 def _load(model: str) -> Any:
     path = str(minilm_path()) if model == DEFAULT_MODEL else model
+    # torch reads this when it is imported: its threads sleep while they wait for each other. Those
+    # that spin took two thirds of the processor time on a machine that has other work too.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from sentence_transformers import SentenceTransformer
     from transformers.utils.logging import disable_progress_bar
 
