@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -28,6 +29,8 @@ from memory.store import (
     open_reference_file,
     write_references,
 )
+from refloom.cli import index as index_commands
+from refloom.cli import main
 
 
 class Counting:
@@ -709,3 +712,17 @@ async def test_a_few_texts_do_not_wait_until_many_are_embedded():
     for batch in embed.batches:
         assert len(batch) <= SLICE
         assert len(batch[0]) - len(batch[-1]) <= 60
+
+
+def test_the_command_tells_its_pace_where_no_bar_can_be_drawn(tmp_path, monkeypatch, capsys):
+    rows = "".join(json.dumps(r) + "\n" for r in references(30))
+    (tmp_path / "pairs.jsonl").write_text(rows, encoding="utf-8")
+    monkeypatch.setattr(faiss_vectors, "TEXTS_PER_BATCH", 10)
+    monkeypatch.setattr(index_commands, "LINE_EVERY_S", 0)
+    monkeypatch.setattr("memory.embed.Embedder", lambda model: letters)
+    with pytest.raises(SystemExit) as ended:
+        main(["index", "build", str(tmp_path / "pairs.jsonl"), "--out", str(tmp_path / "index")])
+    assert ended.value.code == 0
+    told = capsys.readouterr().err.splitlines()
+    assert told[0] == "embedding references, 0 of 30"
+    assert re.fullmatch(r"embedding references, 20 of 30, [0-9,]+/s, 0 s left", told[-1])
