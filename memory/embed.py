@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -20,6 +21,8 @@ Vectors = NDArray[np.float32]
 # Texts whose vectors are cached (about 10 MB). Larger batches bypass the cache.
 EMBED_CACHE_SIZE = 4096
 MAX_CACHED_BATCH = 64
+# Texts that are embedded without a break; a few texts wait for no more than that.
+SLICE = 128
 
 
 class Embed(Protocol):
@@ -75,13 +78,30 @@ class Embedder:
         return np.asarray(vectors, dtype=np.float32)
 
     async def __call__(self, texts: Sequence[str]) -> Vectors:
-        """Embed in the worker thread. See `Embed`."""
+        """Embed in the worker thread. See `Embed`.
+
+        Many texts are embedded in slices, so that the criteria of a seed do not wait until all
+        references are embedded, and a cancelled call soon ends.
+        """
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, self.encode, texts)
+        if len(texts) <= SLICE:
+            return await loop.run_in_executor(self._thread, self.encode, texts)
+        # A batch is padded to its longest text, so texts of like length go together.
+        order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
+        parts = []
+        for start in range(0, len(texts), SLICE):
+            part = [texts[i] for i in order[start : start + SLICE]]
+            parts.append(await loop.run_in_executor(self._thread, self.encode, part))
+        vectors: Vectors = np.concatenate(parts)
+        vectors[np.array(order)] = vectors.copy()
+        return vectors
 
 
 def _load(model: str) -> Any:
     path = str(minilm_path()) if model == DEFAULT_MODEL else model
+    # torch reads this when it is imported: its threads sleep while they wait for each other. Those
+    # that spin took two thirds of the processor time on a machine that has other work too.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from sentence_transformers import SentenceTransformer
     from transformers.utils.logging import disable_progress_bar
 

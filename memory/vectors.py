@@ -17,7 +17,9 @@ import os
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,9 @@ RECALL_QUERIES = 200
 NEIGHBOURS = 10
 INDEX_FORMAT = 2
 TEXTS_PER_BATCH = 1024
+# A file of vectors that are in no index, and the longest first line of it.
+SPARE_FILE = "vectors.spare"
+MAX_SPARE_HEADER = 10_000
 HOW_TO_REBUILD = "Remove index.json there to rebuild it."
 _direct_map_lock = threading.Lock()
 
@@ -194,12 +199,13 @@ def open_for_adding(path: Path) -> Any:
 
 
 class KeyedVectors:
-    """Looks up the vectors of an index by the keys of their texts."""
+    """Looks up vectors, stored row by row, by the keys of their texts."""
 
-    def __init__(self, index: Any, keys: Keys) -> None:
-        self._index = index
+    def __init__(self, keys: Keys, read: Callable[[Rows], Vectors]) -> None:
+        """`read` returns the vectors of rows, shape (n, dimensions)."""
         self._order: Rows = np.argsort(keys, kind="stable").astype(np.int64)
         self._keys = np.asarray(keys)[self._order]
+        self.read = read
 
     def rows(self, keys: Keys) -> Rows:
         """Return the row of each key; -1 for an unknown one."""
@@ -208,13 +214,72 @@ class KeyedVectors:
         at = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
         return np.where(self._keys[at] == keys, self._order[at], -1)
 
-    def fill(self, out: Vectors, rows: Rows, new: Rows, vectors: Vectors | None) -> None:
-        """Fill `out` with the vectors of `rows` from the index and with new `vectors`."""
-        if vectors is not None:
-            out[new] = vectors
-        old = np.flatnonzero(rows >= 0)
-        if len(old):
-            out[old] = vectors_of(self._index, rows[old])
+
+class SpareVectors:
+    """Vectors in a file that no index holds: of a build that was cut off, or of other references.
+
+    A text is embedded once for a directory, whatever becomes of the index. The file is a line that
+    names model and dimensions, and records of a key and a vector; it is only appended to, and a
+    record that was cut off is written over. All methods block; one process at a time may write.
+    """
+
+    def __init__(self, path: Path, model: str) -> None:
+        """Open the file. A missing or damaged one, or one of another model, counts as empty."""
+        self.path = path
+        self._model = model
+        self._start = 0
+        self._dtype = np.dtype(np.int64)
+        self.known: KeyedVectors | None = None
+        self.keys: Keys = np.zeros(0, np.int64)
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            self._open()
+
+    def _open(self) -> None:
+        with self.path.open("rb") as file:
+            line = file.readline(MAX_SPARE_HEADER)
+        header = json.loads(line)
+        if header["embedding_model"] != self._model or not line.endswith(b"\n"):
+            return
+        self._start, self._dtype = len(line), _spare_record(int(header["dimensions"]))
+        n = (self.path.stat().st_size - self._start) // self._dtype.itemsize
+        if n:
+            records: Any = np.memmap(self.path, self._dtype, "r", offset=self._start, shape=(n,))
+            self.keys = np.array(records["key"])
+            self.known = KeyedVectors(self.keys, lambda rows: np.array(records["vector"][rows]))
+
+    def append(self, keys: Keys, vectors: Vectors) -> None:
+        """Add vectors of texts. Those that were known when the file was opened stay."""
+        dtype = _spare_record(vectors.shape[1])
+        if dtype != self._dtype:
+            header = {"embedding_model": self._model, "dimensions": vectors.shape[1]}
+            line = json.dumps(header).encode() + b"\n"
+            self.path.write_bytes(line)
+            self._start, self._dtype = len(line), dtype
+        records = np.zeros(len(keys), dtype)
+        records["key"], records["vector"] = keys, vectors
+        with self.path.open("r+b") as file:
+            n = (file.seek(0, os.SEEK_END) - self._start) // dtype.itemsize
+            file.seek(self._start + n * dtype.itemsize)
+            file.truncate()
+            file.write(records.tobytes())
+
+    def remove(self, keys: Keys) -> None:
+        """Drop the vectors of some texts; without any left there is no file."""
+        spare = SpareVectors(self.path, self._model)
+        left = np.flatnonzero(~np.isin(spare.keys, keys))
+        if spare.known is None or not len(left):
+            self.path.unlink(missing_ok=True)
+        elif len(left) < len(spare.keys):
+            staged = SpareVectors(self.path.with_name(f"{self.path.name}.new"), self._model)
+            staged.path.unlink(missing_ok=True)
+            for start in range(0, len(left), BLOCK_ROWS):
+                rows = left[start : start + BLOCK_ROWS]
+                staged.append(spare.keys[rows], spare.known.read(rows))
+            os.replace(staged.path, self.path)
+
+
+def _spare_record(dimensions: int) -> np.dtype[Any]:
+    return np.dtype([("key", np.int64), ("vector", np.float32, (dimensions,))])
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,33 +384,70 @@ class VectorStore:
         self, file: Any, stored: StoredVectors | None, keys: Keys
     ) -> Vectors:
         """Return the vectors of all references, mapped to `file`; embeds those not stored."""
-        old: Any = await asyncio.to_thread(self._open_index, stored) if stored else None
-        known = KeyedVectors(old, stored.keys if stored else np.zeros(0, np.int64))
+        sources = []
+        if stored is not None:
+            old = await asyncio.to_thread(self._open_index, stored)
+            sources.append(KeyedVectors(stored.keys, partial(vectors_of, old)))
+        spare = await self._open_spare(sources)
         out: Any = None
         self._on_progress(0, len(keys))
         for start in range(0, len(keys), TEXTS_PER_BATCH):
-            rows = known.rows(keys[start : start + TEXTS_PER_BATCH])
-            new = np.flatnonzero(rows < 0)
-            texts = await asyncio.to_thread(self._instructions, (new + start).tolist())
-            vectors = await self._embed(texts) if texts else None
+            vectors = await self._vectors_at(start, keys, sources, spare)
             if out is None:
-                dimensions = old.d if vectors is None else vectors.shape[1]
-                shape = (len(keys), dimensions)
+                shape = (len(keys), vectors.shape[1])
                 out = await asyncio.to_thread(np.memmap, file, np.float32, "w+", shape=shape)
-            block = out[start : start + TEXTS_PER_BATCH]
-            await asyncio.to_thread(known.fill, block, rows, new, vectors)
-            self._on_progress(min(start + TEXTS_PER_BATCH, len(keys)), len(keys))
+            await asyncio.to_thread(_write_rows, out, start, vectors)
+            self._on_progress(start + len(vectors), len(keys))
+        if spare is not None and stored is not None:
+            # Other references had these; nobody pays for them again.
+            left = np.setdiff1d(stored.keys, np.concatenate([keys, spare.keys]))
+            await run_to_completion(_copy_vectors, sources[0], left, spare)
         result: Vectors = out
         return result
+
+    async def _vectors_at(
+        self, start: int, keys: Keys, sources: Sequence[KeyedVectors], spare: SpareVectors | None
+    ) -> Vectors:
+        """Return the vectors of a batch of references; embeds, and puts by, those in no source."""
+        keys = keys[start : start + TEXTS_PER_BATCH]
+        new = np.arange(len(keys))
+        parts: list[tuple[Rows, Vectors]] = []
+        for source in sources:
+            rows = source.rows(keys[new])
+            known = rows >= 0
+            if known.any():
+                vectors = await asyncio.to_thread(source.read, rows[known])
+                parts.append((new[known], vectors))
+            new = new[~known]
+        if len(new):
+            texts = await asyncio.to_thread(self._instructions, (new + start).tolist())
+            vectors = await self._embed(texts)
+            if spare is not None:
+                await run_to_completion(spare.append, keys[new], vectors)
+            parts.append((new, vectors))
+        out: Vectors = np.zeros((len(keys), parts[0][1].shape[1]), np.float32)
+        for at, vectors in parts:
+            out[at] = vectors
+        return out
+
+    async def _open_spare(self, sources: list[KeyedVectors]) -> SpareVectors | None:
+        """Open the directory's spare vectors, if there is a directory; adds them to `sources`."""
+        if self._directory is None:
+            return None
+        spare = await asyncio.to_thread(SpareVectors, self._directory / SPARE_FILE, self._model)
+        if spare.known is not None:
+            sources.append(spare.known)
+        return spare
 
     async def _extend(self, stored: StoredVectors, keys: Keys, digest: str) -> LoadedVectors:
         """Add the appended references to the stored index."""
         index = await asyncio.to_thread(open_for_adding, stored.path)
+        sources: list[KeyedVectors] = []
+        spare = await self._open_spare(sources)
         for start in range(len(stored.keys), len(keys), TEXTS_PER_BATCH):
-            rows = range(start, min(start + TEXTS_PER_BATCH, len(keys)))
-            texts = await asyncio.to_thread(self._instructions, rows)
-            await asyncio.to_thread(index.add, await self._embed(texts))
-            self._on_progress(rows.stop, len(keys))
+            vectors = await self._vectors_at(start, keys, sources, spare)
+            await asyncio.to_thread(index.add, vectors)
+            self._on_progress(start + len(vectors), len(keys))
         search = {name: stored.manifest[name] for name in ("kind", "probes", "recall")}
         return await run_to_completion(self._save, index, keys, search, digest, stored)
 
@@ -436,6 +538,7 @@ class VectorStore:
         os.replace(staged, directory / "index.json")
         if stored is not None:
             self._remove_replaced(directory, stored.manifest, manifest)
+        SpareVectors(directory / SPARE_FILE, self._model).remove(keys)
         return LoadedVectors(open_mapped(vectors), search["probes"])
 
     def _remove_replaced(self, directory: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
@@ -446,6 +549,16 @@ class VectorStore:
         if old["references"] != new["references"]:
             name = f"references-{old['references']}.parquet"
             (directory / Path(name).name).unlink(missing_ok=True)
+
+
+def _write_rows(out: Vectors, start: int, vectors: Vectors) -> None:
+    out[start : start + len(vectors)] = vectors
+
+
+def _copy_vectors(source: KeyedVectors, keys: Keys, spare: SpareVectors) -> None:
+    for start in range(0, len(keys), BLOCK_ROWS):
+        block = keys[start : start + BLOCK_ROWS]
+        spare.append(block, source.read(source.rows(block)))
 
 
 def _open_scratch(directory: Path | None) -> Any:

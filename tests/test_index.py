@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 
 from graph.defaults import default_references
 from memory import vectors as faiss_vectors
+from memory.embed import SLICE, Embedder
 from memory.index import Candidates, ReferenceIndex, choose_by_mmr, matching_rows, mmr
 from memory.references import IndexUnusable, content_id, distinct
 from memory.store import (
@@ -27,6 +29,8 @@ from memory.store import (
     open_reference_file,
     write_references,
 )
+from refloom.cli import index as index_commands
+from refloom.cli import main
 
 
 class Counting:
@@ -548,6 +552,71 @@ async def test_many_references_are_added_to_without_embedding_the_old_ones(tmp_p
     assert embed.texts == []
 
 
+class Breaking(Counting):
+    """A `Counting` that fails after some calls, as a process that is killed would end."""
+
+    def __init__(self, after: int) -> None:
+        super().__init__()
+        self.after = after
+
+    async def __call__(self, texts):
+        if self.calls == self.after:
+            raise InterruptedError
+        return await super().__call__(texts)
+
+
+async def test_embedding_goes_on_where_it_was_cut_off(tmp_path, monkeypatch):
+    monkeypatch.setattr(faiss_vectors, "TEXTS_PER_BATCH", 10)
+    whole, first, second = Counting(), Breaking(after=3), Counting()
+    undisturbed = opened(references(65), tmp_path / "whole", embed=whole)
+    await undisturbed.build()
+    with pytest.raises(InterruptedError):
+        await opened(references(65), tmp_path / "cut", embed=first).build()
+    # What a kill left of a record is written over.
+    with (tmp_path / "cut" / "vectors.spare").open("ab") as file:
+        file.write(b"half a record")
+    index = opened(references(65), tmp_path / "cut", embed=second)
+    await index.build()
+    assert len(first.texts) == 30
+    assert first.texts + second.texts == whole.texts
+    assert not (tmp_path / "cut" / "vectors.spare").exists()
+    for r in references(65):
+        near = await found_ids(index, r["instruction"] + "!", 3)
+        assert near == await found_ids(undisturbed, r["instruction"] + "!", 3)
+
+
+async def test_a_cut_off_embedding_by_another_model_is_not_used(tmp_path, monkeypatch):
+    monkeypatch.setattr(faiss_vectors, "TEXTS_PER_BATCH", 10)
+    with pytest.raises(InterruptedError):
+        await opened(references(25), tmp_path, embed=Breaking(after=2)).build()
+    embed = Counting()
+    await opened(references(25), tmp_path, "another", embed=embed).build()
+    assert len(embed.texts) == 25
+
+
+@pytest.mark.parametrize(
+    "damage", [b"", b"{", b"[]\n", b'{"embedding_model": "m"}\n', b"\x00" * 50]
+)
+async def test_a_damaged_file_of_spare_vectors_counts_as_empty(tmp_path, damage):
+    (tmp_path / "vectors.spare").write_bytes(damage)
+    embed = Counting()
+    await opened(references(5), tmp_path, embed=embed).build()
+    assert len(embed.texts) == 5
+
+
+async def test_no_text_is_embedded_twice_for_a_directory_that_runs_share(tmp_path):
+    embed = Counting()
+    first, second = references(30, "a"), references(20, "b")
+    for given_ in (first, second, first + second[:5], second, first):
+        index = opened(given_, tmp_path, embed=embed)
+        await index.build()
+    assert embed.texts == [r["instruction"] for r in first + second]
+    fresh = opened(first, tmp_path / "fresh")
+    for r in first:
+        text = r["instruction"] + "!"
+        assert await found_ids(index, text, 3) == await found_ids(fresh, text, 3)
+
+
 async def test_progress_is_told_while_references_are_embedded(tmp_path):
     told: list[tuple[int, int]] = []
     index = ReferenceIndex(
@@ -618,3 +687,42 @@ def test_other_references_and_damaged_ones_are_written(tmp_path):
     assert list(more) == references(4)
     first.path.write_bytes(b"no parquet")
     assert list(load_or_write_references(tmp_path, lambda: references(3))) == references(3)
+
+
+class ByLength(Embedder):
+    """An `Embedder` without a model: each vector is the length of its text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batches: list[list[str]] = []
+
+    def _encode(self, texts):
+        self.batches.append(list(texts))
+        return np.array([[len(text)] for text in texts], np.float32)
+
+
+async def test_a_few_texts_do_not_wait_until_many_are_embedded():
+    embed = ByLength()
+    many = ["x" * (1 + i * 37 % 500) for i in range(10 * SLICE + 1)]
+    vectors, few = await asyncio.gather(embed(many), embed(["ab", "abc"]))
+    assert vectors[:, 0].tolist() == [len(text) for text in many]
+    assert few[:, 0].tolist() == [2, 3]
+    assert embed.batches.index(["ab", "abc"]) <= 1
+    # Texts of like length go together: a batch is padded to its longest.
+    for batch in embed.batches:
+        assert len(batch) <= SLICE
+        assert len(batch[0]) - len(batch[-1]) <= 60
+
+
+def test_the_command_tells_its_pace_where_no_bar_can_be_drawn(tmp_path, monkeypatch, capsys):
+    rows = "".join(json.dumps(r) + "\n" for r in references(30))
+    (tmp_path / "pairs.jsonl").write_text(rows, encoding="utf-8")
+    monkeypatch.setattr(faiss_vectors, "TEXTS_PER_BATCH", 10)
+    monkeypatch.setattr(index_commands, "LINE_EVERY_S", 0)
+    monkeypatch.setattr("memory.embed.Embedder", lambda model: letters)
+    with pytest.raises(SystemExit) as ended:
+        main(["index", "build", str(tmp_path / "pairs.jsonl"), "--out", str(tmp_path / "index")])
+    assert ended.value.code == 0
+    told = capsys.readouterr().err.splitlines()
+    assert told[0] == "embedding references, 0 of 30"
+    assert re.fullmatch(r"embedding references, 20 of 30, [0-9,]+/s, 0 s left", told[-1])

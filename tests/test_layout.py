@@ -121,6 +121,21 @@ def test_the_command_line_begins_without_what_only_runs_and_figures_need():
     assert done.stdout.strip() == "[]", done.stderr
 
 
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], [], ["xyzzy"], ["--xyzzy"]])
+def test_what_names_no_command_imports_no_settings(arguments):
+    import subprocess
+    import sys
+
+    slow = ("pydantic", "asyncio", "jinja2", "rapidfuzz", "numpy", "refloom.settings")
+    code = (
+        "import sys; from refloom.cli import main\n"
+        f"try: main({arguments})\n"
+        f"finally: print([m for m in {slow} if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
 def test_no_test_imports_another():
     imports = re.compile(r"^\s*(?:from|import) test_", re.MULTILINE)
     paths = sorted((ROOT / "tests").glob("*.py"))

@@ -17,10 +17,14 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from fakes import Endpoint, ScriptedModel, completion, error
+from fakes import Endpoint, ScriptedModel, completion, error, letters
 from processes import command, env_of, refloom
 from runs import build_run, finish_run, references, rows, summary_of
 
+from memory.index import ReferenceIndex
+from memory.references import distinct
+from memory.store import write_references
+from memory.weights import DEFAULT_MODEL
 from nodes.llm import Call, Reply
 from nodes.llm.capabilities import Capabilities
 from refloom.errors import BudgetSpent
@@ -317,6 +321,44 @@ def test_from_start_to_exit_takes_seconds_and_imports_nothing_slow(tmp_path, cas
     # Three seconds on an idle machine; the tests run beside one another.
     assert told["seconds"] < 10
     assert ended.stderr.count("\n") == 1
+
+
+PATHS: dict[str, tuple[str, ...]] = {
+    "seeds that are references": (),
+    "seeds that retrieve": ("--seeds", "seeds.txt", "--references-per-seed", "3"),
+    "a stored index": ("--seeds", "seeds.txt", "--memory", "memory"),
+    "answered seeds": ("--seeds", "seeds.txt", "--answer-seeds", "--no-screen"),
+    "log-odds": ("--judge-method", "logodds"),
+    "contamination": ("--benchmark", "benchmark.jsonl"),
+    "reasoning": ("--reasoning",),
+    "Ray": ("--engine", "ray", "--workers", "2"),
+}
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_the_first_call_leaves_before_anything_slow_is_imported(tmp_path, path):
+    # The first call is refused, which ends the run: what it has imported came before that call.
+    lines = "".join(json.dumps(r) + "\n" for r in references(3))
+    (tmp_path / "references.jsonl").write_text(lines, encoding="utf-8")
+    (tmp_path / "benchmark.jsonl").write_text('{"question": "How old is the old oak now?"}\n')
+    (tmp_path / "seeds.txt").write_text("the sea\nthe moon\n")
+    if path == "a stored index":
+        stored = write_references(tmp_path / "memory", distinct(references(3)))
+        index = ReferenceIndex(stored, letters, tmp_path / "memory", DEFAULT_MODEL)
+        asyncio.run(index.build())
+    with Endpoint(preflight=lambda *_: error(401, "no such key")) as endpoint:
+        arguments = ("run", "--references", "references.jsonl", "--out", "out", "--model", "m")
+        ended = subprocess.run(
+            [sys.executable, "-c", WATCHED, *arguments, "--base-url", endpoint.url, *PATHS[path]],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env=env_of({}),
+            timeout=120,
+        )
+    assert ended.returncode == 4, ended.stderr
+    assert len(endpoint.preflights) == 1
+    assert json.loads(ended.stdout.splitlines()[-1])["slow"] == []
 
 
 def test_an_address_that_takes_no_connection_is_given_up_once(tmp_path):

@@ -27,7 +27,13 @@ from runs import (
 from memory.index import ReferenceIndex
 from nodes.llm import Call
 from refloom.runs.journal import Journal
-from refloom.runs.retrieval import MIN_QUOTA, OrderedGate, ReferenceQuota, RunRetrieval
+from refloom.runs.retrieval import (
+    MIN_QUOTA,
+    EmbeddingPace,
+    OrderedGate,
+    ReferenceQuota,
+    RunRetrieval,
+)
 
 
 @given(st.integers(1, 20), st.randoms(use_true_random=False))
@@ -174,3 +180,15 @@ def test_what_cannot_be_deduplicated_is_one_line_and_status_two(tmp_path, argume
     done = refloom("dedup", *arguments, cwd=tmp_path)
     assert done.returncode == 2
     assert says in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_pace_of_embedding_is_that_of_the_last_batches():
+    now = 0.0
+    pace = EmbeddingPace(lambda: now)
+    assert pace.describe(0, 100_000) == "embedding references, 0 of 100,000"
+    # What an earlier session embedded is read in no time, and soon no longer counts.
+    assert pace.describe(50_000, 100_000) == "embedding references, 50,000 of 100,000"
+    for done in range(51_000, 62_000, 1_000):
+        now += 10
+        line = pace.describe(done, 100_000)
+    assert line == "embedding references, 61,000 of 100,000, 100/s, 6 min left"

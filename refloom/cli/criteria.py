@@ -14,7 +14,7 @@ from refloom.settings import JUDGE_SETTINGS, load_settings
 
 def add_commands(add: Any) -> None:
     """Add the command of this module to the parser."""
-    parser = add("criteria", help="try a file of your own criteria on references")
+    parser = add("criteria")
     parser.add_argument("file", type=Path, metavar="FILE", help="criteria, .toml or .jsonl")
     parser.add_argument(
         "--references", required=True, metavar="FILE", help="curated pairs, as for `run`"

@@ -19,7 +19,7 @@ WORDS = {True: "yes", False: "no", None: "not found out"}
 
 def add_commands(add: Any) -> None:
     """Add the command of this module to the parser."""
-    parser = add("doctor", help="find out by a few small calls what an endpoint and a model can do")
+    parser = add("doctor")
     for name in ("model", "judge_model", "base_url", "judge_base_url", "prices"):
         add_setting(parser, name)
     parser.add_argument("--json", action="store_true", help="everything, as JSON")

@@ -24,13 +24,13 @@ NOT_IN_EXPERIMENTS = ("feedback", "pipeline", "paired", "review", "reasoning")
 
 def add_commands(add: Any) -> None:
     """Add the commands of this module to the parser."""
-    parser = add("report", help="write an HTML page of figures and samples of runs")
+    parser = add("report")
     _add_directories(parser, "a run, several side by side, an experiment, or files of scored rows")
     _add_out(parser, "the page (default: report.html in DIR)")
     add_json(parser)
     parser.set_defaults(command=report)
 
-    parser = add("compare", help="judge the responses of runs against each other")
+    parser = add("compare")
     add_judge_settings(parser)
     _add_directories(
         parser,
@@ -45,7 +45,7 @@ def add_commands(add: Any) -> None:
     _add_out(parser, "write a page as well")
     parser.set_defaults(command=compare)
 
-    parser = add("judge-check", help="test how far the judge of a run can be trusted")
+    parser = add("judge-check")
     add_judge_settings(parser)
     parser.add_argument("directory", type=Path, metavar="DIR", help="run directory")
     parser.add_argument(
@@ -78,7 +78,7 @@ def add_commands(add: Any) -> None:
     parser.add_argument("--json", action="store_true", help="everything, as JSON")
     parser.set_defaults(command=judge_check)
 
-    parser = add("experiment", help="compare feedback arms on the same drafts", allow_abbrev=False)
+    parser = add("experiment", allow_abbrev=False)
     add_run_flags(parser, without=NOT_IN_EXPERIMENTS)
     # Read, so that it can be refused with the reason.
     parser.add_argument(

@@ -51,7 +51,7 @@ THRESHOLD = 0.7
 
 def add_commands(add: Any) -> None:
     """Add the commands of this module to the parser."""
-    parser = add("export", help="write a run's accepted rows as training data")
+    parser = add("export")
     parser.add_argument("directory", type=Path, metavar="DIR", help="run directory")
     parser.add_argument("file", type=Path, metavar="FILE", help="a .jsonl or .parquet file")
     parser.add_argument("--format", required=True, choices=tuple(FORMATS))
@@ -62,7 +62,7 @@ def add_commands(add: Any) -> None:
     add_json(parser)
     parser.set_defaults(command=export)
 
-    parser = add("push", help="publish a run's rows and card on the Hugging Face hub")
+    parser = add("push")
     parser.add_argument("directory", type=Path, metavar="DIR", help="run directory")
     parser.add_argument("repo_id", metavar="REPO_ID", help="OWNER/NAME on the hub")
     parser.add_argument(

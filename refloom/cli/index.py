@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import time
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,13 @@ from refloom.cli.options import (
 from refloom.data.read import describe_report, read_references
 from refloom.settings import load_settings
 
+# Seconds between two lines about an embedding where no bar can be drawn.
+LINE_EVERY_S = 10
+
 
 def add_commands(add: Any) -> None:
     """Add the commands of this module to the parser."""
-    parser = add("dedup", help="write a file without its near-duplicates")
+    parser = add("dedup")
     parser.add_argument("file", metavar="FILE", help="rows of any shape that `run` reads")
     parser.add_argument("out", metavar="OUT", type=Path, help="a .jsonl or .parquet file")
     parser.add_argument(
@@ -40,7 +44,7 @@ def add_commands(add: Any) -> None:
     add_json(parser)
     parser.set_defaults(command=dedup)
 
-    parser = add("index", help="build or search an index of references")
+    parser = add("index")
     add_index = parser.add_subparsers(metavar="", required=True).add_parser
     build = add_index("build", help="embed references and store them as an index")
     build.add_argument("file", metavar="FILE")
@@ -61,7 +65,7 @@ def add_commands(add: Any) -> None:
         command.add_argument("--embedding-model", default=DEFAULT_MODEL)
         add_json(command)
 
-    parser = add("model", help="the embedded model")
+    parser = add("model")
     pull = parser.add_subparsers(metavar="", required=True).add_parser(
         "pull", help="download its weights (1.1 GB) into the cache"
     )
@@ -110,12 +114,14 @@ def dedup(args: Namespace, flags: dict[str, Any]) -> int:
 
 def index_build(args: Namespace, flags: dict[str, Any]) -> int:
     """Embed references and store them as an index; those already in it are not embedded again."""
-    from rich.progress import Progress
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress
 
     from memory.embed import Embedder
     from memory.index import ReferenceIndex
     from memory.references import distinct
     from memory.store import write_references
+    from refloom.runs.retrieval import EmbeddingPace
 
     source = read_references(args.file, load_settings(flags))
     report = source.scan()
@@ -126,14 +132,26 @@ def index_build(args: Namespace, flags: dict[str, Any]) -> int:
         print_line("\n".join(lines))
     warn_of_skipped_rows(report)
     references = write_references(args.out, distinct(source))
-    with Progress(transient=True, disable=not sys.stderr.isatty()) as progress:
-        bar = progress.add_task("embedding", total=len(references))
+    with Progress(
+        "{task.description}",
+        BarColumn(),
+        console=Console(stderr=True),
+        transient=True,
+        disable=not sys.stderr.isatty(),
+    ) as progress:
+        bar = progress.add_task("embedding references", total=len(references))
+        pace, last_line = EmbeddingPace(), time.monotonic()
+
+        def show(done: int, total: int) -> None:
+            nonlocal last_line
+            line = pace.describe(done, total)
+            progress.update(bar, completed=done, total=total, description=line)
+            if progress.disable and done < total and time.monotonic() - last_line >= LINE_EVERY_S:
+                last_line = time.monotonic()
+                sys.stderr.write(line + "\n")
+
         index = ReferenceIndex(
-            references,
-            Embedder(args.embedding_model),
-            args.out,
-            args.embedding_model,
-            lambda done, total: progress.update(bar, completed=done, total=total),
+            references, Embedder(args.embedding_model), args.out, args.embedding_model, show
         )
         count = asyncio.run(index.build())
     if args.json:

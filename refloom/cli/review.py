@@ -17,7 +17,7 @@ NEEDS_SERVE = "the review page needs the extra 'serve': pip install 'refloom[ser
 
 def add_commands(add: Any) -> None:
     """Add the commands of this module to the parser."""
-    parser = add("review", help="accept, edit or reject samples of a run in a browser")
+    parser = add("review")
     parser.add_argument("directory", type=Path, metavar="DIR", help="run directory")
     parser.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1, this machine only")
     parser.add_argument("--port", type=port, default=2025, help="default: 2025")
@@ -35,7 +35,7 @@ def add_commands(add: Any) -> None:
     )
     parser.set_defaults(command=review)
 
-    parser = add("key", help="make an API key for a user of the server or the review page")
+    parser = add("key")
     parser.add_argument("name", type=user_name, metavar="NAME", help="letters, digits and _ . @ -")
     add_json(parser)
     parser.set_defaults(command=key)

@@ -52,7 +52,7 @@ This takes about fifteen minutes on two idle cores.
 
 def add_commands(add: Any) -> None:
     """Add the commands of this module to the parser."""
-    parser = add("demo", help="make rows on the embedded model from the bundled references")
+    parser = add("demo")
     parser.add_argument("--out", type=Path, default=Path("demo-run"), metavar="DIR")
     parser.add_argument(
         "--all",
@@ -62,11 +62,11 @@ def add_commands(add: Any) -> None:
     add_json(parser)
     parser.set_defaults(command=demo)
 
-    parser = add("run", help="make rows from your references", allow_abbrev=False)
+    parser = add("run", allow_abbrev=False)
     add_run_flags(parser)
     parser.set_defaults(command=run)
 
-    parser = add("status", help="show how a run stands")
+    parser = add("status")
     parser.add_argument("directory", type=Path, metavar="DIR")
     add_json(parser)
     parser.set_defaults(command=status)

@@ -31,9 +31,7 @@ SCORE_SETTINGS = (
 
 def add_commands(add: Any) -> None:
     """Add the command to the parser."""
-    parser: argparse.ArgumentParser = add(
-        "score", help="judge any responses by criteria, and give each a score", allow_abbrev=False
-    )
+    parser: argparse.ArgumentParser = add("score", allow_abbrev=False)
     parser.add_argument(
         "file", metavar="FILE", help="rows with an instruction and a response, in any known shape"
     )

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from bisect import bisect_left
-from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,9 +15,12 @@ from memory.index import Candidates, ReferenceIndex, choose_by_mmr, with_score
 from memory.references import Reference
 from nodes.state import Seed
 from refloom.runs.journal import Journal
+from refloom.runs.progress import format_seconds
 
 # A reference may be used this often, however few references there are.
 MIN_QUOTA = 3
+# Batches of references over which the pace of their embedding is taken.
+PACE_STEPS = 10
 
 # A seed's round and its position in the round.
 SeedKey = tuple[int, int]
@@ -193,6 +197,28 @@ class ReferenceQuota:
         self._counts.update(retrieved.counted)
         self._total += len(retrieved.counted)
         self.leave(key)
+
+
+class EmbeddingPace:
+    """Says how far the embedding of references is, how fast it goes, and the time that is left."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        # The last times at which so many references were done.
+        self._steps: deque[tuple[float, int]] = deque(maxlen=PACE_STEPS)
+
+    def describe(self, done: int, total: int) -> str:
+        """The line of a display once `done` of `total` references are embedded.
+
+        Without a pace as long as there is none to tell.
+        """
+        self._steps.append((self._clock(), done))
+        (since, before), (now, _) = self._steps[0], self._steps[-1]
+        text = f"embedding references, {done:,} of {total:,}"
+        if now <= since or done <= before:
+            return text
+        rate = (done - before) / (now - since)
+        return f"{text}, {rate:,.0f}/s, {format_seconds((total - done) / rate)} left"
 
 
 OwnReference = tuple[int, Reference] | None

@@ -47,7 +47,7 @@ from refloom.runs.outputs import RunSummary, count_journal, prior_usage, write_f
 from refloom.runs.preflight import preflight
 from refloom.runs.progress import MAKING_ROWS, Progress, RunStats
 from refloom.runs.ray.pool import WorkerPool, WorkerStarter
-from refloom.runs.retrieval import ReferenceQuota, RunRetrieval
+from refloom.runs.retrieval import EmbeddingPace, ReferenceQuota, RunRetrieval
 from refloom.runs.retry import Retries, begin_session, has_ended
 from refloom.runs.scheduler import (
     Executor,
@@ -264,6 +264,7 @@ class Run:
     # What the run is doing where its counts do not tell; see `_describe_activity`.
     _activity: str = "reading the inputs"
     _embed: Embed | None = None
+    _pace: EmbeddingPace = field(default_factory=EmbeddingPace)
     _warnings: set[str] = field(default_factory=set)
 
     def stop(self) -> None:
@@ -534,7 +535,7 @@ class Run:
             self.on_notice(sentence)
 
     def _count_embedded(self, done: int, total: int) -> None:
-        self._activity = "" if done >= total else f"embedding references, {done:,} of {total:,}"
+        self._activity = "" if done >= total else self._pace.describe(done, total)
 
     def _describe_activity(self) -> str:
         """What the run is doing, in words. Plain reads, from any thread."""
