@@ -12,7 +12,7 @@ from langgraph.runtime import Runtime
 
 from memory import index
 from memory.characteristics import Characteristics, Learned
-from memory.embed import Embed
+from memory.embed import Embed, Vectors
 from memory.index import DrawOther
 from memory.references import Reference
 from nodes.checks import RunCheck, before_rules, default_checks, run_safe_check
@@ -195,8 +195,8 @@ async def merge_criteria(
         for entry in learned
         if rank < len(entry["criteria"])
     ]
-    extracted = await _drop_alike(extracted, len(learned), embed)
-    return [built_in, *own, *extracted[: context.max_criteria], *rule_criteria()]
+    extracted = await _drop_alike(extracted, len(learned), embed, context.max_criteria)
+    return [built_in, *own, *extracted, *rule_criteria()]
 
 
 async def merge_instruction_criteria(
@@ -224,19 +224,26 @@ async def merge_instruction_criteria(
         for criteria in of_references
         if rank < len(criteria)
     ]
-    extracted = await _drop_alike(extracted, len(learned), embed)
-    return [*built_in, *own, *extracted[:MAX_INSTRUCTION_CRITERIA]]
+    extracted = await _drop_alike(extracted, len(learned), embed, MAX_INSTRUCTION_CRITERIA)
+    return [*built_in, *own, *extracted]
 
 
 async def _drop_alike(
-    criteria: list[Criterion], n_references: int, embed: Embed
+    criteria: list[Criterion], n_references: int, embed: Embed, most: int
 ) -> list[Criterion]:
-    """The criteria of several references without those that say what an earlier one says."""
-    if n_references < 2 or len(criteria) < 2:
-        return criteria
-    vectors = await embed([c["text"] for c in criteria])
-    distinct: list[int] = []
-    for i in range(len(criteria)):
-        if not distinct or float(np.max(vectors[distinct] @ vectors[i])) <= DUPLICATE_COSINE:
-            distinct.append(i)
-    return [criteria[i] for i in distinct]
+    """The first `most` criteria of several references that say nothing an earlier one says.
+
+    No more texts are embedded than it takes: that is the dearest step of a seed.
+    """
+    if n_references < 2:
+        return criteria[:most]
+    distinct: list[Criterion] = []
+    vectors: list[Vectors] = []
+    left = list(criteria)
+    while left and len(distinct) < most:
+        part, left = left[: most - len(distinct)], left[most - len(distinct) :]
+        for criterion, vector in zip(part, await embed([c["text"] for c in part]), strict=True):
+            if not distinct or float(np.max(np.stack(vectors) @ vector)) <= DUPLICATE_COSINE:
+                distinct.append(criterion)
+                vectors.append(vector)
+    return distinct

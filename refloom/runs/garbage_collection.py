@@ -25,14 +25,14 @@ def relax_gc_for_process() -> None:
 def relaxed_gc() -> Iterator[None]:
     """Relax the collector, and exclude existing objects (mostly modules, half a million) from it.
 
-    A sample leaves thousands of objects in cycles (LangGraph's tasks and callbacks). With Python's
+    A sample leaves objects in cycles, where LangGraph runs it thousands. With Python's
     default thresholds the passes over them take a fifth of a run's processor time (measured).
     Objects that the caller has frozen stay frozen.
     """
     before = gc.get_threshold()
     frozen = gc.get_freeze_count() > 0
     if not frozen:
-        gc.collect()
+        # Without a pass before it, which takes a third of a second: what is garbage now is little.
         gc.freeze()
     gc.set_threshold(YOUNG_OBJECTS, 20, 50)
     try:
