@@ -589,15 +589,21 @@ def test_reasoning_is_shown_as_text_and_bare_answers_are_counted(look):
     bare = sample(1)["attempts"][-1] | {"response": "A bare answer."}
     more = {"response": bare["response"], "answers": [sample(1)["attempts"][0], bare]}
     thoughts = "First <b>the moon</b> <img src=x onerror=alert(1)> then ![the](http://sun.test)."
+    thoughts += "</think><script>window.owned = 1</script>\n" + "And so on. " * 50_000
     others = [sample(2, answers=[bare]), sample(3)]
     seen = look(Run([sample(1, reasoning=thoughts, **more), *others])).open()
     shown = seen.page.locator("#reasoning pre")
+    assert shown.count() == 0
+    assert "150010 words" in seen.text("#reasoning summary")
+    seen.page.locator("#reasoning summary").click()
     shown.wait_for()
     assert shown.inner_text() == thoughts
-    assert seen.page.locator("#reasoning b, #reasoning img").count() == 0
+    assert seen.page.locator("#reasoning :is(b, img, script)").count() == 0
     tried = seen.page.locator("#answers-tried")
     assert tried.inner_text() == "2 bare answers tried: the last one is the response."
     # It was written anew, and both attempts of the loop are others now.
+    seen.keys("d")
+    seen.says("written anew")
     assert seen.page.locator(".attempts .attempt").count() == 2
     seen.keys("j")
     seen.page.locator("#answers-tried", has_text="1 bare answer tried: none was taken.").wait_for()

@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from browser import CHROMIUM, ReviewPage
-from fakes import Endpoint
+from fakes import Endpoint, ScriptedModel, prompt_of, words
 from langgraph_sdk import get_sync_client
 from reviewing import BETTER, ReviewProcess, run_for_review
-from runs import rows, summary_of
+from runs import SEEDS, rows, summary_of
 from served import serving
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium here")
@@ -88,3 +88,29 @@ def test_threads_of_a_server_are_reviewed_by_keyboard(person, tmp_path):
     assert [sample["status"] for sample in found] == ["accepted", "accepted"]
     assert [sample["review"]["decision"] for sample in found] == ["accept", "accept"]
     assert len(endpoint.bodies) == paid
+
+
+def test_an_edited_response_has_no_thoughts_and_an_accepted_one_keeps_them(person, tmp_path):
+    def think(call):
+        return {"response": f"{words(prompt_of(call), 40)}.", "thoughts": "</think> <b>So.</b>"}
+
+    model = ScriptedModel(answer=think)
+    with ThreadPoolExecutor() as pool:
+        job = run_for_review(tmp_path, model, SEEDS[:2], reasoning=True)
+        pool.submit(asyncio.run, job).result()
+    with ReviewProcess(tmp_path) as served:
+        seen = person(f"http://127.0.0.1:{served.port}").open()
+        seen.page.locator("#reasoning summary").click()
+        assert seen.text("#reasoning pre") == "</think> <b>So.</b>"
+        seen.keys("e", "Control+A")
+        seen.page.keyboard.insert_text(BETTER)
+        seen.keys("Control+Enter")
+        seen.heading("Sample 2")
+        seen.keys("a")
+        seen.heading("All decided")
+        seen.page.get_by_text("2 of 2").first.wait_for()
+        seen.keys("t")
+        seen.heading("Decided sample")
+        seen.check()
+    thoughts = {row["response"] == BETTER: row["reasoning"] for row in rows(tmp_path, "accepted")}
+    assert thoughts == {True: None, False: "</think> <b>So.</b>"}

@@ -270,7 +270,9 @@ class Page {
 
   turn(mode) {
     if (!this.view || this.editor) return;
-    if (!this.view.turn(mode)) this.say("The first draft is the response: no differences.");
+    if (this.view.turn(mode)) return;
+    const anew = this.view.sample.reasoning != null;
+    this.say(anew ? "The response was written anew, not from a draft." : "The first draft is the response: no differences.");
   }
 
   step(by) {
