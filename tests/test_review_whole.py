@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import cycle, islice
 
 import pytest
 from browser import CHROMIUM, ReviewPage
 from fakes import Endpoint, ScriptedModel, prompt_of, words
 from langgraph_sdk import get_sync_client
 from reviewing import BETTER, ReviewProcess, run_for_review
-from runs import SEEDS, rows, summary_of
-from served import serving
+from runs import SEEDS, all_rows, rows, summary_of
+from served import free_port, serving
+
+from refloom.runs.review_queue import ReviewQueue
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium here")
 GIVEN = {
@@ -114,3 +117,43 @@ def test_an_edited_response_has_no_thoughts_and_an_accepted_one_keeps_them(perso
         seen.check()
     thoughts = {row["response"] == BETTER: row["reasoning"] for row in rows(tmp_path, "accepted")}
     assert thoughts == {True: None, False: "</think> <b>So.</b>"}
+
+
+GONE = "The server cannot be reached"
+
+
+def test_a_killed_server_loses_no_decision_and_the_page_goes_on_when_it_is_back(person, tmp_path):
+    with ThreadPoolExecutor() as pool:
+        pool.submit(asyncio.run, run_for_review(tmp_path, None, SEEDS, per_seed=4)).result()
+    waiting = [item["id"] for item in ReviewQueue(tmp_path).queue()["items"]]
+    wanted = dict(zip(waiting, cycle(["accept", "reject", "reject"]), strict=False))
+    keys = {"accept": ["a"], "reject": ["2"]}
+    port = free_port()
+    seen = person(f"http://127.0.0.1:{port}")
+    seen.expected = ("ERR_CONNECTION", "ERR_EMPTY_RESPONSE", "ERR_SOCKET")
+    left = iter(wanted.items())
+
+    def decide(count: int) -> None:
+        for id_, decision in islice(left, count):
+            seen.page.locator("#facts code", has_text=id_).wait_for()
+            seen.keys(*keys[decision])
+
+    with ReviewProcess(tmp_path, at=port) as served:
+        seen.open()
+        decide(8)
+        # What was sent may have arrived or not; the next ones cannot.
+        served.kill()
+        seen.keys("n", "p")
+        seen.page.locator("#unsent", has_text=GONE).wait_for()
+    with ReviewProcess(tmp_path, at=port) as served:
+        decide(8)
+        seen.page.locator("#unsent").wait_for(state="hidden")
+        decide(5)
+        served.kill()
+    with ReviewProcess(tmp_path, at=port):
+        decide(len(wanted))
+        seen.heading("All decided")
+        seen.page.get_by_text("32 of 32").first.wait_for()
+        seen.check()
+    found = {row["id"]: row["review"]["decision"] for row in all_rows(tmp_path)}
+    assert found == wanted

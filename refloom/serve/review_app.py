@@ -17,6 +17,7 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from memory.contamination import Contamination
+from memory.references import content_id
 from nodes.decisions import BadDecision, read_decision
 from refloom.data.benchmarks import load_benchmarks
 from refloom.errors import InputError, JournalError
@@ -249,11 +250,16 @@ def review_app(
         routes=[
             Route("/", _redirect_home),
             *endpoints.routes(),
-            *page_routes("run"),
+            *page_routes("run", _name_run(directory)),
         ],
         lifespan=lifespan,
         middleware=[Middleware(RequestLimits)],
     )
+
+
+def _name_run(directory: Path) -> str:
+    """A name for a run, since runs of the same seeds have the same ids of samples."""
+    return content_id(str(directory.resolve()))
 
 
 async def _redirect_home(request: Request) -> Response:

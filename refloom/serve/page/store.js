@@ -1,9 +1,11 @@
 /* What waits, what is decided, what is on its way. It knows no element of the page. */
 
+import { answers, UNREACHABLE } from "./api.js";
 import * as outbox from "./outbox.js";
 import { oneLine } from "./dom.js";
 
 const DONE = { accept: "Accepted.", edit: "Edit saved.", reject: "Rejected." };
+const ASK_AGAIN_MS = 2000;
 const STATUS = { accept: "accepted", edit: "accepted", reject: "rejected" };
 const summary = (item) => ({ ...item, instruction: oneLine(item.instruction ?? "") });
 
@@ -25,6 +27,8 @@ export class ReviewStore extends EventTarget {
     /** How many more wait than are listed: a run lists some hundred at a time. */
     this.beyond = 0;
     this.unsent = new Map();
+    /** Nobody answered the last request; the server is asked again until somebody does. */
+    this.gone = false;
     /** Id -> when its undo is through; before that the server may not show it. */
     this.returning = new Map();
     this.log = outbox.readLog();
@@ -54,6 +58,7 @@ export class ReviewStore extends EventTarget {
     const left = outbox.kept().filter((entry) => !this.unsent.has(entry.id));
     for (const entry of left) this.unsent.set(entry.id, { ...entry, state: "queued" });
     this.items = [];
+    this.loaded = true;
     this.mode = "waiting";
     this.reasons = found.reasons ?? [];
     this.#counted(found);
@@ -112,7 +117,8 @@ export class ReviewStore extends EventTarget {
     this.unsent.set(item.id, entry);
     this.#logged([...this.log, { id: item.id, decision, item, at }]);
     const safe = outbox.keep(entry);
-    this.#say(`${DONE[decision.decision]} u undoes it.${safe ? "" : " Keep this page open."}`);
+    const sent = this.gone ? "It is sent when the server is back." : "u undoes it.";
+    this.#say(`${DONE[decision.decision]} ${sent}${safe ? "" : " Keep this page open."}`);
     this.#enqueue(() => this.#send(entry));
     return this.#changed();
   }
@@ -206,7 +212,7 @@ export class ReviewStore extends EventTarget {
     this.#back(last.item, last.at);
     this.#say("Taken back.");
     this.dispatchEvent(new CustomEvent("undone", { detail: last }));
-    if (was && was.state !== "sending") this.#withdraw(was);
+    if (was && was.state !== "sending" && !was.unsure) this.#withdraw(was);
     else this.returning.set(last.id, this.#enqueue(() => this.#undoThere(last)));
     this.#changed();
     return undefined;
@@ -224,7 +230,10 @@ export class ReviewStore extends EventTarget {
   /** Give up sending a decision: its sample waits again, an edit stays as a draft. */
   takeBack(id) {
     const entry = this.unsent.get(id);
-    this.#withdraw(entry);
+    // The server may have it although it did not say so.
+    const there = entry.unsure && !entry.decision.revise;
+    if (there) this.returning.set(id, this.#enqueue(() => this.#undoThere({ ...entry, at: 0 })));
+    else this.#withdraw(entry);
     this.#logged(this.log.filter((past) => past.id !== id));
     // A change that was not taken leaves the decision before it.
     if (entry.decision.revise) {
@@ -240,6 +249,10 @@ export class ReviewStore extends EventTarget {
 
   async #send(entry) {
     if (entry.state !== "queued") return;
+    if (this.gone) {
+      Object.assign(entry, { state: "failed", error: UNREACHABLE });
+      return this.#changed();
+    }
     entry.state = "sending";
     this.#changed();
     try {
@@ -257,10 +270,27 @@ export class ReviewStore extends EventTarget {
       } else {
         entry.state = "failed";
         entry.error = error.message;
+        // Its answer may have been lost, and not the decision.
+        entry.unsure ||= this.source.run && error.unreachable;
       }
       this.#say(`Not saved: ${error.message}`, true);
+      if (error.unreachable) this.lost();
     }
+    return this.#changed();
+  }
+
+  /** The server is gone: ask again until it is back, then send what waits for it. Fires "back". */
+  async lost() {
+    if (this.gone) return;
+    this.gone = true;
     this.#changed();
+    do await new Promise((resolve) => setTimeout(resolve, ASK_AGAIN_MS));
+    while (!(await answers()));
+    this.gone = false;
+    this.#say("The server is back.");
+    this.retry();
+    if (this.loaded && this.source.run) this.#enqueue(() => this.#refresh().catch(() => {}));
+    this.dispatchEvent(new Event("back"));
   }
 
   /** How many samples wait on the server only because their decisions have not come there. */
@@ -281,13 +311,14 @@ export class ReviewStore extends EventTarget {
   async #undoThere(last) {
     const failed = this.unsent.get(last.id);
     try {
+      if (failed?.state !== "failed" || failed.unsure) this.#counted(await this.source.undo(last.id));
       if (failed?.state === "failed") this.#withdraw(failed);
-      else this.#counted(await this.source.undo(last.id));
     } catch (error) {
       this.items = this.items.filter((item) => item.id !== last.id);
       if (this.current === last.id) this.current = this.items[0]?.id ?? null;
       this.#logged([...this.log, last]);
       this.#say(`Not undone: ${error.message}`, true);
+      if (error.unreachable) this.lost();
     }
     this.returning.delete(last.id);
     return this.#changed();
