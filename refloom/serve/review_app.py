@@ -128,6 +128,10 @@ class ReviewEndpoints:
             Route(f"{item}/marks", self.mark, methods=["POST"]),
         ]
 
+    def close(self) -> None:
+        """Leave the journal as one file. Raises `JournalError`."""
+        self._reviews.close()
+
     def _by(self, request: Request) -> str | None:
         user = identify_request(request.scope, self._keys)
         return user if isinstance(user, str) and user != LOCAL_USER else self._reviewer
@@ -245,6 +249,7 @@ def review_app(
             writing.cancel()
             await asyncio.gather(writing, return_exceptions=True)
             await files.write()
+            await asyncio.to_thread(endpoints.close)
 
     return Starlette(
         routes=[
