@@ -9,7 +9,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,11 +44,13 @@ class Endpoint:
 
 
 @contextmanager
-def started(mock: Path | None = None, endpoint: str | None = None) -> Iterator[Endpoint]:
+def started(
+    mock: Path | None = None, endpoint: str | None = None, flags: Sequence[str] = ()
+) -> Iterator[Endpoint]:
     """The endpoint at an address, or a process that is ended afterwards.
 
     `mock` is a program that takes PORT and LATENCY_MS from the environment; with neither, the
-    Python mock is started.
+    Python mock is started, with `flags` of its own.
     """
     if endpoint and not mock:
         yield Endpoint(endpoint.rstrip("/").removesuffix("/v1"), "given")
@@ -56,7 +58,7 @@ def started(mock: Path | None = None, endpoint: str | None = None) -> Iterator[E
     if mock:
         process, root = _program(mock)
     else:
-        process, root = _python()
+        process, root = _python(flags)
     try:
         yield Endpoint(root, "program" if mock else "python")
     finally:
@@ -81,8 +83,8 @@ def _program(mock: Path) -> tuple[subprocess.Popen[str], str]:
     sys.exit(f"{mock.name}: does not listen on the port it was given by PORT")
 
 
-def _python() -> tuple[subprocess.Popen[str], str]:
-    command = [sys.executable, str(PYTHON_MOCK), "--latency-ms", "0"]
+def _python(flags: Sequence[str]) -> tuple[subprocess.Popen[str], str]:
+    command = [sys.executable, str(PYTHON_MOCK), "--latency-ms", "0", *flags]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     said = process.stdout.readline().split()

@@ -1,9 +1,11 @@
 """A small endpoint that answers in the shape it is asked for, where no faster one is at hand.
 
-    python benchmarks/mock_endpoint.py [--latency-ms 200]
+    python benchmarks/mock_endpoint.py [--latency-ms 200] [--like-a-run]
 
-It prints `listening URL`. GET /reset?latency_ms=N sets the latency and zeroes the counters, GET
-/stats gives them. It is one Python process: it takes a part of the machine, and at a latency of
+With `--like-a-run` its texts are as long as real ones, a share of its verdicts fail, and it
+proposes some near-duplicates (scripted_run.py). It prints `listening URL`. GET /reset?latency_ms=N
+sets the latency and zeroes the counters, GET /stats gives them, GET /sizes the bytes of every
+request and answer. It is one Python process: it takes a part of the machine, and at a latency of
 nothing it, and not its client, sets the pace.
 """
 
@@ -13,8 +15,11 @@ import argparse
 import asyncio
 import random
 import re
+import sys
 import zlib
+from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -86,14 +91,27 @@ def plain_response(prompt: str) -> str:
     return plan + _text(draw, LENGTHS["response"])
 
 
-def completion(body: dict[str, Any]) -> bytes:
+def simple_answer(prompt: str, shape: dict[str, Any] | None) -> str:
+    """What it says to a prompt: JSON of a shape, or plain text."""
+    return orjson.dumps(made(shape, prompt)).decode() if shape else plain_response(prompt)
+
+
+Say = Callable[[str, dict[str, Any] | None], str]
+
+
+def completion(body: dict[str, Any], say: Say = simple_answer) -> bytes:
     """The chat completion that answers a request."""
     prompt = "".join(message["content"] for message in body["messages"])
     shape = body.get("response_format", {}).get("json_schema", {}).get("schema")
-    text = orjson.dumps(made(shape, prompt)).decode() if shape else plain_response(prompt)
+    text = say(prompt, shape)
     read, written = len(prompt) // 4, len(text) // 4
     message = {"role": "assistant", "content": text}
-    if shape is None and len(body["messages"]) == 1 and not _INSTRUCTION.search(prompt):
+    if (
+        say is simple_answer
+        and shape is None
+        and len(body["messages"]) == 1
+        and not _INSTRUCTION.search(prompt)
+    ):
         # A bare answer, whose thoughts are wanted.
         message["reasoning_content"] = plain_response(f"thoughts on {prompt}")
     usage = {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
@@ -109,17 +127,23 @@ def completion(body: dict[str, Any]) -> bytes:
     )
 
 
-def application(latency_ms: float) -> web.Application:
+def application(latency_ms: float, say: Say = simple_answer) -> web.Application:
     """The endpoint's routes around its state: the latency, and what it has counted."""
     state = {"latency_ms": latency_ms, "requests": 0, "in_flight": 0, "max_inflight": 0}
+    # Bytes of the request's and of the answer's body, call by call.
+    sizes: list[tuple[int, int]] = []
 
     async def chat(request: web.Request) -> web.Response:
         begun = asyncio.get_running_loop().time()
         state["in_flight"] += 1
         state["max_inflight"] = max(state["max_inflight"], state["in_flight"])
         try:
-            reply_body = completion(orjson.loads(await request.read()))
+            said = await request.read()
+            # A floor asks for bytes alone: no time goes into making them up.
+            size = request.headers.get("x-answer-bytes")
+            reply_body = _padded(int(size)) if size else completion(orjson.loads(said), say)
             state["requests"] += 1
+            sizes.append((len(said), len(reply_body)))
             spent = asyncio.get_running_loop().time() - begun
             await asyncio.sleep(max(state["latency_ms"] / 1000 - spent, 0))
             return web.Response(body=reply_body, content_type="application/json")
@@ -129,10 +153,14 @@ def application(latency_ms: float) -> web.Application:
     async def reset(request: web.Request) -> web.Response:
         latency = float(request.query.get("latency_ms", state["latency_ms"]))
         state.update(latency_ms=latency, requests=0, max_inflight=0)
+        sizes.clear()
         return web.Response(text="ok")
 
     async def stats(_: web.Request) -> web.Response:
         return web.json_response(state)
+
+    async def sizes_so_far(_: web.Request) -> web.Response:
+        return web.json_response(sizes)
 
     async def models(_: web.Request) -> web.Response:
         return web.json_response({"object": "list", "data": [{"id": "mock-model"}]})
@@ -142,12 +170,22 @@ def application(latency_ms: float) -> web.Application:
     app.router.add_get("/v1/models", models)
     app.router.add_get("/reset", reset)
     app.router.add_get("/stats", stats)
+    app.router.add_get("/sizes", sizes_so_far)
     return app
 
 
-async def serve(latency_ms: float) -> None:
+def _padded(size: int) -> bytes:
+    """A completion of so many bytes."""
+    message = {"role": "assistant", "content": ""}
+    bare = orjson.dumps({"choices": [{"index": 0, "message": message}]})
+    filling = "word " * (size // 5 + 1)
+    message["content"] = filling[: max(size - len(bare), 0)]
+    return orjson.dumps({"choices": [{"index": 0, "message": message}]})
+
+
+async def serve(latency_ms: float, say: Say = simple_answer) -> None:
     """Listen on a free port of this machine until the process is ended."""
-    runner = web.AppRunner(application(latency_ms), access_log=None)
+    runner = web.AppRunner(application(latency_ms, say), access_log=None)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0, backlog=1024).start()
     print(f"listening http://127.0.0.1:{runner.addresses[0][1]}", flush=True)
@@ -157,5 +195,13 @@ async def serve(latency_ms: float) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--latency-ms", type=float, default=200)
+    parser.add_argument("--like-a-run", action="store_true")
+    args = parser.parse_args()
+    said_by: Say = simple_answer
+    if args.like_a_run:
+        sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+        from benchmarks.scripted_run import ScriptedRun
+
+        said_by = ScriptedRun()
     with suppress(KeyboardInterrupt):
-        asyncio.run(serve(parser.parse_args().latency_ms))
+        asyncio.run(serve(args.latency_ms, said_by))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from functools import cache, lru_cache
+from threading import Lock
 from typing import Any
 
 # A shorter text tells too little of its language.
@@ -41,8 +42,20 @@ _NEAR = (
     ("ht", "gcf", "gcr"),
     ("de", "lb"),
 )
+# Words that English texts are full of, and texts in other languages are not.
+_ENGLISH_WORDS = frozenset(
+    """
+    the and of that with for this you your are from which have be they their it's it can will should
+    would when what how there these those been were was not by but if has who into than then because
+    about each
+    """.split()  # noqa: SIM905
+)
+# Their least share in a text of English, and in each longer part of it.
+_ENGLISH_SHARE = 0.18
+_ENGLISH_SHARE_OF_PART = 0.12
 # No language at all, such as numbers.
 _NONE = "zxx"
+_loading = Lock()
 # Languages by name: in English, and the larger ones in others.
 _NAMES = frozenset(
     """
@@ -121,6 +134,30 @@ def names_language(text: str) -> bool:
     return not low.isascii() and any(part in low for part in _PARTS)
 
 
+def is_plain_english(text: str) -> bool:
+    """Whether a text is English beyond doubt, by its commonest words: a tenth of a detector's time.
+
+    What is English and not plainly so is left to `language_of`. Of 831 English texts of 20 words
+    or more, 631 are plain.
+
+    >>> is_plain_english("The tide rises twice a day because of the moon and the sun.")
+    True
+    >>> is_plain_english("Der Mond zieht das Wasser an.")
+    False
+    """
+    text = text[:MAX_CHARS]
+    return _share_of_english(text) >= _ENGLISH_SHARE and all(
+        _share_of_english(part) >= _ENGLISH_SHARE_OF_PART
+        for part in text.split("\n")
+        if _has_words(part, _PART_WORDS)
+    )
+
+
+def _share_of_english(text: str) -> float:
+    words = text.lower().split()
+    return sum(word in _ENGLISH_WORDS for word in words) / max(len(words), 1)
+
+
 @lru_cache(maxsize=256)
 def language_of(text: str) -> str | None:
     """The code of a text's language, the same one for near languages; None if it is not certain.
@@ -143,8 +180,14 @@ def _detect(text: str) -> str | None:
     return next((near[0] for near in _NEAR if code in near), str(code))
 
 
-@cache
 def _detector() -> Any:
+    # One thread loads it for all: it takes half a second and 80 MB.
+    with _loading:
+        return _load_detector()
+
+
+@cache
+def _load_detector() -> Any:
     # Imported here: only texts of some length need it.
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from fakes import ScriptedModel, letters, prompt_of, verdicts, words
 
 from graph.builder import build_graph
+from nodes import language
 from nodes.checks import (
     DEFAULT_CHECKS,
     CheckInput,
@@ -184,6 +186,24 @@ def test_answers_of_any_size_are_compared_at_once():
 )
 async def test_a_response_is_in_the_language_of_the_instruction(instruction, response, expected):
     assert (await outcome("language", response, instruction=instruction))[0] == expected
+
+
+def test_one_thread_loads_the_languages_for_all(monkeypatch):
+    from py3langid.langid import LanguageIdentifier
+
+    load, loads = LanguageIdentifier.from_model_file, []
+
+    def count(*args, **kwargs):
+        loads.append(args)
+        return load(*args, **kwargs)
+
+    monkeypatch.setattr(LanguageIdentifier, "from_model_file", count)
+    language._load_detector.cache_clear()
+    with ThreadPoolExecutor(8) as threads:
+        texts = [f"{number} Schiffe fahren bei Flut in den Hafen ein." for number in range(8)]
+        languages = list(threads.map(language.language_of, texts))
+    assert languages == ["de"] * 8
+    assert len(loads) == 1
 
 
 async def test_words_are_counted():
