@@ -683,6 +683,16 @@ def test_without_a_server_decisions_are_kept_and_sent_when_it_is_back(kind, look
     seen.heading("Sample 4")
 
 
+def test_a_page_that_comes_as_its_server_goes_is_read_when_it_is_back(kind, look):
+    seen = look(kind([sample(1)]))
+    seen.expected = ("ERR_FAILED", "ERR_ABORTED")
+    seen.page.route("**/review/config", lambda route: route.abort())
+    seen.page.goto(f"{seen.url}/review")
+    seen.page.locator(".message", has_text="cannot be reached").wait_for()
+    seen.page.unroute("**/review/config")
+    seen.heading("Sample 1 of 1")
+
+
 def test_a_decision_whose_answer_was_lost_is_undone_on_the_server_too(look):
     backend = Run([sample(1), sample(2)])
     seen = look(backend).open()

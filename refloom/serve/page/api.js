@@ -3,6 +3,7 @@
 /** What is said of a server that does not answer. */
 export const UNREACHABLE = "The server cannot be reached.";
 
+const ASK_AGAIN_MS = 2000;
 const KEY = "refloom-api-key";
 let askPerson = async () => null;
 let asking = null;
@@ -34,13 +35,15 @@ export async function ask(method, path, body) {
   }
 }
 
-/** Whether the server answers. */
-export async function answers() {
-  try {
-    await ask("GET", "review/config");
-    return true;
-  } catch (error) {
-    return !error.unreachable;
+/** Ask every two seconds until the server answers. */
+export async function untilItAnswers() {
+  for (;;) {
+    await new Promise((resolve) => setTimeout(resolve, ASK_AGAIN_MS));
+    try {
+      return await ask("GET", "review/config");
+    } catch (error) {
+      if (!error.unreachable) return null;
+    }
   }
 }
 

@@ -1,6 +1,6 @@
 /* Puts the page together: store, views, keys. */
 
-import { ask, onKeyNeeded } from "./api.js";
+import { ask, onKeyNeeded, untilItAnswers } from "./api.js";
 import { openFor } from "./outbox.js";
 import { Filter } from "./filter.js";
 import { figuresOf } from "./figures.js";
@@ -157,8 +157,9 @@ class Page {
     showMessage(title, text, "Look again", () => this.start());
     if (!decided || !source.run) return undefined;
     try {
-      // The last decisions count, too.
+      // The last decisions count, too, and are sent when the server is back.
       await this.store.chain;
+      if (this.store.gone) return undefined;
       const figures = await source.figures();
       if (this.shownId !== null) return undefined;
       const closing = make("section", { class: "closing", "aria-label": "Figures" }, ...figuresOf(figures));
@@ -380,4 +381,5 @@ try {
   await page.start();
 } catch (error) {
   showMessage("Nothing could be read", error.message, "Try again", () => location.reload());
+  if (error.unreachable) untilItAnswers().then(() => location.reload());
 }

@@ -1,11 +1,10 @@
 /* What waits, what is decided, what is on its way. It knows no element of the page. */
 
-import { answers, UNREACHABLE } from "./api.js";
+import { UNREACHABLE, untilItAnswers } from "./api.js";
 import * as outbox from "./outbox.js";
 import { oneLine } from "./dom.js";
 
 const DONE = { accept: "Accepted.", edit: "Edit saved.", reject: "Rejected." };
-const ASK_AGAIN_MS = 2000;
 const STATUS = { accept: "accepted", edit: "accepted", reject: "rejected" };
 const summary = (item) => ({ ...item, instruction: oneLine(item.instruction ?? "") });
 
@@ -96,7 +95,7 @@ export class ReviewStore extends EventTarget {
         this.past = (await this.source.decided()).map(summary);
       }
     } catch (error) {
-      return this.#say(`Not read: ${error.message}`, true);
+      return this.#failed("read", error);
     }
     this.mode = mode;
     this.current = this.listed[0]?.id ?? null;
@@ -175,7 +174,7 @@ export class ReviewStore extends EventTarget {
       this.dispatchEvent(new CustomEvent("revised", { detail: null }));
       this.#say("It waits again.");
     } catch (error) {
-      this.#say(`Not put back: ${error.message}`, true);
+      this.#failed("put back", error);
     }
     this.#changed();
   }
@@ -194,7 +193,7 @@ export class ReviewStore extends EventTarget {
         await this.source.mark(item.id, kind, on);
       } catch (error) {
         item[name] = !on;
-        this.#say(`Not marked: ${error.message}`, true);
+        this.#failed("marked", error);
         this.#changed();
       }
     });
@@ -273,8 +272,7 @@ export class ReviewStore extends EventTarget {
         // Its answer may have been lost, and not the decision.
         entry.unsure ||= this.source.run && error.unreachable;
       }
-      this.#say(`Not saved: ${error.message}`, true);
-      if (error.unreachable) this.lost();
+      this.#failed("saved", error);
     }
     return this.#changed();
   }
@@ -284,8 +282,7 @@ export class ReviewStore extends EventTarget {
     if (this.gone) return;
     this.gone = true;
     this.#changed();
-    do await new Promise((resolve) => setTimeout(resolve, ASK_AGAIN_MS));
-    while (!(await answers()));
+    await untilItAnswers();
     this.gone = false;
     this.#say("The server is back.");
     this.retry();
@@ -317,8 +314,7 @@ export class ReviewStore extends EventTarget {
       this.items = this.items.filter((item) => item.id !== last.id);
       if (this.current === last.id) this.current = this.items[0]?.id ?? null;
       this.#logged([...this.log, last]);
-      this.#say(`Not undone: ${error.message}`, true);
-      if (error.unreachable) this.lost();
+      this.#failed("undone", error);
     }
     this.returning.delete(last.id);
     return this.#changed();
@@ -365,6 +361,11 @@ export class ReviewStore extends EventTarget {
 
   #changed() {
     this.dispatchEvent(new Event("change"));
+  }
+
+  #failed(what, error) {
+    this.#say(`Not ${what}: ${error.message}`, true);
+    if (error.unreachable) this.lost();
   }
 
   #say(text, wrong = false) {
