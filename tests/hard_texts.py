@@ -71,6 +71,12 @@ def hard_references(name: str) -> list[dict[str, Any]]:
     return [one, {"id": "r" + "2" * 60, "instruction": text, "response": text, "history": history}]
 
 
+def hard_thoughts(name: str) -> str:
+    """What a model may have thought: long, with its own marks and with a script in it."""
+    start = "</think><script>window.owned = 1</script>\n<img src=x onerror='window.owned = 2'>"
+    return f"{start}\n<think>\n{TEXTS[name] * 3}"
+
+
 def hard_sample(sample: dict[str, Any], name: str) -> dict[str, Any]:
     """A sample with texts of one kind wherever there are any."""
     text = TEXTS[name]

@@ -155,6 +155,7 @@ class Run(Backend):
 
     def __init__(self, samples: list[dict[str, Any]]) -> None:
         super().__init__(samples)
+        self.run = "run"
         self.marks: dict[str, set[str]] = {"skip": set(), "flag": set()}
         self.reasons = ["It is about ponds.", "It is too long."]
         self.references = REFERENCES
@@ -172,8 +173,12 @@ class Run(Backend):
             Route(item, self.item),
             Route(item, self.decide, methods=["POST"]),
             Route(item, self.undo, methods=["DELETE"]),
+            Route("/review/config", self.config),
             *page_routes("run"),
         ]
+
+    async def config(self, request: Request) -> Response:
+        return JSONResponse({"source": "run", "run": self.run})
 
     def _listed(self, id_: str) -> dict[str, Any]:
         one = self.samples[id_]

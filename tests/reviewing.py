@@ -24,10 +24,12 @@ async def run_for_review(out: Path, model=None, seeds=SEEDS[:3], **more):
 
 
 class ReviewProcess:
-    """`refloom review DIR` on a free port."""
+    """`refloom review DIR` on a free port, or on the one that it is `at`."""
 
-    def __init__(self, out: Path, *flags: object, **environment: str) -> None:
-        self.port = free_port()
+    def __init__(
+        self, out: Path, *flags: object, at: int | None = None, **environment: str
+    ) -> None:
+        self.port = at or free_port()
         self.process = subprocess.Popen(
             command("review", out, "--port", self.port, *flags),
             env=env_of(environment),
@@ -51,6 +53,11 @@ class ReviewProcess:
         self.process.send_signal(signal.SIGINT)
         self.process.wait(20)
         self.process.stderr.close()
+
+    def kill(self) -> None:
+        """End it without a last word, as a lost machine does."""
+        self.process.kill()
+        self.process.wait(20)
 
     def ask(self, path: str, said: object = None, method: str = "GET", **headers: str):
         body = None if said is None else json.dumps(said).encode()

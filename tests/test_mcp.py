@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import jsonschema
@@ -10,6 +11,7 @@ from fakes import ScriptedModel, letters
 from httpx import ASGITransport, AsyncClient, Response
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
+from starlette.requests import Request
 from starlette.routing import Route
 
 from graph.builder import build_graph
@@ -92,6 +94,75 @@ async def test_a_call_brings_typed_samples():
     assert sample["response"]
     assert {"criterion", "must", "verdict", "reason"} == set(sample["verdicts"][0])
     assert result["structuredContent"]["usage"]["calls"] > 0
+
+
+async def test_an_agents_own_criteria_are_judged_and_named():
+    criteria = [
+        {"text": "names a lake", "must": True},
+        {"text": "is short", "must": False, "check": "max_words:1"},
+    ]
+    result = await call(ARGUMENTS | {"criteria": criteria})
+    (sample,) = result["structuredContent"]["samples"]
+    verdicts = {one["criterion"]: (one["must"], one["verdict"]) for one in sample["verdicts"]}
+    assert verdicts["names a lake"] == (True, "pass")
+    assert verdicts["is short"] == (False, "fail")
+
+
+async def hang_up(endpoint: McpEndpoint, gone: asyncio.Event) -> list[dict]:
+    """Call the tool as a client that is `gone` in the midst of it; what it is sent."""
+    params = {"name": "synthesizer", "arguments": ARGUMENTS}
+    body = {"jsonrpc": "2.0", "id": 0, "method": "tools/call", "params": params}
+    waiting = [{"type": "http.request", "body": json.dumps(body).encode()}]
+    sent = []
+
+    async def receive():
+        if waiting:
+            return waiting.pop()
+        await gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/mcp", "headers": [], "query_string": b""}
+    response = await endpoint.respond(Request(scope, receive))
+    await response(scope, receive, send)
+    return sent
+
+
+@pytest.mark.parametrize("stage", ["extract", "generate"])
+async def test_a_client_that_hangs_up_ends_its_call_but_not_what_others_learn(stage):
+    model, gone, go_on = ScriptedModel(), asyncio.Event(), asyncio.Event()
+
+    async def complete(call):
+        if call.stage == stage and not go_on.is_set():
+            gone.set()
+            await go_on.wait()
+        return await model(call)
+
+    endpoint = McpEndpoint(build_graph(complete=complete, embed=letters))
+    async with asyncio.timeout(20):
+        sent = await hang_up(endpoint, gone)
+    assert sent[0]["status"] == 499
+    paid = [call.stage for call in model.calls]
+    assert stage not in paid
+    go_on.set()
+    # What was being learned of the reference is learned to its end, once.
+    async with asyncio.timeout(20):
+        await hang_up(endpoint, asyncio.Event())
+    stages = [call.stage for call in model.calls]
+    assert stages.count("extract") == 1 and stages.count("generate") == 1
+    assert stages[: len(paid)] == paid
+
+
+async def test_who_hung_up_while_waiting_for_a_place_costs_nothing():
+    model, gone = ScriptedModel(), asyncio.Event()
+    endpoint = McpEndpoint(build_graph(complete=model, embed=letters))
+    endpoint._calls = asyncio.Semaphore(0)
+    gone.set()
+    async with asyncio.timeout(20):
+        await hang_up(endpoint, gone)
+    assert model.calls == []
 
 
 async def test_nobody_is_asked_about_a_sample(monkeypatch):

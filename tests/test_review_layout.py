@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 from browser import CHROMIUM, ReviewPage
-from hard_texts import TEXTS, hard_references, hard_sample
-from review_fakes import Run, screened_sample, served
+from hard_texts import TEXTS, hard_references, hard_sample, hard_thoughts
+from review_fakes import Run, sample, screened_sample, served
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium here")
 WIDTHS = (375, 768, 1280, 1920)
@@ -38,7 +38,8 @@ OVERFLOW = """() => {
 
 @pytest.fixture(scope="module", params=TEXTS)
 def kind(request):
-    backend = Run([hard_sample(screened_sample(1), request.param), screened_sample(2)])
+    thoughtful = hard_sample(sample(2, reasoning=hard_thoughts(request.param)), request.param)
+    backend = Run([hard_sample(screened_sample(1), request.param), thoughtful])
     backend.references = hard_references(request.param)
     backend.reasons = ["It is about ponds " * 12, "w" * 300, "Short."]
     with served(backend) as url:
@@ -77,6 +78,10 @@ def test_nothing_is_wider_than_its_place(browser, kind, width):
     assert_fits("the list")
     seen.keys("Escape", "a")
     seen.heading("Sample 2")
+    assert_fits("thoughts folded away")
+    page.locator("#reasoning summary").click()
+    page.locator("#reasoning pre").wait_for()
+    assert_fits("thoughts")
     seen.keys("a")
     page.locator(".closing").wait_for()
     assert_fits("the end")

@@ -143,6 +143,9 @@ def look(browser):
             one.server.__exit__(None, None, None)
 
 
+ACCEPT = {"decision": "accept"}
+
+
 def settled(backend, wanted):
     """Wait until the server has exactly these decisions."""
     for _ in range(500):
@@ -589,15 +592,21 @@ def test_reasoning_is_shown_as_text_and_bare_answers_are_counted(look):
     bare = sample(1)["attempts"][-1] | {"response": "A bare answer."}
     more = {"response": bare["response"], "answers": [sample(1)["attempts"][0], bare]}
     thoughts = "First <b>the moon</b> <img src=x onerror=alert(1)> then ![the](http://sun.test)."
+    thoughts += "</think><script>window.owned = 1</script>\n" + "And so on. " * 50_000
     others = [sample(2, answers=[bare]), sample(3)]
     seen = look(Run([sample(1, reasoning=thoughts, **more), *others])).open()
     shown = seen.page.locator("#reasoning pre")
+    assert shown.count() == 0
+    assert "150010 words" in seen.text("#reasoning summary")
+    seen.page.locator("#reasoning summary").click()
     shown.wait_for()
     assert shown.inner_text() == thoughts
-    assert seen.page.locator("#reasoning b, #reasoning img").count() == 0
+    assert seen.page.locator("#reasoning :is(b, img, script)").count() == 0
     tried = seen.page.locator("#answers-tried")
     assert tried.inner_text() == "2 bare answers tried: the last one is the response."
     # It was written anew, and both attempts of the loop are others now.
+    seen.keys("d")
+    seen.says("written anew")
     assert seen.page.locator(".attempts .attempt").count() == 2
     seen.keys("j")
     seen.page.locator("#answers-tried", has_text="1 bare answer tried: none was taken.").wait_for()
@@ -649,6 +658,84 @@ def test_a_server_error_keeps_the_edit_until_it_is_taken(kind, look):
     settled(backend, {"s1": wanted})
     seen.page.wait_for_selector("#unsent", state="hidden")
     seen.page.wait_for_function("() => !Object.keys(localStorage).length")
+
+
+def test_without_a_server_decisions_are_kept_and_sent_when_it_is_back(kind, look):
+    backend = kind([sample(number) for number in (1, 2, 3, 4)])
+    seen = look(backend).open()
+    seen.expected = ("ERR_INTERNET_DISCONNECTED",)
+    seen.page.wait_for_load_state("networkidle")
+    seen.page.context.set_offline(True)
+    seen.keys("a")
+    seen.page.locator("#unsent", has_text="1 decision not saved").wait_for()
+    seen.heading("Sample 2")
+    seen.keys("r", "Enter")
+    seen.says("Rejected. It is sent when the server is back.")
+    without = ".message" if kind is Run else "#response-text > pre"
+    seen.page.locator(without).wait_for()
+    assert backend.taken == {}
+    seen.page.context.set_offline(False)
+    settled(backend, {"s1": ACCEPT, "s2": {"decision": "reject"}})
+    seen.heading("Sample 3")
+    seen.page.locator("#unsent").wait_for(state="hidden")
+    seen.page.locator("#response-text > .prose").wait_for()
+    seen.keys("a")
+    seen.heading("Sample 4")
+
+
+def test_a_page_that_comes_as_its_server_goes_is_read_when_it_is_back(kind, look):
+    seen = look(kind([sample(1)]))
+    seen.expected = ("ERR_FAILED", "ERR_ABORTED")
+    seen.page.route("**/review/config", lambda route: route.abort())
+    seen.page.goto(f"{seen.url}/review")
+    seen.page.locator(".message", has_text="cannot be reached").wait_for()
+    seen.page.unroute("**/review/config")
+    seen.heading("Sample 1 of 1")
+
+
+def test_a_decision_whose_answer_was_lost_is_undone_on_the_server_too(look):
+    backend = Run([sample(1), sample(2)])
+    seen = look(backend).open()
+    seen.expected = ("ERR_FAILED",)
+    lost = []
+
+    def lose(route):
+        if route.request.method == "POST" and not lost:
+            lost.append(route.fetch())
+            return route.abort()
+        return route.continue_()
+
+    seen.page.route("**/review/items/s1", lose)
+    seen.page.route("**/review/config", lambda route: route.abort())
+    seen.keys("a")
+    seen.page.locator("#unsent", has_text="not saved").wait_for()
+    settled(backend, {"s1": ACCEPT})
+    seen.keys("u")
+    seen.heading("Sample 1")
+    settled(backend, {})
+    seen.page.unroute("**/review/config")
+    seen.page.locator("#unsent").wait_for(state="hidden")
+    seen.says("The server is back.")
+    assert backend.taken == {}
+
+
+def test_what_one_run_left_unsent_is_not_sent_to_another(look):
+    backend = Run([sample(1), sample(2)])
+    seen = look(backend).open()
+    seen.expected = ("503",)
+    backend.fail = 9
+    seen.keys("a")
+    seen.page.wait_for_selector("#unsent:not([hidden])")
+    backend.run, backend.fail = "another", 0
+    seen.page.reload()
+    seen.heading("Sample 1 of 2")
+    seen.page.wait_for_load_state("networkidle")
+    assert backend.taken == {} and not seen.page.locator("#unsent").is_visible()
+    seen.keys("u")
+    seen.says("Nothing to undo.")
+    backend.run = "run"
+    seen.page.reload()
+    settled(backend, {"s1": ACCEPT})
 
 
 def test_a_failed_edit_that_is_taken_back_is_a_draft(look):
@@ -723,7 +810,7 @@ def test_nothing_else_of_the_disk_is_served():
             assert (
                 client.get("/review/main.js").headers["content-type"].startswith("text/javascript")
             )
-            assert client.get("/review/config").json() == {"source": "run"}
+            assert client.get("/review/config").json() == {"source": "run", "run": "run"}
 
 
 def test_what_is_shown_is_checked():

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fakes import ScriptedModel, prompt_of, verdicts
-from processes import lines, refloom
+from processes import command, env_of, lines, refloom
 from reviewing import BETTER, ReviewProcess, run_for_review
 from runs import SEEDS, rows, summary_of
+from served import free_port
 
 from nodes.decisions import BadDecision, ReviewDecision
+from refloom.errors import JournalError
 from refloom.runs.journal import iter_records, open_read_only
 from refloom.runs.outputs import read_status, rewrite_files
 from refloom.runs.review_figures import review_figures
@@ -311,6 +316,41 @@ async def test_figures_count_decisions_agreement_and_pace(tmp_path):
     assert [row[name] for name in ("n", "failed", "wrong_verdicts", "wrong")] == [3, 3, 1, 0]
     assert [(one["by"], one["decided"]) for one in said["reviewers"]] == [("alice", 2), ("bob", 1)]
     assert said["median_seconds"] is not None and said["median_seconds"] < 10
+
+
+async def test_decisions_are_in_the_journals_one_file_once_the_page_has_ended(tmp_path):
+    await run_for_review(tmp_path)
+    with ReviewProcess(tmp_path) as process:
+        (first, *_) = process.ask("/review/queue")[1]["items"]
+        assert process.ask(f"/review/items/{first['id']}", {"decision": "accept"}, "POST")[0] == 200
+    (copy := tmp_path / "copy").mkdir()
+    shutil.copy(tmp_path / "journal.sqlite", copy)
+    assert [row["id"] for row in decided_rows(copy)] == [first["id"]]
+
+
+async def test_decisions_of_a_killed_page_are_read_where_nothing_can_be_written(
+    tmp_path, monkeypatch
+):
+    await run_for_review(tmp_path)
+    with ReviewProcess(tmp_path) as process:
+        (first, *_) = process.ask("/review/queue")[1]["items"]
+        assert process.ask(f"/review/items/{first['id']}", {"decision": "accept"}, "POST")[0] == 200
+        process.kill()
+    monkeypatch.setattr("os.access", lambda path, mode: mode != os.W_OK)
+    assert [row["id"] for row in decided_rows(tmp_path)] == [first["id"]]
+
+
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="root may write everywhere")
+async def test_where_nothing_can_be_written_the_page_does_not_open(tmp_path):
+    await run_for_review(tmp_path)
+    tmp_path.chmod(0o500)
+    without = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
+    without = without if os.geteuid() == 0 else []
+    start = [*without, *command("review", tmp_path, "--port", free_port())]
+    done = subprocess.run(start, env=env_of({}), capture_output=True, text=True, timeout=60)
+    tmp_path.chmod(0o700)
+    assert done.returncode == JournalError.exit_status
+    assert "cannot be written" in done.stderr and len(done.stderr.splitlines()) == 1
 
 
 async def test_a_person_sees_the_sample_as_the_judge_left_it_and_its_references(tmp_path):

@@ -372,7 +372,10 @@ def connect_read_only(path: Path, *, check_same_thread: bool = True) -> sqlite3.
     if not path.is_file():
         raise JournalError(f"{path.parent}: there is no run here (no {path.name})")
     # In a directory where nothing can be written nobody writes, and SQLite must not try to lock.
-    immutable = "" if os.access(path.parent, os.W_OK) else "&immutable=1"
+    # But an immutable file is read without the log that a killed process left beside it.
+    log = path.with_name(f"{path.name}-wal")
+    shut = not os.access(path.parent, os.W_OK) and not (log.is_file() and log.stat().st_size)
+    immutable = "&immutable=1" if shut else ""
     address = f"{path.absolute().as_uri()}?mode=ro{immutable}"
     try:
         connection = sqlite3.connect(address, uri=True, check_same_thread=check_same_thread)

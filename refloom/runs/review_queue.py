@@ -61,7 +61,7 @@ class ReviewQueue:
     """The review queue of the run in `directory`. All methods block."""
 
     def __init__(self, directory: Path, contamination: Contamination | None = None) -> None:
-        """Raises `JournalError` if there is no run."""
+        """Raises `JournalError` if there is no run, or if its directory cannot be written."""
         self.path = directory / "journal.sqlite"
         self._contamination = contamination
         self._known = KnownInstructions(directory)
@@ -71,9 +71,18 @@ class ReviewQueue:
         # While it is open, no other that is closed moves the write-ahead log into the file: that
         # takes as long as the decision itself.
         held = connect_read_only(self.path, check_same_thread=False)
-        weakref.finalize(self, held.close)
+        self._let_go = weakref.finalize(self, held.close)
         with self._writing() as connection:
             connection.executescript(REVIEWS_TABLE)
+
+    def close(self) -> None:
+        """Move the decisions from the write-ahead log into the journal's file.
+
+        Unless somebody else has it open, who will. Raises `JournalError`.
+        """
+        self._let_go()
+        with self._writing():
+            pass
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:

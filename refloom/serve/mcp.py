@@ -11,12 +11,13 @@ import asyncio
 import json
 import math
 import os
+from collections.abc import Coroutine
 from functools import cache
 from importlib.metadata import version
 from typing import Annotated, Any, NotRequired
 
 from pydantic import Field, TypeAdapter, ValidationError
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from typing_extensions import TypedDict
 
@@ -40,6 +41,8 @@ TOOL_NAME = "synthesizer"
 MAX_SAMPLES = 5
 MAX_CALLS = 4
 
+# What servers write into their log of a client that did not wait; nobody is sent it.
+CLIENT_CLOSED_REQUEST = 499
 INVALID_REQUEST, METHOD_NOT_FOUND, INVALID_PARAMS = -32600, -32601, -32602
 
 DESCRIPTION = """Make instruction-tuning samples about a subject by reference-level feedback.
@@ -158,7 +161,9 @@ class McpEndpoint:
         if isinstance(id_, float) and not math.isfinite(id_):
             return _refusal(400, "the id is not a number that JSON has")
         try:
-            answer = {"result": await self._answer(message)}
+            answer = {"result": await _while_connected(request, self._answer(message))}
+        except ClientDisconnect:
+            return Response(status_code=CLIENT_CLOSED_REQUEST)
         except _RpcError as error:
             answer = {"error": {"code": error.code, "message": str(error)}}
         # ASCII-only JSON: a lone surrogate in a text does not fail here.
@@ -270,6 +275,31 @@ def _summarise_sample(sample: dict[str, Any]) -> SampleResult:
         "reference_ids": sample.get("reference_ids") or [],
         "error": None if error is None else f"{error['stage']}: {error['message']}",
     }
+
+
+async def _while_connected(
+    request: Request, work: Coroutine[Any, Any, dict[str, Any]]
+) -> dict[str, Any]:
+    """The result of some work, which is stopped if the client hangs up.
+
+    Its result could be given to nobody: the endpoint keeps none. Raises `ClientDisconnect`.
+    """
+    working, hanging_up = asyncio.create_task(work), asyncio.create_task(_hang_up(request))
+    try:
+        await asyncio.wait((working, hanging_up), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return await working
+    finally:
+        for task in (working, hanging_up):
+            task.cancel()
+        await asyncio.gather(working, hanging_up, return_exceptions=True)
+
+
+async def _hang_up(request: Request) -> None:
+    """Return once the client has hung up."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 class _RpcError(Exception):

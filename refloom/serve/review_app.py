@@ -17,6 +17,7 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from memory.contamination import Contamination
+from memory.references import content_id
 from nodes.decisions import BadDecision, read_decision
 from refloom.data.benchmarks import load_benchmarks
 from refloom.errors import InputError, JournalError
@@ -126,6 +127,10 @@ class ReviewEndpoints:
             Route(f"{item}/check", self.check, methods=["POST"]),
             Route(f"{item}/marks", self.mark, methods=["POST"]),
         ]
+
+    def close(self) -> None:
+        """Leave the journal as one file. Raises `JournalError`."""
+        self._reviews.close()
 
     def _by(self, request: Request) -> str | None:
         user = identify_request(request.scope, self._keys)
@@ -244,16 +249,22 @@ def review_app(
             writing.cancel()
             await asyncio.gather(writing, return_exceptions=True)
             await files.write()
+            await asyncio.to_thread(endpoints.close)
 
     return Starlette(
         routes=[
             Route("/", _redirect_home),
             *endpoints.routes(),
-            *page_routes("run"),
+            *page_routes("run", _name_run(directory)),
         ],
         lifespan=lifespan,
         middleware=[Middleware(RequestLimits)],
     )
+
+
+def _name_run(directory: Path) -> str:
+    """A name for a run, since runs of the same seeds have the same ids of samples."""
+    return content_id(str(directory.resolve()))
 
 
 async def _redirect_home(request: Request) -> Response:

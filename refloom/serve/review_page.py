@@ -145,14 +145,15 @@ class PageFiles(StaticFiles):
         return response
 
 
-def page_routes(source: str) -> list[BaseRoute]:
+def page_routes(source: str, run: str | None = None) -> list[BaseRoute]:
     """The routes of the page; `source` ("run" or "threads") is where it gets samples from.
 
+    Under the name of a `run` the browser keeps what it could not send.
     They come after other routes below /review. `RequestLimits` stands in front of them.
     """
 
     async def config(request: Request) -> Response:
-        return _json_response(200, {"source": source})
+        return _json_response(200, {"source": source, "run": run})
 
     async def show(request: Request) -> Response:
         body = await request.body()

@@ -1,5 +1,9 @@
 /* Requests to the server; a key, if it wants one, lives in this tab's session only. */
 
+/** What is said of a server that does not answer. */
+export const UNREACHABLE = "The server cannot be reached.";
+
+const ASK_AGAIN_MS = 2000;
 const KEY = "refloom-api-key";
 let askPerson = async () => null;
 let asking = null;
@@ -9,6 +13,11 @@ export class Refused extends Error {
   constructor(status, detail) {
     super(detail);
     this.status = status;
+  }
+
+  /** Whether nobody was there to say no: the server is gone, or a proxy cannot reach it. */
+  get unreachable() {
+    return [0, 502, 504].includes(this.status);
   }
 }
 
@@ -26,6 +35,18 @@ export async function ask(method, path, body) {
   }
 }
 
+/** Ask every two seconds until the server answers. */
+export async function untilItAnswers() {
+  for (;;) {
+    await new Promise((resolve) => setTimeout(resolve, ASK_AGAIN_MS));
+    try {
+      return await ask("GET", "review/config");
+    } catch (error) {
+      if (!error.unreachable) return null;
+    }
+  }
+}
+
 async function send(method, path, body, key) {
   const headers = { accept: "application/json" };
   if (key) headers["x-api-key"] = key;
@@ -34,7 +55,7 @@ async function send(method, path, body, key) {
   try {
     return await fetch(path, { method, headers, body: content, cache: "no-store" });
   } catch {
-    throw new Refused(0, "The server cannot be reached.");
+    throw new Refused(0, UNREACHABLE);
   }
 }
 
@@ -60,6 +81,7 @@ async function read(reply) {
 }
 
 function detailOf(data, status) {
+  if (status === 502 || status === 504) return UNREACHABLE;
   const detail = data?.detail ?? data?.message;
   if (typeof detail === "string" && detail) return detail;
   return status === 401 ? "The server needs a key." : `The server answered ${status}.`;

@@ -1,6 +1,7 @@
 /* Puts the page together: store, views, keys. */
 
-import { ask, onKeyNeeded } from "./api.js";
+import { ask, onKeyNeeded, untilItAnswers } from "./api.js";
+import { openFor } from "./outbox.js";
 import { Filter } from "./filter.js";
 import { figuresOf } from "./figures.js";
 import { ReviewStore } from "./store.js";
@@ -31,6 +32,7 @@ class Page {
     store.addEventListener("revised", ({ detail }) => this.revised(detail));
     store.addEventListener("change", () => this.changed());
     store.addEventListener("said", ({ detail }) => this.say(detail.text, detail.wrong));
+    store.addEventListener("back", () => this.back());
     store.addEventListener("undone", ({ detail }) => this.undone(detail));
   }
 
@@ -42,7 +44,14 @@ class Page {
     } catch (error) {
       showHeading(null);
       showMessage("Nothing could be read", error.message, "Try again", () => this.start());
+      if (error.unreachable) this.store.lost();
     }
+  }
+
+  /** The server is back: bring what could not be had without it. */
+  back() {
+    if (!this.store.loaded) this.start();
+    else if (!this.editor && !this.view?.shown) this.show(this.shownId);
   }
 
   changed() {
@@ -73,17 +82,25 @@ class Page {
       if (this.shownId !== id) return;
       this.view = showSample(found, this.marksOf(id, found.sample.decided));
       showDecision(found.sample.decided);
-      if (!found.shown) this.say(`Shown as source text: ${found.error}`);
+      if (!found.shown) this.withoutHtml(id, found.error);
     } catch (error) {
       this.cache.delete(id);
       if (this.shownId !== id) return;
       const { item, total } = this.store;
       showMessage("", error.message, "Try again", () => this.show(id));
       showHeading(item, total);
+      if (error.unreachable) this.store.lost();
     }
     const { listed } = this.store;
     const next = listed[listed.findIndex((item) => item.id === id) + 1];
     if (next) this.fetch(next.id).catch(() => this.cache.delete(next.id));
+  }
+
+  /** A sample is shown as its source text: with HTML perhaps when it is shown again. */
+  withoutHtml(id, error) {
+    this.cache.delete(id);
+    if (error.unreachable) this.store.lost();
+    else this.say(`Shown as source text: ${error.message}`);
   }
 
   /** A sample with its HTML; without, if that cannot be had: its source text can be reviewed too. */
@@ -110,7 +127,7 @@ class Page {
     try {
       return { sample, references, shown: await ask("POST", "review/shown", body) };
     } catch (error) {
-      return { sample, references, shown: null, error: error.message };
+      return { sample, references, shown: null, error };
     }
   }
 
@@ -140,8 +157,9 @@ class Page {
     showMessage(title, text, "Look again", () => this.start());
     if (!decided || !source.run) return undefined;
     try {
-      // The last decisions count, too.
+      // The last decisions count, too, and are sent when the server is back.
       await this.store.chain;
+      if (this.store.gone) return undefined;
       const figures = await source.figures();
       if (this.shownId !== null) return undefined;
       const closing = make("section", { class: "closing", "aria-label": "Figures" }, ...figuresOf(figures));
@@ -270,7 +288,9 @@ class Page {
 
   turn(mode) {
     if (!this.view || this.editor) return;
-    if (!this.view.turn(mode)) this.say("The first draft is the response: no differences.");
+    if (this.view.turn(mode)) return;
+    const anew = this.view.sample.reasoning != null;
+    this.say(anew ? "The response was written anew, not from a draft." : "The first draft is the response: no differences.");
   }
 
   step(by) {
@@ -355,9 +375,11 @@ onKeyNeeded(askForKey);
 try {
   const config = await ask("GET", "review/config");
   document.body.classList.toggle("threads", config.source === "threads");
+  if (config.run) openFor(config.run);
   const page = new Page(new ReviewStore(config.source === "threads" ? new ThreadsSource() : new RunSource()));
   connect(page);
   await page.start();
 } catch (error) {
   showMessage("Nothing could be read", error.message, "Try again", () => location.reload());
+  if (error.unreachable) untilItAnswers().then(() => location.reload());
 }

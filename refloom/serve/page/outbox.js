@@ -1,6 +1,13 @@
 /* Decisions on their way: in the browser's store until the server has taken them. */
 
-const place = `refloom-unsent:${location.pathname}:`;
+let place = `refloom-unsent:${location.pathname}:`;
+let logPlace = `refloom-decisions:${location.pathname}`;
+
+/** Keep the decisions of one run apart: another one's page may have had this address. */
+export function openFor(run) {
+  place = `refloom-unsent:${run}:`;
+  logPlace = `refloom-decisions:${run}`;
+}
 
 /** Keep a decision; one entry a sample, so that two tabs do not overwrite each other. */
 export function keep(entry) {
@@ -32,12 +39,10 @@ export function kept() {
   return entries;
 }
 
-const LOG = `refloom-decisions:${location.pathname}`;
-
 /** This session's decisions, oldest first, also after the page was loaded again. */
 export function readLog() {
   try {
-    const log = JSON.parse(sessionStorage.getItem(LOG) ?? "[]");
+    const log = JSON.parse(sessionStorage.getItem(logPlace) ?? "[]");
     return Array.isArray(log) ? log : [];
   } catch {
     return [];
@@ -46,7 +51,7 @@ export function readLog() {
 
 export function writeLog(log) {
   try {
-    sessionStorage.setItem(LOG, JSON.stringify(log));
+    sessionStorage.setItem(logPlace, JSON.stringify(log));
   } catch {
     // Only its memory of what can be undone after a reload is lost.
   }

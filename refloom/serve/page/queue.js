@@ -1,5 +1,6 @@
 /* The list of what waits, progress, and what could not be sent. */
 
+import { UNREACHABLE } from "./api.js";
 import { byId, make, oneLine, plural } from "./dom.js";
 import { outcome } from "./sample.js";
 
@@ -95,14 +96,21 @@ export function showProgress(store) {
 export function showUnsent(store) {
   const failed = [...store.unsent.values()].filter((entry) => entry.state === "failed");
   const section = byId("unsent");
-  section.hidden = !failed.length;
-  if (!failed.length) return section.replaceChildren();
+  section.hidden = !failed.length && !store.gone;
+  if (section.hidden) return section.replaceChildren();
+  if (store.gone) return section.replaceChildren(make("strong", { text: goneText(failed.length) }));
   const text = `${plural(failed.length, "decision")} not saved. Nothing is lost: it is kept in this browser.`;
   const retry = { type: "button", text: "Try again", on: { click: () => store.retry() } };
   return section.replaceChildren(
     make("div", { class: "head" }, make("strong", { text }), make("button", retry)),
     make("ul", {}, ...failed.map((entry) => failedLine(entry, store))),
   );
+}
+
+function goneText(unsent) {
+  const start = `${UNREACHABLE} It is asked again every two seconds.`;
+  if (!unsent) return start;
+  return `${start} ${plural(unsent, "decision")} not saved, kept in this browser and sent when it is back.`;
 }
 
 function failedLine(entry, store) {

@@ -4,6 +4,8 @@ import { lazyDetails, make, plural } from "./dom.js";
 import { markEvidence } from "./evidence.js";
 import { judged, lineOf, kind, tally } from "./verdicts.js";
 
+const words = (text) => plural(text.match(/\S+/g)?.length ?? 0, "word");
+
 export class ResponseView {
   /** `marked(found)` is told which verdicts have their evidence in what is seen now. */
   constructor(sample, shown, marked) {
@@ -15,7 +17,6 @@ export class ResponseView {
     this.source = this.#toggle("source", "Source", "s");
     this.differences = this.#toggle("changes", "Differences", "d");
     this.differences.disabled = !this.changes.length;
-    const words = sample.response.trim() ? sample.response.trim().split(/\s+/).length : 0;
     this.element = make(
       "section",
       { class: "response", "aria-labelledby": "response-title" },
@@ -23,7 +24,7 @@ export class ResponseView {
         "div",
         { class: "bar" },
         make("h3", { id: "response-title", text: "Response" }),
-        make("span", { class: "quiet", text: plural(words, "word") }),
+        make("span", { class: "quiet", text: words(sample.response) }),
         make("span", { class: "toggles" }, this.source, this.differences),
       ),
       this.text,
@@ -65,15 +66,14 @@ export class ResponseView {
   }
 }
 
-/** What the model thought before the response, as it wrote it; null without reasoning. */
+/** What the model thought before the response, as it wrote it, folded away; null without reasoning. */
 export function reasoningOf(sample) {
   if (sample.reasoning == null) return null;
-  const words = sample.reasoning.trim().split(/\s+/).length;
   const summary = [
     make("span", { class: "title", text: "Reasoning" }),
-    make("span", { class: "meta", text: plural(words, "word") }),
+    make("span", { class: "meta", text: words(sample.reasoning) }),
   ];
-  return lazyDetails({ class: "attempt", id: "reasoning", open: true }, summary, () => [
+  return lazyDetails({ class: "attempt", id: "reasoning" }, summary, () => [
     make("pre", { class: "plain", text: sample.reasoning }),
   ]);
 }

@@ -1,5 +1,6 @@
 /* What waits, what is decided, what is on its way. It knows no element of the page. */
 
+import { UNREACHABLE, untilItAnswers } from "./api.js";
 import * as outbox from "./outbox.js";
 import { oneLine } from "./dom.js";
 
@@ -25,6 +26,8 @@ export class ReviewStore extends EventTarget {
     /** How many more wait than are listed: a run lists some hundred at a time. */
     this.beyond = 0;
     this.unsent = new Map();
+    /** Nobody answered the last request; the server is asked again until somebody does. */
+    this.gone = false;
     /** Id -> when its undo is through; before that the server may not show it. */
     this.returning = new Map();
     this.log = outbox.readLog();
@@ -54,6 +57,7 @@ export class ReviewStore extends EventTarget {
     const left = outbox.kept().filter((entry) => !this.unsent.has(entry.id));
     for (const entry of left) this.unsent.set(entry.id, { ...entry, state: "queued" });
     this.items = [];
+    this.loaded = true;
     this.mode = "waiting";
     this.reasons = found.reasons ?? [];
     this.#counted(found);
@@ -91,7 +95,7 @@ export class ReviewStore extends EventTarget {
         this.past = (await this.source.decided()).map(summary);
       }
     } catch (error) {
-      return this.#say(`Not read: ${error.message}`, true);
+      return this.#failed("read", error);
     }
     this.mode = mode;
     this.current = this.listed[0]?.id ?? null;
@@ -112,7 +116,8 @@ export class ReviewStore extends EventTarget {
     this.unsent.set(item.id, entry);
     this.#logged([...this.log, { id: item.id, decision, item, at }]);
     const safe = outbox.keep(entry);
-    this.#say(`${DONE[decision.decision]} u undoes it.${safe ? "" : " Keep this page open."}`);
+    const sent = this.gone ? "It is sent when the server is back." : "u undoes it.";
+    this.#say(`${DONE[decision.decision]} ${sent}${safe ? "" : " Keep this page open."}`);
     this.#enqueue(() => this.#send(entry));
     return this.#changed();
   }
@@ -169,7 +174,7 @@ export class ReviewStore extends EventTarget {
       this.dispatchEvent(new CustomEvent("revised", { detail: null }));
       this.#say("It waits again.");
     } catch (error) {
-      this.#say(`Not put back: ${error.message}`, true);
+      this.#failed("put back", error);
     }
     this.#changed();
   }
@@ -188,7 +193,7 @@ export class ReviewStore extends EventTarget {
         await this.source.mark(item.id, kind, on);
       } catch (error) {
         item[name] = !on;
-        this.#say(`Not marked: ${error.message}`, true);
+        this.#failed("marked", error);
         this.#changed();
       }
     });
@@ -206,7 +211,7 @@ export class ReviewStore extends EventTarget {
     this.#back(last.item, last.at);
     this.#say("Taken back.");
     this.dispatchEvent(new CustomEvent("undone", { detail: last }));
-    if (was && was.state !== "sending") this.#withdraw(was);
+    if (was && was.state !== "sending" && !was.unsure) this.#withdraw(was);
     else this.returning.set(last.id, this.#enqueue(() => this.#undoThere(last)));
     this.#changed();
     return undefined;
@@ -224,7 +229,10 @@ export class ReviewStore extends EventTarget {
   /** Give up sending a decision: its sample waits again, an edit stays as a draft. */
   takeBack(id) {
     const entry = this.unsent.get(id);
-    this.#withdraw(entry);
+    // The server may have it although it did not say so.
+    const there = entry.unsure && !entry.decision.revise;
+    if (there) this.returning.set(id, this.#enqueue(() => this.#undoThere({ ...entry, at: 0 })));
+    else this.#withdraw(entry);
     this.#logged(this.log.filter((past) => past.id !== id));
     // A change that was not taken leaves the decision before it.
     if (entry.decision.revise) {
@@ -240,6 +248,10 @@ export class ReviewStore extends EventTarget {
 
   async #send(entry) {
     if (entry.state !== "queued") return;
+    if (this.gone) {
+      Object.assign(entry, { state: "failed", error: UNREACHABLE });
+      return this.#changed();
+    }
     entry.state = "sending";
     this.#changed();
     try {
@@ -257,10 +269,25 @@ export class ReviewStore extends EventTarget {
       } else {
         entry.state = "failed";
         entry.error = error.message;
+        // Its answer may have been lost, and not the decision.
+        entry.unsure ||= this.source.run && error.unreachable;
       }
-      this.#say(`Not saved: ${error.message}`, true);
+      this.#failed("saved", error);
     }
+    return this.#changed();
+  }
+
+  /** The server is gone: ask again until it is back, then send what waits for it. Fires "back". */
+  async lost() {
+    if (this.gone) return;
+    this.gone = true;
     this.#changed();
+    await untilItAnswers();
+    this.gone = false;
+    this.#say("The server is back.");
+    this.retry();
+    if (this.loaded && this.source.run) this.#enqueue(() => this.#refresh().catch(() => {}));
+    this.dispatchEvent(new Event("back"));
   }
 
   /** How many samples wait on the server only because their decisions have not come there. */
@@ -281,13 +308,13 @@ export class ReviewStore extends EventTarget {
   async #undoThere(last) {
     const failed = this.unsent.get(last.id);
     try {
+      if (failed?.state !== "failed" || failed.unsure) this.#counted(await this.source.undo(last.id));
       if (failed?.state === "failed") this.#withdraw(failed);
-      else this.#counted(await this.source.undo(last.id));
     } catch (error) {
       this.items = this.items.filter((item) => item.id !== last.id);
       if (this.current === last.id) this.current = this.items[0]?.id ?? null;
       this.#logged([...this.log, last]);
-      this.#say(`Not undone: ${error.message}`, true);
+      this.#failed("undone", error);
     }
     this.returning.delete(last.id);
     return this.#changed();
@@ -334,6 +361,11 @@ export class ReviewStore extends EventTarget {
 
   #changed() {
     this.dispatchEvent(new Event("change"));
+  }
+
+  #failed(what, error) {
+    this.#say(`Not ${what}: ${error.message}`, true);
+    if (error.unreachable) this.lost();
   }
 
   #say(text, wrong = false) {
