@@ -302,8 +302,8 @@ class Source:
             reason = f"; line {first['line']}: {first['why']}" if first else " (it is empty)"
             raise InputError(
                 f"{self.name}: no usable row{reason}. Known shapes: instruction/response, "
-                "instruction/input/output, prompt/completion, messages, conversations; "
-                f"--{'' if self._as_reference else 'seeds-'}map names other columns"
+                "instruction/input/output, prompt/completion, prompt/response, messages, "
+                f"conversations; --{'' if self._as_reference else 'seeds-'}map names other columns"
             )
         return self.report
 

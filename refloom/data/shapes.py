@@ -8,8 +8,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from decimal import Decimal
 from functools import cache, lru_cache
+from itertools import chain
 from typing import Any, NamedTuple
 
 from memory.references import Turn
@@ -206,6 +208,18 @@ def _system_turns(row: DataRow) -> list[Turn]:
 
 
 def _from_pair(row: DataRow, instruction_key: str, response_key: str | None) -> Exchanges:
+    turns = _turns_in_text(row[instruction_key])
+    if _are_turns(turns):
+        # A conversation in place of a question; what answers it is a text, or turns as well.
+        answer = _turns_in_text(row[response_key]) if response_key else []
+        if not _are_turns(answer):
+            text = read_text(row, response_key) if response_key else None
+            answer = [] if text is None else [{"role": "assistant", "content": text}]
+        return _pair_turns(chain(_parse_turns(turns), _parse_turns(answer)), row)
+    return _from_texts(row, instruction_key, response_key)
+
+
+def _from_texts(row: DataRow, instruction_key: str, response_key: str | None) -> Exchanges:
     instruction = read_text(row, instruction_key) or ""
     own_input = read_text(row, "input") if instruction_key == "instruction" else None
     if own_input and own_input.strip():
@@ -218,24 +232,22 @@ def _from_pair(row: DataRow, instruction_key: str, response_key: str | None) -> 
     yield Exchange(instruction, response, history)
 
 
-def _from_completion(row: DataRow) -> Exchanges:
-    prompt, completion = (_turns_in_text(row[key]) for key in ("prompt", "completion"))
-    if isinstance(prompt, list) and isinstance(completion, list):
-        return _pair_turns(_parse_turns([*prompt, *completion]), row)
-    return _from_pair(row, "prompt", "completion")
-
-
 def _turns_in_text(value: Any) -> Any:
     """The turns of a text that is their JSON; any other value is left as it is."""
     if isinstance(value, str) and value.lstrip().startswith("["):
-        try:
+        with suppress(ValueError, RecursionError):
             turns = json.loads(value)
-        except (ValueError, RecursionError):
-            return value
-        keys = ({"role", "content"}, {"from", "value"})
-        if turns and all(isinstance(t, dict) and any(k <= t.keys() for k in keys) for t in turns):
-            return turns
+            return turns if _are_turns(turns) else value
     return value
+
+
+def _are_turns(value: Any) -> bool:
+    keys = ({"role", "content"}, {"from", "value"})
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(t, Mapping) and any(k <= t.keys() for k in keys) for t in value)
+    )
 
 
 def _from_instances(row: DataRow) -> Exchanges:
@@ -381,7 +393,14 @@ SHAPES: dict[str, tuple[frozenset[str], Callable[[DataRow], Exchanges]]] = {
         frozenset({"instruction", "response"}),
         lambda row: _from_pair(row, "instruction", "response"),
     ),
-    "prompt/completion": (frozenset({"prompt", "completion"}), _from_completion),
+    "prompt/completion": (
+        frozenset({"prompt", "completion"}),
+        lambda row: _from_pair(row, "prompt", "completion"),
+    ),
+    "prompt/response": (
+        frozenset({"prompt", "response"}),
+        lambda row: _from_pair(row, "prompt", "response"),
+    ),
     "instruction": (frozenset({"instruction"}), lambda row: _from_pair(row, "instruction", None)),
     "prompt": (frozenset({"prompt"}), lambda row: _from_pair(row, "prompt", None)),
     "turns": (frozenset({"turns"}), _from_turns),
