@@ -242,8 +242,8 @@ class Source:
         if self._columns:
             mapped = {part for c in self._columns.values() for part in (c, c.partition(".")[0])}
             row = {key: value for key, value in row.items() if key not in mapped}
-        said = (exchange.instruction, exchange.response or "")
-        for column in find_unread_columns(shape, row, said):
+        texts = (exchange.instruction, exchange.response or "")
+        for column in find_unread_columns(shape, row, texts):
             report.unread[column] += 1
 
     def _select_exchanges(
