@@ -154,19 +154,19 @@ def answer(body: dict[str, Any], number: int) -> Any:
     time.sleep(0.2)
     stage, prompt = stage_of(body), body["messages"][-1]["content"]
     if stage == "extract":
-        shown = tagged(prompt, "instruction")[-1]
-        lessons = next(lessons for asked, _, lessons in REFERENCES if asked == shown)
-        found = [{"text": t, "quote": q, "must": t != SAYS_WHY} for t, q in lessons.items()]
+        instruction = tagged(prompt, "instruction")[-1]
+        lessons = next(lessons for text, _, lessons in REFERENCES if text == instruction)
+        criteria = [{"text": t, "quote": q, "must": t != SAYS_WHY} for t, q in lessons.items()]
         return {"subject_areas": ["programming"], "relevant_skills": ["explaining"],
-                "characteristics": found, "instruction_characteristics": []}  # fmt: skip
+                "characteristics": criteria, "instruction_characteristics": []}  # fmt: skip
     if stage == "propose":
         seed = tagged(prompt, "seed")[-1]
         return {"instructions": [s[1] for s in SAMPLES if s[0] in seed]}
     if stage == "screen":
         return screened(prompt)
     if stage == "generate":
-        asked = tagged(prompt, "instruction")[-1]
-        return next(s[2] for s in SAMPLES if s[1] == asked)
+        instruction = tagged(prompt, "instruction")[-1]
+        return next(s[2] for s in SAMPLES if s[1] == instruction)
     if stage == "refine":
         draft = tagged(prompt, "response")[-1]
         return next(s[4] for s in SAMPLES if s[2] == draft)
@@ -291,7 +291,7 @@ def main(wanted: list[str]) -> None:
     docs = ROOT / "docs"
     with tempfile.TemporaryDirectory() as name, Endpoint(answer) as endpoint:
         folder = Path(name)
-        pairs = [{"instruction": asked, "response": said} for asked, said, _ in REFERENCES]
+        pairs = [{"instruction": question, "response": text} for question, text, _ in REFERENCES]
         (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)), encoding="utf-8")
         (folder / "prices.toml").write_text("my-model = { input = 15, output = 60 }")
         (folder / "topics.txt").write_text("\n".join(s[0] for s in SAMPLES), encoding="utf-8")

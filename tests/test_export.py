@@ -119,6 +119,21 @@ def test_no_rows_are_an_empty_file(tmp_path, format_):
     assert through_a_file(tmp_path / "t.jsonl", [], format_) == []
 
 
+def test_a_parquet_file_of_no_rows_has_its_columns_and_no_empty_group(tmp_path):
+    import datasets
+    import pyarrow.parquet
+
+    path = tmp_path / "t.parquet"
+    assert export_rows(lambda: [], path, "messages") == {path: 0}
+    file = pyarrow.parquet.ParquetFile(path)
+    assert (file.schema_arrow.names, file.metadata.num_row_groups) == (["messages"], 0)
+    # The datasets library takes the size of its batches from the first group.
+    streamed = datasets.load_dataset(
+        "parquet", data_files=str(path), split="train", streaming=True, cache_dir=str(tmp_path)
+    )
+    assert list(streamed) == []
+
+
 @pytest.mark.parametrize("format_", FORMATS)
 def test_no_format_changes_the_record(format_):
     given_ = json.loads(record(NASTY["CRLF"], NASTY["code"]))

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from memory.references import content_id
 from refloom.data.read import Source, describe_report
+from refloom.data.responses import parse_response
 from refloom.errors import InputError
 
 HARD = "Say “so”,\nthen: \\frac{1}{2}\t潮汐 😀 \u202e \u2028 <|im_end|> {{ x }}"
@@ -181,7 +182,8 @@ def test_a_text_file_holds_no_references(tmp_path):
         {"instruction": "Why?", "response": None},
         {"instruction": "Why?", "response": " "},
         {"instruction": "Why?", "response": {"text": "So."}},
-        {"prompt": [{"role": "user", "content": "Why?"}], "completion": "So."},
+        {"prompt": [{"role": "user", "content": "Why?"}]},
+        {"prompt": [{"role": "system", "content": "Be brief."}], "completion": "So."},
         {"messages": None},
         {"messages": []},
         {"messages": "Why?"},
@@ -742,6 +744,23 @@ def test_turns_that_are_never_answered_are_no_references():
 )
 def test_turns_are_known_by_their_keys_whatever_holds_them(row):
     assert pairs(references([row])) == [("Why?", "So.")]
+
+
+@pytest.mark.parametrize("column", ["prompt", "instruction"])
+@pytest.mark.parametrize("answer", ["completion", "response"])
+def test_turns_in_place_of_a_question_are_answered_by_a_text(column, answer):
+    asked = turns("role", "content", ("user", "Hi"), ("assistant", "Yes?"), ("user", "Why?"))
+    row = {column: asked, answer: "So."}
+    columns = {"instruction": column, "response": answer} if column != "prompt" else None
+    source = Source([row], as_reference=True, columns=columns, turns="all")
+    assert pairs(source) == [("Hi", "Yes?"), ("Why?", "So.")]
+    row_of_text = {**row, column: json.dumps(asked)}
+    assert pairs(Source([row_of_text], as_reference=True, columns=columns))[0] == ("Hi", "Yes?")
+    seeds = Source([{column: asked}], as_reference=False)
+    assert [seed["instruction"] for seed in seeds] == ["Hi"]
+    _, _, scored = parse_response(1, row, columns or {})
+    assert (scored.instruction, scored.response) == ("Why?", "So.")
+    assert [turn["content"] for turn in scored.history] == ["Hi", "Yes?"]
 
 
 # Licences and what is left out.

@@ -52,7 +52,8 @@ FIGURE = {"value": 0.75, "low": 0.6, "high": 0.85, "n": 40}
 PAIR = {
     "a": "reference", "b": "<b>none</b>", "n": 40, "win_rate": 0.7, "low": 0.55, "high": 0.8,
     "ties": 4, "wins": 26, "losses": 10, "sign_p": 0.0113, "length_controlled": FIGURE,
-    "judge": "j", "prompt": "3f9c",
+    "judge": "j", "prompt": "3f9c", "same_in_both_orders": FIGURE, "first_picked": FIGURE,
+    "not_judged": 0,
 }  # fmt: skip
 COMPARED = {
     "pairs": [{**PAIR, "accepted": PAIR}],
@@ -60,7 +61,7 @@ COMPARED = {
         {
             "name": name, "accepted": 30, "rejected": 8, "failed": 2, "calls": 200,
             "tokens": 12_345, "cost_usd": cost,
-            "criteria": [{"criterion": "fully answers", "n": 40, "passed": 30, **interval}],
+            "criteria": [{"criterion": "fully answers", "n": 40, "share": 0.75, **interval}],
         }
         for name, cost, interval in (
             ("reference", 0.5, {"low": 0.6, "high": 0.86}),
@@ -444,7 +445,9 @@ async def test_a_comparison_is_shown_with_and_without_runs(mended, tmp_path):
     assert "Samples to read" not in said
     both = seen(await page_of(mended, out=tmp_path / "both.html", compared=COMPARED))
     assert "Samples to read" in both and "Responses side by side" in both
-    bare = comparison_section({"pairs": [{"a": "x", "b": "y", "n": 0, "win_rate": None}]})
+    figures = dict.fromkeys(("win_rate", "low", "high"), None)
+    empty = {**PAIR, **figures, "n": 0, "sign_p": None}
+    bare = comparison_section({**COMPARED, "pairs": [{**empty, "accepted": empty}]})
     assert bare["pairs"][0].rate.n == 0
 
 

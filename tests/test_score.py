@@ -899,10 +899,11 @@ def test_memory_does_not_grow_with_the_rows(tmp_path):
     async def model(call: Call) -> Reply:
         return Reply(json.dumps(verdicts(prompt_of(call))), "stop", dict(USAGE))
 
-    text = "word " * 400
+    text = "word " * 3000
     rubrics(tmp_path / "rubrics.jsonl", 1)
     peaks = []
-    for n in (600, 1800):
+    # Both more than the rows that are read ahead.
+    for n in (200, 400):
         write(
             tmp_path / "rows.jsonl",
             *({"instruction": "Why 0?", "response": f"{i} {text}", "more": text} for i in range(n)),
@@ -911,7 +912,7 @@ def test_memory_does_not_grow_with_the_rows(tmp_path):
             Responses(str(tmp_path / "rows.jsonl")),
             tmp_path / "rubrics.jsonl",
             tmp_path / f"{n}.jsonl",
-            Settings(model="j", quiet=True),
+            Settings(model="j", quiet=True, concurrency=4),
             complete=model,
         )
         tracemalloc.start()

@@ -252,7 +252,7 @@ async def test_rows_and_dropped_lines_of_a_run_stopped_anywhere_are_as_undisturb
     whole = tmp_path / "whole"
     counting = CountingModel(ChancyModel())
     await finish_run(whole, counting, **RUN)
-    for at in range(1, counting.begun, max(1, counting.begun // 12)):
+    for at in range(1, counting.begun, max(1, counting.begun // 7)):
         out = tmp_path / str(at)
         model = CountingModel(ChancyModel(), at)
         run = build_run(out, model, **RUN)

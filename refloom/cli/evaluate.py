@@ -183,7 +183,9 @@ def _read_comparison(path: Path) -> dict[str, Any] | None:
         return None
     except ValueError as error:
         raise InputError(f"{path}: is not valid JSON ({error}); compare again") from error
-    return comparison if isinstance(comparison, dict) else None
+    if not isinstance(comparison, dict) or not {"pairs", "arms", "cards"} <= comparison.keys():
+        raise InputError(f"{path}: is not what `refloom compare` writes; compare again")
+    return comparison
 
 
 def compare(args: Namespace, flags: dict[str, Any]) -> int:

@@ -56,13 +56,9 @@ def load_criteria(path: Path) -> list[OwnCriterion]:
     return criteria
 
 
-def hash_criteria(criteria: Sequence[OwnCriterion], sources: Sequence[str] = ()) -> str:
-    """A hash of what a file of criteria says, whatever its name, form and comments.
-
-    `sources` are those of the functions that decide its checks.
-    """
-    said = json.dumps([*criteria, *sources], sort_keys=True)
-    return sha256(said.encode()).hexdigest()[:16]
+def hash_criteria(criteria: Sequence[OwnCriterion]) -> str:
+    """A hash of what a file of criteria says, whatever its name, form and comments."""
+    return sha256(json.dumps(criteria, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _read_text(path: Path) -> str:

@@ -242,8 +242,8 @@ class Source:
         if self._columns:
             mapped = {part for c in self._columns.values() for part in (c, c.partition(".")[0])}
             row = {key: value for key, value in row.items() if key not in mapped}
-        said = (exchange.instruction, exchange.response or "")
-        for column in find_unread_columns(shape, row, said):
+        texts = (exchange.instruction, exchange.response or "")
+        for column in find_unread_columns(shape, row, texts):
             report.unread[column] += 1
 
     def _select_exchanges(
@@ -302,8 +302,8 @@ class Source:
             reason = f"; line {first['line']}: {first['why']}" if first else " (it is empty)"
             raise InputError(
                 f"{self.name}: no usable row{reason}. Known shapes: instruction/response, "
-                "instruction/input/output, prompt/completion, messages, conversations; "
-                f"--{'' if self._as_reference else 'seeds-'}map names other columns"
+                "instruction/input/output, prompt/completion, prompt/response, messages, "
+                f"conversations; --{'' if self._as_reference else 'seeds-'}map names other columns"
             )
         return self.report
 

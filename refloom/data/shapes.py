@@ -8,8 +8,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from decimal import Decimal
 from functools import cache, lru_cache
+from itertools import chain
 from typing import Any, NamedTuple
 
 from memory.references import Turn
@@ -206,6 +208,18 @@ def _system_turns(row: DataRow) -> list[Turn]:
 
 
 def _from_pair(row: DataRow, instruction_key: str, response_key: str | None) -> Exchanges:
+    turns = _turns_in_text(row[instruction_key])
+    if _are_turns(turns):
+        # A conversation in place of a question; what answers it is a text, or turns as well.
+        answer = _turns_in_text(row[response_key]) if response_key else []
+        if not _are_turns(answer):
+            text = read_text(row, response_key) if response_key else None
+            answer = [] if text is None else [{"role": "assistant", "content": text}]
+        return _pair_turns(chain(_parse_turns(turns), _parse_turns(answer)), row)
+    return _from_texts(row, instruction_key, response_key)
+
+
+def _from_texts(row: DataRow, instruction_key: str, response_key: str | None) -> Exchanges:
     instruction = read_text(row, instruction_key) or ""
     own_input = read_text(row, "input") if instruction_key == "instruction" else None
     if own_input and own_input.strip():
@@ -218,24 +232,22 @@ def _from_pair(row: DataRow, instruction_key: str, response_key: str | None) -> 
     yield Exchange(instruction, response, history)
 
 
-def _from_completion(row: DataRow) -> Exchanges:
-    prompt, completion = (_turns_in_text(row[key]) for key in ("prompt", "completion"))
-    if isinstance(prompt, list) and isinstance(completion, list):
-        return _pair_turns(_parse_turns([*prompt, *completion]), row)
-    return _from_pair(row, "prompt", "completion")
-
-
 def _turns_in_text(value: Any) -> Any:
     """The turns of a text that is their JSON; any other value is left as it is."""
     if isinstance(value, str) and value.lstrip().startswith("["):
-        try:
+        with suppress(ValueError, RecursionError):
             turns = json.loads(value)
-        except (ValueError, RecursionError):
-            return value
-        keys = ({"role", "content"}, {"from", "value"})
-        if turns and all(isinstance(t, dict) and any(k <= t.keys() for k in keys) for t in turns):
-            return turns
+            return turns if _are_turns(turns) else value
     return value
+
+
+def _are_turns(value: Any) -> bool:
+    keys = ({"role", "content"}, {"from", "value"})
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(t, Mapping) and any(k <= t.keys() for k in keys) for t in value)
+    )
 
 
 def _from_instances(row: DataRow) -> Exchanges:
@@ -254,12 +266,12 @@ def _from_messages(row: DataRow) -> Exchanges:
 def _from_conversations(row: DataRow) -> Exchanges:
     turns = parse_cell(row, "conversations")
     if isinstance(turns, list) and turns and all(isinstance(turn, str) for turn in turns):
-        said = (_Said(turn["role"], turn["content"], False) for turn in _alternate(turns))
-        return _pair_turns(said, row)
+        parsed = (_ParsedTurn(turn["role"], turn["content"], False) for turn in _alternate(turns))
+        return _pair_turns(parsed, row)
     return _pair_turns(_parse_turns(turns, ("from", "role")), row)
 
 
-class _Said(NamedTuple):
+class _ParsedTurn(NamedTuple):
     """A turn as it is parsed; `calls_tool` if it calls a tool or is its answer."""
 
     role: str
@@ -285,8 +297,8 @@ def find_criteria(row: DataRow) -> list[Any]:
     >>> find_criteria({"rubric": [{"title": "Cause", "description": "Names it", "weight": 3}]})
     [{'text': 'Names it', 'weight': 3, 'must': False}]
     """
-    found = [criteria_in_column(row[key]) or [] for key in CRITERIA_COLUMNS if key in row]
-    return [criterion for criteria in found for criterion in criteria]
+    columns = [criteria_in_column(row[key]) or [] for key in CRITERIA_COLUMNS if key in row]
+    return [criterion for criteria in columns for criterion in criteria]
 
 
 def criteria_in_column(value: Any) -> list[Any] | None:
@@ -317,7 +329,7 @@ def _as_criterion(part: Any) -> str | dict[str, Any] | None:
     return None
 
 
-def _parse_turns(turns: Any, role_keys: Sequence[str] = ("role", "from")) -> Iterator[_Said]:
+def _parse_turns(turns: Any, role_keys: Sequence[str] = ("role", "from")) -> Iterator[_ParsedTurn]:
     """The turns, each parsed when it is needed, so that turns before a bad one can be used."""
     if not isinstance(turns, list) or not all(isinstance(turn, Mapping) for turn in turns):
         raise UnknownShape("its turns are neither texts nor objects", "of odd turns")
@@ -331,10 +343,10 @@ def _parse_turns(turns: Any, role_keys: Sequence[str] = ("role", "from")) -> Ite
         content = read_text(turn, key) or ""
         calls = any(turn.get(key) for key in ("tool_calls", "function_call"))
         is_tool = role.strip().lower() in TOOL_ROLES or (calls and not content.strip())
-        yield _Said(ROLES.get(role.strip().lower(), role), content, is_tool)
+        yield _ParsedTurn(ROLES.get(role.strip().lower(), role), content, is_tool)
 
 
-def _pair_turns(turns: Iterable[_Said], row: DataRow) -> Exchanges:
+def _pair_turns(turns: Iterable[_ParsedTurn], row: DataRow) -> Exchanges:
     """Every user turn with the assistant turn right after it, and the turns before both."""
     history: list[Turn] = []
     question: Turn | None = None
@@ -345,10 +357,10 @@ def _pair_turns(turns: Iterable[_Said], row: DataRow) -> Exchanges:
             yield Exchange(question["content"], response, history[:-1], turn.calls_tool, True)
         elif not roles and turn.role.strip().lower() not in ("system", "developer"):
             history += _system_turns(row)
-        spoken: Turn = {"role": turn.role, "content": turn.content}
-        question = spoken if turn.role == "user" else None
+        message: Turn = {"role": turn.role, "content": turn.content}
+        question = message if turn.role == "user" else None
         roles.append(turn.role)
-        history.append(spoken)
+        history.append(message)
     if question is not None:
         yield Exchange(question["content"], None, history[:-1], in_conversation=True)
     if "user" not in roles:
@@ -381,7 +393,14 @@ SHAPES: dict[str, tuple[frozenset[str], Callable[[DataRow], Exchanges]]] = {
         frozenset({"instruction", "response"}),
         lambda row: _from_pair(row, "instruction", "response"),
     ),
-    "prompt/completion": (frozenset({"prompt", "completion"}), _from_completion),
+    "prompt/completion": (
+        frozenset({"prompt", "completion"}),
+        lambda row: _from_pair(row, "prompt", "completion"),
+    ),
+    "prompt/response": (
+        frozenset({"prompt", "response"}),
+        lambda row: _from_pair(row, "prompt", "response"),
+    ),
     "instruction": (frozenset({"instruction"}), lambda row: _from_pair(row, "instruction", None)),
     "prompt": (frozenset({"prompt"}), lambda row: _from_pair(row, "prompt", None)),
     "turns": (frozenset({"turns"}), _from_turns),
@@ -448,10 +467,10 @@ def join_history(exchange: Exchange) -> str:
     return "\n\n".join([*texts, f"user: {exchange.instruction}" if turns else exchange.instruction])
 
 
-def find_unread_columns(shape: str, row: DataRow, said: Iterable[str] = ()) -> Iterator[str]:
+def find_unread_columns(shape: str, row: DataRow, texts: Iterable[str] = ()) -> Iterator[str]:
     """The columns of a row that hold text and are not read, but for usual ones about the row.
 
-    Those that repeat a text in `said` are not among them.
+    Those that repeat one of `texts` are not among them.
 
     >>> list(find_unread_columns("prompt/completion", {"prompt": "a", "notes": "b", "lang": "en"}))
     ['notes']
@@ -461,7 +480,7 @@ def find_unread_columns(shape: str, row: DataRow, said: Iterable[str] = ()) -> I
         if key in read and (key not in _READ_IF or _READ_IF[key](value) is not None):
             continue
         # Some data sets repeat the question beside the conversation.
-        if value and not _is_about_rows(str(key)) and value not in said and _has_text(value):
+        if value and not _is_about_rows(str(key)) and value not in texts and _has_text(value):
             yield str(key)
 
 
@@ -506,8 +525,8 @@ def check_media(row: DataRow, exchange: Exchange) -> None:
         first = value[0] if isinstance(value, list) else value
         holds_bytes = isinstance(first, Mapping) and bool(first.keys() & {"bytes", "path", "array"})
         before = (turn["content"] for turn in exchange.history if turn["role"] == "user")
-        asked = (exchange.instruction, *before)
-        if holds_bytes or any(map(_MEDIA_MARK.search, asked)):
+        questions = (exchange.instruction, *before)
+        if holds_bytes or any(map(_MEDIA_MARK.search, questions)):
             raise UnknownShape(
                 f"it has {key!r}: it is multi-modal, and only text is read", "that are multi-modal"
             )

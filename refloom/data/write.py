@@ -66,6 +66,9 @@ def _open_parquet_writer(path: Path, example: OutputRow) -> Iterator[WriteRow]:
     with pyarrow.parquet.ParquetWriter(path, schema, compression="zstd") as writer:
 
         def flush() -> None:
+            # A group without rows cannot be read by the datasets library.
+            if not buffer:
+                return
             writer.write_table(pyarrow.Table.from_pylist(buffer, schema))
             buffer.clear()
 

@@ -63,10 +63,10 @@ def _juror_row(model: str, number: int, counts: Mapping[JuryVotes, int]) -> dict
     known = {votes: n for votes, n in counts.items() if votes.votes[number] is not None}
     overruled = sum(n for votes, n in known.items() if votes.votes[number] != votes.passed)
     passing = sum(n for votes, n in known.items() if votes.votes[number])
-    given, total = sum(known.values()), sum(counts.values())
+    votes_of_juror, total = sum(known.values()), sum(counts.values())
     return {
         "model": model,
-        "overruled": interval_to_dict(proportion(overruled, given)),
-        "passes": interval_to_dict(proportion(passing, given)),
-        "unknown": interval_to_dict(proportion(total - given, total)),
+        "overruled": interval_to_dict(proportion(overruled, votes_of_juror)),
+        "passes": interval_to_dict(proportion(passing, votes_of_juror)),
+        "unknown": interval_to_dict(proportion(total - votes_of_juror, total)),
     }

@@ -150,7 +150,7 @@ class ScoredFigures:
     worst: list[ScoredRow] = field(default_factory=list)
 
 
-def describe_file(file: ScoredFile, random_seed: int = 0) -> ScoredFigures:
+def describe_file(file: ScoredFile) -> ScoredFigures:
     """Read a file and count. Blocks. Raises `InputError`.
 
     The worst rows are those of the lowest score, the earlier ones first.
@@ -182,7 +182,7 @@ def describe_file(file: ScoredFile, random_seed: int = 0) -> ScoredFigures:
             heapq.heappushpop(worst, entry)
     if not figures.rows:
         raise InputError(f"{file.path}: holds no row")
-    figures.mean = mean_interval(figures.scores, groups, random_seed)
+    figures.mean = mean_interval(figures.scores, groups)
     figures.worst = [row for _, _, row in sorted(worst, reverse=True)]
     criteria = criterion_figures(texts, outcomes)
     figures.criteria = criteria[:MAX_CRITERIA_LISTED]
@@ -210,9 +210,7 @@ class Pair(NamedTuple):
     b: _Entry
 
 
-def compare_scored(
-    a: ScoredFile, b: ScoredFile, *, limit: int | None = None, random_seed: int = 0
-) -> dict[str, Any]:
+def compare_scored(a: ScoredFile, b: ScoredFile, *, limit: int | None = None) -> dict[str, Any]:
     """The difference of the scores of two files, row by row. Blocks.
 
     Rows are paired by their instruction and the turns before it, white space folded; of several
@@ -252,7 +250,7 @@ def compare_scored(
     groups = [group for group, _, _ in known]
     gaps = [first - second for _, first, second in known]
     wins, losses = sum(gap > ALIKE for gap in gaps), sum(gap < -ALIKE for gap in gaps)
-    difference = mean_interval(gaps, groups, random_seed, low=-1.0)
+    difference = mean_interval(gaps, groups, low=-1.0)
     name_a, name_b = _short_names(a.path, b.path)
     return {
         "a": name_a,
@@ -261,8 +259,8 @@ def compare_scored(
         "n": len(known),
         "instructions": len(set(groups)),
         "difference": difference._asdict(),
-        "mean_a": mean_interval([one for _, one, _ in known], groups, random_seed)._asdict(),
-        "mean_b": mean_interval([one for _, _, one in known], groups, random_seed)._asdict(),
+        "mean_a": mean_interval([one for _, one, _ in known], groups)._asdict(),
+        "mean_b": mean_interval([one for _, _, one in known], groups)._asdict(),
         "wins": wins,
         "losses": losses,
         "ties": len(gaps) - wins - losses,

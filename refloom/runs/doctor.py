@@ -101,19 +101,19 @@ async def examine(settings: Settings) -> DoctorReport:
 
         client = ModelClient(endpoints.resolve, max_retries=0, on_headers=keep_limits)
         price = prices.get(model)
-        found = ModelReport(
+        findings = ModelReport(
             model,
             "judge" if judge else "writer",
             None if address == "default" else address,
             price=None if price is None else {"input": price.input, "output": price.output},
         )
-        examination = Examination(client, found, judge)
+        examination = Examination(client, findings, judge)
         try:
             async with asyncio.timeout(MAX_SECONDS):
                 await examination.run()
         except TimeoutError:
             over = f"the {MAX_SECONDS:.0f} s were over before all was found out"
-            if found.reachable is None:
+            if findings.reachable is None:
                 over = (
                     f"no answer within {MAX_SECONDS:.0f} s: the model is slow, busy or loading; "
                     "a run would wait for it"
@@ -123,33 +123,33 @@ async def examine(settings: Settings) -> DoctorReport:
             examination.error = str(stop)
         finally:
             await client.aclose()
-        report.models.append(found)
+        report.models.append(findings)
         report.calls += examination.calls
         report.error = report.error or examination.error
-        report.advice += advise(found, limits)
-    report.fit = all(is_fit(found) for found in report.models)
+        report.advice += advise(findings, limits)
+    report.fit = all(is_fit(findings) for findings in report.models)
     report.seconds = round(time.monotonic() - started, 2)
     return report
 
 
-def is_fit(found: ModelReport) -> bool:
+def is_fit(findings: ModelReport) -> bool:
     """Whether a run can use a model: it answers, in some mode or in one that may be found yet."""
-    answers = found.reachable and found.key and found.known is not False
-    return bool(answers) and any(works is not False for works in found.modes.values())
+    answers = findings.reachable and findings.key and findings.known is not False
+    return bool(answers) and any(works is not False for works in findings.modes.values())
 
 
 class Examination:
     """The calls by which one model is examined, and what they have told so far."""
 
-    def __init__(self, client: EndpointClient, found: ModelReport, judge: bool) -> None:
-        self._client, self.found, self._judge = client, found, judge
+    def __init__(self, client: EndpointClient, findings: ModelReport, judge: bool) -> None:
+        self._client, self.findings, self._judge = client, findings, judge
         self._known = Capabilities()
         self.calls = 0
         self.error: str | None = None
 
     async def run(self) -> None:
         """Make the calls, from what a run needs most to what is good to know."""
-        found = self.found
+        findings = self.findings
         if not await self._reach():
             return
         await self._read_models()
@@ -157,16 +157,16 @@ class Examination:
         try:
             await asyncio.gather(*(self._try_mode(mode) for mode in MODES))
         finally:
-            found.mode = next((mode for mode in MODES if found.modes[mode]), None)
-        if None not in found.modes.values():
-            found.latency_s["4"] = round(time.monotonic() - start, 3)
+            findings.mode = next((mode for mode in MODES if findings.modes[mode]), None)
+        if None not in findings.modes.values():
+            findings.latency_s["4"] = round(time.monotonic() - start, 3)
         await self._log_probabilities()
         await self._limits()
         await self._cache()
 
     async def _reach(self) -> bool:
         """Whether the model answers plain text; learns of key, seed, thinking and pace."""
-        found = self.found
+        findings = self.findings
         for refused in (
             (),
             ("seed",),
@@ -176,24 +176,24 @@ class Examination:
             self._known = Capabilities(refused_fields=frozenset(refused))
             outcome, seconds = await self._ask_patiently()
             if isinstance(outcome, Reply):
-                found.reachable = found.key = found.known = True
-                found.seed = not refused
+                findings.reachable = findings.key = findings.known = True
+                findings.seed = not refused
                 self._measure(outcome, seconds)
                 return True
             if outcome is None:
-                found.reachable = False
+                findings.reachable = False
                 return False
-            found.reachable = outcome.kind != "address"
-            found.key = False if outcome.kind in ("key", "credit") else found.key
+            findings.reachable = outcome.kind != "address"
+            findings.key = False if outcome.kind in ("key", "credit") else findings.key
             if outcome.kind == "model":
-                found.key, found.known = True, False
+                findings.key, findings.known = True, False
             if outcome.kind not in ("unsupported", "bad_request"):
                 passes = "; a run would wait for it" if outcome.kind in PASSING else ""
                 kind = outcome.kind.replace("_", " ")
-                self.error = f"{found.model}: {kind}: {outcome.message}{passes}"
+                self.error = f"{findings.model}: {kind}: {outcome.message}{passes}"
                 return False
             message = outcome.message
-        self.error = f"{found.model}: refuses every plain request: {message}"
+        self.error = f"{findings.model}: refuses every plain request: {message}"
         return False
 
     async def _ask_patiently(self) -> tuple[Reply | Fault | None, float]:
@@ -207,41 +207,41 @@ class Examination:
         return outcome, time.monotonic() - start
 
     def _measure(self, reply: Reply, seconds: float) -> None:
-        found, usage = self.found, reply.usage
-        found.latency_s["1"] = round(seconds, 3)
+        findings, usage = self.findings, reply.usage
+        findings.latency_s["1"] = round(seconds, 3)
         if usage["completion_tokens"] and seconds > 0:
-            found.tokens_per_s = round(usage["completion_tokens"] / seconds, 1)
+            findings.tokens_per_s = round(usage["completion_tokens"] / seconds, 1)
         tokens = usage.get("reasoning_tokens", 0)
         unseen = reply.finish == "length" and not (reply.text or "").strip()
         if reply.reasoning or tokens or unseen:
-            found.thinking = {
+            findings.thinking = {
                 "where": "field" if reply.reasoning else "hidden",
                 "tokens": tokens or usage["completion_tokens"],
             }
         elif has_thinking_mark(reply.text or ""):
-            found.thinking = {"where": "content", "tokens": usage["completion_tokens"]}
+            findings.thinking = {"where": "content", "tokens": usage["completion_tokens"]}
 
     async def _read_models(self) -> None:
         """What the endpoint's list of models says of this one."""
-        found = self.found
+        findings = self.findings
         self.calls += 1
-        listed = await self._client.list_models(found.model, self._judge)
+        listed = await self._client.list_models(findings.model, self._judge)
         for entry in listed or ():
             # A server of one model answers to any name.
             names = (entry.get("id"), entry.get("name"), entry.get("model"))
-            if listed == [entry] or found.model in names:
+            if listed == [entry] or findings.model in names:
                 meta = entry.get("meta")
                 values = entry | (meta if isinstance(meta, dict) else {})
                 sizes = [values[key] for key in WINDOW_KEYS if isinstance(values.get(key), int)]
-                found.window = sizes[0] if sizes else None
+                findings.window = sizes[0] if sizes else None
 
     async def _try_mode(self, mode: Mode) -> None:
-        self.found.modes[mode] = await self._mode(mode)
+        self.findings.modes[mode] = await self._mode(mode)
 
     async def _mode(self, mode: Mode) -> bool | None:
         """Whether an answer of a shape comes in a mode; None if its thoughts took the room."""
         known = Capabilities(mode=mode, refused_fields=self._known.refused_fields)
-        room = THINKING_TOKENS if self.found.thinking else ANSWER_TOKENS
+        room = THINKING_TOKENS if self.findings.thinking else ANSWER_TOKENS
         outcome = await self._call(SHAPE_PROMPT, answer=Probed, known=known, max_tokens=room)
         if outcome is None:
             return None
@@ -256,17 +256,17 @@ class Examination:
     async def _log_probabilities(self) -> None:
         outcome = await self._call("Is water wet? Answer Yes or No.", max_tokens=1)
         if isinstance(outcome, Reply):
-            self.found.logprobs = outcome.odds is not None
+            self.findings.logprobs = outcome.odds is not None
         elif outcome is not None and outcome.kind in ("unsupported", "bad_request"):
-            self.found.logprobs = False
+            self.findings.logprobs = False
 
     async def _limits(self) -> None:
         """The limits that an endpoint names when it is asked for far too much."""
-        found = self.found
+        findings = self.findings
         outcome = await self._call("Say ok.", text=True, max_tokens=TOO_MANY_TOKENS)
         if isinstance(outcome, Fault):
-            found.window = outcome.window or found.window
-            found.largest_answer = outcome.largest_answer
+            findings.window = outcome.window or findings.window
+            findings.largest_answer = outcome.largest_answer
 
     async def _cache(self) -> None:
         """Whether a prompt that was just sent is served from the endpoint's cache."""
@@ -275,7 +275,7 @@ class Examination:
             if not isinstance(outcome, Reply):
                 return
             if repeated:
-                self.found.cache = outcome.usage["cached_tokens"] > 0
+                self.findings.cache = outcome.usage["cached_tokens"] > 0
 
     async def _call(
         self,
@@ -294,7 +294,7 @@ class Examination:
             stage="probe",
             messages=({"role": "user", "content": prompt},),
             answer=answer,
-            model=self.found.model,
+            model=self.findings.model,
             judge=self._judge,
             seed=1,
             temperature=0.0,
@@ -304,27 +304,27 @@ class Examination:
         try:
             return await self._client.attempt(call, known or self._known)
         except Transient as fault:
-            self.error = self.error or f"{self.found.model}: {fault.message}"
+            self.error = self.error or f"{self.findings.model}: {fault.message}"
             return None
 
 
-def advise(found: ModelReport, limits: Mapping[str, str]) -> list[dict[str, str]]:
+def advise(findings: ModelReport, limits: Mapping[str, str]) -> list[dict[str, str]]:
     """Flags that suit what was found, each with its reason."""
-    fit, window = is_fit(found), found.window or SMALL_WINDOW
-    one, four = found.latency_s["1"] or 0.0, found.latency_s["4"] or 0.0
+    fit, window = is_fit(findings), findings.window or SMALL_WINDOW
+    one, four = findings.latency_s["1"] or 0.0, findings.latency_s["4"] or 0.0
     requests, tokens = (limits.get(f"x-ratelimit-limit-{n}", "") for n in ("requests", "tokens"))
-    line = example_line(found.model)
+    line = example_line(findings.model)
     advice = (
         (
-            found.reachable is False,
+            findings.reachable is False,
             ("--base-url", "URL", "no chat completions were reached at this address"),
         ),
         (
-            found.known is False,
-            (f"--{'judge-' * (found.role == 'judge')}model", "NAME", "the model is not known"),
+            findings.known is False,
+            (f"--{'judge-' * (findings.role == 'judge')}model", "NAME", "the model is not known"),
         ),
         (
-            fit and found.thinking is not None,
+            fit and findings.thinking is not None,
             (
                 "--max-tokens-per-call",
                 "generate=12000",
@@ -348,14 +348,14 @@ def advise(found: ModelReport, limits: Mapping[str, str]) -> list[dict[str, str]
             ("--references-per-seed", "1", f"a window of {window:,} tokens is small"),
         ),
         (
-            fit and found.price is None,
+            fit and findings.price is None,
             ("--prices", "FILE.toml", f"no price is known; a line of it: {line}"),
         ),
         (
-            fit and found.role == "judge" and found.logprobs is False,
+            fit and findings.role == "judge" and findings.logprobs is False,
             ("--judge-method", "verdict", "the endpoint gives no log-probabilities"),
         ),
     )
     return [
-        dict(zip(("flag", "value", "why"), said, strict=True)) for suits, said in advice if suits
+        dict(zip(("flag", "value", "why"), parts, strict=True)) for suits, parts in advice if suits
     ]

@@ -148,8 +148,8 @@ def describe(error: BaseException) -> str:
         trace = trace.tb_next
     if isinstance(error, SyntaxError):
         line, lines = error.lineno, [error.msg]
-    said = f": {lines[0][:300]}" if lines else ""
-    return f"{type(error).__name__}{said}" + (f" (line {line} of its code)" if line else "")
+    cause = f": {lines[0][:300]}" if lines else ""
+    return f"{type(error).__name__}{cause}" + (f" (line {line} of its code)" if line else "")
 
 
 def run_program(program: str, report: int) -> None:
@@ -190,30 +190,30 @@ def be_shut_in(
 
 def wait_for(child: int, report: int, seconds: float) -> dict[str, str | None]:
     """What the first process reports, or why it ended without; it and all others are ended."""
-    said, end = b"", time.monotonic() + seconds
-    while len(said) <= MAX_REPORT_BYTES:
+    output, end = b"", time.monotonic() + seconds
+    while len(output) <= MAX_REPORT_BYTES:
         readable, _, _ = select.select([report], [], [], max(end - time.monotonic(), 0))
         part = os.read(report, MAX_REPORT_BYTES) if readable else b""
         if not part:
             break
-        said += part
-        if said.count(b"\n") and said.split(b"\n", 1)[1]:
+        output += part
+        if output.count(b"\n") and output.split(b"\n", 1)[1]:
             break
     ended = not readable
     os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
-    begun, _, rest = said.partition(b"\n")
+    begun, _, rest = output.partition(b"\n")
     try:
         result: dict[str, str | None] = json.loads(rest or begun)
     except ValueError:
         # No report came, or half of one: how the child ended says why.
-        return _describe_end(said, ended, status, seconds)
+        return _describe_end(output, ended, status, seconds)
     return result
 
 
-def _describe_end(said: bytes, ended: bool, status: int, seconds: float) -> dict[str, str | None]:
+def _describe_end(output: bytes, ended: bool, status: int, seconds: float) -> dict[str, str | None]:
     """Why a child that did not report has ended."""
-    if not said:
+    if not output:
         return {"obstacle": "the child ended before it was shut in"}
     if ended:
         return {"why": f"it does not end in {seconds:.0f} s"}

@@ -92,7 +92,7 @@ class Coverage:
     references_even: float | None
 
 
-def coverage(references: Vectors, rows: Vectors, random_seed: int = 0) -> Coverage | None:
+def coverage(references: Vectors, rows: Vectors) -> Coverage | None:
     """Cluster the references' vectors and count which rows are nearest to each. Blocks.
 
     The number of clusters is the square root of the number of references, at most 20. None without
@@ -101,7 +101,7 @@ def coverage(references: Vectors, rows: Vectors, random_seed: int = 0) -> Covera
     if not len(references) or not len(rows):
         return None
     limit = min(MAX_CLUSTERS, len(np.unique(references, axis=0)))
-    centres = k_means(references, max(1, min(limit, round(len(references) ** 0.5))), random_seed)
+    centres = k_means(references, max(1, min(limit, round(len(references) ** 0.5))))
     near = cosines(references, centres)
     of_references, of_rows = near.argmax(axis=1), cosines(rows, centres).argmax(axis=1)
     clusters = [

@@ -291,21 +291,18 @@ class Pair(NamedTuple):
     sign_p: str
     judge: str
     prompt: str
-    same_order: Interval | None
-    first_picked: Interval | None
+    same_order: Interval
+    first_picked: Interval
     not_judged: str
 
 
 def comparison_section(compared: Mapping[str, Any]) -> dict[str, Any]:
-    """The section on a compare.json; missing parts are left out."""
-    pairs = [pair for pair in compared.get("pairs") or () if isinstance(pair, Mapping)]
+    """The section on a compare.json, as `refloom.evaluation.compare` writes it."""
+    pairs, cards, arms = compared["pairs"], compared["cards"], compared["arms"]
     accepted = [
-        _pair_row({**{k: pair.get(k) for k in ("a", "b", "judge", "prompt")}, **pair["accepted"]})
+        _pair_row({**{k: pair[k] for k in ("a", "b", "judge", "prompt")}, **pair["accepted"]})
         for pair in pairs
-        if isinstance(pair.get("accepted"), Mapping)
     ]
-    cards = list(compared.get("cards") or ())
-    arms = [arm for arm in compared.get("arms") or () if isinstance(arm, Mapping)]
     return {
         "pairs": list(map(_pair_row, pairs)),
         "accepted": accepted,
@@ -317,32 +314,30 @@ def comparison_section(compared: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _pair_row(pair: Mapping[str, Any]) -> Pair:
-    rate = interval_of({**pair, "value": pair.get("win_rate")})
-    p = pair.get("sign_p")
-    controlled = interval_of(pair.get("length_controlled"))
+    p = pair["sign_p"]
     return Pair(
-        str(pair.get("a") or ""),
-        str(pair.get("b") or ""),
-        rate or EMPTY,
-        controlled or EMPTY,
-        format_count(pair.get("wins")),
-        format_count(pair.get("ties")),
-        format_count(pair.get("losses")),
+        pair["a"],
+        pair["b"],
+        Interval(pair["win_rate"], pair["low"], pair["high"], pair["n"]),
+        Interval(**pair["length_controlled"]),
+        format_count(pair["wins"]),
+        format_count(pair["ties"]),
+        format_count(pair["losses"]),
         "" if p is None else f"{p:.4f}",
-        short_name(pair.get("judge")),
-        str(pair.get("prompt") or ""),
-        interval_of(pair.get("same_in_both_orders")),
-        interval_of(pair.get("first_picked")),
-        format_count(pair.get("not_judged")),
+        short_name(pair["judge"]),
+        pair["prompt"],
+        Interval(**pair["same_in_both_orders"]),
+        Interval(**pair["first_picked"]),
+        format_count(pair["not_judged"]),
     )
 
 
 def _arm_row(arm: Mapping[str, Any]) -> dict[str, str]:
     counts = ("accepted", "rejected", "failed", "calls", "tokens")
     return {
-        "name": str(arm.get("name") or ""),
-        **{name: format_count(arm.get(name)) for name in counts},
-        "dollars": "unknown" if arm.get("cost_usd") is None else format_dollars(arm["cost_usd"]),
+        "name": arm["name"],
+        **{name: format_count(arm[name]) for name in counts},
+        "dollars": "unknown" if arm["cost_usd"] is None else format_dollars(arm["cost_usd"]),
     }
 
 
@@ -350,31 +345,22 @@ def _criterion_rows(arms: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[I
     """Each criterion, with its pass rate in each arm."""
     rows: dict[str, list[Interval | None]] = {}
     for i, arm in enumerate(arms):
-        for criterion in arm.get("criteria") or ():
-            cells = rows.setdefault(str(criterion.get("criterion")), [None] * len(arms))
-            cells[i] = _criterion_share(criterion)
+        for criterion in arm["criteria"]:
+            cells = rows.setdefault(criterion["criterion"], [None] * len(arms))
+            if criterion["n"]:
+                cells[i] = Interval(*(criterion[key] for key in ("share", "low", "high", "n")))
     return list(rows.items())[:MAX_LINES]
 
 
-def _criterion_share(criterion: Mapping[str, Any]) -> Interval | None:
-    """A criterion's pass rate; `passed` may be the rate itself, or how many passed."""
-    value, low, high, n = (criterion.get(name) for name in ("passed", "low", "high", "n"))
-    if value is None or low is None or high is None or not n:
-        return None
-    return interval_of({**criterion, "value": value if low <= value <= high else value / n})
-
-
 def _comparison_card(card: Mapping[str, Any]) -> dict[str, Any]:
-    score = card.get("score")
-    a, b = str(card.get("a") or ""), str(card.get("b") or "")
-    better = "" if score is None else "as good" if score == 0.5 else a if score > 0.5 else b
+    a, b, score = card["a"], card["b"], card["score"]
     return {
-        "instruction": clip(card.get("instruction"), 1500),
+        "instruction": clip(card["instruction"], 1500),
         "a": a,
         "b": b,
-        "a_response": clip(card.get("a_response"), MAX_COMPARED_RESPONSE),
-        "b_response": clip(card.get("b_response"), MAX_COMPARED_RESPONSE),
-        "better": better,
-        "score": "" if score is None else f"{score:g}",
-        "reasons": [clip(reason, 500) for reason in card.get("reasons") or () if reason],
+        "a_response": clip(card["a_response"], MAX_COMPARED_RESPONSE),
+        "b_response": clip(card["b_response"], MAX_COMPARED_RESPONSE),
+        "better": "as good" if score == 0.5 else a if score > 0.5 else b,
+        "score": f"{score:g}",
+        "reasons": [clip(reason, 500) for reason in card["reasons"] if reason],
     }

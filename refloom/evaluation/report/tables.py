@@ -23,6 +23,7 @@ MAX_CRITERIA = 30
 MAX_TRIALS = 30
 MAX_REFERENCES = 40
 MAX_SOURCES_SHOWN = 2
+MAX_SHARES = 12
 REASONS = {
     "criteria": "criteria still failed",
     "no_progress": "no progress in two rounds",
@@ -107,8 +108,8 @@ def _answer_shares(run: RunData) -> list[OutcomeShare]:
     ]
 
 
-def _shares(counts: Counter[str], limit: int = 12) -> list[OutcomeShare]:
-    total, common = counts.total(), counts.most_common(limit)
+def _shares(counts: Counter[str]) -> list[OutcomeShare]:
+    total, common = counts.total(), counts.most_common(MAX_SHARES)
     parts = [OutcomeShare(name, n, proportion(n, total)) for name, n in common]
     rest = total - sum(n for _, n in common)
     return [*parts, OutcomeShare("others", rest, proportion(rest, total))] if rest else parts
