@@ -16,7 +16,7 @@ from langgraph.types import Send
 from typing_extensions import TypedDict
 
 from graph.builder import build_graph
-from graph.walk import Steps
+from graph.walk import Branch, Steps
 from nodes.context import Context
 from nodes.hooks import RunHooks
 from nodes.llm import Call, CallFailed
@@ -99,7 +99,9 @@ def steps_of(node: Any, *sends: int) -> Steps:
         return [Send("work", {"turn": number}) for number in sends]
 
     nodes = {"begin": begin, "work": node}
-    return Steps(Trail, first="begin", nodes=nodes, edges={"begin": fan_out, "work": END})
+    return Steps(
+        Trail, first="begin", nodes=nodes, edges={"begin": Branch(fan_out, ("work",)), "work": END}
+    )
 
 
 async def test_updates_are_joined_in_the_order_of_the_sends():
