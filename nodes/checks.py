@@ -25,7 +25,7 @@ from typing import Any
 from memory.references import Reference
 from nodes.criteria import RULES, verdict
 from nodes.final_answer import find_final_answer, is_same_answer
-from nodes.language import is_plain_english, language_of, may_be_told, names_language
+from nodes.language import is_loaded, is_plain_english, language_of, may_be_told, names_language
 from nodes.state import Criterion, Verdict
 
 # Raised when a check of refloom's own decides otherwise than before.
@@ -257,6 +257,9 @@ SAFE_CHECKS: dict[str, Decide] = {
     "language": same_language,
     "max_words": max_words,
 }
+# Those that always come out the same, and take less than a millisecond for so many characters.
+QUICK_CHECKS = ("json", "python", "language", "max_words")
+MAX_QUICK_CHARS = 10_000
 # Checks that read a file, run code, or may take for ever.
 TRUSTED_CHECKS = ("json_schema", "python_tests", "regex")
 # Checks that stand before an argument: `max_words:80`.
@@ -442,9 +445,17 @@ def decide_safely(check: CheckInput) -> Verdict:
 
 
 async def run_safe_check(check: CheckInput) -> Verdict:
-    """The `RunCheck` of a graph without a run: it knows checks that run and read nothing."""
+    """The `RunCheck` of a graph without a run: it knows checks that run and read nothing.
+
+    A thread is used for what may take longer than handing it over does.
+    """
     known = does_not_apply(check)
-    return known if known is not None else await asyncio.to_thread(decide_safely, check)
+    if known is not None:
+        return known
+    quick = check.kind in QUICK_CHECKS and len(check.response) <= MAX_QUICK_CHARS
+    if quick and (check.kind != "language" or is_loaded()):
+        return decide_safely(check)
+    return await asyncio.to_thread(decide_safely, check)
 
 
 def blocks_with_asserts(response: str) -> str:

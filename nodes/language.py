@@ -180,6 +180,11 @@ def _detect(text: str) -> str | None:
     return next((near[0] for near in _NEAR if code in near), str(code))
 
 
+def is_loaded() -> bool:
+    """Whether a language can be told without a wait."""
+    return bool(_load_detector.cache_info().currsize)
+
+
 def _detector() -> Any:
     # One thread loads it for all: it takes half a second and 80 MB.
     with _loading:

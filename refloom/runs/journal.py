@@ -197,13 +197,10 @@ class Journal:
         rows = await asyncio.to_thread(self.read, SELECT_CHECK, key)
         return rows[0][0] if rows else None
 
-    async def record_check(self, key: bytes, name: str, verdict: str, *, wait: bool = True) -> None:
-        """Store the verdict of a check; with `wait` return once it is on disk."""
+    async def record_check(self, key: bytes, name: str, verdict: str) -> None:
+        """Store the verdict of a check, and return once it is on disk."""
         self._key_prefixes.add(_prefix(key))
-        if wait:
-            await self.put(INSERT_CHECK, key, name, verdict)
-        else:
-            self.put_soon(INSERT_CHECK, key, name, verdict)
+        await self.put(INSERT_CHECK, key, name, verdict)
 
     def load_unusable(self) -> None:
         """Read which calls are passed over, once it is written what is tried again. Blocks."""

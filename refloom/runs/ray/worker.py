@@ -19,7 +19,7 @@ from memory.embed import Embed, Embedder
 from memory.index import ReferenceIndex
 from memory.references import Reference
 from memory.store import ReferenceFile
-from nodes.checks import CheckInput, does_not_apply
+from nodes.checks import QUICK_CHECKS, CheckInput, run_safe_check
 from nodes.context import Context
 from nodes.hooks import Admitted, RunHooks
 from nodes.llm import Call, Complete, Reply
@@ -152,9 +152,8 @@ class Worker:
 
     async def _check(self, check: CheckInput) -> Verdict:
         """Checks are made by the run, which keeps their verdicts."""
-        known = does_not_apply(check)
-        if known is not None:
-            return known
+        if check.kind in QUICK_CHECKS:
+            return await run_safe_check(check)
         verdict: Verdict = await self.channel.ask(
             "check",
             check.criterion,
