@@ -158,17 +158,22 @@ def _share_of_english(text: str) -> float:
     return sum(word in _ENGLISH_WORDS for word in words) / max(len(words), 1)
 
 
-@lru_cache(maxsize=256)
 def language_of(text: str) -> str | None:
     """The code of a text's language, the same one for near languages; None if it is not certain.
 
     A text whose longer parts are in several languages has none. Blocks; the first time for a
     second.
     """
-    whole = _detect(text[:MAX_CHARS])
+    return _language_of_beginning(text[:MAX_CHARS])
+
+
+# References are looked at again for every seed that has them.
+@lru_cache(maxsize=4096)
+def _language_of_beginning(text: str) -> str | None:
+    whole = _detect(text)
     if whole is None:
         return None
-    parts = text[:MAX_CHARS].split("\n")
+    parts = text.split("\n")
     longer = [part for part in parts if _has_words(part, _PART_WORDS)] if len(parts) > 1 else []
     return whole if all(_detect(part) in (whole, None) for part in longer) else None
 
