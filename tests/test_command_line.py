@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from fakes import Endpoint, error, stage_of
+from fakes import Endpoint, error, stage_of, verdicts, words
 from processes import lines, refloom
 from runs import run_flags
 
@@ -240,3 +240,63 @@ def test_a_file_of_somebody_elses_is_not_replaced_by_a_run(tmp_path, references,
     assert (out / name).read_text() == "mine\n"
     assert refused.returncode == 2 and f"but a file {name}" in refused.stderr
     assert not (out / "journal.sqlite").exists()
+
+
+@pytest.mark.parametrize(("target", "status"), [((), 0), (("--target", 2), 3)])
+@pytest.mark.parametrize("proposed", [[], ["", " "]])
+def test_a_run_without_a_proposal_says_that_this_is_why_it_has_no_rows(
+    tmp_path, references, proposed, target, status
+):
+    def script(body, number):
+        return {"instructions": proposed} if stage_of(body) == "propose" else None
+
+    with Endpoint(script) as endpoint:
+        flags = run_flags(references, tmp_path / "out", endpoint, "--limit", 2, *target)
+        done = refloom(*flags, cwd=tmp_path)
+    assert done.returncode == status
+    assert "\nno rows: no instruction was proposed for any of the 2 seeds\n" in done.stdout
+    assert "\nrows: " not in done.stdout
+
+
+def test_a_run_without_rows_says_what_became_of_all_that_was_begun(tmp_path, references):
+    def script(body, number):
+        if stage_of(body) == "propose":
+            first = json.loads(references.read_text(encoding="utf-8").splitlines()[0])
+            return {"instructions": [first["instruction"], words(f"{number}", 12) + "?"]}
+        if stage_of(body) == "critique":
+            return verdicts("\n".join(m["content"] for m in body["messages"]), "fail")
+        return None
+
+    with Endpoint(script) as endpoint:
+        more = ("--limit", 2, "--per-seed", 2, "--no-screen", "--no-try-criteria")
+        done = refloom(*run_flags(references, tmp_path / "out", endpoint, *more), cwd=tmp_path)
+    counts = json.loads((tmp_path / "out" / "run.json").read_text())["counts"]
+    dropped = tmp_path / "out" / "dropped.jsonl"
+    assert counts["rejected"] and counts["duplicates"]
+    assert (
+        f"\nno rows: {counts['rejected']} rejected; instructions dropped: "
+        f"{counts['duplicates']} too near to others ({dropped})\n"
+    ) in done.stdout
+
+
+def test_a_run_that_was_stopped_before_its_first_row_has_no_rows_yet(tmp_path, references):
+    def script(body, number):
+        return error(401, "no such key") if number else None
+
+    with Endpoint(script) as endpoint:
+        done = refloom(*run_flags(references, tmp_path / "out", endpoint), cwd=tmp_path)
+    assert done.returncode == 4
+    assert "\nno rows yet\n" in done.stdout and "\nrows: " not in done.stdout
+
+
+def test_a_dry_run_refuses_what_a_run_would_replace_with_the_same_line(tmp_path, references):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "README.md").write_text("mine", encoding="utf-8")
+    with Endpoint() as endpoint:
+        flags = run_flags(references, out, endpoint)
+        dry, real = (refloom(*flags, *more, cwd=tmp_path) for more in (("--dry-run",), ()))
+    assert dry.returncode == real.returncode == 2
+    assert "has no run in it, but a file README.md" in dry.stderr
+    assert dry.stderr == real.stderr.splitlines(keepends=True)[-1]
+    assert dry.stdout == "" and [path.name for path in out.iterdir()] == ["README.md"]

@@ -32,6 +32,13 @@ DRY_RUN_SAMPLE = 1000
 RARE_TOKENS = ("cache_write_tokens", "reasoning_tokens")
 # Why bare answers were not taken, but for their verdicts.
 LEFT = ("without_thoughts", "prompt_talk", "contaminated", "failed")
+# Why instructions were dropped before they were candidates, as the summary says it.
+DROPPED = (
+    ("unfit", "empty or unfit"),
+    ("screened", "failed their criteria"),
+    ("duplicates", "too near to others"),
+    ("surplus", "not needed"),
+)
 # A run that is stopped raises what stopped it.
 EXIT_STATUS = {"done": 0, "short": 3, "interrupted": 130}
 NOTHING_ACCEPTED = 3
@@ -124,9 +131,11 @@ def run(args: Namespace, flags: dict[str, Any]) -> int:
     """Make rows from references and seeds into a directory, or resume the run in it."""
     from refloom.runs.client import Endpoints
     from refloom.runs.event_log import log_to
+    from refloom.runs.journal import check_own_files
 
     settings, references, seeds = read_inputs(args, flags)
     if args.dry_run:
+        check_own_files(args.out)
         estimated = dry_run(settings, references, seeds, quiet=args.json)
         if args.json:
             print_json(estimated)
@@ -354,8 +363,10 @@ def _print_summary(summary: RunSummary, out: Path) -> None:
         print_line(_describe_answers(answers, counts["accepted"]))
     if summary.settings.service_tier != DEFAULT_TIER:
         print_line(_describe_tiers(summary.totals))
-    if (out / "accepted.jsonl").is_file():
+    if counts["accepted"]:
         print_line(f"rows: {out / 'accepted.jsonl'}")
+    else:
+        print_line(_describe_no_rows(summary, out))
     if summary.settings.review != "never" and counts["pending"]:
         print_line(
             f"{counts['pending']} samples wait for review: "
@@ -366,6 +377,22 @@ def _print_summary(summary: RunSummary, out: Path) -> None:
     retry_failed = summary.settings.retry_failed
     if (line := _describe_next(summary.status, summary.retriable, retry_failed)) is not None:
         print_line(line)
+
+
+def _describe_no_rows(summary: RunSummary, out: Path) -> str:
+    """The line that says that there are no rows, and what became of all that was begun."""
+    counts = summary.counts
+    samples = [f"{counts[name]} {name}" for name in ("rejected", "failed") if counts[name]]
+    dropped = [f"{counts[name]} {why}" for name, why in DROPPED if counts[name]]
+    parts = [", ".join(samples)] if samples else []
+    if dropped:
+        parts.append(f"instructions dropped: {', '.join(dropped)} ({out / 'dropped.jsonl'})")
+    if counts["references_failed"]:
+        parts.append(f"references that could not be learned from: {counts['references_failed']}")
+    if counts["pending"] or summary.status not in ("done", "short"):
+        return "; ".join(["no rows yet", *parts])
+    nothing = f"no instruction was proposed for any of the {counts['seeds']} seeds"
+    return f"no rows: {'; '.join(parts) or nothing}"
 
 
 def _describe_answers(answers: dict[str, int], accepted: int) -> str:
