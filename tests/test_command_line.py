@@ -104,10 +104,20 @@ def test_a_model_may_be_named_anywhere_for_a_key_alone(tmp_path, references):
         (["--config", "c.toml"], {}),
         ([], {"REFLOOM_MODEL": "gpt-4o-mini"}),
         ([], {"OPENAI_BASE_URL": "http://127.0.0.1:9/v1"}),
-        (["--base-url", "http://127.0.0.1:9/v1"], {}),
     ):
         ended = refloom(*run, *more, cwd=tmp_path, **key, **environment)
         assert ended.returncode == 0, ended.stderr
+
+
+@pytest.mark.parametrize("key", [{}, {"OPENAI_API_KEY": "sk-1"}])
+def test_an_endpoint_without_a_model_is_not_passed_over_for_the_embedded_one(
+    tmp_path, references, key
+):
+    address = ("--base-url", "http://127.0.0.1:9/v1")
+    run = ["run", "--references", references, "--out", "rows", "--dry-run"]
+    ended = refloom(*run, *address, cwd=tmp_path, **key)
+    assert ended.returncode == 2 and "--model NAME" in ended.stderr
+    assert refloom(*run, *address, "--model", "local", cwd=tmp_path).returncode == 0
 
 
 def test_a_folder_in_which_nothing_was_paid_is_begun_anew(tmp_path, references):
@@ -300,3 +310,33 @@ def test_a_dry_run_refuses_what_a_run_would_replace_with_the_same_line(tmp_path,
     assert "has no run in it, but a file README.md" in dry.stderr
     assert dry.stderr == real.stderr.splitlines(keepends=True)[-1]
     assert dry.stdout == "" and [path.name for path in out.iterdir()] == ["README.md"]
+
+
+@pytest.mark.parametrize(
+    ("said", "line"),
+    [
+        (
+            "an answer without thoughts",
+            "no bare answer could be judged; 2 without thoughts; it takes a model that shows its "
+            "thoughts, as `refloom doctor` can tell",
+        ),
+        (
+            None,
+            "no bare answer could be judged; 2 failed (the rows' answer_errors say why)",
+        ),
+    ],
+)
+def test_a_run_without_reasoning_in_its_rows_says_what_it_would_take(
+    tmp_path, references, said, line
+):
+    def script(body, number):
+        if stage_of(body) != "answer":
+            return None
+        return said or error(400, "not this")
+
+    with Endpoint(script) as endpoint:
+        more = ("--reasoning", "--limit", 2, "--no-try-criteria")
+        done = refloom(*run_flags(references, tmp_path / "out", endpoint, *more), cwd=tmp_path)
+    assert f"\n0 of 2 accepted rows have reasoning: {line}\n" in done.stdout
+    (row, _) = lines(tmp_path / "out" / "accepted.jsonl")
+    assert row["answer_errors"]

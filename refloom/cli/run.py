@@ -359,7 +359,7 @@ def _print_summary(summary: RunSummary, out: Path) -> None:
     if usage["reasoning_tokens"]:
         share = usage["reasoning_tokens"] / max(usage["completion_tokens"], 1)
         print_line(f"{share:.0%} of {usage['completion_tokens']:,} completion tokens were thinking")
-    if (answers := summary.totals["answers"]) is not None:
+    if (answers := summary.totals["answers"]) is not None and answers["asked"]:
         print_line(_describe_answers(answers, counts["accepted"]))
     if summary.settings.service_tier != DEFAULT_TIER:
         print_line(_describe_tiers(summary.totals))
@@ -397,11 +397,17 @@ def _describe_no_rows(summary: RunSummary, out: Path) -> str:
 
 def _describe_answers(answers: dict[str, int], accepted: int) -> str:
     """How many rows have reasoning, and what became of the bare answers asked for."""
-    line = (
-        f"{answers['taken']} of {accepted} accepted rows have reasoning: "
-        f"{answers['passed']} of {answers['judged']} bare answers were as good as the response"
-    )
-    rest = (f"{answers[name]} {name.replace('_', ' ')}" for name in LEFT if answers[name])
+    line = f"{answers['taken']} of {accepted} accepted rows have reasoning: "
+    if answers["judged"]:
+        line += f"{answers['passed']} of {answers['judged']} bare answers were as good as the "
+        line += "response"
+    else:
+        line += "no bare answer could be judged"
+    rest = [f"{answers[name]} {name.replace('_', ' ')}" for name in LEFT if answers[name]]
+    if answers["failed"]:
+        rest[-1] += " (the rows' answer_errors say why)"
+    if answers["asked"] == answers["without_thoughts"]:
+        rest.append("it takes a model that shows its thoughts, as `refloom doctor` can tell")
     return "; ".join([line, *rest])
 
 
@@ -518,7 +524,7 @@ def _print_status(run: dict[str, Any]) -> None:
         print_line(f"  {group}: " + ", ".join(pairs))
     if (line := _describe_seeds(run)) is not None:
         print_line(f"  {line}")
-    if run["answers"] is not None:
+    if run["answers"] is not None and run["answers"]["asked"]:
         print_line(f"  {_describe_answers(run['answers'], run['counts']['accepted'])}")
     stages = []
     for stage, calls in run["calls"].get("by_stage", {}).items():
