@@ -19,7 +19,7 @@ from graph.routing import (
     after_screen,
 )
 from graph.synchronous import SynchronousGraph
-from graph.walk import Steps
+from graph.walk import Branch, Steps
 from memory.characteristics import Characteristics
 from memory.contamination import Contamination
 from memory.embed import Embed
@@ -108,17 +108,13 @@ def build_graph(
         input_schema=SynthesizerInput,
         output_schema=SynthesizerOutput,
     )
-    _add_steps(builder, steps)
+    _add_steps(builder, steps, but="sample" if hooks.interrupts else "")
     builder.add_edge(START, steps.first)
-    builder.add_conditional_edges("propose", Route(after_propose), ["screen", "sample"])
-    builder.add_conditional_edges("screen", Route(after_screen), ["propose", "sample"])
     if hooks.interrupts:
         reviewing = partial(review, contamination=contamination)
         builder.add_node("review", reviewing, metadata=describe_node(review))
         builder.add_conditional_edges("sample", Route(after_sample), ["review", END])
         builder.add_edge("review", END)
-    else:
-        builder.add_edge("sample", END)
     return SynchronousGraph.of(
         builder.compile(name="synthesizer", checkpointer=checkpointer), steps
     )
@@ -175,8 +171,8 @@ def seed_steps(
         edges={
             "retrieve": "extract",
             "extract": "propose",
-            "propose": after_propose,
-            "screen": after_screen,
+            "propose": Branch(after_propose, ("screen", "sample")),
+            "screen": Branch(after_screen, ("propose", "sample")),
             "sample": END,
         },
     )
@@ -208,7 +204,7 @@ def loop_steps(
         nodes={name: catch_call_failure(node) for name, node in nodes.items()},
         edges={
             "generate": "critique",
-            "critique": after_critique,
+            "critique": Branch(after_critique, ("refine", "answer", END)),
             "refine": "critique",
             "answer": "critique",
         },
@@ -220,7 +216,6 @@ def build_loop(steps: Steps) -> Graph:
     builder = StateGraph(SampleState, context_schema=Context)
     _add_steps(builder, steps)
     builder.add_edge(START, steps.first)
-    builder.add_conditional_edges("critique", Route(after_critique), ["refine", "answer", END])
     return SynchronousGraph.of(builder.compile(name="sample"))
 
 
@@ -242,7 +237,7 @@ def build_sample(
     builder = StateGraph(
         SampleState, context_schema=Context, input_schema=SampleInput, output_schema=SampleOutput
     )
-    _add_steps(builder, steps)
+    _add_steps(builder, steps, but="critique")
     beginning = partial(begin, check=check)
     builder.add_node("begin", beginning, metadata=describe_node(begin))
     reviewing = partial(review_one, contamination=contamination)
@@ -254,13 +249,17 @@ def build_sample(
     return SynchronousGraph.of(builder.compile(name="sample", checkpointer=checkpointer))
 
 
-def _add_steps(builder: StateGraph[Any, Any, Any, Any], steps: Steps) -> None:
-    """Add the nodes of steps, and the edges between them that lead to one place."""
+def _add_steps(builder: StateGraph[Any, Any, Any, Any], steps: Steps, but: str = "") -> None:
+    """Add the nodes of steps, and where each of them leads, `but` for one of them."""
     for name, node in steps.nodes.items():
         builder.add_node(name, node, metadata=describe_node(NODES[name]))
     for name, edge in steps.edges.items():
-        if isinstance(edge, str) and edge != END:
+        if name == but:
+            continue
+        if isinstance(edge, str):
             builder.add_edge(name, edge)
+        else:
+            builder.add_conditional_edges(name, Route(edge.route), list(edge.ends))
 
 
 def build_indexer(*, add_to_index: AddToIndex = add_to_index, checkpointer: Any = None) -> Indexer:

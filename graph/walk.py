@@ -11,16 +11,24 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
 
 from langgraph.graph import END
 from langgraph.runtime import Runtime
 from langgraph.types import Send
 
 Node = Callable[..., Awaitable[dict[str, Any]]]
-# Where a node leads: to a node by name, or to what a function of the state says. Nodes that are
-# sent to at once must lead to the same node.
-Edge = str | Callable[[Any], str | list[Send]]
+
+
+class Branch(NamedTuple):
+    """A function of the state that says where a node leads, and all that it may say."""
+
+    route: Callable[[Any], str | list[Send]]
+    ends: tuple[str, ...]
+
+
+# Where a node leads: to one node, or by a branch. Nodes that are sent to at once lead to the same.
+Edge = str | Branch
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +51,8 @@ class Steps:
         for key, hint in get_type_hints(self.state, include_extras=True).items():
             if get_origin(hint) is Annotated:
                 kind, join = get_args(hint)[:2]
-                self._joins[key] = (get_origin(kind) or dict), join
+                # As LangGraph does: a list is joined to an empty one, a TypedDict to an empty dict.
+                self._joins[key] = get_origin(kind) or kind, join
 
     async def walk(self, state: Mapping[str, Any], runtime: Runtime[Any]) -> dict[str, Any]:
         """Take the steps from a state, and return the state at their end.
@@ -61,7 +70,7 @@ class Steps:
             for update in updates:
                 self._update(values, update)
             edge = self.edges[name]
-            step = edge if isinstance(edge, str) else (edge(values) or END)
+            step = edge if isinstance(edge, str) else (edge.route(values) or END)
         return values
 
     async def _take_all(self, sends: Sequence[Send], runtime: Runtime[Any]) -> list[dict[str, Any]]:

@@ -6,9 +6,9 @@ import asyncio
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Annotated, Any, Protocol, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -112,9 +112,8 @@ async def judge(
         )
 
     async def ask_jury(part: int) -> JudgeResult:
-        result = await judge_by_jury(
-            context.jurors, parts[part], [ask_juror(juror, part) for juror in context.jurors]
-        )
+        asking = partial(ask_juror, part=part)
+        result = await judge_by_jury(context.jurors, parts[part], asking)
         for read in result.verdicts:
             on_verdict(read)
         return result
@@ -126,21 +125,20 @@ async def judge(
 async def judge_by_jury(
     jurors: Sequence[str],
     criteria: Sequence[Criterion],
-    asks: Sequence[Coroutine[Any, Any, JudgeResult]],
+    ask_juror: Callable[[str], Awaitable[JudgeResult]],
 ) -> JudgeResult:
     """Ask all jurors at once, and combine their verdicts; one judge's stay as they are.
 
-    `asks` are what the jurors say, in their order. A juror whose call is refused for its content
-    knows nothing of these criteria. Raises `CallFailed` if that is so of all, or for any other
-    fault.
+    A juror whose call is refused for its content knows nothing of these criteria. Raises
+    `CallFailed` if that is so of all, or for any other fault.
     """
     if len(jurors) == 1:
-        return await asks[0]
+        return await ask_juror(jurors[0])
     refusals: dict[str, CallFailed] = {}
 
-    async def ask_one(juror: str, asked: Coroutine[Any, Any, JudgeResult]) -> JudgeResult:
+    async def ask_one(juror: str) -> JudgeResult:
         try:
-            return await asked
+            return await ask_juror(juror)
         except CallFailed as error:
             if error.kind not in FAULTS_OF_CONTENT:
                 raise
@@ -149,7 +147,7 @@ async def judge_by_jury(
             unknown = [verdict(c["id"], "unknown", reason) for c in criteria]
             return JudgeResult(unknown, error.usage)
 
-    results = await gather_results(list(map(ask_one, jurors, asks)))
+    results = await gather_results([ask_one(juror) for juror in jurors])
     usage = sum_usage(results)
     if len(refusals) == len(jurors):
         first = refusals[jurors[0]]
