@@ -36,12 +36,10 @@ SEEN = RunStats(
     retried=0,
     in_flight=8,
     limit=16,
-    concurrency=32,
     waiting=4,
     slots=None,
     cost=0.0,
     max_cost=None,
-    tokens=0,
 )
 NEVER = 3600.0
 
@@ -129,7 +127,6 @@ def test_lines_say_all_there_is_to_say_and_are_short():
             retried=3,
             reused=7,
             cost=0.5,
-            tokens=12345,
         )
     assert said == (
         "[  30 s] accepted 10 of 100, rejected 2, failed 1; 20.0 rows a minute; about 4 min left\n"
@@ -652,7 +649,7 @@ def test_it_needs_no_rich_where_there_is_no_terminal():
     import subprocess
 
     code = (
-        "import sys; from refloom.runs.progress import Progress; p = Progress(); p.summary(); "
+        "import sys; from refloom.runs.progress import Progress; p = Progress(); "
         "print([m for m in sys.modules if m.split('.')[0] == 'rich'])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -62,30 +62,26 @@ class RunStats:
     """The counts of a run, in totals that include its earlier sessions.
 
     `activity` says what it is doing. `slots` is the most samples there can be; None in a run with a
-    target. `limit` is the number of calls allowed in flight now, `concurrency` the most it may
-    become. `cost` and `max_cost` are US dollars; None is an unknown price or no limit.
+    target. `limit` is the number of calls allowed in flight now. `cost` and `max_cost` are US
+    dollars; None is an unknown price or no limit.
     """
 
     target: int | None
     slots: int | None
     seeds: int
     limit: int
-    concurrency: int
     max_cost: float | None
     activity: str = MAKING_ROWS
     accepted: int = 0
     rejected: int = 0
     failed: int = 0
     candidates: int = 0
-    accepted_before: int = 0
     paid: int = 0
-    paid_before: int = 0
     reused: int = 0
     retried: int = 0
     in_flight: int = 0
     waiting: int = 0
     cost: float | None = None
-    tokens: int = 0
 
     @property
     def calls_ended(self) -> int:
@@ -406,11 +402,9 @@ class Progress:
         self._clock = clock
         self._tick_s = tick_s
         self._notebook = notebook
-        self._counts = Counter[str]()
         self._failed_criteria = Counter[str]()
         self._errors = Counter[str]()
         self._counts_lock = threading.Lock()
-        self._draw_lock = threading.Lock()
         self._rows: deque[str] = deque()
         self._calls_ended = 0
         self._started = self._last_write = self._last_activity = clock()
@@ -431,7 +425,6 @@ class Progress:
         texts = {c["id"]: c["text"] for c in record["criteria"]}
         verdicts = [v for a in record["attempts"] for v in a["verdicts"] if v["verdict"] == "fail"]
         with self._counts_lock:
-            self._counts[record["status"]] += 1
             for verdict in verdicts:
                 count(
                     self._failed_criteria,
@@ -455,10 +448,6 @@ class Progress:
         self._rows.append(f"{one_line(text)}\n")
         if self._thread is None:
             self._write_rows()
-
-    def summary(self) -> str:
-        """Return the samples of this session by status, as text."""
-        return ", ".join(f"{s} {self._counts[s]}" for s in ("accepted", "rejected", "failed"))
 
     def begin(self, read_stats: Callable[[], RunStats] | None = None) -> Self:
         """Show the stats from now on, until `end`; without `read_stats`, only rows are shown."""
@@ -529,15 +518,14 @@ class Progress:
 
     def tick(self, *, finished: bool = False) -> None:
         """Refresh the display; without a terminal, write a line when one is due."""
-        with self._draw_lock:
-            self._write_rows()
-            view = self._view(finished)
-            if self._notebook is not None:
-                self._show_in_notebook(view)
-            elif self._live is not None:
-                self._draw(self._live, view)
-            else:
-                self._write_due_lines(view)
+        self._write_rows()
+        view = self._view(finished)
+        if self._notebook is not None:
+            self._show_in_notebook(view)
+        elif self._live is not None:
+            self._draw(self._live, view)
+        else:
+            self._write_due_lines(view)
 
     def _draw(self, live: Live, view: ProgressView) -> None:
         live.transient = view.finished and not view.stats.begun
