@@ -35,7 +35,14 @@ from pydantic_settings import (
 )
 
 from memory.weights import DEFAULT_MODEL
-from nodes.context import Context, ContextOptions, JudgeMethod, is_embedded, split_jurors
+from nodes.context import (
+    Context,
+    ContextOptions,
+    JudgeMethod,
+    default_model,
+    is_embedded,
+    split_jurors,
+)
 from nodes.llm import MIN_ANSWER_TOKENS
 from refloom.errors import InputError
 
@@ -471,11 +478,16 @@ def load_settings(
 
 
 def _check_default_model(settings: Settings) -> None:
-    """Refuse to guess a model from a key alone: to guess would cost, or leave the key unused."""
+    """Refuse to guess a model from a key or an address: it would cost, or leave them unused."""
     if os.environ.get("OPENAI_API_KEY") and settings.base_url is None:
         raise InputError(
             "OPENAI_API_KEY is set, and no model is named. Give --model gpt-4o-mini, or another "
             "of OpenAI's, which costs; or --model local, the embedded one, which is free"
+        )
+    if settings.base_url is not None and is_embedded(default_model()):
+        raise InputError(
+            "an endpoint is given, and no model of it is named: the embedded one would be asked "
+            "instead. Give --model NAME, as the endpoint calls it, or leave the endpoint out"
         )
 
 

@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from fakes import Endpoint, error, stage_of
+from fakes import Endpoint, error, stage_of, verdicts, words
 from processes import lines, refloom
 from runs import run_flags
 
@@ -104,10 +104,20 @@ def test_a_model_may_be_named_anywhere_for_a_key_alone(tmp_path, references):
         (["--config", "c.toml"], {}),
         ([], {"REFLOOM_MODEL": "gpt-4o-mini"}),
         ([], {"OPENAI_BASE_URL": "http://127.0.0.1:9/v1"}),
-        (["--base-url", "http://127.0.0.1:9/v1"], {}),
     ):
         ended = refloom(*run, *more, cwd=tmp_path, **key, **environment)
         assert ended.returncode == 0, ended.stderr
+
+
+@pytest.mark.parametrize("key", [{}, {"OPENAI_API_KEY": "sk-1"}])
+def test_an_endpoint_without_a_model_is_not_passed_over_for_the_embedded_one(
+    tmp_path, references, key
+):
+    address = ("--base-url", "http://127.0.0.1:9/v1")
+    run = ["run", "--references", references, "--out", "rows", "--dry-run"]
+    ended = refloom(*run, *address, cwd=tmp_path, **key)
+    assert ended.returncode == 2 and "--model NAME" in ended.stderr
+    assert refloom(*run, *address, "--model", "local", cwd=tmp_path).returncode == 0
 
 
 def test_a_folder_in_which_nothing_was_paid_is_begun_anew(tmp_path, references):
@@ -240,3 +250,93 @@ def test_a_file_of_somebody_elses_is_not_replaced_by_a_run(tmp_path, references,
     assert (out / name).read_text() == "mine\n"
     assert refused.returncode == 2 and f"but a file {name}" in refused.stderr
     assert not (out / "journal.sqlite").exists()
+
+
+@pytest.mark.parametrize(("target", "status"), [((), 0), (("--target", 2), 3)])
+@pytest.mark.parametrize("proposed", [[], ["", " "]])
+def test_a_run_without_a_proposal_says_that_this_is_why_it_has_no_rows(
+    tmp_path, references, proposed, target, status
+):
+    def script(body, number):
+        return {"instructions": proposed} if stage_of(body) == "propose" else None
+
+    with Endpoint(script) as endpoint:
+        flags = run_flags(references, tmp_path / "out", endpoint, "--limit", 2, *target)
+        done = refloom(*flags, cwd=tmp_path)
+    assert done.returncode == status
+    assert "\nno rows: no instruction was proposed for any of the 2 seeds\n" in done.stdout
+    assert "\nrows: " not in done.stdout
+
+
+def test_a_run_without_rows_says_what_became_of_all_that_was_begun(tmp_path, references):
+    def script(body, number):
+        if stage_of(body) == "propose":
+            first = json.loads(references.read_text(encoding="utf-8").splitlines()[0])
+            return {"instructions": [first["instruction"], words(f"{number}", 12) + "?"]}
+        if stage_of(body) == "critique":
+            return verdicts("\n".join(m["content"] for m in body["messages"]), "fail")
+        return None
+
+    with Endpoint(script) as endpoint:
+        more = ("--limit", 2, "--per-seed", 2, "--no-screen", "--no-try-criteria")
+        done = refloom(*run_flags(references, tmp_path / "out", endpoint, *more), cwd=tmp_path)
+    counts = json.loads((tmp_path / "out" / "run.json").read_text())["counts"]
+    dropped = tmp_path / "out" / "dropped.jsonl"
+    assert counts["rejected"] and counts["duplicates"]
+    assert (
+        f"\nno rows: {counts['rejected']} rejected; instructions dropped: "
+        f"{counts['duplicates']} too near to others ({dropped})\n"
+    ) in done.stdout
+
+
+def test_a_run_that_was_stopped_before_its_first_row_has_no_rows_yet(tmp_path, references):
+    def script(body, number):
+        return error(401, "no such key") if number else None
+
+    with Endpoint(script) as endpoint:
+        done = refloom(*run_flags(references, tmp_path / "out", endpoint), cwd=tmp_path)
+    assert done.returncode == 4
+    assert "\nno rows yet\n" in done.stdout and "\nrows: " not in done.stdout
+
+
+def test_a_dry_run_refuses_what_a_run_would_replace_with_the_same_line(tmp_path, references):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "README.md").write_text("mine", encoding="utf-8")
+    with Endpoint() as endpoint:
+        flags = run_flags(references, out, endpoint)
+        dry, real = (refloom(*flags, *more, cwd=tmp_path) for more in (("--dry-run",), ()))
+    assert dry.returncode == real.returncode == 2
+    assert "has no run in it, but a file README.md" in dry.stderr
+    assert dry.stderr == real.stderr.splitlines(keepends=True)[-1]
+    assert dry.stdout == "" and [path.name for path in out.iterdir()] == ["README.md"]
+
+
+@pytest.mark.parametrize(
+    ("said", "line"),
+    [
+        (
+            "an answer without thoughts",
+            "no bare answer could be judged; 2 without thoughts; it takes a model that shows its "
+            "thoughts, as `refloom doctor` can tell",
+        ),
+        (
+            None,
+            "no bare answer could be judged; 2 failed (the rows' answer_errors say why)",
+        ),
+    ],
+)
+def test_a_run_without_reasoning_in_its_rows_says_what_it_would_take(
+    tmp_path, references, said, line
+):
+    def script(body, number):
+        if stage_of(body) != "answer":
+            return None
+        return said or error(400, "not this")
+
+    with Endpoint(script) as endpoint:
+        more = ("--reasoning", "--limit", 2, "--no-try-criteria")
+        done = refloom(*run_flags(references, tmp_path / "out", endpoint, *more), cwd=tmp_path)
+    assert f"\n0 of 2 accepted rows have reasoning: {line}\n" in done.stdout
+    (row, _) = lines(tmp_path / "out" / "accepted.jsonl")
+    assert row["answer_errors"]

@@ -36,12 +36,10 @@ SEEN = RunStats(
     retried=0,
     in_flight=8,
     limit=16,
-    concurrency=32,
     waiting=4,
     slots=None,
     cost=0.0,
     max_cost=None,
-    tokens=0,
 )
 NEVER = 3600.0
 
@@ -129,7 +127,6 @@ def test_lines_say_all_there_is_to_say_and_are_short():
             retried=3,
             reused=7,
             cost=0.5,
-            tokens=12345,
         )
     assert said == (
         "[  30 s] accepted 10 of 100, rejected 2, failed 1; 20.0 rows a minute; about 4 min left\n"
@@ -226,6 +223,41 @@ def test_speed_and_time_left_are_those_of_the_last_minute():
         # Without two rows in the last minute it is the whole session's.
         run.after(100, accepted=62)
         assert "5.5 rows a minute; about 6 min left" in run.after(100, accepted=64)
+
+
+def test_the_first_few_rows_do_not_tell_how_long_the_rest_takes():
+    run = Watched(replace(SEEN, target=None, slots=6, limit=4))
+    with run.begin():
+        for done in (1, 2):
+            said = run.after(30, accepted=done, cost=0.1)
+            assert "2.0 samples a minute" in said
+            assert "left" not in said and "to come" not in said
+        said = run.after(30, accepted=3)
+        assert "about 90 s left" in said and "to come" in said
+
+
+def test_of_many_as_many_as_are_made_at_once_tell_how_long_the_rest_takes():
+    run = Watched(replace(SEEN, limit=16, target=1000))
+    with run.begin():
+        assert "left" not in run.after(30, accepted=15)
+        assert "left" in run.after(30, accepted=16)
+
+
+def test_the_time_before_the_first_row_is_begun_does_not_slow_the_rate():
+    run = Watched(replace(SEEN, target=None, slots=6, limit=4, activity="loading the model"))
+    with run.begin():
+        run.after(90, activity="learning from references")
+        run.after(10, activity="making rows")
+        assert "6.0 samples a minute; about 30 s left" in run.after(30, accepted=3)
+        run.after(30, accepted=6)
+    assert run.to.getvalue().splitlines()[-1].endswith("6.0 samples a minute")
+
+
+def test_rows_that_an_earlier_session_made_do_not_quicken_the_rate():
+    run = Watched(replace(SEEN, activity="reading the inputs"))
+    with run.begin():
+        run.after(1, activity="making rows", accepted=80)
+        assert "20.0 rows a minute; about 30 s left" in run.after(30, accepted=90)
 
 
 def test_speed_is_unknown_before_any_row():
@@ -348,6 +380,48 @@ def test_a_terminal_shows_bar_calls_money_criteria_and_errors():
         "errors: timeout 1",
     ]
     assert run.to.getvalue() == ""
+
+
+@pytest.mark.parametrize(
+    ("width", "shown"),
+    [
+        (100, ["learning from references ━━ 7 of 24 samples: 5 accepted, 1 rejected, 1 failed"]),
+        (
+            40,
+            [
+                "learning from references",
+                "━━ 7 of 24 samples",
+                "5 accepted, 1 rejected, 1 failed",
+            ],
+        ),
+    ],
+)
+def test_a_narrow_terminal_shows_all_that_a_wide_one_shows(width, shown):
+    learning = replace(SEEN, target=None, slots=24, activity="learning from references")
+    run = Screen(learning, width=width)
+    with run.begin():
+        seen = run.after(1, accepted=5, rejected=1, failed=1)
+    lines = [re.sub("[━╺╸]+ +", "━━ ", line.rstrip()) for line in seen.splitlines()]
+    assert lines[: len(shown)] == shown
+    assert "…" not in seen
+
+
+def test_lines_fit_a_terminal_that_can_not_be_drawn_on(monkeypatch):
+    class Dumb(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setenv("COLUMNS", "60")
+    to = Dumb()
+    run = Watched(to=to)
+    with run.begin():
+        run.progress(record("rejected", ["gives a reason " * 8]))
+        run.after(30, accepted=10, rejected=2, failed=1, paid=60)
+    said = to.getvalue()
+    assert max(map(len, said.splitlines())) <= 60
+    assert "accepted 10 of 100" in said and "gives a reason" in said
+    assert "\x1b" not in said
 
 
 def test_a_terminal_says_at_once_what_a_run_is_doing():
@@ -575,7 +649,7 @@ def test_it_needs_no_rich_where_there_is_no_terminal():
     import subprocess
 
     code = (
-        "import sys; from refloom.runs.progress import Progress; p = Progress(); p.summary(); "
+        "import sys; from refloom.runs.progress import Progress; p = Progress(); "
         "print([m for m in sys.modules if m.split('.')[0] == 'rich'])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -40,7 +40,7 @@ from refloom.data.responses import Responses
 from refloom.data.rubrics import rubric_of
 from refloom.evaluation.judging import judge_settings
 from refloom.evaluation.score import Scorer, open_scorer
-from refloom.evaluation.score_file import ScoreRun
+from refloom.evaluation.score_file import ScoreRun, ScoreSummary, format_summary
 from refloom.evaluation.stats import mean_interval, sign_test
 from refloom.runs.journal import Journal
 from refloom.settings import Settings
@@ -295,6 +295,28 @@ def test_the_same_command_pays_nothing_again_and_changes_pay_for_what_is_new(fol
     assert json.loads(another.stdout)["calls"]["paid"] == 1 + 4
     assert (folder / "scored.jsonl.journal.sqlite").is_file()
     assert {path.name for path in folder.iterdir() if path.suffix == ".new"} == set()
+
+
+def test_what_is_said_names_the_judge_and_why_calls_failed(folder):
+    with Endpoint(lambda body, number: error(400, "not this") if number == 1 else None) as endpoint:
+        said = json.loads(score(folder, endpoint, "--json", "--out", "one.jsonl").stdout)
+        text = score(folder, endpoint, "--quiet", "--out", "one.jsonl").stdout
+    assert (said["judge_model"], said["out"], said["failed"]) == ("j", "one.jsonl", 1)
+    assert "not this" in said["last_failure"]
+    assert text.splitlines()[-2:] == ["judge: j", "rows: one.jsonl"]
+    assert "failed" not in text, "the same command asked again"
+
+
+def test_criteria_that_say_the_same_are_one_line(folder):
+    summary = ScoreSummary(texts={"a": "is short", "b": "is short", "c": "rhymes"})
+    summary.outcomes.update({("a", "pass"): 3, ("b", "fail"): 1, ("c", "pass"): 2})
+    summary.failed, summary.last_failure = 2, "bad_request: not this"
+    shown = list(format_summary(summary, 0))
+    assert "  the last that failed: bad_request: not this" in shown
+    assert [line.partition(") of ")[2] for line in shown[-2:]] == [
+        "4 pass: The response is short",
+        "2 pass: The response rhymes",
+    ]
 
 
 def test_a_budget_stops_it_and_more_budget_goes_on(folder):

@@ -21,6 +21,7 @@ from nodes.screening import ANSWERABLE_ID, BUILT_IN_IDS, REQUEST_ID
 from refloom.data.record_stats import collect_stats
 from refloom.evaluation.report import report
 from refloom.evaluation.report.collect import collect_run
+from refloom.evaluation.report.reviews import review_section
 from refloom.evaluation.report.screening import screening_section
 from refloom.evaluation.report.tables import trial_table
 from refloom.evaluation.stats import proportion
@@ -171,6 +172,50 @@ async def test_a_criterion_that_a_reviewer_marked_as_wrong_is_counted_for_it(tmp
         queue.decide(entry["id"], ReviewDecision(decision="accept"), wrong_criteria=wrong)
     text = seen(await page_of(tmp_path))
     assert text.count("marked as wrong by a reviewer: 3") == 2
+
+
+async def test_verdicts_that_reviewers_mark_as_wrong_are_counted_by_criterion(tmp_path):
+    await run_for_review(tmp_path, ScriptedModel(), screen=True)
+    assert "Reviewers" not in seen(await page_of(tmp_path))
+    queue = ReviewQueue(tmp_path)
+    first, second, _ = (entry["id"] for entry in queue.queue()["items"])
+    criterion = queue.item(first)["sample"]["criteria"][0]
+    wrong = {"wrong_verdicts": [criterion["id"], REQUEST_ID]}
+    queue.decide(first, ReviewDecision(decision="accept"), "ada", **wrong)
+    queue.decide(second, ReviewDecision(decision="reject"), "bob", wrong_criteria=[REQUEST_ID])
+    reviews = collect_run("run", tmp_path).reviews
+    assert reviews is not None
+    lines = {line.text: line for line in review_section(reviews)["criteria"]}
+    assert len(lines) == 2
+    assert lines[criterion["text"]].wrong_verdicts == proportion(1, 2)
+    assert lines[criterion["text"]].wrong == 0
+    (request,) = (line for line in lines.values() if line.of == "instruction")
+    assert (request.wrong_verdicts, request.wrong) == (proportion(1, 2), 1)
+    page = await page_of(tmp_path)
+    text = seen(page)
+    assert 'href="#reviews"' in page
+    assert "2 decided: 1 accepted, 0 edited, 1 rejected; 1 waits for a person" in text
+    assert "Who decided" in text and "ada 1" in text
+    assert "Flagged samples" not in text
+
+
+async def test_flags_of_reviewers_stand_in_the_report_and_in_no_row(tmp_path):
+    await run_for_review(tmp_path, ScriptedModel())
+    queue = ReviewQueue(tmp_path)
+    first, second, _ = (entry["id"] for entry in queue.queue()["items"])
+    queue.mark(first, "flag", True, "ada")
+    queue.mark(first, "flag", True, MARKUP)
+    queue.mark(second, "flag", True)
+    queue.mark(second, "skip", True, "ada")
+    page = await page_of(tmp_path)
+    assert "Flagged samples 2" in seen(page) and "<script>" not in page
+    assert "0 decided" in seen(page) and "waits for a person" in seen(page)
+    queue.decide(first, ReviewDecision(decision="accept"), "ada")
+    queue.mark(second, "flag", False)
+    await run_for_review(tmp_path, ScriptedModel())
+    assert "Flagged samples 1" in seen(await page_of(tmp_path))
+    (row,) = rows(tmp_path, "accepted")
+    assert "flag" not in json.dumps(row)
 
 
 def test_export_compare_and_push_take_the_keys_of_screening_as_they_come(run_dir, tmp_path):

@@ -32,6 +32,13 @@ DRY_RUN_SAMPLE = 1000
 RARE_TOKENS = ("cache_write_tokens", "reasoning_tokens")
 # Why bare answers were not taken, but for their verdicts.
 LEFT = ("without_thoughts", "prompt_talk", "contaminated", "failed")
+# Why instructions were dropped before they were candidates, as the summary says it.
+DROPPED = (
+    ("unfit", "empty or unfit"),
+    ("screened", "failed their criteria"),
+    ("duplicates", "too near to others"),
+    ("surplus", "not needed"),
+)
 # A run that is stopped raises what stopped it.
 EXIT_STATUS = {"done": 0, "short": 3, "interrupted": 130}
 NOTHING_ACCEPTED = 3
@@ -124,9 +131,11 @@ def run(args: Namespace, flags: dict[str, Any]) -> int:
     """Make rows from references and seeds into a directory, or resume the run in it."""
     from refloom.runs.client import Endpoints
     from refloom.runs.event_log import log_to
+    from refloom.runs.journal import check_own_files
 
     settings, references, seeds = read_inputs(args, flags)
     if args.dry_run:
+        check_own_files(args.out)
         estimated = dry_run(settings, references, seeds, quiet=args.json)
         if args.json:
             print_json(estimated)
@@ -350,12 +359,14 @@ def _print_summary(summary: RunSummary, out: Path) -> None:
     if usage["reasoning_tokens"]:
         share = usage["reasoning_tokens"] / max(usage["completion_tokens"], 1)
         print_line(f"{share:.0%} of {usage['completion_tokens']:,} completion tokens were thinking")
-    if (answers := summary.totals["answers"]) is not None:
+    if (answers := summary.totals["answers"]) is not None and answers["asked"]:
         print_line(_describe_answers(answers, counts["accepted"]))
     if summary.settings.service_tier != DEFAULT_TIER:
         print_line(_describe_tiers(summary.totals))
-    if (out / "accepted.jsonl").is_file():
+    if counts["accepted"]:
         print_line(f"rows: {out / 'accepted.jsonl'}")
+    else:
+        print_line(_describe_no_rows(summary, out))
     if summary.settings.review != "never" and counts["pending"]:
         print_line(
             f"{counts['pending']} samples wait for review: "
@@ -368,13 +379,35 @@ def _print_summary(summary: RunSummary, out: Path) -> None:
         print_line(line)
 
 
+def _describe_no_rows(summary: RunSummary, out: Path) -> str:
+    """The line that says that there are no rows, and what became of all that was begun."""
+    counts = summary.counts
+    samples = [f"{counts[name]} {name}" for name in ("rejected", "failed") if counts[name]]
+    dropped = [f"{counts[name]} {why}" for name, why in DROPPED if counts[name]]
+    parts = [", ".join(samples)] if samples else []
+    if dropped:
+        parts.append(f"instructions dropped: {', '.join(dropped)} ({out / 'dropped.jsonl'})")
+    if counts["references_failed"]:
+        parts.append(f"references that could not be learned from: {counts['references_failed']}")
+    if counts["pending"] or summary.status not in ("done", "short"):
+        return "; ".join(["no rows yet", *parts])
+    nothing = f"no instruction was proposed for any of the {counts['seeds']} seeds"
+    return f"no rows: {'; '.join(parts) or nothing}"
+
+
 def _describe_answers(answers: dict[str, int], accepted: int) -> str:
     """How many rows have reasoning, and what became of the bare answers asked for."""
-    line = (
-        f"{answers['taken']} of {accepted} accepted rows have reasoning: "
-        f"{answers['passed']} of {answers['judged']} bare answers were as good as the response"
-    )
-    rest = (f"{answers[name]} {name.replace('_', ' ')}" for name in LEFT if answers[name])
+    line = f"{answers['taken']} of {accepted} accepted rows have reasoning: "
+    if answers["judged"]:
+        line += f"{answers['passed']} of {answers['judged']} bare answers were as good as the "
+        line += "response"
+    else:
+        line += "no bare answer could be judged"
+    rest = [f"{answers[name]} {name.replace('_', ' ')}" for name in LEFT if answers[name]]
+    if answers["failed"]:
+        rest[-1] += " (the rows' answer_errors say why)"
+    if answers["asked"] == answers["without_thoughts"]:
+        rest.append("it takes a model that shows its thoughts, as `refloom doctor` can tell")
     return "; ".join([line, *rest])
 
 
@@ -491,7 +524,7 @@ def _print_status(run: dict[str, Any]) -> None:
         print_line(f"  {group}: " + ", ".join(pairs))
     if (line := _describe_seeds(run)) is not None:
         print_line(f"  {line}")
-    if run["answers"] is not None:
+    if run["answers"] is not None and run["answers"]["asked"]:
         print_line(f"  {_describe_answers(run['answers'], run['counts']['accepted'])}")
     stages = []
     for stage, calls in run["calls"].get("by_stage", {}).items():

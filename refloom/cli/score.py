@@ -109,10 +109,12 @@ def score(args: Namespace, flags: dict[str, Any]) -> int:
     if replaced and not settings.quiet:
         _warn(f"the rows had {', '.join(replaced)} already; they are replaced")
     if args.json:
-        print_json(summary_to_dict(summary, settings.random_seed))
+        about = {"judge_model": settings.judge_names, "out": str(args.out)}
+        print_json(summary_to_dict(summary, settings.random_seed) | about)
     else:
         for line in format_summary(summary, settings.random_seed):
             print_line(line)
+        print_line(f"judge: {settings.judge_names}")
         print_line(f"rows: {args.out}")
     return EXIT_STATUS[summary.status]
 

@@ -88,7 +88,8 @@ class ScoreSummary:
 
     `values` are the scores, `groups` the instructions they are of, in the order of the rows;
     `unmatched` counts rows without criteria, `failed` those whose calls failed, not for what is in
-    them, `calls` those of this session. `status` is "done" or "interrupted".
+    them, `last_failure` the last one's kind and message, `calls` those of this session. `status` is
+    "done" or "interrupted".
     """
 
     rows: int = 0
@@ -99,6 +100,7 @@ class ScoreSummary:
     verdicts: int = 0
     unknown: int = 0
     failed: int = 0
+    last_failure: str | None = None
     overwritten: Counter[str] = field(default_factory=Counter)
     unlearned: int = 0
     texts: dict[str, str] = field(default_factory=dict)
@@ -113,7 +115,9 @@ class ScoreSummary:
         self.criteria_from[source] += 1
         self.unknown += scored.unknown
         self.verdicts += len(scored.verdicts)
-        self.failed += is_failure(scored.fault)
+        if scored.fault is not None and is_failure(scored.fault):
+            self.failed += 1
+            self.last_failure = f"{scored.fault.kind}: {scored.fault.message}"
         self.overwritten.update(name for name in SCORE_FIELDS if name in row.fields)
         for one in scored.verdicts:
             if one["criterion_id"] in self.texts:
@@ -367,7 +371,13 @@ def format_summary(summary: ScoreSummary, random_seed: int) -> Iterator[str]:
         (sources["retrieved"], "by criteria of retrieved references"),
         (summary.failed, "with calls that failed: the same command asks again"),
     )
+    # Criteria of several references that say the same are one for a reader.
+    said = Counter[tuple[str, str]]()
+    for (id_, outcome), count in summary.outcomes.items():
+        said[summary.texts[id_], outcome] += count
     yield from (f"  {count:,} {what}" for count, what in counts if count)
+    if summary.last_failure is not None:
+        yield f"  the last that failed: {' '.join(summary.last_failure.split())}"[:300]
     if summary.unlearned:
         yield (
             f"  of {summary.unlearned} retrieved references nothing was learned: only the "
@@ -379,7 +389,8 @@ def format_summary(summary: ScoreSummary, random_seed: int) -> Iterator[str]:
         f"  {summary.unknown:,} of {summary.verdicts:,} verdicts unknown; "
         f"{calls.get('paid', 0):,} calls paid, {calls.get('reused', 0):,} reused{cost}"
     )
-    known = [one for one in summary.criteria() if one.passed.n]
+    texts = {text: text for text in summary.texts.values()}
+    known = [one for one in criterion_figures(texts, said) if one.passed.n]
     for one in known[:MAX_CRITERIA_LISTED]:
         share = one.passed
         yield (
@@ -405,6 +416,7 @@ def summary_to_dict(summary: ScoreSummary, random_seed: int) -> dict[str, Any]:
         "verdicts": summary.verdicts,
         "unknown": summary.unknown,
         "failed": summary.failed,
+        "last_failure": summary.last_failure,
         "calls": {name: summary.calls.get(name, 0) for name in ("paid", "reused", "retried")},
         "cost_usd": summary.cost_usd,
         "criteria": [

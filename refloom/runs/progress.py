@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import shutil
 import sys
 import textwrap
 import threading
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Self, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
+    from rich.live import Live
 
     from nodes.record import Record
 
@@ -28,8 +30,12 @@ LINE_INTERVAL_S = 30.0
 ACTIVITY_S = 5.0
 # Rates are those of the last minute or so.
 RATE_WINDOW_S = 60.0
+# So many rows, or as many as are made at once or a twentieth of all, tell how long the rest takes.
+MIN_MADE, MIN_SHARE = 3, 20
 # Without the end of a call for this long, the display says so.
 SILENT_S = 60.0
+# A bar that is narrower says nothing: what stands beside it goes above and below it.
+MIN_BAR_CHARS = 8
 # A line where there is no terminal.
 MAX_LINE_CHARS = 98
 LINE_INDENT = " " * 9
@@ -56,30 +62,26 @@ class RunStats:
     """The counts of a run, in totals that include its earlier sessions.
 
     `activity` says what it is doing. `slots` is the most samples there can be; None in a run with a
-    target. `limit` is the number of calls allowed in flight now, `concurrency` the most it may
-    become. `cost` and `max_cost` are US dollars; None is an unknown price or no limit.
+    target. `limit` is the number of calls allowed in flight now. `cost` and `max_cost` are US
+    dollars; None is an unknown price or no limit.
     """
 
     target: int | None
     slots: int | None
     seeds: int
     limit: int
-    concurrency: int
     max_cost: float | None
     activity: str = MAKING_ROWS
     accepted: int = 0
     rejected: int = 0
     failed: int = 0
     candidates: int = 0
-    accepted_before: int = 0
     paid: int = 0
-    paid_before: int = 0
     reused: int = 0
     retried: int = 0
     in_flight: int = 0
     waiting: int = 0
     cost: float | None = None
-    tokens: int = 0
 
     @property
     def calls_ended(self) -> int:
@@ -105,11 +107,17 @@ class RunStats:
         total = max(self.candidates, self.seeds) if self.slots is None else self.slots
         return ended, max(total, ended)
 
+    def tells_rest(self, made: int) -> bool:
+        """Whether as many as were made tell what the rest needs; the first few do not."""
+        return made >= max(MIN_MADE, min(self.limit, self.share[1] // MIN_SHARE))
+
     @property
     def cost_to_come(self) -> float | None:
-        """US dollars for the rest, if it costs as much a sample as so far."""
+        """US dollars for the rest, if it costs as much a sample as so far; None until it tells."""
         done, total = self.share
-        return None if self.cost is None or not done else self.cost / done * max(total - done, 0)
+        if self.cost is None or not self.tells_rest(done):
+            return None
+        return self.cost / done * max(total - done, 0)
 
 
 @dataclass(frozen=True)
@@ -147,21 +155,47 @@ def format_lines(view: ProgressView) -> list[str]:
     return [line for line in map(one_line, lines) if line]
 
 
-def draw_facts(view: ProgressView) -> list[RenderableType]:
-    """Return what stands under the bar of a live view: lines that wrap where they are long."""
+def draw_view(view: ProgressView, width: int) -> RenderableType:
+    """Return a live view: the activity, a bar and counts on a line, and facts that wrap under it.
+
+    Where a line of `width` characters is too short for that, each has its own.
+    """
+    from rich.cells import cell_len
+    from rich.console import Group
+    from rich.progress_bar import ProgressBar
+    from rich.table import Column, Table
     from rich.text import Text
 
-    def line(text: str, style: str = "") -> Text:
+    def lines(texts: Iterable[str], style: str = "") -> list[Text]:
         # rich does not interpret markup inside a Text.
-        return Text(one_line(text), style=style)
+        return [Text(one_line(text), style=style) for text in texts if text]
 
-    parts = (format_pace(view), format_calls(view), format_cost(view))
-    facts = [", ".join(part) for part in parts if view.stats.begun]
-    return [
-        *(line(text) for text in facts if text),
-        *(line(text, "yellow") for text in format_failing(view, MAX_SHOWN)),
-        *(line(text, "red") for text in format_troubles(view)),
-    ]
+    stats = view.stats
+    done, total = stats.share
+    activity = "ended" if view.finished else one_line(stats.activity)
+    parts = [f"{stats.rejected:,} rejected", *([f"{stats.failed:,} failed"] * bool(stats.failed))]
+    head, joint = f"{done:,} of {total:,} accepted", ", "
+    if stats.target is None:
+        head, joint = f"{done:,} of {total:,} samples", ": "
+        parts.insert(0, f"{stats.accepted:,} accepted")
+    rest = ", ".join(parts)
+    above, left, right, below = "", activity, head + joint + rest, ""
+    if cell_len(left) + cell_len(right) + 2 + MIN_BAR_CHARS > width:
+        above, left, right, below = activity, "", head, rest
+    bar = ProgressBar(total=max(total, 1), completed=done)
+    cells: list[RenderableType] = [*lines([left]), bar, *lines([right])]
+    columns = (Column(ratio=1 if cell is bar else None, no_wrap=True) for cell in cells)
+    grid = Table.grid(*columns, padding=(0, 1), expand=True)
+    grid.add_row(*cells)
+    facts = [", ".join(part(view)) for part in (format_pace, format_calls, format_cost)]
+    return Group(
+        *lines([above]),
+        grid,
+        *lines([below]),
+        *lines(facts if stats.begun else ()),
+        *lines(format_failing(view, MAX_SHOWN), "yellow"),
+        *lines(format_troubles(view), "red"),
+    )
 
 
 def format_pace(view: ProgressView) -> list[str]:
@@ -253,12 +287,12 @@ def shorten(text: str, most: int = MAX_LABEL_CHARS) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
-def wrap_lines(lines: Iterable[str], start: str) -> str:
-    """Return lines of at most `MAX_LINE_CHARS`, the first after `start`, the others indented.
+def wrap_lines(lines: Iterable[str], start: str, most: int = MAX_LINE_CHARS) -> str:
+    """Return lines of at most `most` characters, the first after `start`, the others indented.
 
     One that is too long is broken after a semicolon where it has one.
     """
-    width = MAX_LINE_CHARS - len(LINE_INDENT)
+    width = max(most - len(LINE_INDENT), 1)
     wrapped: list[str] = []
     for line in lines:
         first, *parts = line.split("; ")
@@ -368,21 +402,21 @@ class Progress:
         self._clock = clock
         self._tick_s = tick_s
         self._notebook = notebook
-        self._counts = Counter[str]()
         self._failed_criteria = Counter[str]()
         self._errors = Counter[str]()
         self._counts_lock = threading.Lock()
-        self._draw_lock = threading.Lock()
         self._rows: deque[str] = deque()
         self._calls_ended = 0
         self._started = self._last_write = self._last_activity = clock()
-        self._done_before = 0
+        # When rows were begun, and how many were done at the looks of the last minute.
+        self._making_since: float | None = None
+        self._made: deque[tuple[float, int]] = deque()
         # What the run was doing, since when, and whether a line said so.
         self._activity, self._activity_since, self._activity_told = "", self._started, False
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        self._bars: Any = None
-        self._live = False
+        self._live: Live | None = None
+        self._line_chars = MAX_LINE_CHARS
         # A process may have been started without a stderr.
         self._reader_gone = self._to is None
 
@@ -391,7 +425,6 @@ class Progress:
         texts = {c["id"]: c["text"] for c in record["criteria"]}
         verdicts = [v for a in record["attempts"] for v in a["verdicts"] if v["verdict"] == "fail"]
         with self._counts_lock:
-            self._counts[record["status"]] += 1
             for verdict in verdicts:
                 count(
                     self._failed_criteria,
@@ -416,10 +449,6 @@ class Progress:
         if self._thread is None:
             self._write_rows()
 
-    def summary(self) -> str:
-        """Return the samples of this session by status, as text."""
-        return ", ".join(f"{s} {self._counts[s]}" for s in ("accepted", "rejected", "failed"))
-
     def begin(self, read_stats: Callable[[], RunStats] | None = None) -> Self:
         """Show the stats from now on, until `end`; without `read_stats`, only rows are shown."""
         self._read_stats = read_stats = read_stats or self._read_stats
@@ -427,28 +456,39 @@ class Progress:
             return self
         self._started = self._last_write = self._last_activity = self._clock()
         stats = read_stats()
-        self._done_before = stats.share[0]
+        self._making_since = None
+        self._made.clear()
+        self._count_made(stats, self._started)
         self._calls_ended = stats.calls_ended
         self._activity, self._activity_since = "", self._started
-        self._open(stats)
+        self._open()
         self._stop.clear()
         self._thread = threading.Thread(target=self._watch, name="refloom-display", daemon=True)
         self._thread.start()
         return self
 
-    def _open(self, stats: RunStats) -> None:
-        """Make the bar, which keeps the rate and the time left even where it is not drawn."""
+    def _open(self) -> None:
+        """Choose where to show: in a notebook, on a terminal that can be drawn on, or in lines."""
         if self._notebook is None and self._console is None:
             self._notebook = find_notebook()
         console = None
         if self._notebook is None and not self._reader_gone:
             console = find_terminal(self._to, self._console)
-        self._live = console is not None
-        self._bars = make_bars(console, self._clock, is_stderr=self._to is sys.stderr)
-        done, total = stats.share
-        self._task = self._bars.add_task("", total=total, completed=done, words="")
-        if self._live:
-            self._try_write(self._bars.start)
+        if console is not None:
+            from rich.live import Live
+
+            # Other output to stderr goes above it. stdout carries results and is left alone.
+            self._live = Live(
+                console=console,
+                auto_refresh=False,
+                redirect_stdout=False,
+                redirect_stderr=self._to is sys.stderr,
+            )
+            self._try_write(self._live.start)
+        elif not self._reader_gone and self._to.isatty():
+            # One that cannot be drawn on, and wraps anywhere what is longer than a line of it.
+            columns = shutil.get_terminal_size((MAX_LINE_CHARS, 0)).columns
+            self._line_chars = min(self._line_chars, columns)
 
     def end(self) -> None:
         """Show the last state, and stop."""
@@ -460,11 +500,11 @@ class Progress:
         try:
             self.tick(finished=True)
         finally:
-            live, self._live = self._live, False
-            if live:
+            live, self._live = self._live, None
+            if live is not None:
                 # Stop it even when the reader has gone: this restores sys.stderr.
                 with contextlib.suppress(OSError, ValueError):
-                    self._bars.stop()
+                    live.stop()
 
     def __enter__(self) -> Self:
         return self.begin()
@@ -478,21 +518,19 @@ class Progress:
 
     def tick(self, *, finished: bool = False) -> None:
         """Refresh the display; without a terminal, write a line when one is due."""
-        with self._draw_lock:
-            self._write_rows()
-            view = self._view(finished)
-            if self._notebook is not None:
-                self._show_in_notebook(view)
-            elif self._live:
-                self._draw(view)
-            else:
-                self._write_due_lines(view)
+        self._write_rows()
+        view = self._view(finished)
+        if self._notebook is not None:
+            self._show_in_notebook(view)
+        elif self._live is not None:
+            self._draw(self._live, view)
+        else:
+            self._write_due_lines(view)
 
-    def _draw(self, view: ProgressView) -> None:
-        bars = self._bars
-        bars.live.transient = view.finished and not view.stats.begun
-        bars.facts = draw_facts(view)
-        self._try_write(bars.refresh)
+    def _draw(self, live: Live, view: ProgressView) -> None:
+        live.transient = view.finished and not view.stats.begun
+        drawn = draw_view(view, live.console.width)
+        self._try_write(lambda: live.update(drawn, refresh=True))
 
     def _show_in_notebook(self, view: ProgressView) -> None:
         assert self._notebook is not None
@@ -506,7 +544,7 @@ class Progress:
         start = f"[{view.elapsed:4.0f} s]"
         if view.finished:
             if view.stats.begun:
-                self._write(wrap_lines(format_lines(view)[:1], start))
+                self._write(wrap_lines(format_lines(view)[:1], start, self._line_chars))
             return
         # Numbers in it do not make it another activity.
         kind = _DIGITS.sub("", activity)
@@ -516,45 +554,29 @@ class Progress:
             self._activity_told = True
             busy = activity == MAKING_ROWS or view.stats.samples_ended
             lines = format_lines(view) if busy else [activity, *format_troubles(view)]
-            self._write(wrap_lines(lines, start))
+            self._write(wrap_lines(lines, start, self._line_chars))
         elif (
             not self._activity_told
             and activity != MAKING_ROWS
             and now - self._activity_since >= ACTIVITY_S
         ):
             self._activity_told = True
-            self._write(wrap_lines([activity], start))
+            self._write(wrap_lines([activity], start, self._line_chars))
 
     def _view(self, finished: bool) -> ProgressView:
         assert self._read_stats is not None
         stats, now = self._read_stats(), self._clock()
         if stats.calls_ended != self._calls_ended:
             self._calls_ended, self._last_activity = stats.calls_ended, now
+        made, speed = self._count_made(stats, now, whole=finished)
         done, total = stats.share
-        elapsed = now - self._started
-        unit = "accepted" if stats.target is not None else "samples"
-        words = f"{done:,} of {total:,} {unit}, {stats.rejected:,} rejected"
-        if stats.target is None:
-            words = f"{done:,} of {total:,} {unit}: {stats.accepted:,} accepted, "
-            words += f"{stats.rejected:,} rejected"
-        words += f", {stats.failed:,} failed" if stats.failed else ""
-        activity = "ended" if finished else stats.activity
-        self._bars.update(
-            self._task, completed=done, total=total, description=activity, words=words
-        )
-        task = self._bars.tasks[0]
-        # Of this session only: what comes from the journal comes at once.
-        made = done - self._done_before
-        speed = task.speed
-        if finished or speed is None:
-            speed = made / elapsed if made and elapsed > 0 else None
-        left = None if not speed else max(total - done, 0) / speed
+        left = max(total - done, 0) / speed if speed and stats.tells_rest(made) else None
         with self._counts_lock:
             failed_criteria = self._failed_criteria.most_common(MAX_SHOWN)
             errors = self._errors.most_common(6)
         return ProgressView(
             stats=stats,
-            elapsed=elapsed,
+            elapsed=now - self._started,
             rows_a_minute=None if speed is None else speed * 60,
             seconds_left=left,
             failed_criteria=failed_criteria,
@@ -562,6 +584,28 @@ class Progress:
             silent=now - self._last_activity,
             finished=finished,
         )
+
+    def _count_made(
+        self, stats: RunStats, now: float, *, whole: bool = False
+    ) -> tuple[int, float | None]:
+        """The rows made by this session, and those made a second, of late or in the `whole`.
+
+        The time before the first row is begun makes none, and what comes from the journal comes at
+        once: neither counts.
+        """
+        if self._making_since is None:
+            if stats.activity != MAKING_ROWS:
+                return 0, None
+            self._making_since, self._done_before = now, stats.share[0]
+        done, looks = stats.share[0], self._made
+        looks.append((now, done))
+        while len(looks) > 1 and looks[1][0] <= now - RATE_WINDOW_S:
+            looks.popleft()
+        since, before = looks[0]
+        if whole or done - before < MIN_MADE:
+            since, before = self._making_since, self._done_before
+        made = done - before
+        return done - self._done_before, made / (now - since) if made and now > since else None
 
     def _write_rows(self) -> None:
         while self._rows:
@@ -571,9 +615,9 @@ class Progress:
         self._last_write = self._clock()
         encoding = getattr(self._to, "encoding", None) or "utf-8"
         writable = escape_controls(text).encode(encoding, "backslashreplace").decode(encoding)
-        if self._live:
+        if self._live is not None:
             # Above the live lines.
-            console = self._bars.console
+            console = self._live.console
             self._try_write(lambda: console.out(writable, end="", highlight=False))
             return
         self._try_write(lambda: (self._to.write(writable), self._to.flush()))
@@ -586,41 +630,6 @@ class Progress:
         except (OSError, ValueError):
             # The reader has gone. The run goes on without a display.
             self._reader_gone = True
-
-
-def make_bars(console: Console | None, clock: Callable[[], float], *, is_stderr: bool) -> Any:
-    """Return rich's bars with the lines of `facts` under them; without a console nothing is drawn.
-
-    Other output to stderr goes above them. stdout carries results and is left alone.
-    """
-    from rich.console import Group
-    from rich.progress import BarColumn, TextColumn
-    from rich.progress import Progress as Bars
-    from rich.table import Column
-
-    def words(name: str) -> TextColumn:
-        column = Column(no_wrap=True, overflow="ellipsis")
-        return TextColumn(name, markup=False, table_column=column)
-
-    class BarsWithFacts(Bars):
-        facts: tuple[RenderableType, ...] | list[RenderableType] = ()
-
-        def get_renderable(self) -> RenderableType:
-            return Group(*self.get_renderables(), *self.facts)
-
-    return BarsWithFacts(
-        words("{task.description}"),
-        BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=4)),
-        words("{task.fields[words]}"),
-        console=console,
-        auto_refresh=False,
-        speed_estimate_period=RATE_WINDOW_S,
-        redirect_stdout=False,
-        redirect_stderr=is_stderr,
-        get_time=clock,
-        expand=True,
-        disable=console is None,
-    )
 
 
 def find_terminal(to: TextIO, console: Console | None) -> Console | None:

@@ -13,7 +13,7 @@ from statistics import median
 from typing import Any, Literal
 
 from nodes.record import Record
-from refloom.runs.journal import count_pending, open_read_only
+from refloom.runs.journal import count_pending, has_table, open_read_only
 
 # A longer pause between two decisions of a person is no time spent on a sample.
 MAX_PAUSE_S = 300
@@ -54,7 +54,33 @@ def review_figures(directory: Path) -> dict[str, Any]:
     `median_seconds` is the time from one decision of a person to their next. Raises `JournalError`.
     """
     with open_read_only(directory / "journal.sqlite") as connection:
-        return {"waiting": count_pending(connection), **_figures(_reviews(connection))}
+        figures = figures_of(connection)
+    return figures | {"criteria": figures["criteria"][:MAX_LISTED_CRITERIA]}
+
+
+def figures_of(connection: sqlite3.Connection) -> dict[str, Any]:
+    """`review_figures` of an open journal, with all criteria. Blocks."""
+    return {"waiting": count_pending(connection), **_figures(_reviews(connection))}
+
+
+def flagged_samples(connection: sqlite3.Connection) -> list[dict[str, Any]]:
+    """The samples that reviewers have flagged, in the order of slots. Blocks.
+
+    `by` are the names of those who did, `status` is what the sample became: `pending` if it waits.
+    """
+    if not has_table(connection, "review_marks"):
+        return []
+    sql = (
+        "SELECT reviews.id, json_extract(asked, '$.sample.instruction'), review_marks.by, "
+        "coalesce(samples.status, 'pending') FROM review_marks JOIN reviews USING (id) "
+        "LEFT JOIN samples USING (round, position, slot) WHERE kind = 'flag' "
+        "ORDER BY round, position, slot, review_marks.by"
+    )
+    samples: dict[str, dict[str, Any]] = {}
+    for id_, instruction, by, status in connection.execute(sql):
+        sample = {"id": id_, "instruction": instruction, "status": status, "by": []}
+        samples.setdefault(id_, sample)["by"] += [by] if by else []
+    return list(samples.values())
 
 
 def _reviews(connection: sqlite3.Connection) -> Iterator[tuple[Record, dict[str, Any], bool]]:
@@ -109,7 +135,7 @@ def _figures(reviews: Iterator[tuple[Record, dict[str, Any], bool]]) -> dict[str
             for by, stamps in sorted(times.items(), key=lambda pair: pair[0] or "")
         ],
         "agreement": {"n": decisions["accept"] + decisions["reject"], "agree": agree},
-        "criteria": rows[:MAX_LISTED_CRITERIA],
+        "criteria": rows,
     }
 
 

@@ -558,7 +558,6 @@ class Run:
             seeds=seeds,
             slots=None if settings.target else seeds * per_seed,
             limit=settings.max_in_flight,
-            concurrency=settings.max_in_flight,
             max_cost=settings.max_cost,
             activity=self._describe_activity(),
         )
@@ -571,16 +570,13 @@ class Run:
             rejected=scheduler.rejected,
             failed=scheduler.failed + scheduler.retries.waiting,
             candidates=scheduler.candidates,
-            accepted_before=scheduler.accepted_before,
             paid=summary.paid_before + calls.counts["paid"],
-            paid_before=summary.paid_before,
             reused=calls.counts["reused"],
             retried=calls.counts["retried"],
             in_flight=calls.limiter.in_flight,
             limit=calls.limiter.limit,
             waiting=calls.limiter.waiting,
             cost=calls.budget.spent_cost if priced else None,
-            tokens=calls.budget.spent_tokens,
         )
 
 

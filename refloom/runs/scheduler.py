@@ -113,7 +113,6 @@ class SlotScheduler:
         # Slots and screened instructions of all turns so far, and the latter by seed with slots.
         self._slots = self._screened = 0
         self._screened_before: dict[SeedKey, int] = {}
-        self.accepted_before = 0
         # Whether an earlier session of the run recorded anything.
         self.resumed = False
         self._new_in_round = 0
@@ -135,7 +134,7 @@ class SlotScheduler:
             self._remember(text, slot)
         for slot, text in before.edited:
             self._remember(text, slot, "/edited")
-        self.accepted = self.accepted_before = before.accepted
+        self.accepted = before.accepted
         self.rejected, self.pending = before.rejected, before.pending
         self.failed = before.failed - self.retries.waiting
         self.candidates = self.accepted + self.rejected + self.pending + self.failed

@@ -38,6 +38,7 @@ from refloom.evaluation.report.diversity import (
     sample_sizes,
     sampled_texts,
 )
+from refloom.evaluation.report.reviews import review_section
 from refloom.evaluation.report.samples import (
     comparison_section,
     judge_check_section,
@@ -193,6 +194,7 @@ def _run_sections(
             "screening": screening_section(run.screening, run.run_json),
             "trials": tables.trial_table(run),
             "jury": tables.jury_tables(run),
+            "reviews": review_section(run.reviews) if run.reviews else None,
             "judged": run.judged,
             "stages": tables.stage_costs(run),
             "cards": [sample_card(record, sample) for record in run_records],

@@ -28,6 +28,7 @@ from refloom.data.record_stats import (
     criterion_key,
     hash_id,
 )
+from refloom.evaluation.report.reviews import read_reviews
 from refloom.evaluation.report.screening import ScreeningStats
 from refloom.runs.journal import count_pending, iter_records, read_snapshot
 from refloom.runs.outputs import (
@@ -92,6 +93,7 @@ class RunData:
     # Calls paid by another run: another arm of the experiment, or the run that --reuse names.
     borrowed: int = 0
     judge_check: Mapping[str, Any] | None = None
+    reviews: Mapping[str, Any] | None = None
 
     @property
     def judged(self) -> int:
@@ -170,6 +172,7 @@ def collect_run(name: str, directory: Path) -> RunData:
         for line in iter_records(connection, *ROW_STATUSES):
             run.add(loads(line), line)
         run.waiting = count_pending(connection)
+        run.reviews = read_reviews(connection)
         run.screening.add_dropped(connection)
         run.stages = sorted(usage_by_stage(connection), key=lambda used: -used.calls)
         run.borrowed = sum(used.calls for used in usage_by_stage(connection, "borrowed"))
