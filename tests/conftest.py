@@ -34,6 +34,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
 GROUPS = dict.fromkeys(("test_card", "test_export", "test_push", "test_training"), "run")
 ALONE = ("test_serve", "test_serve_doors", "test_experiment", "test_filters", "test_judge_check")
 ALONE += ("test_report", "test_review_page", "test_review_layout", "test_review_whole")
+ALONE += ("test_tracing", "test_rubric_export", "test_public_names", "test_screening_report")
 
 # Two workers that each let torch and faiss use every processor wait for one another: that doubles
 # the time. Read when those are imported, here and in the processes that tests start.
