@@ -34,7 +34,8 @@ demo: install  ## make real rows on the embedded model; no key
 	$(BIN)/refloom demo
 
 test: install  ## run all tests (HYPOTHESIS_PROFILE=ci or nightly tries more examples)
-	$(BIN)/python -m pytest -n 2
+	@# One more than the processors of a small machine: a test waits a third of its time.
+	$(BIN)/python -m pytest -n 3
 
 check: install  ## format, lint, types, import law, generated docs
 	$(BIN)/ruff format --check .

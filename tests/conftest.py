@@ -5,9 +5,16 @@ from __future__ import annotations
 import gc
 import json
 import os
+import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+# Written once for the workers and for the processes that tests start. Where that is turned off,
+# each of them compiles all that it imports: some 8 s of a worker, half a second of a command.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 import pytest
 from browser import ARGUMENTS, CHROMIUM
@@ -27,10 +34,18 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
 GROUPS = dict.fromkeys(("test_card", "test_export", "test_push", "test_training"), "run")
 ALONE = ("test_serve", "test_serve_doors", "test_experiment", "test_filters", "test_judge_check")
 ALONE += ("test_report", "test_review_page", "test_review_layout", "test_review_whole")
+ALONE += ("test_tracing", "test_rubric_export", "test_public_names", "test_screening_report")
 
 # Two workers that each let torch and faiss use every processor wait for one another: that doubles
 # the time. Read when those are imported, here and in the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Runs wait for the disk at each group of calls; no test is about power that fails. A container's
+# memory for files may be too small: the suite needs half a gigabyte.
+IN_MEMORY = Path("/dev/shm")
+if IN_MEMORY.is_dir() and os.access(IN_MEMORY, os.W_OK):
+    if shutil.disk_usage(IN_MEMORY).free > 4 << 30:
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(IN_MEMORY))
 
 PREFIXES = ("OPENAI_", "JUDGE_", "REFLOOM_", "LANGSMITH_", "LANGCHAIN_")
 
