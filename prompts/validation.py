@@ -7,7 +7,9 @@ but its lists, reach attributes of Python objects, or put data outside of tags.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from functools import lru_cache
+from typing import Any
 
 from jinja2 import TemplateError, meta, nodes
 
@@ -113,7 +115,8 @@ def _check_blocks(tree: nodes.Template, values: set[str]) -> set[str]:
             raise _refusal(node, "text outside of the blocks")
     checker = _BlockChecker(values)
     for block in blocks:
-        checker.check_body(block.body, frozenset(), 0)
+        for node in block.body:
+            checker.check(node, "body", frozenset())
     return checker.used
 
 
@@ -127,119 +130,140 @@ def _refusal(node: nodes.Node, what: str) -> PromptUnusable:
     return PromptUnusable(f"line {node.lineno}: {what} is not allowed in a prompt")
 
 
+# What may stand in each place of a block: the types of nodes, and the place of what each field of
+# theirs holds. A field that is not named here must be empty or plain text.
+PLACES: Mapping[str, Mapping[type[nodes.Node], Mapping[str, str]]] = {
+    "body": {
+        nodes.Output: {"nodes": "output"},
+        nodes.If: {"test": "condition", "body": "body", "elif_": "body", "else_": "body"},
+        nodes.For: {"target": "variable", "iter": "list", "body": "body", "else_": "body"},
+    },
+    "output": {
+        nodes.TemplateData: {},
+        nodes.Name: {},
+        nodes.Call: {"node": "fence", "args": "value", "kwargs": "pair"},
+    },
+    "pair": {nodes.Keyword: {"value": "value"}},
+    "value": {
+        nodes.Name: {},
+        nodes.Getattr: {"node": "item"},
+        nodes.Concat: {"nodes": "value"},
+        nodes.Filter: {"node": "list", "args": "constant"},
+        nodes.Const: {},
+    },
+    "condition": {
+        nodes.Name: {},
+        nodes.Getattr: {"node": "item"},
+        nodes.Not: {"node": "condition"},
+        nodes.And: {"left": "condition", "right": "condition"},
+        nodes.Or: {"left": "condition", "right": "condition"},
+    },
+    "constant": {nodes.Const: {}},
+    **{name: {nodes.Name: {}} for name in ("variable", "list", "item", "fence")},
+}
+# What is said of anything else there.
+_REFUSALS = {
+    "body": "{{% {} %}}",
+    "value": "the expression {}",
+    "condition": "the condition {}",
+    "constant": "a filter with the argument {}",
+    "variable": "this kind of loop",
+    "list": "a loop over or joining anything but one of the prompt's lists",
+}
+_ALLOWED_ATTRIBUTES = {"fence": {"id", "criterion_id", "number"}, "fence_reference": {"response"}}
+
+
 class _BlockChecker:
-    """Checks the content of blocks against the values that a prompt gets.
+    """Checks the content of blocks against `PLACES` and the values that a prompt gets.
 
     `loop` holds the loop variable inside a loop, else nothing.
     """
 
     def __init__(self, values: set[str]) -> None:
         self.values, self.used = values, set[str]()
+        self._rules: Mapping[type[nodes.Node], Callable[[Any, str, frozenset[str]], None]] = {
+            nodes.Name: self._check_name,
+            nodes.For: self._check_loop,
+            nodes.Const: _check_constant,
+            nodes.Getattr: _check_attribute,
+            nodes.Filter: _check_filter,
+            nodes.Call: _check_call,
+        }
 
-    def check_body(self, body: list[nodes.Node], loop: frozenset[str], depth: int) -> None:
-        """Allow text, output, conditions, and loops, but no loop in a loop."""
-        for node in body:
-            if depth > MAX_TEMPLATE_DEPTH:
-                raise _refusal(node, "nesting this deep")
-            if isinstance(node, nodes.Output):
-                for part in node.nodes:
-                    self._check_output(part, loop)
-            elif isinstance(node, nodes.If):
-                self._check_condition(node.test, loop, 0)
-                branches: list[list[nodes.Node]] = [node.body, [*node.elif_], node.else_]
-                for branch in branches:
-                    self.check_body(branch, loop, depth + 1)
-            elif isinstance(node, nodes.For):
-                self._check_loop(node, loop, depth)
-            else:
-                raise _refusal(node, f"{{% {type(node).__name__.lower()} %}}")
+    def check(self, node: nodes.Node, place: str, loop: frozenset[str], depth: int = 0) -> None:
+        """Check that a node, and all that is in it, may stand in a place."""
+        if depth > MAX_TEMPLATE_DEPTH:
+            raise _refusal(node, "nesting this deep")
+        kind = type(node)
+        if kind not in PLACES[place]:
+            what = _REFUSALS.get(place, "data outside of fence()")
+            raise _refusal(node, what.format(kind.__name__.lower()))
+        if (rule := self._rules.get(kind)) is not None:
+            rule(node, place, loop)
+        if isinstance(node, nodes.For) and isinstance(node.target, nodes.Name):
+            loop = frozenset({node.target.name})
+        for field, content in () if kind is nodes.Const else node.iter_fields():
+            inner = PLACES[place][kind].get(field, "")
+            if not inner and content and not isinstance(content, str):
+                raise _refusal(node, f"{kind.__name__.lower()} with {field}")
+            children = content if isinstance(content, list) else [content]
+            for child in children if inner else ():
+                # No place is left and entered again, so each may count from 0.
+                self.check(child, inner, loop, depth + 1 if inner == place else 0)
 
-    def _check_loop(self, node: nodes.For, loop: frozenset[str], depth: int) -> None:
+    def _check_name(self, node: nodes.Name, place: str, loop: frozenset[str]) -> None:
+        name = node.name
+        if place == "output" and (name not in PLAIN_VALUES or name in loop):
+            raise _refusal(node, "data outside of fence()")
+        if place == "list" and name not in LISTS:
+            raise _refusal(node, _REFUSALS["list"])
+        if place == "fence" and name not in FENCES:
+            raise _refusal(node, f"calling {name}")
+        if place in ("output", "value", "condition", "list"):
+            known = self.values if place == "list" else {*self.values, *loop}
+            if name not in known:
+                raise PromptUnusable(
+                    f"line {node.lineno}: there is no {name} here; "
+                    f"there are {', '.join(sorted(known))}"
+                )
+            self.used.add(name)
+
+    def _check_loop(self, node: nodes.For, place: str, loop: frozenset[str]) -> None:
         if loop:
             raise _refusal(node, "a loop in a loop")
-        target, over = node.target, node.iter
-        if node.test or node.recursive or not isinstance(target, nodes.Name):
-            raise _refusal(node, "this kind of loop")
-        if not isinstance(over, nodes.Name) or over.name not in LISTS:
-            raise _refusal(node, "a loop over anything but one of the prompt's lists")
-        self._check_name(over, loop)
-        reserved = {*self.values, *FENCES, "loop", "self", "super"}
-        if target.name in reserved:
-            raise _refusal(node, f"a loop variable with the name {target.name}")
-        self.check_body([*node.body, *node.else_], frozenset({target.name}), depth + 1)
+        if not isinstance(node.target, nodes.Name):
+            raise _refusal(node, _REFUSALS["variable"])
+        if node.target.name in {*self.values, *FENCES, "loop", "self", "super"}:
+            raise _refusal(node, f"a loop variable with the name {node.target.name}")
 
-    def _check_output(self, node: nodes.Expr, loop: frozenset[str]) -> None:
-        """Allow text, values that need no tags, and data between tags."""
-        if isinstance(node, nodes.TemplateData):
-            return
-        if isinstance(node, nodes.Name) and node.name in PLAIN_VALUES and node.name not in loop:
-            self._check_name(node, loop)
-            return
-        if not isinstance(node, nodes.Call) or not isinstance(node.node, nodes.Name):
-            raise _refusal(node, "data outside of fence()")
-        name = node.node.name
-        if name not in FENCES or node.dyn_args is not None or node.dyn_kwargs is not None:
-            raise _refusal(node, f"calling {name}")
-        values = node.args
-        if name == "fence":
-            tag = values[0] if values else None
-            if not (isinstance(tag, nodes.Const) and str(tag.value).isalpha()):
-                raise _refusal(node, "a tag that is not a plain word")
-            values = values[1:]
-        allowed = {"fence": ("id", "criterion_id", "number"), "fence_reference": ("response",)}.get(
-            name, ()
-        )
-        keys = [pair.key for pair in node.kwargs]
-        if len(values) != 1 or len(set(keys)) < len(keys) or set(keys) - set(allowed):
-            raise _refusal(node, f"{name} with these arguments")
-        for value in (*values, *(pair.value for pair in node.kwargs)):
-            self._check_value(value, loop, 0)
 
-    def _check_value(self, node: nodes.Node, loop: frozenset[str], depth: int) -> None:
-        """Allow names, attributes of list items, joined lists, and these joined by `~`."""
-        if depth > MAX_TEMPLATE_DEPTH:
-            raise _refusal(node, "nesting this deep")
-        if isinstance(node, nodes.Name | nodes.Getattr):
-            self._check_name(node, loop)
-        elif isinstance(node, nodes.Concat):
-            for child in node.nodes:
-                self._check_value(child, loop, depth + 1)
-        elif isinstance(node, nodes.Filter):
-            glue = node.args[0] if len(node.args) == 1 and not node.kwargs else None
-            if (
-                node.name != "join"
-                or not isinstance(glue, nodes.Const)
-                or len(str(glue.value)) > MAX_GLUE_CHARS
-            ):
-                raise _refusal(node, f"the filter {node.name} with these arguments")
-            if not isinstance(node.node, nodes.Name) or node.node.name not in LISTS:
-                raise _refusal(node, "joining anything but one of the prompt's lists")
-            self._check_name(node.node, loop)
-        elif not (isinstance(node, nodes.Const) and isinstance(node.value, str | bool)):
-            raise _refusal(node, f"the expression {type(node).__name__.lower()}")
+def _check_constant(node: nodes.Const, place: str, loop: frozenset[str]) -> None:
+    if not isinstance(node.value, str | bool):
+        raise _refusal(node, "the expression const")
 
-    def _check_name(self, node: nodes.Name | nodes.Getattr, loop: frozenset[str]) -> None:
-        if isinstance(node, nodes.Getattr):
-            item = node.node
-            is_item = isinstance(item, nodes.Name) and item.name in loop
-            if node.attr not in ATTRIBUTES or not is_item:
-                raise _refusal(node, f"the attribute {node.attr[:40]}")
-            return
-        if node.name not in {*self.values, *loop}:
-            known = ", ".join(sorted({*self.values, *loop}))
-            raise PromptUnusable(
-                f"line {node.lineno}: there is no {node.name} here; there are {known}"
-            )
-        self.used.add(node.name)
 
-    def _check_condition(self, node: nodes.Node, loop: frozenset[str], depth: int) -> None:
-        """Allow names and attributes, with not, and, or."""
-        if depth > MAX_TEMPLATE_DEPTH:
-            raise _refusal(node, "nesting this deep")
-        if isinstance(node, nodes.Name | nodes.Getattr):
-            self._check_name(node, loop)
-        elif isinstance(node, nodes.Not | nodes.And | nodes.Or):
-            for child in node.iter_child_nodes():
-                self._check_condition(child, loop, depth + 1)
-        else:
-            raise _refusal(node, f"the condition {type(node).__name__.lower()}")
+def _check_attribute(node: nodes.Getattr, place: str, loop: frozenset[str]) -> None:
+    is_item = isinstance(node.node, nodes.Name) and node.node.name in loop
+    if node.attr not in ATTRIBUTES or not is_item:
+        raise _refusal(node, f"the attribute {node.attr[:40]}")
+
+
+def _check_filter(node: nodes.Filter, place: str, loop: frozenset[str]) -> None:
+    """Allow only `join`, by one short text."""
+    glue = node.args[0] if len(node.args) == 1 else None
+    is_short = isinstance(glue, nodes.Const) and len(str(glue.value)) <= MAX_GLUE_CHARS
+    if node.name != "join" or not is_short:
+        raise _refusal(node, f"the filter {node.name} with these arguments")
+
+
+def _check_call(node: nodes.Call, place: str, loop: frozenset[str]) -> None:
+    """Allow one value, after the tag of `fence`, and the attributes that a fence has."""
+    name = node.node.name if isinstance(node.node, nodes.Name) else ""
+    values, keys = list(node.args), [pair.key for pair in node.kwargs]
+    if name == "fence":
+        tag = values.pop(0) if values else None
+        if not (isinstance(tag, nodes.Const) and str(tag.value).isalpha()):
+            raise _refusal(node, "a tag that is not a plain word")
+    is_allowed = len(set(keys)) == len(keys) and set(keys) <= _ALLOWED_ATTRIBUTES.get(name, set())
+    if name in FENCES and not (len(values) == 1 and is_allowed):
+        raise _refusal(node, f"{name} with these arguments")

@@ -18,7 +18,7 @@ from graph.builder import build_graph, build_sample
 from memory.characteristics import Characteristics
 from nodes.context import PROMPT_NAMES, Context
 from prompts import MAX_MESSAGE_CHARS, PromptTooLong, prompt_version, read_prompt, render
-from prompts.validation import PromptUnusable, check_prompt
+from prompts.validation import PLACES, PromptUnusable, check_prompt
 
 REFERENCE = {
     "instruction": "Why are there two tides a day?",
@@ -172,6 +172,26 @@ ATTACKS = {
     "join by an attribute": "{{ fence('a', criteria | join(';', attribute='text')) }}",
     "join by a nameless attribute": "{{ fence('a', criteria | join(';', 'text.__class__')) }}",
     "join with unpacked arguments": "{{ fence('a', criteria | join(*criteria)) }}",
+    "join with more unpacked": "{{ fence('a', criteria | join(';', *['text.upper'])) }}",
+    "join with unpacked names": "{{ fence('a', criteria | join(';', **{'attribute': 'id'})) }}",
+    "join with a huge constant unpacked": (
+        "{{ fence('a', criteria | join(';', *['text', 'a' * 10**9][:1])) }}"
+    ),
+    "join with a call unpacked": "{{ fence('a', criteria | join(';', *[fence('a', 'b')][:0])) }}",
+    "join of a joined list": "{{ fence('a', criteria | join(';') | join(';')) }}",
+    "a fence with more unpacked": "{{ fence('a', instruction, *[]) }}",
+    "a fence with unpacked names": "{{ fence('a', instruction, **{}) }}",
+    "a call of a fence's result": "{{ fence('a', instruction)() }}",
+    "a loop over its own variable": "{% for avoid in avoid %}x{% endfor %}",
+    "a loop's filter that is plain": "{% for x in criteria if instruction %}x{% endfor %}",
+    "a loop over an attribute": "{% for x in reference.history %}x{% endfor %}",
+    "a number as a separator": "{{ fence('a', criteria | join(7)) }}",
+    "nothing as a value": "{{ fence('a', none) }}",
+    "a comparison in a value": "{{ fence('a', instruction == 'x') }}",
+    "an or in a value": "{{ fence('a', instruction or criteria) }}",
+    "a joined text in a condition": "{% if 'a' ~ instruction %}x{% endif %}",
+    "a constant in a condition": "{% if 'a' %}x{% endif %}",
+    "a translation": "{% trans %}x{% endtrans %}",
     "self": "{{ self.user() }}",
     "self inside a fence": "{{ fence('a', self.user()) }}",
     "self as a value": "{{ fence('a', self) }}",
@@ -282,6 +302,20 @@ ATTACKS = {
 def test_an_attack_is_refused_in_one_line(name):
     why = refused(prompt(ATTACKS[name]))
     assert "Traceback" not in why
+
+
+def test_places_name_fields_that_nodes_have_and_lead_on_without_a_way_back():
+    """A field that Jinja does not have would let through nothing; a circle could be endless."""
+    for place, types in PLACES.items():
+        ahead = [inner for places in types.values() for inner in places.values()]
+        for kind, places in types.items():
+            assert set(places) <= set(kind.fields)
+        reached = {inner for inner in ahead if inner != place}
+        while (
+            more := {i for p in reached for f in PLACES[p].values() for i in f.values()} - reached
+        ):
+            reached |= more
+        assert place not in reached
 
 
 @pytest.mark.parametrize("name", ["a chain of dunders", "data without a fence"])

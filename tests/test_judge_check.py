@@ -35,6 +35,7 @@ from refloom.evaluation.judge_check.cases import (
     pad,
 )
 from refloom.evaluation.judge_check.human import bootstrap_kappa
+from refloom.evaluation.report.samples import judge_check_section
 from refloom.runs.journal import open_read_only
 from refloom.settings import Settings
 
@@ -582,6 +583,8 @@ async def test_another_judge_is_asked_about_a_persons_samples(mixed, tmp_path):
         **{"pass_pass": 5, "pass_fail": 0, "fail_pass": 5, "fail_fail": 0}
     }
     assert "a person" in format_judge_check(json.loads((run / RESULT_FILE).read_text()))
+    section = judge_check_section(json.loads((run / RESULT_FILE).read_text()))
+    assert section and "a person" in section["tables"][-1].name
 
 
 BAD = [

@@ -39,6 +39,7 @@ from refloom.evaluation.agreement import jury_agreement
 from refloom.evaluation.judge_check import format_judge_check, judge_check
 from refloom.evaluation.judging import judge_settings_over
 from refloom.evaluation.report import report
+from refloom.evaluation.report.samples import judge_check_section
 from refloom.runs.client import Endpoints
 from refloom.runs.cost import Price, Prices
 from refloom.runs.doctor import examine
@@ -510,6 +511,8 @@ async def test_a_judge_check_takes_a_jury(tmp_path):
     assert found["human"]["alpha"] is not None
     assert [row["of"] for row in found["jury"]["pairs"]] == ["a and b", "a and c", "b and c"]
     assert "overruled" in format_judge_check(found)
+    section = judge_check_section(found)
+    assert section and any("overruled" in table.columns for table in section["tables"])
     other = Settings(model="m", judge_model="a,m", quiet=True)
     found = await judge_check(out, other, human=labels, complete=jury_of(varied))
     assert found["human"]["verdicts"] == "asked anew"

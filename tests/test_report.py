@@ -36,7 +36,6 @@ from refloom.evaluation.report.diversity import (
 )
 from refloom.evaluation.report.samples import (
     comparison_section,
-    judge_check_section,
     select_records,
     text_changes,
 )
@@ -453,22 +452,33 @@ async def test_a_comparison_is_shown_with_and_without_runs(mended, tmp_path):
 
 async def test_what_a_judge_check_found_is_shown(tmp_path):
     await begun(tmp_path, row(1))
+    agreement = {"n": 4, "kappa": {"value": -0.1, "low": None, "high": None, "n": 4}}
+    agreement |= {"agreement": FIGURE, "confusion": {"pass_fail": 3}}
     found = {
         "flags": ["the judge <passes> cut answers"], "judge": "j", "method": ["verdict"],
+        "unavailable": {}, "prompt": "p1", "random_seed": 1, "samples": 2, "references": 3,
+        "notes": [], "failed": 0, "calls": 5, "paid": 4,
         "criteria": [{"id": "c1", "text": "answers", "auc": FIGURE, "against": {"cut": FIGURE}}],
-        "consistency": {"verdicts": {"verdict": FIGURE}, "duels": FIGURE},
-        "human": {"all": {"kappa": {"value": -0.1, "low": None, "high": None, "n": 4}}},
-        "nothing": None,
+        "canaries": [], "originals": {"verdict": {"n": 7, "passes": FIGURE}},
+        "duels": [{"kind": "padded", "share": {**FIGURE, "value": None}}],
+        "consistency": {
+            "verdicts": {"verdict": FIGURE}, "duels": FIGURE, "first_place": FIGURE
+        },
+        "human": {
+            "method": "verdict", "verdicts": "the run", "without": 1, "criteria": [],
+            "all": agreement, "samples": agreement,
+        },
     }  # fmt: skip
     (tmp_path / "judge-check.json").write_text(json.dumps(found))
     page = await page_of(tmp_path)
     said = seen(page)
     assert "the judge &lt;passes&gt; cut answers" in page
     assert "0.75 0.60 to 0.85, n = 40" in said and "cut 0.75 (0.6 to 0.85), n = 40" in said
-    assert "-0.1, n = 4" in said and "nothing" not in said.split("Outcomes")[1][:0]
-    (tmp_path / "judge-check.json").write_text("{broken")
-    assert "What the judge is worth" not in await page_of(tmp_path)
-    assert judge_check_section({"odd": {"a": [{"b": {"c": {"d": {"e": {"f": 1}}}}}]}})["tables"]
+    assert "-0.1, n = 4" in said and "pass/fail 3" in said and "padded" in said
+    assert "notes" not in said and "canaries method" not in said
+    for broken in ("{broken", "{}", json.dumps({**found, "consistency": [1]})):
+        (tmp_path / "judge-check.json").write_text(broken)
+        assert "What the judge is worth" not in await page_of(tmp_path)
 
 
 # The file

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from nodes.llm.fast_json import loads
@@ -157,9 +157,10 @@ def referenced_ids(records: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 MAX_LINES = 60
-MAX_COLUMNS = 12
-FLAGS = "flags"
-MAX_NESTING = 3
+CHECK_FACTS = (
+    *("judge", "method", "unavailable", "prompt", "random_seed", "samples", "references"),
+    *("notes", "failed", "calls", "paid"),
+)
 
 
 class Table(NamedTuple):
@@ -171,107 +172,98 @@ class Table(NamedTuple):
     more: int = 0
 
 
-def judge_check_section(results: Mapping[str, Any]) -> dict[str, Any]:
-    """The section on a judge-check.json: flags, single facts, and tables of the rest."""
-    flags = results.get(FLAGS)
-    facts: list[tuple[str, Any]] = []
-    tables: list[Table] = []
-    for name, value in results.items():
-        if name == FLAGS or value in (None, [], {}):
-            continue
-        if _is_plain(value):
-            facts.append((_label(name), cell(short_name(value) if name == "judge" else value)))
-        else:
-            tables += _tables(_label(name), value)
-    clipped = [clip(flag, 500) for flag in flags] if isinstance(flags, list) else []
-    return {"flags": clipped[:MAX_LINES], "facts": facts[:MAX_LINES], "tables": tables[:MAX_LINES]}
-
-
-def _is_plain(value: object) -> bool:
-    """Whether a value fits into a cell."""
-    if isinstance(value, list):
-        return not any(isinstance(v, Mapping) for v in value)
-    return not isinstance(value, Mapping) or _is_figure(value)
-
-
-def _is_figure(value: Mapping[str, Any]) -> bool:
-    return {"value", "low", "high"} <= set(value)
-
-
-def _tables(name: str, value: Any, depth: int = 0) -> Iterator[Table]:
-    """One table for a list of mappings; one for a mapping, and one for each of its larger parts."""
-    if isinstance(value, list):
-        yield _table(name, [v if isinstance(v, Mapping) else {"": v} for v in value])
-        return
-    rows = {
-        k: v
-        for k, v in value.items()
-        if isinstance(v, Mapping) and not _is_figure(v) and all(map(_is_plain, v.values()))
-    }
-    plain = {
-        k: v for k, v in value.items() if k not in rows and (depth > MAX_NESTING or _is_plain(v))
-    }
-    if plain:
-        yield _table(name, [{"": _label(k), "found": v} for k, v in plain.items()])
-    if rows:
-        yield _table(name, [{"": _label(k), **v} for k, v in rows.items()])
-    for key, inner in value.items():
-        if key not in rows and key not in plain:
-            yield from _tables(f"{name}: {_label(key)}", inner, depth + 1)
-
-
-def _table(name: str, lines: list[Any]) -> Table:
-    columns = list(dict.fromkeys(key for line in lines for key in line))
-    # Leave out empty columns, and ids where there are texts.
-    used = [c for c in columns if any(line.get(c) not in (None, "", []) for line in lines)]
-    names = [c for c in used if c != "id" or "text" not in used][:MAX_COLUMNS]
-    cells = [[cell(line.get(column)) for column in names] for line in lines[:MAX_LINES]]
-    return Table(name, list(map(_label, names)), cells, max(len(lines) - MAX_LINES, 0))
-
-
-def interval_of(value: object) -> Interval | None:
-    """The value as an interval, if it is one of shares; n is 0 if it is not stated."""
-    if not isinstance(value, Mapping) or not _is_figure(value):
+def judge_check_section(check: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The section on a judge-check.json; None if `refloom judge-check` does not write it so."""
+    try:
+        facts = {name: check[name] for name in CHECK_FACTS}
+        facts["judge"] = short_name(facts["judge"])
+        tables = [*_judge_tables(check), *_juror_tables(check)]
+        if check["human"] is not None:
+            tables.append(_human_table(check["human"]))
+            facts["verdicts on what was not judged"] = check["human"]["without"]
+        return {
+            "flags": [clip(flag, 500) for flag in check["flags"]][:MAX_LINES],
+            "facts": [
+                (name.replace("_", " "), cell(value))
+                for name, value in facts.items()
+                if value not in ([], {})
+            ],
+            "tables": [table for table in tables if table.lines],
+        }
+    except (KeyError, TypeError, AttributeError):
         return None
-    n = value.get("n")
-    n = n if isinstance(n, int) else 0
-    if value["value"] is None:
-        return EMPTY
-    shares = [value[name] for name in ("value", "low", "high")]
-    if not all(isinstance(share, int | float) and 0 <= share <= 1 for share in shares):
-        return None
-    rate, low, high = map(float, shares)
-    return Interval(rate, low, high, n)
+
+
+def _judge_tables(check: Mapping[str, Any]) -> list[Table]:
+    same = check["consistency"]
+    figures = {f"verdict, {method}": figure for method, figure in same["verdicts"].items()}
+    figures |= {
+        "winner in both orders": same["duels"],
+        "picks that stood first": same["first_place"],
+    }
+    by = ("by_judge", "by_rule")
+    drawn = ("method", "of", "text", "references", "auc", "own_passes", "bad_passes", "against")
+    originals = [{"method": method, **row} for method, row in check["originals"].items()]
+    return [
+        _table("criteria", check["criteria"], *drawn),
+        _table("canaries", check["canaries"], "method", "kind", "n", "caught", *by),
+        _table(
+            "originals", originals, "method", "n", "passes", *by, "canaries_pass", "over_canaries"
+        ),
+        _table("duels", check["duels"], "kind", "n", "original_wins", "canary_wins", "share"),
+        _table("consistency", [{"of": k, "same": v} for k, v in figures.items()], "of", "same"),
+    ]
+
+
+def _juror_tables(check: Mapping[str, Any]) -> list[Table]:
+    jury = check.get("jury")  # Earlier versions did not write it.
+    if jury is None:
+        return []
+    rows = [{"of": "all", **jury}, *jury["kinds"], *jury["pairs"]]
+    return [
+        _table("jurors, Krippendorff's alpha", rows, "of", "alpha", "verdicts"),
+        _table("jurors", jury["jurors"], "model", "overruled", "passes", "unknown"),
+    ]
+
+
+def _human_table(human: Mapping[str, Any]) -> Table:
+    rows = [{"of": "all", **human["all"]}, {"of": "whole samples", **human["samples"]}]
+    rows += human["criteria"]
+    rows += [{**row, "of": f"juror {row['of']}"} for row in human.get("jurors", ())]
+    if human.get("alpha") is not None:
+        rows.append({"of": "alpha of the person and the jurors", "n": "", "kappa": human["alpha"]})
+    name = f"a person, {human['method']}, verdicts of {human['verdicts']}"
+    return _table(name, rows, "of", "n", "kappa", "agreement", "confusion")
+
+
+def _table(name: str, rows: Sequence[Mapping[str, Any]], *columns: str) -> Table:
+    lines = [[cell(row.get(column, "")) for column in columns] for row in rows[:MAX_LINES]]
+    labels = [column.replace("_", " ") for column in columns]
+    return Table(name, labels, lines, max(len(rows) - MAX_LINES, 0))
 
 
 def cell(value: object) -> Any:
-    """The value of a table cell: an interval, or short text."""
-    if (interval := interval_of(value)) is not None:
-        return interval
+    """The value of a table cell: an interval of shares, or short text."""
+    if isinstance(value, Mapping) and {"value", "low", "high", "n"} == set(value):
+        interval = Interval(**value)
+        if interval.value is None:
+            return EMPTY
+        if interval.low is not None and interval.high is not None and interval.low >= 0:
+            return interval
     return clip(_format_value(value), 300).text
 
 
 def _format_value(value: object) -> str:
-    if value is None or isinstance(value, bool):
-        return {True: "yes", False: "no", None: "–"}[value]
+    if value is None:
+        return "–"
     if isinstance(value, int | float):
         return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
-    if isinstance(value, Mapping) and _is_figure(value):
-        between = "" if value["low"] is None else f" ({_format_value(value['low'])} to "
-        between += f"{_format_value(value['high'])})" if between else ""
-        size = f", n = {_format_value(value['n'])}" if value.get("n") is not None else ""
-        return f"{_format_value(value['value'])}{between}{size}"
+    if isinstance(value, Mapping) and "low" in value:
+        between = "" if value["low"] is None else f" ({value['low']:.4g} to {value['high']:.4g})"
+        return f"{_format_value(value['value'])}{between}, n = {value['n']:,}"
     if isinstance(value, Mapping):
-        return ", ".join(
-            f"{_label(k)} {_format_value(v)}" for k, v in list(value.items())[:MAX_LINES]
-        )
-    if isinstance(value, list):
-        return ", ".join(map(_format_value, value[:MAX_LINES]))
-    return str(value)[:1000]
-
-
-def _label(name: object) -> str:
-    return str(name)[:200].replace("_", " ")
+        return ", ".join(f"{k} {_format_value(v)}".replace("_", "/") for k, v in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 MAX_COMPARED = 24
