@@ -229,6 +229,7 @@ def test_a_judge_nothing_pleases_ends_short_of_the_target(tmp_path, references):
         done = refloom(*flags, "--no-try-criteria", cwd=tmp_path)
     assert done.returncode == 3
     assert done.stdout.startswith("short: 0 accepted, 30 rejected")
+    assert "short of 3 rows: --max-candidates, 30, is reached" in done.stdout
 
 
 def test_an_endpoint_that_takes_neither_schema_nor_tools_is_asked_by_text(tmp_path, references):
