@@ -32,9 +32,12 @@ def settings() -> str:
         flag = f"`--no-{flag}`" if field.default is True else f"`--{flag}`"
         if name == "stages":
             flag = "`[stages.NAME]` in the config file"
-        no_default = field.default_factory or field.default in (None, (), True, False)
+        no_default = (
+            field.default_factory or field.annotation is bool or field.default in (None, ())
+        )
         default = "" if no_default else f"`{field.default}`"
-        about = (field.description or "").replace("|", "\\|")
+        about = ("do not " if field.default is True else "") + (field.description or "")
+        about = about.replace("|", "\\|")
         rows.append(f"| {flag} | {default} | {about} |")
     return "\n".join(rows)
 

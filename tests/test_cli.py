@@ -229,6 +229,20 @@ def test_a_judge_nothing_pleases_ends_short_of_the_target(tmp_path, references):
         done = refloom(*flags, "--no-try-criteria", cwd=tmp_path)
     assert done.returncode == 3
     assert done.stdout.startswith("short: 0 accepted, 30 rejected")
+    assert "short of 3 rows: --max-candidates, 30, is reached" in done.stdout
+
+
+def test_a_run_that_runs_out_of_new_instructions_asks_for_seeds(tmp_path, references):
+    def script(body, number):
+        if stage_of(body) != "propose":
+            return None
+        return completion({"instructions": ["which quartz river has umber banks"]}, body)
+
+    with Endpoint(script) as endpoint:
+        flags = run_flags(references, tmp_path / "out", endpoint, "--target", 3)
+        done = refloom(*flags, "--no-screen", cwd=tmp_path)
+    assert done.returncode == 3, done.stderr
+    assert "short of 3 rows: the last round of seeds brought nothing new" in done.stdout
 
 
 def test_an_endpoint_that_takes_neither_schema_nor_tools_is_asked_by_text(tmp_path, references):

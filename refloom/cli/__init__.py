@@ -102,7 +102,7 @@ def build_parser(command: str | None = None) -> CommandParser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"refloom {__version__}")
-    add = parser.add_subparsers(title="commands", metavar="", required=True).add_parser
+    add = parser.add_subparsers(title="commands", metavar="COMMAND", required=True).add_parser
     help_of = {name: text for group in COMMANDS.values() for name, text in group.items()}
 
     def add_with_help(name: str, **options: Any) -> CommandParser:

@@ -24,6 +24,7 @@ from refloom.settings import load_settings
 
 # Seconds between two lines about an embedding where no bar can be drawn.
 LINE_EVERY_S = 10
+EMBEDDING_MODEL_HELP = f"sentence-transformers model, by name or path (default: {DEFAULT_MODEL})"
 
 
 def add_commands(add: Any) -> None:
@@ -37,7 +38,7 @@ def add_commands(add: Any) -> None:
     parser.add_argument(
         "--embedding-threshold", type=ratio, help="cosine above which a row is dropped as well"
     )
-    parser.add_argument("--embedding-model", default=DEFAULT_MODEL)
+    parser.add_argument("--embedding-model", default=DEFAULT_MODEL, help=EMBEDDING_MODEL_HELP)
     parser.add_argument(
         "--skip-bad-lines", action="store_true", help="skip lines that are not valid JSON"
     )
@@ -45,16 +46,18 @@ def add_commands(add: Any) -> None:
     parser.set_defaults(command=dedup)
 
     parser = add("index")
-    add_index = parser.add_subparsers(metavar="", required=True).add_parser
+    add_index = parser.add_subparsers(metavar="COMMAND", required=True).add_parser
     build = add_index("build", help="embed references and store them as an index")
-    build.add_argument("file", metavar="FILE")
-    build.add_argument("--out", required=True, type=Path, metavar="DIR")
+    build.add_argument("file", metavar="FILE", help="references, of any shape that `run` reads")
+    build.add_argument(
+        "--out", required=True, type=Path, metavar="DIR", help="where the index is stored"
+    )
     for name in ("map", "turns", "license"):
         add_setting(build, name)
     build.set_defaults(command=index_build)
     search = add_index("search", help="show the references nearest to a text")
-    search.add_argument("directory", type=Path, metavar="DIR")
-    search.add_argument("text", metavar="TEXT")
+    search.add_argument("directory", type=Path, metavar="DIR", help="the index")
+    search.add_argument("text", metavar="TEXT", help="what to search for")
     search.add_argument("-k", type=positive_int, default=3, help="how many (default: 3)")
     for name in ("source", "license", "tags"):
         search.add_argument(
@@ -62,11 +65,11 @@ def add_commands(add: Any) -> None:
         )
     search.set_defaults(command=index_search)
     for command in (build, search):
-        command.add_argument("--embedding-model", default=DEFAULT_MODEL)
+        command.add_argument("--embedding-model", default=DEFAULT_MODEL, help=EMBEDDING_MODEL_HELP)
         add_json(command)
 
     parser = add("model")
-    pull = parser.add_subparsers(metavar="", required=True).add_parser(
+    pull = parser.add_subparsers(metavar="COMMAND", required=True).add_parser(
         "pull", help="download its weights (1.1 GB) into the cache"
     )
     pull.add_argument("--from-hub", action="store_true", help="from the publisher's own repository")

@@ -60,7 +60,13 @@ This takes about fifteen minutes on two idle cores.
 def add_commands(add: Any) -> None:
     """Add the commands of this module to the parser."""
     parser = add("demo")
-    parser.add_argument("--out", type=Path, default=Path("demo-run"), metavar="DIR")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("demo-run"),
+        metavar="DIR",
+        help="run directory (default: demo-run)",
+    )
     parser.add_argument(
         "--all",
         action="store_true",
@@ -74,7 +80,7 @@ def add_commands(add: Any) -> None:
     parser.set_defaults(command=run)
 
     parser = add("status")
-    parser.add_argument("directory", type=Path, metavar="DIR")
+    parser.add_argument("directory", type=Path, metavar="DIR", help="run directory")
     add_json(parser)
     parser.set_defaults(command=status)
 
@@ -363,6 +369,8 @@ def _print_summary(summary: RunSummary, out: Path) -> None:
         print_line(_describe_answers(answers, counts["accepted"]))
     if summary.settings.service_tier != DEFAULT_TIER:
         print_line(_describe_tiers(summary.totals))
+    if summary.status == "short" and (line := _describe_shortfall(summary)) is not None:
+        print_line(line)
     if counts["accepted"]:
         print_line(f"rows: {out / 'accepted.jsonl'}")
     else:
@@ -393,6 +401,17 @@ def _describe_no_rows(summary: RunSummary, out: Path) -> str:
         return "; ".join(["no rows yet", *parts])
     nothing = f"no instruction was proposed for any of the {counts['seeds']} seeds"
     return f"no rows: {'; '.join(parts) or nothing}"
+
+
+def _describe_shortfall(summary: RunSummary) -> str | None:
+    """Why a run ended short of its target, unless reviews alone are missing."""
+    counts, target = summary.counts, summary.settings.target or 0
+    limit = summary.settings.candidate_limit
+    if counts["accepted"] + counts["pending"] >= target:
+        return None
+    if limit is not None and counts["candidates"] + counts["screened"] >= limit:
+        return f"short of {target} rows: --max-candidates, {limit}, is reached"
+    return f"short of {target} rows: the last round of seeds brought nothing new; add seeds"
 
 
 def _describe_answers(answers: dict[str, int], accepted: int) -> str:
