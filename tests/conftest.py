@@ -11,17 +11,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-# Written once for the workers and for the processes that tests start. Where that is turned off,
-# each of them compiles all that it imports: some 8 s of a worker, half a second of a command.
-sys.dont_write_bytecode = False
-os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-
 import pytest
 from browser import ARGUMENTS, CHROMIUM
 from fakes import Endpoint, stage_of, tagged, verdicts, words
 from hypothesis import settings
 from processes import refloom
 from xdist.scheduler import LoadScopeScheduling
+
+# Written once for the workers and for the processes that tests start. Where that is turned off,
+# each of them compiles all that it imports: some 8 s of a worker, half a second of a command.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # How many examples a property is tried on: HYPOTHESIS_PROFILE=ci or nightly tries more.
 EXAMPLES = {"dev": 25, "ci": 100, "nightly": 400}
@@ -43,9 +43,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Runs wait for the disk at each group of calls; no test is about power that fails. A container's
 # memory for files may be too small: the suite needs half a gigabyte.
 IN_MEMORY = Path("/dev/shm")
-if IN_MEMORY.is_dir() and os.access(IN_MEMORY, os.W_OK):
-    if shutil.disk_usage(IN_MEMORY).free > 4 << 30:
-        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(IN_MEMORY))
+roomy = IN_MEMORY.is_dir() and shutil.disk_usage(IN_MEMORY).free > 4 << 30
+if roomy and os.access(IN_MEMORY, os.W_OK):
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(IN_MEMORY))
 
 PREFIXES = ("OPENAI_", "JUDGE_", "REFLOOM_", "LANGSMITH_", "LANGCHAIN_")
 
