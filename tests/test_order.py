@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from memory.novelty import NoveltyFilter
 from nodes.context import Context
 from nodes.propose import drop, proposal_of
-from refloom.runs.scheduler import EarlierWork, SlotScheduler
+from refloom.runs.scheduler import EarlierWork, SlotScheduler, read_turns
 
 PROPOSALS = [
     "why do tides rise twice a day",
@@ -43,12 +43,18 @@ class Turns:
         self.turns[values[:2]] = values[2:7]
 
     def read(self, sql: str, *values) -> list:
+        round_, first, last = values
         if "samples" in sql:
-            return [(slot[2], "accepted") for slot in self.finished if slot[:2] == values]
-        if values not in self.turns:
-            return []
-        admitted, verdicts, slots, _, screened = self.turns[values]
-        return [(admitted, verdicts, slots, screened)]
+            return [
+                (p, slot, "accepted")
+                for r, p, slot in self.finished
+                if r == round_ and first <= p <= last
+            ]
+        return [
+            (place[1], admitted, verdicts, slots, screened)
+            for place, (admitted, verdicts, slots, _, screened) in self.turns.items()
+            if place[0] == round_ and first <= place[1] <= last
+        ]
 
 
 async def take_turn(order, seed, texts, context) -> list[str]:
@@ -480,9 +486,9 @@ def test_a_run_that_is_taken_up_again_ends_as_it_would_have(plan, timing, data):
             }
             for _ in range(sleep.randint(0, 9)):
                 await asyncio.sleep(0)
-            turned = await order.completed_turn(seed, kept)
-            if turned is not None:
-                await order.replay(seed, turned)
+            turn = read_turns(journal, 0, position, position).get((0, position))
+            if turn is not None and order.is_finished((0, position), turn, kept):
+                await order.replay(seed, turn)
                 seen.begun += [(0, position, s) for s in kept]
                 return
             slots = await propose_again(order, seed, plan.proposals[position], context)

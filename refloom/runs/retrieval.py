@@ -156,9 +156,14 @@ class ReferenceQuota:
         """See `QuotaClient`."""
         if not self._resumed:
             return None
-        sql = "SELECT taken FROM retrieved WHERE round = ? AND position = ?"
-        rows = await asyncio.to_thread(self._journal.read, sql, *key)
-        return Retrieved(*json.loads(rows[0][0])) if rows else None
+        round_, position = key
+        return (await asyncio.to_thread(self.read, round_, position, position)).get(key)
+
+    def read(self, round_: int, first: int, last: int) -> dict[SeedKey, Retrieved]:
+        """What seeds at positions from `first` to `last` retrieved in earlier sessions. Blocks."""
+        sql = "SELECT position, taken FROM retrieved WHERE round = ? AND position BETWEEN ? AND ?"
+        rows = self._journal.read(sql, round_, first, last)
+        return {(round_, position): Retrieved(*json.loads(taken)) for position, taken in rows}
 
     async def try_take(
         self, key: SeedKey, retrieved: Retrieved, rows: Sequence[int], k: int
@@ -180,9 +185,8 @@ class ReferenceQuota:
         self._journal.put_soon("INSERT OR REPLACE INTO retrieved VALUES (?, ?, ?)", *key, entry)
         self._count(key, retrieved)
 
-    async def replay(self, key: SeedKey) -> None:
+    async def replay(self, key: SeedKey, retrieved: Retrieved | None) -> None:
         """Count what a finished seed took."""
-        retrieved = await self.load(key)
         if retrieved is None:
             self.leave(key)
         else:

@@ -17,7 +17,7 @@ from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count, islice
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from memory.characteristics import Learned
 from memory.novelty import NoveltyFilter
@@ -41,6 +41,7 @@ from refloom.runs.known_instructions import SELECT_EDITED
 from refloom.runs.retrieval import (
     OrderedGate,
     ReferenceQuota,
+    Retrieved,
     RunRetrieval,
     SeedKey,
     SeedOrder,
@@ -72,6 +73,13 @@ class CompletedTurn:
     admitted: list[Admitted]
     slots: int
     screened: int
+
+
+class FinishedSeed(NamedTuple):
+    """What the journal has of a seed whose slots are all finished."""
+
+    turn: CompletedTurn
+    retrieved: Retrieved | None
 
 
 class SlotScheduler:
@@ -306,32 +314,16 @@ class SlotScheduler:
         """The turn that a seed has in the journal, whatever became of its slots."""
         if not self.resumed:
             return None
-        rows = await asyncio.to_thread(
-            self._journal.read,
-            "SELECT admitted, verdicts, slots, screened FROM turns "
-            "WHERE round = ? AND position = ?",
-            *seed_key(seed),
-        )
-        if not rows:
-            return None
-        texts, verdicts, slots, screened = rows[0]
-        # A turn of an earlier version has no verdicts.
-        of_text = dict(enumerate(json.loads(verdicts)))
-        admitted: list[Admitted] = [
-            {"text": text, "verdicts": of_text.get(i, [])}
-            for i, text in enumerate(json.loads(texts))
-        ]
-        return CompletedTurn(admitted, slots, screened)
+        round_, position = seed_key(seed)
+        turns = await asyncio.to_thread(read_turns, self._journal, round_, position, position)
+        return turns.get((round_, position))
 
-    async def completed_turn(self, seed: Seed, statuses: Collection[int]) -> CompletedTurn | None:
-        """A seed's turn in the journal, if all its slots are finished there and stay so."""
-        turn = await self._earlier_turn(seed)
-        if turn is None or any(
-            slot not in statuses or (*seed_key(seed), slot) in self.retries.in_place
+    def is_finished(self, key: SeedKey, turn: CompletedTurn, statuses: Collection[int]) -> bool:
+        """Whether all slots of a seed's turn are finished in the journal, and stay so."""
+        return not any(
+            slot not in statuses or (*key, slot) in self.retries.in_place
             for slot in range(turn.slots)
-        ):
-            return None
-        return turn
+        )
 
     async def replay(self, seed: Seed, turn: CompletedTurn) -> None:
         """Repeat a finished turn without a call."""
@@ -567,20 +559,53 @@ def has_earlier_work(journal: Journal) -> bool:
     )
 
 
+def read_turns(
+    journal: Journal, round_: int, first: int, last: int
+) -> dict[SeedKey, CompletedTurn]:
+    """The turns in the journal of the seeds at positions from `first` to `last`. Blocks."""
+    turns = {}
+    for position, texts, verdicts, slots, screened in journal.read(
+        "SELECT position, admitted, verdicts, slots, screened FROM turns "
+        "WHERE round = ? AND position BETWEEN ? AND ?",
+        round_,
+        first,
+        last,
+    ):
+        # A turn of an earlier version has no verdicts.
+        of_text = dict(enumerate(json.loads(verdicts)))
+        admitted: list[Admitted] = [
+            {"text": text, "verdicts": of_text.get(i, [])}
+            for i, text in enumerate(json.loads(texts))
+        ]
+        turns[round_, position] = CompletedTurn(admitted, slots, screened)
+    return turns
+
+
 def slot_statuses(journal: Journal, round_: int, position: int) -> dict[int, str]:
-    """The status of each finished slot of a seed. Blocks.
+    """The status of each finished slot of a seed. Blocks. See `read_statuses`."""
+    return read_statuses(journal, round_, position, position).get((round_, position), {})
+
+
+def read_statuses(
+    journal: Journal, round_: int, first: int, last: int
+) -> dict[SeedKey, dict[int, str]]:
+    """The status of each finished slot of the seeds at positions from `first` to `last`. Blocks.
 
     `pending` if it waits for review, `moved` if its seed was proposed for again in another round.
     """
-    rows = journal.read(
-        "SELECT slot, 'moved' FROM retries WHERE round = ?1 AND position = ?2 AND done "
-        "AND moved_to IS NOT NULL UNION ALL "
-        "SELECT slot, 'pending' FROM reviews WHERE round = ?1 AND position = ?2 UNION ALL "
-        "SELECT slot, status FROM samples WHERE round = ?1 AND position = ?2",
+    seeds = "WHERE round = ?1 AND position BETWEEN ?2 AND ?3"
+    statuses: dict[SeedKey, dict[int, str]] = {}
+    for position, slot, status in journal.read(
+        f"SELECT position, slot, 'moved' FROM retries {seeds} AND done "
+        f"AND moved_to IS NOT NULL UNION ALL "
+        f"SELECT position, slot, 'pending' FROM reviews {seeds} UNION ALL "
+        f"SELECT position, slot, status FROM samples {seeds}",
         round_,
-        position,
-    )
-    return {int(slot): str(status) for slot, status in rows}
+        first,
+        last,
+    ):
+        statuses.setdefault((round_, position), {})[int(slot)] = str(status)
+    return statuses
 
 
 def record_learned(
@@ -673,6 +698,8 @@ class SeedRunner:
         self._tasks: set[asyncio.Task[None]] = set()
         self._task_ended = asyncio.Event()
         self._error: Exception | None = None
+        # Seeds of the next batch that an earlier session finished: they are passed by.
+        self._finished: dict[SeedKey, FinishedSeed] = {}
 
     async def run_seeds(self) -> None:
         """Run seeds until there are enough rows, no seeds are left, or the run is stopping.
@@ -743,8 +770,21 @@ class SeedRunner:
             if "tags" in row:
                 seed["tags"] = row["tags"]
             seeds.append(self._scheduler.retries.with_draws(seed))
-        self._executor.prefetch(seeds)
+        if seeds and self._recorder.resumed:
+            self._finished |= self._read_finished(round_, [seed["position"] for seed in seeds])
+        self._executor.prefetch([seed for seed in seeds if seed_key(seed) not in self._finished])
         return seeds
+
+    def _read_finished(self, round_: int, positions: Sequence[int]) -> dict[SeedKey, FinishedSeed]:
+        """What the journal has of those seeds that are finished there. Blocks."""
+        journal, (first, last) = self._recorder.journal, (min(positions), max(positions))
+        statuses = read_statuses(journal, round_, first, last)
+        retrieved = self._quota.read(round_, first, last)
+        return {
+            key: FinishedSeed(turn, retrieved.get(key))
+            for key, turn in read_turns(journal, round_, first, last).items()
+            if self._scheduler.is_finished(key, turn, statuses.get(key, {}))
+        }
 
     def _is_stopping(self) -> bool:
         return self._calls.stopping or self._scheduler.target_reached()
@@ -768,7 +808,9 @@ class SeedRunner:
     async def _run_seed(self, seed: Seed, needed: bool) -> None:
         key = seed_key(seed)
         try:
-            if self._recorder.resumed and await self._replay_finished(seed, key):
+            if (finished := self._finished.pop(key, None)) is not None:
+                await self._quota.replay(key, finished.retrieved)
+                await self._scheduler.replay(seed, finished.turn)
                 return
             if needed:
                 await self._executor.run_seed(seed)
@@ -781,16 +823,6 @@ class SeedRunner:
             self._quota.leave(key)
             self._recorder.draws.forget(origin_of_proposals(seed).source)
         await self._scheduler.end_seed(seed)
-
-    async def _replay_finished(self, seed: Seed, key: SeedKey) -> bool:
-        """Pass by a seed that is finished in the journal; False if it is not."""
-        statuses = await asyncio.to_thread(slot_statuses, self._recorder.journal, *key)
-        turn = await self._scheduler.completed_turn(seed, statuses)
-        if turn is None:
-            return False
-        await self._quota.replay(key)
-        await self._scheduler.replay(seed, turn)
-        return True
 
     async def _fail_seed(self, seed: Seed, error: Exception) -> None:
         """Record every unfinished sample of a seed as failed, and at least one."""
