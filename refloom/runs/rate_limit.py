@@ -166,9 +166,9 @@ class Limiter:
             if done and admission.exception() is None:
                 limiter.in_flight.discard(permit)
                 self.in_flight -= 1
-                kept = permit.reservation
-                if self.budget is not None and kept is not None and not kept.settled:
-                    self.budget.settle(kept, None)
+                reservation = permit.reservation
+                if self.budget is not None and reservation is not None and not reservation.settled:
+                    self.budget.settle(reservation, None)
             # Even a call that was not admitted may have kept others waiting for room.
             self._admit()
 
