@@ -233,8 +233,9 @@ def same_language(
         raise NotApplicable("The response is too short to tell its language.")
     if is_plain_english(instruction) and is_plain_english(prose):
         return None
-    asked, answered = language_of(instruction), language_of(prose)
-    if asked is None or answered is None:
+    asked = language_of(instruction)
+    answered = None if asked is None else language_of(prose)
+    if answered is None:
         raise NotApplicable("A language could not be told for certain.")
     if asked == answered:
         return None
