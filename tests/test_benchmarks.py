@@ -539,7 +539,7 @@ def test_a_run_like_a_real_one_does_all_of_it(tmp_path):
     stages = {"extract", "propose", "screen", "generate", "critique", "refine"}
     assert stages <= said["by_stage"].keys()
     assert said["accepted"] > 10 and said["failed"] == 0
-    assert said["parts_ms"]["graph"] > 0 < said["cpu_ratio"]
+    assert sum(said["parts_ms"].values()) > 0 < said["cpu_ratio"]
     lines = (tmp_path / "floor.jsonl").read_text().splitlines()
     assert len(lines) == pytest.approx(said["calls"], rel=0.05)
 
