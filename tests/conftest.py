@@ -19,7 +19,7 @@ from processes import refloom
 from xdist.scheduler import LoadScopeScheduling
 
 # Written once for the workers and for the processes that tests start. Where that is turned off,
-# each of them compiles all that it imports: some 8 s of a worker, half a second of a command.
+# each of them compiles all that it imports: some 8 s of a worker, a fifth of a second of a command.
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
