@@ -24,6 +24,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
@@ -168,9 +169,11 @@ async def pipeline(args: argparse.Namespace, profile: bool = False) -> dict[str,
     }
 
 
-def part(name: str, args: argparse.Namespace) -> dict[str, Any]:
-    """Run one part as a process of its own and read its last line."""
-    command = [sys.executable, __file__, "--part", name, "--endpoint", args.endpoint]
+def part(
+    name: str, args: argparse.Namespace, script: str = __file__, more: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Run one part of a script as a process of its own, with `more` flags; read its last line."""
+    command = [sys.executable, script, "--part", name, "--endpoint", args.endpoint, *more]
     command += ["--n", str(args.n), "--in-flight", str(args.in_flight), "--out", str(args.out)]
     begun, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -178,8 +181,8 @@ def part(name: str, args: argparse.Namespace) -> dict[str, Any]:
         sys.exit(f"the {name} part failed:\n{done.stderr}")
     wall, after = time.perf_counter() - begun, resource.getrusage(resource.RUSAGE_CHILDREN)
     used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    said = json.loads(done.stdout.splitlines()[-1])
-    return said | {"process_wall_s": wall, "process_cpu_s": used}
+    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return figures | {"process_wall_s": wall, "process_cpu_s": used}
 
 
 def ratios(least: dict[str, float], own: dict[str, float]) -> dict[str, float]:

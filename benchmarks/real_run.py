@@ -24,7 +24,6 @@ import random
 import resource
 import shutil
 import sqlite3
-import subprocess
 import sys
 import time
 import urllib.request
@@ -34,7 +33,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import prose, scripted
+from benchmarks import own_cost, prose, scripted
 from benchmarks.cost_by_part import profiled
 from benchmarks.endpoints import started
 
@@ -169,26 +168,17 @@ async def floor(args: argparse.Namespace) -> None:
                 url = f"{args.endpoint}/chat/completions"
                 async with limit, session.post(url, json=body, headers=headers) as reply:
                     reply.raise_for_status()
-                    said = json.loads(await reply.read())["choices"][0]["message"]["content"]
-                file.write(json.dumps({"said": said}) + "\n")
+                    text = json.loads(await reply.read())["choices"][0]["message"]["content"]
+                file.write(json.dumps({"text": text}) + "\n")
 
             await asyncio.gather(*(one(*size) for size in sizes))
 
 
 def part(name: str, args: argparse.Namespace) -> dict[str, Any]:
     """Run one part as a process of its own and read its last line."""
-    command = [sys.executable, __file__, "--part", name, "--endpoint", args.endpoint]
-    command += ["--n", str(args.n), "--in-flight", str(args.in_flight), "--out", str(args.out)]
-    command += ["--references", str(args.references), "--seeds", str(args.seeds)]
-    command += ["--no-embeddings"] if args.no_embeddings else []
-    begun, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(f"the {name} part failed:\n{done.stderr}")
-    wall, after = time.perf_counter() - begun, resource.getrusage(resource.RUSAGE_CHILDREN)
-    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    said: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return said | {"process_wall_s": wall, "process_cpu_s": used}
+    more = ["--references", str(args.references), "--seeds", str(args.seeds)]
+    more += ["--no-embeddings"] if args.no_embeddings else []
+    return own_cost.part(name, args, __file__, more)
 
 
 def ratios(least: dict[str, float], own: dict[str, Any]) -> dict[str, Any]:

@@ -86,9 +86,9 @@ def last(prompt: str, tag: str) -> str:
 def quote(draw: random.Random, text: str) -> str:
     """Five to fifteen words of a text, exactly as they stand there."""
     line = max(text.splitlines() or [""], key=len)
-    said = line.split(" ")
-    at = draw.randint(0, max(len(said) - 15, 0))
-    return " ".join(said[at : at + draw.randint(5, 15)])
+    words = line.split(" ")
+    at = draw.randint(0, max(len(words) - 15, 0))
+    return " ".join(words[at : at + draw.randint(5, 15)])
 
 
 class ScriptedRun:
@@ -102,22 +102,22 @@ class ScriptedRun:
         draw = random.Random(zlib.crc32(prompt.encode()))
         keys = (shape or {}).get("properties", {})
         if "characteristics" in keys:
-            said = self._extract(prompt, draw, "instruction_characteristics" in keys)
+            answer = self._extract(prompt, draw, "instruction_characteristics" in keys)
         elif "verdicts" in keys:
-            said = self._critique(prompt, draw)
+            answer = self._critique(prompt, draw)
         elif "number" in json.dumps(shape):
-            said = self._screen(prompt, draw)
+            answer = self._screen(prompt, draw)
         elif "instructions" in keys:
-            said = self._propose(prompt, draw)
+            answer = self._propose(prompt, draw)
         else:
             plan = f"<plan>\n{prose.sentences(draw, 30)}\n</plan>\n" if "<verdict" in prompt else ""
             return plan + prose.response(draw)
-        return json.dumps(said)
+        return json.dumps(answer)
 
     def _extract(self, prompt: str, draw: random.Random, screens: bool) -> dict[str, Any]:
         instruction, response = last(prompt, "instruction"), last(prompt, "response")
         self._known[instruction] = response
-        said: dict[str, Any] = {
+        answer: dict[str, Any] = {
             "subject_areas": [" ".join(prose.words(draw, 2)) for _ in range(2)],
             "relevant_skills": [" ".join(prose.words(draw, 3)) for _ in range(3)],
             "characteristics": [
@@ -130,31 +130,31 @@ class ScriptedRun:
             ],
         }
         if screens:
-            said["instruction_characteristics"] = [
+            answer["instruction_characteristics"] = [
                 {"text": text.strip(), "quote": quote(draw, instruction), "must": i < 1}
                 for i, text in enumerate(draw.sample(INSTRUCTION_QUALITIES, 3))
             ]
-        return said
+        return answer
 
     def _propose(self, prompt: str, draw: random.Random) -> dict[str, Any]:
-        found = _HOW_MANY.search(prompt)
-        made = [prose.instruction(draw) for _ in range(int(found.group(1)) if found else 1)]
-        taken = list(made)
-        for i in range(1, len(made)):
+        match = _HOW_MANY.search(prompt)
+        texts = [prose.instruction(draw) for _ in range(int(match.group(1)) if match else 1)]
+        originals = list(texts)
+        for i in range(1, len(texts)):
             if draw.random() < ALIKE:
-                made[i] = prose.edited(draw, draw.choice(taken[:i]))
-        return {"instructions": made}
+                texts[i] = prose.edited(draw, draw.choice(originals[:i]))
+        return {"instructions": texts}
 
     def _screen(self, prompt: str, draw: random.Random) -> dict[str, Any]:
         ids = _CRITERION.findall(prompt)
-        asked = []
+        instructions = []
         for _, number, text in _NUMBERED.findall(prompt):
             # Without a seed it is a trial: only an instruction that was studied is a good one.
             trial = "<seed" not in prompt
             passed = text in self._known if trial else draw.random() >= SCREENED_OUT
             verdicts = [self._verdict(id_, passed, text, draw) for id_ in ids]
-            asked.append({"number": int(number), "verdicts": verdicts})
-        return {"instructions": asked}
+            instructions.append({"number": int(number), "verdicts": verdicts})
+        return {"instructions": instructions}
 
     def _critique(self, prompt: str, draw: random.Random) -> dict[str, Any]:
         response = last(prompt, "response")

@@ -90,50 +90,7 @@ def build_graph(
     `REFLOOM_INDEX` or the demo references, a memory of this process, and a seed on its own. Without
     a `check`, checks that run and read nothing are made, and others are unknown.
     """
-    hooks = hooks or RunHooks()
-    steps = seed_steps(
-        complete=complete,
-        search=search,
-        draw_other=draw_other,
-        embed=embed,
-        characteristics=characteristics,
-        hooks=hooks,
-        contamination=contamination,
-        own_criteria=own_criteria,
-        check=check,
-    )
-    builder = StateGraph(
-        State,
-        context_schema=Context,
-        input_schema=SynthesizerInput,
-        output_schema=SynthesizerOutput,
-    )
-    _add_steps(builder, steps, but="sample" if hooks.interrupts else "")
-    builder.add_edge(START, steps.first)
-    if hooks.interrupts:
-        reviewing = partial(review, contamination=contamination)
-        builder.add_node("review", reviewing, metadata=describe_node(review))
-        builder.add_conditional_edges("sample", Route(after_sample), ["review", END])
-        builder.add_edge("review", END)
-    return SynchronousGraph.of(
-        builder.compile(name="synthesizer", checkpointer=checkpointer), steps
-    )
-
-
-def seed_steps(
-    *,
-    complete: Complete | None,
-    search: Search | None,
-    draw_other: DrawOther | None,
-    embed: Embed | None,
-    characteristics: Characteristics | None,
-    hooks: RunHooks,
-    contamination: Contamination | None,
-    own_criteria: OwnCriteria | None,
-    check: RunCheck | None,
-) -> Steps:
-    """The steps of one seed; see `build_graph`."""
-    check = check or run_safe_check
+    hooks, check = hooks or RunHooks(), check or run_safe_check
     if search is None:
         search = shared_search() if embed is None else DefaultSearch(embed)
         draw_other = draw_other or search.draw_other
@@ -158,7 +115,7 @@ def seed_steps(
         own_criteria=own_criteria,
         check=check,
     )
-    return Steps(
+    steps = Steps(
         State,
         first="retrieve",
         nodes={
@@ -175,6 +132,22 @@ def seed_steps(
             "screen": Branch(after_screen, ("propose", "sample")),
             "sample": END,
         },
+    )
+    builder = StateGraph(
+        State,
+        context_schema=Context,
+        input_schema=SynthesizerInput,
+        output_schema=SynthesizerOutput,
+    )
+    _add_steps(builder, steps, but="sample" if hooks.interrupts else "")
+    builder.add_edge(START, steps.first)
+    if hooks.interrupts:
+        reviewing = partial(review, contamination=contamination)
+        builder.add_node("review", reviewing, metadata=describe_node(review))
+        builder.add_conditional_edges("sample", Route(after_sample), ["review", END])
+        builder.add_edge("review", END)
+    return SynchronousGraph.of(
+        builder.compile(name="synthesizer", checkpointer=checkpointer), steps
     )
 
 

@@ -453,7 +453,8 @@ async def run_safe_check(check: CheckInput) -> Verdict:
     known = does_not_apply(check)
     if known is not None:
         return known
-    quick = check.kind in QUICK_CHECKS and len(check.response) <= MAX_QUICK_CHARS
+    length = len(check.instruction) + len(check.response)
+    quick = check.kind in QUICK_CHECKS and length <= MAX_QUICK_CHARS
     if quick and (check.kind != "language" or is_loaded()):
         return decide_safely(check)
     return await asyncio.to_thread(decide_safely, check)

@@ -783,7 +783,7 @@ class SeedRunner:
         return {
             key: FinishedSeed(turn, retrieved.get(key))
             for key, turn in read_turns(journal, round_, first, last).items()
-            if self._scheduler.is_finished(key, turn, statuses.get(key, {}))
+            if key[1] in positions and self._scheduler.is_finished(key, turn, statuses.get(key, {}))
         }
 
     def _is_stopping(self) -> bool:
