@@ -25,7 +25,7 @@ from typing import Any
 from memory.references import Reference
 from nodes.criteria import RULES, verdict
 from nodes.final_answer import find_final_answer, is_same_answer
-from nodes.language import is_loaded, is_plain_english, language_of, may_be_told, names_language
+from nodes.language import is_loaded, language_of, may_be_told, names_language
 from nodes.state import Criterion, Verdict
 
 # Raised when a check of refloom's own decides otherwise than before.
@@ -231,8 +231,6 @@ def same_language(
     prose = split_fences(response)[1]
     if not may_be_told(prose):
         raise NotApplicable("The response is too short to tell its language.")
-    if is_plain_english(instruction) and is_plain_english(prose):
-        return None
     asked = language_of(instruction)
     answered = None if asked is None else language_of(prose)
     if answered is None:

