@@ -72,8 +72,6 @@ def render_card(
         configs: The hub's data configurations, if the card goes with data files.
         rows: The number of rows by the name of a configuration.
     """
-    from huggingface_hub import DatasetCard
-
     # Seeds too may state a licence, since their words may be in the rows.
     reading = run["reading"]
     stated = {k: n for k, n in reading["seeds"]["licences"].items() if k != NOT_STATED}
@@ -89,27 +87,32 @@ def render_card(
         rows=rows or {},
         **_card_values(run, stats),
     )
-    return str(DatasetCard(text, ignore_metadata_errors=True)).strip() + "\n"
+    return text.strip() + "\n"
 
 
 def _front_matter(
     run: RunJson, licence: CombinedLicense, title: str, configs: Sequence[Mapping[str, Any]]
 ) -> str:
-    from huggingface_hub import DatasetCardData
+    # Imported here: only the end of a run needs it.
+    import yaml
 
-    license_name: Any = {"license_name": licence.name} if licence.name else {}
     accepted = run["counts"]["accepted"]
-    data = DatasetCardData(
-        license=licence.id,
-        pretty_name=title,
-        size_categories=next((name for limit, name in SIZES if accepted < limit), "1M<n<10M"),
-        task_categories=["text-generation"],
-        tags=["synthetic", "instruction-tuning", "refloom"]
-        + ["reference-level-feedback"] * (run["settings"]["feedback"] == "reference"),
-        configs=list(map(dict, configs)) or None,
-        **license_name,
-    )
-    return str(data.to_yaml())
+    size = next((name for limit, name in SIZES if accepted < limit), "1M<n<10M")
+    tags = ["synthetic", "instruction-tuning", "refloom"]
+    if run["settings"]["feedback"] == "reference":
+        tags.append("reference-level-feedback")
+    header = {
+        "license": licence.id,
+        "license_name": licence.name,
+        "pretty_name": title,
+        "size_categories": size,
+        "task_categories": ["text-generation"],
+        "tags": tags,
+        "configs": list(map(dict, configs)),
+    }
+    filled = {key: value for key, value in header.items() if value}
+    text: str = yaml.safe_dump(filled, sort_keys=False, allow_unicode=True)
+    return text.strip()
 
 
 def _render(**values: Any) -> str:
