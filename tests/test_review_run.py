@@ -69,6 +69,20 @@ async def test_decisions_reach_journal_files_counts_and_card(tmp_path):
     assert "1 accepted, 1 edited, 1 rejected by a person" in (tmp_path / "README.md").read_text()
 
 
+async def test_a_finished_run_taken_up_again_has_the_decisions_in_its_files(tmp_path):
+    await run_for_review(tmp_path)
+    reviews = ReviewQueue(tmp_path)
+    id_ = reviews.queue()["items"][0]["id"]
+    reviews.decide(id_, ReviewDecision(decision="accept"))
+    await run_for_review(tmp_path)
+    assert len(rows(tmp_path, "accepted")) == 1
+    # The counts are the same again, the row is not.
+    reviews.undo(id_)
+    reviews.decide(id_, ReviewDecision(decision="edit", response=BETTER))
+    await run_for_review(tmp_path)
+    assert rows(tmp_path, "accepted")[0]["response"] == BETTER
+
+
 async def test_a_decision_is_taken_back(tmp_path):
     await run_for_review(tmp_path)
     reviews = ReviewQueue(tmp_path)

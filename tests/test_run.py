@@ -714,6 +714,49 @@ async def test_a_finished_run_is_done_at_once_when_taken_up_again(tmp_path):
     assert after["criteria"] == before["criteria"]
 
 
+def files_of(out: Path) -> dict[str, tuple[str, int]]:
+    names = (*(f"{status}.jsonl" for status in STATUSES), "dropped.jsonl", "run.json", "README.md")
+    return {name: ((out / name).read_text(), (out / name).stat().st_mtime_ns) for name in names}
+
+
+async def test_the_files_of_a_finished_run_are_left_as_they_are(tmp_path):
+    first = await finish_run(tmp_path, ScriptedModel(), target=2)
+    files = files_of(tmp_path)
+    again = build_run(tmp_path, ScriptedModel(), target=2)
+    summary = await again.run()
+    assert files_of(tmp_path) == files
+    assert (summary.status, summary.counts, summary.seconds) == (
+        "done",
+        first["counts"],
+        pytest.approx(first["seconds"], abs=0.01),
+    )
+
+
+@pytest.mark.parametrize("name", ["accepted.jsonl", "dropped.jsonl", "README.md", "run.json"])
+async def test_a_file_of_a_finished_run_that_was_changed_is_written_again(tmp_path, name):
+    await finish_run(tmp_path, ScriptedModel())
+    text = (tmp_path / name).read_text()
+    (tmp_path / name).write_text(text.replace("seed", "weed") + "{}")
+    await finish_run(tmp_path, ScriptedModel())
+    assert (tmp_path / name).read_text().partition('"seconds"')[0] == text.partition('"seconds"')[0]
+    (tmp_path / name).unlink()
+    await finish_run(tmp_path, ScriptedModel())
+    assert (tmp_path / name).is_file()
+
+
+async def test_failed_samples_of_a_finished_run_are_tried_again(tmp_path):
+    def fail(call: Call) -> str:
+        raise CallFailed("timeout", "no reply")
+
+    await finish_run(tmp_path, ScriptedModel(generate=fail), max_failure_rate=1)
+    model = ScriptedModel()
+    after = await finish_run(tmp_path, model, retry_failed=False, max_failure_rate=1)
+    assert (model.calls, after["counts"]["failed"]) == ([], 3)
+    for _ in range(2):
+        after = await finish_run(tmp_path, model, max_failure_rate=1)
+        assert (after["counts"]["accepted"], after["counts"]["failed"]) == (3, 0)
+
+
 async def test_appended_seeds_are_taken_up_and_the_others_are_kept(tmp_path):
     await finish_run(tmp_path, MixedModel(), SEEDS[:5])
     kept = stable_rows(tmp_path)

@@ -112,6 +112,9 @@ INSERT_TURN = (
     "screened, unfit, surplus, seed_id, dropped) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
 INSERT_META = "INSERT OR REPLACE INTO meta VALUES (?, ?)"
+# The key in `meta` for how the run's files look; whoever changes a sample deletes it.
+FILES_KEY = "files"
+FORGET_FILES = f"DELETE FROM meta WHERE key = '{FILES_KEY}'"
 # Always passed over: another run had no use for the replies of the call.
 UNUSABLE_ELSEWHERE = -1
 INSERT_UNUSABLE = "INSERT OR IGNORE INTO unusable VALUES (?, ?)"

@@ -26,6 +26,7 @@ from refloom.runs.cost import Price, Prices
 from refloom.runs.dropped import count_dropped, dropped_lines
 from refloom.runs.journal import (
     ADDED_CALL_COLUMNS,
+    FILES_KEY,
     TOKEN_FIELDS,
     Journal,
     check_run,
@@ -44,6 +45,7 @@ ROW_STATUSES = ("accepted", "rejected", "failed")
 TRIAL_OUTCOMES = ("proposed", "earned", "demoted", "dropped")
 # The run has ended by itself: with all rows that were asked for, or without.
 ENDED_STATUSES = ("done", "short")
+OTHER_FILES = ("dropped.jsonl", "run.json", "README.md")
 # Packages whose versions run.json has.
 PACKAGES = ("refloom", "langgraph", "langchain-openai", "faiss-cpu", "sentence-transformers")
 
@@ -279,19 +281,45 @@ class RunSummary:
 
     async def store(self, journal: Journal) -> None:
         """Store in the journal what the run's rows depend on."""
-        await journal.put_meta("settings", self.settings.row_settings())
-        await journal.put_meta("prompts", prompt_versions())
-        await journal.put_meta("rules", rule_versions())
+        for key, value in (await asyncio.to_thread(self._row_causes, journal)).items():
+            await journal.put_meta(key, value)
+
+    def _row_causes(self, journal: Journal) -> dict[str, Any]:
+        """What the run's rows depend on, by its key in the journal. Blocks."""
         models = self.settings.models
         prices = {m: asdict(p) for m in models if (p := self.prices.get(m)) is not None}
-        # Prices of a judge that was asked about the rows later stay.
-        known = await asyncio.to_thread(journal.meta, "prices")
-        await journal.put_meta("prices", (known or {}) | prices)
-        await journal.put_meta("target", self.settings.target)
-        await journal.put_meta("benchmarks", self.benchmarks.digest)
-        await journal.put_meta("own_criteria", self.criteria_hash)
-        for name, report in (("references", self.references), ("seeds", self.seeds)):
-            await journal.put_meta(name, {"count": report.taken, "digest": report.digest})
+        return {
+            "settings": self.settings.row_settings(),
+            "prompts": prompt_versions(),
+            "rules": rule_versions(),
+            # Prices of a judge that was asked about the rows later stay.
+            "prices": (journal.meta("prices") or {}) | prices,
+            "target": self.settings.target,
+            "benchmarks": self.benchmarks.digest,
+            "own_criteria": self.criteria_hash,
+            "references": {"count": self.references.taken, "digest": self.references.digest},
+            "seeds": {"count": self.seeds.taken, "digest": self.seeds.digest},
+        }
+
+    def has_all(self, journal: Journal) -> bool:
+        """Whether a run that has ended has nothing more to make, nor to write. Blocks.
+
+        So it is if nothing it depends on has changed, no failed sample is to be tried again, and
+        its files are as it wrote them.
+        """
+        out = journal.path.parent
+        run_json = _read_run_json(out / "run.json")
+        if (
+            run_json["status"] not in ENDED_STATUSES
+            or run_json.get("settings") != self.settings.redacted()
+            or run_json.get("versions") != package_versions()
+            or journal.meta(FILES_KEY) != stamp_files(out)
+            or any(journal.meta(key) != now for key, now in self._row_causes(journal).items())
+        ):
+            return False
+        with open_read_only(journal.path) as connection:
+            retriable = count_retriable(connection, self.settings.target)
+        return not (self.settings.retry_failed and retriable)
 
 
 def count_journal(journal: Journal, summary: RunSummary, status: str) -> None:
@@ -322,7 +350,7 @@ def write_files(out: Path, summary: RunSummary, status: str) -> None:
         "prompt_version": prompt_version(),
         "prompts": prompt_versions(),
         "rules": rule_versions(),
-        "versions": {"python": platform.python_version(), **{p: version(p) for p in PACKAGES}},
+        "versions": package_versions(),
         "counts": summary.counts,
         **summary.totals,
         "seconds": round(summary.seconds, 2),
@@ -337,6 +365,26 @@ def write_files(out: Path, summary: RunSummary, status: str) -> None:
         },
     }
     _write_outputs(out, run_json)
+
+
+def package_versions() -> dict[str, str]:
+    """The versions of Python and of the packages that a run depends on most."""
+    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+
+
+def stamp_files(out: Path) -> dict[str, list[int] | None]:
+    """The size and the time of change of each file that a run writes; None where it is missing.
+
+    In the journal under `FILES_KEY` as long as the files are what the journal says. Blocks.
+    """
+    stamps: dict[str, list[int] | None] = {}
+    for name in (*(f"{status}.jsonl" for status in ROW_STATUSES), *OTHER_FILES):
+        try:
+            stat = (out / name).stat()
+            stamps[name] = [stat.st_size, stat.st_mtime_ns]
+        except OSError:
+            stamps[name] = None
+    return stamps
 
 
 def _write_outputs(out: Path, run_json: dict[str, Any]) -> None:

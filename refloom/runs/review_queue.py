@@ -29,7 +29,13 @@ from nodes.llm.fast_json import dumps
 from nodes.record import Record
 from nodes.state import Slot
 from refloom.errors import JournalError
-from refloom.runs.journal import REVIEWS_TABLE, check_format, connect_read_only, count_pending
+from refloom.runs.journal import (
+    FORGET_FILES,
+    REVIEWS_TABLE,
+    check_format,
+    connect_read_only,
+    count_pending,
+)
 from refloom.runs.known_instructions import KnownInstructions
 from refloom.runs.review_figures import seen_verdicts
 
@@ -256,6 +262,7 @@ class ReviewQueue:
                 "INSERT OR REPLACE INTO samples VALUES (?, ?, ?, ?, ?)",
                 (*slot, record["status"], dumps(record).decode()),
             )
+            connection.execute(FORGET_FILES)
             connection.execute("COMMIT")
             return _count_reviews(connection)
 
@@ -263,8 +270,11 @@ class ReviewQueue:
         """Undo a decision: the sample waits again. Raises `UnknownSample`."""
         with self._writing() as connection:
             slot, _ = _read_entry(connection, id_)
+            connection.execute("BEGIN IMMEDIATE")
             sql = "DELETE FROM samples WHERE round = ? AND position = ? AND slot = ?"
             connection.execute(sql, slot)
+            connection.execute(FORGET_FILES)
+            connection.execute("COMMIT")
             return _count_reviews(connection)
 
 

@@ -42,8 +42,16 @@ from refloom.runs.client import CachedClient, Endpoints, open_client
 from refloom.runs.cost import Prices, check_priced
 from refloom.runs.event_log import event
 from refloom.runs.garbage_collection import relaxed_gc
-from refloom.runs.journal import Journal, ReusedCalls, check_own_files, check_run, read_records
-from refloom.runs.outputs import RunSummary, count_journal, prior_usage, write_files
+from refloom.runs.journal import (
+    FILES_KEY,
+    FORGET_FILES,
+    Journal,
+    ReusedCalls,
+    check_own_files,
+    check_run,
+    read_records,
+)
+from refloom.runs.outputs import RunSummary, count_journal, prior_usage, stamp_files, write_files
 from refloom.runs.preflight import preflight
 from refloom.runs.progress import MAKING_ROWS, Progress, RunStats
 from refloom.runs.ray.pool import WorkerPool, WorkerStarter
@@ -328,9 +336,14 @@ class Run:
         summary = self.summary
         assert summary is not None
         summary.seconds = await asyncio.to_thread(journal.meta, "seconds") or 0.0
-        await summary.store(journal)
         # Read before run.json says that it is running.
         ended = await asyncio.to_thread(has_ended, journal)
+        if ended and await asyncio.to_thread(summary.has_all, journal):
+            summary.status = await asyncio.to_thread(journal.meta, "status")
+            await asyncio.to_thread(count_journal, journal, summary, summary.status)
+            return
+        await summary.store(journal)
+        await journal.put(FORGET_FILES)
         await self._write(journal, summary, "running")
         summary.status = "stopped"
         event(
@@ -350,6 +363,7 @@ class Run:
             await self._write(journal, summary, summary.status)
             if self._scheduler is not None:
                 # Written last: a run that is killed here has not ended, and nothing is tried again.
+                await journal.put_meta(FILES_KEY, await asyncio.to_thread(stamp_files, self.out))
                 await journal.put_meta("status", summary.status)
             event("end", status=summary.status, counts=summary.counts, stopped=summary.stopped)
 
