@@ -428,7 +428,7 @@ def card_text(journal: sqlite3.Connection, run_json: Mapping[str, Any], **more: 
 def prior_usage(journal: Journal) -> tuple[int, float, int]:
     """The calls, dollars and tokens of a run's earlier sessions. Blocks."""
     with open_read_only(journal.path) as connection:
-        totals = journal_totals(connection, ended=False)
+        totals = _usage_totals(connection)
     usage = totals["usage"]
     tokens = usage["prompt_tokens"] + usage["completion_tokens"]
     return usage["calls"], totals["cost_usd"] or 0.0, tokens
