@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from fakes import Endpoint, error, stage_of, verdicts, words
-from processes import lines, refloom
+from processes import command, env_of, lines, refloom
 from runs import run_flags
 
 from refloom.cli import build_parser
@@ -140,6 +140,35 @@ def test_a_folder_in_which_nothing_was_paid_is_begun_anew(tmp_path, references):
         refused = refloom(*run_flags(references, out, endpoint), cwd=tmp_path)
     assert refused.returncode == 2 and "holds a run with other settings" in refused.stderr
     assert len(lines(out / "accepted.jsonl")) == 2
+
+
+@pytest.mark.parametrize("closed", ["1", "2"])
+def test_a_command_without_a_stream_to_write_to_does_its_work(tmp_path, references, closed):
+    out = tmp_path / "out"
+    with Endpoint() as endpoint:
+        line = shlex.join(command(*run_flags(references, out, endpoint)))
+        shell = ["sh", "-c", f"exec {line} {closed}>&-"]
+        done = subprocess.run(
+            shell, capture_output=True, text=True, cwd=tmp_path, env=env_of({}), timeout=120
+        )
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
+    assert len(lines(out / "accepted.jsonl")) == 3
+
+
+def test_a_memory_that_is_a_file_is_refused_before_anything_is_paid(tmp_path, references):
+    with Endpoint() as endpoint:
+        flags = run_flags(references, tmp_path / "out", endpoint, "--memory", references)
+        refused = refloom(*flags, cwd=tmp_path)
+        assert not endpoint.preflights + endpoint.bodies
+    assert refused.returncode == 2
+    assert refused.stderr == f"refloom: --memory {references}: is a file; give a directory\n"
+
+
+def test_a_file_that_cannot_be_opened_is_named_first(tmp_path, references):
+    flags = ["run", "--references", references, "--out", "out", "--config", "none.toml"]
+    refused = refloom(*flags, cwd=tmp_path)
+    assert refused.returncode == 2
+    assert refused.stderr == "refloom: none.toml: No such file or directory\n"
 
 
 def test_a_folder_with_one_paid_call_is_not_begun_anew(tmp_path, references):

@@ -8,6 +8,7 @@ of the command that is named is imported: pydantic alone takes ten times as long
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -63,6 +64,7 @@ examples:
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run a command and exit: 0 done, 2 bad input, 3 short, 4 stopped, 130 interrupted."""
+    _open_missing_streams()
     given = sys.argv[1:] if arguments is None else arguments
     parser = build_parser(next((text for text in given if not text.startswith("-")), ""))
     if not given:
@@ -87,6 +89,18 @@ def main(arguments: list[str] | None = None) -> NoReturn:
             raise
         sys.stderr.write(f"refloom: {_one_line(error)}\n")
         sys.exit(status)
+
+
+def _open_missing_streams() -> None:
+    """Give a process that was started without stdin, stdout or stderr one that leads nowhere.
+
+    Else the journal could get its number, and what libraries write there.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            # The lowest free number, which is the stream's own.
+            number = os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))
 
 
 def build_parser(command: str | None = None) -> CommandParser:
@@ -149,11 +163,11 @@ def _one_line(error: Exception) -> str:
     """The error's message in one line; a setting that is wrong is named as a user would set it."""
     from pydantic import ValidationError
 
-    return (
-        _describe_invalid(error)
-        if isinstance(error, ValidationError)
-        else " ".join(str(error).split())
-    )
+    if isinstance(error, ValidationError):
+        return _describe_invalid(error)
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split())
 
 
 def _describe_invalid(error: ValidationError) -> str:

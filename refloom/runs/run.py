@@ -101,6 +101,9 @@ def load_inputs(
             "--answer-seeds with --turns all: a later turn cannot be answered without the turns "
             "before it; give --seeds, or --turns first"
         )
+    memory = settings.memory
+    if memory is not None and memory.exists() and not memory.is_dir():
+        raise InputError(f"--memory {memory}: is a file; give a directory")
     if settings.engine == "ray":
         ray.check_available(settings.ray_address)
     prices = Prices.load(settings.prices)
