@@ -16,7 +16,10 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
+from fakes import ScriptedModel
+from runs import build_run
 
+from nodes.llm import Call
 from refloom.errors import JournalError
 from refloom.runs.journal import (
     Journal,
@@ -410,6 +413,19 @@ async def test_a_full_disk_is_told_to_every_waiter_and_to_later_ones(tmp_path):
     kept = {row[1] for row in content(tmp_path)["samples"]}
     assert 0 in kept
     assert not kept & {1, 2, 3, 4, 5}
+
+
+async def test_a_run_that_fills_the_disk_tells_what_was_paid(tmp_path):
+    def fill(call: Call) -> dict[str, str]:
+        fill_the_disk(run._calls._journal)
+        return {"response": "A tide rises and falls. " * 4000}
+
+    run = build_run(tmp_path, ScriptedModel(generate=fill))
+    with pytest.raises(JournalError, match="full"):
+        await asyncio.wait_for(run.run(), 20)
+    paid = len(content(tmp_path)["calls"])
+    assert run.summary.counts and run.summary.totals["calls"]["paid"] == paid > 0
+    assert run.summary.status == "stopped"
 
 
 async def test_after_a_full_disk_the_journal_opens_and_goes_on(tmp_path):

@@ -359,6 +359,10 @@ class Run:
             raise
         except Exception as error:
             summary.stopped = error
+            if isinstance(error, JournalError):
+                # Nothing more can be written, but what was paid can be told.
+                with contextlib.suppress(JournalError):
+                    await self._count(journal, summary, summary.status)
             raise
         finally:
             summary.seconds += time.monotonic() - started
@@ -371,11 +375,14 @@ class Run:
             event("end", status=summary.status, counts=summary.counts, stopped=summary.stopped)
 
     async def _write(self, journal: Journal, summary: RunSummary, status: str) -> None:
+        await journal.flush()
+        await self._count(journal, summary, status)
+        await asyncio.to_thread(write_files, self.out, summary, status)
+
+    async def _count(self, journal: Journal, summary: RunSummary, status: str) -> None:
         if self._calls is not None:
             summary.session = dict(self._calls.counts)
-        await journal.flush()
         await asyncio.to_thread(count_journal, journal, summary, status)
-        await asyncio.to_thread(write_files, self.out, summary, status)
 
     async def _run_calls(
         self, journal: Journal, summary: RunSummary, inputs: RunInputs, ended: bool
