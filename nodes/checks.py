@@ -35,7 +35,8 @@ MAX_REASON_CHARS = 1000
 # A longer file of a schema is another kind of file.
 MAX_SCHEMA_BYTES = 1 << 20
 
-_FENCE = re.compile(r"[ \t]*(`{3,}|~{3,})[ \t]*([^`\n]*)")
+# Possessive: what follows never holds what the blanks gave back, and trying takes minutes.
+_FENCE = re.compile(r"[ \t]*+(`{3,}+|~{3,}+)[ \t]*+([^`\n]*+)")
 _PYTHON_NAMES = ("python", "py", "python3")
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", re.ASCII)
 _ASSERT = re.compile(r"^[ \t]*assert\b", re.MULTILINE)

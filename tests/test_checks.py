@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -20,6 +21,7 @@ from nodes.checks import (
     parse_check,
     rule_versions,
     run_safe_check,
+    split_fences,
 )
 from nodes.context import Context
 from nodes.criteria import rule_criteria
@@ -407,3 +409,20 @@ async def test_a_draft_is_not_shown_the_checks_by_default():
     await run_graph(model)
     for stage in ("generate", "critique"):
         assert all("Python that does not parse" not in p for p in model.asked(stage))
+
+
+@pytest.mark.parametrize("fence", ["```", "~~~", "  ```"])
+def test_blanks_without_end_after_a_fence_take_no_time(fence):
+    line = f"{fence}{' ' * 100_000}`"
+    began = time.process_time()
+    assert split_fences(line) == ([], line)
+    assert time.process_time() - began < 1
+
+
+@pytest.mark.parametrize(
+    ("opening", "name"),
+    [("```", ""), (" \t```` \t py x ", "py x"), ("~~~~~python", "python"), ("```py~~~", "py~~~")],
+)
+def test_a_fence_may_be_long_indented_and_named_after_blanks(opening, name):
+    closing = "~~~~~" if "~~~~~" in opening else "````"
+    assert split_fences(f"a\n{opening}\nx\n{closing}\nb") == ([(name, "x")], "a\nb")
