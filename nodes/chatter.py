@@ -136,8 +136,9 @@ _IN_PERSON = re.compile(
     re.IGNORECASE,
 )
 _YES_NO = re.compile(
-    r"(?:^|[.!?:,]\s+|\n\s*)(?:can|could|should|may|might|must|is|are|was|were|do|does|did|has|have|"
-    r"will|would|am)(?:n['’]t)? (?!you\b)[^.!?]*\?",
+    r"(?:^|[.!?:,]\s++|\n[^\S\n]*+)"
+    r"(?:can|could|should|may|might|must|is|are|was|were|do|does|did|has|have|will|would|am)"
+    r"(?:n['’]t)? (?!you\b)[^.!?]*\?",
     re.IGNORECASE,
 )
 _EMPHASIS = re.compile(r"[*_`]+")

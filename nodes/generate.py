@@ -28,8 +28,9 @@ _CODE_ALONE = re.compile(
     rf"|\b{_CODE}\b[^.!?\n]{{0,40}}\bnothing (?:else|more)\b"
     r"|\b(?:no|without(?: any)?|omit|skip) (?:\w+ ){0,2}?(?:explanations?|commentary|prose)\b"
     r"|\b(?:do not|don['’]t|never) (?:\w+ ){0,3}?(?:explain|explanations?|commentary)\b"
-    r"|(?:^|[.!?:;,]\s+|\n\s*|\b(?:please|to) )(?:write|implement|code|create|generate|produce|"
-    r"give|return|output|provide|show|build)(?: me| us)?(?: an?| the| some| one)?"
+    r"|(?:^|[.!?:;,]\s++|\n[^\S\n]*+|\b(?:please|to) )"
+    r"(?:write|implement|code|create|generate|produce|give|return|output|provide|show|build)"
+    r"(?: me| us)?(?: an?| the| some| one)?"
     rf"(?: (?!on\b|of\b|about\b|for\b|to\b|in\b|that\b|how\b)[\w+#.-]+){{0,4}}? {_CODE}\b",
     re.IGNORECASE,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from fakes import Endpoint, ScriptedModel, is_text, letters, prompt_of, stage_of
 from processes import refloom
 
 from graph.builder import build_sample
+from nodes.chatter import opening_chatter
 from nodes.context import Context
 from nodes.generate import asks_for_code_alone
 from nodes.llm import Call, CallOrigin, make_call
@@ -184,6 +186,21 @@ async def test_a_response_that_is_only_ever_an_error_fails_the_sample(failing: s
 
 def test_a_long_instruction_is_looked_through_in_no_time() -> None:
     assert not asks_for_code_alone("write me a very " * 20_000)
+
+
+@pytest.mark.parametrize("blank", [" \n", "\n", "\r\n", "\t"])
+def test_an_instruction_of_blank_lines_takes_no_time(blank: str) -> None:
+    instruction = f"Why is this code slow?{blank * 15_000}`"
+    began = time.process_time()
+    assert not asks_for_code_alone(instruction)
+    assert opening_chatter("Certainly! It waits.", instruction) == "Certainly! It waits."
+    assert time.process_time() - began < 2
+
+
+@pytest.mark.parametrize("before", ["", "A list. \n", "A list\n \n\t", "A list:\r\n"])
+def test_blank_lines_before_a_request_hide_it_from_nobody(before: str) -> None:
+    assert asks_for_code_alone(f"{before}Write a Python function that sorts it.")
+    assert opening_chatter("Certainly! It is.", f"{before}Is it sorted?") == ""
 
 
 def test_settings_of_a_stage_hold_for_a_text_call(tmp_path):

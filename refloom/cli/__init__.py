@@ -100,7 +100,7 @@ def _open_missing_streams() -> None:
         if getattr(sys, name) is None:
             # The lowest free number, which is the stream's own.
             number = os.open(os.devnull, os.O_RDWR)
-            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))
+            setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", closefd=False))
 
 
 def build_parser(command: str | None = None) -> CommandParser:
