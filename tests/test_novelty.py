@@ -203,6 +203,46 @@ def test_where_the_length_of_masks_changes_changes_no_decision(texts, threshold,
     assert admitted(known, texts) == naive_novel(texts, threshold)
 
 
+@given(texts_of, st.sampled_from(THRESHOLDS), st.integers(0, 6), st.data())
+def test_to_look_up_rare_tokens_changes_no_decision(texts, threshold, indexed, data):
+    texts = [data.draw(st.sampled_from(texts)) for _ in texts] + texts + texts[::-1]
+    known = NoveltyFilter(threshold, indexed_texts=indexed)
+    assert admitted(known, texts) == naive_novel(texts, threshold)
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.7, 0.85])
+def test_texts_looked_up_by_rare_tokens_are_decided_as_by_the_naive_filter(threshold):
+    draw = random.Random(5)
+    texts: list[list[str]] = []
+    for _ in range(200):
+        if texts and draw.random() < 0.5:
+            share, old = draw.random() * 0.7, draw.choice(texts)
+            text = [w if draw.random() > share else str(draw.randrange(3000)) for w in old]
+            texts.append(text[draw.randrange(3) :])
+        else:
+            size = draw.choice([4, 15, 30, 63, 64])
+            texts.append([str(int(3000 * draw.random() ** 2)) for _ in range(size)])
+    given = [" ".join(words) for words in texts]
+    known = NoveltyFilter(threshold, indexed_texts=0)
+    assert admitted(known, given) == naive_novel(given, threshold)
+
+
+@pytest.mark.parametrize(("shared", "looked_up"), [(4, {7}), (8, None)])
+def test_only_texts_with_a_rare_token_are_compared_unless_these_are_many(shared, looked_up):
+    known = NoveltyFilter(indexed_texts=40)
+    text = known._tokenize(numbered(10, shared, "x7y"))
+    for i in range(40):
+        assert known._with_rare_token(text) is None
+        known.add(numbered(10, shared, f"x{i}y"), f"n{i}")
+    rows = known._with_rare_token(text)
+    assert (rows if rows is None else set(rows)) == looked_up
+
+
+@given(st.text(NASTY + "\x00\x1c\x7f\x80\u212a\ud800 azAZ09", max_size=30))
+def test_tokens_of_any_characters_are_those_of_rouge_score(text):
+    assert tokens(text) == split(text)
+
+
 @pytest.mark.parametrize("threshold", [0.05, 0.4, 0.7, 0.9])
 def test_collisions_of_texts_of_every_length_of_mask_have_the_name_of_the_first(threshold):
     draw = random.Random(7)
