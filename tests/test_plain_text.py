@@ -17,7 +17,6 @@ from nodes.context import Context
 from nodes.generate import asks_for_code_alone
 from nodes.llm import Call, CallOrigin, make_call
 from nodes.llm.protocol import Capabilities, request_body
-from refloom.runs.ray.rpc import call_from_dict, call_to_dict
 
 REFERENCE = {"instruction": "How does a sundial work?", "response": "Its rod throws a shadow. " * 8}
 SEED = "Show me every odd character there is."
@@ -75,13 +74,12 @@ def test_a_refined_response_is_byte_true_without_its_plan(tmp_path):
     assert is_text(asked)
 
 
-def test_a_text_call_carries_no_shape_on_the_wire_and_crosses_to_a_worker_as_it_is():
+def test_a_text_call_carries_no_shape_on_the_wire():
     text = make_call("refine", [], None, Context(), CallOrigin("a"), text=True)
     body = request_body(text, Capabilities())
     assert not {"response_format", "tools", "logprobs"} & set(body)
     assert body["max_tokens"] == 4000
-    assert call_from_dict(json.loads(json.dumps(call_to_dict(text)))) == text
-    assert call_from_dict(call_to_dict(text)).kind == "text"
+    assert text.kind == "text"
 
 
 GIVEN = {

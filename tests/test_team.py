@@ -5,27 +5,41 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import threading
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from fakes import ScriptedModel, answer, letters, prompt_of, verdicts, words
-from runs import SEEDS, MixedModel, build_run, references, rows, stable_rows, summary_of
+from ray import cloudpickle
+from runs import (
+    SEEDS,
+    MixedModel,
+    build_run,
+    call_content,
+    references,
+    rows,
+    stable_rows,
+    summary_of,
+)
 
+from memory.references import IndexUnusable
+from memory.weights import WeightsUnavailable
+from nodes.inputs import BadInput
 from nodes.llm import CallFailed, ProviderStopped
 from nodes.llm.protocol import Transient
-from refloom.errors import WorkersLost
-from refloom.runs.ray.rpc import (
-    RpcChannel,
-    WorkerDied,
-    call_from_dict,
-    call_to_dict,
-    error_from_dict,
-    error_to_dict,
-)
+from prompts import PromptTooLong
+from refloom.errors import BudgetSpent, CheckUnusable, InputError, JournalError, WorkersLost
+from refloom.runs.client import Interrupted
+from refloom.runs.ray.rpc import Batch, RpcChannel, WorkerDied, sendable
 from refloom.runs.ray.worker import Worker
 from refloom.runs.run import Run
+
+
+def crossed(value: Any) -> Any:
+    """What is left of a value on its way to another process, as Ray carries it."""
+    return cloudpickle.loads(cloudpickle.dumps(value))
 
 
 class Inside:
@@ -39,13 +53,13 @@ class Inside:
     def kill(self) -> None:
         self.cut.set()
 
-    async def deliver(self, batch: bytes) -> None:
+    async def deliver(self, batch: Batch) -> None:
         if self.cut.is_set():
             raise WorkerDied("it was killed")
         self.delivered += 1
-        self.worker.channel.receive(batch)
+        self.worker.channel.receive(crossed(batch))
 
-    async def collect(self) -> bytes:
+    async def collect(self) -> Batch:
         batch = asyncio.ensure_future(self.worker.channel.batch())
         end = asyncio.ensure_future(self.cut.wait())
         await asyncio.wait([batch, end], return_when=asyncio.FIRST_COMPLETED)
@@ -55,7 +69,7 @@ class Inside:
             await self.worker.close()
             raise WorkerDied("it was killed")
         end.cancel()
-        return batch.result()
+        return crossed(batch.result())
 
 
 # Nobody is there: workers answer by a scripted model.
@@ -73,7 +87,7 @@ class Office:
         self.run: Run | None = None
 
     def __call__(self, orders: Any, contamination: Any) -> Any:
-        said = json.loads(json.dumps(orders))
+        said = crossed(orders)
 
         async def hire() -> Inside:
             async def send(call):
@@ -156,6 +170,17 @@ async def test_workers_hold_rows_to_a_persons_criteria_and_tell_of_their_trial_o
     assert any(c["text"] == "names who says so" for row in rows_of_one for c in row["criteria"])
     assert summary_of(tmp_path / "many")["calls"]["paid"] == one["calls"]["paid"]
     assert notices == ['criterion "is even": fails on 3 of 3 of your references']
+
+
+async def test_workers_ask_with_every_character_that_one_process_asks_with(tmp_path, office):
+    """Half a surrogate pair, which UTF-8 cannot hold: models and users write it."""
+    asked = []
+    for name, make in (("one", alone), ("many", together)):
+        model = ScriptedModel(generate=lambda call: "Half of a pair: \ud83d, and no more.")
+        await make(tmp_path / name, model if make is alone else office(model), SEEDS[:2])
+        asked.append(sorted(map(call_content, model.calls)))
+    assert any("\\ud83d" in content for content in asked[0])
+    assert asked[1] == asked[0]
 
 
 async def test_every_worker_gets_seeds(tmp_path, office):
@@ -284,7 +309,7 @@ async def joined(
 
     async def carry(one: RpcChannel, other: RpcChannel) -> None:
         while True:
-            other.receive(await one.batch())
+            other.receive(crossed(await one.batch()))
 
     return here, there, [asyncio.create_task(carry(*p)) for p in ((here, there), (there, here))]
 
@@ -305,10 +330,33 @@ async def test_what_is_asked_is_answered_whoever_is_quicker():
         task.cancel()
 
 
+class Crooked(ValueError):
+    """Cannot be built again from its message."""
+
+    def __init__(self, name: str, number: int) -> None:
+        super().__init__(f"{name} is {number}")
+
+
+class Locked(ValueError):
+    """Holds what no other process can have."""
+
+    def __init__(self) -> None:
+        super().__init__("it is locked")
+        self.lock = threading.Lock()
+
+
 ERRORS = [
     CallFailed("generate", "filtered", "no", {"calls": 1}),
-    ProviderStopped("check the key"),
     KeyError("seed"),
+    Crooked("n", 3),
+    Locked(),
+    *(
+        kind("check the key")
+        for kind in (
+            *(ProviderStopped, BudgetSpent, Interrupted, BadInput, IndexUnusable),
+            *(WeightsUnavailable, JournalError, CheckUnusable, InputError, PromptTooLong),
+        )
+    ),
 ]
 
 
@@ -319,7 +367,10 @@ async def test_what_goes_wrong_there_goes_wrong_here(error):
 
     here, _, tasks = await joined(nothing, fail)
     with pytest.raises(Exception) as raised:
-        await here.ask("x")
+        async with asyncio.timeout(10):
+            await here.ask("x")
+    whole = not isinstance(error, Crooked | Locked)
+    assert (type(raised.value) is type(error)) is whole
     assert type(raised.value).__name__ == type(error).__name__
     assert str(raised.value) == str(error)
     for task in tasks:
@@ -327,11 +378,12 @@ async def test_what_goes_wrong_there_goes_wrong_here(error):
 
 
 def test_a_passing_fault_keeps_what_the_endpoint_asked_for():
-    fault = Transient("critique", "rate_limit", "slow down")
+    fault = Transient("critique", "rate_limit", "slow down", {"calls": 2})
     fault.retry_after = 2.5
-    again = error_from_dict(json.loads(json.dumps(error_to_dict(fault))))
+    again = crossed(sendable(fault))
     assert isinstance(again, Transient)
-    assert (again.kind, again.message, again.retry_after) == ("rate_limit", "slow down", 2.5)
+    assert (again.stage, again.kind, again.message) == ("critique", "rate_limit", "slow down")
+    assert (again.retry_after, again.usage) == (2.5, {"calls": 2})
 
 
 async def test_who_asks_a_line_that_is_cut_is_told():
@@ -373,7 +425,7 @@ async def test_a_call_is_the_same_after_its_way_to_another_process(tmp_path):
     model = ScriptedModel()
     await alone(tmp_path, model, SEEDS[:2])
     for call in model.calls:
-        assert call_from_dict(json.loads(json.dumps(call_to_dict(call)))) == call
+        assert crossed(call) == call
 
 
 async def test_a_cluster_with_less_room_makes_the_rows_with_the_workers_it_has(tmp_path, office):

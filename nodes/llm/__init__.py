@@ -177,6 +177,10 @@ class CallFailed(Exception):
         self.stage, self.kind, self.message = stage, kind, message
         self.usage = usage or no_usage()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """How it crosses to another process."""
+        return type(self), (self.stage, self.kind, self.message, self.usage), self.__dict__
+
 
 class ProviderStopped(RuntimeError):
     """No call can succeed: wrong key, unknown model, no quota, no endpoint. Says what to do.

@@ -215,12 +215,12 @@ async def open_pool(
     """Start the workers of a pool; without a `starter` on Ray, connected while this is open."""
     settings = parts.settings
     worker_config = {
-        "settings": settings.model_dump(mode="json"),
+        "settings": settings,
         "keys": {
             name: os.environ.get(name, "")
             for name in (*API_KEY_VARIABLES, *variables_of(settings.models))
         },
-        "references": str(parts.references.path.absolute()),
+        "references": parts.references.path.absolute(),
         "resumed": parts.recorder.resumed,
         "own_criteria": parts.own_criteria.to_dict(),
     }

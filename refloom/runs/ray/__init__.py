@@ -12,10 +12,9 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from memory.contamination import Contamination
-from nodes.llm.fast_json import dumps, loads
 from refloom.errors import InputError
 from refloom.runs.ray.pool import StartWorker
-from refloom.runs.ray.rpc import WorkerDied, error_from_dict, error_to_dict
+from refloom.runs.ray.rpc import Batch, WorkerDied, sendable
 
 if TYPE_CHECKING:
     from refloom.runs.ray.worker import Worker
@@ -33,25 +32,27 @@ class WorkerActor:
         self._open = AsyncExitStack()
         self._worker: Worker | None = None
 
-    async def begin(self, config: bytes, contamination: Contamination | None) -> Any:
+    async def begin(
+        self, config: Mapping[str, Any], contamination: Contamination | None
+    ) -> Exception | None:
         """Build the worker's graph, client and index."""
         from refloom.runs.garbage_collection import relaxed_gc
         from refloom.runs.ray.worker import Worker
 
         try:
             # In a thread: it imports modules and opens files.
-            self._worker = await asyncio.to_thread(Worker, loads(config), contamination)
+            self._worker = await asyncio.to_thread(Worker, config, contamination)
         except Exception as error:  # noqa: BLE001 - the run raises it
-            return error_to_dict(error)
+            return sendable(error)
         self._open.enter_context(relaxed_gc())
         return None
 
-    async def deliver(self, batch: bytes) -> None:
+    async def deliver(self, batch: Batch) -> None:
         """See `refloom.runs.ray.rpc.Transport`."""
         assert self._worker is not None
         self._worker.channel.receive(batch)
 
-    async def collect(self) -> bytes:
+    async def collect(self) -> Batch:
         """See `refloom.runs.ray.rpc.Transport`."""
         assert self._worker is not None
         return await self._worker.channel.batch()
@@ -63,17 +64,17 @@ class ActorTransport:
     def __init__(self, actor: Any, errors: type[Exception]) -> None:
         self._actor, self._errors = actor, errors
 
-    async def deliver(self, batch: bytes) -> None:
+    async def deliver(self, batch: Batch) -> None:
         """Send a batch to the actor."""
         try:
             await self._actor.deliver.remote(batch)
         except self._errors as error:
             raise WorkerDied(_first_line(error)) from None
 
-    async def collect(self) -> bytes:
+    async def collect(self) -> Batch:
         """Wait for a batch of the actor."""
         try:
-            batch: bytes = await self._actor.collect.remote()
+            batch: Batch = await self._actor.collect.remote()
         except self._errors as error:
             raise WorkerDied(_first_line(error)) from None
         return batch
@@ -143,7 +144,6 @@ def worker_starter(config: Mapping[str, Any], contamination: Contamination | Non
     import ray
     from ray.exceptions import RayError
 
-    config_bytes = dumps(config)
     contamination_ref = ray.put(contamination)
     remote: Any = ray.remote
     options = {
@@ -156,11 +156,11 @@ def worker_starter(config: Mapping[str, Any], contamination: Contamination | Non
     async def start() -> ActorTransport:
         actor = actor_class.remote()
         try:
-            fault = await actor.begin.remote(config_bytes, contamination_ref)
+            fault = await actor.begin.remote(config, contamination_ref)
         except RayError as error:
             raise WorkerDied(_first_line(error)) from None
         if fault is not None:
-            raise error_from_dict(fault)
+            raise fault
         return ActorTransport(actor, RayError)
 
     return start

@@ -9,48 +9,39 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from contextvars import ContextVar
+from functools import partial
+from inspect import isawaitable
 from typing import Any
 
-from memory.characteristics import NAMESPACE, Characteristics, FileStore
+from memory.characteristics import Characteristics, FileStore
 from memory.contamination import Contamination
-from nodes.checks import CheckInput, RunCheck
-from nodes.context import Context
-from nodes.hooks import Admitted
+from nodes.checks import RunCheck
 from nodes.llm import Call, Reply
 from nodes.llm.capabilities import Capabilities
 from nodes.llm.faults import Fault
-from nodes.record import Record
-from nodes.state import Near, Proposal, Seed
+from nodes.state import Seed, Slot
 from refloom.errors import WorkersLost
-from refloom.runs.client import reply_to_dict
 from refloom.runs.event_log import event
-from refloom.runs.ray.rpc import (
-    RpcChannel,
-    Transport,
-    WorkerDied,
-    call_from_dict,
-    call_to_dict,
-    outcome_from_dict,
-)
-from refloom.runs.retrieval import ReferenceQuota, Retrieved, SeedKey, seed_key
+from refloom.runs.ray.rpc import RpcChannel, Transport, WorkerDied
+from refloom.runs.retrieval import ReferenceQuota, SeedKey, seed_key
 from refloom.runs.scheduler import SampleRecorder
-
-# The fields of a call that the run may have changed since a worker asked for it.
-CHANGED_FIELDS = ("temperature", "max_tokens", "extra_body", "wire_tokens")
-# The stages of calls that the run makes by itself, in the course of a worker's call.
-OWN_STAGES = ("probe", "preflight")
 
 
 class SeedReplay:
     """One seed in flight. Each step happens once, however often workers ask for it."""
 
-    def __init__(
-        self, seed: Seed, context: Context, recorder: SampleRecorder, quota: ReferenceQuota
-    ) -> None:
-        self._seed, self._context = seed, context
-        self._recorder, self._quota = recorder, quota
-        self._place = seed_key(seed)
+    def __init__(self, seed: Seed, recorder: SampleRecorder, quota: ReferenceQuota) -> None:
+        scheduler, place = recorder.scheduler, seed_key(seed)
+        self._actions: dict[str, Callable[..., Coroutine[Any, Any, Any]]] = {
+            "are_known": partial(scheduler.are_known, seed),
+            "repeat_turn": partial(scheduler.repeat_turn, seed),
+            "compare": partial(scheduler.compare, seed, context=recorder.context),
+            "end_turn": partial(scheduler.end_turn, seed),
+            "start": recorder.start,
+            "finish": recorder.finish,
+            "try_take": partial(quota.try_take, place),
+            "take": partial(quota.take, place),
+        }
         self._steps: dict[Any, asyncio.Future[Any]] = {}
         self._compared = 0
 
@@ -58,56 +49,23 @@ class SeedReplay:
         """Another worker starts the seed; it gets the same answers, in order."""
         self._compared = 0
 
-    async def step(self, what: str, values: list[Any]) -> Any:
+    async def step(self, what: str, *values: Any) -> Any:
         """Take the step a worker asks for, or repeat its result."""
-        steps: dict[str, Callable[..., Awaitable[Any]]] = {
-            "are_known": self._are_known,
-            "repeat": self._repeat,
-            "compare": self._compare,
-            "end_turn": self._end_turn,
-            "start": self._start,
-            "finish": self._finish,
-            "try_take": self._try_take,
-            "take": self._take,
-        }
         key: Any = what
         if what == "compare":
             key, self._compared = (what, self._compared), self._compared + 1
         elif what == "start":
-            key = (what, values[0])
-            if ("finish", values[0]) in self._steps:
-                await asyncio.wait([self._steps["finish", values[0]]])
+            slot: Slot = values[0]
+            key, finish = (what, slot), self._steps.get(("finish", slot))
+            if finish is not None:
+                await asyncio.wait([finish])
                 return False
         elif what == "finish":
-            key = (what, values[0]["slot"][2])
+            key = (what, tuple(values[0]["slot"]))
         if key not in self._steps:
-            self._steps[key] = asyncio.ensure_future(steps[what](*values))
+            self._steps[key] = asyncio.ensure_future(self._actions[what](*values))
         # The worker may die while the step is being taken; the step is finished all the same.
         return await asyncio.shield(self._steps[key])
-
-    async def _are_known(self, texts: list[str]) -> list[bool]:
-        return await self._recorder.scheduler.are_known(self._seed, texts)
-
-    async def _repeat(self) -> list[Admitted] | None:
-        return await self._recorder.scheduler.repeat_turn(self._seed)
-
-    async def _compare(self, texts: list[str]) -> list[Near | None] | None:
-        return await self._recorder.scheduler.compare(self._seed, texts, self._context)
-
-    async def _end_turn(self, admitted: list[Admitted], dropped: list[Proposal]) -> None:
-        await self._recorder.scheduler.end_turn(self._seed, admitted, dropped)
-
-    async def _start(self, slot: int) -> bool:
-        return await self._recorder.start((*self._place, slot))
-
-    async def _finish(self, record: Record, references: list[Any]) -> None:
-        await self._recorder.finish(record, references)
-
-    async def _try_take(self, retrieved: list[Any], rows: list[int], k: int) -> list[bool] | None:
-        return await self._quota.try_take(self._place, Retrieved(*retrieved), rows, k)
-
-    async def _take(self, retrieved: list[Any]) -> None:
-        await self._quota.take(self._place, Retrieved(*retrieved))
 
     async def aclose(self) -> None:
         """The seed has ended: cancel what is left of its steps."""
@@ -129,19 +87,13 @@ class _PoolWorker:
 
     def __init__(self, number: int, transport: Transport, channel: RpcChannel) -> None:
         self.number, self.transport, self.channel = number, transport, channel
-        self.seeds = 0
         self.carriers: list[asyncio.Task[None]] = []
-
-
-# The worker that asked for the call being answered, and the call's number there.
-_caller: ContextVar[tuple[_PoolWorker, int] | None] = ContextVar("caller", default=None)
 
 
 class WorkerPool:
     """An `Executor` over workers that `start_worker` starts; a dead one is replaced.
 
-    Its `attempt` makes the requests below journal and limits: a call goes back to the worker that
-    asked for it, or to another if that is dead.
+    Its `attempt` makes the requests below journal and limits.
     """
 
     def __init__(self, workers: int, on_warning: Callable[[str], None] = lambda text: None) -> None:
@@ -167,10 +119,19 @@ class WorkerPool:
 
         Raises what the first worker raises at its start, or `WorkersLost` if none starts in time.
         """
-        self._start_worker, self._calls = start_worker, recorder.calls
-        self._recorder, self._quota = recorder, quota
-        self._store, self._learned, self._check = store, learned, check
-        self._context: Context = recorder.context
+        self._start_worker, self._recorder, self._quota = start_worker, recorder, quota
+        # What a worker may ask for beside the steps of a seed.
+        self._answers: dict[str, Callable[..., Any]] = {
+            "call": recorder.calls,
+            "headers": recorder.calls.limiter.apply_headers,
+            "check": check,
+            "aget": store.aget,
+            "aput": store.aput,
+            "learned": learned.notify,
+            "warning": self._on_warning,
+            "load": quota.load,
+            "leave": quota.leave,
+        }
         first = asyncio.ensure_future(self._add())
         for _ in range(self._size - 1):
             self._run_in_background(self._replace())
@@ -192,9 +153,7 @@ class WorkerPool:
         self._started += 1
         number = self._started
         transport = await self._start_worker()
-        worker = _PoolWorker(
-            number, transport, RpcChannel(lambda what, values: self._answer(worker, what, values))
-        )
+        worker = _PoolWorker(number, transport, RpcChannel(self._answer))
         worker.carriers = [
             asyncio.ensure_future(self._send_batches(worker)),
             asyncio.ensure_future(self._receive_batches(worker)),
@@ -240,19 +199,16 @@ class WorkerPool:
     async def run_seed(self, seed: Seed) -> None:
         """See `Executor`. Raises `WorkersLost` if no worker is left."""
         place = seed_key(seed)
-        replay = self._replays[place] = SeedReplay(seed, self._context, self._recorder, self._quota)
+        replay = self._replays[place] = SeedReplay(seed, self._recorder, self._quota)
         try:
             while True:
                 worker = await self._least_busy()
                 replay.restart()
-                worker.seeds += 1
                 try:
                     await worker.channel.ask("run_seed", seed)
                     return
                 except WorkerDied:
                     event("worker", number=worker.number, state="seed restarted", slot=place)
-                finally:
-                    worker.seeds -= 1
         finally:
             self._replays.pop(place, None)
             await replay.aclose()
@@ -265,63 +221,26 @@ class WorkerPool:
                     f"all {self._started} workers were lost ({self._fault}). "
                     "Finished work is kept; the same command resumes the run"
                 )
-            return min(self._workers, key=lambda worker: worker.seeds)
+            return min(self._workers, key=lambda worker: worker.channel.load)
 
     async def attempt(self, call: Call, known: Capabilities) -> Reply | Fault:
-        """See `EndpointClient.attempt`: by the worker that asked for the call, if it lives."""
-        caller, way = _caller.get(), known.to_dict()
-        if caller is not None and caller[0] in self._workers and call.stage not in OWN_STAGES:
-            worker, number = caller
-            values = call_to_dict(call)
-            changed = {name: values[name] for name in CHANGED_FIELDS}
-            try:
-                answer = await worker.channel.ask("attempt", number, changed, way)
-                return outcome_from_dict(answer)
-            except WorkerDied:
-                event("worker", number=worker.number, state="call sent again")
+        """See `EndpointClient.attempt`: by the least busy worker, and by another if it dies."""
         while True:
             worker = await self._least_busy()
             try:
-                answer = await worker.channel.ask("attempt", None, call_to_dict(call), way)
-                return outcome_from_dict(answer)
+                outcome: Reply | Fault = await worker.channel.ask("attempt", call, known)
+                return outcome
             except WorkerDied:
-                continue
+                event("worker", number=worker.number, state="call sent again")
 
-    async def _answer(self, worker: _PoolWorker, what: str, values: list[Any]) -> Any:
+    async def _answer(self, what: str, values: Sequence[Any]) -> Any:
         """Answer a worker's request."""
-        if what == "call":
-            _caller.set((worker, values[0]))
-            return reply_to_dict(await self._calls(call_from_dict(values[1])))
-        if what == "check":
-            return await self._check(CheckInput(*values))
-        if what == "headers":
-            self._calls.limiter.apply_headers(*values)
-        elif what == "recall":
-            entry = await self._store.aget(NAMESPACE, values[0])
-            return entry and entry.value
-        elif what == "store":
-            await self._store.aput(NAMESPACE, values[0], values[1], index=False)
-        elif what == "learned":
-            self._learned.notify(*values)
-        elif what == "warning":
-            self._on_warning(*values)
+        if what in self._answers:
+            result = self._answers[what](*values)
         else:
-            return await self._step(what, values)
-        return None
-
-    async def _step(self, what: str, values: list[Any]) -> Any:
-        if what in ("start", "finish"):
-            round_, position, slot = values[0] if what == "start" else values[0]["slot"]
-            place, rest = (round_, position), [slot] if what == "start" else values
-        else:
-            place, rest = (values[0][0], values[0][1]), values[1:]
-        if what == "leave":
-            self._quota.leave(place)
-            return None
-        if what == "load":
-            retrieved = await self._quota.load(place)
-            return retrieved and [retrieved.rows, retrieved.scores, retrieved.counted]
-        return await self._replays[place].step(what, rest)
+            place, *rest = values
+            result = self._replays[place].step(what, *rest)
+        return await result if isawaitable(result) else result
 
     def prefetch(self, seeds: Sequence[Seed]) -> None:
         """See `Executor`: nothing to do, each worker has an index of its own."""

@@ -1,127 +1,45 @@
 """Requests and answers in both directions between a run and a worker, in batches.
 
 A message costs its bytes, a batch costs a remote call. So messages of the same few milliseconds
-travel together.
+travel together. Ray pickles them: both ends are processes of one run.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Awaitable, Callable
-from dataclasses import asdict, fields
-from functools import cache
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
-from memory.references import IndexUnusable
-from memory.weights import WeightsUnavailable
-from nodes.inputs import BadInput
-from nodes.llm import Answer, Call, CallFailed, ProviderStopped, Reply
-from nodes.llm.endpoint import Probed
-from nodes.llm.fast_json import dumps, loads
-from nodes.llm.faults import Fault
-from nodes.llm.protocol import Transient
-from refloom.errors import BudgetSpent, JournalError
-from refloom.runs.client import Interrupted, reply_to_dict
-
-
-@cache
-def _answer_types() -> dict[str, type[Answer]]:
-    """Answer types by name, as they cross to another process."""
-    # Imported here: nodes import LangGraph, and a run makes its preflight before that.
-    from nodes.feedback import Feedback, Improved
-    from nodes.generate import Generated
-    from nodes.judge import Critiqued
-    from nodes.learn import Extracted, ExtractedOfPair
-    from nodes.propose import Proposed
-    from nodes.screening import Screened
-
-    answers = (
-        *(Extracted, ExtractedOfPair, Proposed, Screened),
-        *(Generated, Critiqued, Feedback, Improved, Probed),
-    )
-    return {answer.__name__: answer for answer in answers}
-
-
-# Errors by name, as they cross to another process.
-_ERROR_TYPES: dict[str, type[Exception]] = {
-    kind.__name__: kind
-    for kind in (
-        ProviderStopped,
-        BudgetSpent,
-        Interrupted,
-        BadInput,
-        IndexUnusable,
-        WeightsUnavailable,
-        JournalError,
-    )
-}
-
-
-def call_to_dict(call: Call) -> dict[str, Any]:
-    """A call as plain JSON values."""
-    values = {field.name: getattr(call, field.name) for field in fields(call)}
-    return values | {"answer": call.answer.__name__ if call.answer else None}
-
-
-def call_from_dict(values: dict[str, Any]) -> Call:
-    """The inverse of `call_to_dict`."""
-    answer = _answer_types()[values["answer"]] if values["answer"] else None
-    messages, order = tuple(values["messages"]), tuple(values["order"])
-    return Call(**{**values, "answer": answer, "messages": messages, "order": order})
-
-
-def outcome_to_dict(outcome: Reply | Fault) -> dict[str, Any]:
-    """What a request brought, as plain JSON values; `outcome_from_dict` is the inverse."""
-    if isinstance(outcome, Reply):
-        return {"reply": reply_to_dict(outcome)}
-    return {"fault": asdict(outcome)}
-
-
-def outcome_from_dict(values: dict[str, Any]) -> Reply | Fault:
-    """See `outcome_to_dict`."""
-    return Reply(**values["reply"]) if "reply" in values else Fault(**values["fault"])
-
-
-def error_to_dict(error: Exception) -> dict[str, Any]:
-    """An error as plain JSON values: its class and message, and a failed call's details."""
-    values: dict[str, Any] = {"error": type(error).__name__, "message": str(error)}
-    if isinstance(error, CallFailed):
-        values |= {"stage": error.stage, "kind": error.kind, "message": error.message}
-        values |= {"usage": error.usage, "retry_after": getattr(error, "retry_after", None)}
-        values["error"] = "Transient" if isinstance(error, Transient) else "CallFailed"
-    return values
-
-
-def error_from_dict(values: dict[str, Any]) -> Exception:
-    """The inverse of `error_to_dict`; an unknown class becomes a new one of the same name."""
-    name, message = values["error"], values["message"]
-    if name in ("Transient", "CallFailed"):
-        kind = Transient if name == "Transient" else CallFailed
-        failed = kind(values["stage"], values["kind"], message, values["usage"])
-        if isinstance(failed, Transient):
-            failed.retry_after = values["retry_after"]
-        return failed
-    known = _ERROR_TYPES.get(name)
-    return known(message) if known else type(name, (Exception,), {})(message)
-
-
 BATCH_DELAY_S = 0.004
-AnswerRequest = Callable[[str, list[Any]], Awaitable[Any]]
+# What is asked for, and with which values.
+AnswerRequest = Callable[[str, Sequence[Any]], Awaitable[Any]]
+Batch = list[Any]
 
 
 class WorkerDied(ConnectionError):
     """The worker at the other end is gone; its pending requests failed."""
 
 
+def sendable(error: Exception) -> Exception:
+    """The error as Ray carries it, or one of the same name and message if it cannot."""
+    from ray import cloudpickle
+
+    try:
+        carried: Exception = cloudpickle.loads(cloudpickle.dumps(error))
+    except Exception:  # noqa: BLE001 - a class may fail to be taken apart in any way
+        carried = type(type(error).__name__, (Exception,), {})(str(error))
+    return carried
+
+
 class Transport(Protocol):
     """Carries batches to the other end and back. Raises `WorkerDied` once that is gone."""
 
-    async def deliver(self, batch: bytes) -> None:
+    async def deliver(self, batch: Batch) -> None:
         """Send a batch."""
         ...
 
-    async def collect(self) -> bytes:
+    async def collect(self) -> Batch:
         """Wait for a batch."""
         ...
 
@@ -137,6 +55,11 @@ class RpcChannel:
         self._numbers = itertools.count()
         self._answering: set[asyncio.Task[None]] = set()
         self._gone: WorkerDied | None = None
+
+    @property
+    def load(self) -> int:
+        """How many requests the other end has not answered."""
+        return len(self._pending)
 
     async def ask(self, what: str, *values: Any) -> Any:
         """Send a request and wait for its answer. Raises what the other end raised."""
@@ -157,17 +80,17 @@ class RpcChannel:
         """Send a message that has no answer."""
         self._send(["ask", None, what, values])
 
-    async def batch(self) -> bytes:
+    async def batch(self) -> Batch:
         """Wait for outgoing messages, and give those of the next few milliseconds as one batch."""
         await self._has_messages.wait()
         await asyncio.sleep(BATCH_DELAY_S)
         self._has_messages.clear()
         messages, self._outgoing = self._outgoing, []
-        return dumps(messages)
+        return messages
 
-    def receive(self, batch: bytes) -> None:
+    def receive(self, batch: Batch) -> None:
         """Handle a batch from the other end."""
-        for kind, number, *rest in loads(batch):
+        for kind, number, *rest in batch:
             if kind == "ask":
                 task = asyncio.ensure_future(self._respond(number, *rest))
                 task.set_name(f"answer {number}")
@@ -197,12 +120,12 @@ class RpcChannel:
         self._outgoing.append(message)
         self._has_messages.set()
 
-    async def _respond(self, number: int | None, what: str, values: list[Any]) -> None:
+    async def _respond(self, number: int | None, what: str, values: Sequence[Any]) -> None:
         try:
             result = await self._answer(what, values)
         except Exception as error:  # noqa: BLE001 - raised at the other end
             if number is not None:
-                self._send(["error", number, error_to_dict(error)])
+                self._send(["error", number, sendable(error)])
         else:
             if number is not None:
                 self._send(["answer", number, result])
@@ -214,4 +137,4 @@ class RpcChannel:
         if kind == "answer":
             pending.set_result(result)
         else:
-            pending.set_exception(error_from_dict(result))
+            pending.set_exception(result)

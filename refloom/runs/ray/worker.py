@@ -6,9 +6,9 @@ process. So a worker makes the rows that the run itself would have made.
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,21 +17,18 @@ from memory.characteristics import Characteristics, Learned, StoredEntry
 from memory.contamination import Contamination
 from memory.embed import Embed, Embedder
 from memory.index import ReferenceIndex
-from memory.references import Reference
 from memory.store import ReferenceFile
 from nodes.checks import QUICK_CHECKS, CheckInput, run_safe_check
-from nodes.context import Context
 from nodes.hooks import Admitted, RunHooks
 from nodes.llm import Call, Complete, Reply
 from nodes.llm.capabilities import Capabilities
 from nodes.llm.chat_model import ModelClient
 from nodes.llm.faults import Fault
 from nodes.own_criteria import OwnCriteria
-from nodes.record import Record
-from nodes.state import Near, Proposal, Seed, Slot, Verdict
+from nodes.state import Seed, Verdict
 from refloom.runs.client import Endpoints
 from refloom.runs.rate_limit import RATE_LIMIT_HEADERS
-from refloom.runs.ray.rpc import RpcChannel, call_from_dict, call_to_dict, outcome_to_dict
+from refloom.runs.ray.rpc import RpcChannel
 from refloom.runs.retrieval import Retrieved, RunRetrieval, SeedKey, seed_key
 from refloom.runs.scheduler import LocalExecutor
 from refloom.settings import Settings
@@ -50,7 +47,7 @@ class Worker:
     ) -> None:
         """`config`: the run's settings, API keys, references file, own criteria, if resumed."""
         self.channel = RpcChannel(self._answer)
-        settings = Settings(**config["settings"])
+        settings: Settings = config["settings"]
         os.environ.update({name: key for name, key in config["keys"].items() if key})
         self._connection = ModelClient(
             Endpoints(settings).resolve,
@@ -59,10 +56,8 @@ class Worker:
             on_headers=self._send_headers,
         )
         self._send = complete
-        self._resumed = bool(config["resumed"])
-        self._calls: dict[int, Call] = {}
-        self._numbers = itertools.count()
-        path = Path(config["references"])
+        self._resumed: bool = config["resumed"]
+        path: Path = config["references"]
         embed = embed or Embedder(settings.embedding_model)
         index = ReferenceIndex(ReferenceFile(path), embed, path.parent, settings.embedding_model)
         retrieval = RunRetrieval(index, _RemoteQuota(self.channel, self._resumed))
@@ -72,33 +67,19 @@ class Worker:
             draw_other=index.draw_other,
             embed=embed,
             characteristics=Characteristics(_RemoteStore(self.channel), self._send_counts),
-            hooks=RunHooks(
-                compare=self._compare,
-                end_turn=self._end_turn,
-                repeat_turn=self._repeat_turn,
-                are_known=self._are_known,
-                start=self._start,
-                finish=self._finish,
-                interrupts=False,
-            ),
+            hooks=self._hooks(),
             contamination=contamination,
             own_criteria=OwnCriteria(**config["own_criteria"], on_warning=self._send_warning),
             check=self._check,
         )
         self._executor = LocalExecutor(graph, settings.context(), retrieval)
 
-    async def _answer(self, what: str, values: list[Any]) -> Any:
+    async def _answer(self, what: str, values: Sequence[Any]) -> Any:
         """Answer the run: run a seed, or make a request."""
         if what == "run_seed":
-            return await self._executor.run_seed(values[0])
-        if what == "attempt":
-            number, fields, way = values
-            if number is not None:
-                # The run may have changed parameters; the rest of the call is here already.
-                fields = call_to_dict(self._calls[number]) | fields
-            call = call_from_dict(fields)
-            return outcome_to_dict(await self._attempt(call, Capabilities.from_dict(way)))
-        raise ValueError(f"unknown request {what!r}")
+            return await self._executor.run_seed(*values)
+        assert what == "attempt"
+        return await self._attempt(*values)
 
     async def _attempt(self, call: Call, known: Capabilities) -> Reply | Fault:
         if self._send is not None:
@@ -106,46 +87,35 @@ class Worker:
         return await self._connection.attempt(call, known)
 
     async def _complete(self, call: Call) -> Reply:
-        number = next(self._numbers)
-        self._calls[number] = call
-        try:
-            return Reply(**await self.channel.ask("call", number, call_to_dict(call)))
-        finally:
-            del self._calls[number]
+        reply: Reply = await self.channel.ask("call", call)
+        return reply
 
     def _send_headers(self, model: str, judge: bool, headers: Mapping[str, str]) -> None:
         limits = {name: headers[name] for name in RATE_LIMIT_HEADERS if name in headers}
         if limits:
             self.channel.notify("headers", model, judge, limits)
 
-    async def _compare(
-        self, seed: Seed, texts: Sequence[str], context: Context
-    ) -> list[Near | None] | None:
-        near: list[Near | None] | None = await self.channel.ask(
-            "compare", seed_key(seed), list(texts)
+    def _hooks(self) -> RunHooks:
+        """The run's hooks, each a request that names the seed's key first."""
+        ask = self.channel.ask
+
+        async def repeat_turn(seed: Seed) -> list[Admitted] | None:
+            repeated: list[Admitted] | None = None
+            if self._resumed:
+                repeated = await ask("repeat_turn", seed_key(seed))
+            return repeated
+
+        return RunHooks(
+            compare=lambda seed, texts, context: ask("compare", seed_key(seed), texts),
+            end_turn=lambda seed, *turn: ask("end_turn", seed_key(seed), *turn),
+            repeat_turn=repeat_turn,
+            are_known=lambda seed, texts: ask("are_known", seed_key(seed), texts),
+            start=lambda slot: ask("start", slot[:2], slot),
+            finish=lambda record, references: ask(
+                "finish", tuple(record["slot"][:2]), record, references
+            ),
+            interrupts=False,
         )
-        return near
-
-    async def _end_turn(
-        self, seed: Seed, admitted: Sequence[Admitted], dropped: Sequence[Proposal]
-    ) -> None:
-        await self.channel.ask("end_turn", seed_key(seed), list(admitted), list(dropped))
-
-    async def _repeat_turn(self, seed: Seed) -> list[Admitted] | None:
-        if not self._resumed:
-            return None
-        admitted: list[Admitted] | None = await self.channel.ask("repeat", seed_key(seed))
-        return admitted
-
-    async def _are_known(self, seed: Seed, texts: Sequence[str]) -> list[bool]:
-        known: list[bool] = await self.channel.ask("are_known", seed_key(seed), list(texts))
-        return known
-
-    async def _start(self, slot: Slot) -> bool:
-        return bool(await self.channel.ask("start", slot))
-
-    async def _finish(self, record: Record, references: Sequence[Reference]) -> None:
-        await self.channel.ask("finish", record, list(references))
 
     def _send_counts(self, reference_id: str, learned: Learned | None) -> None:
         self.channel.notify("learned", reference_id, learned and {"counts": learned["counts"]})
@@ -154,13 +124,8 @@ class Worker:
         """Checks are made by the run, which keeps their verdicts."""
         if check.kind in QUICK_CHECKS:
             return await run_safe_check(check)
-        verdict: Verdict = await self.channel.ask(
-            "check",
-            check.criterion,
-            check.instruction,
-            check.response,
-            list(check.references) if check.reads_references else [],
-        )
+        references = check.references if check.reads_references else ()
+        verdict: Verdict = await self.channel.ask("check", replace(check, references=references))
         return verdict
 
     def _send_warning(self, text: str) -> None:
@@ -179,19 +144,16 @@ class _RemoteQuota:
         self._channel, self._resumed = channel, resumed
 
     async def load(self, key: SeedKey) -> Retrieved | None:
-        fields = await self._channel.ask("load", key) if self._resumed else None
-        return Retrieved(*fields) if fields else None
+        return await self._channel.ask("load", key) if self._resumed else None
 
     async def try_take(
         self, key: SeedKey, retrieved: Retrieved, rows: Sequence[int], k: int
     ) -> list[bool] | None:
-        allowed: list[bool] | None = await self._channel.ask(
-            "try_take", key, _retrieved_to_list(retrieved), rows, k
-        )
+        allowed: list[bool] | None = await self._channel.ask("try_take", key, retrieved, rows, k)
         return allowed
 
     async def take(self, key: SeedKey, retrieved: Retrieved) -> None:
-        await self._channel.ask("take", key, _retrieved_to_list(retrieved))
+        await self._channel.ask("take", key, retrieved)
 
     def leave(self, key: SeedKey) -> None:
         self._channel.notify("leave", key)
@@ -204,14 +166,10 @@ class _RemoteStore:
         self._channel = channel
 
     async def aget(self, namespace: tuple[str, ...], key: str) -> StoredEntry | None:
-        value = await self._channel.ask("recall", key)
-        return StoredEntry(value) if value is not None else None
+        entry: StoredEntry | None = await self._channel.ask("aget", namespace, key)
+        return entry
 
     async def aput(
         self, namespace: tuple[str, ...], key: str, value: dict[str, Any], index: Literal[False]
     ) -> None:
-        self._channel.notify("store", key, value)
-
-
-def _retrieved_to_list(retrieved: Retrieved) -> list[Any]:
-    return [retrieved.rows, retrieved.scores, retrieved.counted]
+        self._channel.notify("aput", namespace, key, value, index)
