@@ -68,7 +68,7 @@ def family(pid: int) -> list[psutil.Process]:
 
 
 def workers(of: list[psutil.Process]) -> list[psutil.Process]:
-    return [one for one in of if one.is_running() and one.name().startswith("ray::Actor")]
+    return [one for one in of if one.is_running() and one.name().startswith("ray::WorkerActor")]
 
 
 def cpu_s(pid: int, used: dict[psutil.Process, float]) -> float:
