@@ -48,14 +48,16 @@ class Inside:
     def __init__(self, worker: Worker) -> None:
         self.worker = worker
         self.cut = asyncio.Event()
+        self.cut_by: Exception = WorkerDied("it was killed")
         self.delivered = 0
 
-    def kill(self) -> None:
+    def kill(self, by: Exception | None = None) -> None:
+        self.cut_by = by or self.cut_by
         self.cut.set()
 
     async def deliver(self, batch: Batch) -> None:
         if self.cut.is_set():
-            raise WorkerDied("it was killed")
+            raise self.cut_by
         self.delivered += 1
         self.worker.channel.receive(crossed(batch))
 
@@ -67,7 +69,7 @@ class Inside:
             batch.cancel()
             # What a process does ends with it.
             await self.worker.close()
-            raise WorkerDied("it was killed")
+            raise self.cut_by
         end.cancel()
         return crossed(batch.result())
 
@@ -212,6 +214,15 @@ async def test_a_worker_that_is_lost_costs_its_calls_in_flight_only(tmp_path, of
     assert len(staff.hired) == 3
     # Calls that fail for good are not kept, and cost nothing when they are made again.
     assert calm.answered <= staff.answered <= calm.answered + 4
+
+
+async def test_a_worker_to_which_nothing_can_be_carried_is_replaced(tmp_path, office):
+    staff = office(MixedModel())
+    staff.on_call = lambda far, n: far.kill(TypeError("cannot pickle it")) if n == 9 else None
+    await together(tmp_path / "many", staff, SEEDS)
+    await alone(tmp_path / "one", MixedModel(), SEEDS)
+    assert stable_rows(tmp_path / "many") == stable_rows(tmp_path / "one")
+    assert len(staff.hired) == 3
 
 
 async def test_workers_that_are_lost_again_and_again_are_replaced(tmp_path, office):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from inspect import isawaitable
 from typing import Any
@@ -82,12 +83,13 @@ StartWorker = Callable[[], Awaitable[Transport]]
 WorkerStarter = Callable[[Mapping[str, Any], Contamination | None], StartWorker]
 
 
+@dataclass(frozen=True)
 class _PoolWorker:
-    """A worker of the pool: its channel, and the tasks that carry batches both ways."""
+    """A worker of the pool, and the way to it."""
 
-    def __init__(self, number: int, transport: Transport, channel: RpcChannel) -> None:
-        self.number, self.transport, self.channel = number, transport, channel
-        self.carriers: list[asyncio.Task[None]] = []
+    number: int
+    transport: Transport
+    channel: RpcChannel
 
 
 class WorkerPool:
@@ -154,37 +156,35 @@ class WorkerPool:
         number = self._started
         transport = await self._start_worker()
         worker = _PoolWorker(number, transport, RpcChannel(self._answer))
-        worker.carriers = [
-            asyncio.ensure_future(self._send_batches(worker)),
-            asyncio.ensure_future(self._receive_batches(worker)),
-        ]
         async with self._changed:
             self._workers.append(worker)
             self._changed.notify_all()
+        self._run_in_background(self._carry(worker))
         event("worker", number=number, state="begun")
 
-    async def _send_batches(self, worker: _PoolWorker) -> None:
-        try:
-            while True:
-                await worker.transport.deliver(await worker.channel.batch())
-        except WorkerDied as error:
-            self._remove(worker, error)
+    async def _carry(self, worker: _PoolWorker) -> None:
+        """Carry batches both ways until that fails: then the worker's requests go to others."""
+        channel, transport = worker.channel, worker.transport
 
-    async def _receive_batches(self, worker: _PoolWorker) -> None:
-        try:
+        async def send() -> None:
             while True:
-                worker.channel.receive(await worker.transport.collect())
-        except WorkerDied as error:
-            self._remove(worker, error)
+                await transport.deliver(await channel.batch())
 
-    def _remove(self, worker: _PoolWorker, reason: WorkerDied) -> None:
-        """Remove a dead worker: its pending requests fail, and others are asked."""
-        if worker not in self._workers:
-            return
-        self._workers.remove(worker)
-        event("worker", number=worker.number, state="lost", why=str(reason))
-        worker.channel.fail_pending(reason)
-        self._run_in_background(self._replace())
+        async def receive() -> None:
+            while True:
+                channel.receive(await transport.collect())
+
+        try:
+            async with asyncio.TaskGroup() as both_ways:
+                both_ways.create_task(send())
+                both_ways.create_task(receive())
+        except* Exception as errors:  # noqa: BLE001 - see below
+            # Whatever it is: a worker that is not heard of any more must not be waited for.
+            reason = WorkerDied(str(errors.exceptions[0]))
+            self._workers.remove(worker)
+            event("worker", number=worker.number, state="lost", why=str(reason))
+            channel.fail_pending(reason)
+            self._run_in_background(self._replace())
 
     async def _replace(self) -> None:
         try:
@@ -250,8 +250,8 @@ class WorkerPool:
 
     async def aclose(self) -> None:
         """Close all channels and cancel all tasks."""
-        tasks = [*self._tasks, *(c for worker in self._workers for c in worker.carriers)]
         await asyncio.gather(*(worker.channel.close() for worker in self._workers))
+        tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
