@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from inspect import isawaitable
@@ -92,10 +93,15 @@ class _PoolWorker:
     channel: RpcChannel
 
 
+# The worker whose request is being answered: its batches carry what that leads to for no more.
+_caller: ContextVar[_PoolWorker | None] = ContextVar("caller", default=None)
+
+
 class WorkerPool:
     """An `Executor` over workers that `start_worker` starts; a dead one is replaced.
 
-    Its `attempt` makes the requests below journal and limits.
+    Its `attempt` makes the requests below journal and limits: a call goes back to the worker that
+    asked for it, or to another if that is dead.
     """
 
     def __init__(self, workers: int, on_warning: Callable[[str], None] = lambda text: None) -> None:
@@ -155,7 +161,8 @@ class WorkerPool:
         self._started += 1
         number = self._started
         transport = await self._start_worker()
-        worker = _PoolWorker(number, transport, RpcChannel(self._answer))
+        channel = RpcChannel(lambda what, values: self._answer(worker, what, values))
+        worker = _PoolWorker(number, transport, channel)
         async with self._changed:
             self._workers.append(worker)
             self._changed.notify_all()
@@ -224,17 +231,20 @@ class WorkerPool:
             return min(self._workers, key=lambda worker: worker.channel.load)
 
     async def attempt(self, call: Call, known: Capabilities) -> Reply | Fault:
-        """See `EndpointClient.attempt`: by the least busy worker, and by another if it dies."""
+        """See `EndpointClient.attempt`: by the worker that asked for the call, if it lives."""
+        worker = _caller.get()
         while True:
-            worker = await self._least_busy()
+            if worker not in self._workers:
+                worker = await self._least_busy()
             try:
                 outcome: Reply | Fault = await worker.channel.ask("attempt", call, known)
                 return outcome
             except WorkerDied:
                 event("worker", number=worker.number, state="call sent again")
 
-    async def _answer(self, what: str, values: Sequence[Any]) -> Any:
+    async def _answer(self, worker: _PoolWorker, what: str, values: Sequence[Any]) -> Any:
         """Answer a worker's request."""
+        _caller.set(worker)
         if what in self._answers:
             result = self._answers[what](*values)
         else:
