@@ -24,7 +24,7 @@ from memory.characteristics import open_store
 from nodes.criteria import ANSWERS_ID
 from nodes.llm import Call, ProviderStopped, Reply
 from refloom.errors import BudgetSpent, InputError, JournalError
-from refloom.evaluation.judge_check import RESULT_FILE, format_judge_check, judge_check
+from refloom.evaluation.judge_check import RESULT_FILE, judge_check
 from refloom.evaluation.judge_check.cases import (
     CANARY_KINDS,
     PADDING_FACTOR,
@@ -35,6 +35,7 @@ from refloom.evaluation.judge_check.cases import (
     pad,
 )
 from refloom.evaluation.judge_check.human import bootstrap_kappa
+from refloom.evaluation.judge_check.tables import format_judge_check
 from refloom.evaluation.report.samples import judge_check_section
 from refloom.runs.journal import open_read_only
 from refloom.settings import Settings
@@ -476,7 +477,9 @@ async def test_the_text_shows_flags_and_figures(copy):
     text = format_judge_check(await checked(copy, judging(copy, verdict=lambda *_: "pass")))
     assert text.splitlines()[0].startswith("judge j, verdict, prompts ")
     assert "FLAG always passes" in text
-    assert re.search(r"off topic +0\.00 \(0\.00 to 0\.24\), n 12", text)
+    assert re.search(r"^verdict +off_topic +12 +0\.00 \(0\.00 to 0\.24\), n = 12", text, re.M)
+    assert re.search(r"^verdict +built in +fully answers the instruction +12 +0\.50 ", text, re.M)
+    assert re.search(r"^ +against shuffled +0\.50 ", text, re.M)
     assert "None" not in text and "{" not in text
 
 

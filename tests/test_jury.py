@@ -36,7 +36,8 @@ from refloom.data.read import ReadReport
 from refloom.data.record_stats import JuryVotes
 from refloom.errors import InputError
 from refloom.evaluation.agreement import jury_agreement
-from refloom.evaluation.judge_check import format_judge_check, judge_check
+from refloom.evaluation.judge_check import judge_check
+from refloom.evaluation.judge_check.tables import format_judge_check
 from refloom.evaluation.judging import judge_settings_over
 from refloom.evaluation.report import report
 from refloom.evaluation.report.samples import judge_check_section

@@ -242,8 +242,8 @@ def compare(args: Namespace, flags: dict[str, Any]) -> int:
 
 def judge_check(args: Namespace, flags: dict[str, Any]) -> int:
     """Test how far the judge of a run can be trusted."""
-    from refloom.evaluation.judge_check import format_judge_check
     from refloom.evaluation.judge_check import judge_check as check_judge
+    from refloom.evaluation.judge_check.tables import format_judge_check
     from refloom.evaluation.judging import judge_settings
     from refloom.runs.journal import check_run
 

@@ -8,7 +8,7 @@ from itertools import combinations
 from typing import Any
 
 from refloom.data.record_stats import JuryVotes
-from refloom.evaluation.stats import interval_to_dict, krippendorff_alpha, proportion
+from refloom.evaluation.stats import krippendorff_alpha, proportion
 
 
 def jury_agreement(counts: Mapping[JuryVotes, int]) -> dict[str, Any] | None:
@@ -66,7 +66,7 @@ def _juror_row(model: str, number: int, counts: Mapping[JuryVotes, int]) -> dict
     votes_of_juror, total = sum(known.values()), sum(counts.values())
     return {
         "model": model,
-        "overruled": interval_to_dict(proportion(overruled, votes_of_juror)),
-        "passes": interval_to_dict(proportion(passing, votes_of_juror)),
-        "unknown": interval_to_dict(proportion(total - votes_of_juror, total)),
+        "overruled": proportion(overruled, votes_of_juror)._asdict(),
+        "passes": proportion(passing, votes_of_juror)._asdict(),
+        "unknown": proportion(total - votes_of_juror, total)._asdict(),
     }

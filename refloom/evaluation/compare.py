@@ -19,7 +19,6 @@ from refloom.errors import InputError
 from refloom.evaluation.judging import JUDGE_CHECK_STAGE, gather_bounded, judge_session
 from refloom.evaluation.stats import (
     bootstrap_mean,
-    interval_to_dict,
     length_controlled,
     proportion,
     sign_test,
@@ -281,12 +280,12 @@ def pair_metrics(matches: Sequence[Match], random_seed: int) -> dict[str, Any]:
         "same_text": sum(m.same for m, _ in judged),
         "not_judged": len(matches) - len(judged),
         "sign_p": sign_test(wins, losses),
-        "length_controlled": interval_to_dict(length_controlled(scores, gaps, seeds, random_seed)),
+        "length_controlled": length_controlled(scores, gaps, seeds, random_seed)._asdict(),
         "longer": round(sum(gaps) / len(gaps), 1) if gaps else None,
-        "same_in_both_orders": interval_to_dict(
-            proportion(sum(duel.consistent for duel in duels), len(duels))
-        ),
-        "first_picked": interval_to_dict(proportion(sum(firsts), len(firsts))),
+        "same_in_both_orders": proportion(
+            sum(duel.consistent for duel in duels), len(duels)
+        )._asdict(),
+        "first_picked": proportion(sum(firsts), len(firsts))._asdict(),
     }
 
 

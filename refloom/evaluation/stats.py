@@ -30,11 +30,6 @@ class Interval(NamedTuple):
 EMPTY = Interval(None, None, None, 0)
 
 
-def interval_to_dict(interval: Interval) -> dict[str, Any]:
-    """An interval as plain JSON values."""
-    return interval._asdict()
-
-
 def rounded_interval(value: float, low: float, high: float, n: int) -> Interval:
     """An interval to four decimals."""
     return Interval(round(float(value), 4), round(float(low), 4), round(float(high), 4), n)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,22 +62,6 @@ from refloom.settings import Settings
 
 RESULT_FILE = "judge-check.json"
 METHODS = ("verdict", "logodds")
-
-# For the report as text.
-LABELS = {
-    "own": "own",
-    "off_topic": "off topic",
-    "built in": "fully answers the instruction",
-    "drawn": "drawn from references",
-    "drawn, must": "  of these the must",
-    "drawn, should": "  of these the should",
-}
-# A criterion gets a line of its own from this many references on.
-MIN_LISTED_REFERENCES = 5
-NAME_WIDTH = 34
-FIGURE_WIDTH = 28
-
-TableRow = Mapping[str, Any]
 
 
 @dataclass
@@ -156,9 +140,7 @@ async def judge_check(
     # A duel is the same question whatever the method.
     async with _open_judge(check, next(iter(check.trials), methods[0])) as judge:
         # A duel uses no criteria, so it needs no thresholds.
-        cases = sample_cases(test_set, judge.context, Thresholds())
-        check.duels, failures = await judge.run_duels(cases)
-    check.failures += failures
+        check.duels = await judge.run_duels(sample_cases(test_set, judge.context, Thresholds()))
     if check.human is not None and check.human_agreement is None:
         method = run_judge_method(test_set)
         check.human_agreement = _human_figures(check.human, None, method)
@@ -177,7 +159,6 @@ async def _check_method(check: JudgeCheck, method: str, repeats: int) -> None:
         async with _open_judge(check, method) as judge:
             trial = await try_judge(judge, check.test_set, embed, repeats)
             check.trials[method] = trial
-            check.failures += trial.failures
             # A person is compared with the first method that is available.
             if check.human is not None and check.human_agreement is None:
                 await _compare_with_human(check, judge, check.human, trial)
@@ -198,7 +179,7 @@ async def _open_judge(check: JudgeCheck, method: str) -> AsyncIterator[CaseJudge
         check.directory, check.settings, check.complete, JUDGE_CHECK_STAGE
     ) as client:
         try:
-            yield CaseJudge(client, context, check.settings, check.directory)
+            yield CaseJudge(client, context, check.settings, check.directory, check.failures)
         finally:
             check.paid += client.counts["paid"]
             check.reused += client.counts["reused"]
@@ -213,8 +194,7 @@ async def _compare_with_human(
     if is_run_judge and run_judge_method(check.test_set) == method:
         check.human_agreement = _human_figures(human, None, method)
         return
-    judged, failures = await judge_human_samples(judge, human, trial.thresholds)
-    check.failures += failures
+    judged = await judge_human_samples(judge, human, trial.thresholds)
     check.human_agreement = _human_figures(human, judged, method)
 
 
@@ -266,124 +246,3 @@ def _collect_results(check: JudgeCheck, methods: Sequence[str]) -> dict[str, Any
     judge = judge_identity(settings)
     results["flags"] = raise_flags(results, writer_identity(check.test_set), judge)
     return results
-
-
-def format_judge_check(results: TableRow) -> str:
-    """The results as text for a terminal: the flags, then tables of the figures they rest on.
-
-    A figure is shown as its value, its 95 % interval, and n, the number of cases.
-    """
-    lines = [
-        f"judge {results['judge']}, {' and '.join(results['method'])}, "
-        f"prompts {results['prompt']}, random seed {results['random_seed']}: "
-        f"{results['samples']} accepted rows, {results['references']} references, "
-        f"{results['calls']} calls ({results['paid']} paid now)"
-    ]
-    for method, reason in results["unavailable"].items():
-        lines.append(f"{method}: not available ({reason})")
-    lines += [f"note: {note}" for note in results["notes"]]
-    lines += ["", *(f"FLAG {flag}" for flag in results["flags"] or ["none"])]
-    for method, originals in results["originals"].items():
-        lines += ["", *_criteria_lines(method, results["criteria"])]
-        head = _head_line(f"canaries caught, {method}", "in all", "by the judge", "by a rule")
-        lines += ["", head]
-        lines += [
-            _figures_line(
-                LABELS.get(r["kind"], r["kind"]), r["caught"], r["by_judge"], r["by_rule"]
-            )
-            for r in results["canaries"]
-            if r["method"] == method
-        ]
-        lines += [
-            _head_line(
-                f"accepted responses pass, {method}", "in all", "by the judge", "by the rules"
-            ),
-            _figures_line(
-                "originals", originals["passes"], originals["by_judge"], originals["by_rule"]
-            ),
-            _figures_line("AUC over their canaries", originals["over_canaries"]),
-        ]
-    head = _head_line("duels against", "original wins both orders", "canary wins both", "its share")
-    lines += ["", head]
-    for row in results["duels"]:
-        lines.append(
-            _figures_line(row["kind"], row["original_wins"], row["canary_wins"], row["share"])
-        )
-    consistency = results["consistency"]
-    lines += ["", _head_line("consistency", "share")]
-    for method, figure in consistency["verdicts"].items():
-        lines.append(_figures_line(f"same verdict again, {method}", figure))
-    lines.append(_figures_line("same winner in both orders", consistency["duels"]))
-    lines.append(_figures_line("picks that stood first", consistency["first_place"]))
-    if results["jury"] is not None:
-        lines += ["", *_jury_lines(results["jury"])]
-    if results["human"] is not None:
-        lines += ["", *_human_lines(results["human"])]
-    return "\n".join(lines)
-
-
-def _criteria_lines(method: str, rows: Sequence[TableRow]) -> list[str]:
-    name = f"criteria on references, {method}"
-    lines = [_head_line(name, "AUC own over bad", "own pass", "bad pass")]
-    for row in rows:
-        label = LABELS.get(row["of"])
-        is_listed = label is not None or row["references"] >= MIN_LISTED_REFERENCES
-        if row["method"] != method or not is_listed:
-            continue
-        label = label or f"{row['of']}: {row['text']}"
-        lines.append(_figures_line(label, row["auc"], row["own_passes"], row["bad_passes"]))
-        if row["of"] in ("built in", "drawn"):
-            lines += [
-                _figures_line(f"    against {kind}", auc) for kind, auc in row["against"].items()
-            ]
-    return lines
-
-
-def _jury_lines(jury: TableRow) -> list[str]:
-    """How far the jurors agree, and how each stands to the jury."""
-    lines = [_head_line("jurors, Krippendorff's alpha", "alpha", "verdicts")]
-    for row in ({"of": "all", **jury}, *jury["kinds"], *jury["pairs"]):
-        alpha = "-" if row["alpha"] is None else f"{row['alpha']:.2f}"
-        lines.append(f"  {row['of'][:NAME_WIDTH]:{NAME_WIDTH}}  {alpha:30}{row['verdicts']:,}")
-    lines.append(_head_line("jurors", "overruled", "pass", "unknown"))
-    for row in jury["jurors"]:
-        figures = (row["overruled"], row["passes"], row["unknown"])
-        lines.append(_figures_line(row["model"], *figures))
-    return lines
-
-
-def _human_lines(human: TableRow) -> list[str]:
-    source = f"verdicts of {human['verdicts']}" if human["verdicts"] == "the run" else "asked anew"
-    lines = [_head_line(f"a person, {human['method']}, {source}", "kappa", "agreement")]
-    rows = [("all", human["all"]), ("whole samples", human["samples"])]
-    rows += [(row["of"], row) for row in human["criteria"]]
-    for name, row in rows:
-        if row["n"]:
-            counts = (f"{key.replace('_', '/')} {n}" for key, n in row["confusion"].items())
-            figures = _figures_line(name, row["kappa"], row["agreement"])
-            lines.append(f"{figures}  {', '.join(counts)}")
-    for row in human["jurors"]:
-        lines.append(_figures_line(f"juror {row['of']}", row["kappa"], row["agreement"]))
-    if human["alpha"] is not None:
-        lines.append(f"  {'alpha of the person and the jurors':{NAME_WIDTH}}  {human['alpha']:.2f}")
-    if human["without"]:
-        lines.append(f"  {human['without']} of {human['rows']} verdicts are on what was not judged")
-    return lines
-
-
-def _head_line(name: str, *columns: str) -> str:
-    cells = "  ".join(f"{column:{FIGURE_WIDTH}}" for column in columns)
-    return f"{name:{NAME_WIDTH + 2}}  {cells}".rstrip()
-
-
-def _figures_line(name: str, *figures: TableRow) -> str:
-    cells = "  ".join(f"{_format_figure(figure):{FIGURE_WIDTH}}" for figure in figures)
-    return f"  {name[:NAME_WIDTH]:{NAME_WIDTH}}  {cells}".rstrip()
-
-
-def _format_figure(figure: TableRow) -> str:
-    if not figure or figure["value"] is None:
-        return "-"
-    low, high = figure["low"], figure["high"]
-    interval = "" if low is None else f" ({low:.2f} to {high:.2f})"
-    return f"{figure['value']:.2f}{interval}, n {figure['n']}"

@@ -26,7 +26,6 @@ from refloom.evaluation.stats import (
     EMPTY,
     Interval,
     bootstrap_mean,
-    interval_to_dict,
     kappa,
     krippendorff_alpha,
     percentiles,
@@ -263,8 +262,8 @@ def _agreement_figures(pairs: Sequence[tuple[HumanVerdict, bool]]) -> dict[str, 
     agreement = bootstrap_mean([float(a == b) for a, b in outcomes], sample_ids)
     return {
         "n": len(pairs),
-        "kappa": interval_to_dict(bootstrap_kappa(outcomes, sample_ids)),
-        "agreement": interval_to_dict(agreement),
+        "kappa": bootstrap_kappa(outcomes, sample_ids)._asdict(),
+        "agreement": agreement._asdict(),
         "confusion": counts,
     }
 

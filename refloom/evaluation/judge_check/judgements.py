@@ -5,7 +5,7 @@ Built on `nodes.judge`, `nodes.compare` and `nodes.verdicts.vote`, as a run is.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
@@ -37,7 +37,7 @@ class MethodUnavailable(Exception):
 
 @dataclass(frozen=True)
 class JudgeCase:
-    """One response to be judged.
+    """One response that is put to the judge, and what came of it.
 
     Attributes:
         source_id: The id of the reference or sample that the response was made from.
@@ -47,6 +47,8 @@ class JudgeCase:
         criteria: The criteria of the judge; rules are not among them.
         history: The turns before the instruction.
         draw: The number of the repeat, from 0.
+        verdicts: The judge's verdicts by criterion id, once it has judged.
+        rule_verdicts: Those of the rules, if they were applied.
     """
 
     source_id: str
@@ -56,19 +58,12 @@ class JudgeCase:
     criteria: Sequence[Criterion]
     history: Sequence[Turn] = ()
     draw: int = 0
-
-
-@dataclass(frozen=True)
-class JudgedCase:
-    """A case with the judge's verdicts by criterion id, and the rules' if they were applied."""
-
-    case: JudgeCase
-    verdicts: Mapping[str, Verdict]
+    verdicts: Mapping[str, Verdict] = field(default_factory=dict)
     rule_verdicts: Sequence[Verdict] = ()
 
     def passes_judge(self, context: Context) -> bool:
         """Whether the response passes by the judge alone."""
-        return self._passes(list(self.verdicts.values()), self.case.criteria, context)
+        return self._passes(list(self.verdicts.values()), self.criteria, context)
 
     def passes_rules(self, context: Context) -> bool:
         """Whether the response passes by the rules alone."""
@@ -77,66 +72,77 @@ class JudgedCase:
     def is_accepted(self, context: Context) -> bool:
         """Whether a run would accept the response, by the judge and the rules together."""
         verdicts = [*self.verdicts.values(), *self.rule_verdicts]
-        return self._passes(verdicts, [*self.case.criteria, *rule_criteria()], context)
+        return self._passes(verdicts, [*self.criteria, *rule_criteria()], context)
 
     def _passes(
         self, verdicts: Sequence[Verdict], criteria: Sequence[Criterion], context: Context
     ) -> bool:
-        attempt: Attempt = {"response": self.case.response, "verdicts": list(verdicts)}
+        attempt: Attempt = {"response": self.response, "verdicts": list(verdicts)}
         return meets_criteria(attempt, criteria, context)
 
 
-@dataclass(frozen=True)
-class CanaryDuel:
-    """A duel between an accepted response, which is first, and the canary of a case."""
-
-    canary: JudgeCase
-    duel: PairwiseResult
+# The canary of a case, and its comparison with the accepted response, which is first.
+CanaryDuel = tuple[JudgeCase, PairwiseResult]
 
 
 @dataclass(frozen=True)
 class CaseJudge:
-    """The judge under test: where its calls go, and how it judges.
+    """The judge under test: where its calls go, how it judges, and the calls that failed.
 
-    Its methods return what succeeded and, apart, the calls that failed.
+    Its methods return what succeeded.
     """
 
     complete: Complete
     context: Context
     settings: Settings
     directory: Path
+    failures: list[CallFailed]
 
-    async def judge_cases(
-        self, cases: Sequence[JudgeCase], label: str
-    ) -> tuple[list[JudgedCase], list[CallFailed]]:
+    async def judge_cases(self, cases: Sequence[JudgeCase], label: str) -> list[JudgeCase]:
         """Judge cases; `label` names them in the progress lines.
 
         Raises `MethodUnavailable` if the endpoint gives no log-probabilities for `logodds`.
         """
         if not cases:
-            return [], []
-        # The first case goes alone, so an endpoint that cannot judge this way is asked only once.
-        first = await self._judge_case(0, cases[0])
-        if (
-            isinstance(first, CallFailed)
-            and self.context.method == "logodds"
-            and lacks_logprobs(first)
-        ):
-            raise MethodUnavailable(first.message) from first
-        rest = await gather_bounded(
-            list(enumerate(cases))[1:],
-            lambda numbered: self._judge_case(*numbered),
-            limit=self.settings.max_in_flight,
-            on_progress=progress_printer(f"judge-check: {label}", self.settings.quiet),
-        )
-        return _split_failures([first, *rest])
+            return []
 
-    async def _judge_case(self, number: int, case: JudgeCase) -> JudgedCase | CallFailed:
-        try:
-            judged = await self._call_judge(number, case, case.criteria, case.draw)
-        except CallFailed as failure:
-            return failure
-        return JudgedCase(case, {v["criterion_id"]: v for v in judged.verdicts})
+        async def work(number: int, case: JudgeCase) -> JudgeCase:
+            return _with_verdicts(
+                case, await self._call_judge(number, case, case.criteria, case.draw)
+            )
+
+        # The first case goes alone, so an endpoint that cannot judge this way is asked only once.
+        first = await self._gather([(0, cases[0])], work)
+        if not first and self.context.method == "logodds" and lacks_logprobs(self.failures[-1]):
+            failure = self.failures.pop()
+            raise MethodUnavailable(failure.message) from failure
+        rest = await self._gather(list(enumerate(cases))[1:], work, label=label)
+        return first + rest
+
+    async def _gather(
+        self,
+        cases: Sequence[tuple[int, JudgeCase]],
+        work: Callable[[int, JudgeCase], Awaitable[T]],
+        *,
+        calls_at_once: int = 1,
+        label: str = "",
+    ) -> list[T]:
+        """What `work` brings for numbered cases, in their order; notes the calls that failed."""
+
+        async def settle(numbered: tuple[int, JudgeCase]) -> T | CallFailed:
+            try:
+                return await work(*numbered)
+            except CallFailed as failure:
+                return failure
+
+        results = await gather_bounded(
+            cases,
+            settle,
+            limit=max(1, self.settings.max_in_flight // calls_at_once),
+            on_progress=progress_printer(f"judge-check: {label}", self.settings.quiet or not label),
+        )
+        self.failures.extend(result for result in results if isinstance(result, CallFailed))
+        return [result for result in results if not isinstance(result, CallFailed)]
 
     async def _call_judge(
         self, number: int, case: JudgeCase, criteria: Sequence[Criterion], draw: int
@@ -152,72 +158,47 @@ class CaseJudge:
             history=case.history,
         )
 
-    async def vote(
-        self, judged_cases: Sequence[JudgedCase]
-    ) -> tuple[list[JudgedCase], list[CallFailed]]:
+    async def vote(self, cases: Sequence[JudgeCase]) -> list[JudgeCase]:
         """Replace each verdict that alone decides by the majority of a vote, as a run does."""
 
-        async def vote_on(numbered: tuple[int, JudgedCase]) -> JudgedCase | CallFailed:
-            number, judged = numbered
-            case = judged.case
-
+        async def work(number: int, case: JudgeCase) -> JudgeCase:
             async def judge_again(criteria: Sequence[Criterion], draw: int) -> JudgeResult:
                 return await self._call_judge(
                     number, case, criteria, case.draw + VOTE_DRAW_STRIDE * draw
                 )
 
-            try:
-                voted = await vote(
-                    JudgeResult(list(judged.verdicts.values()), no_usage()),
-                    judged.rule_verdicts,
-                    [*case.criteria, *rule_criteria()],
-                    self.context,
-                    judge_again,
-                )
-            except CallFailed as failure:
-                return failure
-            return replace(judged, verdicts={v["criterion_id"]: v for v in voted.verdicts})
+            voted = await vote(
+                JudgeResult(list(case.verdicts.values()), no_usage()),
+                case.rule_verdicts,
+                [*case.criteria, *rule_criteria()],
+                self.context,
+                judge_again,
+            )
+            return _with_verdicts(case, voted)
 
-        results = await gather_bounded(
-            list(enumerate(judged_cases)), vote_on, limit=self.settings.max_in_flight
-        )
-        return _split_failures(results)
+        return await self._gather(list(enumerate(cases)), work)
 
-    async def run_duels(
-        self, cases: Sequence[JudgeCase]
-    ) -> tuple[list[CanaryDuel], list[CallFailed]]:
+    async def run_duels(self, cases: Sequence[JudgeCase]) -> list[CanaryDuel]:
         """Compare each original with its canaries of `DUEL_KINDS`, in both orders."""
         originals = {c.source_id: c for c in cases if c.kind == "original"}
         canaries = [c for c in cases if c.kind in DUEL_KINDS and not c.draw]
 
-        async def run_duel(numbered: tuple[int, JudgeCase]) -> CanaryDuel | CallFailed:
-            number, canary = numbered
-            try:
-                duel = await compare(
-                    self.complete,
-                    self.context,
-                    CallOrigin(f"judge-check {canary.source_id}", f"duel {canary.kind}", (number,)),
-                    instruction=canary.instruction,
-                    first=originals[canary.source_id].response,
-                    second=canary.response,
-                )
-            except CallFailed as failure:
-                return failure
-            return CanaryDuel(canary, duel)
+        async def work(number: int, canary: JudgeCase) -> CanaryDuel:
+            duel = await compare(
+                self.complete,
+                self.context,
+                CallOrigin(f"judge-check {canary.source_id}", f"duel {canary.kind}", (number,)),
+                instruction=canary.instruction,
+                first=originals[canary.source_id].response,
+                second=canary.response,
+            )
+            return canary, duel
 
-        results = await gather_bounded(
-            list(enumerate(canaries)),
-            run_duel,
-            # A duel is two calls at once.
-            limit=max(1, self.settings.max_in_flight // 2),
-            on_progress=progress_printer("judge-check: duels", self.settings.quiet),
-        )
-        return _split_failures(results)
+        return await self._gather(list(enumerate(canaries)), work, calls_at_once=2, label="duels")
 
 
-def _split_failures(results: Sequence[T | CallFailed]) -> tuple[list[T], list[CallFailed]]:
-    failures = [result for result in results if isinstance(result, CallFailed)]
-    return [result for result in results if not isinstance(result, CallFailed)], failures
+def _with_verdicts(case: JudgeCase, result: JudgeResult) -> JudgeCase:
+    return replace(case, verdicts={v["criterion_id"]: v for v in result.verdicts})
 
 
 def lacks_logprobs(error: CallFailed | ProviderStopped) -> bool:
@@ -261,14 +242,13 @@ class Thresholds:
         """The threshold of the cosine for a sample of these references."""
         return _mean([self.topics[id_] for id_ in reference_ids if id_ in self.topics])
 
-    def fit(self, judged_cases: Sequence[JudgedCase], corrupted_kinds: Sequence[str]) -> None:
+    def fit(self, cases: Sequence[JudgeCase], corrupted_kinds: Sequence[str]) -> None:
         """Set the thresholds still missing from the scores of references, as a trial does."""
         scores: dict[tuple[str, str], dict[str, float]] = {}
-        for judged in judged_cases:
-            for id_, verdict in judged.verdicts.items():
+        for case in cases:
+            for id_, verdict in case.verdicts.items():
                 if verdict["score"] is not None:
-                    by_kind = scores.setdefault((judged.case.source_id, id_), {})
-                    by_kind[judged.case.kind] = verdict["score"]
+                    scores.setdefault((case.source_id, id_), {})[case.kind] = verdict["score"]
         for (source_id, id_), by_kind in scores.items():
             corrupted = [by_kind[kind] for kind in corrupted_kinds if kind in by_kind]
             threshold = midpoint(by_kind.get("own"), corrupted)

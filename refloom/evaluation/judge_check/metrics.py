@@ -17,8 +17,8 @@ from nodes.criteria import ANSWERS_ID
 from nodes.state import Criterion, Verdict
 from nodes.verdicts import passes
 from refloom.evaluation.judge_check.cases import CANARY_KINDS, FAULTY_KINDS
-from refloom.evaluation.judge_check.judgements import DUEL_KINDS, CanaryDuel, JudgedCase, Thresholds
-from refloom.evaluation.stats import Interval, auc, bootstrap_mean, interval_to_dict
+from refloom.evaluation.judge_check.judgements import DUEL_KINDS, CanaryDuel, JudgeCase, Thresholds
+from refloom.evaluation.stats import Interval, auc, bootstrap_mean
 
 VERDICT_SCORES = {"pass": 1.0, "not_applicable": 0.5, "unknown": 0.5, "fail": 0.0}
 # Fewer samples or references prove nothing: their bootstrap intervals are too narrow.
@@ -58,28 +58,26 @@ class CriterionResult:
     threshold: float | None
 
 
-def criterion_results(
-    judged_cases: Sequence[JudgedCase], thresholds: Thresholds
-) -> list[CriterionResult]:
+def criterion_results(cases: Sequence[JudgeCase], thresholds: Thresholds) -> list[CriterionResult]:
     """Group the verdicts on references by reference and criterion.
 
     A reference whose own response was not judged is left out.
     """
-    by_reference: dict[str, dict[str, JudgedCase]] = defaultdict(dict)
-    for judged in judged_cases:
-        by_reference[judged.case.source_id][judged.case.kind] = judged
+    by_reference: dict[str, dict[str, JudgeCase]] = defaultdict(dict)
+    for case in cases:
+        by_reference[case.source_id][case.kind] = case
     results = []
     for reference_id, by_kind in by_reference.items():
         own = by_kind.pop("own", None)
         if own is None:
             continue
-        for criterion in own.case.criteria:
+        for criterion in own.criteria:
             id_ = criterion["id"]
             if id_ == ANSWERS_ID:
                 threshold = thresholds.answers.get(reference_id)
             else:
                 threshold = thresholds.criteria.get(id_)
-            bad = {kind: judged.verdicts[id_] for kind, judged in by_kind.items()}
+            bad = {kind: case.verdicts[id_] for kind, case in by_kind.items()}
             results.append(
                 CriterionResult(reference_id, criterion, own.verdicts[id_], bad, threshold)
             )
@@ -121,10 +119,10 @@ def _criterion_row(
         "id": id_,
         "text": results[0].criterion["text"] if id_ and results else None,
         "references": len({result.reference_id for result in results}),
-        "auc": interval_to_dict(_own_over_bad_auc(results)),
-        "against": {kind: interval_to_dict(_own_over_bad_auc(results, kind)) for kind in bad_kinds},
-        "own_passes": interval_to_dict(_pass_share(own)),
-        "bad_passes": interval_to_dict(_pass_share(bad)),
+        "auc": _own_over_bad_auc(results)._asdict(),
+        "against": {kind: _own_over_bad_auc(results, kind)._asdict() for kind in bad_kinds},
+        "own_passes": _pass_share(own)._asdict(),
+        "bad_passes": _pass_share(bad)._asdict(),
     }
 
 
@@ -160,80 +158,78 @@ def _pass_share(pairs: Sequence[tuple[CriterionResult, Verdict]]) -> Interval:
 def share_of(hits: Iterable[tuple[str, bool]]) -> Row:
     """The share of hits; each is given with the id of the text it belongs to."""
     pairs = list(hits)
-    return interval_to_dict(
-        bootstrap_mean([float(hit) for _, hit in pairs], [source_id for source_id, _ in pairs])
-    )
+    return bootstrap_mean(
+        [float(hit) for _, hit in pairs], [source_id for source_id, _ in pairs]
+    )._asdict()
 
 
-def canary_rows(judged_cases: Sequence[JudgedCase], context: Context) -> list[Row]:
+def canary_rows(cases: Sequence[JudgeCase], context: Context) -> list[Row]:
     """How many canaries of each kind are caught: in all, by the judge, and by a rule."""
     rows = []
     for kind in CANARY_KINDS:
-        group = [judged for judged in judged_cases if judged.case.kind == kind]
+        group = [case for case in cases if case.kind == kind]
         rows.append(
             {
                 "method": context.method,
                 "kind": kind,
                 "n": len(group),
-                "caught": share_of((j.case.source_id, not j.is_accepted(context)) for j in group),
-                "by_judge": share_of(
-                    (j.case.source_id, not j.passes_judge(context)) for j in group
-                ),
-                "by_rule": share_of((j.case.source_id, not j.passes_rules(context)) for j in group),
+                "caught": share_of((c.source_id, not c.is_accepted(context)) for c in group),
+                "by_judge": share_of((c.source_id, not c.passes_judge(context)) for c in group),
+                "by_rule": share_of((c.source_id, not c.passes_rules(context)) for c in group),
             }
         )
     return rows
 
 
-def originals_row(judged_cases: Sequence[JudgedCase], context: Context) -> Row:
+def originals_row(cases: Sequence[JudgeCase], context: Context) -> Row:
     """How many accepted responses pass when judged again, and how well the judge ranks them.
 
     `over_canaries` is the AUC of the judge's yes or no on an original over that on its faulty
     canaries; `canaries_pass` is the share of these that the judge lets pass.
     """
-    originals = [judged for judged in judged_cases if judged.case.kind == "original"]
+    originals = [case for case in cases if case.kind == "original"]
     canary_passes: dict[str, list[bool]] = defaultdict(list)
-    for judged in judged_cases:
-        if judged.case.kind in FAULTY_KINDS:
-            canary_passes[judged.case.source_id].append(judged.passes_judge(context))
+    for case in cases:
+        if case.kind in FAULTY_KINDS:
+            canary_passes[case.source_id].append(case.passes_judge(context))
     aucs: dict[str, float] = {}
-    for judged in originals:
-        bad = [float(passed) for passed in canary_passes[judged.case.source_id]]
-        value = auc([float(judged.passes_judge(context))], bad)
+    for case in originals:
+        bad = [float(passed) for passed in canary_passes[case.source_id]]
+        value = auc([float(case.passes_judge(context))], bad)
         if value is not None:
-            aucs[judged.case.source_id] = value
+            aucs[case.source_id] = value
     return {
         "n": len(originals),
-        "passes": share_of((j.case.source_id, j.is_accepted(context)) for j in originals),
-        "by_judge": share_of((j.case.source_id, j.passes_judge(context)) for j in originals),
-        "by_rule": share_of((j.case.source_id, j.passes_rules(context)) for j in originals),
+        "passes": share_of((c.source_id, c.is_accepted(context)) for c in originals),
+        "by_judge": share_of((c.source_id, c.passes_judge(context)) for c in originals),
+        "by_rule": share_of((c.source_id, c.passes_rules(context)) for c in originals),
         "canaries_pass": share_of(
             (id_, passed) for id_, group in canary_passes.items() for passed in group
         ),
-        "over_canaries": interval_to_dict(bootstrap_mean(list(aucs.values()), list(aucs))),
+        "over_canaries": bootstrap_mean(list(aucs.values()), list(aucs))._asdict(),
     }
 
 
-def repeat_agreement(judged_cases: Sequence[JudgedCase]) -> Row:
+def repeat_agreement(cases: Sequence[JudgeCase]) -> Row:
     """How often two judgements of the same response by the same criterion agree."""
     repeats: dict[tuple[str, str, str], list[str]] = defaultdict(list)
-    for judged in judged_cases:
-        for id_, verdict in judged.verdicts.items():
-            repeats[judged.case.source_id, judged.case.kind, id_].append(verdict["verdict"])
+    for case in cases:
+        for id_, verdict in case.verdicts.items():
+            repeats[case.source_id, case.kind, id_].append(verdict["verdict"])
     values, source_ids = [], []
     for (source_id, _, _), verdicts in repeats.items():
         pairs = list(combinations(verdicts, 2))
         if pairs:
             values.append(sum(a == b for a, b in pairs) / len(pairs))
             source_ids.append(source_id)
-    return interval_to_dict(bootstrap_mean(values, source_ids))
+    return bootstrap_mean(values, source_ids)._asdict()
 
 
 def duel_rows(duels: Sequence[CanaryDuel]) -> list[Row]:
     """Originals against canaries by kind: who won in both orders, and the original's share."""
     rows = []
     for kind in DUEL_KINDS:
-        group = [(d.canary.source_id, d.duel) for d in duels if d.canary.kind == kind]
+        group = [(canary.source_id, duel) for canary, duel in duels if canary.kind == kind]
         scores = bootstrap_mean([duel.score for _, duel in group], [id_ for id_, _ in group])
         rows.append(
             {
@@ -241,7 +237,7 @@ def duel_rows(duels: Sequence[CanaryDuel]) -> list[Row]:
                 "n": len(group),
                 "original_wins": share_of((id_, duel.winner == "first") for id_, duel in group),
                 "canary_wins": share_of((id_, duel.winner == "second") for id_, duel in group),
-                "share": interval_to_dict(scores),
+                "share": scores._asdict(),
             }
         )
     return rows
@@ -249,14 +245,10 @@ def duel_rows(duels: Sequence[CanaryDuel]) -> list[Row]:
 
 def order_consistency(duels: Sequence[CanaryDuel]) -> tuple[Row, Row]:
     """How often both orders have the same winner, and the share of picks that stood first."""
-    same_winner = share_of((d.canary.source_id, d.duel.consistent) for d in duels)
-    picks = [
-        (d.canary.source_id, d.duel.first_position_wins)
-        for d in duels
-        if d.duel.first_position_wins
-    ]
+    same_winner = share_of((canary.source_id, duel.consistent) for canary, duel in duels)
+    picks = [(canary.source_id, first) for canary, d in duels if (first := d.first_position_wins)]
     shares = [sum(first) / len(first) for _, first in picks]
-    return same_winner, interval_to_dict(bootstrap_mean(shares, [id_ for id_, _ in picks]))
+    return same_winner, bootstrap_mean(shares, [id_ for id_, _ in picks])._asdict()
 
 
 # Flags: what is wrong with the judge, in sentences. A flag is raised by a bound of a 95 % interval,

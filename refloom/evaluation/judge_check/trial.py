@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from memory.embed import Embed, cosine
 from nodes.context import Context
 from nodes.criteria import RuleInput, answers_instruction, apply_rules
-from nodes.llm import CallFailed
-from nodes.record import Record
 from nodes.state import Criterion, Verdict
 from nodes.trial import corruptions, topic_bar_of
 from nodes.verdicts import meets_criteria
@@ -31,7 +29,6 @@ from refloom.evaluation.judge_check.human import (
 from refloom.evaluation.judge_check.judgements import (
     CaseJudge,
     JudgeCase,
-    JudgedCase,
     Thresholds,
     applied_criteria,
 )
@@ -49,7 +46,7 @@ CORRUPTED_KINDS = ("cut", "shuffled", "another")
 REPEATED_KINDS = ("original", "truncated")
 
 
-@dataclass
+@dataclass(frozen=True)
 class MethodTrial:
     """The results of a judge by one method.
 
@@ -60,22 +57,20 @@ class MethodTrial:
         originals: How many accepted responses pass.
         agreement: How often a repeat gives the same verdict.
         juries: How often the jurors of a jury voted so.
-        failures: The calls that failed; their cases are left out of the figures.
     """
 
-    thresholds: Thresholds = field(default_factory=Thresholds)
-    criteria: list[dict[str, Any]] = field(default_factory=list)
-    canaries: list[dict[str, Any]] = field(default_factory=list)
-    originals: dict[str, Any] = field(default_factory=dict)
-    agreement: dict[str, Any] = field(default_factory=dict)
-    juries: Counter[JuryVotes] = field(default_factory=Counter)
-    failures: list[CallFailed] = field(default_factory=list)
+    thresholds: Thresholds
+    criteria: list[dict[str, Any]]
+    canaries: list[dict[str, Any]]
+    originals: dict[str, Any]
+    agreement: dict[str, Any]
+    juries: Counter[JuryVotes]
 
 
 async def try_judge(
     judge: CaseJudge, test_set: JudgeTestSet, embed: Embed | None, repeats: int
 ) -> MethodTrial:
-    """Try a judge on everything but duels.
+    """Try a judge on everything but duels; cases whose calls fail are left out of the figures.
 
     Args:
         judge: The judge.
@@ -86,62 +81,50 @@ async def try_judge(
     Raises:
         MethodUnavailable: The endpoint does not support the judge's method.
     """
-    thresholds = Thresholds()
-    trial = MethodTrial(thresholds)
-    context = judge.context
+    thresholds, context = Thresholds(), judge.context
     if context.method == "logodds":
         memory = memory_directory(judge.directory, judge.settings)
         for id_, learned in (await load_learned(test_set, memory, context)).items():
             thresholds.add_learned(id_, learned)
-    judged, failures = await judge.judge_cases(reference_cases(test_set), "criteria on references")
-    trial.failures += failures
-    trial.juries += count_votes(judged)
-    thresholds.fit(judged, CORRUPTED_KINDS)
-    trial.criteria = criteria_rows(criterion_results(judged, thresholds), context.method)
+    on_references = await judge.judge_cases(reference_cases(test_set), "criteria on references")
+    thresholds.fit(on_references, CORRUPTED_KINDS)
 
     cases = sample_cases(test_set, context, thresholds)
-    judged, failures = await judge.judge_cases(cases, "canaries")
-    trial.failures += failures
-    trial.juries += count_votes(judged)
+    judged = await judge.judge_cases(cases, "canaries")
     if embed is not None:
         for id_, reference in test_set.references.items():
             if id_ not in thresholds.topics:
                 thresholds.topics[id_] = await topic_bar_of(embed, reference)
-    records = {record["id"]: record for record in test_set.samples}
-    with_rules = [
-        replace(
-            j,
-            rule_verdicts=await _rule_verdicts(
-                j.case, records[j.case.source_id], test_set, embed, thresholds
-            ),
-        )
-        for j in judged
-    ]
-    voted, failures = await judge.vote(with_rules)
-    trial.failures += failures
-    trial.canaries = canary_rows(voted, context)
-    trial.originals = originals_row(voted, context)
-
-    first = [j for j in judged if j.case.kind in REPEATED_KINDS]
+    voted = await judge.vote(
+        [
+            replace(case, rule_verdicts=await _rule_verdicts(case, test_set, embed, thresholds))
+            for case in judged
+        ]
+    )
     again = [
         replace(case, draw=draw)
         for draw in range(1, repeats)
         for case in cases
         if case.kind in REPEATED_KINDS
     ]
-    repeated, failures = await judge.judge_cases(again, "repeats")
-    trial.failures += failures
-    trial.agreement = repeat_agreement([*first, *repeated])
-    return trial
+    first = [case for case in judged if case.kind in REPEATED_KINDS]
+    return MethodTrial(
+        thresholds,
+        criteria=criteria_rows(criterion_results(on_references, thresholds), context.method),
+        canaries=canary_rows(voted, context),
+        originals=originals_row(voted, context),
+        agreement=repeat_agreement([*first, *await judge.judge_cases(again, "repeats")]),
+        juries=count_votes([*on_references, *judged]),
+    )
 
 
-def count_votes(judged_cases: Sequence[JudgedCase]) -> Counter[JuryVotes]:
+def count_votes(cases: Sequence[JudgeCase]) -> Counter[JuryVotes]:
     """How often the jurors of a jury voted so; empty for one judge."""
     return Counter(
         votes
-        for judged in judged_cases
-        for criterion in judged.case.criteria
-        if (votes := jury_votes(judged.verdicts[criterion["id"]], criterion)) is not None
+        for case in cases
+        for criterion in case.criteria
+        if (votes := jury_votes(case.verdicts[criterion["id"]], criterion)) is not None
     )
 
 
@@ -192,14 +175,10 @@ def sample_cases(
 
 
 async def _rule_verdicts(
-    case: JudgeCase,
-    record: Record,
-    test_set: JudgeTestSet,
-    embed: Embed | None,
-    thresholds: Thresholds,
+    case: JudgeCase, test_set: JudgeTestSet, embed: Embed | None, thresholds: Thresholds
 ) -> list[Verdict]:
     """The verdicts of the rules on a response; benchmarks are not checked again."""
-    ids = record["reference_ids"]
+    ids = next(r["reference_ids"] for r in test_set.samples if r["id"] == case.source_id)
     references = [test_set.references[id_] for id_ in ids if id_ in test_set.references]
     threshold = thresholds.topic_threshold(ids)
     similarity = None
@@ -212,10 +191,10 @@ async def _rule_verdicts(
 
 async def judge_human_samples(
     judge: CaseJudge, human: HumanVerdicts, thresholds: Thresholds
-) -> tuple[JudgeVerdicts, list[CallFailed]]:
+) -> JudgeVerdicts:
     """The verdicts of a judge that the run did not use on the samples that a person judged.
 
-    The verdicts of the rules are those of the run. Also returns the calls that failed.
+    The verdicts of the rules are those of the run.
     """
     cases = []
     for id_, record in human.samples.items():
@@ -223,14 +202,12 @@ async def judge_human_samples(
         criteria = applied_criteria(record, judge.context, thresholds, extra_ids)
         response = final_attempt(record)["response"]
         cases.append(JudgeCase(id_, "human", record["instruction"], response, criteria))
-    judged_cases, failures = await judge.judge_cases(cases, "a person's samples")
     results = JudgeVerdicts()
-    for judged in judged_cases:
-        case = judged.case
+    for case in await judge.judge_cases(cases, "a person's samples"):
         record = human.samples[case.source_id]
         rules = {c["id"]: c for c in record["criteria"] if c["judged_by"] == "rule"}
         verdicts = [
-            *judged.verdicts.values(),
+            *case.verdicts.values(),
             *(v for v in final_attempt(record)["verdicts"] if v["criterion_id"] in rules),
         ]
         results.passes[case.source_id, WHOLE_SAMPLE] = meets_criteria(
@@ -239,4 +216,4 @@ async def judge_human_samples(
             judge.context,
         )
         results.add(record, verdicts)
-    return results, failures
+    return results

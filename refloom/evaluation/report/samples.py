@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from nodes.llm.fast_json import loads
 from nodes.text_diff import diff
+from refloom.evaluation.judge_check.tables import check_tables, format_figure
 from refloom.evaluation.report.collect import MAX_CARDS, ReferenceSample, RunData
 from refloom.evaluation.report.tables import format_count, format_dollars, short_name
 from refloom.evaluation.stats import EMPTY, Interval
@@ -164,12 +165,12 @@ CHECK_FACTS = (
 
 
 class Table(NamedTuple):
-    """A table of a judge check: its name, columns, and lines of cells."""
+    """A table of a judge check as the page shows it: its name, columns, and lines of cells."""
 
     name: str
     columns: list[str]
     lines: list[list[Any]]
-    more: int = 0
+    more: int
 
 
 def judge_check_section(check: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -177,9 +178,7 @@ def judge_check_section(check: Mapping[str, Any]) -> dict[str, Any] | None:
     try:
         facts = {name: check[name] for name in CHECK_FACTS}
         facts["judge"] = short_name(facts["judge"])
-        tables = [*_judge_tables(check), *_juror_tables(check)]
         if check["human"] is not None:
-            tables.append(_human_table(check["human"]))
             facts["verdicts on what was not judged"] = check["human"]["without"]
         return {
             "flags": [clip(flag, 500) for flag in check["flags"]][:MAX_LINES],
@@ -188,58 +187,18 @@ def judge_check_section(check: Mapping[str, Any]) -> dict[str, Any] | None:
                 for name, value in facts.items()
                 if value not in ([], {})
             ],
-            "tables": [table for table in tables if table.lines],
+            "tables": [
+                Table(
+                    name,
+                    [column.replace("_", " ") for column in columns],
+                    [[cell(row.get(column, "")) for column in columns] for row in rows[:MAX_LINES]],
+                    max(len(rows) - MAX_LINES, 0),
+                )
+                for name, columns, rows in check_tables(check)
+            ],
         }
     except (KeyError, TypeError, AttributeError):
         return None
-
-
-def _judge_tables(check: Mapping[str, Any]) -> list[Table]:
-    same = check["consistency"]
-    figures = {f"verdict, {method}": figure for method, figure in same["verdicts"].items()}
-    figures |= {
-        "winner in both orders": same["duels"],
-        "picks that stood first": same["first_place"],
-    }
-    by = ("by_judge", "by_rule")
-    drawn = ("method", "of", "text", "references", "auc", "own_passes", "bad_passes", "against")
-    originals = [{"method": method, **row} for method, row in check["originals"].items()]
-    return [
-        _table("criteria", check["criteria"], *drawn),
-        _table("canaries", check["canaries"], "method", "kind", "n", "caught", *by),
-        _table(
-            "originals", originals, "method", "n", "passes", *by, "canaries_pass", "over_canaries"
-        ),
-        _table("duels", check["duels"], "kind", "n", "original_wins", "canary_wins", "share"),
-        _table("consistency", [{"of": k, "same": v} for k, v in figures.items()], "of", "same"),
-    ]
-
-
-def _juror_tables(check: Mapping[str, Any]) -> list[Table]:
-    jury = check.get("jury")  # Earlier versions did not write it.
-    if jury is None:
-        return []
-    rows = [{"of": "all", **jury}, *jury["kinds"], *jury["pairs"]]
-    return [
-        _table("jurors, Krippendorff's alpha", rows, "of", "alpha", "verdicts"),
-        _table("jurors", jury["jurors"], "model", "overruled", "passes", "unknown"),
-    ]
-
-
-def _human_table(human: Mapping[str, Any]) -> Table:
-    rows = [{"of": "all", **human["all"]}, {"of": "whole samples", **human["samples"]}]
-    rows += human["criteria"]
-    rows += [{**row, "of": f"juror {row['of']}"} for row in human.get("jurors", ())]
-    if human.get("alpha") is not None:
-        rows.append({"of": "alpha of the person and the jurors", "n": "", "kappa": human["alpha"]})
-    name = f"a person, {human['method']}, verdicts of {human['verdicts']}"
-    return _table(name, rows, "of", "n", "kappa", "agreement", "confusion")
-
-
-def _table(name: str, rows: Sequence[Mapping[str, Any]], *columns: str) -> Table:
-    lines = [[cell(row.get(column, "")) for column in columns] for row in rows[:MAX_LINES]]
-    labels = [column.replace("_", " ") for column in columns]
-    return Table(name, labels, lines, max(len(rows) - MAX_LINES, 0))
 
 
 def cell(value: object) -> Any:
@@ -250,20 +209,7 @@ def cell(value: object) -> Any:
             return EMPTY
         if interval.low is not None and interval.high is not None and interval.low >= 0:
             return interval
-    return clip(_format_value(value), 300).text
-
-
-def _format_value(value: object) -> str:
-    if value is None:
-        return "–"
-    if isinstance(value, int | float):
-        return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
-    if isinstance(value, Mapping) and "low" in value:
-        between = "" if value["low"] is None else f" ({value['low']:.4g} to {value['high']:.4g})"
-        return f"{_format_value(value['value'])}{between}, n = {value['n']:,}"
-    if isinstance(value, Mapping):
-        return ", ".join(f"{k} {_format_value(v)}".replace("_", "/") for k, v in value.items())
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return clip(format_figure(value), 300).text
 
 
 MAX_COMPARED = 24
