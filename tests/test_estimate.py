@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -327,7 +328,8 @@ async def test_what_is_shown_holds_counts_stages_and_settings():
     assert "references: 3 taken, 0 left out" in said
     assert 'model = "m"' in said
     assert "secret" not in said
-    assert "\n  generate " in said
+    assert re.search(r"\n  stage +calls +prompt +completion +dollars\n", said)
+    assert re.search(r'\n  generate +3 +[\d,]+ +[\d,]+ +\$0\.\d{4} +"m"\n', said)
     assert "$0." in said
 
 

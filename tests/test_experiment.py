@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import re
 from collections import Counter
 
 import pytest
@@ -241,7 +242,9 @@ def test_a_pair_that_cannot_be_judged_is_left_out_and_counted(tmp_path):
     found = asyncio.run(compare_runs(arms, [(0, 1)], tmp_path, Settings(model="m"), complete=model))
     (pair,) = found["pairs"]
     assert (pair["n"], pair["not_judged"], pair["win_rate"]) == (0, 3, None)
-    assert "3 could not be judged" in format_comparison(found)
+    text = format_comparison(found)
+    assert "3 could not be judged" in text
+    assert re.search(r"^a : b +none +0 +0 +0 +0$", text, re.M)
 
 
 @pytest.mark.parametrize("said", ["A", "a", " B ", "Response A", "Tie.", "tie"])

@@ -25,6 +25,7 @@ from refloom.evaluation.stats import (
 )
 from refloom.runs.journal import iter_records, open_read_only
 from refloom.runs.outputs import read_status, total_cost, usage_by_stage
+from refloom.runs.text_table import text_table
 from refloom.settings import Settings
 
 # Criteria from references that are listed one by one; the others only count in their total.
@@ -295,45 +296,49 @@ FEW_SEEDS = 20
 
 def format_comparison(comparison: Mapping[str, Any]) -> str:
     """A comparison as plain text for a terminal."""
-    lines = [
-        f"{'':<22}{'win rate':>9}  95 % interval    n   won lost tied  p (sign)  at equal length"
-    ]
+    pairs = []
     for pair in comparison["pairs"]:
-        lines.append(_line(f"{pair['a']} : {pair['b']}", pair))
+        pairs.append(_pair_cells(f"{pair['a']} : {pair['b']}", pair))
         if pair["accepted"]["n"] not in (0, pair["n"]):
-            lines.append(_line("  both accepted", pair["accepted"]))
+            pairs.append(_pair_cells("  both accepted", pair["accepted"]))
+    head = ("", "win rate", "95 % interval", "n", "won", "lost", "tied", "p (sign)")
     first = comparison["pairs"][0]
-    lines += [
-        "",
-        f"judge {first['judge']}, both orders, prompt {first['prompt']}; a pair of equal "
-        "texts is a tie; intervals by bootstrap over seeds",
-        *_warnings(comparison["pairs"]),
-        "",
-        f"{'run':<14}{'accepted':>9}{'rejected':>9}{'failed':>7}{'calls':>8}{'tokens':>11}"
-        "  dollars",
+    counts = ("accepted", "rejected", "failed", "calls", "tokens")
+    arms = [
+        [
+            arm["name"],
+            *(arm[name] for name in counts),
+            "unknown" if arm["cost_usd"] is None else f"${arm['cost_usd']:.4f}",
+        ]
+        for arm in comparison["arms"]
     ]
-    for arm in comparison["arms"]:
-        cost = "unknown" if arm["cost_usd"] is None else f"${arm['cost_usd']:.4f}"
-        lines.append(
-            f"{arm['name']:<14}{arm['accepted']:>9,}{arm['rejected']:>9,}{arm['failed']:>7,}"
-            f"{arm['calls']:>8,}{arm['tokens']:>11,}  {cost}"
-        )
-    lines.append(
-        "calls shared by runs count in each; learning from a reference in the run that did it"
+    return "\n".join(
+        [
+            text_table([*head, "at equal length"], pairs),
+            "",
+            f"judge {first['judge']}, both orders, prompt {first['prompt']}; a pair of equal "
+            "texts is a tie; intervals by bootstrap over seeds",
+            *_warnings(comparison["pairs"]),
+            "",
+            text_table(["run", *counts, "dollars"], arms),
+            "calls shared by runs count in each; learning from a reference in the run that did it",
+        ]
     )
-    return "\n".join(lines)
 
 
-def _line(name: str, result: Mapping[str, Any]) -> str:
+def _pair_cells(name: str, result: Mapping[str, Any]) -> list[object]:
+    counts = [result[key] for key in ("n", "wins", "losses", "ties")]
     if not result["n"]:
-        return f"{name:<22}{'none':>9}"
+        return [name, "none", "", *counts, "", ""]
     even = result["length_controlled"]
-    return (
-        f"{name:<22}{result['win_rate']:>9.1%}  {result['low']:>6.1%} to {result['high']:>6.1%}"
-        f"{result['n']:>5,}{result['wins']:>6,}{result['losses']:>5,}"
-        f"{result['ties']:>5,}{result['sign_p']:>10.3f}  "
-        f"{even['value']:.1%} ({even['low']:.1%} to {even['high']:.1%})"
-    )
+    return [
+        name,
+        f"{result['win_rate']:.1%}",
+        f"{result['low']:.1%} to {result['high']:.1%}",
+        *counts,
+        f"{result['sign_p']:.3f}",
+        f"{even['value']:.1%} ({even['low']:.1%} to {even['high']:.1%})",
+    ]
 
 
 def _warnings(pairs: Sequence[Mapping[str, Any]]) -> list[str]:

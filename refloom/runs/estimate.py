@@ -35,6 +35,7 @@ from nodes.own_criteria import OwnCriteria, OwnCriterion
 from nodes.state import Usage, no_usage
 from refloom.data.read import ReadReport
 from refloom.runs.cost import Prices
+from refloom.runs.text_table import text_table
 from refloom.settings import Settings
 
 CASES = ("low", "expected", "high")
@@ -185,15 +186,18 @@ def format_estimate(estimated: Mapping[str, Any]) -> str:
     for name in CASES:
         case = estimated[name]
         lines += ["", f"{name}: {case['candidates']:,} candidates, {case['accepted']:,} accepted"]
-        lines.append(f"  {'stage':<10}{'calls':>12}{'prompt':>16}{'completion':>16}  dollars")
-        for stage, part in [*case["by_stage"].items(), ("total", case["total"])]:
-            if part["calls"]:
-                calls, prompt, completion = (part[key] for key in TOKENS)
-                cost = "unknown" if part["cost_usd"] is None else f"${part['cost_usd']:,.4f}"
-                model = f"  {json.dumps(part['model'])}" if "model" in part else ""
-                lines.append(
-                    f"  {stage:<10}{calls:>12,}{prompt:>16,}{completion:>16,}  {cost}{model}"
-                )
+        stages = [
+            [
+                stage,
+                *(part[key] for key in TOKENS),
+                "unknown" if part["cost_usd"] is None else f"${part['cost_usd']:,.4f}",
+                json.dumps(part["model"]) if "model" in part else "",
+            ]
+            for stage, part in [*case["by_stage"].items(), ("total", case["total"])]
+            if part["calls"]
+        ]
+        head = ("stage", "calls", "prompt", "completion", "dollars", "")
+        lines += [f"  {line}" for line in text_table(head, stages).splitlines()]
     lines += ["", "assumed:"]
     for name, assumed in estimated["assumptions"].items():
         lines.append(f"  {name} = {json.dumps(assumed['value'])}: {assumed['why']}")
