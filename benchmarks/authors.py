@@ -30,9 +30,6 @@ class Sizes:
     judge_answer: float
 
 
-Stages = dict[str, dict[str, float]]
-
-
 def authors(
     sizes: Sizes,
     references: int,

@@ -144,10 +144,10 @@ class Profile:
         """Milliseconds a call by part, the dearest first."""
         return {name: round(ns / 1e6 / calls, 4) for name, ns in self.by_part.most_common()}
 
-    def dearest(self, calls: int, n: int = 40) -> list[tuple[str, str, float]]:
+    def dearest(self, calls: int) -> list[tuple[str, str, float]]:
         """The functions that most went to: part, module and function, milliseconds a call."""
-        found = self.by_function.most_common(n)
-        return [(part, name, round(ns / 1e6 / calls, 4)) for (part, name), ns in found]
+        functions = self.by_function.most_common(40)
+        return [(part, name, round(ns / 1e6 / calls, 4)) for (part, name), ns in functions]
 
 
 @contextmanager

@@ -44,9 +44,9 @@ USAGE = {"calls": 1, "prompt_tokens": 100, "cached_tokens": 0, "completion_token
 LONGER, SPREAD, LIKES = 40, 60, 1.2
 
 
-def true_rate(arm: str, base: str = "reference") -> float:
-    """The win rate of an arm over another that follows from `FOLLOWS` and `ERRS`."""
-    a, b = FOLLOWS[arm], FOLLOWS[base]
+def true_rate(arm: str) -> float:
+    """The win rate of an arm over `reference` that follows from `FOLLOWS` and `ERRS`."""
+    a, b = FOLLOWS[arm], FOLLOWS["reference"]
     better, worse = a * (1 - b), (1 - a) * b
     return better * (1 - ERRS) + worse * ERRS + (1 - better - worse) / 2
 

@@ -38,6 +38,8 @@ BESIDE = ["rf_cdist", "prefix", "datasketch", "rensa", "faiss_verify", "faiss_on
 # Has modules loaded that the filter loads at first use; every pair's comparison finds them loaded.
 WARM_UP = ["what is loaded at first use", "what is loaded at first use"]
 HEAD = ["method", "texts", "CPU s", "added MB", "duplicates missed", "wrongly dropped"]
+# Texts that brute force compares with all before them at once.
+BLOCK = 500
 Texts = Callable[[int], list[str]]
 
 
@@ -138,7 +140,7 @@ def _peak_mb() -> float:
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
-def brute_force(texts: list[str], block: int = 500) -> tuple[list[int], set[tuple[int, int]]]:
+def brute_force(texts: list[str]) -> tuple[list[int], set[tuple[int, int]]]:
     """What every pair's LCS in integers keeps, and the pairs that are exact ties."""
     import numpy as np
     from rapidfuzz import process
@@ -149,8 +151,8 @@ def brute_force(texts: list[str], block: int = 500) -> tuple[list[int], set[tupl
     sizes = np.array([len(code) for code in codes], np.int64)
     new = np.zeros(len(codes), np.bool_)
     ties: set[tuple[int, int]] = set()
-    for low in range(0, len(codes), block):
-        rows = codes[low : low + block]
+    for low in range(0, len(codes), BLOCK):
+        rows = codes[low : low + BLOCK]
         high = low + len(rows)
         ways = {"scorer": LCSseq.similarity, "dtype": np.int64, "workers": -1}
         lcs = process.cdist(rows, codes[:high], **ways)

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-FLOOR = "floor_aiohttp"
 NAMES = {
     "refloom": "refloom",
     "langgraph": "LangGraph + ChatOpenAI",

@@ -46,10 +46,10 @@ def spread(base: np.ndarray, n: int, seed: int) -> Iterator[np.ndarray]:
         yield (made / np.linalg.norm(made, axis=1, keepdims=True)).astype(np.float32)
 
 
-def memory_mb(pid: str = "self") -> dict[str, float]:
-    """What a process holds, in MB; `pss` counts what is shared once, divided among the sharers."""
+def memory_mb() -> dict[str, float]:
+    """What this process holds, in MB; `pss` divides what is shared among the sharers."""
     sizes = {}
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]:
+    for line in Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]:
         name, value = line.split(":")
         sizes[name.lower()] = int(value.split()[0]) / 1024
     return {name: round(sizes[name], 1) for name in ("rss", "pss", "anonymous")}

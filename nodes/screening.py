@@ -293,7 +293,6 @@ async def judge_instruction_by_log_odds(
     seed: str,
     embed: Embed,
     draw: int = 0,
-    history: Sequence[Turn] = (),
 ) -> tuple[list[Verdict], Usage]:
     """Verdicts on one instruction: the rules, then one yes/no token for each judged criterion.
 
@@ -322,7 +321,7 @@ async def judge_instruction_by_log_odds(
         first = draw * QUESTIONS_PER_DRAW + number * len(ANSWERABLE_QUESTIONS)
         try:
             score, call_usage = await ask_of_instruction(
-                complete, context, origin, instruction, texts, first, history
+                complete, context, origin, instruction, texts, first
             )
         except CallFailed as error:
             usage = error.usage = add_usage(usage, error.usage)

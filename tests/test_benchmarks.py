@@ -284,7 +284,7 @@ def test_novelty_is_judged_by_its_ratio_and_its_growth():
 def test_only_runs_beside_a_floor_are_read(tmp_path):
     path = tmp_path / "results.jsonl"
     alone = {k: v for k, v in peer("curator").items() if k != "ratio_wall"}
-    rows = [peer("langgraph"), peer(peers.FLOOR), alone]
+    rows = [peer("langgraph"), peer("floor_aiohttp"), alone]
     path.write_text("\n".join(map(json.dumps, rows)) + "\n\n")
     (row,) = peers.read(path)
     assert row["name"] == "langgraph"

@@ -447,7 +447,7 @@ async def test_a_comparison_is_shown_with_and_without_runs(mended, tmp_path):
     figures = dict.fromkeys(("win_rate", "low", "high"), None)
     empty = {**PAIR, **figures, "n": 0, "sign_p": None}
     bare = comparison_section({**COMPARED, "pairs": [{**empty, "accepted": empty}]})
-    assert bare["pairs"][0].rate.n == 0
+    assert bare["pairs"][0]["rate"].n == 0
 
 
 async def test_what_a_judge_check_found_is_shown(tmp_path):
@@ -473,8 +473,8 @@ async def test_what_a_judge_check_found_is_shown(tmp_path):
     page = await page_of(tmp_path)
     said = seen(page)
     assert "the judge &lt;passes&gt; cut answers" in page
-    assert "0.75 0.60 to 0.85, n = 40" in said and "cut 0.75 (0.6 to 0.85), n = 40" in said
-    assert "-0.1, n = 4" in said and "pass/fail 3" in said and "padded" in said
+    assert "0.75 0.60 to 0.85, n = 40" in said and "cut 0.75 (0.60 to 0.85), n = 40" in said
+    assert "-0.10, n = 4" in said and "pass/fail 3" in said and "padded" in said
     assert "notes" not in said and "canaries method" not in said
     for broken in ("{broken", "{}", json.dumps({**found, "consistency": [1]})):
         (tmp_path / "judge-check.json").write_text(broken)

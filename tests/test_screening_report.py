@@ -96,12 +96,12 @@ def test_the_section_counts_what_was_proposed_and_dropped_and_by_which_criterion
     assert found["reasons"] == [("failed its criteria", 9, proportion(9, 12))]
     line = found["criteria"][0]
     assert line.text.startswith("can be answered in text") and line.must
-    assert (line.times, line.failed) == (9, proportion(9, 12))
+    assert (line.verdicts["fail"], line.failed) == (9, proportion(9, 12))
     assert len(line.examples) == 2
     assert all(MARKUP in text and why == f"about {ANSWERABLE_ID}" for text, why in line.examples)
     others = {one.text: one for one in found["criteria"][1:]}
     own = others["states the situation that it is for"]
-    assert (own.must, own.times, own.judged_by) == (False, 0, "judge, from references")
+    assert (own.must, own.verdicts["fail"], own.judged_by) == (False, 0, "judge, from references")
     outcomes = found["outcomes"]
     assert outcomes["proposed"] == outcomes["earned"] == 3 and outcomes["dropped"] == 0
     assert found["seeds_without_rows"] == 1
@@ -116,9 +116,9 @@ def test_trials_stand_in_rows_and_are_added_up_by_criterion(run_dir):
     # Of the references' criteria with the same words each row has one.
     of_response, of_instruction = by_kind["response"], by_kind["instruction"]
     assert (of_response.own, of_response.references) == (1, 1)
-    assert of_response.spoiled == "cut 1, shuffled 1, another 1"
+    assert of_response.spoiled == {"cut": 1, "shuffled": 1, "another": 1}
     assert (of_instruction.own, of_instruction.references) == (1, 1)
-    assert "first clause 0" in of_instruction.spoiled
+    assert of_instruction.spoiled["first_clause"] == 0
     (row, *_) = rows(run_dir, "accepted")
     other = json.loads(json.dumps(row))
     (tried,) = [c for c in other["criteria"] if c["trial"]]
@@ -185,12 +185,12 @@ async def test_verdicts_that_reviewers_mark_as_wrong_are_counted_by_criterion(tm
     queue.decide(second, ReviewDecision(decision="reject"), "bob", wrong_criteria=[REQUEST_ID])
     reviews = collect_run("run", tmp_path).reviews
     assert reviews is not None
-    lines = {line.text: line for line in review_section(reviews)["criteria"]}
+    lines = {line["text"]: line for line in review_section(reviews)["criteria"]}
     assert len(lines) == 2
-    assert lines[criterion["text"]].wrong_verdicts == proportion(1, 2)
-    assert lines[criterion["text"]].wrong == 0
-    (request,) = (line for line in lines.values() if line.of == "instruction")
-    assert (request.wrong_verdicts, request.wrong) == (proportion(1, 2), 1)
+    assert lines[criterion["text"]]["share"] == proportion(1, 2)
+    assert lines[criterion["text"]]["wrong"] == 0
+    (request,) = (line for line in lines.values() if line["of"] == "instruction")
+    assert (request["share"], request["wrong"]) == (proportion(1, 2), 1)
     page = await page_of(tmp_path)
     text = seen(page)
     assert 'href="#reviews"' in page

@@ -29,6 +29,7 @@ from refloom.settings import (
 
 RunJson = Mapping[str, Any]
 MAX_CRITERIA_SHOWN = 30
+MAX_TEXT_CHARS = 300
 # The hub's size categories, with the number of rows that is too many for each.
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 # Settings that say where a run was made, which a card leaves out.
@@ -125,16 +126,16 @@ def _render(**values: Any) -> str:
     return environment.from_string(source).render(values)
 
 
-def escape_markdown(value: object, limit: int = 300) -> str:
+def escape_markdown(value: object) -> str:
     r"""Text that Markdown and HTML show as it is, on one line, without links.
 
-    Text over `limit` characters is cut.
+    Text over `MAX_TEXT_CHARS` characters is cut.
 
     >>> print(escape_markdown("<b> *x* | [a](http://b)"))
     &lt;b&gt; \*x\* \| \[a\](http:&#47;&#47;b)
     """
     text = " ".join(str(value).split())
-    text = text if len(text) <= limit else text[: limit - 1] + "…"
+    text = text if len(text) <= MAX_TEXT_CHARS else text[: MAX_TEXT_CHARS - 1] + "…"
     text = html.escape(_MARKDOWN_SIGNS.sub(r"\\\1", text), quote=False)
     return text.replace("://", ":&#47;&#47;").replace("www.", "www&#46;").replace("@", "&#64;")
 

@@ -23,7 +23,7 @@ from nodes.state import Criterion, Usage, Verdict, no_usage
 from refloom.data.rubrics import rubric_of, weight_of
 from refloom.evaluation.judging import open_judge
 from refloom.runs.checks import RunChecks
-from refloom.runs.client import CachedClient, FaultCallback
+from refloom.runs.client import CachedClient
 from refloom.runs.journal import Journal
 from refloom.settings import Settings
 
@@ -195,7 +195,6 @@ async def open_scorer(
     *,
     complete: Complete | None = None,
     on_warning: Callable[[str], None] = lambda text: None,
-    on_fault: FaultCallback = lambda fault: None,
     on_learned: OnLearned = lambda model, sentence: None,
 ) -> AsyncIterator[ScorerSession]:
     """Open a scorer whose calls are journaled in the file `journal`, beside which it is locked.
@@ -208,7 +207,6 @@ async def open_scorer(
     kinds: set[str] = set()
 
     def tell_of_fault(fault: CallFailed) -> None:
-        on_fault(fault)
         if isinstance(fault, Transient) and fault.kind not in kinds:
             kinds.add(fault.kind)
             on_warning(f"calls are made again, after a wait if need be: {fault.message}")

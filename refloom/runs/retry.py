@@ -195,13 +195,13 @@ def describe_failure(error: Failure) -> str:
     return f"{error['stage']} {error['kind']}: {message}"
 
 
-def common_failures(connection: sqlite3.Connection, most: int = 3) -> list[tuple[int, str]]:
-    """The commonest reasons of failed samples, with how many have each. Blocks."""
+def common_failures(connection: sqlite3.Connection) -> list[tuple[int, str]]:
+    """The three commonest reasons of failed samples, with how many have each. Blocks."""
     rows = connection.execute(
         "SELECT json_extract(record, '$.error') FROM samples WHERE status = 'failed'"
     )
     reasons = Counter(describe_failure(json.loads(error)) for (error,) in rows if error)
-    return [(number, reason) for reason, number in reasons.most_common(most)]
+    return [(number, reason) for reason, number in reasons.most_common(3)]
 
 
 @dataclass

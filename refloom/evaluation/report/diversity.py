@@ -119,12 +119,9 @@ def coverage(references: Vectors, rows: Vectors) -> Coverage | None:
     )
 
 
-def k_means(vectors: Vectors, k: int, random_seed: int = 0) -> Vectors:
-    """The unit-length centres of k clusters by cosine, initialised as k-means++. Blocks.
-
-    The same seed gives the same centres.
-    """
-    rng = np.random.default_rng(random_seed)
+def k_means(vectors: Vectors, k: int) -> Vectors:
+    """The unit-length centres of k clusters by cosine, begun as k-means++. Blocks."""
+    rng = np.random.default_rng(0)
     chosen = [int(rng.integers(len(vectors)))]
     while len(chosen) < k:
         distances = np.maximum(1 - cosines(vectors, vectors[chosen]).max(axis=1), 0) ** 2

@@ -4,30 +4,14 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from refloom.evaluation.stats import Interval, proportion
+from refloom.evaluation.stats import proportion
 from refloom.runs.journal import has_table
 from refloom.runs.review_figures import figures_of, flagged_samples
 
 MAX_CRITERIA_SHOWN = 30
 MAX_FLAGGED_SHOWN = 30
-
-
-@dataclass(frozen=True)
-class MarkedCriterion:
-    """A criterion that reviewers marked; `of` is "response" or "instruction".
-
-    `wrong_verdicts` is the share of its verdicts that are marked as wrong, `marks` how many there
-    are; `wrong` is in how many samples the criterion itself was.
-    """
-
-    of: str
-    text: str
-    wrong_verdicts: Interval
-    marks: int
-    wrong: int
 
 
 def read_reviews(connection: sqlite3.Connection) -> dict[str, Any] | None:
@@ -41,17 +25,11 @@ def read_reviews(connection: sqlite3.Connection) -> dict[str, Any] | None:
 def review_section(reviews: Mapping[str, Any]) -> dict[str, Any]:
     """The section on what `read_reviews` found."""
     marked = [
-        MarkedCriterion(
-            line["of"],
-            line["text"],
-            proportion(line["wrong_verdicts"], line["n"]),
-            line["wrong_verdicts"],
-            line["wrong"],
-        )
+        {**line, "share": proportion(line["wrong_verdicts"], line["n"])}
         for line in reviews["criteria"]
         if line["wrong_verdicts"] or line["wrong"]
     ]
-    marked.sort(key=lambda line: (-line.marks, -line.wrong))
+    marked.sort(key=lambda line: (-line["wrong_verdicts"], -line["wrong"]))
     agreement, flagged = reviews["agreement"], reviews["flagged"]
     names = ("decided", "accepted", "edited", "instructions_edited", "rejected", "waiting")
     return {

@@ -9,7 +9,7 @@ from nodes.llm.fast_json import loads
 from nodes.text_diff import diff
 from refloom.evaluation.judge_check.tables import check_tables, format_figure
 from refloom.evaluation.report.collect import MAX_CARDS, ReferenceSample, RunData
-from refloom.evaluation.report.tables import format_count, format_dollars, short_name
+from refloom.evaluation.report.tables import short_name
 from refloom.evaluation.stats import EMPTY, Interval
 
 # How many of eight cards show each kind of sample.
@@ -216,24 +216,6 @@ MAX_COMPARED = 24
 MAX_COMPARED_RESPONSE = 2500
 
 
-class Pair(NamedTuple):
-    """The results of a pair of runs: win rate, also at equal length, counts, and consistency."""
-
-    a: str
-    b: str
-    rate: Interval
-    controlled: Interval
-    wins: str
-    ties: str
-    losses: str
-    sign_p: str
-    judge: str
-    prompt: str
-    same_order: Interval
-    first_picked: Interval
-    not_judged: str
-
-
 def comparison_section(compared: Mapping[str, Any]) -> dict[str, Any]:
     """The section on a compare.json, as `refloom.evaluation.compare` writes it."""
     pairs, cards, arms = compared["pairs"], compared["cards"], compared["arms"]
@@ -244,38 +226,20 @@ def comparison_section(compared: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "pairs": list(map(_pair_row, pairs)),
         "accepted": accepted,
-        "arms": list(map(_arm_row, arms)),
+        "arms": arms,
         "criteria": _criterion_rows(arms),
         "cards": list(map(_comparison_card, cards[:MAX_COMPARED])),
         "more_cards": max(len(cards) - MAX_COMPARED, 0),
     }
 
 
-def _pair_row(pair: Mapping[str, Any]) -> Pair:
-    p = pair["sign_p"]
-    return Pair(
-        pair["a"],
-        pair["b"],
-        Interval(pair["win_rate"], pair["low"], pair["high"], pair["n"]),
-        Interval(**pair["length_controlled"]),
-        format_count(pair["wins"]),
-        format_count(pair["ties"]),
-        format_count(pair["losses"]),
-        "" if p is None else f"{p:.4f}",
-        short_name(pair["judge"]),
-        pair["prompt"],
-        Interval(**pair["same_in_both_orders"]),
-        Interval(**pair["first_picked"]),
-        format_count(pair["not_judged"]),
-    )
-
-
-def _arm_row(arm: Mapping[str, Any]) -> dict[str, str]:
-    counts = ("accepted", "rejected", "failed", "calls", "tokens")
+def _pair_row(pair: Mapping[str, Any]) -> dict[str, Any]:
+    intervals = ("length_controlled", "same_in_both_orders", "first_picked")
     return {
-        "name": arm["name"],
-        **{name: format_count(arm[name]) for name in counts},
-        "dollars": "unknown" if arm["cost_usd"] is None else format_dollars(arm["cost_usd"]),
+        **pair,
+        "rate": Interval(pair["win_rate"], pair["low"], pair["high"], pair["n"]),
+        **{name: Interval(**pair[name]) for name in intervals},
+        "judge": short_name(pair["judge"]),
     }
 
 

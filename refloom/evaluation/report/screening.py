@@ -41,6 +41,11 @@ class InstructionCriterionStats:
     wrong: int = 0
     examples: list[tuple[str, str]] = field(default_factory=list)
 
+    @property
+    def failed(self) -> Interval:
+        """The share of the instructions judged by it that failed."""
+        return proportion(self.verdicts["fail"], self.verdicts["fail"] + self.verdicts["pass"])
+
 
 @dataclass
 class ScreeningStats:
@@ -118,28 +123,12 @@ class ScreeningStats:
         return self.criteria[key]
 
 
-@dataclass(frozen=True)
-class InstructionCriterionLine:
-    """A criterion of instructions as the page shows it; `failed` is of those judged by it."""
-
-    text: str
-    must: bool | None
-    judged_by: str
-    failed: Interval
-    times: int
-    unknown: int
-    wrong: int
-    examples: list[tuple[str, str]]
-
-
 def screening_section(stats: ScreeningStats, run_json: Mapping[str, Any]) -> dict[str, Any] | None:
     """The section on a run's instructions; None if nothing is known of them."""
     if not stats.reasons and not stats.criteria and not stats.seeds_without_rows:
         return None
     proposed = stats.candidates + stats.reasons.total()
-    lines = sorted(
-        map(_line, stats.criteria.values()), key=lambda line: (not line.must, -line.times)
-    )
+    lines = sorted(stats.criteria.values(), key=lambda one: (not one.must, -one.verdicts["fail"]))
     outcomes = run_json.get("instruction_criteria") or {}
     return {
         "proposed": proposed,
@@ -155,17 +144,3 @@ def screening_section(stats: ScreeningStats, run_json: Mapping[str, Any]) -> dic
         "seeds": stats.seeds,
         "seeds_without_rows": stats.seeds_without_rows,
     }
-
-
-def _line(stats: InstructionCriterionStats) -> InstructionCriterionLine:
-    failed, passed = stats.verdicts["fail"], stats.verdicts["pass"]
-    return InstructionCriterionLine(
-        stats.text,
-        stats.must,
-        stats.judged_by,
-        proportion(failed, failed + passed),
-        failed,
-        stats.verdicts["unknown"],
-        stats.wrong,
-        stats.examples,
-    )

@@ -9,7 +9,7 @@ from pathlib import PurePath
 from typing import Any, NamedTuple
 
 from nodes.context import split_jurors
-from refloom.data.record_stats import CriterionStats, criterion_key
+from refloom.data.record_stats import CriterionStats, TrialStats, criterion_key
 from refloom.evaluation.agreement import jury_agreement
 from refloom.evaluation.report.charts import bootstrap_mean_of, stacked_bar
 from refloom.evaluation.report.collect import ReferenceSample, ReferenceStats, RunData
@@ -184,30 +184,10 @@ def _pass_rate(counts: Counter[str]) -> Interval:
     return proportion(counts["pass"], counts["pass"] + counts["fail"] + counts["unknown"])
 
 
-class TrialLine(NamedTuple):
-    """The trial of a criterion: on how many references, and how many texts of each kind passed."""
-
-    of: str
-    text: str
-    references: int
-    own: int
-    spoiled: str
-
-
-def trial_table(run: RunData) -> tuple[list[TrialLine], int]:
+def trial_table(run: RunData) -> tuple[list[TrialStats], int]:
     """The trials of a run's criteria, the most tried first; how many are left out."""
     trials = sorted(run.stats.trials.values(), key=lambda t: (t.of != "response", -t.references))
-    lines = [
-        TrialLine(
-            trial.of,
-            trial.text,
-            trial.references,
-            trial.own,
-            ", ".join(f"{k.replace('_', ' ')} {n:,}" for k, n in trial.spoiled.items()),
-        )
-        for trial in trials[:MAX_TRIALS]
-    ]
-    return lines, max(len(trials) - MAX_TRIALS, 0)
+    return trials[:MAX_TRIALS], max(len(trials) - MAX_TRIALS, 0)
 
 
 class ReferenceCell(NamedTuple):
