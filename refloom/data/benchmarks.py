@@ -145,9 +145,8 @@ def _unusable_message(path: str | Path, report: ReadReport, skipped: int, listed
     count = report.skipped_count - skipped
     if not count:
         return f"{path}: no benchmark prompt in it (it is empty)"
-    first = report.skipped[listed] if listed < len(report.skipped) else None
-    why = f"; line {first['line']}: {first['why']}" if first else ""
     return (
-        f"{path}: no benchmark prompt in any of its {count:,} rows{why}. Prompts are read from "
+        f"{path}: no benchmark prompt in any of its {count:,} rows{report.describe_first(listed)}. "
+        "Prompts are read from "
         f"instruction/input, {', '.join(_TURNS[:3])}, or text under {', '.join(_PROMPTS)}"
     )

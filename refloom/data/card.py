@@ -120,7 +120,7 @@ def _render(**values: Any) -> str:
     from jinja2.sandbox import SandboxedEnvironment
 
     environment = SandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(md=escape_markdown, name=_short_name)
+    environment.filters.update(md=escape_markdown, name=short_name)
     environment.globals.update(n=lambda number: f"{number:,}", percent=_rounded_percent)
     source = files("refloom.data").joinpath("card.md.jinja").read_text(encoding="utf-8")
     return environment.from_string(source).render(values)
@@ -176,7 +176,7 @@ def _card_values(run: RunJson, stats: RecordStats) -> dict[str, Any]:
         "diversity": measure_diversity(stats.sample.items()),
         "criteria": criteria,
         "more_criteria": len(stats.top_criteria(len(stats.criteria))) - len(criteria),
-        "benchmarks": ", ".join(map(_short_name, settings["benchmark"])),
+        "benchmarks": ", ".join(map(short_name, settings["benchmark"])),
         "cost": _format_cost(run["cost_usd"], counts["accepted"]),
         "tiers": _format_tiers(run),
         "command": command,
@@ -248,18 +248,19 @@ def _join_counts(counts: Counter[str] | Mapping[str, int]) -> str:
     return ", ".join(f"{what} {n:,}" for what, n in Counter(counts).most_common())
 
 
-def _short_name(path: object) -> str:
-    """The name of a file without its folders; the hub's `owner/name` stays."""
-    text = str(path)
-    pure = PurePath(text)
-    is_file = (
-        pure.is_absolute() or pure.suffix.lower() in PATH_SUFFIXES or text.startswith((".", "~"))
-    )
-    return pure.name if is_file else text
+def short_name(value: object) -> str:
+    """The name of a model or a file, without the folders of the machine it is on.
+
+    The hub's `owner/name` stays.
+    """
+    name = str(value or "")
+    path = PurePath(name)
+    is_file = path.suffix.lower() in PATH_SUFFIXES or name.startswith((".", "~"))
+    return path.name if is_file or path.is_absolute() else name
 
 
 def _model_name(name: str) -> str:
-    return "local (Qwen2.5-Coder-1.5B, embedded)" if name == "local" else _short_name(name)
+    return "local (Qwen2.5-Coder-1.5B, embedded)" if name == "local" else short_name(name)
 
 
 def _public_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -273,10 +274,10 @@ def _public_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     for name in PATH_SETTINGS:
         value = public[name]
         if isinstance(value, list):
-            public[name] = [_short_name(path) for path in value]
+            public[name] = [short_name(path) for path in value]
         elif value:
             names = split_jurors(value) if name == "judge_model" else (value,)
-            public[name] = ",".join(map(_short_name, names))
+            public[name] = ",".join(map(short_name, names))
     return public
 
 

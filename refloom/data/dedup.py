@@ -130,9 +130,7 @@ def _instruction_rows(
         except UnknownShape as error:
             report.skip(str(source), line, str(error))
     if not report.taken:
-        first = report.skipped[0] if report.skipped else None
-        reason = f"; line {first['line']}: {first['why']}" if first else " (it is empty)"
-        raise InputError(f"{source}: no row with an instruction{reason}")
+        raise InputError(f"{source}: no row with an instruction{report.describe_first()}")
 
 
 def _without_duplicates(
@@ -142,26 +140,23 @@ def _without_duplicates(
     summary: DedupSummary,
 ) -> Iterator[_Row]:
     """The rows that are not near-duplicates; the others are added to the summary."""
-    if meaning is None:
-        for row in rows:
-            near = words.admit(row.instruction, str(row.line))
+    vectors = None if meaning is None else CosineFilter(meaning.threshold)
+    while batch := list(islice(rows, BATCH)):
+        texts = [row.instruction for row in batch]
+        encoded = [None] * len(batch) if meaning is None else meaning.encode(texts)
+        for row, vector in zip(batch, encoded, strict=True):
+            name, by = str(row.line), "rouge-l"
+            if vectors is None:
+                near = words.admit(row.instruction, name)
+            elif (near := words.collision(row.instruction)) is None:
+                near, by = vectors.collision(vector), "embedding"
+                if near is None:
+                    words.add(row.instruction, name)
+                    vectors.add(vector, name)
             if near is None:
                 yield row
             else:
-                summary.dropped.append(DroppedRow(row.line, int(near), row.instruction, "rouge-l"))
-        return
-    vectors = CosineFilter(meaning.threshold)
-    while batch := list(islice(rows, BATCH)):
-        for row, vector in zip(batch, meaning.encode([r.instruction for r in batch]), strict=True):
-            near, by = words.collision(row.instruction), "rouge-l"
-            if near is None:
-                near, by = vectors.collision(vector), "embedding"
-            if near is not None:
                 summary.dropped.append(DroppedRow(row.line, int(near), row.instruction, by))
-                continue
-            words.add(row.instruction, str(row.line))
-            vectors.add(vector, str(row.line))
-            yield row
 
 
 def _to_line(row: _Row) -> str:

@@ -74,6 +74,13 @@ class ReadReport:
         if len(self.skipped) < MAX_SKIPPED_LISTED:
             self.skipped.append({"file": name, "line": line, "why": why})
 
+    def describe_first(self, listed: int = 0) -> str:
+        """The first skipped row and the reason, for an error; `listed` rows are passed over."""
+        if listed >= len(self.skipped):
+            return "" if self.skipped_count else " (it is empty)"
+        first = self.skipped[listed]
+        return f"; line {first['line']}: {first['why']}"
+
     def as_json(self) -> dict[str, Any]:
         """The counts as run.json has them."""
         return {
@@ -298,12 +305,11 @@ class Source:
             count += 1
         self.report.taken, self.report.digest = count, digest.hexdigest()
         if not count:
-            first = self.report.skipped[0] if self.report.skipped else None
-            reason = f"; line {first['line']}: {first['why']}" if first else " (it is empty)"
             raise InputError(
-                f"{self.name}: no usable row{reason}. Known shapes: instruction/response, "
-                "instruction/input/output, prompt/completion, prompt/response, messages, "
-                f"conversations; --{'' if self._as_reference else 'seeds-'}map names other columns"
+                f"{self.name}: no usable row{self.report.describe_first()}. Known shapes: "
+                "instruction/response, instruction/input/output, prompt/completion, "
+                "prompt/response, messages, conversations; "
+                f"--{'' if self._as_reference else 'seeds-'}map names other columns"
             )
         return self.report
 

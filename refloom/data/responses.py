@@ -90,11 +90,9 @@ class Responses:
         Raises `InputError` if there is no row to score, or at a line that cannot be parsed.
         """
         if not sum(1 for _ in self):
-            first = self.report.skipped[0] if self.report.skipped else None
-            reason = f"; line {first['line']}: {first['why']}" if first else " (it is empty)"
             raise InputError(
-                f"{self.name}: no row to score{reason}. A row needs an instruction and a response; "
-                "--map names other columns"
+                f"{self.name}: no row to score{self.report.describe_first()}. A row needs an "
+                "instruction and a response; --map names other columns"
             )
         return self.report
 

@@ -95,12 +95,7 @@ def describe_item(criterion: Criterion, shape: RubricShape = "rar") -> str:
     ending = text[:1].upper() + text[1:]
     if _end_of_sentence(ending) != text:
         ending = SUBJECT + text
-    return ending if shape == "healthbench" else category_of(criterion) + ending
-
-
-def category_of(criterion: Criterion) -> str:
-    """What a description of RaR's begins with."""
-    return CATEGORIES[_level_of(criterion)]
+    return ending if shape == "healthbench" else CATEGORIES[_level_of(criterion)] + ending
 
 
 def _level_of(criterion: Criterion) -> str:
@@ -287,15 +282,13 @@ def read_item(item: Mapping[str, Any]) -> Criterion:
     return read_own_criterion(found[0], trusted=False)["criterion"]
 
 
+@dataclass(slots=True)
 class Rubric:
     """The criteria of one instruction, and the conversation before it, if there was one."""
 
-    __slots__ = ("criteria", "history", "instruction")
-
-    def __init__(
-        self, instruction: str, criteria: Sequence[Criterion], history: Sequence[Turn] = ()
-    ) -> None:
-        self.instruction, self.criteria, self.history = instruction, list(criteria), list(history)
+    instruction: str
+    criteria: list[Criterion]
+    history: Sequence[Turn] = ()
 
 
 def fold_instruction(text: str) -> str:

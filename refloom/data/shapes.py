@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from decimal import Decimal
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -385,22 +385,18 @@ SHAPES: dict[str, tuple[frozenset[str], Callable[[DataRow], Exchanges]]] = {
     "messages": (frozenset({"messages"}), _from_messages),
     "conversations": (frozenset({"conversations"}), _from_conversations),
     "instruction/instances": (frozenset({"instruction", "instances"}), _from_instances),
-    "instruction/output": (
-        frozenset({"instruction", "output"}),
-        lambda row: _from_pair(row, "instruction", "output"),
-    ),
-    "instruction/response": (
-        frozenset({"instruction", "response"}),
-        lambda row: _from_pair(row, "instruction", "response"),
-    ),
-    "prompt/completion": (
-        frozenset({"prompt", "completion"}),
-        lambda row: _from_pair(row, "prompt", "completion"),
-    ),
-    "prompt/response": (
-        frozenset({"prompt", "response"}),
-        lambda row: _from_pair(row, "prompt", "response"),
-    ),
+    **{
+        f"{question}/{answer}": (
+            frozenset({question, answer}),
+            partial(_from_pair, instruction_key=question, response_key=answer),
+        )
+        for question, answer in (
+            ("instruction", "output"),
+            ("instruction", "response"),
+            ("prompt", "completion"),
+            ("prompt", "response"),
+        )
+    },
     "instruction": (frozenset({"instruction"}), lambda row: _from_pair(row, "instruction", None)),
     "prompt": (frozenset({"prompt"}), lambda row: _from_pair(row, "prompt", None)),
     "turns": (frozenset({"turns"}), _from_turns),

@@ -18,6 +18,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 from memory.embed import Embed, Embedder, Vectors
 from memory.weights import DEFAULT_MODEL
+from refloom.data.card import short_name
 from refloom.data.write import write_atomically
 from refloom.errors import InputError
 from refloom.evaluation.judging import unique_names
@@ -124,7 +125,7 @@ async def report(
                 "best": tables.reference_table(ranking.best, runs, samples),
                 "worst": tables.reference_table(ranking.worst, runs, samples),
                 "references_judged": ranking.judged,
-                "model": tables.short_name(model),
+                "model": short_name(model),
                 "unmeasured": embedded.missing,
                 "drawn": sizes,
                 "compared": comparison_section(compared) if compared else None,
@@ -230,7 +231,7 @@ def _environment() -> Environment:
         n=tables.format_count,
         pct=percent,
         money=tables.format_dollars,
-        named=tables.short_name,
+        named=short_name,
         interval=charts.interval,
         bar=charts.single_bar,
     )

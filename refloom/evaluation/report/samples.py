@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 from nodes.llm.fast_json import loads
 from nodes.text_diff import diff
+from refloom.data.card import short_name
 from refloom.evaluation.judge_check.tables import check_tables, format_figure
 from refloom.evaluation.report.collect import MAX_CARDS, ReferenceSample, RunData
-from refloom.evaluation.report.tables import short_name
 from refloom.evaluation.stats import EMPTY, Interval
 
 # How many of eight cards show each kind of sample.

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PurePath
 from typing import Any, NamedTuple
 
 from nodes.context import split_jurors
+from refloom.data.card import short_name
 from refloom.data.record_stats import CriterionStats, TrialStats, criterion_key
 from refloom.evaluation.agreement import jury_agreement
 from refloom.evaluation.report.charts import bootstrap_mean_of, stacked_bar
@@ -519,14 +519,6 @@ def stage_costs(run: RunData) -> dict[str, Any]:
         "models": len({s.model for s in stages}) > 1,
         "tiers": any(s.tier != DEFAULT_TIER for s in stages),
     }
-
-
-def short_name(value: object) -> str:
-    """The name of a model or file, without the folders of the machine it is on."""
-    name = str(value or "")
-    path = PurePath(name)
-    is_path = path.is_absolute() or name.startswith((".", "~")) or path.suffix == ".gguf"
-    return path.name if is_path else name
 
 
 def format_setting(value: object) -> str:
