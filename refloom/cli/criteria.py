@@ -7,7 +7,13 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from refloom.cli.options import add_setting, print_json, print_line, warn_of_skipped_rows
+from refloom.cli.options import (
+    add_json,
+    add_setting,
+    add_skip_bad_lines,
+    print_result,
+    warn_of_skipped_rows,
+)
 from refloom.data.read import read_references
 from refloom.settings import JUDGE_SETTINGS, load_settings
 
@@ -19,10 +25,8 @@ def add_commands(add: Any) -> None:
     parser.add_argument(
         "--references", required=True, metavar="FILE", help="curated pairs, as for `run`"
     )
-    parser.add_argument("--json", action="store_true", help="everything, as JSON")
-    parser.add_argument(
-        "--skip-bad-lines", action="store_true", help="count and skip lines that cannot be parsed"
-    )
+    add_json(parser)
+    add_skip_bad_lines(parser)
     group = parser.add_argument_group("settings")
     for name in ("model", *JUDGE_SETTINGS, "map", "turns", "memory"):
         add_setting(group, name)
@@ -39,8 +43,5 @@ def criteria(args: Namespace, flags: dict[str, Any]) -> int:
     references = read_references(args.references, settings, skip_bad_lines=args.skip_bad_lines)
     warn_of_skipped_rows(references.scan())
     checked = asyncio.run(check_criteria(own, references, settings))
-    if args.json:
-        print_json(checked)
-    else:
-        print_line(format_check(checked))
+    print_result(checked, format_check, as_json=args.json)
     return 0

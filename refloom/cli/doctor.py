@@ -7,7 +7,7 @@ from argparse import Namespace
 from typing import TYPE_CHECKING, Any
 
 from nodes.context import is_embedded
-from refloom.cli.options import add_setting, print_json, print_line
+from refloom.cli.options import add_json, add_setting, print_json, print_line
 from refloom.settings import load_settings
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ def add_commands(add: Any) -> None:
     parser = add("doctor")
     for name in ("model", "judge_model", "base_url", "judge_base_url", "prices"):
         add_setting(parser, name)
-    parser.add_argument("--json", action="store_true", help="everything, as JSON")
+    add_json(parser)
     parser.set_defaults(command=doctor)
 
 

@@ -11,7 +11,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from refloom.cli.options import add_json, add_judge_settings, positive_int, print_json, print_line
+from refloom.cli.options import (
+    add_json,
+    add_judge_settings,
+    positive_int,
+    print_json,
+    print_line,
+    print_result,
+)
 from refloom.cli.run import add_run_flags, dry_run, read_inputs, run_with_progress
 from refloom.errors import InputError
 
@@ -38,7 +45,7 @@ def add_commands(add: Any) -> None:
         "first against each of the others. Or two files of scored rows: the difference of their "
         "scores, without a call",
     )
-    parser.add_argument("--json", action="store_true", help="everything, as JSON")
+    add_json(parser)
     parser.add_argument(
         "--limit", type=positive_int, metavar="N", help="the first N instructions only"
     )
@@ -75,7 +82,7 @@ def add_commands(add: Any) -> None:
         metavar="N",
         help="of each verdict (default: 2)",
     )
-    parser.add_argument("--json", action="store_true", help="everything, as JSON")
+    add_json(parser)
     parser.set_defaults(command=judge_check)
 
     parser = add("experiment", allow_abbrev=False)
@@ -165,10 +172,7 @@ def _compare_scores(args: Namespace) -> int:
     if first.path.resolve() == second.path.resolve():
         raise InputError("compare: a file is named twice; give different ones")
     comparison = compare_scored(first, second, limit=args.limit)
-    if args.json:
-        print_json(comparison)
-    else:
-        print_line(format_scored(comparison))
+    print_result(comparison, format_scored, as_json=args.json)
     if args.out is not None:
         path = asyncio.run(write_scores_page([first, second], comparison, args.out))
         sys.stderr.write(f"page: {path}\n")
@@ -230,10 +234,7 @@ def compare(args: Namespace, flags: dict[str, Any]) -> int:
             on_progress=progress_printer("compared", settings.quiet),
         )
     )
-    if args.json:
-        print_json(comparison)
-    else:
-        print_line(format_comparison(comparison))
+    print_result(comparison, format_comparison, as_json=args.json)
     if args.out is not None:
         path = asyncio.run(write_report([], args.out, compared=comparison))
         sys.stderr.write(f"page: {path}\n")
@@ -258,10 +259,7 @@ def judge_check(args: Namespace, flags: dict[str, Any]) -> int:
             repeats=args.repeats,
         )
     )
-    if args.json:
-        print_json(results)
-    else:
-        print_line(format_judge_check(results))
+    print_result(results, format_judge_check, as_json=args.json)
     return 0
 
 
@@ -332,9 +330,7 @@ def _compare_arms(
 
     on_progress = progress_printer("compared", settings.quiet)
     comparison = asyncio.run(compare_arms(out, arms, settings, on_progress=on_progress))
-    if as_json:
-        print_json(comparison)
-        return comparison
-    print_line(format_comparison(comparison))
-    print_line(f"\n{out / 'compare.json'}; `refloom report {out}` makes a page of it")
+    print_result(comparison, format_comparison, as_json=as_json)
+    if not as_json:
+        print_line(f"\n{out / 'compare.json'}; `refloom report {out}` makes a page of it")
     return comparison

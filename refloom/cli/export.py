@@ -10,7 +10,7 @@ import sqlite3
 import sys
 import tempfile
 from argparse import ArgumentTypeError, Namespace
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -114,22 +114,27 @@ def _check_format_options(args: Namespace, formats: Sequence[str]) -> None:
             raise InputError(
                 f"--think-tags: not with --format {format_}; only with {', '.join(TAGGED_FORMATS)}"
             )
-    for name, value in (("shape", args.rubric_shape), ("criteria", args.split_criteria)):
+    rubric_flags = {"--rubric-shape": args.rubric_shape, "--split-criteria": args.split_criteria}
+    for flag, value in rubric_flags.items():
         if value is not None and RUBRIC not in formats:
-            flag = "--rubric-shape" if name == "shape" else "--split-criteria"
             raise InputError(f"{flag}: only with --format {RUBRIC}")
 
 
-def _rubric_settings(args: Namespace, records: Iterable[str]) -> RubricSettings:
-    """How rubrics are written, after a pass over all records of the run."""
+def _read_format(
+    args: Namespace, format_: str, journal: sqlite3.Connection, ids: set[str] | None = None
+) -> tuple[Callable[[], Iterator[str]], RubricSettings | None]:
+    """What reads the records of a format, and how rubrics are written, which needs all of them.
+
+    Says on stderr what became of weights, and of the criteria that are held out.
+    """
+    from refloom.runs.journal import iter_records
+
+    if format_ != RUBRIC:
+        return partial(_accepted, journal, ids), None
+    read = partial(iter_records, journal, *STATUSES)
     counts = RubricCounts(args.split_criteria or 0.0)
-    for line in records:
+    for line in read():
         counts.add(loads(line))
-    return RubricSettings(args.rubric_shape or "rar", counts)
-
-
-def _tell_of_rubrics(counts: RubricCounts) -> None:
-    """Say on stderr what became of weights, and of the criteria that are held out."""
     if counts.fractional:
         sys.stderr.write(
             "some weights have decimals, so all are written as decimals; RaR's and HealthBench's "
@@ -140,6 +145,7 @@ def _tell_of_rubrics(counts: RubricCounts) -> None:
             f"held out: {counts.held_out} of {counts.items} items; of {counts.rubrics} rubrics "
             f"{counts.none_held_out} have none held out and {counts.all_held_out} have all\n"
         )
+    return read, RubricSettings(args.rubric_shape or "rar", counts)
 
 
 def _add_split(parser: argparse.ArgumentParser, decides: str) -> None:
@@ -285,20 +291,15 @@ def _parse_criteria_share(text: str) -> float:
 
 def export(args: Namespace, flags: dict[str, Any]) -> int:
     """Write a run's accepted rows, or a selection of them, as training data."""
-    from refloom.runs.journal import check_run, iter_records, read_snapshot
+    from refloom.runs.journal import check_run, read_snapshot
 
     _check_file(args.file)
     _check_format_options(args, [args.format])
     check_run(args.directory)
     choice = _selection_settings(args, flags)
     ids = None if choice is None else _select_ids(args.directory, choice, flags)
-    rubric = None
     with read_snapshot(args.directory / "journal.sqlite") as journal:
-        read = partial(_accepted, journal, ids)
-        if args.format == RUBRIC:
-            read = partial(iter_records, journal, *STATUSES)
-            rubric = _rubric_settings(args, read())
-            _tell_of_rubrics(rubric.counts)
+        read, rubric = _read_format(args, args.format, journal, ids)
         try:
             written = export_rows(
                 read,
@@ -409,18 +410,12 @@ def _write_formats(
     args: Namespace, journal: sqlite3.Connection, folder: Path
 ) -> tuple[dict[str, int], list[dict[str, Any]]]:
     """Write the data files of each format; their row counts, and the configs for the hub."""
-    from refloom.runs.journal import iter_records
-
     rows: dict[str, int] = {}
     configs: list[dict[str, Any]] = []
     parts = args.split or {"train": 1.0}
     for format_ in dict.fromkeys(args.format or ["messages"]):
         (folder / format_).mkdir()
-        read, rubric = partial(iter_records, journal, "accepted"), None
-        if format_ == RUBRIC:
-            read = partial(iter_records, journal, *STATUSES)
-            rubric = _rubric_settings(args, read())
-            _tell_of_rubrics(rubric.counts)
+        read, rubric = _read_format(args, format_, journal)
         written = export_rows(
             read,
             folder / format_ / "rows.parquet",

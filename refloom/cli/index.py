@@ -13,9 +13,11 @@ from memory.weights import DEFAULT_MODEL
 from refloom.cli.options import (
     add_json,
     add_setting,
+    add_skip_bad_lines,
     positive_int,
     print_json,
     print_line,
+    print_result,
     ratio,
     warn_of_skipped_rows,
 )
@@ -39,9 +41,7 @@ def add_commands(add: Any) -> None:
         "--embedding-threshold", type=ratio, help="cosine above which a row is dropped as well"
     )
     parser.add_argument("--embedding-model", default=DEFAULT_MODEL, help=EMBEDDING_MODEL_HELP)
-    parser.add_argument(
-        "--skip-bad-lines", action="store_true", help="skip lines that are not valid JSON"
-    )
+    add_skip_bad_lines(parser)
     add_json(parser)
     parser.set_defaults(command=dedup)
 
@@ -194,8 +194,5 @@ def model_pull(args: Namespace, flags: dict[str, Any]) -> int:
     from refloom.local import pull
 
     paths = {"model": str(pull(from_hub=args.from_hub)), "embedding_model": str(minilm_path())}
-    if args.json:
-        print_json(paths)
-    else:
-        print_line("\n".join(paths.values()))
+    print_result(paths, lambda paths: "\n".join(paths.values()), as_json=args.json)
     return 0

@@ -6,7 +6,8 @@ import argparse
 import json
 import re
 import sys
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from refloom.data.read import ReadReport
 from refloom.serve.api_keys import LOCAL_USER, NAME_PATTERN
@@ -14,6 +15,8 @@ from refloom.settings import JUDGE_SETTINGS, Settings
 
 # Skipped rows and warnings that are listed one by one.
 MAX_LISTED = 20
+
+T = TypeVar("T")
 
 
 def add_setting(group: Any, name: str) -> None:
@@ -61,6 +64,13 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="everything, as JSON")
 
 
+def add_skip_bad_lines(parser: argparse.ArgumentParser) -> None:
+    """Add the flag that has bad lines skipped."""
+    parser.add_argument(
+        "--skip-bad-lines", action="store_true", help="count and skip lines that cannot be parsed"
+    )
+
+
 def positive_int(text: str) -> int:
     """Parse a whole number of at least 1."""
     if not text.isdecimal() or int(text) < 1:
@@ -105,6 +115,14 @@ def print_line(text: str) -> None:
 def print_json(value: object) -> None:
     """Write a result to stdout as indented JSON."""
     print_line(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_result(value: T, describe: Callable[[T], str], *, as_json: bool) -> None:
+    """Write a result to stdout as JSON, or as text."""
+    if as_json:
+        print_json(value)
+    else:
+        print_line(describe(value))
 
 
 def warn_of_skipped_rows(report: ReadReport) -> None:

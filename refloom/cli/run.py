@@ -16,7 +16,14 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from refloom.cli.options import add_json, add_setting, print_json, print_line, warn_of_skipped_rows
+from refloom.cli.options import (
+    add_json,
+    add_setting,
+    add_skip_bad_lines,
+    print_json,
+    print_line,
+    warn_of_skipped_rows,
+)
 from refloom.data.criteria import load_criteria
 from refloom.data.read import ReadReport, Source, describe_report, read_references, read_seeds
 from refloom.settings import DEFAULT_TIER, Settings, load_settings
@@ -104,9 +111,7 @@ def add_run_flags(parser: argparse.ArgumentParser, without: Sequence[str] = ()) 
         help="run directory; an existing run in it is resumed",
     )
     parser.add_argument("--config", type=Path, metavar="FILE.toml", help="settings from a file")
-    parser.add_argument(
-        "--skip-bad-lines", action="store_true", help="count and skip lines that cannot be parsed"
-    )
+    add_skip_bad_lines(parser)
     parser.add_argument(
         "--dry-run",
         action="store_true",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from refloom.cli.options import (
     add_judge_settings,
     add_setting,
+    add_skip_bad_lines,
     positive_int,
     print_json,
     print_line,
@@ -52,9 +53,7 @@ def add_commands(add: Any) -> None:
         help="the rows with their scores; the same command goes on where it was ended",
     )
     parser.add_argument("--limit", type=positive_int, metavar="N", help="the first N rows only")
-    parser.add_argument(
-        "--skip-bad-lines", action="store_true", help="count and skip lines that cannot be parsed"
-    )
+    add_skip_bad_lines(parser)
     parser.add_argument("--json", action="store_true", help="the summary as JSON")
     add_judge_settings(parser)
     group = parser.add_argument_group("scoring")

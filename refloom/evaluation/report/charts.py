@@ -23,16 +23,25 @@ WIDTH, HEIGHT = 1000.0, 240.0
 
 
 @dataclass(frozen=True)
-class Histogram:
-    """Shares of values in bins, and those of a baseline if there is one.
+class Chart:
+    """A histogram with its labels: shares of values in bins, and of a baseline's if there is one.
 
-    `edges` has one more entry than `shares`. A line is drawn at the value `mark`.
+    `edges` has one more entry than `shares`; without any, `note` says why. A line is drawn at the
+    value `mark`. `scale_charts` adds the drawing, and the share at its top.
     """
 
-    edges: Sequence[float]
-    shares: Sequence[float]
+    title: str
+    note: str
+    edges: Sequence[float] = ()
+    shares: Sequence[float] = ()
     baseline: Sequence[float] | None = None
     mark: float | None = None
+    ticks: Sequence[str] = ()
+    show: Callable[[float], str] = "{:,.0f}".format
+    beside: str = ""
+    limit: str = ""
+    drawing: Markup | None = None
+    top: str = ""
 
 
 def bin_shares(values: Sequence[float] | Any, edges: Sequence[float]) -> list[float]:
@@ -93,36 +102,29 @@ def _line(kind: str, x1: float, y1: float, x2: float, y2: float) -> Markup:
     )
 
 
-def top_share(drawn: Histogram) -> float:
-    """The highest share of a histogram or its baseline."""
-    return max([*drawn.shares, *(drawn.baseline or ())], default=0.0)
-
-
-def histogram(
-    drawn: Histogram, label: str, show: Callable[[float], str], top: float | None = None
-) -> Markup:
+def histogram(chart: Chart, top: float) -> Markup:
     """A bar for each bin, with a tooltip; the baseline is an outline over them.
 
-    `top` is the share at the top of the chart, if several charts share a scale.
+    `top` is the share at the top of the drawing, which several charts may have in common.
     """
-    top = top or top_share(drawn) or 1.0
-    bins = max(len(drawn.shares), 1)
-    wide = WIDTH / bins
+    top = top or 1.0
+    wide = WIDTH / len(chart.shares)
     body = [_line("grid", 0, HEIGHT * y, WIDTH, HEIGHT * y) for y in (0.002, 0.5)]
-    for i, value in enumerate(drawn.shares):
+    for i, value in enumerate(chart.shares):
         high = HEIGHT * value / top
-        title = f"{show(drawn.edges[i])} to {show(drawn.edges[i + 1])}: {100 * value:.1f} %"
-        if drawn.baseline is not None:
-            title += f" (references {100 * drawn.baseline[i]:.1f} %)"
+        title = f"{chart.show(chart.edges[i])} to {chart.show(chart.edges[i + 1])}"
+        title += f": {100 * value:.1f} %"
+        if chart.baseline is not None:
+            title += f" (references {100 * chart.baseline[i]:.1f} %)"
         body.append(_rect("bar", i * wide + 1.5, HEIGHT - high, wide - 3, high))
         body.append(_rect("hit", i * wide, 0, wide, HEIGHT, title))
-    if drawn.baseline is not None:
-        body.append(_outline([HEIGHT * (1 - value / top) for value in drawn.baseline], wide))
-    if drawn.mark is not None and drawn.edges[0] <= drawn.mark <= drawn.edges[-1]:
-        at = WIDTH * (drawn.mark - drawn.edges[0]) / (drawn.edges[-1] - drawn.edges[0])
+    if chart.baseline is not None:
+        body.append(_outline([HEIGHT * (1 - value / top) for value in chart.baseline], wide))
+    if chart.mark is not None and chart.edges[0] <= chart.mark <= chart.edges[-1]:
+        at = WIDTH * (chart.mark - chart.edges[0]) / (chart.edges[-1] - chart.edges[0])
         body.append(_line("limit", at, 0, at, HEIGHT))
     body.append(_line("floor", 0, HEIGHT, WIDTH, HEIGHT))
-    return svg(body, label, "histogram", WIDTH, HEIGHT)
+    return svg(body, f"{chart.title}. {chart.note}", "histogram", WIDTH, HEIGHT)
 
 
 def _outline(heights: Sequence[float], wide: float) -> Markup:
@@ -166,37 +168,21 @@ UNIT_EDGES = [i / 20 for i in range(21)]
 LENGTH_QUANTILE = 0.95
 
 
-@dataclass(frozen=True)
-class Chart:
-    """A chart with its labels; without a drawing, `note` says why."""
-
-    title: str
-    note: str
-    drawn: Histogram | None = None
-    ticks: Sequence[str] = ()
-    show: Callable[[float], str] = "{:,.0f}".format
-    beside: str = ""
-    limit: str = ""
-    drawing: Markup | None = None
-    top: str = ""
-
-
 def scale_charts(runs: Sequence[dict[str, Chart]]) -> list[dict[str, Chart]]:
     """Draw the charts of several runs; those of the same name share a scale."""
     tops: dict[str, float] = {}
     for charts in runs:
         for name, chart in charts.items():
-            if chart.drawn is not None:
-                tops[name] = max(tops.get(name, 0.0), top_share(chart.drawn))
-    return [{n: _draw(c, tops.get(n, 0.0)) for n, c in charts.items()} for charts in runs]
+            shares = (*chart.shares, *(chart.baseline or ()), tops.get(name, 0.0))
+            tops[name] = max(shares)
+    return [{name: _draw(c, tops[name]) for name, c in charts.items()} for charts in runs]
 
 
 def _draw(chart: Chart, top: float) -> Chart:
-    if chart.drawn is None:
+    if not chart.shares:
         return chart
-    label = f"{chart.title}. {chart.note}"
-    drawing = histogram(chart.drawn, label, chart.show, top)
-    return replace(chart, drawing=drawing, top=_format_percent(top))
+    shown = f"{100 * top:.0f} %" if top >= 0.1 else f"{100 * top:.1f} %"
+    return replace(chart, drawing=histogram(chart, top), top=shown)
 
 
 def similarity_charts(run: RunData, diversity: RunDiversity) -> dict[str, Chart]:
@@ -253,15 +239,18 @@ def unit_chart(
     if not len(values):
         return Chart(title, "There are no rows to measure.")
     has = baseline is not None and len(baseline) > 0
-    drawn = Histogram(
+    return Chart(
+        title,
+        note,
         UNIT_EDGES,
         bin_shares(values, UNIT_EDGES),
         bin_shares(baseline, UNIT_EDGES) if has else None,
         limit,
+        ("0", "0.25", "0.5", "0.75", "1"),
+        "{:.2f}".format,
+        beside if has else "",
+        f"threshold for duplicates ({limit:g})" if limit is not None else "",
     )
-    limit_label = f"threshold for duplicates ({limit:g})" if limit is not None else ""
-    ticks = ("0", "0.25", "0.5", "0.75", "1")
-    return Chart(title, note, drawn, ticks, "{:.2f}".format, beside if has else "", limit_label)
 
 
 def length_charts(
@@ -293,11 +282,15 @@ def _length_chart(what: str, ours: Counter[int], own: Counter[int], edges: Seque
     title = f"Words of {what}"
     if not ours:
         return Chart(title, "There is no accepted row.")
-    note = f"n = {ours.total():,} rows; {_format_spread(ours)}"
-    drawn = Histogram(edges, bin_counts(ours, edges), bin_counts(own, edges) if own else None)
-    ticks = ("0", f"{edges[-1] / 2:,.0f}", f"{edges[-1]:,} and more")
-    beside = f"references (n = {own.total():,}; {_format_spread(own)})" if own else ""
-    return Chart(title, note, drawn, ticks, beside=beside)
+    return Chart(
+        title,
+        f"n = {ours.total():,} rows; {_format_spread(ours)}",
+        edges,
+        bin_counts(ours, edges),
+        bin_counts(own, edges) if own else None,
+        ticks=("0", f"{edges[-1] / 2:,.0f}", f"{edges[-1]:,} and more"),
+        beside=f"references (n = {own.total():,}; {_format_spread(own)})" if own else "",
+    )
 
 
 def _count_words(texts: Iterable[str]) -> Counter[int]:
@@ -337,7 +330,3 @@ def _format_interval(values: FloatArray) -> str:
 
 def _format_mean(values: FloatArray) -> str:
     return f"{values.mean():.3f}" if len(values) else "unknown"
-
-
-def _format_percent(share: float) -> str:
-    return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.1f} %"
