@@ -44,39 +44,23 @@ def authors(
     The refinement is made of every draft, good or bad.
     """
     rows = references * per_reference
+    pair = sizes.reference_instruction + sizes.reference_response
+    on_both = (TEMPLATES["on_instruction"] + TEMPLATES["on_response"]) / 2
+    proposals = references * -(-per_reference // INSTRUCTIONS_A_CALL)
+    to_propose = TEMPLATES["instructions"] + sizes.reference_instruction + FIELDS
+    to_draft = TEMPLATES["draft"] + pair + sizes.instruction
+    to_refine = TEMPLATES["refine"] + sizes.instruction + sizes.response + FEEDBACK
     return {
         "candidates": rows,
         "rows": rows,
         "good": rows * (passes * (1 - spoils) + (1 - passes) * mends),
         "stages": {
-            "feedback": _feedback(sizes, references),
-            "propose": _proposals(sizes, references, per_reference),
-            "generate": _drafts(sizes, rows),
-            "refine": _refinements(sizes, rows),
+            "feedback": _stage(2 * references, pair + on_both, (FIELDS + FEEDBACK) / 2),
+            "propose": _stage(proposals, to_propose, sizes.instruction * rows / proposals),
+            "generate": _stage(rows, to_draft, sizes.response),
+            "refine": _stage(rows, to_refine, ANALYSIS + sizes.response),
         },
     }
-
-
-def _feedback(sizes: Sizes, references: int) -> dict[str, float]:
-    pair = sizes.reference_instruction + sizes.reference_response
-    templates = TEMPLATES["on_instruction"] + TEMPLATES["on_response"]
-    return _stage(2 * references, pair + templates / 2, (FIELDS + FEEDBACK) / 2)
-
-
-def _proposals(sizes: Sizes, references: int, per_reference: int) -> dict[str, float]:
-    calls = references * -(-per_reference // INSTRUCTIONS_A_CALL)
-    prompt = TEMPLATES["instructions"] + sizes.reference_instruction + FIELDS
-    return _stage(calls, prompt, sizes.instruction * references * per_reference / calls)
-
-
-def _drafts(sizes: Sizes, rows: int) -> dict[str, float]:
-    pair = sizes.reference_instruction + sizes.reference_response
-    return _stage(rows, TEMPLATES["draft"] + pair + sizes.instruction, sizes.response)
-
-
-def _refinements(sizes: Sizes, rows: int) -> dict[str, float]:
-    prompt = TEMPLATES["refine"] + sizes.instruction + sizes.response + FEEDBACK
-    return _stage(rows, prompt, ANALYSIS + sizes.response)
 
 
 def judged_once(pipeline: dict, sizes: Sizes, errs: float) -> dict[str, object]:

@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path += [str(ROOT), str(ROOT / "tests")]
 
 import fakes  # noqa: E402
+from fakes import stage_of, words  # noqa: E402
 
 STATUSES = {"429": 429, "429_retry_after": 429, "500": 500, "503": 503}
 BROKEN = ("hang", "reset", "half_body")
@@ -34,16 +35,6 @@ QUALITIES = """
 """
 
 
-def stage_of(body: dict[str, Any]) -> str:
-    """The stage a request carries."""
-    return fakes.stage_of(body)
-
-
-def words(key: str, n: int) -> str:
-    """n words made from a key."""
-    return fakes.words(key, n)
-
-
 def drawn(*parts: str) -> float:
     """A number from 0 to 1 that the same parts always give."""
     digest = sha256("\x1f".join(parts).encode("utf-8", "replace")).digest()
@@ -52,7 +43,7 @@ def drawn(*parts: str) -> float:
 
 def answer(body: dict[str, Any], reject: float) -> dict[str, Any]:
     """The good answer to a request: candidates are failed by hash, proposals collide at times."""
-    stage = fakes.stage_of(body)
+    stage = stage_of(body)
     prompt = "\n".join(m["content"] for m in body["messages"])
     content = fakes.answer(stage, prompt, body.get("seed", 0))
     if stage == "critique":
@@ -84,7 +75,7 @@ def answer(body: dict[str, Any], reject: float) -> dict[str, Any]:
 def _with_common(text: str) -> str:
     """A proposal, or one of twelve that several seeds make."""
     common = drawn(text, "common") < COMMON
-    return fakes.words(f"common {int(drawn(text) * 12)}", 12) + "?" if common else text
+    return words(f"common {int(drawn(text) * 12)}", 12) + "?" if common else text
 
 
 def _fail_instructions(content: dict[str, Any], prompt: str, juror: str) -> None:
@@ -97,52 +88,37 @@ def _fail_instructions(content: dict[str, Any], prompt: str, juror: str) -> None
             item["verdicts"][0]["verdict"] = "fail"
 
 
-def spoilt_text(kind: str, content: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    """The message and finish reason of a plain text with a fault of content.
+def spoilt(kind: str, content: dict[str, Any], plain: bool) -> tuple[dict[str, Any], str]:
+    """The message and finish reason of an answer, as JSON or plain text, with a fault of content.
 
     Where a structured answer would be no JSON or of another shape, a text holds thoughts alone.
     """
-    text = fakes.as_text(content)
-    thoughts = f"<think>{MARK} so it is, but for what?</think>\n"
-    ways: dict[str, tuple[dict[str, Any], str]] = {
-        "ok": ({"content": text}, "stop"),
-        "think": ({"content": f"<think>{MARK} hm</think>\n{text}"}, "stop"),
-        "fenced": ({"content": f"```\n{text}\n```"}, "stop"),
-        "invalid_json": ({"content": thoughts}, "stop"),
-        "wrong_shape": ({"content": thoughts.strip()}, "stop"),
-        "empty": ({"content": ""}, "stop"),
-        "null": ({"content": None}, "stop"),
-        "refusal": ({"content": None, "refusal": f"I will not. {MARK}"}, "stop"),
-        "length": ({"content": f"{MARK} {text}"[: len(text) // 2]}, "length"),
-    }
-    message, finish = ways[kind]
-    if "thoughts" in content:
+    text, language = json.dumps(content), "json"
+    bad = json.dumps({key: f"{MARK} {value}" for key, value in content.items()})
+    no_json, other = bad[:-2] + ", oh", json.dumps({key: [{MARK: 1}] for key in content})
+    if plain:
+        text, language = fakes.as_text(content), ""
+        bad, other = f"{MARK} {text}", f"<think>{MARK} so it is, but for what?</think>"
+        no_json = f"{other}\n"
+    message: dict[str, Any] = {
+        "ok": {"content": text},
+        "think": {"content": f'<think>{{"a": "{MARK}"}} hm</think>\n{text}'},
+        "fenced": {"content": f"```{language}\n{text}\n```"},
+        "invalid_json": {"content": no_json},
+        "wrong_shape": {"content": other},
+        "empty": {"content": ""},
+        "null": {"content": None},
+        "refusal": {"content": None, "refusal": f"I will not. {MARK}"},
+        "length": {"content": bad[: len(text) // 2]},
+    }[kind]
+    if plain and "thoughts" in content:
         message["reasoning_content"] = content["thoughts"]
-    return message, finish
-
-
-def spoilt(kind: str, content: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    """The message and finish reason of an answer with a fault of content."""
-    text = json.dumps(content)
-    bad = {key: f"{MARK} {value}" for key, value in content.items()}
-    cut = json.dumps(bad)[: len(text) // 2]
-    ways: dict[str, tuple[dict[str, Any], str]] = {
-        "ok": ({"content": text}, "stop"),
-        "think": ({"content": f'<think>{{"a": "{MARK}"}} hm</think>\n{text}'}, "stop"),
-        "fenced": ({"content": f"```json\n{text}\n```"}, "stop"),
-        "invalid_json": ({"content": json.dumps(bad)[:-2] + ", oh"}, "stop"),
-        "wrong_shape": ({"content": json.dumps({k: [{MARK: 1}] for k in content})}, "stop"),
-        "empty": ({"content": ""}, "stop"),
-        "null": ({"content": None}, "stop"),
-        "refusal": ({"content": None, "refusal": f"I will not. {MARK}"}, "stop"),
-        "length": ({"content": cut}, "length"),
-    }
-    return ways[kind]
+    return message, "length" if kind == "length" else "stop"
 
 
 def completion(kind: str, body: dict[str, Any], content: dict[str, Any]) -> web.Response:
     """A chat completion; its usage follows from the lengths of the texts."""
-    message, finish = (spoilt_text if fakes.is_text(body) else spoilt)(kind, content)
+    message, finish = spoilt(kind, content, fakes.is_text(body))
     prompt = sum(len(m["content"]) for m in body["messages"]) // 4
     written = len(message["content"] or "") // 4
     choice = {"index": 0, "message": {"role": "assistant", **message}, "finish_reason": finish}

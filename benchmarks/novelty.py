@@ -31,6 +31,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from benchmarks.tables import table
 from memory.novelty import NoveltyFilter, novel, tokens
 
 TWICE_LCS, TOTAL = 20, 7  # A duplicate is 20 * LCS > 7 * (m + n), which is F1 > 0.7.
@@ -216,13 +217,8 @@ def differing(kept: list[int], truth: list[int]) -> list[str]:
 
 
 def own_line(figures: dict[str, float], *checked: str) -> list[str]:
-    return [
-        "refloom",
-        f"{figures['n']:,}",
-        f"{figures['cpu_s']:.2f}",
-        f"{figures['added_mb']}",
-        *checked,
-    ]
+    texts, seconds = f"{figures['n']:,}", f"{figures['cpu_s']:.2f}"
+    return ["refloom", texts, seconds, f"{figures['added_mb']}", *checked]
 
 
 def main() -> None:
@@ -253,8 +249,7 @@ def main() -> None:
         few = some[: args.rouge]
         figures["as_rouge_score"] = by_rouge_score(few, ties) == list(novel(few))
         figures["rouge_texts"] = len(few)
-    for line in [HEAD, ["---"] * len(HEAD), *lines]:
-        print("| " + " | ".join(line) + " |")
+    print(table(HEAD, lines))
     print(json.dumps(figures))
 
 

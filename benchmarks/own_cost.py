@@ -132,16 +132,15 @@ def index(args: argparse.Namespace) -> None:
     write_references(args.out / "memory", distinct(found))
 
 
-async def make_preflight(args: argparse.Namespace) -> None:
-    """Make the run's preflight into its journal, so that the clock starts at its first seed."""
+async def make_preflight(settings: Any, out: Path) -> None:
+    """Make a run's preflight into its journal, so that the clock starts at its first seed."""
     from refloom.runs.client import Endpoints, open_client
     from refloom.runs.cost import Prices
     from refloom.runs.journal import Journal
     from refloom.runs.preflight import preflight
 
-    settings = measured_run(args).settings
     endpoints = Endpoints(settings)
-    with closing(Journal(args.out / "run")) as journal:
+    with closing(Journal(out)) as journal:
         spent = {"prior_cost": 0.0, "prior_tokens": 0}
         async with open_client(settings, journal, endpoints, Prices({}), **spent) as calls:
             await preflight(calls, settings, endpoints.addresses, journal)
@@ -221,14 +220,14 @@ def main() -> None:
     lines = "".join(json.dumps(reference) + "\n" for reference in references)
     (args.out / "references.jsonl").write_text(lines, encoding="utf-8")
     index(args)
-    asyncio.run(make_preflight(args))
+    asyncio.run(make_preflight(measured_run(args).settings, args.out / "run"))
     least, own = part("floor", args), part("pipeline", args)
     if not args.json:
         print(f"floor {least}\nrefloom {own}")
     measured, shown = {"floor": least, "refloom": own}, ratios(least, own)
     if args.profile:
         shutil.rmtree(args.out / "run")
-        asyncio.run(make_preflight(args))
+        asyncio.run(make_preflight(measured_run(args).settings, args.out / "run"))
         measured["profile"] = part("profile", args)
         shown["parts_ms"] = measured["profile"]["parts_ms"]
         for name, ms in () if args.json else shown["parts_ms"].items():

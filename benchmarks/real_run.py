@@ -101,10 +101,6 @@ async def pipeline(args: argparse.Namespace, profile: bool) -> dict[str, Any]:
     # Imported before the clock starts, as the rest of the program is.
     import graph.builder  # noqa: F401
     from refloom.data.read import read_references, read_seeds
-    from refloom.runs.client import Endpoints, open_client
-    from refloom.runs.cost import Prices
-    from refloom.runs.journal import Journal
-    from refloom.runs.preflight import preflight
     from refloom.runs.run import Run, Tools
 
     out, memory = args.out / "run", args.out / "run-memory"
@@ -114,11 +110,7 @@ async def pipeline(args: argparse.Namespace, profile: bool) -> dict[str, Any]:
     shutil.copytree(args.out / "memory", memory)
     settings = settings_of(args, memory)
     embed = embed_of(args)
-    endpoints = Endpoints(settings)
-    with closing(Journal(out)) as journal:
-        spent = {"prior_cost": 0.0, "prior_tokens": 0}
-        async with open_client(settings, journal, endpoints, Prices({}), **spent) as calls:
-            await preflight(calls, settings, endpoints.addresses, journal)
+    await own_cost.make_preflight(settings, out)
     references = read_references(args.references, settings)
     seeds = read_seeds(args.seeds, settings)
     run = Run(settings, references, seeds, out, tools=Tools(embed=embed))
@@ -184,13 +176,9 @@ def part(name: str, args: argparse.Namespace) -> dict[str, Any]:
 def ratios(least: dict[str, float], own: dict[str, Any]) -> dict[str, Any]:
     """What the product costs beside the floor of the same run."""
     return {
-        "calls": own["calls"],
+        **own_cost.ratios(least, own),
         "by_stage": own["by_stage"],
-        "wall_ratio": round(own["wall_s"] / least["wall_s"], 3),
-        "cpu_ratio": round(own["cpu_s"] / least["cpu_s"], 3),
-        "cpu_ms_per_call": round(own["cpu_s"] / own["calls"] * 1000, 3),
         "floor_cpu_ms_per_call": round(least["cpu_s"] / own["calls"] * 1000, 3),
-        "peak_mb": round(own["peak_mb"], 1),
         **{key: own[key] for key in ("accepted", "rejected", "failed")},
     }
 

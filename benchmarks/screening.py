@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.scripted import KnownModel, World, drawn, embed, make_references, words
+from benchmarks.tables import table
 from nodes.llm import Call, Reply
 from nodes.screening import ANSWERABLE_ID, REQUEST_ID, SUBJECT_ID
 from refloom.data.read import Source
@@ -71,12 +72,8 @@ class Teacher(KnownModel):
         return "screen", {"instructions": items}
 
 
-def is_bad(instruction: str) -> bool:
-    return instruction.split()[0].endswith("bad")
-
-
 async def measure(screen: bool, errs: float, seeds: int) -> dict[str, Any]:
-    """One run: the share of bad ones among accepted rows, and its calls by stage."""
+    """One run: the bad ones among its accepted rows, and its calls by stage."""
     references = make_references(20)
     model = Teacher(World(passes=0.6, errs=0.0), references, errs)
     with tempfile.TemporaryDirectory() as folder:
@@ -91,13 +88,12 @@ async def measure(screen: bool, errs: float, seeds: int) -> dict[str, Any]:
         text = (Path(folder) / "accepted.jsonl").read_text(encoding="utf-8")
         rows = [json.loads(line) for line in text.splitlines()]
         counts = run.summary.counts if run.summary else {}
-    bad = sum(is_bad(row["instruction"]) for row in rows)
+    bad = sum(row["instruction"].split()[0].endswith("bad") for row in rows)
     calls = {part: int(used["calls"]) for part, used in model.used.items()}
     responses = sum(calls.get(part, 0) for part in ("generate", "refine", "critique"))
     return {
         "rows": len(rows),
         "bad": bad,
-        "share": bad / max(len(rows), 1),
         "screened": counts.get("screened", 0),
         "responses": responses,
         "propose": calls.get("propose", 0),
@@ -110,8 +106,7 @@ async def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--seeds", type=int, default=100)
     options = parser.parse_args()
-    names = "rows  bad   share  screened  response calls  propose  screen  all  calls a good row"
-    print(f"{'':<24}{names}")
+    lines = []
     for name, screen, errs in (
         ("--no-screen", False, 0.0),
         ("judge errs in 0 %", True, 0.0),
@@ -119,11 +114,12 @@ async def main() -> None:
         ("judge errs in 25 %", True, 0.25),
     ):
         m = await measure(screen, errs, options.seeds)
-        print(
-            f"{name:<24}{m['rows']:>4}{m['bad']:>5}{m['share']:>8.1%}{m['screened']:>10}"
-            f"{m['responses']:>16}{m['propose']:>9}{m['screen']:>8}{m['all']:>6}"
-            f"{m['all'] / max(m['rows'] - m['bad'], 1):>18.2f}"
-        )
+        share, good = m["bad"] / max(m["rows"], 1), m["rows"] - m["bad"]
+        counts = (m[key] for key in ("screened", "responses", "propose", "screen", "all"))
+        each = f"{m['all'] / max(good, 1):.2f}"
+        lines.append([name, m["rows"], m["bad"], f"{share:.1%}", *counts, each])
+    head = ["", "rows", "bad", "share", "screened", "response calls", "propose", "screen", "all"]
+    print(table([*head, "calls a good row"], lines))
 
 
 if __name__ == "__main__":
