@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from faulty_answers import MARK, hashed, words
-from processes import ENDS, FILES, ended, lines_of, rows_of, start, started, write_references
+from processes import DROPS, ENDS, FILES, ended, lines_of, rows_of, start, started, write_references
 
 WAYS = ("answer", "propose")
 REFERENCES = 60
@@ -70,8 +70,8 @@ def account(way: str, out: Path, args: argparse.Namespace, problems: list[str]) 
             problems.append(f"{way}: {counts[name]} {name}, {len(rows[name])} rows of them")
     rows_by_seed = Counter(row["seed_id"] for name in FILES for row in rows[name])
     missing = [f"r{i}" for i in range(args.seeds) if f"r{i}" not in rows_by_seed]
-    # Without a row is only a seed whose one instruction was no news.
-    if len(missing) > counts["duplicates"] or (way == "answer" and missing):
+    # Without a row is only a seed whose one instruction was dropped.
+    if len(missing) > sum(counts[reason] for reason in DROPS) or (way == "answer" and missing):
         problems.append(f"{way}: {len(missing)} seeds are in no row: {missing[:10]}")
     if rows_by_seed.total() != len(rows_by_seed):
         problems.append(

@@ -53,8 +53,8 @@ def correlation_of_normals(p: float, q: float, wanted: float) -> float:
         rho = (low + high) / 2
         inner = np.array([NORMAL.cdf((y - rho * s) / math.sqrt(1 - rho * rho)) for s in steps])
         both = float(np.trapezoid(density * inner, steps))
-        found = (both - p * q) / math.sqrt(p * (1 - p) * q * (1 - q))
-        low, high = (rho, high) if found < wanted else (low, rho)
+        reached = (both - p * q) / math.sqrt(p * (1 - p) * q * (1 - q))
+        low, high = (rho, high) if reached < wanted else (low, rho)
     return (low + high) / 2
 
 
@@ -92,16 +92,16 @@ class ErringJurors:
             self.good[text] = drawn("drafted", text) < GOOD_DRAFTS
         return Reply(text, "stop", no_usage())
 
-    def _reply(self, said: dict[str, Any]) -> Reply:
-        return Reply(json.dumps(said), "stop", no_usage())
+    def _reply(self, answer: dict[str, Any]) -> Reply:
+        return Reply(json.dumps(answer), "stop", no_usage())
 
     def _verdicts(self, juror: str, prompt: str) -> dict[str, Any]:
         response = prompt.rpartition("<response>\n")[2].partition("\n</response>")[0]
         ids = [part.partition('"')[0] for part in prompt.split('<criterion id="')[1:]]
         passes = self.good[response] != self.errors(response)[juror]
-        said = {"reason": "so it is", "evidence": " ".join(response.split()[:5])}
-        outcome = {"verdict": "pass" if passes else "fail"}
-        return {"verdicts": [{"criterion_id": id_, **said, **outcome} for id_ in ids]}
+        verdict = {"reason": "so it is", "evidence": " ".join(response.split()[:5])}
+        verdict["verdict"] = "pass" if passes else "fail"
+        return {"verdicts": [{"criterion_id": id_, **verdict} for id_ in ids]}
 
     def errors(self, response: str) -> dict[str, bool]:
         """Which jurors are wrong about a response."""
@@ -136,11 +136,11 @@ async def measure(correlation: float, names: str, n: int, max_attempts: int) -> 
     accepted: list[bool] = []
     juries: Counter[JuryVotes] = Counter()
     for number in range(n):
-        given: Any = {
+        graph_input: Any = {
             "seed": {"instruction": f"{words(12, 'seed', number)}?", "id": str(number)},
             "references": [REFERENCE],
         }
-        (row,) = (await graph.ainvoke(given, context=context))["samples"]
+        (row,) = (await graph.ainvoke(graph_input, context=context))["samples"]
         if row["status"] == "accepted":
             accepted.append(model.good[row["response"]])
         criteria = {c["id"]: c for c in row["criteria"]}

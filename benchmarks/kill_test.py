@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from processes import (
+    DROPS,
     ENDS,
     FILES,
     answered,
@@ -135,8 +136,7 @@ def add_up(directory: Path, log: Path, problems: list[str]) -> None:
     for name in FILES:
         if counts[name] != (row_count := len(rows_of(directory / f"{name}.jsonl"))):
             problems.append(f"{directory.name}: {counts[name]} {name}, {row_count} rows of them")
-    reasons = ("duplicates", "screened", "unfit", "surplus")
-    slots = counts["candidates"] + sum(counts[reason] for reason in reasons)
+    slots = counts["candidates"] + sum(counts[reason] for reason in DROPS)
     least = counts["seeds"] if counts["failed"] else counts["seeds"] * PER_SEED
     if slots < least:
         problems.append(f"{directory.name}: {slots} slots and duplicates of {least} at least")

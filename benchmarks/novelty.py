@@ -66,7 +66,7 @@ def with_copies(n: int, fresh: Callable[[], str], new: Callable[[], str]) -> lis
     return texts
 
 
-def made(n: int) -> list[str]:
+def invented(n: int) -> list[str]:
     draw = random.Random(5)
     words = [
         "".join(draw.choices(string.ascii_lowercase, k=draw.randint(3, 9))) for _ in range(4000)
@@ -106,15 +106,15 @@ def measured(texts: list[str], times: int) -> dict[str, float]:
         path.write_text("".join(json.dumps(text) + "\n" for text in texts), encoding="utf-8")
         with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
             seconds = min(pool.apply(_seconds, (path,)) for _ in range(times))
-            kept, before, peak = pool.apply(_memory, (path,))
+            new, before, peak = pool.apply(_memory, (path,))
     return {
         "n": len(texts),
         "tokens_a_text": round(sum(map(len, map(tokens, texts))) / len(texts), 1),
-        "kept": kept,
+        "kept": new,
         "cpu_s": round(seconds, 3),
         "peak_mb": round(peak, 1),
         "added_mb": round(peak - before, 1),
-        "bytes_a_kept_text": round((peak - before) * 2**20 / kept),
+        "bytes_a_kept_text": round((peak - before) * 2**20 / new),
     }
 
 
@@ -131,8 +131,8 @@ def _memory(path: Path) -> tuple[int, float, float]:
     list(novel(WARM_UP))
     before = _peak_mb()
     with path.open(encoding="utf-8") as file:
-        kept = sum(1 for _ in novel(map(json.loads, file)))
-    return kept, before, _peak_mb()
+        new = sum(1 for _ in novel(map(json.loads, file)))
+    return new, before, _peak_mb()
 
 
 def _peak_mb() -> float:
@@ -166,14 +166,14 @@ def brute_force(texts: list[str]) -> tuple[list[int], set[tuple[int, int]]]:
 
 def by_rouge_score(texts: list[str], ties: set[tuple[int, int]]) -> list[int]:
     """What the real package keeps, every pair scored; an exact tie does not count as over."""
-    kept: list[int] = []
+    new: list[int] = []
     with multiprocessing.Pool(os.cpu_count()) as pool:
         for i, text in enumerate(texts):
-            scores = pool.map(partial(_rouge, text), [texts[j] for j in kept], chunksize=200)
-            near = (s > 0.7 and (i, j) not in ties for s, j in zip(scores, kept, strict=True))
+            scores = pool.map(partial(_rouge, text), [texts[j] for j in new], chunksize=200)
+            near = (s > 0.7 and (i, j) not in ties for s, j in zip(scores, new, strict=True))
             if not any(near):
-                kept.append(i)
-    return kept
+                new.append(i)
+    return new
 
 
 @cache
@@ -198,22 +198,22 @@ def latency(texts: list[str]) -> dict[str, float]:
         known.collision(text + " and more of it")
         return (time.process_time() - start) * 1e6
 
-    took = sorted(map(once, texts[:: max(len(texts) // 1000, 1)]))
-    return {"p50_us": round(took[len(took) // 2]), "p99_us": round(took[len(took) * 99 // 100])}
+    times = sorted(map(once, texts[:: max(len(texts) // 1000, 1)]))
+    return {"p50_us": round(times[len(times) // 2]), "p99_us": round(times[len(times) * 99 // 100])}
 
 
 def rival_line(name: str, method: Any, texts: list[str], truth: list[int]) -> list[str]:
     start = os.times()
     try:
-        kept, _ = method(texts)
+        new, _ = method(texts)
     except ImportError as error:
         return [name, f"{len(texts):,}", f"left out: {error}", "", "", ""]
     spent = sum(os.times()[:4]) - sum(start[:4])
-    return [name, f"{len(texts):,}", f"{spent:.2f}", "", *differing(kept, truth)]
+    return [name, f"{len(texts):,}", f"{spent:.2f}", "", *differing(new, truth)]
 
 
-def differing(kept: list[int], truth: list[int]) -> list[str]:
-    return [str(len(set(kept) - set(truth))), str(len(set(truth) - set(kept)))]
+def differing(new: list[int], truth: list[int]) -> list[str]:
+    return [str(len(set(new) - set(truth))), str(len(set(truth) - set(new)))]
 
 
 def own_line(figures: dict[str, float], *checked: str) -> list[str]:
@@ -231,14 +231,14 @@ def main() -> None:
     parser.add_argument("--beside", nargs="*", default=BESIDE, help="which of its methods")
     args = parser.parse_args()
     rivals = runpy.run_path(str(args.rivals)) if args.rivals else {}
-    texts: Texts = partial(real, args.real) if args.real else rivals.get("make", made)
+    texts: Texts = partial(real, args.real) if args.real else rivals.get("make", invented)
     some = texts(args.n)
-    first, kept = measured(some, 3), list(novel(some))
+    first, new = measured(some, 3), list(novel(some))
     began = time.process_time()
     truth, ties = brute_force(some)
-    figures: dict[str, object] = {"filter": first, "exact": kept == truth}
+    figures: dict[str, object] = {"filter": first, "exact": new == truth}
     figures["every_pair_cpu_s"] = round(time.process_time() - began, 3)
-    lines = [own_line(first, *differing(kept, truth))]
+    lines = [own_line(first, *differing(new, truth))]
     if args.big:
         figures["big"] = big = measured(many := texts(args.big), 1)
         lines.append(own_line(big, "", ""))

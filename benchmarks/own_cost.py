@@ -128,8 +128,8 @@ def index(args: argparse.Namespace) -> None:
     from memory.store import write_references
     from refloom.data.read import Source
 
-    found = Source(args.out / "references.jsonl", as_reference=True)
-    write_references(args.out / "memory", distinct(found))
+    references = Source(args.out / "references.jsonl", as_reference=True)
+    write_references(args.out / "memory", distinct(references))
 
 
 async def make_preflight(settings: Any, out: Path) -> None:
@@ -175,12 +175,12 @@ def part(
     command = [sys.executable, script, "--part", name, "--endpoint", args.endpoint, *more]
     command += ["--n", str(args.n), "--in-flight", str(args.in_flight), "--out", str(args.out)]
     begun, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(f"the {name} part failed:\n{done.stderr}")
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    if process.returncode:
+        sys.exit(f"the {name} part failed:\n{process.stderr}")
     wall, after = time.perf_counter() - begun, resource.getrusage(resource.RUSAGE_CHILDREN)
     used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    figures: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
     return figures | {"process_wall_s": wall, "process_cpu_s": used}
 
 

@@ -31,18 +31,18 @@ class PartFailed(Exception):
 
 def last_line(script: str, *flags: object) -> Figures:
     """Run a benchmark and read the JSON on its last line."""
-    done = run([sys.executable, str(HERE / script), *map(str, flags)])
+    process = run([sys.executable, str(HERE / script), *map(str, flags)])
     try:
-        found: Figures = json.loads(done.stdout.splitlines()[-1])
+        figures: Figures = json.loads(process.stdout.splitlines()[-1])
     except (IndexError, ValueError) as error:
-        raise PartFailed(f"{script}: the last line is no JSON: {done.stdout[-300:]}") from error
-    return found
+        raise PartFailed(f"{script}: the last line is no JSON: {process.stdout[-300:]}") from error
+    return figures
 
 
 def run(command: list[str]) -> subprocess.CompletedProcess[str]:
     """Run a command to its end; the settings of whoever measures are not its own."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(SETTINGS)}
-    done = subprocess.run(command, cwd=ROOT, env=kept, text=True, capture_output=True, check=False)
+    env = {k: v for k, v in os.environ.items() if not k.startswith(SETTINGS)}
+    done = subprocess.run(command, cwd=ROOT, env=env, text=True, capture_output=True, check=False)
     if done.returncode:
         raise PartFailed(f"{command[1]} ended with {done.returncode}: {done.stderr.strip()[-600:]}")
     return done
@@ -83,9 +83,9 @@ def own_cost_cells(
             endpoint.reset(cell["latency_ms"])
             out = empty(args.out / "own_cost")
             flags = ("--n", cell["n"], "--in-flight", cell["in_flight"], "--out", out, "--json")
-            said = last_line("own_cost.py", "--endpoint", endpoint.url, *flags)
+            run_figures = last_line("own_cost.py", "--endpoint", endpoint.url, *flags)
             whole = json.loads((out / "own_cost.json").read_text(encoding="utf-8"))
-            cell["runs"].append(said | {"whole": whole})
+            cell["runs"].append(run_figures | {"whole": whole})
     return cells
 
 
@@ -118,10 +118,9 @@ def beside_peers(args: argparse.Namespace, endpoint: Endpoint | None) -> Figures
     """What was measured of other frameworks, and refloom in the same cells."""
     assert endpoint is not None
     rows = peers.read(args.peer_results)
-    found = peers.versions(args.peers) if args.peers else {}
     return {
         "rows": rows,
-        "versions": found,
+        "versions": peers.versions(args.peers) if args.peers else {},
         "own": own_cost_cells(args, endpoint, peers.cells(rows)),
     }
 
@@ -143,9 +142,9 @@ def script(name: str, quick: str, full: str, texts: str = "") -> Part:
 
     def measure(args: argparse.Namespace, endpoint: Endpoint | None) -> Figures:
         out = empty(args.out / Path(name).stem)
-        given = (texts, *args.texts) if texts and args.texts else ()
+        files = (texts, *args.texts) if texts and args.texts else ()
         flags = (quick if args.quick else full).split()
-        return last_line(name, *(out if flag == "OUT" else flag for flag in flags), *given)
+        return last_line(name, *(out if flag == "OUT" else flag for flag in flags), *files)
 
     return measure
 

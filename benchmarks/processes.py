@@ -18,6 +18,8 @@ from faulty_answers import ROOT, words
 ENDS = (0, 3)
 LONGEST_S = 900.0
 FILES = ("accepted", "rejected", "failed")
+# Why a proposed instruction is no candidate.
+DROPS = ("duplicates", "screened", "unfit", "surplus")
 
 
 def write_references(path: Path, n: int) -> None:

@@ -40,10 +40,11 @@ QUICK = "Small numbers (`--quick`): they show that it runs, not how well."
 
 def machine() -> dict[str, Any]:
     """What the figures were measured on, without its name."""
-    told = Path("/proc/cpuinfo")
+    cpuinfo = Path("/proc/cpuinfo")
     # Only Linux has it.
-    found = re.search(r"model name\s*: (.+)", told.read_text("utf-8") if told.is_file() else "")
-    model = found.group(1).strip() if found else platform.processor() or platform.machine()
+    text = cpuinfo.read_text("utf-8") if cpuinfo.is_file() else ""
+    named = re.search(r"model name\s*: (.+)", text)
+    model = named.group(1).strip() if named else platform.processor() or platform.machine()
     gb = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
     python = platform.python_version()
     return {"cpu": model, "cores": os.cpu_count(), "memory_gb": round(gb), "python": python}
@@ -92,16 +93,16 @@ def written(text: str, by_part: Mapping[str, Any], before: Mapping[str, Any]) ->
         if name not in by_part:
             continue
         one = by_part[name]
-        on, said = one["machine"], [section.about, *([QUICK] if one["quick"] else [])]
+        on, lines = one["machine"], [section.about, *([QUICK] if one["quick"] else [])]
         facts = f"{one['date']}, {on['cpu']}, {on['cores']} cores, {on['memory_gb']} GB, "
         facts += f"Python {on['python']}"
         facts += f"; {KINDS[one['endpoint']]}" if one["endpoint"] else ""
-        said.append(f"*{facts}. `python benchmarks/results.py --only {name}`*")
+        lines.append(f"*{facts}. `python benchmarks/results.py --only {name}`*")
         try:
-            said.append(body(section, one["figures"], before.get(name, {}).get("figures", {})))
+            lines.append(body(section, one["figures"], before.get(name, {}).get("figures", {})))
         except (KeyError, IndexError):
-            said.append(OLDER)
-        parts.append("\n\n".join([f"## {section.title}", *said]))
+            lines.append(OLDER)
+        parts.append("\n\n".join([f"## {section.title}", *lines]))
     if BEGIN not in text:
         text = f"{text.rstrip() or HEADING}\n\n{BEGIN}{END}\n"
     head, _, rest = text.partition(BEGIN)
@@ -110,8 +111,8 @@ def written(text: str, by_part: Mapping[str, Any], before: Mapping[str, Any]) ->
 
 def keep(name: str, one: dict[str, Any], args: argparse.Namespace) -> None:
     """Put a part's figures among the others, and write both files."""
-    kept, text = (p.read_text("utf-8") if p.is_file() else "" for p in (args.results, args.table))
-    by_part = load(kept) | {name: one}
+    stored, text = (p.read_text("utf-8") if p.is_file() else "" for p in (args.results, args.table))
+    by_part = load(stored) | {name: one}
     args.results.write_text(json.dumps(by_part, indent=1) + "\n", encoding="utf-8")
     before = {} if args.quick else load_before()
     args.table.write_text(written(text, by_part, before), encoding="utf-8")

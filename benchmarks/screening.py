@@ -13,11 +13,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import re
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from benchmarks import scripted
 from benchmarks.scripted import KnownModel, World, drawn, embed, make_references, words
 from benchmarks.tables import table
 from nodes.llm import Call, Reply
@@ -28,7 +28,6 @@ from refloom.settings import Settings
 
 BAD = 0.4
 KINDS = {"answer": REQUEST_ID, "vague": ANSWERABLE_ID, "off": SUBJECT_ID, "absent": ANSWERABLE_ID}
-_INSTRUCTIONS = re.compile(r'<(instruction(?:-\w+)?) number="(\d+)">\n(.*?)\n</\1>', re.DOTALL)
 
 
 class Teacher(KnownModel):
@@ -51,24 +50,15 @@ class Teacher(KnownModel):
         return part, said
 
     def _screen(self, prompt: str, draw: Any) -> tuple[str, dict[str, Any]]:
-        ids = re.findall(r'<criterion(?:-\w+)? id="([^"]+)"', prompt)
+        ids = scripted.criterion_ids(prompt)
         items = []
-        for _, number, text in _INSTRUCTIONS.findall(prompt):
-            kind = text.split()[0].removesuffix("bad")
-            failed = KINDS.get(kind)
+        for number, text in scripted.numbered_instructions(prompt):
+            failed = KINDS.get(text.split()[0].removesuffix("bad"))
             # By the text, not by the call: asked about the same instruction it says the same.
             if drawn(self.world.seed, text, "errs") < self._errs:
                 failed = None if failed else ANSWERABLE_ID
-            verdicts = [
-                {
-                    "criterion_id": id_,
-                    "reason": words(18, text, id_),
-                    "evidence": " ".join(text.split()[:5]),
-                    "verdict": "fail" if id_ == failed else "pass",
-                }
-                for id_ in ids
-            ]
-            items.append({"number": int(number), "verdicts": verdicts})
+            verdicts = [scripted.verdict_on(text, id_, id_ != failed, text) for id_ in ids]
+            items.append({"number": number, "verdicts": verdicts})
         return "screen", {"instructions": items}
 
 

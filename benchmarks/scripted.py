@@ -81,6 +81,27 @@ def tagged(prompt: str, tag: str) -> list[str]:
     return [text for _, text in found]
 
 
+def criterion_ids(prompt: str) -> list[str]:
+    """The ids of the criteria that a prompt asks about."""
+    return re.findall(r'<criterion(?:-\w+)? id="([^"]+)"', prompt)
+
+
+def numbered_instructions(prompt: str) -> list[tuple[int, str]]:
+    """The instructions that a prompt numbers."""
+    pattern = r'<(instruction(?:-\w+)?) number="(\d+)">\n(.*?)\n</\1>'
+    return [(int(n), text) for _, n, text in re.findall(pattern, prompt, re.DOTALL)]
+
+
+def verdict_on(text: str, id_: str, passed: bool, *parts: object) -> dict[str, str]:
+    """A verdict with a quote of the text, and a reason that follows from the parts."""
+    return {
+        "criterion_id": id_,
+        "reason": words(REASON_WORDS, *parts, id_),
+        "evidence": " ".join(text.split()[:EVIDENCE_WORDS]),
+        "verdict": "pass" if passed else "fail",
+    }
+
+
 async def embed(texts: Sequence[str]) -> np.ndarray:
     """Vectors without a model: those of different texts have nothing to do with each other."""
     made = [
@@ -137,25 +158,14 @@ class KnownModel:
         return "propose", {"instructions": made}
 
     def _screen(self, prompt: str, draw: Any) -> tuple[str, dict[str, Any]]:
-        ids = re.findall(r'<criterion(?:-\w+)? id="([^"]+)"', prompt)
-        numbered = re.findall(
-            r'<(instruction(?:-\w+)?) number="(\d+)">\n(.*?)\n</\1>', prompt, re.DOTALL
-        )
+        ids = criterion_ids(prompt)
         return "screen", {
             "instructions": [
                 {
-                    "number": int(number),
-                    "verdicts": [
-                        {
-                            "criterion_id": id_,
-                            "reason": words(REASON_WORDS, draw("reason"), id_),
-                            "evidence": " ".join(text.split()[:EVIDENCE_WORDS]),
-                            "verdict": "pass",
-                        }
-                        for id_ in ids
-                    ],
+                    "number": number,
+                    "verdicts": [verdict_on(text, id_, True, draw("reason")) for id_ in ids],
                 }
-                for _, number, text in numbered
+                for number, text in numbered_instructions(prompt)
             ]
         }
 
@@ -192,17 +202,9 @@ class KnownModel:
             # By the text, not by the call: asked about the same response it says the same.
             errs = drawn(self.world.seed, response, "errs") < self.world.errs
             passed = self.good[response] != errs
-        ids = re.findall(r'<criterion(?:-\w+)? id="([^"]+)"', prompt)
+        ids = criterion_ids(prompt)
         # What is wanting shows in the built-in criterion and, by lot, in half of the others.
         failed = {i for i in ids if not passed and (trial or i == ANSWERS_ID or draw(i) < 0.5)}
-        evidence = " ".join(response.split()[:EVIDENCE_WORDS])
-        verdicts = [
-            {
-                "criterion_id": id_,
-                "reason": words(REASON_WORDS, draw("reason"), id_),
-                "evidence": evidence,
-                "verdict": "fail" if id_ in failed else "pass",
-            }
-            for id_ in ids
-        ]
+        reason = draw("reason")
+        verdicts = [verdict_on(response, id_, id_ not in failed, reason) for id_ in ids]
         return "trial" if trial else "critique", {"verdicts": verdicts}

@@ -266,7 +266,7 @@ def judge_check(args: Namespace, flags: dict[str, Any]) -> int:
 def experiment(args: Namespace, flags: dict[str, Any]) -> int:
     """Run several feedback arms over the same instructions and drafts, and compare them."""
     from memory.embed import Embedder
-    from refloom.evaluation.experiment import ExperimentJournal, arm_settings, parse_arms
+    from refloom.evaluation.experiment import arm_settings, open_experiment, parse_arms
     from refloom.runs.client import Endpoints
     from refloom.runs.event_log import log_to
     from refloom.runs.run import Tools
@@ -287,8 +287,7 @@ def experiment(args: Namespace, flags: dict[str, Any]) -> int:
     _check_arms(settings_by_arm.values(), references, seeds)
     status, tools = 0, Tools(embed=Embedder(settings.embedding_model))
     with log_to(args.log_file, Endpoints(settings).api_keys()):
-        shared = ExperimentJournal(args.out, settings)
-        try:
+        with open_experiment(args.out, settings) as journal:
             for number, (arm, own_settings) in enumerate(settings_by_arm.items(), 1):
                 if not settings.quiet:
                     sys.stderr.write(f"\narm {arm} ({number} of {len(arms)})\n")
@@ -298,15 +297,13 @@ def experiment(args: Namespace, flags: dict[str, Any]) -> int:
                     seeds,
                     args.out / arm,
                     show_rows=False,
-                    shared=shared.journal,
+                    shared=journal,
                     tools=tools,
                     print_summary=(lambda summary, out: None) if args.json else None,
                 )
                 if arm_status not in (0, 3):
                     return arm_status
                 status = max(status, arm_status)
-        finally:
-            shared.close()
         comparison = _compare_arms(args.out, settings, arms, as_json=args.json)
     return status if all(pair["n"] for pair in comparison["pairs"]) else 3
 

@@ -294,7 +294,10 @@ def run_with_progress(
     counts, ended = summary.counts, summary.status in ("done", "short")
     if ended and counts["failed"] and not counts["accepted"] and not counts["pending"]:
         sys.stdout.flush()
-        sys.stderr.write(f"refloom: {_describe_failures(summary)}\n")
+        reasons = "; ".join(f"{number} at {reason}" for number, reason in summary.failures)
+        sys.stderr.write(
+            f"refloom: nothing was accepted, and {counts['failed']} samples failed: {reasons}\n"
+        )
         return NOTHING_ACCEPTED
     return EXIT_STATUS[summary.status]
 
@@ -433,13 +436,6 @@ def _describe_answers(answers: dict[str, int], accepted: int) -> str:
     if answers["asked"] == answers["without_thoughts"]:
         rest.append("it takes a model that shows its thoughts, as `refloom doctor` can tell")
     return "; ".join([line, *rest])
-
-
-def _describe_failures(summary: RunSummary) -> str:
-    """The line that says that all was in vain, and why: the commonest reasons."""
-    reasons = "; ".join(f"{number} at {reason}" for number, reason in summary.failures)
-    failed = summary.counts["failed"]
-    return f"nothing was accepted, and {failed} samples failed: {reasons}"
 
 
 def _describe_next(status: str, retriable: int, retry_failed: bool) -> str | None:

@@ -186,15 +186,7 @@ def preference(record: Record) -> list[ExportRow]:
     has thoughts, since attempts were not written by a model that thought over the instruction
     alone.
     """
-    return [
-        row
-        | {
-            "prompt": _user_turn(row["prompt"]),
-            "chosen": _assistant_turn(row["chosen"]),
-            "rejected": _assistant_turn(row["rejected"]),
-        }
-        for row in preference_text(record)
-    ]
+    return list(map(_as_turns, preference_text(record)))
 
 
 def preference_text(record: Record) -> list[ExportRow]:
@@ -218,14 +210,7 @@ def kto(record: Record) -> list[ExportRow]:
 
     The attempts are those that `preference` chooses from, and none has thoughts.
     """
-    return [
-        {
-            "prompt": _user_turn(row["prompt"]),
-            "completion": _assistant_turn(row["completion"]),
-            "label": row["label"],
-        }
-        for row in kto_text(record)
-    ]
+    return list(map(_as_turns, kto_text(record)))
 
 
 def kto_text(record: Record) -> list[ExportRow]:
@@ -420,7 +405,21 @@ def _assistant_turn(text: str) -> list[ExportRow]:
     return [{"role": "assistant", "content": text}]
 
 
+def _as_turns(row: ExportRow) -> ExportRow:
+    """A row of plain text in TRL's conversational shape."""
+    roles = {"prompt": "user", **dict.fromkeys(("completion", "chosen", "rejected"), "assistant")}
+    return {
+        key: [{"role": roles[key], "content": value}] if key in roles else value
+        for key, value in row.items()
+    }
+
+
 _VERDICT_TYPES = {"criterion_id": TEXT, "verdict": TEXT, "reason": TEXT, "evidence": TEXT}
+_PREFERENCE_TYPES = {
+    **dict.fromkeys(("prompt", "chosen", "rejected"), TEXT),
+    "decided_by": [{**_VERDICT_TYPES, "criterion": TEXT}],
+}
+_KTO_TYPES = {"prompt": TEXT, "completion": TEXT, "label": True}
 _CRITERION_TYPES = {"id": TEXT, "text": TEXT, "must": True, "judged_by": TEXT}
 
 _PROOF_TYPES = {
@@ -462,26 +461,10 @@ FORMATS: dict[str, Format] = {
     "prompt_completion": Format(prompt_completion, {"prompt": TEXT, "completion": TEXT}),
     "alpaca": Format(alpaca, {"instruction": TEXT, "input": TEXT, "output": TEXT}),
     "sharegpt": Format(sharegpt, {"conversations": [{"from": TEXT, "value": TEXT}]}),
-    "preference": Format(
-        preference,
-        {
-            "prompt": TURNS,
-            "chosen": TURNS,
-            "rejected": TURNS,
-            "decided_by": [{**_VERDICT_TYPES, "criterion": TEXT}],
-        },
-    ),
-    "preference_text": Format(
-        preference_text,
-        {
-            "prompt": TEXT,
-            "chosen": TEXT,
-            "rejected": TEXT,
-            "decided_by": [{**_VERDICT_TYPES, "criterion": TEXT}],
-        },
-    ),
-    "kto": Format(kto, {"prompt": TURNS, "completion": TURNS, "label": True}),
-    "kto_text": Format(kto_text, {"prompt": TEXT, "completion": TEXT, "label": True}),
+    "preference": Format(preference, _as_turns(_PREFERENCE_TYPES)),
+    "preference_text": Format(preference_text, _PREFERENCE_TYPES),
+    "kto": Format(kto, _as_turns(_KTO_TYPES)),
+    "kto_text": Format(kto_text, _KTO_TYPES),
     "refed": Format(
         refed,
         {

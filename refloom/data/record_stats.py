@@ -202,8 +202,10 @@ class RecordStats:
         status = record["status"]
         if status == "rejected":
             self.reasons[record["reason"] or "criteria"] += 1
-            if record["reason"] == "contaminated":
-                self._add_hit(record)
+            if record["reason"] == "contaminated" and len(self.hits) < MAX_HITS:
+                verdicts = [v for attempt in record["attempts"] for v in attempt["verdicts"]]
+                hits = [v["reason"] for v in verdicts if v["criterion_id"] == NOT_CONTAMINATED_ID]
+                self.hits.append((record["seed_id"], hits[-1] if hits else ""))
         if status == "failed":
             error = record.get("error") or {}
             self.errors[f"{error.get('kind')} in {error.get('stage')}"] += 1
@@ -231,12 +233,6 @@ class RecordStats:
                 " edited", f" edited (the instruction of {self.instructions_edited:,})"
             )
         return summary
-
-    def _add_hit(self, record: dict[str, Any]) -> None:
-        verdicts = [v for attempt in record["attempts"] for v in attempt["verdicts"]]
-        reasons = [v["reason"] for v in verdicts if v["criterion_id"] == NOT_CONTAMINATED_ID]
-        if len(self.hits) < MAX_HITS:
-            self.hits.append((record["seed_id"], reasons[-1] if reasons else ""))
 
     def _count_verdicts(self, record: dict[str, Any]) -> None:
         attempts = record["attempts"]

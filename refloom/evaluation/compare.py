@@ -113,17 +113,9 @@ def _pass_rate(
     text: str, by: str, must: bool | None, parts: list[CriterionStats]
 ) -> dict[str, Any]:
     n, passed = sum(part.judged for part in parts), sum(part.last["pass"] for part in parts)
-    rate = proportion(passed, n)
-    return {
-        "criterion": text,
-        "judged_by": by,
-        "must": must,
-        "n": n,
-        "passed": passed,
-        "share": rate.value,
-        "low": rate.low,
-        "high": rate.high,
-    }
+    share, low, high, _ = proportion(passed, n)
+    counts = {"n": n, "passed": passed, "share": share, "low": low, "high": high}
+    return {"criterion": text, "judged_by": by, "must": must, **counts}
 
 
 MAX_CARDS = 24

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
@@ -57,29 +58,23 @@ def arm_settings(settings: Settings, arm: str, out: Path) -> Settings:
     return settings.model_copy(update={"feedback": arm, "paired": True, "memory": memory})
 
 
-class ExperimentJournal:
-    """The journal of an experiment, which all arms share."""
+@contextmanager
+def open_experiment(out: Path, settings: Settings) -> Iterator[Journal]:
+    """The journal of an experiment, which all arms share; it is made if there is none. Blocks.
 
-    def __init__(self, out: Path, settings: Settings) -> None:
-        """Open or create it. Raises `JournalError` if `out` holds a run. Blocks."""
-        self.journal = Journal(out)
-        try:
-            if self.journal.meta("settings") is not None:
-                raise JournalError(f"{out}: holds a run, not an experiment; give another --out")
-            prices = Prices.load(settings.prices)
-            priced = {m: asdict(p) for m in settings.models if (p := prices.get(m)) is not None}
-            asyncio.run(self._begin(priced))
-        except BaseException:
-            self.journal.close()
-            raise
-
-    async def _begin(self, prices: dict[str, Any]) -> None:
-        await self.journal.put_meta("experiment", True)
-        await self.journal.put_meta("prices", prices)
-
-    def close(self) -> None:
-        """Release the directory. Blocks."""
-        self.journal.close()
+    Raises `JournalError` if `out` holds a run.
+    """
+    journal = Journal(out)
+    try:
+        if journal.meta("settings") is not None:
+            raise JournalError(f"{out}: holds a run, not an experiment; give another --out")
+        prices = Prices.load(settings.prices)
+        priced = {m: asdict(p) for m in settings.models if (p := prices.get(m)) is not None}
+        for name, value in (("experiment", True), ("prices", priced)):
+            asyncio.run(journal.put_meta(name, value))
+        yield journal
+    finally:
+        journal.close()
 
 
 def judging_directory(directories: Sequence[Path]) -> Path:

@@ -138,10 +138,6 @@ class ScoreSummary:
         """The mean score, with its interval over instructions."""
         return mean_interval(self.values, self.groups, random_seed)
 
-    def criteria(self) -> list[CriterionFigures]:
-        """The figures of each criterion, the commonest first."""
-        return criterion_figures(self.texts, self.outcomes)
-
 
 def is_failure(fault: CallFailed | None) -> bool:
     """Whether a call failed for another reason than what it asked about."""
@@ -220,7 +216,7 @@ class ScoreRun:
             self.settings,
             complete=self.complete,
             on_warning=self._warn,
-            on_learned=lambda model, said: self._warn(f"the endpoint of {model} {said}"),
+            on_learned=lambda model, news: self._warn(f"the endpoint of {model} {news}"),
         ) as session:
             client = self._client = session.client
             if self._stopping:
@@ -259,21 +255,21 @@ class ScoreRun:
         number = 0
 
         async def score(row: ResponseRow, place: int) -> str:
-            found = await source.find(row)
-            summary.note_criteria(found.criteria)
+            scored_by = await source.find(row)
+            summary.note_criteria(scored_by.criteria)
             scored = await scorer.score(
                 row.instruction,
                 row.response,
-                found.criteria,
-                history=row.history or found.history,
-                references=found.references,
-                trusted=found.trusted,
+                scored_by.criteria,
+                history=row.history or scored_by.history,
+                references=scored_by.references,
+                trusted=scored_by.trusted,
                 place=(place,),
             )
-            summary.add(row, found.criteria_from, scored)
+            summary.add(row, scored_by.criteria_from, scored)
             self._check_failures(client, scored.fault)
             self.on_progress(summary.rows, total)
-            return line_of(row.fields, scored, self.settings.judge_names, found.criteria_from)
+            return line_of(row.fields, scored, self.settings.judge_names, scored_by.criteria_from)
 
         try:
             with path.open("w", encoding="utf-8", newline="\n") as file:
@@ -372,9 +368,9 @@ def format_summary(summary: ScoreSummary, random_seed: int) -> Iterator[str]:
         (summary.failed, "with calls that failed: the same command asks again"),
     )
     # Criteria of several references that say the same are one for a reader.
-    said = Counter[tuple[str, str]]()
+    outcomes = Counter[tuple[str, str]]()
     for (id_, outcome), count in summary.outcomes.items():
-        said[summary.texts[id_], outcome] += count
+        outcomes[summary.texts[id_], outcome] += count
     yield from (f"  {count:,} {what}" for count, what in counts if count)
     if summary.last_failure is not None:
         yield f"  the last that failed: {' '.join(summary.last_failure.split())}"[:300]
@@ -390,7 +386,7 @@ def format_summary(summary: ScoreSummary, random_seed: int) -> Iterator[str]:
         f"{calls.get('paid', 0):,} calls paid, {calls.get('reused', 0):,} reused{cost}"
     )
     texts = {text: text for text in summary.texts.values()}
-    known = [one for one in criterion_figures(texts, said) if one.passed.n]
+    known = [one for one in criterion_figures(texts, outcomes) if one.passed.n]
     for one in known[:MAX_CRITERIA_LISTED]:
         share = one.passed
         yield (
@@ -421,6 +417,6 @@ def summary_to_dict(summary: ScoreSummary, random_seed: int) -> dict[str, Any]:
         "cost_usd": summary.cost_usd,
         "criteria": [
             {"id": one.id, "text": one.text, **one.passed._asdict(), "unknown": one.unknown}
-            for one in summary.criteria()
+            for one in criterion_figures(summary.texts, summary.outcomes)
         ],
     }

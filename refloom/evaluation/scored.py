@@ -68,8 +68,8 @@ class ScoredFile:
         if journal.is_file():
             with open_read_only(journal) as connection:
                 sql = "SELECT value FROM meta WHERE key = ?"
-                found = connection.execute(sql, (SCORED_META,)).fetchone()
-            about = json.loads(found[0]) if found else {}
+                stored = connection.execute(sql, (SCORED_META,)).fetchone()
+            about = json.loads(stored[0]) if stored else {}
         self._columns: dict[str, str] = about.get("map", {})
         self.texts: dict[str, str] = about.get("criteria", {})
 
@@ -81,7 +81,7 @@ class ScoredFile:
                     f"{self.path}: line {line}: is no scored row; `refloom score` makes them"
                 )
             try:
-                _, _, said = parse_response(line, row, self._columns)
+                _, _, parsed = parse_response(line, row, self._columns)
             except UnknownShape as error:
                 raise InputError(
                     f"{self.path}: line {line}: its instruction and response are not found "
@@ -96,9 +96,9 @@ class ScoredFile:
             yield ScoredRow(
                 line,
                 str(id_) if isinstance(id_, str | int) else None,
-                said.key,
-                said.text,
-                said.response,
+                parsed.key,
+                parsed.text,
+                parsed.response,
                 row["score"],
                 {one["criterion_id"]: one["verdict"] for one in verdicts},
                 verdicts,
@@ -251,10 +251,10 @@ def compare_scored(a: ScoredFile, b: ScoredFile, *, limit: int | None = None) ->
     gaps = [first - second for _, first, second in known]
     wins, losses = sum(gap > ALIKE for gap in gaps), sum(gap < -ALIKE for gap in gaps)
     difference = mean_interval(gaps, groups, low=-1.0)
-    name_a, name_b = _short_names(a.path, b.path)
+    same = a.path.name == b.path.name
     return {
-        "a": name_a,
-        "b": name_b,
+        "a": str(a.path) if same else a.path.name,
+        "b": str(b.path) if same else b.path.name,
         "judge_model": names[0],
         "n": len(known),
         "instructions": len(set(groups)),
@@ -273,23 +273,19 @@ def compare_scored(a: ScoredFile, b: ScoredFile, *, limit: int | None = None) ->
     }
 
 
-def _short_names(a: Path, b: Path) -> tuple[str, str]:
-    return (a.name, b.name) if a.name != b.name else (str(a), str(b))
-
-
 def _entries(file: ScoredFile, judges: Counter[str]) -> dict[int, list[_Entry]]:
     """The rows of a file by instruction, without their texts; counts the judges."""
-    found: dict[int, list[_Entry]] = {}
+    entries: dict[int, list[_Entry]] = {}
     shared: dict[tuple[tuple[str, str], ...], dict[str, str]] = {}
     for row in file:
         judges[row.judge_model] += 1
         # Most rows have verdicts that others have too.
         outcomes = shared.setdefault(tuple(row.outcomes.items()), dict(row.outcomes))
         entry = _Entry(row.line, row.id, row.score, outcomes)
-        found.setdefault(instruction_key(row.key), []).append(entry)
-    if not found:
+        entries.setdefault(instruction_key(row.key), []).append(entry)
+    if not entries:
         raise InputError(f"{file.path}: holds no row")
-    return found
+    return entries
 
 
 def _pair(rows: Sequence[_Entry], partners: Sequence[_Entry]) -> list[tuple[_Entry, _Entry]]:
@@ -363,13 +359,13 @@ def format_scored(comparison: Mapping[str, Any]) -> str:
     """A comparison of two files of scores as plain text for a terminal."""
     a, b = comparison["a"], comparison["b"]
     lines = [f"{a} : {b}, judge {comparison['judge_model']}"]
-    found, n = comparison["difference"], comparison["n"]
+    gap, n = comparison["difference"], comparison["n"]
     if not n:
         lines.append("no pair has two scores")
     else:
         lines += [
-            f"difference {found['value']:+.3f} (95 % interval {found['low']:+.3f} to "
-            f"{found['high']:+.3f}), n = {n:,} rows of {comparison['instructions']:,} instructions",
+            f"difference {gap['value']:+.3f} (95 % interval {gap['low']:+.3f} to "
+            f"{gap['high']:+.3f}), n = {n:,} rows of {comparison['instructions']:,} instructions",
             f"mean {comparison['mean_a']['value']:.3f} and {comparison['mean_b']['value']:.3f}; "
             f"{comparison['wins']:,} higher, {comparison['losses']:,} lower, "
             f"{comparison['ties']:,} alike; p (sign test) {comparison['sign_p']:.4f}",

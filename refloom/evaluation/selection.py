@@ -122,9 +122,11 @@ class RefinementJudge:
 @contextmanager
 def open_samples(path: Path) -> Iterator[AcceptedSamples]:
     """A snapshot of a journal that any thread may read. Raises `JournalError`."""
-    samples = AcceptedSamples(connect_read_only(path, check_same_thread=False))
+    connection = connect_read_only(path, check_same_thread=False)
+    samples = AcceptedSamples(connection)
     try:
-        samples.begin()
+        # Later writes are not seen.
+        connection.execute("BEGIN")
         yield samples
     except sqlite3.DatabaseError as error:
         raise JournalError(f"{path}: is damaged ({error})") from error
@@ -137,10 +139,6 @@ class AcceptedSamples:
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection, self._lock = connection, threading.Lock()
-
-    def begin(self) -> None:
-        """Start the snapshot: later writes are not seen."""
-        self._connection.execute("BEGIN")
 
     def close(self) -> None:
         """Close the file once no thread reads it; a cancelled reader may still do so."""

@@ -255,16 +255,12 @@ def review_app(
         routes=[
             Route("/", _redirect_home),
             *endpoints.routes(),
-            *page_routes("run", _name_run(directory)),
+            # By its directory, since runs of the same seeds have the same ids of samples.
+            *page_routes("run", content_id(str(directory.resolve()))),
         ],
         lifespan=lifespan,
         middleware=[Middleware(RequestLimits)],
     )
-
-
-def _name_run(directory: Path) -> str:
-    """A name for a run, since runs of the same seeds have the same ids of samples."""
-    return content_id(str(directory.resolve()))
 
 
 async def _redirect_home(request: Request) -> Response:

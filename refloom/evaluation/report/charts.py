@@ -16,8 +16,8 @@ import numpy as np
 from markupsafe import Markup
 
 from refloom.evaluation.report.collect import ReferenceSample, RunData
-from refloom.evaluation.report.diversity import FloatArray, RunDiversity
-from refloom.evaluation.stats import Interval, bootstrap_mean
+from refloom.evaluation.report.diversity import RunDiversity
+from refloom.evaluation.stats import FloatArray, Interval, bootstrap_mean
 
 WIDTH, HEIGHT = 1000.0, 240.0
 

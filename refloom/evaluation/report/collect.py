@@ -106,7 +106,10 @@ class RunData:
         self.stats.add(record)
         self.screening.add_record(record)
         digest = hash_id(record["id"])
-        self.cards[_card_kind(record)].add(digest, line)
+        kind = str(record["status"])
+        if kind == "accepted":
+            kind = "refined" if len(record["attempts"]) > 1 else "at once"
+        self.cards[kind].add(digest, line)
         self._count_references(record)
         if record["status"] == "accepted":
             self.instruction_words[len(record["instruction"].split())] += 1
@@ -152,12 +155,6 @@ class RunData:
         sources = self.sources.setdefault(key, Counter())
         if reference_id in sources or len(sources) < MAX_SOURCES:
             sources[reference_id] += 1
-
-
-def _card_kind(record: dict[str, Any]) -> str:
-    if record["status"] != "accepted":
-        return str(record["status"])
-    return "refined" if len(record["attempts"]) > 1 else "at once"
 
 
 def collect_run(name: str, directory: Path) -> RunData:

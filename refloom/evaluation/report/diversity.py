@@ -16,9 +16,7 @@ from memory.embed import Embed, Vectors
 from memory.novelty import rouge_matrix
 from memory.weights import WeightsUnavailable
 from refloom.evaluation.report.collect import SAMPLE_SIZE, ReferenceSample, RunData
-from refloom.evaluation.stats import Interval, proportion
-
-FloatArray = NDArray[np.float64]
+from refloom.evaluation.stats import FloatArray, Interval, proportion
 
 # Tokens of a text that are compared.
 MAX_TOKENS = 2000

@@ -13,8 +13,8 @@ from refloom.data.record_stats import CriterionStats, TrialStats, criterion_key
 from refloom.evaluation.agreement import jury_agreement
 from refloom.evaluation.report.charts import bootstrap_mean_of, stacked_bar
 from refloom.evaluation.report.collect import ReferenceSample, ReferenceStats, RunData
-from refloom.evaluation.report.diversity import Coverage, FloatArray, RunDiversity, Spread
-from refloom.evaluation.stats import EMPTY, Interval, proportion
+from refloom.evaluation.report.diversity import Coverage, RunDiversity, Spread
+from refloom.evaluation.stats import EMPTY, FloatArray, Interval, proportion
 from refloom.runs.journal import TOKEN_FIELDS
 from refloom.runs.outputs import StageUsage
 from refloom.settings import DEFAULT_TIER, default_judge_method
@@ -448,9 +448,13 @@ def _setting_rows(run: RunData) -> dict[str, str]:
 def _usage_rows(run: RunData) -> dict[str, str]:
     run_json = run.run_json
     calls, usage = run_json["calls"], run_json.get("usage") or {}
+    criteria = (run_json.get("criteria") or {}) if run_json.get("settings") else {}
     return {
         **_count_rows(run_json["counts"]),
-        **(_trial_rows(run_json.get("criteria") or {}) if run_json.get("settings") else {}),
+        **{
+            f"criteria {name}": format_count(criteria.get(name))
+            for name in ("proposed", "earned", "demoted", "dropped")
+        },
         "calls paid": format_count(calls.get("paid")),
         "calls reused": format_count(calls.get("reused")),
         "calls retried": format_count(calls.get("retried")),
@@ -493,13 +497,6 @@ def _count_rows(counts: Mapping[str, Any]) -> dict[str, str]:
         label: format_count(counts.get(name))
         for name, label in labels.items()
         if name not in unknown
-    }
-
-
-def _trial_rows(criteria: Mapping[str, Any]) -> dict[str, str]:
-    return {
-        f"criteria {name}": format_count(criteria.get(name))
-        for name in ("proposed", "earned", "demoted", "dropped")
     }
 
 
