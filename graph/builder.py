@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from langgraph.graph import END, START, StateGraph
@@ -247,6 +247,7 @@ def build_indexer(*, add_to_index: AddToIndex = add_to_index, checkpointer: Any 
     return SynchronousGraph.of(builder.compile(name="indexer", checkpointer=checkpointer))
 
 
+@cache
 def mermaid() -> str:
     """The synthesizer as a Mermaid diagram, for README and data-set cards."""
     diagram = build_graph().get_graph(xray=True).draw_mermaid(with_styles=False)

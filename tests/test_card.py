@@ -10,6 +10,8 @@ import pytest
 from fakes import Endpoint, words
 from hypothesis import given
 from hypothesis import strategies as st
+from jinja2 import Environment
+from langgraph.graph import StateGraph
 from processes import refloom
 
 from refloom.data.card import escape_markdown, render_card
@@ -23,6 +25,8 @@ from refloom.data.record_stats import (
     measure_diversity,
     quantiles,
 )
+from refloom.runs.journal import open_read_only
+from refloom.runs.outputs import card_text
 from refloom.settings import Settings
 
 
@@ -341,6 +345,27 @@ def run_json(**more) -> dict:
         "calls": {"paid": 0, "by_stage": {}}, "cost_usd": 0.0,
         "usage": dict.fromkeys(("prompt_tokens", "cached_tokens", "completion_tokens"), 0),
     }  # fmt: skip
+
+
+def test_only_the_first_card_of_a_process_compiles_its_template_and_draws_the_graph(
+    made, monkeypatch
+):
+    """Each decision of a reviewer writes the card anew, and each arm of an experiment has one."""
+    compiled = []
+    for kind in (Environment, StateGraph):
+        compile_ = kind.compile
+        monkeypatch.setattr(
+            kind, "compile", lambda *a, _do=compile_, **k: (compiled.append(a), _do(*a, **k))[1]
+        )
+    found = json.loads((made / "run.json").read_text())
+    cards = []
+    with open_read_only(made / "journal.sqlite") as journal:
+        for _ in range(2):
+            del compiled[:]
+            cards.append(card_text(journal, found))
+    assert compiled == []
+    assert cards[0] == cards[1]
+    assert "graph TD;" in cards[0]
 
 
 def test_the_card_of_a_run_without_benchmarks_or_rows_says_so():

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -339,6 +340,12 @@ def count_journal(journal: Journal, summary: RunSummary, status: str) -> None:
     totals["calls"] |= {k: summary.session.get(k, 0) for k in ("reused", "retried")}
     summary.totals = totals
     summary.endpoints = journal.meta("endpoints") or []
+
+
+@cache
+def package_versions() -> dict[str, str]:
+    """The versions of Python and of `PACKAGES`, read once in a process."""
+    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
 
 
 def write_files(out: Path, summary: RunSummary, status: str) -> None:
