@@ -31,8 +31,12 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
 
 # A module that makes something heavy once (a run, a server, a browser) goes to one worker as a
 # whole, alone or with those that share what it makes. All other tests go one by one to a free one.
+# Modules that embed in this process go to one worker, too: PyTorch and the model take 7 s to load.
 GROUPS = dict.fromkeys(("test_card", "test_export", "test_push", "test_training"), "run")
-ALONE = ("test_serve", "test_serve_doors", "test_experiment", "test_filters", "test_judge_check")
+EMBEDDING = ("test_command_line", "test_examples", "test_experiment", "test_golden_keys")
+EMBEDDING += ("test_local", "test_resume_old_run", "test_serve", "test_service_tier")
+GROUPS |= dict.fromkeys(EMBEDDING, "run")
+ALONE = ("test_serve_doors", "test_filters", "test_judge_check")
 ALONE += ("test_report", "test_review_page", "test_review_layout", "test_review_whole")
 ALONE += ("test_tracing", "test_rubric_export", "test_public_names", "test_screening_report")
 

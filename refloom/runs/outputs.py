@@ -374,11 +374,6 @@ def write_files(out: Path, summary: RunSummary, status: str) -> None:
     _write_outputs(out, run_json)
 
 
-def package_versions() -> dict[str, str]:
-    """The versions of Python and of the packages that a run depends on most."""
-    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
-
-
 def stamp_files(out: Path) -> dict[str, list[int] | None]:
     """The size and the time of change of each file that a run writes; None where it is missing.
 
