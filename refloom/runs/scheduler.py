@@ -793,7 +793,9 @@ class SeedRunner:
         """Wait for tasks with calls in flight. Others would wait for slots that never start."""
         quiet = 0
         while self._tasks and quiet < 3:
-            ended, _ = await asyncio.wait(self._tasks, timeout=0.2)
+            ended, _ = await asyncio.wait(
+                self._tasks, timeout=0.1, return_when=asyncio.FIRST_COMPLETED
+            )
             quiet = 0 if ended or self._calls.limiter.in_flight else quiet + 1
 
     def _on_seed_done(self, task: asyncio.Task[None]) -> None:
