@@ -66,7 +66,7 @@ class Groups(LoadScopeScheduling):
         return module if module in ALONE else GROUPS.get(module, nodeid)
 
     def mark_test_complete(self, node: Any, item_index: int, duration: float = 0) -> None:
-        """Drop what is done as well: xdist counts through all that a worker was given, each time."""
+        """Drop what is done as well: xdist counts through all that a worker was given."""
         super().mark_test_complete(node, item_index, duration)
         given = self.assigned_work[node]
         scope = self._split_scope(self.registered_collections[node][item_index])

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fakes import letters, words
+from fakes import ScriptedModel, letters, words
 from hypothesis import given
 from hypothesis import strategies as st
+from runs import build_run
 
 from graph.defaults import default_references
 from memory import vectors as faiss_vectors
@@ -31,6 +32,7 @@ from memory.store import (
 )
 from refloom.cli import index as index_commands
 from refloom.cli import main
+from refloom.runs.run import Tools
 
 
 class Counting:
@@ -726,3 +728,22 @@ def test_the_command_tells_its_pace_where_no_bar_can_be_drawn(tmp_path, monkeypa
     told = capsys.readouterr().err.splitlines()
     assert told[0] == "embedding references, 0 of 30"
     assert re.fullmatch(r"embedding references, 20 of 30, [0-9,]+/s, 0 s left", told[-1])
+
+
+async def test_a_run_embeds_none_of_the_references_of_an_index_that_was_built(
+    tmp_path, monkeypatch
+):
+    pairs, built = references(12), tmp_path / "index"
+    rows = "".join(json.dumps(pair) + "\n" for pair in pairs)
+    (tmp_path / "pairs.jsonl").write_text(rows, encoding="utf-8")
+    monkeypatch.setattr("memory.embed.Embedder", lambda model: letters)
+    command = ["index", "build", str(tmp_path / "pairs.jsonl"), "--out", str(built)]
+    with pytest.raises(SystemExit) as ended:
+        await asyncio.to_thread(main, command)
+    assert ended.value.code == 0
+    embed = Counting()
+    run = build_run(tmp_path / "run", ScriptedModel(), ["Why is it so?"], given=pairs, memory=built)
+    run.tools = Tools(complete=run.tools.complete, embed=embed)
+    await run.run()
+    assert "Why is it so?" in embed.texts
+    assert {pair["instruction"] for pair in pairs}.isdisjoint(embed.texts)
