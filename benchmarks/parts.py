@@ -163,3 +163,4 @@ PARTS: dict[str, Part] = {
     "peers": beside_peers,
 }
 NEED_ENDPOINT = frozenset({"own_cost", "memory", "peers"})
+TAKE_TEXTS = frozenset({"real_run", "novelty", "retrieval"})

@@ -20,7 +20,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.endpoints import KINDS, started
-from benchmarks.parts import HERE, NEED_ENDPOINT, PARTS, PartFailed
+from benchmarks.parts import HERE, NEED_ENDPOINT, PARTS, TAKE_TEXTS, PartFailed
 from benchmarks.sections import SECTIONS, Section
 from benchmarks.tables import beside_bars
 
@@ -67,11 +67,13 @@ def load_before() -> dict[str, Any]:
     return load(subprocess.run(command, cwd=HERE, capture_output=True, text=True).stdout)
 
 
-def entry(figures: Mapping[str, Any], quick: bool, kind: str | None) -> dict[str, Any]:
+def entry(
+    figures: Mapping[str, Any], quick: bool, kind: str | None, texts: Sequence[Path] = ()
+) -> dict[str, Any]:
     """A part's figures with what has to be known of them."""
     day = time.strftime("%Y-%m-%d", time.gmtime())
     about = {"date": day, "machine": machine(), "quick": quick, "endpoint": kind}
-    return {**about, "figures": dict(figures)}
+    return {**about, "texts": [path.name for path in texts], "figures": dict(figures)}
 
 
 def body(section: Section, figures: Mapping[str, Any], before: Mapping[str, Any]) -> str:
@@ -97,7 +99,10 @@ def written(text: str, by_part: Mapping[str, Any], before: Mapping[str, Any]) ->
         facts = f"{one['date']}, {on['cpu']}, {on['cores']} cores, {on['memory_gb']} GB, "
         facts += f"Python {on['python']}"
         facts += f"; {KINDS[one['endpoint']]}" if one["endpoint"] else ""
-        lines.append(f"*{facts}. `python benchmarks/results.py --only {name}`*")
+        command = ["python benchmarks/results.py --only", name]
+        if texts := one.get("texts"):
+            command += ["--texts", *texts]
+        lines.append(f"*{facts}. `{' '.join(command)}`*")
         try:
             lines.append(body(section, one["figures"], before.get(name, {}).get("figures", {})))
         except (KeyError, IndexError):
@@ -173,7 +178,8 @@ def main() -> int:
                 continue
             print(f"{name}: {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
             kind = endpoint.kind if endpoint and name in NEED_ENDPOINT else None
-            keep(name, entry(figures, args.quick, kind), args)
+            texts = args.texts if name in TAKE_TEXTS else ()
+            keep(name, entry(figures, args.quick, kind, texts), args)
     print(args.table)
     return status
 

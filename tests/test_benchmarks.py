@@ -364,6 +364,12 @@ def test_a_part_run_alone_changes_its_own_section(tmp_path):
     assert results.QUICK in after.split("## Start-up")[1]
 
 
+def test_texts_that_were_measured_on_are_named(tmp_path):
+    args = argparse.Namespace(results=tmp_path / "r.json", table=tmp_path / "R.md", quick=True)
+    results.keep("start", results.entry(START, True, None, [tmp_path / "pairs.jsonl"]), args)
+    assert "--only start --texts pairs.jsonl`" in args.table.read_text()
+
+
 def test_figures_of_another_version_cost_their_own_section_only():
     said = results.written("", kept(own_cost={"n": 1000}, start=START), {})
     assert results.OLDER in said.split("## Start-up")[0]

@@ -1,7 +1,8 @@
 """Requests and answers in both directions between a run and a worker, in batches.
 
-A message costs its bytes, a batch costs a remote call. So messages of the same few milliseconds
-travel together. Ray pickles them: both ends are processes of one run.
+A message costs its bytes, a batch costs a remote call. So messages of the same millisecond travel
+together, and so do those that come while a batch is on its way. Ray pickles them: both ends are
+processes of one run.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import itertools
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
-BATCH_DELAY_S = 0.004
+# A seed's turn is a round trip, and turns are taken in order: with four milliseconds a run of
+# answered seeds made a quarter fewer calls a second (measured).
+BATCH_DELAY_S = 0.001
 # What is asked for, and with which values.
 AnswerRequest = Callable[[str, Sequence[Any]], Awaitable[Any]]
 Batch = list[Any]
@@ -81,7 +84,7 @@ class RpcChannel:
         self._send(["ask", None, what, values])
 
     async def batch(self) -> Batch:
-        """Wait for outgoing messages, and give those of the next few milliseconds as one batch."""
+        """Wait for outgoing messages, and give those of the next millisecond as one batch."""
         await self._has_messages.wait()
         await asyncio.sleep(BATCH_DELAY_S)
         self._has_messages.clear()
