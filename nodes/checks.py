@@ -28,7 +28,7 @@ from nodes.final_answer import find_final_answer, is_same_answer
 from nodes.language import is_loaded, language_of, may_be_told, names_language
 from nodes.state import Criterion, Verdict
 
-# Raised when a check of refloom's own decides otherwise than before.
+# Raised when a check of refloom's own passes what it failed before, or fails what it passed.
 CHECKS_VERSION = 1
 # Characters of a reason that are kept.
 MAX_REASON_CHARS = 1000

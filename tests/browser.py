@@ -58,7 +58,8 @@ class ReviewPage:
         return self.page.locator(selector).inner_text()
 
     def check(self):
-        assert [line for line in self.wrong if not any(e in line for e in self.expected)] == []
+        wrong = [line for line in self.wrong if not any(e in line for e in self.expected)]
+        assert not wrong, wrong
         assert self.dialogs == []
         assert [url for url in self.requests if not url.startswith(self.url)] == []
         assert self.page.evaluate("window.owned") is None

@@ -18,6 +18,7 @@ from served import free_port
 
 from nodes.decisions import BadDecision, ReviewDecision
 from refloom.errors import JournalError
+from refloom.runs import outputs
 from refloom.runs.journal import iter_records, open_read_only
 from refloom.runs.outputs import read_status, rewrite_files
 from refloom.runs.review_figures import review_figures
@@ -81,6 +82,25 @@ async def test_a_finished_run_taken_up_again_has_the_decisions_in_its_files(tmp_
     reviews.decide(id_, ReviewDecision(decision="edit", response=BETTER))
     await run_for_review(tmp_path)
     assert rows(tmp_path, "accepted")[0]["response"] == BETTER
+
+
+async def test_a_decision_while_a_run_writes_its_files_is_in_them_at_the_next_command(
+    tmp_path, monkeypatch
+):
+    write = outputs.write_files
+
+    def decide_and_write(out: Path, summary: Any, status: str) -> None:
+        write(out, summary, status)
+        reviews = ReviewQueue(out)
+        if status == "done":
+            decide(reviews, 0, "accept")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("refloom.runs.run.write_files", decide_and_write)
+        await run_for_review(tmp_path)
+    assert rows(tmp_path, "accepted") == []
+    await run_for_review(tmp_path)
+    assert len(rows(tmp_path, "accepted")) == 1
 
 
 async def test_a_decision_is_taken_back(tmp_path):

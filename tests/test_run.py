@@ -48,7 +48,7 @@ from refloom.errors import InputError, JournalError
 from refloom.runs.client import CachedClient
 from refloom.runs.cost import Budget, Prices
 from refloom.runs.journal import Journal, lock_holder
-from refloom.runs.outputs import read_status
+from refloom.runs.outputs import RunSummary, read_status
 from refloom.runs.rate_limit import Limiter
 from refloom.settings import Settings
 
@@ -748,6 +748,36 @@ async def test_a_file_of_a_finished_run_that_was_changed_is_written_again(tmp_pa
     (tmp_path / name).unlink()
     await finish_run(tmp_path, ScriptedModel())
     assert (tmp_path / name).is_file()
+
+
+async def test_seeds_appended_in_a_session_that_is_cut_off_at_once_are_not_forgotten(
+    tmp_path, monkeypatch
+):
+    await finish_run(tmp_path, ScriptedModel(), SEEDS[:3])
+
+    class CutOff(BaseException):
+        pass
+
+    store = RunSummary.store
+
+    async def store_and_end(summary: RunSummary, journal: Journal) -> None:
+        await store(summary, journal)
+        await journal.flush()
+        raise CutOff
+
+    with monkeypatch.context() as patch, pytest.raises(CutOff):
+        patch.setattr(RunSummary, "store", store_and_end)
+        await build_run(tmp_path, ScriptedModel(), SEEDS[:5]).run()
+    after = await finish_run(tmp_path, ScriptedModel(), SEEDS[:5])
+    assert after["counts"]["accepted"] == 5
+
+
+async def test_references_that_were_deleted_are_stored_again_by_the_same_command(tmp_path):
+    await finish_run(tmp_path, ScriptedModel())
+    (stored,) = (tmp_path / "memory").glob("references-*.parquet")
+    stored.unlink()
+    await finish_run(tmp_path, ScriptedModel())
+    assert stored.is_file()
 
 
 async def test_failed_samples_of_a_finished_run_are_tried_again(tmp_path):

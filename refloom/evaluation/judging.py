@@ -16,7 +16,7 @@ from nodes.llm import Complete, ProviderStopped
 from nodes.llm.endpoint import OnLearned
 from refloom.runs.client import CachedClient, Endpoints, FaultCallback, Interrupted, open_client
 from refloom.runs.cost import Prices, check_priced
-from refloom.runs.journal import JOURNAL_NAME, Journal, ReusedCalls
+from refloom.runs.journal import FORGET_FILES, JOURNAL_NAME, Journal, ReusedCalls
 from refloom.runs.outputs import prior_usage, read_status
 from refloom.runs.preflight import preflight
 from refloom.settings import Settings, load_settings
@@ -154,6 +154,8 @@ async def open_judge(
 
 async def _record_prices(journal: Journal, settings: Settings, prices: Prices) -> None:
     """Add the judge's price to the run's journal, so that its costs can be summed later."""
+    # The run's files do not have what these calls cost.
+    await journal.put(FORGET_FILES)
     known = {m: asdict(p) for m in settings.jurors if (p := prices.get(m)) is not None}
     if known:
         prices_so_far = await asyncio.to_thread(journal.meta, "prices")

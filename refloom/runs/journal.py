@@ -112,6 +112,7 @@ INSERT_TURN = (
     "screened, unfit, surplus, seed_id, dropped) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
 INSERT_META = "INSERT OR REPLACE INTO meta VALUES (?, ?)"
+UPDATE_META = "UPDATE meta SET value = ? WHERE key = ?"
 # The key in `meta` for how the run's files look; whoever changes a sample deletes it.
 FILES_KEY = "files"
 FORGET_FILES = f"DELETE FROM meta WHERE key = '{FILES_KEY}'"

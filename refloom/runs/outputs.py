@@ -302,6 +302,14 @@ class RunSummary:
             "seeds": {"count": self.seeds.taken, "digest": self.seeds.digest},
         }
 
+    def reading(self) -> dict[str, Any]:
+        """What was read, and what was left out and why, as run.json has it."""
+        return {
+            "references": self.references.as_json(),
+            "seeds": self.seeds.as_json(),
+            "benchmarks": self.benchmarks.as_json(),
+        }
+
     def has_all(self, journal: Journal) -> bool:
         """Whether a run that has ended has nothing more to make, nor to write. Blocks.
 
@@ -314,8 +322,10 @@ class RunSummary:
             run_json["status"] not in ENDED_STATUSES
             or run_json.get("settings") != self.settings.redacted()
             or run_json.get("versions") != package_versions()
+            or run_json.get("reading") != json.loads(json.dumps(self.reading()))
             or journal.meta(FILES_KEY) != stamp_files(out)
             or any(journal.meta(key) != now for key, now in self._row_causes(journal).items())
+            or not (out / (journal.meta("reference_file") or "missing")).is_file()
         ):
             return False
         with open_read_only(journal.path) as connection:
@@ -365,11 +375,7 @@ def write_files(out: Path, summary: RunSummary, status: str) -> None:
         "stopped": None if summary.stopped is None else str(summary.stopped),
         "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "skipped": [*summary.references.skipped, *summary.seeds.skipped],
-        "reading": {
-            "references": summary.references.as_json(),
-            "seeds": summary.seeds.as_json(),
-            "benchmarks": summary.benchmarks.as_json(),
-        },
+        "reading": summary.reading(),
     }
     _write_outputs(out, run_json)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import tempfile
 import time
@@ -45,6 +46,7 @@ from refloom.runs.garbage_collection import relaxed_gc
 from refloom.runs.journal import (
     FILES_KEY,
     FORGET_FILES,
+    UPDATE_META,
     Journal,
     ReusedCalls,
     check_own_files,
@@ -344,9 +346,11 @@ class Run:
         if ended and await asyncio.to_thread(summary.has_all, journal):
             summary.status = await asyncio.to_thread(journal.meta, "status")
             await asyncio.to_thread(count_journal, journal, summary, summary.status)
+            event("end", status=summary.status, counts=summary.counts, stopped=None)
             return
-        await summary.store(journal)
+        # First: with the new causes and the old stamps it would be taken for a run that has all.
         await journal.put(FORGET_FILES)
+        await summary.store(journal)
         await self._write(journal, summary, "running")
         summary.status = "stopped"
         event(
@@ -367,10 +371,13 @@ class Run:
         finally:
             summary.seconds += time.monotonic() - started
             await journal.put_meta("seconds", summary.seconds)
+            await journal.put_meta(FILES_KEY, None)
             await self._write(journal, summary, summary.status)
             if self._scheduler is not None:
+                # Not where a decision has come meanwhile, which deletes the entry.
+                stamps = json.dumps(await asyncio.to_thread(stamp_files, self.out))
+                await journal.put(UPDATE_META, stamps, FILES_KEY)
                 # Written last: a run that is killed here has not ended, and nothing is tried again.
-                await journal.put_meta(FILES_KEY, await asyncio.to_thread(stamp_files, self.out))
                 await journal.put_meta("status", summary.status)
             event("end", status=summary.status, counts=summary.counts, stopped=summary.stopped)
 

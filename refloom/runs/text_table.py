@@ -28,8 +28,14 @@ def text_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
         numbers = all(isinstance(cell, int) for cell in cells)
         table.add_column(name, justify="right" if numbers else "left", no_wrap=True)
     for line in lines:
-        cells = [f"{c:,}" if isinstance(c, int) else " ".join(str(c).split()) for c in line]
+        cells = [f"{c:,}" if isinstance(c, int) else _on_one_line(str(c)) for c in line]
         table.add_row(*map(Text, cells))
     file = StringIO()
     Console(file=file, width=MAX_WIDTH, color_system=None, markup=False, emoji=False).print(table)
     return "\n".join(line.rstrip() for line in file.getvalue().splitlines())
+
+
+def _on_one_line(text: str) -> str:
+    """A text without breaks; blanks at its beginning stay, since they indent."""
+    indent = " " * (len(text) - len(text.lstrip(" ")))
+    return indent + " ".join(text.split())

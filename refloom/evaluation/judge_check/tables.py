@@ -93,7 +93,7 @@ def format_judge_check(results: Row) -> str:
     for table in check_tables({**results, "criteria": criteria}):
         columns = [column for column in table.columns if column != "against"]
         cells = [
-            [format_figure(row.get(column, ""))[:MAX_TEXT] for column in columns]
+            [_short(column, format_figure(row.get(column, ""))) for column in columns]
             for row in table.rows
         ]
         head = [column.replace("_", " ") for column in columns]
@@ -102,6 +102,12 @@ def format_judge_check(results: Row) -> str:
     if human is not None and human["without"]:
         lines.append(f"{human['without']} of {human['rows']} verdicts are on what was not judged")
     return "\n".join(lines)
+
+
+def _short(column: str, cell: str) -> str:
+    """A cell for a terminal: texts of criteria are cut, figures are not."""
+    long = column == "text" and len(cell) > MAX_TEXT
+    return f"{cell[: MAX_TEXT - 1]}…" if long else cell
 
 
 def format_figure(value: object) -> str:

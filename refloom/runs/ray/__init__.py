@@ -79,6 +79,12 @@ class ActorTransport:
             raise WorkerDied(_first_line(error)) from None
         return batch
 
+    def kill(self) -> None:
+        """End the actor's process; it is not started again."""
+        import ray
+
+        ray.kill(self._actor)
+
 
 def check_available(address: str | None) -> None:
     """Raise `InputError` if Ray is not installed or nothing listens at `address`. Blocks.

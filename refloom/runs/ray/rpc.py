@@ -46,6 +46,10 @@ class Transport(Protocol):
         """Wait for a batch."""
         ...
 
+    def kill(self) -> None:
+        """End the other end, whatever it is doing."""
+        ...
+
 
 class RpcChannel:
     """One end of the channel. `answer` handles the other end's requests, many at a time."""
