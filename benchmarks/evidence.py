@@ -157,8 +157,8 @@ async def length_experiment(number: int, seeds: int, out: Path) -> dict[str, Any
             texts[name][f"ask {number} {i}"] = ArmSample(f"s{i}", text, True)
     arms = [Arm(name, samples, {"name": name}) for name, samples in texts.items()]
     settings = Settings(model="known", random_seed=number)
-    found = await compare_runs(arms, [(0, 1)], out, settings, complete=Liking())
-    return dict(found["pairs"][0])
+    comparison = await compare_runs(arms, [(0, 1)], out, settings, complete=Liking())
+    return dict(comparison["pairs"][0])
 
 
 def summary(
@@ -206,10 +206,10 @@ async def main() -> None:
     args = parser.parse_args()
     experiments, lengths = [], []
     for number in range(args.experiments):
-        for made, kept in ((experiment, experiments), (length_experiment, lengths)):
-            out = args.out / f"{made.__name__}-{number}"
+        for run, results in ((experiment, experiments), (length_experiment, lengths)):
+            out = args.out / f"{run.__name__}-{number}"
             shutil.rmtree(out, ignore_errors=True)
-            kept.append(await made(number, args.seeds, out))
+            results.append(await run(number, args.seeds, out))
             shutil.rmtree(out)
         if number % 10 == 9:
             sys.stderr.write(f"{number + 1} of {args.experiments}\n")

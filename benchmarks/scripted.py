@@ -58,8 +58,8 @@ def drawn(*parts: object) -> float:
 
 def words(n: int, *parts: object) -> str:
     """Sentences of n words in all; the same parts give the same ones."""
-    said = random.Random("\x1f".join(map(str, parts))).choices(VOCABULARY, k=n)
-    sentences = (" ".join(said[i : i + 12]) for i in range(0, n, 12))
+    chosen = random.Random("\x1f".join(map(str, parts))).choices(VOCABULARY, k=n)
+    sentences = (" ".join(chosen[i : i + 12]) for i in range(0, n, 12))
     return ". ".join(s.capitalize() for s in sentences) + "."
 
 
@@ -77,8 +77,8 @@ def make_references(n: int) -> list[dict[str, str]]:
 
 def tagged(prompt: str, tag: str) -> list[str]:
     """What stands between a prompt's tags of a name, suffixed or not."""
-    found = re.findall(rf"<({tag}(?:-\w+)?)(?: [^>]*)?>\n(.*?)\n</\1>", prompt, re.DOTALL)
-    return [text for _, text in found]
+    pairs = re.findall(rf"<({tag}(?:-\w+)?)(?: [^>]*)?>\n(.*?)\n</\1>", prompt, re.DOTALL)
+    return [text for _, text in pairs]
 
 
 def criterion_ids(prompt: str) -> list[str]:
@@ -104,10 +104,10 @@ def verdict_on(text: str, id_: str, passed: bool, *parts: object) -> dict[str, s
 
 async def embed(texts: Sequence[str]) -> np.ndarray:
     """Vectors without a model: those of different texts have nothing to do with each other."""
-    made = [
+    drawn_vectors = [
         np.random.default_rng(list(sha256(t.encode()).digest()[:8])).normal(size=32) for t in texts
     ]
-    vectors = np.array(made, np.float32).reshape(len(texts), 32)
+    vectors = np.array(drawn_vectors, np.float32).reshape(len(texts), 32)
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
@@ -130,10 +130,10 @@ class KnownModel:
         """Answer a call; see `nodes.llm.Complete`."""
         await asyncio.sleep(0)
         prompt = "\n".join(m["content"] for m in call.messages)
-        part, said = getattr(self, f"_{call.stage}")(
+        part, answer = getattr(self, f"_{call.stage}")(
             prompt, partial(drawn, self.world.seed, call.seed)
         )
-        text = said if isinstance(said, str) else json.dumps(said)
+        text = answer if isinstance(answer, str) else json.dumps(answer)
         tokens = {
             "prompt_tokens": len(prompt) // LETTERS_A_TOKEN,
             "completion_tokens": len(text) // LETTERS_A_TOKEN,
@@ -154,8 +154,8 @@ class KnownModel:
 
     def _propose(self, prompt: str, draw: Any) -> tuple[str, dict[str, Any]]:
         count = int(re.findall(r"(\d+) instructions", prompt)[0])
-        made = [words(INSTRUCTION_WORDS, draw("propose"), i) for i in range(count)]
-        return "propose", {"instructions": made}
+        instructions = [words(INSTRUCTION_WORDS, draw("propose"), i) for i in range(count)]
+        return "propose", {"instructions": instructions}
 
     def _screen(self, prompt: str, draw: Any) -> tuple[str, dict[str, Any]]:
         ids = criterion_ids(prompt)

@@ -245,19 +245,19 @@ class _RareTokens:
 
     def find(self, rarest: Sequence[int], most: int) -> array[int] | None:
         """Return the rows with one of these tokens, some twice; None if they are over `most`."""
-        known, found = self._rows, array("I")
+        known, rows = self._rows, array("I")
         end = len(known)
         for key in rarest:
-            rows = known[key] if key < end else None
-            if rows is None:
+            holders = known[key] if key < end else None
+            if holders is None:
                 continue
-            if isinstance(rows, int):
-                found.append(rows)
-            elif len(found) + len(rows) > most:
+            if isinstance(holders, int):
+                rows.append(holders)
+            elif len(rows) + len(holders) > most:
                 return None
             else:
-                found += rows
-        return found
+                rows += holders
+        return rows
 
 
 class NoveltyFilter:
@@ -355,8 +355,8 @@ class NoveltyFilter:
         for table in self._tables:
             if start <= longest and shortest < table.end and table.places:
                 rows = self._with_rare_token(text) if not start else None
-                found = table.find_like(text, limit, rows)
-                candidates += [i for i in found if shortest <= sizes[i] <= longest]
+                like = table.find_like(text, limit, rows)
+                candidates += [i for i in like if shortest <= sizes[i] <= longest]
             start = table.end
         return sorted(set(candidates)) if len(candidates) > 1 else candidates
 

@@ -212,8 +212,8 @@ def describe_answers(final: str, wanted: str) -> str:
 
 def reference_of(instruction: str, references: Sequence[Reference]) -> Reference | None:
     """The reference with the same instruction, or else the first."""
-    asked = instruction.split()
-    same = (r for r in references if r["instruction"].split() == asked)
+    words = instruction.split()
+    same = (r for r in references if r["instruction"].split() == words)
     return next(same, references[0] if references else None)
 
 
@@ -232,13 +232,13 @@ def same_language(
     prose = split_fences(response)[1]
     if not may_be_told(prose):
         raise NotApplicable("The response is too short to tell its language.")
-    asked = language_of(instruction)
-    answered = None if asked is None else language_of(prose)
+    language = language_of(instruction)
+    answered = None if language is None else language_of(prose)
     if answered is None:
         raise NotApplicable("A language could not be told for certain.")
-    if asked == answered:
+    if language == answered:
         return None
-    return f"It is in another language ({answered}) than the instruction ({asked})."
+    return f"It is in another language ({answered}) than the instruction ({language})."
 
 
 def max_words(
@@ -358,11 +358,11 @@ DEFAULT_CHECKS: dict[str, DefaultCheck] = {
 
 def rule_versions() -> dict[str, str]:
     """The version of each rule and of each check by default: what is asked, and if it is a must."""
-    asked = {id_: (rule.text, rule.must) for id_, rule in RULES.items()}
+    rules = {id_: (rule.text, rule.must) for id_, rule in RULES.items()}
     defaults = DEFAULT_CHECKS.items()
     checks = {id_: (default.check, default.text, CHECKS_VERSION) for id_, default in defaults}
     return {
-        id_: sha256(repr(what).encode()).hexdigest()[:12] for id_, what in (asked | checks).items()
+        id_: sha256(repr(what).encode()).hexdigest()[:12] for id_, what in (rules | checks).items()
     }
 
 

@@ -173,7 +173,8 @@ class ReviewQueue:
             _read_entry(connection, id_)
             if on:
                 sql = "INSERT OR REPLACE INTO review_marks VALUES (?, ?, ?, ?)"
-                connection.execute(sql, (id_, kind, by or "", _now()))
+                now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+                connection.execute(sql, (id_, kind, by or "", now))
             else:
                 sql = (
                     "DELETE FROM review_marks WHERE id = ? AND kind = ? AND (by = ? OR ? = 'flag')"
@@ -323,10 +324,6 @@ def _read_record(connection: sqlite3.Connection, slot: Slot) -> Record | None:
     sql = "SELECT record FROM samples WHERE round = ? AND position = ? AND slot = ?"
     row = connection.execute(sql, slot).fetchone()
     return None if row is None else json.loads(row[0])
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def _read_entry(connection: sqlite3.Connection, id_: str) -> tuple[Slot, str]:

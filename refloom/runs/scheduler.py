@@ -504,19 +504,16 @@ class SampleRecorder:
         known = ended + min(scheduler.in_flight, self._concurrency)
         too_many = scheduler.failed > self._max_failure_rate * known
         if ended >= MIN_SAMPLES_FOR_FAILURE_RATE and too_many:
+            commonest = self._reasons.most_common(1)
+            mostly = f" (mostly {commonest[0][0]})" if commonest else ""
             self.calls.stop(
                 TooManyFailed(
                     f"{scheduler.failed} of {ended} samples failed, more than --max-failure-rate "
-                    f"{self._max_failure_rate} allows; failed.jsonl says why{self._commonest()}. "
+                    f"{self._max_failure_rate} allows; failed.jsonl says why{mostly}. "
                     "Fix the cause and run the same command again, which tries them again, or "
                     "raise --max-failure-rate"
                 )
             )
-
-    def _commonest(self) -> str:
-        """The commonest reason of this session's failures, in brackets."""
-        commonest = self._reasons.most_common(1)
-        return f" (mostly {commonest[0][0]})" if commonest else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -709,7 +706,9 @@ class SeedRunner:
         ahead = self._scheduler.retries.seeds()
         try:
             async for seed in self._seeds_in_order():
-                await self._until_fewer_than(self._max_seeds)
+                await self._until_fewer_than(
+                    lambda: self._settings.seeds_in_flight(self._scheduler.rows_missing())
+                )
                 if self._is_stopping() or (not ahead and self._scheduler.exhausted()):
                     break
                 needed = seed_key(seed) in ahead or not self._scheduler.exhausted()
@@ -727,9 +726,6 @@ class SeedRunner:
             await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._error is not None:
             raise self._error
-
-    def _max_seeds(self) -> int:
-        return self._settings.seeds_in_flight(self._scheduler.rows_missing())
 
     async def _until_fewer_than(self, limit: Callable[[], int]) -> None:
         """Wait until fewer than `limit()` seeds are in flight, or the run is stopping."""

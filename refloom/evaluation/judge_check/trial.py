@@ -95,12 +95,17 @@ async def try_judge(
         for id_, reference in test_set.references.items():
             if id_ not in thresholds.topics:
                 thresholds.topics[id_] = await topic_bar_of(embed, reference)
-    voted = await judge.vote(
-        [
-            replace(case, rule_verdicts=await _rule_verdicts(case, test_set, embed, thresholds))
-            for case in judged
-        ]
-    )
+    ids = {record["id"]: record["reference_ids"] for record in test_set.samples}
+    with_rules = [
+        replace(
+            case,
+            rule_verdicts=await _rule_verdicts(
+                case, ids[case.source_id], test_set, embed, thresholds
+            ),
+        )
+        for case in judged
+    ]
+    voted = await judge.vote(with_rules)
     again = [
         replace(case, draw=draw)
         for draw in range(1, repeats)
@@ -175,10 +180,16 @@ def sample_cases(
 
 
 async def _rule_verdicts(
-    case: JudgeCase, test_set: JudgeTestSet, embed: Embed | None, thresholds: Thresholds
+    case: JudgeCase,
+    ids: Sequence[str],
+    test_set: JudgeTestSet,
+    embed: Embed | None,
+    thresholds: Thresholds,
 ) -> list[Verdict]:
-    """The verdicts of the rules on a response; benchmarks are not checked again."""
-    ids = next(r["reference_ids"] for r in test_set.samples if r["id"] == case.source_id)
+    """The verdicts of the rules on a response after the references of these ids.
+
+    Benchmarks are not checked again.
+    """
     references = [test_set.references[id_] for id_ in ids if id_ in test_set.references]
     threshold = thresholds.topic_threshold(ids)
     similarity = None

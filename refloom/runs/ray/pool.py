@@ -191,9 +191,9 @@ class WorkerPool:
             self._workers.remove(worker)
             event("worker", number=worker.number, state="lost", why=str(reason))
             channel.fail_pending(reason)
+            self._run_in_background(self._replace())
             # It may live, and would keep its processor from the one that takes its place.
             transport.kill()
-            self._run_in_background(self._replace())
 
     async def _replace(self) -> None:
         try:
